@@ -1,0 +1,341 @@
+"""The whole idea: a method is a sum of terms, a term is teacher + loss + gate + schedule.
+
+A **recipe** (`Method`, `Term` and every part in them) is a frozen value: equal, hashable, and its ``repr`` reads back.
+What changes during training lives in the `Objective` that ``method.bind(model)`` makes; it is an ``nn.Module``, so
+its ``state_dict`` is all there is to save. One batch goes through::
+
+    Batch -> Step (each view forwarded once) -> per term: target, per-element loss, gate -> Tally(total, count)
+          -> loss = sum over terms of weight x total / count -> backward, optimizer -> update() of every state
+
+Losses never reduce; tallies add over micro-batches and ranks, and the division comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SpaceError
+from .heads import element_shape, space_of
+from .step import Batch, Clock, Rows, Step
+from .targets import Target
+from .views import Views
+
+__all__ = [
+    "Always", "Batch", "Clock", "Gate", "Given", "Loss", "Measured", "Method", "Objective", "Part", "Pool", "Rows",
+    "Schedule", "Step", "Tally", "Target", "Teacher", "Term",
+]  # fmt: skip
+
+Schedule = Callable[[Clock], float]
+Loss = Callable[[Tensor, Target], Tensor]  # student, target -> one number per element, never reduced
+StateOf = Callable[["Part"], nn.Module]
+
+
+class Tally(NamedTuple):
+    """A sum that is not yet a mean: ``total`` over the elements and their ``count``; both are scalars that add."""
+
+    total: Tensor
+    count: Tensor
+
+
+class Given(NamedTuple):
+    """Models handed to ``bind``: the last accepted generation, and an external teacher."""
+
+    previous: nn.Module | None = None
+    external: nn.Module | None = None
+
+
+class Pool(NamedTuple):
+    """What a generation may prepare itself with: ids, labels, and a way to look at rows without augmentation."""
+
+    unlabelled: Tensor
+    look: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
+    clock: Clock
+
+
+class Part:
+    """A piece of a recipe: itself frozen; its state is an ``nn.Module`` owned by the objective."""
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        """Make the state for a generation that trains ``model``."""
+        return nn.Module()
+
+    def key(self, term: Term) -> Hashable:
+        """Terms whose parts have equal keys share one state."""
+        return self, term.view, term.head
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        """Once at the start of a generation, with the data at hand."""
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        """After the optimizer's step; ``steps`` (one per micro-batch) still hold what was said before it."""
+
+
+class Teacher(Part):
+    """Where a term's target comes from."""
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        """The target for each row of the term's view."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its target is")
+
+    def space(self, head: str) -> str:
+        """The space of the target, for a student head (``classes``, ``probabilities``, ``logits``, ...)."""
+        return space_of(head)
+
+    def own_view(self, term: Term) -> str | None:
+        """The view that the student itself must forward for this teacher, if any."""
+        return None
+
+    def abstains(self, batch: Batch, term: Term) -> bool:
+        """May some row of this batch be left without a target?"""
+        return False
+
+    def admitted(self, state: nn.Module) -> Tensor | None:
+        """Ids of the unlabelled rows that may be drawn (with multiplicity); None leaves it to the data."""
+        return None
+
+
+class Gate(Part):
+    """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any)."""
+
+    spaces: ClassVar[frozenset[str] | None] = None
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        """Trust in [0, 1], shape of the elements (rows, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it weighs")
+
+
+@dataclass(frozen=True)
+class Always(Gate):
+    """Trust every target."""
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        return student.new_ones(element_shape(student))
+
+
+class Measured(NamedTuple):
+    """A term on one batch: its tally, and how many of its valid elements the gate kept."""
+
+    tally: Tally
+    kept: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """Teacher, loss, gate and weight, for one view and one head of the student.
+
+    ``mean_over`` divides by the number of valid elements (``"valid"``: what the gate drops counts as zero), by the
+    trust given (``"kept"``), or by the rows (``"rows"``: exits or peers of a row add up). A method that does not fit
+    writes a class of its own with ``view``, ``head``, ``parts``, ``weight_at`` and ``tally``.
+    """
+
+    teacher: Teacher
+    loss: Loss
+    view: str = "x"
+    head: str = "logits"
+    gate: Gate = Always()
+    weight: float | Schedule = 1.0
+    mean_over: str = "valid"
+
+    def __post_init__(self) -> None:
+        if self.mean_over not in ("valid", "kept", "rows"):
+            raise SpaceError(f"mean_over is 'valid', 'kept' or 'rows', not {self.mean_over!r}")
+
+    def parts(self) -> tuple[Part, ...]:
+        return self.teacher, self.gate
+
+    def weight_at(self, clock: Clock) -> float:
+        return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        """Sum of trust x loss over the elements, and the count to divide by."""
+        if not step.rows(self.view):
+            zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
+            return Measured(Tally(zero, zero), zero, zero)
+        student = step.student(self.view, self.head)
+        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
+        loss = self.loss(student, target)  # (rows, ...): one number an element
+        trust = self.gate.weigh(state_of(self.gate), student, target, step, self)
+        valid = loss.new_tensor(float(trust.numel()))
+        if target.valid is not None:
+            loss, trust = (torch.where(target.valid, value, 0.0) for value in (loss, trust))
+            valid = target.valid.sum().to(loss.dtype)
+        kept = trust.sum()
+        rows = valid * (len(trust) / max(1, trust.numel()))  # the elements of a row share its validity
+        count = {"valid": valid, "kept": kept, "rows": rows}[self.mean_over]
+        return Measured(Tally((trust * loss).sum(), count.detach()), kept.detach(), valid)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe: named terms, the views they look at, and how generations follow each other.
+
+    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``prepare`` adapts the model factory (peers,
+    early exits). ``method.bind(model)`` makes the objective that trains with it.
+    """
+
+    terms: Mapping[str, Term]
+    views: Views = Views()
+    prepare: Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]] | None = None
+    generations: int = 1
+    forward: str = "fused"
+
+    def __post_init__(self) -> None:
+        if self.forward not in ("fused", "separate"):
+            raise SpaceError(f"forward is 'fused' or 'separate', not {self.forward!r}")
+        if self.generations < 1:
+            raise SpaceError(f"generations counts trainings and is at least 1, not {self.generations}")
+        object.__setattr__(self, "terms", dict(self.terms))
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.terms.items()), self.views, self.prepare, self.generations, self.forward))
+
+    def bind(self, model: nn.Module, **options: Any) -> Objective:
+        """An `Objective` that trains this model; options as there."""
+        return Objective(self, model, **options)
+
+    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
+        graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
+        own = (term.teacher.own_view(term) for term in self.terms.values())
+        return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
+
+
+@dataclass
+class Figure:
+    """One term in the last step: mean loss, weight, and the share of its targets that the gate kept."""
+
+    loss: Tensor
+    weight: float
+    kept: Tensor
+    valid: Tensor = field(repr=False)
+
+
+class Objective(nn.Module):
+    """A method bound to a model: call it on a batch for the loss, and ``update()`` it after the optimizer's step.
+
+    Args:
+        method: the recipe.
+        model: the student; the objective refers to it but does not own it (its ``state_dict`` holds teachers only).
+        previous, external: models that `Generation` and `External` teachers look at.
+        clock: length and position of the run, for schedules; ``update()`` moves it on.
+        autocast: context for the forward passes (mixed precision).
+
+    >>> from selfdistill.methods import plain
+    >>> model = nn.Linear(3, 2)
+    >>> objective = plain().bind(model)
+    >>> objective({"x": torch.ones(4, 3), "y": torch.tensor([0, 1, 0, 1])}).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        *,
+        previous: nn.Module | None = None,
+        external: nn.Module | None = None,
+        clock: Clock | None = None,
+        autocast: Callable[[], Any] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.method, self.autocast = method, autocast
+        self.clock = clock or Clock(generations=method.generations)
+        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # a tuple, so that the student is no submodule
+        self._plan = method.seen()
+        self._keys: dict[tuple[str, Part], str] = {}
+        self._owners: list[tuple[str, Part, Term]] = []
+        self._steps: list[Step] = []
+        self.figures: dict[str, Figure] = {}
+        self.states = nn.ModuleDict()
+        shared: dict[Hashable, str] = {}
+        for name, term in method.terms.items():
+            for part in term.parts():
+                key = part.key(term)
+                if key not in shared:
+                    shared[key] = f"{name}_{type(part).__name__.lower()}"
+                    self.states[shared[key]] = part.start(model, Given(previous, external))
+                    self._owners.append((shared[key], part, term))
+                self._keys[name, part] = shared[key]
+
+    def look(self, batch: Mapping[str, Any]) -> Step:
+        """Forward every view that the method names, once."""
+        (model, forward), (graded, quiet) = self._student, self._plan
+        fused = self.method.forward == "fused"
+        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model)
+
+    def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
+        """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`."""
+        step = self.look(batch)
+        measured = {
+            name: term.tally(lambda part, name=name: self.states[self._keys[name, part]], step)
+            for name, term in self.method.terms.items()
+        }
+        if torch.is_grad_enabled():
+            step.release()
+            self._steps.append(step)
+        return measured
+
+    def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
+        loss = None
+        for name, term in self.method.terms.items():
+            tally, kept, valid = measured[name]
+            count = tally.count if counts is None else counts[name]
+            mean = tally.total / torch.where(count > 0, count, 1.0)
+            weight = term.weight_at(self.clock)
+            self.figures[name] = Figure(mean.detach(), weight, kept, valid)
+            part = weight * mean if weight else mean.detach() * 0.0
+            loss = part if loss is None else loss + part
+        if loss is None:
+            raise SpaceError("a method needs at least one term")
+        return loss
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of one batch, a scalar."""
+        return self.combine(self.measure(batch))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let every state follow: call it once after each optimizer step."""
+        for name, part, term in self._owners:
+            part.update(self.states[name], self._steps, term)
+        self._steps.clear()
+        self.clock = self.clock.at(self.clock.step + 1)
+
+    def call_through(self, forward: Callable[[Tensor], Any]) -> None:
+        """Call this instead of the model: a DDP or compiled wrapper around it."""
+        self._student = (self._student[0], forward)
+
+    def blame(self, measured: Mapping[str, Measured]) -> tuple[str, list[int]]:
+        """The first term whose total is not finite, and up to eight samples whose output is not."""
+        bad = [name for name, m in measured.items() if not bool(torch.isfinite(m.tally.total))]
+        name = bad[0] if bad else next(iter(measured))
+        term, step = self.method.terms[name], self._steps[-1]
+        rows = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1)
+        ids = step.batch[term.view].id
+        picked = (~rows if not bool(rows.all()) else rows).nonzero().squeeze(1)
+        return name, (picked if ids is None else ids[picked])[:8].tolist()
+
+    @torch.no_grad()
+    def prepare(self, pool: Pool) -> None:
+        """At the start of a generation: let teachers label the pool."""
+        for name, part, _ in self._owners:
+            part.prepare(self.states[name], pool)
+
+    def admitted(self) -> Tensor | None:
+        """Unlabelled ids this generation may draw, or None for all."""
+        found = [p.admitted(self.states[n]) for n, p, _ in self._owners if isinstance(p, Teacher)]
+        return next((ids for ids in found if ids is not None), None)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(astuple(self.clock))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.clock = Clock(*state.tolist())

@@ -1,0 +1,155 @@
+"""The loop: generations > epochs > steps > micro-batches.
+
+::
+
+    for each generation:  a fresh model from build(), a fresh objective, the pool labelled by the last generation
+        for each step:    rows -> views -> tallies over micro-batches and ranks -> backward -> clip -> optimizer
+                          -> objective.update()
+        after each epoch: the audit split is scored, a line goes to metrics.jsonl
+    a checkpoint whenever enough time has passed, at the start and end of a generation, and when asked to stop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import ranks
+from .check import check_method, dry_run
+from .core import Clock, Method
+from .settings import Settings
+from .tasks.data import Data
+from .trainer import Trained, Trainer, Watch
+
+__all__ = ["Result", "Settings", "Stopped", "Trained", "fit"]
+
+
+@dataclass
+class Result:
+    """What `fit` returns: the last generation's model (eval mode), every generation, and what it took."""
+
+    model: nn.Module
+    generations: list[Trained]
+    steps: int
+    seconds: float
+    history: list[dict[str, Any]] = field(repr=False)
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop; everything up to the last step is saved."""
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _join() -> None:
+    """Under torchrun, join the other processes once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def fit(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    external: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    watch: Watch | None = None,
+    progress: Callable[[Clock, dict[str, float]], None] | None = None,
+    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    **settings: Any,
+) -> Result:
+    """Train a method on data.
+
+    Args:
+        build: a factory of fresh models; it is called once a generation.
+        data: see `tasks.data.load` and `tasks.data.from_tensors`.
+        method: the recipe.
+        out: folder for checkpoints, metrics and generations; nothing is written without it.
+        resume: go on from the newest intact checkpoint in ``out``, if there is one.
+        external: the teacher of `distil`, where the recipe names none.
+        watch: called after every step with its clock, micro-batches and loss.
+        progress: called a few times a second with the clock and the step's figures.
+        settings: fields of `Settings`.
+
+    Raises:
+        SpaceError: the method does not fit the model or the data (before the first step).
+        NotFiniteError: the loss stopped being a number.
+        Stopped: asked to stop by SIGINT or SIGTERM; the run is saved and resumes.
+    """
+    _join()
+    folder = Path(out) if out is not None else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    check_method(method, data)
+    trainer = Trainer(build, data, method, Settings(**settings), folder, external, device, watch, warn)
+    with _stop_on_signal() as asked:
+        if not (resume and folder and trainer.restore()):
+            trainer.begin(0)
+            dry_run(trainer)
+        _train(trainer, asked, progress)
+    return Result(
+        trainer.model.eval(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history
+    )
+
+
+def _train(
+    trainer: Trainer, asked: threading.Event, progress: Callable[[Clock, dict[str, float]], None] | None
+) -> None:
+    shown = 0.0
+    while True:
+        clock = trainer.objective.clock
+        if clock.step >= clock.length:
+            trainer.save()
+            trainer.end_generation()
+            if clock.generation + 1 == trainer.method.generations:
+                return
+            trainer.begin(clock.generation + 1)
+            trainer.save()
+            continue
+        loss = trainer.step()
+        if trainer.epoch_ended():
+            trainer.end_epoch(clock)
+        if progress and (time.monotonic() - shown > 0.2 or trainer.epoch_ended()):
+            shown = time.monotonic()
+            progress(clock, {"loss": loss, **trainer.figures()})
+        stop, due = _agree(asked.is_set(), trainer.due())
+        if stop or due:
+            trainer.save()
+        if stop:
+            raise Stopped(f"stopped after step {clock.step + 1} of generation {clock.generation}")
+
+
+def _agree(stop: bool, due: bool) -> tuple[bool, bool]:
+    """What any process wants, all do: saving and stopping take every one of them."""
+    if ranks.size() == 1:
+        return stop, due
+    wishes: Tensor = ranks.add(torch.tensor([float(stop), float(due)]))
+    return bool(wishes[0]), bool(wishes[1])

@@ -1,0 +1,158 @@
+"""Losses: how far is the student from the target? Each returns one number per element and never reduces.
+
+A loss is called as ``loss(student, target)`` with the student's raw output (rows, ..., components) and a `Target`,
+and returns (rows, ...). ``student_spaces`` and ``target_spaces`` say what it can compare; a method is checked against
+them before step 0. All arithmetic is in the student's float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .targets import DISTRIBUTIONS, Target
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-sum_c t_c log p_c, with p = softmax(z / T) and the target at the same temperature; no factor T^2.
+
+    ``hard`` replaces the target by its best class. ``smoothing`` e mixes it with the uniform distribution over the
+    *other* classes: 1 - e stays on the class, e / (C - 1) goes to each other one (torch spreads e over all C).
+
+    >>> round(CrossEntropy()(torch.zeros(1, 4), Target(torch.tensor([2]), "classes")).item(), 4)
+    1.3863
+    """
+
+    temperature: float = 1.0
+    hard: bool = False
+    smoothing: float = 0.0
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        log_p = F.log_softmax(student / self.temperature, dim=-1)
+        if self.hard or target.space == "classes":
+            best = target.best().clamp(min=0)
+            picked = -log_p.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+            if not self.smoothing:
+                return picked
+            others = -log_p.sum(-1) - picked
+            return (1.0 - self.smoothing) * picked + self.smoothing / (student.shape[-1] - 1) * others
+        t = target.probabilities(student.shape[-1], self.temperature)
+        if self.smoothing:
+            t = (1.0 - self.smoothing) * t + self.smoothing * (1.0 - t) / (student.shape[-1] - 1)
+        return -(t * log_p).sum(-1)
+
+
+@dataclass(frozen=True)
+class KL:
+    """T^2 sum_c t_c (log t_c - log p_c): forward KL from target to student at one temperature (Hinton et al. 2015).
+
+    The factor T^2 keeps the gradient's size when T grows: it tends to the logit difference over C.
+
+    >>> KL(temperature=4.0)(torch.ones(1, 3), Target(torch.zeros(1, 3), "logits")).item()
+    0.0
+    """
+
+    temperature: float = 1.0
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        log_p = F.log_softmax(student / self.temperature, dim=-1)
+        t = target.probabilities(student.shape[-1], self.temperature)
+        log_t = target.log_probabilities(student.shape[-1], self.temperature)
+        entropy_part = torch.where(t > 0, t * log_t, 0.0)
+        return self.temperature**2 * (entropy_part - t * log_p).sum(-1)
+
+
+@dataclass(frozen=True)
+class Squared:
+    """Sum over components of (student - target)^2; ``mean`` divides by their number.
+
+    Logits are compared as probabilities: softmax of both sides (the consistency cost of Mean Teacher).
+
+    >>> Squared()(torch.tensor([[1.0, 3.0]]), Target(torch.tensor([[1.0, 1.0]]), "values")).item()
+    4.0
+    """
+
+    mean: bool = False
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits", "values", "features"})
+    target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS | {"values", "features"}
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        if target.space in DISTRIBUTIONS:
+            difference = F.softmax(student, dim=-1) - target.probabilities(student.shape[-1])
+        else:
+            difference = student - target.value
+        squares = difference.square()
+        return squares.mean(-1) if self.mean else squares.sum(-1)
+
+
+@dataclass(frozen=True)
+class LogOneMinusInner:
+    """log(1 - <p, t>): negative, and minimising it raises the agreement of p with the history t (ELR, Liu et al. 2020).
+
+    p is clamped to [clamp, 1 - clamp] before the inner product, as the authors do, so that the logarithm stays finite.
+    """
+
+    clamp: float = 1e-4
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"probabilities"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        p = F.softmax(student, dim=-1).clamp(self.clamp, 1.0 - self.clamp)
+        return torch.log(1.0 - (p * target.value).sum(-1))
+
+
+@dataclass(frozen=True)
+class GaussianNLL:
+    """((y - m)^2 exp(-z) + z + log 2 pi) / 2 for a head (m, z) with z the log variance, and a target value y."""
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"values"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        mean, log_variance = student.unbind(-1)
+        error = (target.value.squeeze(-1) - mean).square()
+        return 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
+
+
+@dataclass(frozen=True)
+class GaussianKL:
+    """KL(target || student) of two normal distributions given as (mean, log variance).
+
+    log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2, with 1 the target and 2 the student.
+    """
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        m2, z2 = student.unbind(-1)
+        m1, z1 = target.value.unbind(-1)
+        return 0.5 * (z2 - z1 + (torch.exp(z1) + (m1 - m2).square()) * torch.exp(-z2) - 1.0)
+
+
+def check_spaces(loss: object, student: str, target: str) -> str | None:
+    """What is wrong with comparing these spaces by this loss; None if nothing is. A plain function is not judged."""
+    name = type(loss).__name__
+    for side, space in (("student_spaces", student), ("target_spaces", target)):
+        wanted = getattr(loss, side, None)
+        if wanted is not None and space not in wanted:
+            who = side.removesuffix("_spaces")
+            return f"{name} compares a {who} of {' or '.join(sorted(wanted))}, not of {space}"
+    if {student, target} <= {"values", "features"} and student != target:
+        return f"{name} was given a student of {student} and a target of {target}"
+    if isinstance(loss, Squared) and (student == "logits") != (target in DISTRIBUTIONS):
+        return f"{name} was given a student of {student} and a target of {target}"
+    return None
+
+
+__all__ = ["KL", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "Squared", "check_spaces"]

@@ -1,0 +1,70 @@
+"""Memories: one row per sample, keyed by sample id, so that no shuffling can mix them up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ranks
+
+
+class Buffers(nn.Module):
+    """Buffers whose size is learnt from the data; loading takes the saved size."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name in list(self._buffers):
+            if prefix + name in state_dict:
+                self._buffers[name] = state_dict[prefix + name].clone()
+        super()._load_from_state_dict(dict(state_dict), prefix, *rest)  # type: ignore[no-untyped-call]
+
+
+class Table(Buffers):
+    """A value for each sample id; grows as ids come in. Rows never written are not ``seen``.
+
+    >>> table = Table()
+    >>> table.write(torch.tensor([4]), torch.tensor([[0.2, 0.8]]))
+    >>> values, seen = table.read(torch.tensor([4, 1]), width=2)
+    >>> seen.tolist(), values[0].tolist() == torch.tensor([0.2, 0.8]).tolist()
+    ([True, False], True)
+    """
+
+    values: Tensor
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.zeros(0, 0))
+        self.register_buffer("seen", torch.zeros(0, dtype=torch.bool))
+
+    def _room(self, ids: Tensor, width: int) -> None:
+        """Make room for the largest id; doubling keeps the cost of growing constant per row."""
+        need = int(ids.max()) + 1 if len(ids) else 0
+        if len(self.seen) >= need and self.values.shape[1] == width and self.values.device == ids.device:
+            return
+        size = max(need, len(self.seen), min(2 * len(self.seen), need + 65536))
+        values = torch.zeros(size, width, device=ids.device)
+        seen = torch.zeros(size, dtype=torch.bool, device=ids.device)
+        if self.values.shape[1] == width:
+            values[: len(self.seen)], seen[: len(self.seen)] = self.values, self.seen
+        self.values, self.seen = values, seen
+
+    def read(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Values (rows, width) and which of them were ever written (rows,)."""
+        self._room(ids, width)
+        return self.values[ids], self.seen[ids]
+
+    def write(self, ids: Tensor, values: Tensor) -> None:
+        """Store rows; under several processes every process stores the rows of all."""
+        ids, values = ranks.gather(ids), ranks.gather(values.float())
+        self._room(ids, values.shape[1])
+        self.values[ids] = values
+        self.seen[ids] = True
+
+    def write_new(self, ids: Tensor, values: Tensor) -> None:
+        """Store the rows that were never written; what was said first stays."""
+        self._room(ids, values.shape[1])
+        new = ~self.seen[ids]
+        self.write(ids[new], values[new])

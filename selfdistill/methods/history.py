@@ -1,0 +1,48 @@
+"""The model's own history corrects wrong labels."""
+
+from __future__ import annotations
+
+from ..core import Method, Term
+from ..gates import Confidence
+from ..losses import CrossEntropy, LogOneMinusInner
+from ..teachers import History, Labels
+
+
+def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
+    """Early-learning regularisation: keep agreeing with what you said before you could have memorised the label.
+
+    Equation::
+
+        L = CE(y, p) + w mean log(1 - <p, t_i>),  t_i <- d t_i + (1 - d) sg p_i  before it is used; t_i = 0 at first
+
+    The second part is negative; minimising it raises the agreement. p is clamped to [1e-4, 1 - 1e-4] in it.
+
+    Source: Liu et al., Early-Learning Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020, equation 6;
+    defaults of CIFAR-10 with symmetric noise.
+
+    >>> elr().terms["history"].teacher.decay
+    0.7
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy()),
+            "history": Term(History(decay, clamp=1e-4), LogOneMinusInner(1e-4), weight=weight),
+        }
+    )
+
+
+def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
+    """Self-adaptive training: after a while the moving average of your predictions replaces the label.
+
+    Equation::
+
+        L = - sum_i w_i sum_c t_ic log p_ic / sum_i w_i,  w_i = max_c t_ic
+        t_i = y_i for the first ``wait`` share of the epochs, then  t_i <- d t_i + (1 - d) sg p_i  before it is used
+
+    Source: Huang et al., Self-Adaptive Training, NeurIPS 2020, algorithm 1 (60 of 200 epochs of waiting).
+
+    >>> self_adaptive().terms["history"].mean_over
+    'kept'
+    """
+    teacher = History(decay, start_from="labels", wait=wait)
+    return Method({"history": Term(teacher, CrossEntropy(), gate=Confidence(), mean_over="kept")})

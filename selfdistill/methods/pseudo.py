@@ -1,0 +1,91 @@
+"""Labels that the model gives to unlabelled rows."""
+
+from __future__ import annotations
+
+from ..core import Method, Term
+from ..gates import Confident
+from ..losses import CrossEntropy
+from ..teachers import Itself, Labels, PseudoLabels
+from ..views import Look, Views, weak_strong
+
+
+def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) -> Method:
+    """FixMatch: the confident label of the weak view is the target of the strong one.
+
+    Equation::
+
+        L = CE(y, p(weak x)) + w mean over all unlabelled rows of 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
+
+    Rows that fail the gate count as zero in the mean. All views share one forward.
+
+    Source: Sohn et al., FixMatch, NeurIPS 2020, equations 3 and 4 (c = .95, 7 unlabelled rows per labelled one).
+
+    Needs: unlabelled rows.
+
+    >>> fixmatch(confidence=0.8).terms["pseudo"].gate
+    Confident(threshold=0.8)
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), view="labelled"),
+            "pseudo": Term(
+                Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(confidence), weight=weight
+            ),
+        },
+        views=weak_strong(ratio),
+    )
+
+
+def noisy_student(
+    generations: int = 4, ratio: float = 1.0, min_confidence: float = 0.3, hard: bool = False, smoothing: float = 0.1
+) -> Method:
+    """Noisy Student: the last generation labels clean unlabelled rows, a noised fresh student learns them.
+
+    Equation::
+
+        L = CE_e(y, p(strong x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
+
+    Rows below ``min_confidence`` are dropped; every class gets as many rows, the most confident ones, repeated where
+    there are too few. ``generations`` counts the first teacher. The noise is the strong view and the model's dropout.
+
+    Source: Xie et al., Self-training with Noisy Student improves ImageNet classification, CVPR 2020, algorithm 1.
+
+    Needs: unlabelled rows.
+
+    >>> noisy_student().terms["pseudo"].weight
+    1.0
+    """
+    chosen = PseudoLabels(hard=hard, min_confidence=min_confidence, fill=True)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(smoothing=smoothing), view="labelled"),
+            "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
+        },
+        views=Views((Look("labelled", "labelled", "strong"), Look("unlabelled", "unlabelled", "strong")), ratio),
+        generations=generations,
+    )
+
+
+def curriculum(stages: int = 5) -> Method:
+    """Curriculum labelling: take the surest pseudo-labels first, class by class, and start afresh at every stage.
+
+    Equation::
+
+        L = CE(t, p) over labelled rows (t = y) and the chosen ones (t = best class of the last stage's model)
+        stage s of S takes the most confident s / S of the pool, as many of each class
+
+    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again.
+
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5); the balance over classes is ours.
+
+    Needs: unlabelled rows.
+
+    >>> curriculum(stages=2).terms["label"].teacher.shares
+    (0.5, 1.0)
+    """
+    shares = tuple((s + 1) / stages for s in range(stages))
+    return Method(
+        {"label": Term(PseudoLabels(hard=True, shares=shares), CrossEntropy())},
+        views=Views((Look("x", "union"),)),
+        generations=stages + 1,
+    )

@@ -1,0 +1,386 @@
+"""Models by name or by `module:function`: a factory that builds them afresh, and the folder that keeps one.
+
+A model folder holds safetensors and a small config. Loading it needs this file and what it imports; none of the
+training code is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .errors import CheckpointError, RecipeError
+from .expressions import check_arguments, nearest, one_line, read
+from .networks import cnn, mlp, resnet
+
+__all__ = ["MODELS", "Build", "cnn", "load", "mlp", "parse", "resnet", "save"]
+
+#: What is known by name.
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet}
+
+FORMAT = 1
+TENSORS, CONFIG = "model.safetensors", "config.json"
+_PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+_KNOWN = re.compile(r"\s*\w+\s*(\(.*\))?\s*", re.DOTALL)
+_FOREIGN = re.compile(r"\s*(?P<place>.+?):(?P<name>[^\W\d]\w*)\s*(?P<options>\(.*\))?\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A factory of one kind of model: every call makes a fresh one, initialised from torch's global generator.
+
+    ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of the
+    result, ``options`` what else the function is told.
+
+    >>> build = parse("mlp(width=8)", (4,), 3)
+    >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
+    ('mlp(width=8, exits=True)', ['exits', 'feature', 'features', 'logits'])
+    """
+
+    spec: str
+    shape: tuple[int, ...]
+    outputs: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, **overrides: Any) -> nn.Module:
+        """A fresh model.
+
+        Raises:
+            RecipeError: the function does not exist, refuses its arguments, or returns something else.
+        """
+        function = _function(self.spec)
+        args = [self.shape, self.outputs] if _takes_shape(function, self.spec) else []
+        options = {**dict(self.options), **overrides}
+        check_arguments(self.spec, function, args, options)
+        try:
+            model = function(*args, **options)
+        except RecipeError:
+            raise
+        except Exception as error:  # another's code: whatever it raises is about this model
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise RecipeError(
+                f"model {self} cannot be built for rows of shape {self.shape} ({what})"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise RecipeError(
+                f"model {self} returned a {type(model).__name__}; it must return a torch.nn.Module"
+            )
+        return model
+
+    def accepts(self, name: str) -> bool:
+        """Does the function know this option by name? (A bare ``**options`` does not count.)"""
+        return name in _options_of(_function(self.spec), self.spec).parameters
+
+    def having(self, **options: Any) -> Build:
+        """The same factory with these options: what a model built with overrides is saved with."""
+        merged = {**dict(self.options), **{name: _tuples(value) for name, value in options.items()}}
+        return replace(self, options=tuple(merged.items()))
+
+    def __str__(self) -> str:
+        return self.spec + (f"({', '.join(f'{k}={v!r}' for k, v in self.options)})" if self.options else "")
+
+
+def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
+    """Read "mlp", "cnn(width=64)", "module:function" or "path/to/file.py:function" (with options, if any).
+
+    A user's function is called with (shape, outputs) if its signature asks for two positional arguments or names
+    them so, otherwise with none. Modules are also looked for in the current folder.
+
+    Raises:
+        RecipeError: no such model, module, function or option; the message has the nearest names.
+    """
+    shape = tuple(int(side) for side in shape)
+    foreign = None if _KNOWN.fullmatch(spec) else _FOREIGN.fullmatch(spec)
+    if foreign is None:
+        name, options = _read_known(spec)
+        return Build(name, shape, outputs).having(**options)
+    name = f"{foreign['place']}:{foreign['name']}"
+    reader = _Options(_options_of(_function(name), name))
+    options = read(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
+    return Build(name, shape, outputs).having(**options)
+
+
+class _Options:
+    """Stands in for a model function while its text is read: takes the options it would, and hands them back."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.__signature__ = signature
+
+    def __call__(self, **options: Any) -> dict[str, Any]:
+        return options
+
+
+def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
+    name = spec.partition("(")[0].strip()
+    if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
+        raise RecipeError(
+            f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function"
+        )
+    readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
+    return name, read(spec, readers, kind="model")
+
+
+def _options_of(function: Callable[..., Any], spec: str) -> inspect.Signature:
+    """The function's signature without what it is always given; all that is left goes by name."""
+    parameters = list(_signature(function).parameters.values())
+    parameters = parameters[2:] if _takes_shape(function, spec) else parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    named = [p for p in parameters if p.kind not in variable]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([p if p.kind is p.VAR_KEYWORD else p.replace(kind=keyword) for p in named])
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        return inspect.Signature()  # some built-ins do not say: called without arguments
+
+
+def _takes_shape(function: Callable[..., Any], spec: str) -> bool:
+    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p for p in _signature(function).parameters.values() if p.kind in placed]
+    required = [p.name for p in positional if p.default is inspect.Parameter.empty]
+    if len(required) == 2 or [p.name for p in positional[:2]] == ["shape", "outputs"]:
+        return True
+    if required:
+        form = f"{spec}({', '.join(required)})"
+        raise RecipeError(f"model {form} must take (shape, outputs) or no required positional argument")
+    return False
+
+
+def _function(spec: str) -> Callable[..., nn.Module]:
+    if spec in MODELS:
+        return MODELS[spec]
+    place, _, name = spec.rpartition(":")
+    if not place:
+        raise RecipeError(f"unknown model {spec!r}; known: {', '.join(sorted(MODELS))}, or module:function")
+    module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        close = nearest(name, public) or ", ".join(sorted(public)[:8]) or "none"
+        raise RecipeError(f"{place} has no function {name!r}; nearest: {close}")
+    return function  # type: ignore[no-any-return]
+
+
+def _named_module(name: str) -> ModuleType:
+    with _search(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except Exception as error:
+            missing = getattr(error, "name", None) or ""
+            if isinstance(error, ModuleNotFoundError) and (name == missing or name.startswith(missing + ".")):
+                close = nearest(name, [p.stem for p in Path.cwd().glob("*.py")])
+                close = f"; nearest: {close}" if close else ""
+                raise RecipeError(
+                    f"there is no module {name!r}, installed or in the current folder{close}"
+                ) from error
+            raise RecipeError(_failed(name, error)) from error
+
+
+def _file_module(path: Path) -> ModuleType:
+    """The module of a file, once per version of the file: its name carries a hash of place, time and size."""
+    try:
+        found = path.resolve().stat()
+    except OSError as error:
+        close = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+        close = f"; nearest: {close}" if close else ""
+        raise RecipeError(
+            f"there is no file {path} with a model (paths start in the current folder){close}"
+        ) from error
+    mark = f"{path.resolve()}|{found.st_mtime_ns}|{found.st_size}"
+    name = f"selfdistill_user_{zlib.crc32(mark.encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses in the file look themselves up here
+    with _search(path.resolve().parent):
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise RecipeError(_failed(path, error)) from error
+    return module
+
+
+@contextmanager
+def _search(folder: Path) -> Iterator[None]:
+    """Look for modules in a folder as well, as Python does for the folder of a script."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _failed(place: object, error: Exception) -> str:
+    return f"{place} failed while it was loaded ({type(error).__name__}: {one_line(error)})"
+
+
+def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, object] | None = None) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into ``folder``; tied weights are stored once.
+
+    Raises:
+        CheckpointError: ``build()`` does not make such a model, ``extra`` is no JSON, or the disk refuses.
+    """
+    stored = _stored(model)
+    with torch.random.fork_rng(devices=[]):  # saving must not change what the run draws next
+        _compare(build(), stored, f"the model is not what {build} builds; save it with build.having(...)")
+    config = {
+        "spec": build.spec,
+        "shape": build.shape,
+        "outputs": build.outputs,
+        "options": dict(build.options),
+    }
+    clash = sorted({"format", *config} & set(extra or {}))
+    if clash:
+        raise CheckpointError(f"{', '.join(clash)} in extra is the model's own; use another key")
+    try:
+        text = json.dumps({"format": FORMAT, **config, **(extra or {})}, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{CONFIG} cannot hold options or extra of {build} ({one_line(error)})"
+        ) from error
+    folder = Path(folder)
+    unfinished = [folder / f".{name}.{os.getpid()}.tmp" for name in (TENSORS, CONFIG)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(stored, unfinished[0])
+        unfinished[1].write_text(text)
+        for path, name in zip(unfinished, (TENSORS, CONFIG), strict=True):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for path in unfinished:
+            path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"the model cannot be written to {folder} ({one_line(error)}); free space there"
+        ) from error
+
+
+def load(folder: Path | str) -> nn.Module:
+    """The model of a folder, on the CPU and in eval mode.
+
+    A "module:function" model runs that function of *your* code: never any that lies in the folder.
+
+    Raises:
+        CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
+    """
+    folder = Path(folder)
+    build = _read_config(folder)
+    tensors = _read_tensors(folder)
+    try:
+        model = build()
+    except RecipeError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:
+        model.to(kinds.pop())  # half or double stays what it was
+    model.load_state_dict(tensors, strict=False)  # a tied weight has only one of its names in the file
+    return model.eval()
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """The state to write: contiguous copies on the CPU, each tied weight under its first name alone."""
+    stored, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"state {name!r} of the model is a {type(tensor).__name__}; only tensors are stored"
+            )
+        place = _place(tensor)
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return stored
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor's numbers lie; equal for tied weights."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    given = {_place(own[name]) for name in tensors.keys() & own.keys()}
+    faults = [
+        f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in given
+    ]
+    faults += [f"{name} is unknown" for name in tensors if name not in own]
+    faults += [
+        f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
+        raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
+
+
+def _read_config(folder: Path) -> Build:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})"
+        ) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
+    spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
+    options = config.get("options")
+    whole = (
+        isinstance(shape, list) and all(isinstance(side, int) for side in shape) and isinstance(outputs, int)
+    )
+    if not (isinstance(spec, str) and whole and isinstance(options, dict)):
+        raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
+    return Build(spec, tuple(shape), outputs).having(**options)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    if pickled:
+        raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {TENSORS}") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, pickled or foreign: no safetensors ({one_line(error, 80)})"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples: what JSON gives back equals what was written, and can be hashed."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,217 @@
+"""Default networks: an MLP, a small CNN and a small residual network, each with early exits if asked for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RecipeError
+
+_SMALLEST_SIDE = 4  # maps are not made smaller than this
+
+
+class Staged(nn.Module):
+    """Stages in a row, a classifier on the last one and, with ``exits``, one on each earlier stage too.
+
+    Without exits, ``forward`` returns logits (rows, outputs). With them it returns ``logits`` and ``feature``
+    (rows, D) of the deepest classifier, and ``exits`` (rows, E, outputs) and ``features`` (rows, E, D) of the
+    shallow ones, shallow to deep: a bottleneck of its own brings each stage to the same D before its classifier
+    (Zhang et al., Be your own teacher, ICCV 2019).
+    """
+
+    def __init__(
+        self, stages: list[nn.Module], bottlenecks: list[nn.Module], width: int, outputs: int, dropout: float
+    ):
+        super().__init__()
+        self.stages, self.bottlenecks = nn.ModuleList(stages), nn.ModuleList(bottlenecks)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, outputs)
+        self.classifiers = nn.ModuleList(nn.Linear(width, outputs) for _ in bottlenecks)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        shallow: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i < len(self.bottlenecks):
+                shallow.append(_pooled(self.bottlenecks[i](x)))
+        feature = _pooled(x)  # (rows, D)
+        logits: Tensor = self.classifier(self.dropout(feature))
+        if not shallow:
+            return logits
+        exits = [classifier(self.dropout(f)) for classifier, f in zip(self.classifiers, shallow, strict=True)]
+        return {
+            "logits": logits,
+            "exits": torch.stack(exits, dim=1),
+            "feature": feature,
+            "features": torch.stack(shallow, dim=1),
+        }
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """Global average over whatever space there is: (rows, channels, ...) -> (rows, channels)."""
+    return x.flatten(2).mean(dim=2) if x.dim() > 2 else x
+
+
+def mlp(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: int = 256,
+    depth: int = 2,
+    dropout: float = 0.0,
+    exits: bool = False,
+) -> nn.Module:
+    """``depth`` blocks of Linear and ReLU on the flattened input, then a Linear; no batch norm.
+
+    >>> mlp((1, 8, 8), 10)(torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+
+    Raises:
+        RecipeError: a size is below 1, ``dropout`` is not in [0, 1), or exits are wanted of a single block.
+    """
+    _check("mlp", dropout, width=width, depth=depth, outputs=outputs)
+    if exits and depth < 2:
+        raise RecipeError(
+            f"mlp with exits needs depth 2 or more, not {depth}; an exit sits on each earlier block"
+        )
+    widths = [math.prod(shape)] + [width] * depth
+    stages: list[nn.Module] = []
+    for i in range(depth):
+        block = [
+            nn.Linear(widths[i], widths[i + 1]),
+            nn.ReLU(),
+            nn.Dropout(dropout if i < depth - 1 else 0.0),
+        ]
+        stages.append(nn.Sequential(*([nn.Flatten()] if i == 0 else []), *block))
+    bottlenecks: list[nn.Module] = [
+        nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(depth - 1)
+    ]
+    return Staged(stages, bottlenecks if exits else [], width, outputs, dropout)
+
+
+def cnn(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: int = 32,
+    dropout: float = 0.0,
+    exits: bool = False,
+    norm: str = "batch",
+) -> nn.Module:
+    """Three stages of two 3x3 convolutions (``width``, 2x, 4x channels), global average, Linear.
+
+    ``norm`` is "batch" or "group"; the latter does not look at the other rows of a batch. About 0.3 million
+    weights at the default width.
+
+    >>> sorted(cnn((3, 16, 16), 5, exits=True)(torch.zeros(2, 3, 16, 16)))
+    ['exits', 'feature', 'features', 'logits']
+
+    Raises:
+        RecipeError: the rows are no images, a size is below 1, or ``dropout`` or ``norm`` has no such value.
+    """
+    _check("cnn", dropout, image=shape, norm=norm, width=width, outputs=outputs)
+    channels = [shape[0], width, 2 * width, 4 * width]
+    strides = _strides(shape)
+    stages: list[nn.Module] = []
+    for i, stride in enumerate(strides):
+        layers = _convolution(channels[i], channels[i + 1], norm) + _convolution(
+            channels[i + 1], channels[i + 1], norm
+        )
+        stages.append(nn.Sequential(*([nn.MaxPool2d(stride)] if stride > 1 else []), *layers))
+    bottlenecks = _bottlenecks(width, strides, norm) if exits else []
+    return Staged(stages, bottlenecks, 4 * width, outputs, dropout)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, before: int, after: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*_convolution(before, after, norm, stride))
+        self.second = nn.Sequential(*_convolution(after, after, norm)[:-1])  # the ReLU comes after the sum
+        same = stride == 1 and before == after
+        self.shortcut: nn.Module = nn.Identity()
+        if not same:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), _norm(after, norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+def resnet(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    width: int = 16,
+    blocks: int = 2,
+    dropout: float = 0.0,
+    exits: bool = False,
+    norm: str = "batch",
+) -> nn.Module:
+    """The small residual network of He et al. 2016, section 4.2: three stages of ``blocks`` blocks, 6 blocks + 2 layers.
+
+    >>> resnet((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+
+    Raises:
+        RecipeError: the rows are no images, a size is below 1, or ``dropout`` or ``norm`` has no such value.
+    """
+    _check("resnet", dropout, image=shape, norm=norm, width=width, blocks=blocks, outputs=outputs)
+    strides = _strides(shape)
+    channels = [width, width, 2 * width, 4 * width]
+    stages: list[nn.Module] = []
+    for i, stride in enumerate(strides):
+        stem = _convolution(shape[0], width, norm) if i == 0 else []
+        first = Residual(channels[i], channels[i + 1], stride, norm)
+        rest = [Residual(channels[i + 1], channels[i + 1], 1, norm) for _ in range(blocks - 1)]
+        stages.append(nn.Sequential(*stem, first, *rest))
+    bottlenecks = _bottlenecks(width, strides, norm) if exits else []
+    return Staged(stages, bottlenecks, 4 * width, outputs, dropout)
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """By how much each of three stages shrinks its map: by two, as long as no side falls below four."""
+    side, strides = min(shape[1:]), [1]
+    for _ in range(2):
+        strides.append(2 if side // 2 >= _SMALLEST_SIDE else 1)
+        side //= strides[-1]
+    return strides
+
+
+def _norm(channels: int, norm: str) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def _convolution(before: int, after: int, norm: str, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), _norm(after, norm), nn.ReLU()]
+
+
+def _bottlenecks(width: int, strides: list[int], norm: str) -> list[nn.Module]:
+    """One per shallow stage: depthwise and pointwise convolutions that shrink and widen as the later stages do."""
+    made: list[nn.Module] = []
+    for stage in (0, 1):
+        layers: list[nn.Module] = []
+        for later in range(stage + 1, 3):
+            c = width * 2 ** (later - 1)
+            layers += [nn.Conv2d(c, c, 3, strides[later], padding=1, groups=c, bias=False)]
+            layers += [nn.Conv2d(c, 2 * c, 1, bias=False), _norm(2 * c, norm), nn.ReLU()]
+        made.append(nn.Sequential(*layers))
+    return made
+
+
+def _check(
+    name: str, dropout: float, image: tuple[int, ...] | None = None, norm: str = "batch", **sizes: int
+) -> None:
+    if image is not None and len(image) != 3:
+        raise RecipeError(
+            f"{name} reads images (channels, height, width), not rows of shape {tuple(image)}; use mlp"
+        )
+    if norm not in ("batch", "group"):
+        raise RecipeError(f"{name} has norm 'batch' or 'group', not {norm!r}")
+    for size, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RecipeError(f"{name} needs a whole number from 1 on as {size}, not {value!r}")
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"{name} needs dropout in [0, 1), not {dropout!r}")

@@ -1,0 +1,56 @@
+"""Schedules: how much a term counts, and when. A schedule maps the clock to a number; a plain number is one too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .step import Clock
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` to ``end`` over the generation, one value an epoch: start + (end - start) (e + 1) / E.
+
+    Epoch e counts from 0, so the last epoch has the full ``end`` (PS-KD, Kim et al. ICCV 2021, equation 5).
+
+    >>> Linear(0.0, 0.8)(Clock(epoch=4, epochs=10))
+    0.4
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.start + (self.end - self.start) * (clock.epoch + 1) / clock.epochs
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Sigmoid ramp-up: peak x exp(-5 (1 - t)^2) with t = progress / share, capped at 1 (Laine and Aila, ICLR 2017).
+
+    >>> Ramp(2.0, share=0.5)(Clock(step=50, epochs=100))
+    2.0
+    """
+
+    peak: float
+    share: float = 0.4
+
+    def __call__(self, clock: Clock) -> float:
+        t = min(1.0, clock.progress / self.share) if self.share > 0 else 1.0
+        return self.peak * math.exp(-5.0 * (1.0 - t) ** 2)
+
+
+@dataclass(frozen=True)
+class ByGeneration:
+    """One value for generation 0 (which has no predecessor) and one for all later ones.
+
+    >>> ByGeneration(1.0, 0.1)(Clock(generation=2, generations=3))
+    0.1
+    """
+
+    first: float
+    later: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.first if clock.generation == 0 else self.later

@@ -1,0 +1,65 @@
+"""Settings: how to train, as one frozen value that a run folder records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .errors import DataError
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. ``steps`` (per generation) takes the place of ``epochs`` where given.
+
+    ``accumulate`` splits each batch into micro-batches without changing the loss; ``parallel`` is ``ddp`` or
+    ``fsdp`` and matters under torchrun only. ``save_seconds`` and ``save_steps`` are the time between checkpoints.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    clip: float | None = None
+    precision: str = "float32"
+    compile: bool = False
+    parallel: str = "ddp"
+    seed: int = 0
+    save_seconds: float = 30.0
+    save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("adamw", "sgd"),
+            "schedule": ("cosine", "constant"),
+            "precision": tuple(PRECISIONS),
+            "parallel": ("ddp", "fsdp"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise DataError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+        for name in ("epochs", "steps", "batch_size", "accumulate", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{name} is at least 1, not {value}")
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay, foreach=True
+            )
+        return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)

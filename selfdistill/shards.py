@@ -1,0 +1,52 @@
+"""Full state from sharded modules and back (FSDP2), so that a checkpoint looks the same whoever wrote it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(module: nn.Module) -> None:
+    """Shard every direct child that has parameters, then what is left of the module itself (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for child in module.children():
+        if any(p.requires_grad or p.numel() for p in child.parameters()):
+            fully_shard(child)
+    fully_shard(module)
+
+
+def gathered(tree: Any) -> Any:
+    """The same tree with every sharded tensor made whole; all processes must call it."""
+    if isinstance(tree, DTensor):
+        return tree.full_tensor()  # type: ignore[no-untyped-call]
+    if isinstance(tree, dict):
+        return {key: gathered(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(gathered(value) for value in tree)
+    return tree
+
+
+def _like(full: Tensor, example: Tensor) -> Tensor:
+    if isinstance(example, DTensor) and full.shape == example.shape:
+        return distribute_tensor(full, example.device_mesh, example.placements)
+    return full
+
+
+def load_module(module: nn.Module, state: dict[str, Any]) -> None:
+    """``load_state_dict`` from whole tensors, sharding them as the module is sharded."""
+    now = module.state_dict()
+    module.load_state_dict({k: _like(v, now[k]) if isinstance(now.get(k), DTensor) else v for k, v in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load whole optimizer state, sharding each tensor as its parameter is sharded."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    sharded = {
+        index: {name: _like(v, params[index]) if isinstance(v, Tensor) else v for name, v in values.items()}
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": sharded, "param_groups": state["param_groups"]})

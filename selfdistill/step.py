@@ -1,0 +1,158 @@
+"""One step: what is looked at (`Batch`), when (`Clock`), and what the models say about it (`Step`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SpaceError
+from .heads import output_of
+
+
+class Rows(NamedTuple):
+    """What one view shows the model: inputs (rows first), and the label and sample id of each row, where known."""
+
+    x: Tensor
+    y: Tensor | None = None
+    id: Tensor | None = None
+
+
+class Batch(dict[str, Rows]):
+    """Views by name. `Batch.of` reads the flat form ``{"x": ..., "y": ..., "id": ..., "weak": ...}`` of a plain loop.
+
+    ``fixed`` names the views whose inputs depend on the sample alone: there a frozen teacher is asked only once.
+    """
+
+    fixed: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> Batch:
+        if isinstance(batch, Batch):
+            return batch
+        y, ids = batch.get("y"), batch.get("id")
+        views = {name: value for name, value in batch.items() if name not in ("y", "id")}
+        return cls({name: v if isinstance(v, Rows) else Rows(v, y, ids) for name, v in views.items()})
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the run is: generation, epoch and step within the generation, all counted from 0.
+
+    ``epochs`` of ``per_epoch`` steps each are the generation's length, unless ``steps`` cuts it short.
+    """
+
+    generation: int = 0
+    generations: int = 1
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+    per_epoch: int = 1
+    steps: int = 0
+
+    @property
+    def length(self) -> int:
+        """Steps in this generation."""
+        return self.steps or self.epochs * self.per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the generation's steps done, in [0, 1]."""
+        return min(1.0, self.step / self.length)
+
+    def at(self, step: int) -> Clock:
+        """The same run at another step of this generation."""
+        return replace(self, step=step, epoch=min(step // self.per_epoch, self.epochs - 1))
+
+
+class Step:
+    """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
+
+    ``graded`` views keep their graph; ``quiet`` ones serve only as targets. ``fused`` sends all of them through the
+    model as one batch (shared batch statistics); otherwise each view runs by itself, quiet ones without a graph.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Any],
+        batch: Batch,
+        clock: Clock,
+        graded: tuple[str, ...] = ("x",),
+        quiet: tuple[str, ...] = (),
+        fused: bool = True,
+        autocast: Callable[[], Any] = nullcontext,
+        owner: nn.Module | None = None,
+    ) -> None:
+        self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
+        self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
+        self._outputs: dict[Hashable, dict[str, Tensor]] = {}
+        self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
+        if fused:
+            self._forward(self._graded + self._quiet)
+            return
+        for view in self._graded:
+            self._forward([view])
+        with torch.no_grad():
+            for view in self._quiet:
+                self._forward([view])
+
+    def rows(self, view: str) -> int:
+        """How many rows a view has in this batch; an absent view has none."""
+        return len(self.batch[view].x) if view in self.batch else 0
+
+    def _forward(self, views: list[str]) -> None:
+        if not views:
+            return
+        xs = [self.batch[view].x for view in views]
+        named = self._named(self.model, xs[0] if len(xs) == 1 else torch.cat(xs))
+        parts = {head: value.split([len(x) for x in xs]) for head, value in named.items()}
+        for i, view in enumerate(views):
+            self._outputs[view] = {head: values[i] for head, values in parts.items()}
+
+    def _named(self, model: Callable[[Tensor], Any], x: Tensor) -> dict[str, Tensor]:
+        with self.autocast():
+            output = model(x)
+        return dict(output) if isinstance(output, Mapping) else {"": output}
+
+    def student(self, view: str, head: str = "logits") -> Tensor:
+        """The student's output, with gradient: (rows, ..., components), float32.
+
+        Raises:
+            SpaceError: the batch has no such view, or the model no such head.
+        """
+        if view not in self._outputs:
+            have = ", ".join(sorted(self.batch)) or "none"
+            raise SpaceError(f"view {view!r} is not in the batch (views there: {have}); name it in the method's views")
+        return output_of(self._outputs[view], head).float()
+
+    def look(self, module: nn.Module, view: str, head: str = "logits") -> Tensor:
+        """Another module's output on a view, without gradient; each module sees each view once."""
+        key = (id(module), view)
+        if key not in self._outputs:
+            with torch.no_grad():
+                self._outputs[key] = self._named(module, self.batch[view].x)
+        return output_of(self._outputs[key], head).float()
+
+    def labels(self, view: str) -> Tensor:
+        """Labels of a view's rows; -1 (or nan) where a row has none."""
+        y = self.batch[view].y
+        if y is None:
+            raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
+        return y
+
+    def ids(self, view: str) -> Tensor:
+        """Sample ids of a view's rows: what memories are keyed by."""
+        ids = self.batch[view].id
+        if ids is None:
+            raise SpaceError(f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'")
+        return ids
+
+    def release(self) -> None:
+        """Cut the outputs off their graph; what the states need for their update stays."""
+        for outputs in self._outputs.values():
+            for head, value in outputs.items():
+                outputs[head] = value.detach()

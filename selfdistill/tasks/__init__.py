@@ -1,0 +1,1 @@
+"""Doors for real data: images and tables become tensors with sample ids, splits and augmentations."""

@@ -1,0 +1,105 @@
+"""Metrics: how good are predictions where labels are known? In float64; rows without a label are left out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import DataError
+
+
+def classification(logits: Tensor, y: Tensor) -> dict[str, float]:
+    """Accuracy, nll (nats), ece and brier of logits (rows, classes) against labels (rows,); -1 is no label.
+
+    ``brier`` sums the squared errors over the classes and averages over the rows, so it lies in [0, 2].
+    A class with logit -inf has probability 0; where that is the label, nll is inf. A logit that is not a
+    number counts as a wrong answer and makes nll, ece and brier nan.
+
+    >>> classification(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))["accuracy"]
+    0.5
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is not a class.
+        DataError: no row has a label.
+    """
+    if logits.dim() != 2 or y.shape != logits.shape[:1]:
+        raise ValueError(f"logits (rows, classes) and labels (rows,) wanted, not {_shapes(logits, y)}")
+    logits, y = _labelled(logits, y, y >= 0)
+    y = y.long()
+    if int(y.max()) >= logits.shape[1]:
+        raise ValueError(f"label {int(y.max())} is outside the {logits.shape[1]} classes of the logits")
+    log_p = _log_softmax(logits.double())  # (rows, classes)
+    p = log_p.exp()
+    broken = log_p.isnan().any(dim=1)
+    return {
+        "accuracy": ((log_p.argmax(dim=1) == y) & ~broken).double().mean().item(),
+        "nll": -log_p.gather(1, y[:, None]).mean().item(),
+        "ece": ece(p, y),
+        "brier": (p - F.one_hot(y, p.shape[1])).square().sum(dim=1).mean().item(),
+    }
+
+
+def ece(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1]: |accuracy - confidence| per bin, by the bin's share of rows.
+
+    Takes probabilities (rows, classes) and labels (rows,). The bins of confidence have equal width and own
+    their upper edge (Guo et al., On calibration of modern neural networks, ICML 2017).
+
+    >>> round(ece(torch.tensor([[0.8, 0.2]] * 4), torch.tensor([0, 0, 1, 1])), 6)
+    0.3
+    """
+    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
+        raise ValueError(
+            f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}"
+        )
+    probabilities, y = _labelled(probabilities, y, y >= 0)
+    confidence, best = probabilities.double().max(dim=1)
+    if bool(confidence.isnan().any()):
+        return float("nan")
+    edges = torch.arange(1, bins, dtype=torch.float64, device=y.device) / bins
+    surplus = (best == y).double() - confidence
+    per_bin = surplus.new_zeros(bins).index_add(0, torch.bucketize(confidence, edges), surplus)
+    return (per_bin.abs().sum() / len(y)).item()
+
+
+def regression(pred: Tensor, y: Tensor) -> dict[str, float]:
+    """Root mean squared error, mean absolute error and r2 of predictions (rows,) or (rows, 1); nan: no label.
+
+    Where all labels are equal, r2 is 1 for exact predictions and 0 otherwise.
+
+    >>> regression(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))["mae"]
+    0.5
+
+    Raises:
+        ValueError: the shapes do not fit.
+        DataError: no row has a label.
+    """
+    flat = [t.squeeze(1) if t.dim() == 2 and t.shape[1] == 1 else t for t in (pred, y)]
+    if flat[0].dim() != 1 or flat[0].shape != flat[1].shape:
+        raise ValueError(f"one prediction and one label per row wanted, not {_shapes(pred, y)}")
+    pred, y = _labelled(flat[0].double(), flat[1].double(), ~flat[1].isnan())
+    residual = (pred - y).square().sum()
+    spread = (y - y.mean()).square().sum()
+    constant = bool(y.max() == y.min())  # asked of the labels: their spread may be rounding alone
+    r2 = float(residual == 0) if constant else 1.0 - (residual / spread).item()
+    mean_square = residual.item() / len(y)
+    return {"rmse": float(mean_square**0.5), "mae": (pred - y).abs().mean().item(), "r2": r2}
+
+
+def _log_softmax(z: Tensor) -> Tensor:
+    """Log-probabilities of logits that may be infinite: all at -inf is uniform, +inf takes all."""
+    certain = (z == torch.inf).any(dim=1, keepdim=True)
+    z = torch.where(certain & ~z.isnan(), torch.where(z == torch.inf, 0.0, -torch.inf), z)
+    nothing = (z == -torch.inf).all(dim=1, keepdim=True)
+    return torch.where(nothing, 0.0, z).log_softmax(dim=1)
+
+
+def _labelled(values: Tensor, y: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool(has.any()):
+        raise DataError("no row has a label, so there is nothing to measure; give the split labelled rows")
+    return (values.detach()[has], y[has]) if not bool(has.all()) else (values.detach(), y)
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return " and ".join(str(tuple(t.shape)) for t in tensors)

@@ -1,0 +1,274 @@
+"""Tables: CSV and Parquet in, standardised float32 out; the preprocessing is scikit-learn's, saved by skops.
+
+Numbers: median for the missing, an indicator column where any were missing, mean 0 and deviation 1.
+Categories: "missing" is a category of its own, then one column per category, the rare ones beyond 64 sharing
+one; a category never seen in training is all zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfdistill.errors import DataError
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+MOST_CLASSES = 20  # a numeric target with more distinct values is a value, not a class
+MOST_CATEGORIES = 64
+INFINITE_REMEDY = "remove the row, or leave the cell empty if the value is unknown"
+# What scikit-learn's imputer stores besides what skops already trusts; nothing else is loaded.
+TRUSTED = frozenset({"numpy.dtype"})
+
+
+class Table(NamedTuple):
+    """A table as read: features, and the target apart from them."""
+
+    features: Any  # pandas.DataFrame: numbers as float64, categories as object with nan for missing
+    y: Tensor  # (n,) int64 with -1, or float32 with nan, where there is no target
+    classes: tuple[str, ...]  # empty for regression
+
+
+def is_table(source: str) -> bool:
+    """Does this name end like a table's?"""
+    return source.lower().endswith(SUFFIXES)
+
+
+def pandas() -> Any:
+    """The pandas module, or the name of the extra that brings it."""
+    try:
+        import pandas as module
+    except ImportError:
+        raise DataError("reading tables needs pandas: pip install 'selfdistill[tables]'") from None
+    return module
+
+
+def read_frame(path: Path) -> Any:
+    """The table in a CSV, TSV or Parquet file as a pandas frame with at least one row.
+
+    Raises:
+        DataError: the file is missing, empty, or not of the format its name says.
+    """
+    library, name = pandas(), path.name.lower()
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; give the path of an existing {', '.join(SUFFIXES)} file")
+    try:
+        if name.endswith(".parquet"):
+            frame = library.read_parquet(path)
+        else:
+            frame = library.read_csv(path, sep="\t" if ".tsv" in name else ",", low_memory=False)
+    except ImportError:
+        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'selfdistill[tables]'") from None
+    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: cannot be read as a table ({reason}); repair or export it again") from None
+    if frame.empty:
+        raise DataError(f"{path}: the table has no rows; add some")
+    if not isinstance(frame.index, library.RangeIndex):  # pandas took the surplus for row names
+        raise DataError(f"{path}: rows have more cells than the header names; complete the header")
+    frame.columns = [str(column) for column in frame.columns]
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"{path}: two columns are called '{twice}'; rename one")
+    return frame
+
+
+def read(path: Path, target: str | None, unlabelled: Path | None) -> Table:
+    """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
+
+    Raises:
+        DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
+    """
+    frame = read_frame(path)
+    columns = ", ".join(frame.columns)
+    if target is None:
+        raise DataError(f"{path}: say which column is the target (target=, --target), one of: {columns}")
+    if target not in frame.columns:
+        raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
+    names = [column for column in frame.columns if column != target]
+    if not names:
+        raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
+    numeric = [name for name in names if _is_number(frame[name])]
+    features = prepare(frame, names, numeric, str(path))
+    y, classes = _targets(frame[target], f"{path}: column '{target}'")
+    if unlabelled is not None:
+        more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled))
+        features = pandas().concat([features, more], ignore_index=True)
+        y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
+    return Table(features, y, classes)
+
+
+def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str) -> Any:
+    """The columns ``names``: the numeric ones as float64, all others as text, nan where a cell is empty.
+
+    Raises:
+        DataError: a column is missing, or one of numbers has text or an infinite value in a named row.
+    """
+    library = pandas()
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise DataError(f"{place}: column '{absent[0]}' is missing; it has: {', '.join(frame.columns)}")
+    columns = {}
+    for name in names:
+        if name in numeric:
+            columns[name] = library.Series(_numbers(frame[name], f"{place}: column '{name}'"))
+        else:
+            columns[name] = library.Series(_texts(frame[name]), dtype=object)
+    return library.DataFrame(columns)
+
+
+def _is_number(column: Any) -> bool:
+    """Numbers and times; also a column with nothing in it."""
+    types = pandas().api.types
+    if types.is_bool_dtype(column):
+        return False
+    return bool(
+        types.is_numeric_dtype(column) or types.is_datetime64_any_dtype(column) or column.isna().all()
+    )
+
+
+def _numbers(column: Any, place: str) -> Any:
+    library = pandas()
+    if library.api.types.is_datetime64_any_dtype(column):  # seconds, so that times can be compared
+        column = (column - library.Timestamp(0, tz=column.dt.tz)).dt.total_seconds()
+    values = library.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    broken = np.isnan(values) & column.notna().to_numpy()
+    if broken.any():
+        row = int(broken.argmax())
+        raise DataError(
+            f"{place}, row {row + 1}: '{column.iloc[row]}' is no number; correct the cell or empty it"
+        )
+    _finite(values, place)
+    return values
+
+
+def _finite(values: np.ndarray[Any, Any], place: str) -> None:
+    # beyond float32 a value is as good as infinite
+    infinite = np.abs(values) > np.finfo(np.float32).max
+    if infinite.any():
+        row = int(infinite.argmax())
+        raise DataError(
+            f"{place}, row {row + 1} (the first is 1): infinite value {values[row]}; {INFINITE_REMEDY}"
+        )
+
+
+def _texts(column: Any) -> np.ndarray[Any, Any]:
+    filled = column.notna().to_numpy()
+    texts = np.full(len(column), np.nan, dtype=object)
+    texts[filled] = [str(value) for value in column[filled]]
+    return texts
+
+
+def _targets(column: Any, place: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels and class names, or values and no names, by the column's kind; an empty cell is no label."""
+    if _is_number(column):
+        values = _numbers(column, place)
+        distinct = np.unique(values[~np.isnan(values)])
+        if len(distinct) > MOST_CLASSES:
+            return torch.from_numpy(values.astype(np.float32)), ()
+        names = [str(int(value)) if value == int(value) else str(value) for value in distinct]
+        codes = np.where(np.isnan(values), -1, np.searchsorted(distinct, np.nan_to_num(values)))
+    else:
+        texts = [value.strip() if isinstance(value, str) else "" for value in _texts(column)]
+        names = sorted({text for text in texts if text})
+        number = {name: code for code, name in enumerate(names)}
+        codes = np.array([number.get(text, -1) for text in texts])
+    if not names:
+        raise DataError(f"{place} is empty in every row; fill in the target of some")
+    return torch.from_numpy(codes.astype(np.int64)), tuple(names)
+
+
+# ---- preprocessing ---------------------------------------------------------------------------------
+
+
+def fit(features: Any, train: Tensor) -> Any:
+    """Preprocessing for prepared ``features``, learnt from the rows ``train`` (sample ids) alone."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numeric = [name for name in features.columns if features[name].dtype.kind == "f"]
+    others = [name for name in features.columns if name not in numeric]
+    scale = make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
+    )
+    code = make_pipeline(
+        SimpleImputer(strategy="constant", fill_value="missing"),
+        OneHotEncoder(handle_unknown="ignore", max_categories=MOST_CATEGORIES, sparse_output=False),
+    )
+    parts = [("numbers", scale, numeric), ("categories", code, others)]
+    chosen = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0.0)
+    return chosen.fit(features.iloc[train.numpy()])
+
+
+def columns(preprocessor: Any) -> tuple[list[str], list[str]]:
+    """The columns this preprocessing was fitted on, and those of them that are numbers."""
+    numeric = [name for part, _, names in preprocessor.transformers_ if part == "numbers" for name in names]
+    return [str(name) for name in preprocessor.feature_names_in_], numeric
+
+
+def transform(preprocessor: Any, frame: Any, place: str = "table") -> Tensor:
+    """Model input for a frame: (n, features) float32; columns it was not fitted on are ignored.
+
+    Raises:
+        DataError: a column is missing or holds what cannot be used (as in ``prepare``).
+    """
+    import warnings
+
+    names, numeric = columns(preprocessor)
+    prepared = prepare(frame, names, numeric, place)
+    with warnings.catch_warnings():  # that an unknown category becomes zeros is what was asked for
+        warnings.filterwarnings("ignore", message="Found unknown categories")
+        values = preprocessor.transform(prepared)
+    x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    if not bool(torch.isfinite(x).all()):
+        row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
+        name = preprocessor.get_feature_names_out()[column]
+        raise DataError(
+            f"{place}, row {row + 1}: '{name}' is too far from the training rows; {INFINITE_REMEDY}"
+        )
+    return x
+
+
+def skops() -> Any:
+    """The skops.io module, or the name of the extra that brings it."""
+    try:
+        import skops.io as module
+    except ImportError:
+        raise DataError("tables are saved with skops: pip install 'selfdistill[tables]'") from None
+    return module
+
+
+def save(preprocessor: Any, path: Path) -> None:
+    """Write the preprocessing as a skops file: no pickle, loaded again only if every type in it is known."""
+    skops().dump(preprocessor, path)
+
+
+def load(path: Path) -> Any:
+    """Read what ``save`` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged, or holds anything but known scikit-learn and numpy types.
+    """
+    library = skops()
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no preprocessing saved there; give the folder of a model trained on a table"
+        )
+    try:
+        foreign = sorted(set(library.get_untrusted_types(file=path)) - TRUSTED)
+        loaded = None if foreign else library.load(path, trusted=sorted(TRUSTED))
+    except Exception as error:  # a damaged archive can fail anywhere inside skops
+        raise DataError(
+            f"{path}: damaged ({type(error).__name__}); train again, or restore the file"
+        ) from None
+    if foreign:
+        raise DataError(f"{path}: holds the foreign type {foreign[0]} and was not loaded; train again")
+    if not hasattr(loaded, "feature_names_in_"):
+        raise DataError(f"{path}: not a fitted preprocessing of columns; train again")
+    return loaded

@@ -1,0 +1,389 @@
+"""The trainer: the state of a run, and the steps that change it. `fit` drives it.
+
+Every random number is addressed and every state is saved, so that a run can be cut anywhere and goes on as if nothing
+had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, draws, ranks, shards
+from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
+from .errors import CheckpointError, NotFiniteError
+from .evaluate import predict, score
+from .sampling import Drawn, Sampler
+from .settings import PRECISIONS, Settings
+from .tasks.data import Data
+
+Watch = Callable[[Clock, list[Batch], float], None]
+
+
+@dataclass
+class Trained:
+    """One generation: the digest of its initial weights, its final weights, and its audit scores."""
+
+    start: str
+    weights: dict[str, Tensor] = field(repr=False)
+    best: dict[str, Tensor] = field(repr=False)
+    best_epoch: int = 0
+    audit: dict[str, float] = field(default_factory=dict)
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """Hash of a state's names and bits."""
+    h = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        h.update(name.encode())
+        h.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
+    return h.hexdigest()[:16]
+
+
+def _copy(weights: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in shards.gathered(weights).items()}
+
+
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Whatever a forward pass does to the model's buffers is undone."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+class Trainer:
+    """The state of a run and the steps that change it; `fit` is the way in."""
+
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        data: Data,
+        method: Method,
+        settings: Settings,
+        folder: Path | None = None,
+        external: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+        watch: Watch | None = None,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        self.build = method.prepare(build) if method.prepare else build
+        self.data, self.method, self.settings, self.folder = data, method, settings, folder
+        self.external, self.device = external, torch.device(device)
+        self.watch, self.warn = watch, warn
+        self.done: list[Trained] = []
+        self.history: list[dict[str, Any]] = []
+        self.sums: dict[str, Tensor] = {}
+        self._elapsed, self._since, self._saved_at = 0.0, time.monotonic(), time.monotonic()
+        self._log_bytes = self.steps_done = 0
+
+    # one generation ------------------------------------------------------------------------------------------------
+
+    def _fresh(self, generation: int) -> nn.Module:
+        """A new model; its initialisation depends on the seed and the generation alone."""
+        torch.manual_seed(draws.seed(self.settings.seed, "init", generation))
+        return self.build().to(self.device)
+
+    def _previous(self, generation: int) -> nn.Module | None:
+        if generation == 0:
+            return None
+        model = self._fresh(generation - 1)
+        model.load_state_dict(self.done[generation - 1].weights)
+        return model.eval()
+
+    def begin(self, generation: int) -> None:
+        """Everything a generation starts with, as a pure function of the settings and the generations before."""
+        s, method = self.settings, self.method
+        self.model = self._fresh(generation)
+        self.start = digest(_copy(self.model.state_dict()))
+        clock = Clock(generation, method.generations)
+        self.objective: Objective = method.bind(
+            self.model, previous=self._previous(generation), external=self.external, autocast=self._autocast
+        )
+        self.objective.to(self.device)
+        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock))
+        self._sample(generation)
+        per_epoch = self.sampler.steps_per_epoch
+        epochs = -(-s.steps // per_epoch) if s.steps else s.epochs
+        self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
+        self._wrap()
+        self.optimizer = s.make_optimizer(self.model)
+        self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
+        self.best: dict[str, Any] = {"epoch": -1, "accuracy": -1.0, "weights": {}}
+        self.sums = {}
+
+    def _sample(self, generation: int) -> None:
+        s = self.settings
+        self.sampler = Sampler(
+            self.data,
+            self.method.views,
+            s.batch_size,
+            seed=s.seed,
+            generation=generation,
+            admitted=self.objective.admitted(),
+        )
+
+    def _wrap(self) -> None:
+        """Put PyTorch's own engine around the model; the objective calls the wrapper and owns nothing of it."""
+        forward: Any = self.model
+        if self.settings.compile:
+            forward = torch.compile(self.model)
+        if ranks.size() > 1 and self.settings.parallel == "fsdp":
+            shards.shard(self.model)
+            for state in self.objective.states.values():
+                if any(True for _ in state.parameters()):
+                    shards.shard(state.get_submodule("module"))
+        elif ranks.size() > 1:
+            forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+        self.forward = forward
+        self.objective.call_through(forward)
+
+    def _autocast(self) -> Any:
+        dtype = PRECISIONS[self.settings.precision]
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _look(self, module: nn.Module, ids: Tensor) -> Tensor:
+        return torch.cat([predict(module, self.data.rows(part), device=self.device) for part in ids.split(4096)])
+
+    # one step ------------------------------------------------------------------------------------------------------
+
+    def _seeded(self, micro: int) -> None:
+        """What the step draws (dropout) depends on where it is, not on what was drawn before."""
+        c = self.objective.clock
+        torch.manual_seed(draws.seed(self.settings.seed, "step", c.generation, c.step, ranks.rank(), micro))
+
+    def batches(self) -> list[Batch]:
+        """The micro-batches of this process for the step at hand."""
+        clock, parts = self.objective.clock, self.settings.accumulate
+        drawn = self.sampler.drawn(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
+        mine = {kind: Drawn(ranks.share(d.ids), ranks.share(d.visits)) for kind, d in drawn.items()}
+
+        def piece(d: Drawn, i: int) -> Drawn:
+            return d.part(slice(i * len(d.ids) // parts, (i + 1) * len(d.ids) // parts))
+
+        return [
+            self.sampler.batch({kind: piece(d, i) for kind, d in mine.items()}, clock.epoch, self.device)
+            for i in range(parts)
+        ]
+
+    def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
+        """What to divide each term by, over all micro-batches: a pass without gradient, where there are several."""
+        if len(batches) == 1:
+            return None
+        counts: dict[str, Tensor] = {}
+        with torch.no_grad(), kept_buffers(self.model):
+            for i, batch in enumerate(batches):
+                self._seeded(i)
+                for name, m in self.objective.measure(batch).items():
+                    counts[name] = counts.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
+        return {name: ranks.add(count) for name, count in counts.items()}
+
+    def step(self) -> float:
+        """One optimizer step; returns the loss.
+
+        Raises:
+            NotFiniteError: the loss is nan or infinite; weights and checkpoint stay as they were.
+        """
+        batches, world = self.batches(), ranks.size()
+        counts = self._counts(batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for i, batch in enumerate(batches):
+            self._seeded(i)
+            last = i == len(batches) - 1
+            quiet = contextlib.nullcontext() if last or not hasattr(self.forward, "no_sync") else self.forward.no_sync()
+            with quiet:
+                measured = self.objective.measure(batch)
+                shared = counts
+                if shared is None and world > 1:
+                    shared = {name: ranks.add(m.tally.count) for name, m in measured.items()}
+                loss = self.objective.combine(measured, shared)
+                self._refuse_unless_finite(measured, loss)
+                self.scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
+            self._note(measured, loss)
+            total += float(loss.detach())
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        clock = self.objective.clock
+        self.objective.update()
+        self.steps_done += 1
+        if self.watch:
+            self.watch(clock, batches, total)
+        return total
+
+    def _refuse_unless_finite(self, measured: dict[str, Measured], loss: Tensor) -> None:
+        if bool(torch.isfinite(loss)):
+            return
+        name, ids = self.objective.blame(measured)
+        clock = self.objective.clock
+        kept = checkpoint.newest(self.folder / "checkpoints") if self.folder else None
+        raise NotFiniteError(
+            f"the loss is {float(loss)} at generation {clock.generation}, step {clock.step}, term {name!r}, "
+            f"samples {ids}; the last checkpoint is kept ({kept.name if kept else 'none was due yet'}); "
+            "lower --lr or set --clip 1.0, and look at those samples"
+        )
+
+    def _note(self, measured: dict[str, Measured], loss: Tensor) -> None:
+        """Add this micro-batch to the epoch's sums."""
+        for name, m in measured.items():
+            row = torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid])
+            self.sums[name] = self.sums[name] + row if name in self.sums else row
+        row = torch.stack([loss.detach(), torch.ones_like(loss.detach())])
+        self.sums[""] = self.sums[""] + row if "" in self.sums else row
+
+    # between steps -------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Time spent training, over all sittings."""
+        return self._elapsed + time.monotonic() - self._since
+
+    def epoch_ended(self) -> bool:
+        clock = self.objective.clock
+        return clock.step % clock.per_epoch == 0 or clock.step == clock.length
+
+    def due(self) -> bool:
+        """Is it time for a checkpoint?"""
+        every = self.settings.save_steps
+        if every is not None:
+            return self.objective.clock.step % every == 0
+        return self.folder is not None and time.monotonic() - self._saved_at > self.settings.save_seconds
+
+    def figures(self) -> dict[str, float]:
+        """The last step by term: its mean loss, and the share of its targets kept by the gate."""
+        figures = {}
+        for name, f in self.objective.figures.items():
+            figures[name] = float(f.loss)
+            if not isinstance(self.method.terms[name].gate, Always):
+                figures[f"{name} kept"] = float(f.kept / f.valid.clamp(min=1))
+        return figures
+
+    def end_epoch(self, clock: Clock) -> None:
+        """Score the audit split, keep the best weights so far, write one line of metrics."""
+        sums = {name: ranks.add(row).tolist() for name, row in self.sums.items()}
+        line: dict[str, Any] = {
+            "generation": clock.generation,
+            "epoch": clock.epoch,
+            "step": clock.step + 1,
+            "loss": sums[""][0] / (sums[""][1] / self.settings.accumulate / ranks.size()),
+            "terms": {},
+        }
+        for name, (total, count, kept, valid) in ((n, row) for n, row in sums.items() if n):
+            weight = self.method.terms[name].weight_at(clock)
+            share = kept / valid if valid else None
+            line["terms"][name] = {"loss": total / count if count else None, "weight": weight, "kept": share}
+        if len(self.data.audit):
+            line["audit"] = score(self.model, self.data, self.data.audit, device=self.device)
+            if line["audit"]["accuracy"] > self.best["accuracy"]:
+                weights = _copy(self.model.state_dict())
+                self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
+        self.sums = {}
+        self.history.append(line)
+        if self.folder and ranks.rank() == 0:
+            with (self.folder / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(line, sort_keys=True) + "\n")
+                log.flush()
+                os.fsync(log.fileno())  # a checkpoint must never know of more lines than the disk has
+                self._log_bytes = log.tell()
+
+    def end_generation(self) -> None:
+        weights = _copy(self.model.state_dict())
+        last = self.history[-1]
+        best = self.best["weights"] or weights
+        done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}))
+        self.done.append(done)
+        if self.folder and ranks.rank() == 0:
+            (self.folder / "generations").mkdir(exist_ok=True)
+            for name, state in (("final", done.weights), ("best", done.best)):
+                checkpoint.write_tensors(self.folder / "generations" / f"{len(self.done) - 1}-{name}.safetensors", state)
+
+    def save(self) -> None:
+        """A checkpoint of everything; rank 0 writes, all take part."""
+        components = {
+            "student": shards.gathered(self.model.state_dict()),
+            "objective": shards.gathered(self.objective.state_dict()),
+            "optimizer": shards.gathered(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "best": self.best,
+            "progress": {
+                "generation": self.objective.clock.generation,
+                "start": self.start,
+                "sums": self.sums,
+                "scaler": self.scaler.state_dict(),
+                "log_bytes": self._log_bytes,
+                "steps_done": self.steps_done,
+                "elapsed": self.seconds(),
+                "done": [
+                    {"start": t.start, "best_epoch": t.best_epoch, "audit": t.audit, "digest": digest(t.weights)}
+                    for t in self.done
+                ],
+            },
+        }
+        weights = components["student"]
+        if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
+            raise NotFiniteError(
+                f"a weight is nan or infinite at step {self.objective.clock.step}; nothing was saved over the last "
+                "checkpoint; lower --lr or set --clip 1.0"
+            )
+        if self.folder and ranks.rank() == 0:
+            checkpoint.write(self.folder / "checkpoints", components)
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> bool:
+        """Go to the newest intact checkpoint; False if the run never saved one."""
+        assert self.folder is not None
+        found = checkpoint.newest(self.folder / "checkpoints", warn=self.warn)
+        if found is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return False
+        saved = checkpoint.read(found)
+        progress = saved["progress"]
+        for index, row in enumerate(progress["done"]):
+            states = {
+                name: checkpoint.read_tensors(self.folder / "generations" / f"{index}-{name}.safetensors")
+                for name in ("final", "best")
+            }
+            if digest(states["final"]) != row["digest"]:
+                raise CheckpointError(f"generations/{index}-final.safetensors in {self.folder} is not the one this run wrote; start again in a new --out")
+            self.done.append(Trained(row["start"], states["final"], states["best"], row["best_epoch"], row["audit"]))
+        self.begin(progress["generation"])
+        self.start = progress["start"]
+        shards.load_module(self.model, saved["student"])
+        shards.load_module(self.objective, saved["objective"])
+        shards.load_optimizer(self.optimizer, saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.best, self.sums = saved["best"], progress["sums"]
+        self.scaler.load_state_dict(progress["scaler"])
+        self._sample(progress["generation"])
+        self._restore_log(progress["log_bytes"])
+        self._elapsed, self.steps_done = progress["elapsed"], progress["steps_done"]
+        return True
+
+    def _restore_log(self, size: int) -> None:
+        """Cut the log back to what it was when the checkpoint was written."""
+        assert self.folder is not None
+        log = self.folder / "metrics.jsonl"
+        text = log.read_bytes() if log.exists() else b""
+        if len(text) < size:
+            raise CheckpointError(f"{log} has {len(text)} bytes and the checkpoint knows of {size}; it was cut; start again in a new --out")
+        if ranks.rank() == 0:
+            log.write_bytes(text[:size])
+        self._log_bytes = size
+        self.history = [json.loads(line) for line in text[:size].decode().splitlines()]

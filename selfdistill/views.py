@@ -1,0 +1,69 @@
+"""Views: what do student and teacher look at? Here are the values; `sampling` draws the rows and makes the tensors.
+
+A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
+
+* ``labelled``: the labelled training rows, shuffled every epoch;
+* ``all``: labelled and unlabelled rows alike;
+* ``union``: labelled rows and the unlabelled ones that a teacher has admitted;
+* ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
+* ``pair``: for each labelled row of the batch another row of its class.
+
+``augment`` is ``none``, ``weak``, ``strong``, or ``default`` (what suits the data).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROWS = ("labelled", "all", "union", "unlabelled", "pair")
+AUGMENT = ("default", "none", "weak", "strong")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples."""
+
+    name: str
+    rows: str = "labelled"
+    augment: str = "default"
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
+            if value not in known:
+                raise ValueError(f"{value!r} is none of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones."""
+
+    looks: tuple[Look, ...] = (Look("x"),)
+    ratio: float = 1.0
+    overlap: bool = False
+
+    def need_unlabelled(self) -> bool:
+        """Does the method make no sense without unlabelled rows?"""
+        return any(look.rows in ("unlabelled", "union") for look in self.looks)
+
+
+def two(rows: str = "labelled", augment: str = "weak") -> Views:
+    """Two independent augmentations ``x`` and ``other`` of the same rows."""
+    return Views((Look("x", rows, augment), Look("other", rows, augment)))
+
+
+def pairs() -> Views:
+    """``x`` and, for each of its rows, another sample of the same class in ``pair``."""
+    return Views((Look("x"), Look("pair", "pair")))
+
+
+def overlapping() -> Views:
+    """Batches of which one half was in the batch before."""
+    return Views(overlap=True)
+
+
+def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
+    """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view."""
+    return Views(
+        (Look("labelled", "labelled", labelled), Look("weak", "unlabelled", "weak"), Look("strong", "unlabelled", "strong")),
+        ratio,
+    )
