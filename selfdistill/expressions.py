@@ -69,7 +69,7 @@ def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method
     if isinstance(tree, ast.Name):
         return reader.call(ast.Call(func=tree, args=[], keywords=[]), depth=1)
     if not isinstance(tree, ast.Call):
-        raise reader.refusal(tree, f"not the call of a {kind}")
+        raise reader.refusal(tree, _SYNTAX.get(type(tree), f"not the call of a {kind}"))
     return reader.call(tree, depth=1)
 
 

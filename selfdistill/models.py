@@ -1,7 +1,7 @@
 """Models by name or by `module:function`: a factory that builds them afresh, and the folder that keeps one.
 
-A model folder holds safetensors and a small config. Loading it needs this file and what it imports; none of the
-training code is.
+A model folder holds safetensors and a small config. Loading it needs this file and what it imports, which is
+none of the training code.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet":
 FORMAT = 1
 TENSORS, CONFIG = "model.safetensors", "config.json"
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+_PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _KNOWN = re.compile(r"\s*\w+\s*(\(.*\))?\s*", re.DOTALL)
 _FOREIGN = re.compile(r"\s*(?P<place>.+?):(?P<name>[^\W\d]\w*)\s*(?P<options>\(.*\))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Build:
-    """A factory of one kind of model: every call makes a fresh one, initialised from torch's global generator.
+    """A factory of one kind of model: every call makes a fresh one, drawn from torch's global generator.
 
-    ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of the
-    result, ``options`` what else the function is told.
+    ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of
+    the result, ``options`` what else the function is told.
 
     >>> build = parse("mlp(width=8)", (4,), 3)
     >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
@@ -100,8 +102,8 @@ class Build:
 def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
     """Read "mlp", "cnn(width=64)", "module:function" or "path/to/file.py:function" (with options, if any).
 
-    A user's function is called with (shape, outputs) if its signature asks for two positional arguments or names
-    them so, otherwise with none. Modules are also looked for in the current folder.
+    A user's function is called with (shape, outputs) if its signature asks for two positional arguments or
+    names them so, otherwise with none. Modules are also looked for in the current folder.
 
     Raises:
         RecipeError: no such model, module, function or option; the message has the nearest names.
@@ -118,7 +120,7 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
 
 
 class _Options:
-    """Stands in for a model function while its text is read: takes the options it would, and hands them back."""
+    """Stands in for a model function while its text is read: takes its options and hands them back."""
 
     def __init__(self, signature: inspect.Signature) -> None:
         self.__signature__ = signature
@@ -139,12 +141,11 @@ def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _options_of(function: Callable[..., Any], spec: str) -> inspect.Signature:
     """The function's signature without what it is always given; all that is left goes by name."""
-    parameters = list(_signature(function).parameters.values())
-    parameters = parameters[2:] if _takes_shape(function, spec) else parameters
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
-    named = [p for p in parameters if p.kind not in variable]
+    parameters = _signature(function).parameters.values()
+    given = [p for p in parameters if p.kind in _PLACED][:2] if _takes_shape(function, spec) else []
+    named = [p for p in parameters if p not in given and p.kind in (*_NAMED, inspect.Parameter.VAR_KEYWORD)]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature([p if p.kind is p.VAR_KEYWORD else p.replace(kind=keyword) for p in named])
+    return inspect.Signature([p.replace(kind=keyword) if p.kind in _NAMED else p for p in named])
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -155,10 +156,13 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def _takes_shape(function: Callable[..., Any], spec: str) -> bool:
-    placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p for p in _signature(function).parameters.values() if p.kind in placed]
+    parameters = _signature(function).parameters.values()
+    positional = [p for p in parameters if p.kind in _PLACED]
     required = [p.name for p in positional if p.default is inspect.Parameter.empty]
+    any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     if len(required) == 2 or [p.name for p in positional[:2]] == ["shape", "outputs"]:
+        return True
+    if any_number and not positional:
         return True
     if required:
         form = f"{spec}({', '.join(required)})"
@@ -294,7 +298,8 @@ def load(folder: Path | str) -> nn.Module:
     build = _read_config(folder)
     tensors = _read_tensors(folder)
     try:
-        model = build()
+        with torch.random.fork_rng(devices=[]):  # nor must loading
+            model = build()
     except RecipeError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
@@ -349,7 +354,7 @@ def _read_config(folder: Path) -> Build:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})"
         ) from error
@@ -358,12 +363,14 @@ def _read_config(folder: Path) -> Build:
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options = config.get("options")
-    whole = (
-        isinstance(shape, list) and all(isinstance(side, int) for side in shape) and isinstance(outputs, int)
-    )
-    if not (isinstance(spec, str) and whole and isinstance(options, dict)):
-        raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
-    return Build(spec, tuple(shape), outputs).having(**options)
+    if (
+        isinstance(spec, str)
+        and isinstance(shape, list)
+        and isinstance(outputs, int)
+        and isinstance(options, dict)
+    ):
+        return Build(spec, _tuples(shape), outputs).having(**options)
+    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

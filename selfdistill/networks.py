@@ -17,8 +17,8 @@ class Staged(nn.Module):
 
     Without exits, ``forward`` returns logits (rows, outputs). With them it returns ``logits`` and ``feature``
     (rows, D) of the deepest classifier, and ``exits`` (rows, E, outputs) and ``features`` (rows, E, D) of the
-    shallow ones, shallow to deep: a bottleneck of its own brings each stage to the same D before its classifier
-    (Zhang et al., Be your own teacher, ICCV 2019).
+    shallow ones, shallow to deep: a bottleneck of its own brings each stage to the same D before its
+    classifier (Zhang et al., Be your own teacher, ICCV 2019).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ def resnet(
     exits: bool = False,
     norm: str = "batch",
 ) -> nn.Module:
-    """The small residual network of He et al. 2016, section 4.2: three stages of ``blocks`` blocks, 6 blocks + 2 layers.
+    """Three stages of residual blocks: 6 ``blocks`` + 2 layers (He et al., CVPR 2016, section 4.2).
 
     >>> resnet((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -189,7 +189,7 @@ def _convolution(before: int, after: int, norm: str, stride: int = 1) -> list[nn
 
 
 def _bottlenecks(width: int, strides: list[int], norm: str) -> list[nn.Module]:
-    """One per shallow stage: depthwise and pointwise convolutions that shrink and widen as the later stages do."""
+    """One per shallow stage: depthwise, then pointwise convolutions, shrinking as the later stages do."""
     made: list[nn.Module] = []
     for stage in (0, 1):
         layers: list[nn.Module] = []

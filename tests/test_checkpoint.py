@@ -1,20 +1,14 @@
-"""Checkpoints: exact, whole or not at all, never believed when one bit differs, never a pickle."""
+"""Checkpoints come back exactly, and their folder is kept in order."""
 
 from __future__ import annotations
 
 import collections
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
-import pickle
-import re
-import shutil
-import signal
 import struct
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfdistill import checkpoint, serialization
+from selfdistill import checkpoint
 from selfdistill.errors import CheckpointError
+from tests.checkpoints import FILES, same, saved
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -42,43 +37,6 @@ DTYPES = [
     ),
     *(torch.bool, torch.complex64),
 ]
-FILES = ["clock.json", "clock.safetensors", "manifest.json", "student.json", "student.safetensors"]
-
-
-def same(a: object, b: object) -> bool:
-    """Equal in every type and every bit, including the order of keys."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        raw = [
-            t.detach().contiguous().reshape(-1).view(torch.uint8).tolist() if t.numel() else []
-            for t in (a, b)
-        ]
-        return a.dtype == b.dtype and a.shape == b.shape and raw[0] == raw[1]
-    if isinstance(a, dict) and isinstance(b, dict):
-        return same(list(a.items()), list(b.items()))
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, float) and isinstance(b, float):
-        return struct.pack("d", a) == struct.pack("d", b)
-    return a == b
-
-
-def components(value: float) -> dict[str, object]:
-    """Two small components that differ everywhere between two values, so that a mixture would show."""
-    student = {"weight": torch.full((3, 2), value), "steps": torch.tensor(int(value)), "value": value}
-    return {"student": student, "clock": {"epoch": int(value), "seen": torch.full((2,), value), "none": None}}
-
-
-def saved(folder: Path, *values: float, keep: int = 2) -> list[Path]:
-    return [checkpoint.write(folder, components(value), keep=keep) for value in values]
-
-
-def temporary(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith(".tmp-")]
-
-
-# --- exactness ------------------------------------------------------------------------------------
 
 
 def tensors() -> st.SearchStrategy[torch.Tensor]:
@@ -195,6 +153,38 @@ def test_files_are_the_public_format_in_both_directions(tmp_path: Path) -> None:
         assert file.metadata() == {"made by": "test"}
 
 
+def test_each_tensor_lies_aligned_in_its_file(tmp_path: Path) -> None:
+    mixed = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(3).half(), "c": torch.ones(3).double()}
+    checkpoint.write_tensors(tmp_path / "t", mixed)
+    data = (tmp_path / "t").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    for name, tensor in mixed.items():
+        assert (8 + length + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0
+
+
+def test_keys_that_share_a_path_do_not_share_a_tensor(tmp_path: Path) -> None:
+    one, two, three, four = (torch.full((2,), float(i)) for i in range(4))
+    tree = {
+        0: one,
+        "0": two,
+        "a/b": three,
+        "a": {"b": four},
+        "__metadata__": one,
+        "": two,
+        "/a/b": one,
+        "\ud800": two,
+    }
+    assert same(checkpoint.read(checkpoint.write(tmp_path, {"x": tree})), {"x": tree})
+
+
+def test_nan_and_infinity_keep_their_bits_in_strict_json(tmp_path: Path) -> None:
+    nans = [struct.unpack(">d", bytes.fromhex(bits))[0] for bits in ("7ff8000000000000", "fff80000000000ab")]
+    path = checkpoint.write(tmp_path, {"x": [*nans, math.inf, -math.inf, -0.0, 5e-324, 0.1]})
+    assert same(checkpoint.read(path)["x"], [*nans, math.inf, -math.inf, -0.0, 5e-324, 0.1])
+    json.loads((path / "x.json").read_text(), parse_constant=pytest.fail)
+
+
 Pair = collections.namedtuple("Pair", "a b")
 
 
@@ -277,373 +267,8 @@ def test_the_manifest_lists_size_and_hash_of_every_file(tmp_path: Path) -> None:
 def test_two_writers_at_once_are_told_apart(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    fcntl.flock(handle, fcntl.LOCK_SH)
     with pytest.raises(CheckpointError, match="another process"):
         saved(tmp_path, 2)
     os.close(handle)
     assert saved(tmp_path, 2)[0].name == "ckpt-00000002"
-
-
-# --- damage ---------------------------------------------------------------------------------------
-
-
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def never_flushed(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-def link(path: Path) -> None:
-    shutil.move(path, path.parent.parent / "elsewhere")
-    path.symlink_to(path.parent.parent / "elsewhere")
-
-
-DAMAGES = [delete, truncate, empty, never_flushed, lengthen, flip, link]
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_passed_over_with_one_line(tmp_path: Path, name: str, damage) -> None:
-    older, newer = saved(tmp_path, 1, 2)
-    damage(newer / name)
-    lines: list[str] = []
-    assert checkpoint.newest(tmp_path, warn=lines.append) == older
-    assert same(checkpoint.read(older)["student"], components(1)["student"])
-    (line,) = lines
-    assert "\n" not in line
-    assert all(part in line for part in (str(newer), name, "ckpt-00000001 is used instead"))
-    with pytest.raises(CheckpointError, match=r"ckpt-00000002: damaged checkpoint \(.*" + name):
-        checkpoint.read(newer)
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("name", FILES)
-def test_without_an_intact_checkpoint_the_error_names_the_fault(tmp_path: Path, name: str, damage) -> None:
-    (only,) = saved(tmp_path, 1)
-    damage(only / name)
-    with pytest.raises(CheckpointError, match=rf"no intact checkpoint \(ckpt-00000001: .*{name}") as caught:
-        checkpoint.newest(tmp_path, warn=pytest.fail)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_byte_can_change_unseen(tmp_path: Path) -> None:
-    """Every byte of every file, the manifest's too, flipped in turn: the older checkpoint is used."""
-    older, newer = saved(tmp_path, 1, 2)
-    for name in FILES:
-        good = (newer / name).read_bytes()
-        for at in range(len(good)):
-            (newer / name).write_bytes(good[:at] + bytes([good[at] ^ (1 << at % 8)]) + good[at + 1 :])
-            assert checkpoint.newest(tmp_path, warn=lambda line: None) == older, (name, at)
-        (newer / name).write_bytes(good)
-    assert checkpoint.newest(tmp_path, warn=pytest.fail) == newer
-
-
-def test_a_renamed_checkpoint_and_one_with_a_stray_file_are_damaged(tmp_path: Path) -> None:
-    first, second, third = saved(tmp_path, 1, 2, 3, keep=3)
-    (second / "notes.txt").write_text("mine")
-    third.rename(tmp_path / "ckpt-00000007")
-    (tmp_path / "ckpt-00000008").mkdir()
-    (tmp_path / "ckpt-00000009").write_text("a file")
-    lines: list[str] = []
-    assert checkpoint.newest(tmp_path, warn=lines.append) == first
-    reasons = ["not a folder", "manifest.json is missing", "was changed", "notes.txt does not belong"]
-    assert all(reason in line for reason, line in zip(reasons, lines, strict=True))
-    assert saved(tmp_path, 4, keep=9)[0].name == "ckpt-00000010"
-
-
-def test_the_warning_goes_to_standard_error_unless_told_otherwise(tmp_path: Path, capsys) -> None:
-    saved(tmp_path, 1, 2)
-    delete(tmp_path / "ckpt-00000002" / "clock.json")
-    checkpoint.newest(tmp_path)
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-
-
-# --- foreign content ------------------------------------------------------------------------------
-
-
-class Bomb:
-    """Unpickling this makes a file, which is how the tests see that code has run."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.mark),)
-
-
-def payloads(mark: Path) -> dict[str, bytes]:
-    zipped = mark.with_name("zipped")
-    torch.save({"w": torch.ones(2), "bomb": Bomb(mark)}, zipped)
-    data = zipped.read_bytes()
-    zipped.unlink()
-    return {"zip": data} | {f"protocol {p}": pickle.dumps(Bomb(mark), protocol=p) for p in (0, 2, 3, 4, 5)}
-
-
-PAYLOADS = ["zip", "protocol 0", "protocol 2", "protocol 3", "protocol 4", "protocol 5"]
-
-
-def test_the_payloads_would_run_if_unpickled(tmp_path: Path) -> None:
-    """Guards the tests below: a payload that does nothing would prove nothing."""
-    for kind, data in payloads(tmp_path / "ran").items():
-        if kind != "zip":
-            pickle.loads(data)  # noqa: S301
-            (tmp_path / "ran").rmdir()
-
-
-@pytest.mark.parametrize("kind", PAYLOADS)
-@pytest.mark.parametrize(
-    "name", ["student.safetensors", "student.json", "model.pt", "x.pkl", "x.bin", "x.pth"]
-)
-def test_a_pickle_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path, kind: str, name: str) -> None:
-    folder = tmp_path / "checkpoints"
-    _, newer = saved(folder, 1, 2)
-    (newer / name).write_bytes(payloads(tmp_path / "ran")[kind])
-    for attempt in (lambda: checkpoint.newest(folder, warn=pytest.fail), lambda: checkpoint.read(newer)):
-        with pytest.raises(CheckpointError, match=rf"{name}: .* is never read.*move it away"):
-            attempt()
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("kind", PAYLOADS)
-def test_a_pickle_under_a_forged_manifest_is_refused_too(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "checkpoints"
-    (only,) = saved(folder, 1)
-    data = payloads(tmp_path / "ran")[kind]
-    (only / "student.safetensors").write_bytes(data)
-    manifest = json.loads((only / "manifest.json").read_text())
-    manifest["files"]["student.safetensors"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    del manifest["sha256"]
-    text = json.dumps(manifest, sort_keys=True, indent=2) + "\n"
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (only / "manifest.json").write_text(json.dumps(manifest, sort_keys=True, indent=2) + "\n")
-    with pytest.raises(CheckpointError, match=r"student.safetensors: .* is never read"):
-        checkpoint.newest(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_foreign_file_beside_the_checkpoints_and_an_unlabelled_pickle_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    (only,) = saved(folder, 1)
-    data = payloads(tmp_path / "ran")["protocol 4"]
-    (only / "harmless").write_bytes(data)
-    with pytest.raises(CheckpointError, match="harmless: a pickle is never read"):
-        checkpoint.newest(folder)
-    (only / "harmless").rename(folder / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last.pt: a .pt file is never read"):
-        checkpoint.newest(folder)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_read_tensors_tells_pickles_damage_and_absence_apart(tmp_path: Path) -> None:
-    path = tmp_path / "student.safetensors"
-    for data in payloads(tmp_path / "ran").values():
-        path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r"student.safetensors: (a pickle is never|no intact)"):
-            checkpoint.read_tensors(path)
-    assert not (tmp_path / "ran").exists()
-    header = {"w" * 584: torch.ones(2)}  # a header of 640 bytes, whose length begins like a pickle: 80 02
-    checkpoint.write_tensors(path, header)
-    assert path.read_bytes()[:2] == b"\x80\x02"
-    assert same(checkpoint.read_tensors(path), header)
-    truncate(path)
-    with pytest.raises(CheckpointError, match="no intact safetensors file"):
-        checkpoint.read_tensors(path)
-    with pytest.raises(CheckpointError, match="No such file"):
-        checkpoint.read_tensors(tmp_path / "none")
-
-
-# --- crashes and full disks -----------------------------------------------------------------------
-
-OPERATIONS = ["fsync", "rename", "unlink", "rmdir"]
-
-
-def killed_write(folder: Path, value: float, nth: int, after: bool) -> bool:
-    """Write in a forked child that kills itself at the nth operation on the disk; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def fatal(operation):
-            def call(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count == nth and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                result = operation(*args, **kwargs)
-                if count == nth and after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-
-            return call
-
-        def torn(tensors, stream=serialization.stream):
-            for piece in stream(tensors):
-                yield piece[: len(piece) // 2]
-                fatal(lambda: None)()
-                yield piece[len(piece) // 2 :]
-
-        for name in OPERATIONS:
-            setattr(os, name, fatal(getattr(os, name)))
-        setattr(checkpoint, "stream", torn)  # noqa: B010
-        try:
-            saved(folder, value)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_any_operation_the_old_or_the_new_is_whole(tmp_path: Path, after: bool) -> None:
-    outcomes, nth, killed = [], 0, True
-    while killed:
-        nth += 1
-        folder = tmp_path / str(nth)
-        saved(folder, 1, 2)
-        killed = killed_write(folder, 3, nth, after)
-        path = checkpoint.newest(folder, warn=pytest.fail)
-        assert path is not None
-        back = checkpoint.read(path)
-        value = back["student"]["value"]
-        assert same(dict(sorted(back.items())), dict(sorted(components(value).items())))
-        assert value == float(path.name[-1])
-        outcomes.append(value)
-        saved(folder, 4)
-        assert temporary(folder) == []
-        assert len(list(folder.iterdir())) == 2
-    assert outcomes == sorted(outcomes)
-    assert set(outcomes) == {2.0, 3.0}
-    assert len(outcomes) > 20
-
-
-def test_what_a_power_cut_could_lose_is_flushed_before_it_is_relied_on(tmp_path: Path, monkeypatch) -> None:
-    """Each file, the manifest, the folder, the rename, the parent, in this order; only then old ones go."""
-    saved(tmp_path, 1, 2)
-    events: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def spy_fsync(handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle}")
-        events.append(f"sync {os.path.relpath(path, tmp_path)}")
-        assert os.fstat(handle).st_size > 0 or os.path.isdir(path)
-        fsync(handle)
-
-    def spy_rename(source: Path, target: Path) -> None:
-        events.append(f"rename {source.name} {target.name}")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(os, "rename", spy_rename)
-    saved(tmp_path, 3)
-    new, old = ".tmp-ckpt-00000003", "ckpt-00000001"
-    assert sorted(events[:4]) == sorted(f"sync {new}/{name}" for name in FILES if name != "manifest.json")
-    assert events[4:] == [
-        *(f"sync {new}/manifest.json", f"sync {new}", f"rename {new} ckpt-00000003", "sync ."),
-        f"rename {old} .tmp-old-{old}",
-    ]
-
-
-def fail_at(monkeypatch, name: str, nth: int, code: int) -> None:
-    original, calls = getattr(os, name), []
-
-    def call(*args):
-        calls.append(args)
-        if len(calls) == nth:
-            raise OSError(code, os.strerror(code))
-        return original(*args)
-
-    monkeypatch.setattr(os, name, call)
-
-
-@pytest.mark.parametrize(("name", "nth"), [*(("fsync", n) for n in range(1, 7)), ("rename", 1)])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_fails_loses_nothing_and_is_named(tmp_path: Path, monkeypatch, name, nth, code) -> None:
-    saved(tmp_path, 1)
-    with monkeypatch.context() as patch:
-        fail_at(patch, name, nth, code)
-        with pytest.raises(CheckpointError) as caught:
-            saved(tmp_path, 2)
-    remedy = "check the place" if code == errno.EROFS else "the disk is full.*free some space"
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: ")
-    assert "the earlier checkpoint ckpt-00000001 is intact" in message
-    assert re.search(remedy, message)
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-00000001"]
-    assert checkpoint.newest(tmp_path, warn=pytest.fail) == tmp_path / "ckpt-00000001"
-
-
-def test_a_full_disk_without_an_earlier_checkpoint_says_so(tmp_path: Path, monkeypatch) -> None:
-    fail_at(monkeypatch, "fsync", 2, errno.ENOSPC)
-    with pytest.raises(CheckpointError, match="the disk is full; there is no earlier checkpoint"):
-        saved(tmp_path / "new", 1)
-
-
-def test_a_disk_that_really_is_full(tmp_path: Path) -> None:
-    """On a small file system in memory, where that may be mounted."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        saved(tmp_path, 1)
-        with pytest.raises(CheckpointError, match=r"the disk is full; .*ckpt-00000001 is intact"):
-            checkpoint.write(tmp_path, {"student": torch.zeros(100_000)})
-        with pytest.raises(CheckpointError, match=r"big.safetensors: cannot be written .*free some space"):
-            checkpoint.write_tensors(tmp_path / "big.safetensors", {"w": torch.zeros(100_000)})
-        assert [path.name for path in tmp_path.iterdir()] == ["ckpt-00000001"]
-        saved(tmp_path, 2)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_an_interrupt_inside_a_save_leaves_no_half(tmp_path: Path, monkeypatch) -> None:
-    saved(tmp_path, 1)
-
-    def interrupted(tensors):
-        yield b"half"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "stream", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        saved(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-00000001"]
-
-
-@pytest.mark.parametrize("stage", ["fsync", "rename"])
-def test_a_single_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch, stage: str) -> None:
-    def write(value: float) -> None:
-        checkpoint.write_json(tmp_path / "run.json", {"value": value})
-        checkpoint.write_tensors(tmp_path / "model.safetensors", {"w": torch.full((2,), value)})
-
-    def kept() -> tuple[object, float]:
-        value = json.loads((tmp_path / "run.json").read_text())["value"]
-        return value, float(checkpoint.read_tensors(tmp_path / "model.safetensors")["w"][0])
-
-    write(1.0)
-    for nth, expected in ((1, (1.0, 1.0)), (2 if stage == "rename" else 3, (2.0, 1.0))):
-        with monkeypatch.context() as patch:
-            fail_at(patch, stage, nth, errno.ENOSPC)
-            with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
-                write(2.0)
-        assert kept() == expected
-        assert temporary(tmp_path) == []

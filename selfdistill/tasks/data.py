@@ -305,6 +305,6 @@ def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
         return tabular.transform(preprocessor, frame, str(path)), names
     columns = list(frame.columns)
     values = tabular.prepare(frame, columns, columns, str(path)).to_numpy(np.float32)
-    x = torch.from_numpy(values)
+    x = torch.tensor(values)
     _check_inputs(x, torch.zeros(len(x)), str(path))
     return x, names

@@ -7,6 +7,7 @@ one; a category never seen in training is all zeros.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,9 +59,9 @@ def read_frame(path: Path) -> Any:
         raise DataError(f"{path}: no such table; give the path of an existing {', '.join(SUFFIXES)} file")
     try:
         if name.endswith(".parquet"):
-            frame = library.read_parquet(path)
+            frame = library.read_parquet(path).reset_index(drop=True)
         else:
-            frame = library.read_csv(path, sep="\t" if ".tsv" in name else ",", low_memory=False)
+            frame = _read_text(path)
     except ImportError:
         raise DataError(f"{path}: Parquet needs pyarrow: pip install 'selfdistill[tables]'") from None
     except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -68,13 +69,22 @@ def read_frame(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as a table ({reason}); repair or export it again") from None
     if frame.empty:
         raise DataError(f"{path}: the table has no rows; add some")
-    if not isinstance(frame.index, library.RangeIndex):  # pandas took the surplus for row names
-        raise DataError(f"{path}: rows have more cells than the header names; complete the header")
     frame.columns = [str(column) for column in frame.columns]
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise DataError(f"{path}: two columns are called '{twice}'; rename one")
     return frame
+
+
+def _read_text(path: Path, **options: Any) -> Any:
+    library, separator = pandas(), "\t" if ".tsv" in path.name.lower() else ","
+    with warnings.catch_warnings():
+        # A surplus cell would become the row's name or, with index_col=False, be dropped with this warning.
+        warnings.simplefilter("error", library.errors.ParserWarning)
+        try:
+            return library.read_csv(path, sep=separator, low_memory=False, index_col=False, **options)
+        except library.errors.ParserWarning:
+            raise ValueError("rows have more cells than the header has names") from None
 
 
 def read(path: Path, target: str | None, unlabelled: Path | None) -> Table:
@@ -94,7 +104,11 @@ def read(path: Path, target: str | None, unlabelled: Path | None) -> Table:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
     numeric = [name for name in names if _is_number(frame[name])]
     features = prepare(frame, names, numeric, str(path))
-    y, classes = _targets(frame[target], f"{path}: column '{target}'")
+    column = frame[target]
+    if not _is_number(column) and not path.name.lower().endswith(".parquet"):
+        # "None" or "NA" may be the name of a class: in a target of words only an empty cell is missing
+        column = _read_text(path, usecols=[target], keep_default_na=False, na_values=[""])[target]
+    y, classes = _targets(column, f"{path}: column '{target}'")
     if unlabelled is not None:
         more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled))
         features = pandas().concat([features, more], ignore_index=True)
@@ -122,13 +136,13 @@ def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str
 
 
 def _is_number(column: Any) -> bool:
-    """Numbers and times; also a column with nothing in it."""
+    """Numbers, decimals and times; also a column with nothing in it."""
     types = pandas().api.types
     if types.is_bool_dtype(column):
         return False
-    return bool(
-        types.is_numeric_dtype(column) or types.is_datetime64_any_dtype(column) or column.isna().all()
-    )
+    if types.is_numeric_dtype(column) or types.is_datetime64_any_dtype(column) or column.isna().all():
+        return True
+    return bool(types.infer_dtype(column, skipna=True) == "decimal")
 
 
 def _numbers(column: Any, place: str) -> Any:
@@ -218,8 +232,6 @@ def transform(preprocessor: Any, frame: Any, place: str = "table") -> Tensor:
     Raises:
         DataError: a column is missing or holds what cannot be used (as in ``prepare``).
     """
-    import warnings
-
     names, numeric = columns(preprocessor)
     prepared = prepare(frame, names, numeric, place)
     with warnings.catch_warnings():  # that an unknown category becomes zeros is what was asked for

@@ -50,6 +50,18 @@ class TestAddressing:
         assert x.equal(before)
 
 
+def test_same_bits_on_two_threads():
+    """A large image alone is summed by two threads, in a batch by one: a sum of floats would differ."""
+    threads, x, u = torch.get_num_threads(), picture(24, 3, 128, 128), picture(24, 1, 1, 1)
+    torch.set_num_threads(2)
+    try:
+        whole = augment.RECOLOUR["contrast"](x, u)
+        alone = [augment.RECOLOUR["contrast"](x[i : i + 1], u[i : i + 1]) for i in range(24)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.cat(alone).equal(whole)
+
+
 def test_none_is_the_input_itself():
     x = picture(2, 1, 8, 8)
     assert view("none", x, torch.arange(2)) is x
@@ -106,7 +118,9 @@ def bytes_picture():
 
 
 def difference(ours, theirs):
-    return (ours.clamp(0, 1)[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.array(theirs)).float()).abs().max()
+    return (
+        (ours.clamp(0, 1)[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.array(theirs)).float()).abs().max()
+    )
 
 
 def operate(name, x, u):

@@ -43,7 +43,12 @@ def test_allocation_is_the_closest_to_proportional(sizes, count):
     assert distance(shares) == min(distance(o) for o in others if sum(o) == count)
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 2), st.integers(0, 2))
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    st.integers(0, 40),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
 def test_allocation_keeps_its_bounds(sizes, count, least, keep):
     shares = splits.allocate(sizes, count, least=least, keep=keep)
     most = [max(size - keep, 0) for size in sizes]
@@ -65,7 +70,9 @@ def test_digits_are_scikit_learns_in_unit_range():
     assert (digits.kind, digits.task, digits.augment, digits.flips) == ("image", "classify", "none", False)
 
 
-@pytest.mark.parametrize("options", [{}, {"labels": 100}, {"labels": 300, "label_noise": 0.3}, {"audit": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"labels": 100}, {"labels": 300, "label_noise": 0.3}, {"audit": 0.1}]
+)
 def test_every_row_is_in_exactly_one_split(options):
     digits = data.load("digits", seed=4, **options)
     assert torch.cat(parts(digits)).sort().values.equal(torch.arange(1797))
@@ -308,9 +315,7 @@ def test_a_broken_card_is_named(tmp_path, content):
         data.inputs_for("digits", tmp_path)
 
 
-@pytest.mark.skipif(
-    len(images.idx_files(images.Path("/usr/share/datasets/fashion-mnist"))) < 4, reason="not installed"
-)
+@pytest.mark.skipif(len(images.idx_files(images.DEBIAN / "fashion-mnist")) < 4, reason="not installed")
 def test_fashion_mnist_as_installed():
     clothes = data.load("fashion-mnist", labels=250)
     assert (clothes.name, clothes.shape, clothes.classes[9]) == ("fashion-mnist", (1, 28, 28), "Ankle boot")

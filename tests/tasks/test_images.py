@@ -118,7 +118,9 @@ def test_a_train_folder_alone_is_split(tmp_path):
     assert len(load(tmp_path).test) == 4
 
 
-@pytest.mark.parametrize("place", ["pets/unlabelled", "pets/unlabeled", "unlabelled", "pets/train/unlabelled"])
+@pytest.mark.parametrize(
+    "place", ["pets/unlabelled", "pets/unlabeled", "unlabelled", "pets/train/unlabelled"]
+)
 def test_unlabelled_is_no_class(tmp_path, place):
     pets(tmp_path / "pets" / ("train" if "train" in place else ""), 6)
     for i in range(5):
@@ -274,7 +276,9 @@ def test_fashion_mnist_is_found_where_the_variable_points(tmp_path, monkeypatch)
 def test_missing_fashion_mnist_names_package_and_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFDISTILL_DATA", str(tmp_path))
     monkeypatch.setattr(images, "DEBIAN", Path("/nowhere"))
-    with pytest.raises(DataError, match="install the Debian package dataset-fashion-mnist, or set SELFDISTILL_DATA"):
+    with pytest.raises(
+        DataError, match="install the Debian package dataset-fashion-mnist, or set SELFDISTILL_DATA"
+    ):
         data.load("fashion-mnist")
 
 
@@ -285,7 +289,11 @@ def test_missing_fashion_mnist_names_package_and_variable(tmp_path, monkeypatch)
         ("train-images-idx3-ubyte.gz", lambda b: b[: len(b) // 2], "cannot be read"),
         ("train-images-idx3-ubyte.gz", lambda b: b"plain text", "cannot be read"),
         ("train-labels-idx1-ubyte.gz", lambda b: gzip.compress(b"text, not IDX"), "not an IDX file"),
-        ("train-labels-idx1-ubyte.gz", lambda b: gzip.compress(gzip.decompress(b)[:-1]), r"59 bytes where \[60\] are announced"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            lambda b: gzip.compress(gzip.decompress(b)[:-1]),
+            r"59 bytes where \[60\] are announced",
+        ),
         (
             "train-labels-idx1-ubyte.gz",
             lambda b: gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 0, 1])),

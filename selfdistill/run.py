@@ -1,0 +1,335 @@
+"""The run folder: one training run with its control, its figures and its model, and the way back into it.
+
+::
+
+    run.json          what was asked for, with what versions, and (when done) the result
+    metrics.jsonl     one line an epoch
+    checkpoints/      the newest two, exact
+    generations/      final and best weights of every generation
+    control/          the plain model trained for as many steps
+    model/            safetensors and a small config; loads without the training code
+    README.md         the same facts for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__, expressions, models, ranks
+from .checkpoint import write_json
+from .core import Clock, Method
+from .errors import CheckpointError, DataError
+from .evaluate import predict, score
+from .fit import Result, fit
+from .heads import Peers
+from .methods import plain, recipes
+from .sampling import Sampler
+from .tasks.data import Data, inputs_for, load, write_card
+
+FORMAT = 1
+STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
+
+Progress = Callable[[Clock, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a run; two runs with equal requests end bit for bit equal on one machine.
+
+    None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
+    for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
+    (about 2,000 steps). ``training`` are further fields of `Settings`.
+    """
+
+    data: str = "digits"
+    target: str | None = None
+    unlabelled: str | None = None
+    labels: int | None = None
+    label_noise: float = 0.0
+    image_size: int | None = None
+    augment: str | None = None
+    model: str | None = None
+    method: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    control: bool = True
+    training: tuple[tuple[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "training": dict(self.training)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Request:
+        return cls(**{**value, "training": tuple(sorted(value["training"].items()))})
+
+    def name(self) -> str:
+        """A folder name: data, method, seed, and a few letters that tell other requests apart."""
+        method = (self.method or "default").split("(")[0]
+        tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+        return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
+
+
+def read_method(expression: str) -> Method:
+    """A recipe's own expression, such as ``ps_kd(alpha=0.8)``, read without evaluating code.
+
+    >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
+    True
+    """
+    method = expressions.read(expression, recipes())
+    assert isinstance(method, Method)
+    return method
+
+
+def product(model: nn.Module) -> nn.Module:
+    """The single model that a training leaves: the first of a group of peers, else the model itself."""
+    return model.members[0] if isinstance(model, Peers) else model
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model of a run folder or of its ``model`` folder, in eval mode.
+
+    Raises:
+        CheckpointError: there is no model there, or it is damaged or of a foreign format.
+    """
+    path = Path(folder)
+    inner = path / "model"
+    return models.load(inner if inner.is_dir() else path)
+
+
+@dataclass
+class Prepared:
+    """A request with every choice made."""
+
+    data: Data
+    method: Method
+    expression: str
+    build: models.Build
+    settings: dict[str, Any]
+
+
+def prepare(request: Request) -> Prepared:
+    """Load the data and fill in what the request leaves open."""
+    data = load(
+        request.data,
+        target=request.target,
+        unlabelled=request.unlabelled,
+        labels=request.labels,
+        label_noise=request.label_noise,
+        image_size=request.image_size,
+        seed=request.seed,
+    )
+    if request.augment:
+        data = replace(data, augment=request.augment)
+    expression = request.method or ("curriculum()" if len(data.unlabelled) else "elr()")
+    method = read_method(expression)
+    small = data.kind == "table" or max(data.shape[-2:]) < 16
+    build = models.parse(request.model or ("mlp" if small else "cnn"), data.shape, len(data.classes))
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
+    settings["batch_size"] = request.batch_size or _batch_size(data, method)
+    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
+    return Prepared(data, method, expression, build, settings)
+
+
+def _batch_size(data: Data, method: Method) -> int:
+    both = any(look.rows in ("union", "all") for look in method.views.looks)
+    return max(1, min(64, len(data.labelled) + (len(data.unlabelled) if both else 0)))
+
+
+def _epochs(data: Data, method: Method, batch_size: int) -> int:
+    if data.task != "classify":  # refused with its reason before training
+        return 1
+    steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
+    return min(100, max(3, math.ceil(STEPS / steps)))
+
+
+class Run:
+    """A run folder. `create` makes or finds it, `open` goes back to it, `execute` trains what is not trained yet."""
+
+    def __init__(self, folder: Path, request: Request) -> None:
+        self.folder, self.request = folder, request
+
+    @classmethod
+    def create(cls, request: Request, out: str | Path | None = None) -> Run:
+        """The folder for a request; an existing one is taken up again if it was made for the same request.
+
+        Raises:
+            DataError: the folder holds another run, or something that is no run.
+        """
+        folder = Path(out) if out is not None else Path("runs") / request.name()
+        if (folder / "run.json").exists():
+            other = cls.open(folder).request
+            if other != request:
+                mine, theirs = request.to_json(), other.to_json()
+                differs = ", ".join(f"{k} {theirs[k]!r}, now {mine[k]!r}" for k in mine if mine[k] != theirs[k])
+                raise DataError(f"{folder} holds a run with other settings ({differs}); give another --out")
+            return cls(folder, request)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{folder} exists and is no run of selfdistill; give another --out")
+        return cls(folder, request)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Go back to a run.
+
+        Raises:
+            CheckpointError: the folder is no run, or its run.json cannot be read.
+        """
+        path = Path(folder) / "run.json"
+        if not path.exists():
+            raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
+        try:
+            return cls(Path(folder), Request.from_json(json.loads(path.read_text())["request"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); start the run again in a new --out") from error
+
+    def _record(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def result(self) -> dict[str, Any] | None:
+        """The figures of a finished run; None if it is not finished."""
+        return self._record().get("result")
+
+    def execute(
+        self, progress: Callable[[str, Method], Progress | None] | None = None, warn: Callable[[str], None] = print
+    ) -> dict[str, Any]:
+        """Train the method and its control, from wherever they were cut; then read the test split, once.
+
+        ``progress`` makes a reporter for each of the trainings, from its name and method.
+        """
+        done = self.result()
+        if done is not None:
+            return done
+        ready = prepare(self.request)
+        self._claim(ready, warn)
+        make = progress or (lambda name, method: None)
+        trained = fit(
+            ready.build, ready.data, ready.method, out=self.folder, resume=True,
+            progress=make(ready.expression, ready.method), warn=warn, **ready.settings,
+        )  # fmt: skip
+        control = None
+        if self.request.control and ready.method != plain():
+            longer = {**ready.settings, "steps": trained.steps, "batch_size": _batch_size(ready.data, plain())}
+            if self.request.batch_size:
+                longer["batch_size"] = min(self.request.batch_size, len(ready.data.labelled))
+            control = fit(
+                ready.build, ready.data, plain(), out=self.folder / "control", resume=True,
+                progress=make("plain(), the control", plain()), warn=warn, **longer,
+            )  # fmt: skip
+        result = self._judge(ready, trained, control)
+        if ranks.rank() == 0:
+            self._finish(ready, trained, result)
+        return result
+
+    def _claim(self, ready: Prepared, warn: Callable[[str], None]) -> None:
+        """Write run.json before training; refuse to go on with other data."""
+        described = ready.data.describe()
+        before = self._record()
+        if before and before["data"]["fingerprint"] != described["fingerprint"]:
+            raise DataError(f"{self.request.data} has changed since {self.folder} was begun; start again in a new --out")
+        if ranks.rank():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        versions = {"selfdistill": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        if before and before["versions"] != versions:
+            warn(f"{self.folder} was begun with {before['versions']}; bit-for-bit equality holds within one version only")
+        write_json(
+            self.folder / "run.json",
+            {
+                "format": FORMAT,
+                "request": self.request.to_json(),
+                "method": ready.expression,
+                "model": str(ready.build),
+                "settings": ready.settings,
+                "data": described,
+                "command": before.get("command", sys.argv),
+                "versions": before.get("versions", versions),
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def _judge(self, ready: Prepared, trained: Result, control: Result | None) -> dict[str, Any]:
+        """Every generation and the control on the test split: the only place that reads it."""
+        data, test = ready.data, ready.data.test
+        scratch = product(trained.model)
+
+        def tested(weights: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+            model.load_state_dict(weights)
+            return score(product(model), data, test)
+
+        generations = [
+            {"generation": g, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch, "test": tested(t.weights, trained.model)}
+            for g, t in enumerate(trained.generations)
+        ]
+        against, name = (trained, "itself") if ready.method == plain() else (control, "control")
+        result: dict[str, Any] = {
+            "run": str(self.folder),
+            "method": ready.expression,
+            "model": str(ready.build),
+            "parameters": sum(p.numel() for p in scratch.parameters()),
+            "data": data.describe(),
+            "seed": self.request.seed,
+            "test": generations[-1]["test"],
+            "generations": generations,
+            "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
+            "steps": trained.steps,
+            "seconds": round(trained.seconds, 2),
+        }
+        if against is not None:
+            last = against.generations[-1]
+            result["plain"] = {
+                "steps": against.steps,
+                "seconds": round(against.seconds, 2),
+                "end": tested(last.weights, against.model),
+                "early_stopped": {"epoch": last.best_epoch, **tested(last.best, against.model)},
+                "from": name,
+            }
+        trained.model.load_state_dict(trained.generations[-1].weights)
+        return result
+
+    def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
+        from .summary import readme
+
+        model = product(trained.model)
+        prepared = ready.method.prepare
+        exits = prepared is not None and not isinstance(trained.model, Peers) and ready.build.accepts("exits")
+        build = ready.build.having(exits=True) if exits else ready.build
+        models.save(model, self.folder / "model", build, {"classes": list(ready.data.classes), "method": ready.expression})
+        write_card(ready.data, self.folder / "model")
+        (self.folder / "README.md").write_text(readme(result, self._record()))
+        write_json(self.folder / "run.json", {**self._record(), "result": result})
+
+    def predict(self, source: str, exit_number: int | None = None) -> tuple[list[str], Tensor, list[str]]:
+        """Row names, class probabilities (rows, classes) and class names for new data.
+
+        ``exit_number`` counts early exits from 1, the shallowest; without it the deepest classifier speaks.
+
+        Raises:
+            CheckpointError: the run has no model yet.
+            DataError: the data do not fit the model, or it has no such exit.
+        """
+        folder = self.folder / "model"
+        if not folder.is_dir():
+            raise CheckpointError(f"{self.folder} has no model yet; finish it by `selfdistill resume {self.folder}`")
+        x, names = inputs_for(source, folder)
+        model = models.load(folder)
+        classes = list(json.loads((folder / "config.json").read_text())["classes"])
+        if exit_number is None:
+            return names, torch.softmax(predict(model, x), -1), classes
+        exits = predict(model, x, "exits")  # (rows, exits, classes)
+        if not 1 <= exit_number <= exits.shape[1]:
+            raise DataError(f"the model has exits 1 to {exits.shape[1]}, not {exit_number}")
+        return names, torch.softmax(exits[:, exit_number - 1], -1), classes

@@ -1,0 +1,70 @@
+"""What a run says at its end: a table for the terminal, and the README of its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLUMNS = ("accuracy", "nll", "ece", "brier")
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """What was compared, on the test split: (name, metrics)."""
+    table: list[tuple[str, dict[str, float]]] = []
+    plain = result.get("plain")
+    if plain:
+        table.append((f"plain, after {plain['steps']} steps", plain["end"]))
+        stopped = plain["early_stopped"]
+        table.append((f"plain, stopped at epoch {stopped['epoch'] + 1} by the audit split", stopped))
+    if plain and plain["from"] == "itself":
+        return table
+    generations = result["generations"]
+    for g in generations:
+        name = result["method"] if len(generations) == 1 else f"{result['method']}, generation {g['generation']}"
+        table.append((name, g["test"]))
+    return table
+
+
+def cells(metrics: dict[str, float]) -> list[str]:
+    """Accuracy in per cent, the rest as they are."""
+    return [f"{100 * metrics['accuracy']:.1f} %", *(f"{metrics[c]:.3f}" for c in COLUMNS[1:])]
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """One run's outcome in words. One seed is an anecdote and is called one."""
+    plain = result.get("plain")
+    if not plain or plain["from"] == "itself":
+        return f"Accuracy on the test split: {100 * result['test']['accuracy']:.1f} %."
+    gains = [100 * (result["test"]["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
+    return (
+        f"Self-distilled against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
+        "stopped early. One seed is an anecdote; repeat with other --seed values before you believe it."
+    )
+
+
+def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
+    """The run folder's README."""
+    data = result["data"]
+    counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
+    lines = [
+        f"# {result['method']} on {data['name']}",
+        "",
+        sentence(result),
+        "",
+        "| on the test split | accuracy | NLL | ECE | Brier |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
+        "",
+        f"- data: {data['name']} ({counts}; {100 * data['noise']:.0f} % of the training labels wrong on purpose)",
+        f"- model: {result['model']}, {result['parameters']} parameters",
+        f"- steps: {result['steps']} in {result['seconds']} s, batch {record['settings']['batch_size']}, seed {result['seed']}",
+        f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
+        "",
+        "Load the model without the training code:",
+        "",
+        "```python",
+        "from selfdistill.models import load",
+        'model = load("model")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
