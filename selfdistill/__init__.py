@@ -10,26 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-#: public name -> module that defines it
-_HOME = {
-    "Batch": "core", "Clock": "core", "Method": "core", "Objective": "core", "Rows": "core", "Step": "core",
-    "Target": "core", "Term": "core", "Teacher": "core", "Gate": "core", "Tally": "core",
-    "fit": "fit", "Result": "fit", "Run": "run", "load_model": "run", "SelfdistillError": "errors",
-    "methods": "", "losses": "", "teachers": "", "gates": "", "schedules": "", "views": "", "heads": "",
-}  # fmt: skip
-__all__ = sorted(_HOME)
-
 if TYPE_CHECKING:
     from . import gates, heads, losses, methods, schedules, teachers, views
     from .core import Batch, Clock, Gate, Method, Objective, Rows, Step, Tally, Target, Teacher, Term
     from .errors import SelfdistillError
-    from .fit import Result, fit
+    from .fit import Result, Settings, fit
     from .run import Run, load_model
+
+#: module that defines each public name
+_HOME = {
+    "core": ("Batch", "Clock", "Gate", "Method", "Objective", "Rows", "Step", "Tally", "Target", "Teacher", "Term"),
+    "errors": ("SelfdistillError",),
+    "fit": ("Result", "Settings", "fit"),
+    "run": ("Run", "load_model"),
+}
+_MODULES = ("gates", "heads", "losses", "methods", "schedules", "teachers", "views")
+
+__all__ = [
+    "Batch", "Clock", "Gate", "Method", "Objective", "Result", "Rows", "Run", "SelfdistillError", "Settings", "Step",
+    "Tally", "Target", "Teacher", "Term", "fit", "gates", "heads", "load_model", "losses", "methods", "schedules",
+    "teachers", "views",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
-    if not _HOME[name]:
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    home = next((module for module, names in _HOME.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .core import Method
+from .core import Method, Teacher, Term
 from .errors import DataError, SpaceError
 from .heads import space_of
 from .losses import check_spaces
@@ -23,23 +23,43 @@ def check_method(method: Method, data: Data | None = None) -> None:
         SpaceError: a loss cannot compare what its term gives it, a gate cannot judge its target, a view is missing.
         DataError: the data lack what the method needs.
     """
-    names = {look.name for look in method.views.looks}
     for name, term in method.terms.items():
-        student, target = space_of(term.head), term.teacher.space(term.head)
-        fault = check_spaces(term.loss, student, target)
-        judged = term.gate.spaces
-        if fault is None and judged is not None and target not in judged:
-            fault = f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
-        if fault is None:
-            missing = [v for v in (term.view, term.teacher.own_view(term)) if v is not None and v not in names]
-            if missing:
-                fault = f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(names))})"
+        fault = _spaces(term) if isinstance(term, Term) else None  # a term of its own kind checks itself
+        fault = fault or _views(term, {look.name: look.rows for look in method.views.looks})
         if fault:
             raise SpaceError(f"term {name!r}: {fault}")
     if data is not None and data.task != "classify":
         raise DataError(f"the target of {data.name} is a number with many values; the methods here classify")
     if data is not None and method.views.need_unlabelled() and not len(data.unlabelled):
-        raise DataError("this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH")
+        raise DataError(
+            "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
+        )
+
+
+def _spaces(term: Term) -> str | None:
+    """What the term's loss or gate cannot judge; None if nothing."""
+    try:
+        student, target = space_of(term.head), term.teacher.space(term.head)
+    except SpaceError as error:
+        return str(error)
+    judged = term.gate.spaces
+    if judged is not None and target not in judged:
+        return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
+    return check_spaces(term.loss, student, target)
+
+
+def _views(term: Term, rows_of: dict[str, str]) -> str | None:
+    """A view that the method does not make, or that shows the teacher other rows than the student."""
+    seen = [getattr(part, "view", None) for part in term.parts()]
+    seen += [part.own_view(term) for part in term.parts() if isinstance(part, Teacher)]
+    looked = [term.view, *(view for view in seen if view is not None)]
+    missing = [view for view in looked if view not in rows_of]
+    if missing:
+        return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
+    kinds = {rows_of[view] for view in looked}
+    if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:
+        return f"views {' and '.join(map(repr, looked))} show different rows ({' and '.join(sorted(kinds))})"
+    return None
 
 
 def dry_run(trainer: Trainer) -> None:
@@ -60,8 +80,7 @@ def dry_run(trainer: Trainer) -> None:
                 output = step.student(term.view, term.head)
                 if space_of(term.head) == "logits" and output.shape[-1] != classes:
                     raise SpaceError(
-                        f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data have "
-                        f"{classes} classes; build the model with {classes} outputs"
+                        f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
+                        f"have {classes} classes; build the model with {classes} outputs"
                     )
             objective.measure(batch)
-

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
+from functools import partial, reduce
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .errors import SpaceError
+from .errors import RecipeError, SpaceError
 from .heads import element_shape, space_of
 from .step import Batch, Clock, Rows, Step
 from .targets import Target
@@ -40,7 +41,7 @@ class Tally(NamedTuple):
     """A sum that is not yet a mean: ``total`` over the elements and their ``count``; both are scalars that add."""
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count gives way
 
 
 class Given(NamedTuple):
@@ -90,10 +91,6 @@ class Teacher(Part):
     def own_view(self, term: Term) -> str | None:
         """The view that the student itself must forward for this teacher, if any."""
         return None
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        """May some row of this batch be left without a target?"""
-        return False
 
     def admitted(self, state: nn.Module) -> Tensor | None:
         """Ids of the unlabelled rows that may be drawn (with multiplicity); None leaves it to the data."""
@@ -159,17 +156,28 @@ class Term:
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
             return Measured(Tally(zero, zero), zero, zero)
         student = step.student(self.view, self.head)
-        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
+        target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
         loss = self.loss(student, target)  # (rows, ...): one number an element
-        trust = self.gate.weigh(state_of(self.gate), student, target, step, self)
-        valid = loss.new_tensor(float(trust.numel()))
-        if target.valid is not None:
-            loss, trust = (torch.where(target.valid, value, 0.0) for value in (loss, trust))
-            valid = target.valid.sum().to(loss.dtype)
-        kept = trust.sum()
-        rows = valid * (len(trust) / max(1, trust.numel()))  # the elements of a row share its validity
-        count = {"valid": valid, "kept": kept, "rows": rows}[self.mean_over]
-        return Measured(Tally((trust * loss).sum(), count.detach()), kept.detach(), valid)
+        if loss.shape != element_shape(student):
+            raise SpaceError(
+                f"{self.loss} returned {tuple(loss.shape)}; a loss returns one number for each element, "
+                f"{tuple(element_shape(student))}, and never reduces"
+            )
+        silent = None if target.valid is None else ~target.valid
+        if target.valid is None or silent is None:
+            valid = loss.new_full((), float(loss.numel()))
+        else:
+            valid = target.valid.sum(dtype=loss.dtype)
+            loss = loss.masked_fill(silent, 0.0)  # not a product: the loss of such an element may be nan
+        kept = valid
+        if not isinstance(self.gate, Always):  # full trust costs nothing
+            trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
+            trust = trust if silent is None else trust.masked_fill(silent, 0.0)
+            loss, kept = trust * loss, trust.sum().detach()
+        count = kept if self.mean_over == "kept" else valid
+        if self.mean_over == "rows":
+            count = valid * (len(loss) / max(1, loss.numel()))  # the elements of a row share its validity
+        return Measured(Tally(loss.sum(), count), kept, valid)
 
 
 @dataclass(frozen=True)
@@ -191,10 +199,15 @@ class Method:
             raise SpaceError(f"forward is 'fused' or 'separate', not {self.forward!r}")
         if self.generations < 1:
             raise SpaceError(f"generations counts trainings and is at least 1, not {self.generations}")
+        if not self.terms:
+            raise SpaceError("a method needs at least one term")
+        odd = [name for name in self.terms if not (isinstance(name, str) and name.isidentifier())]
+        if odd:
+            raise SpaceError(f"a term's name is one word of letters, digits and _, not {odd[0]!r}")
         object.__setattr__(self, "terms", dict(self.terms))
 
     def __hash__(self) -> int:
-        return hash((tuple(self.terms.items()), self.views, self.prepare, self.generations, self.forward))
+        return hash((frozenset(self.terms.items()), self.views, self.prepare, self.generations, self.forward))
 
     def bind(self, model: nn.Module, **options: Any) -> Objective:
         """An `Objective` that trains this model; options as there."""
@@ -203,7 +216,7 @@ class Method:
     def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
         graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
-        own = (term.teacher.own_view(term) for term in self.terms.values())
+        own = (p.own_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
         return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
 
 
@@ -247,7 +260,8 @@ class Objective(nn.Module):
         super().__init__()
         self.method, self.autocast = method, autocast
         self.clock = clock or Clock(generations=method.generations)
-        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # a tuple, so that the student is no submodule
+        # a tuple, so that the student is no submodule
+        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)
         self._plan = method.seen()
         self._keys: dict[tuple[str, Part], str] = {}
         self._owners: list[tuple[str, Part, Term]] = []
@@ -270,13 +284,13 @@ class Objective(nn.Module):
         fused = self.method.forward == "fused"
         return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model)
 
+    def _state(self, name: str, part: Part) -> nn.Module:
+        return self.states[self._keys[name, part]]
+
     def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`."""
         step = self.look(batch)
-        measured = {
-            name: term.tally(lambda part, name=name: self.states[self._keys[name, part]], step)
-            for name, term in self.method.terms.items()
-        }
+        measured = {name: term.tally(partial(self._state, name), step) for name, term in self.method.terms.items()}
         if torch.is_grad_enabled():
             step.release()
             self._steps.append(step)
@@ -284,18 +298,15 @@ class Objective(nn.Module):
 
     def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
-        loss = None
+        parts = []
         for name, term in self.method.terms.items():
             tally, kept, valid = measured[name]
             count = tally.count if counts is None else counts[name]
-            mean = tally.total / torch.where(count > 0, count, 1.0)
+            mean = tally.total / (count + (count == 0))  # without any element 0 / 1
             weight = term.weight_at(self.clock)
             self.figures[name] = Figure(mean.detach(), weight, kept, valid)
-            part = weight * mean if weight else mean.detach() * 0.0
-            loss = part if loss is None else loss + part
-        if loss is None:
-            raise SpaceError("a method needs at least one term")
-        return loss
+            parts.append(weight * mean if weight else mean.detach() * 0.0)
+        return reduce(torch.add, parts)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The loss of one batch, a scalar."""
@@ -303,7 +314,13 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Let every state follow: call it once after each optimizer step."""
+        """Let every state follow: call it once after each optimizer step.
+
+        Raises:
+            RecipeError: no loss was asked for (with gradient) since the last update.
+        """
+        if not self._steps:
+            raise RecipeError("update() follows a step: call the objective on a batch, with gradient, before it")
         for name, part, term in self._owners:
             part.update(self.states[name], self._steps, term)
         self._steps.clear()

@@ -72,9 +72,7 @@ def examine() -> list[Finding]:
     findings = [_survived("python", _python), _survived("torch imports", _try_torch)]
     checks = CHECKS
     if findings[-1].state == "fail":  # what needs torch would take torch's fault for its own
-        checks = {
-            name: (_unchecked(name) if needs else check, needs) for name, (check, needs) in checks.items()
-        }
+        checks = {name: (_unchecked(name) if needs else check, needs) for name, (check, needs) in checks.items()}
     with ThreadPoolExecutor(max_workers=2) as pool:  # two: most checks wait for a process of their own
         return findings + list(pool.map(lambda item: _survived(item[0], item[1][0]), checks.items()))
 
@@ -163,9 +161,7 @@ def _device() -> Finding:
         return Finding("device", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
     if torch.version.cuda:
         remedy = "check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or install the CPU build of torch"
-        return Finding(
-            "device", "warn", f"torch is built for CUDA {torch.version.cuda} but sees no device", remedy
-        )
+        return Finding("device", "warn", f"torch is built for CUDA {torch.version.cuda} but sees no device", remedy)
     if Path("/dev/nvidia0").exists():
         return Finding(
             "device", "warn", "a GPU is there but this torch is a CPU build", "install a CUDA build of torch"
@@ -189,9 +185,7 @@ def _threads() -> Finding:
     have, asked = cores(), os.environ.get("OMP_NUM_THREADS", "")
     if asked and (not asked.isdecimal() or int(asked) > have):
         remedy = f"unset OMP_NUM_THREADS, or set it to {have} or less"
-        return Finding(
-            "threads", "warn", f"OMP_NUM_THREADS is {one_line(asked, 20)!r} on {have} cores", remedy
-        )
+        return Finding("threads", "warn", f"OMP_NUM_THREADS is {one_line(asked, 20)!r} on {have} cores", remedy)
     threads = torch.get_num_threads()
     if threads > have:
         return Finding(
@@ -246,14 +240,10 @@ def _folder() -> Finding:
         with tempfile.NamedTemporaryFile(dir=here):
             pass
     except OSError as error:
-        return Finding(
-            "folder", "fail", f"{here} is not writable ({one_line(error)})", "use another folder, or --out"
-        )
+        return Finding("folder", "fail", f"{here} is not writable ({one_line(error)})", "use another folder, or --out")
     free = shutil.disk_usage(here).free
     if free < ROOM:
-        return Finding(
-            "folder", "warn", f"{free / 1e6:.0f} MB are free below {here}", "free some space, or use --out"
-        )
+        return Finding("folder", "warn", f"{free / 1e6:.0f} MB are free below {here}", "free some space, or use --out")
     return Finding("folder", "ok", f"{here} is writable, {free / 1e9:.0f} GB free")
 
 
@@ -283,9 +273,7 @@ def _extra(name: str, modules: Sequence[str]) -> Callable[[], Finding]:
 def _gloo() -> Finding:
     fault = _alone(_TRY_GLOO)
     if fault:
-        remedy = (
-            "needed for torchrun on CPU only; see that the host's own name resolves (hostname, /etc/hosts)"
-        )
+        remedy = "needed for torchrun on CPU only; see that the host's own name resolves (hostname, /etc/hosts)"
         return Finding("gloo", "warn", f"a process group does not start: {fault}", remedy)
     fork = "fork and gloo" if hasattr(os, "fork") else "gloo"
     return Finding("gloo", "ok", f"{fork} for torchrun")
@@ -320,10 +308,7 @@ def _pinned_torch(name: str) -> str:
         needs = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         return ""
-    pins = [
-        re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need.partition(";")[0].strip())
-        for need in needs
-    ]
+    pins = [re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need.partition(";")[0].strip()) for need in needs]
     return next((pin[1] for pin in pins if pin), "")
 
 

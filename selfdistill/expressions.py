@@ -58,9 +58,7 @@ def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method
         RecipeError: the text is not of this form, names something unknown, or its arguments are refused.
     """
     if len(text) > MAX_LENGTH:
-        raise RecipeError(
-            f"a {kind} expression has at most {MAX_LENGTH} characters; this one has {len(text)}"
-        )
+        raise RecipeError(f"a {kind} expression has at most {MAX_LENGTH} characters; this one has {len(text)}")
     text = text.strip()
     if not text:
         raise RecipeError(f"the {kind} expression is empty; {_remedy(names, kind)}")
@@ -79,8 +77,8 @@ def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     >>> nearest("ps_dk", ["ps_kd", "born_again"])
     'ps_kd'
     """
-    folded = {k.lower(): k for k in known}  # Cnn is close to cnn
-    return ", ".join(folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5))
+    close = difflib.get_close_matches(name.lower(), {k.lower() for k in known}, n=3, cutoff=0.5)
+    return ", ".join(k for lower in close for k in known if k.lower() == lower)  # Cnn is close to cnn
 
 
 def one_line(text: object, width: int = 200) -> str:
@@ -132,9 +130,7 @@ class _Reader:
         """Something that has no meaning here, with its place counted from 1 as a reader would."""
         lines = self.text.splitlines() or [""]
         row, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
-        before = lines[min(row, len(lines)) - 1].encode(errors="replace")[
-            :offset
-        ]  # offsets count UTF-8 bytes
+        before = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
         place = f"column {len(before.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
         return self.error(f"{what} at {place}; only calls of known names with literals as arguments are read")
 
@@ -146,9 +142,9 @@ class _Reader:
                 return self.call(node, depth)
             case ast.Constant(value=bool() | int() | float() | str() | None):
                 return node.value
-            case ast.UnaryOp(
-                op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)
-            ) if not isinstance(number, bool):
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)) if (
+                not isinstance(number, bool)
+            ):
                 return -number if isinstance(node.op, ast.USub) else number
             case ast.Tuple():
                 return tuple(self.value(item, depth + 1) for item in node.elts)
@@ -157,9 +153,7 @@ class _Reader:
             case ast.Dict():
                 return self.mapping(node, depth)
             case ast.Name():
-                raise self.refusal(
-                    node, f"the name {node.id!r} is used as a value (write {node.id}() for a call)"
-                )
+                raise self.refusal(node, f"the name {node.id!r} is used as a value (write {node.id}() for a call)")
         raise self.refusal(node, _SYNTAX.get(type(node), "a value of another kind"))
 
     def mapping(self, node: ast.Dict, depth: int) -> dict[str, Any]:
@@ -179,9 +173,7 @@ class _Reader:
         if name not in self.names:
             close = nearest(name, self.names)
             close = f"nearest: {close}. " if close else ""
-            raise RecipeError(
-                f"unknown {self.kind} {one_line(name, 60)!r}; {close}{_remedy(self.names, self.kind)}"
-            )
+            raise RecipeError(f"unknown {self.kind} {one_line(name, 60)!r}; {close}{_remedy(self.names, self.kind)}")
         args = [self.value(item, depth + 1) for item in node.args]
         options: dict[str, Any] = {}
         for keyword in node.keywords:
@@ -199,9 +191,7 @@ class _Reader:
             raise self.error(reason) from error
 
 
-def check_arguments(
-    name: str, function: Callable[..., Any], args: list[Any], options: Mapping[str, Any]
-) -> None:
+def check_arguments(name: str, function: Callable[..., Any], args: list[Any], options: Mapping[str, Any]) -> None:
     """Do these arguments fit the signature? Says which does not, with the nearest names and the signature.
 
     Raises:
@@ -222,16 +212,10 @@ def check_arguments(
         close = f"nearest: {close}; " if close else ""
         raise RecipeError(f"{name} has no argument {one_line(unknown[0], 60)!r}; {close}it is written {form}")
     if len(args) > len(by_place) and not any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
-        raise RecipeError(
-            f"{name} takes {len(by_place)} arguments by position, not {len(args)}; it is written {form}"
-        )
-    twice = [
-        p.name for p in by_place[: len(args)] if p.name in options and p.kind is kinds.POSITIONAL_OR_KEYWORD
-    ]
+        raise RecipeError(f"{name} takes {len(by_place)} arguments by position, not {len(args)}; it is written {form}")
+    twice = [p.name for p in by_place[: len(args)] if p.name in options and p.kind is kinds.POSITIONAL_OR_KEYWORD]
     if twice:
-        raise RecipeError(
-            f"{name} is given {twice[0]!r} twice, by position and by name; it is written {form}"
-        )
+        raise RecipeError(f"{name} is given {twice[0]!r} twice, by position and by name; it is written {form}")
     needed = [p for p in by_place[len(args) :] if p.default is kinds.empty]
     needed += [p for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty]
     missing = [p.name for p in needed if p.name not in options or p.kind is kinds.POSITIONAL_ONLY]

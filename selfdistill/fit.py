@@ -26,9 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import ranks
+from . import ranks, saving
 from .check import check_method, dry_run
 from .core import Clock, Method
+from .errors import CheckpointError
 from .settings import Settings
 from .tasks.data import Data
 from .trainer import Trained, Trainer, Watch
@@ -66,10 +67,16 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _join() -> None:
+def _join(device: torch.device) -> None:
     """Under torchrun, join the other processes once."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def _refuse_used(folder: Path) -> None:
+    """A new run among an older one's files would be taken for it when it is resumed."""
+    if (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*")):
+        raise CheckpointError(f"{folder} holds a run already; go on with it by resume=True or give another folder")
 
 
 def fit(
@@ -102,22 +109,23 @@ def fit(
     Raises:
         SpaceError: the method does not fit the model or the data (before the first step).
         NotFiniteError: the loss stopped being a number.
+        CheckpointError: ``out`` holds another run, or nothing intact to go on from.
         Stopped: asked to stop by SIGINT or SIGTERM; the run is saved and resumes.
     """
-    _join()
+    _join(torch.device(device))
     folder = Path(out) if out is not None else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _refuse_used(folder)
     check_method(method, data)
     trainer = Trainer(build, data, method, Settings(**settings), folder, external, device, watch, warn)
     with _stop_on_signal() as asked:
-        if not (resume and folder and trainer.restore()):
+        if not (resume and folder and saving.restore(trainer)):
             trainer.begin(0)
             dry_run(trainer)
         _train(trainer, asked, progress)
-    return Result(
-        trainer.model.eval(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history
-    )
+    return Result(trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history)
 
 
 def _train(
@@ -127,12 +135,13 @@ def _train(
     while True:
         clock = trainer.objective.clock
         if clock.step >= clock.length:
-            trainer.save()
+            saving.save(trainer)
             trainer.end_generation()
+            saving.keep_generation(trainer)
             if clock.generation + 1 == trainer.method.generations:
                 return
             trainer.begin(clock.generation + 1)
-            trainer.save()
+            saving.save(trainer)
             continue
         loss = trainer.step()
         if trainer.epoch_ended():
@@ -140,16 +149,16 @@ def _train(
         if progress and (time.monotonic() - shown > 0.2 or trainer.epoch_ended()):
             shown = time.monotonic()
             progress(clock, {"loss": loss, **trainer.figures()})
-        stop, due = _agree(asked.is_set(), trainer.due())
+        stop, due = _agree(asked.is_set(), trainer.due(), trainer.device)
         if stop or due:
-            trainer.save()
+            saving.save(trainer)
         if stop:
             raise Stopped(f"stopped after step {clock.step + 1} of generation {clock.generation}")
 
 
-def _agree(stop: bool, due: bool) -> tuple[bool, bool]:
+def _agree(stop: bool, due: bool, device: torch.device) -> tuple[bool, bool]:
     """What any process wants, all do: saving and stopping take every one of them."""
     if ranks.size() == 1:
         return stop, due
-    wishes: Tensor = ranks.add(torch.tensor([float(stop), float(due)]))
+    wishes: Tensor = ranks.add(torch.tensor([float(stop), float(due)], device=device))
     return bool(wishes[0]), bool(wishes[1])

@@ -6,11 +6,10 @@ what is between (exits, peers, tokens) are elements of their own.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import inspect
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +87,10 @@ class Group:
     """Prepares a model factory for K peers, each with its own initialisation."""
 
     peers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.peers < 2:
+            raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Peers([build() for _ in range(self.peers)])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .targets import DISTRIBUTIONS, Target
+from .targets import DISTRIBUTIONS, Target, tempered
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class CrossEntropy:
     target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
-        log_p = F.log_softmax(student / self.temperature, dim=-1)
+        log_p = F.log_softmax(tempered(student, self.temperature), dim=-1)
         if self.hard or target.space == "classes":
+            target.fits(student.shape[-1])
             best = target.best().clamp(min=0)
-            picked = -log_p.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+            picked = F.nll_loss(log_p.flatten(0, -2), best.flatten(), reduction="none").view(best.shape)
             if not self.smoothing:
                 return picked
             others = -log_p.sum(-1) - picked
@@ -65,11 +66,11 @@ class KL:
     target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
-        log_p = F.log_softmax(student / self.temperature, dim=-1)
+        log_p = F.log_softmax(tempered(student, self.temperature), dim=-1)
         t = target.probabilities(student.shape[-1], self.temperature)
         log_t = target.log_probabilities(student.shape[-1], self.temperature)
-        entropy_part = torch.where(t > 0, t * log_t, 0.0)
-        return self.temperature**2 * (entropy_part - t * log_p).sum(-1)
+        parts = (t * (log_t - log_p)).masked_fill(t == 0, 0.0)  # the difference first: less is cancelled
+        return self.temperature**2 * parts.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Squared:
         if target.space in DISTRIBUTIONS:
             difference = F.softmax(student, dim=-1) - target.probabilities(student.shape[-1])
         else:
+            target.fits(student.shape[-1])
             difference = student - target.value
         squares = difference.square()
         return squares.mean(-1) if self.mean else squares.sum(-1)
@@ -107,6 +109,7 @@ class LogOneMinusInner:
     target_spaces: ClassVar[frozenset[str]] = frozenset({"probabilities"})
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
         p = F.softmax(student, dim=-1).clamp(self.clamp, 1.0 - self.clamp)
         return torch.log(1.0 - (p * target.value).sum(-1))
 
@@ -119,6 +122,7 @@ class GaussianNLL:
     target_spaces: ClassVar[frozenset[str]] = frozenset({"values"})
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(1)
         mean, log_variance = student.unbind(-1)
         error = (target.value.squeeze(-1) - mean).square()
         return 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
+from .errors import DataError
 
 
 class Buffers(nn.Module):
@@ -17,8 +18,9 @@ class Buffers(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name in list(self._buffers):
             if prefix + name in state_dict:
-                self._buffers[name] = state_dict[prefix + name].clone()
-        super()._load_from_state_dict(dict(state_dict), prefix, *rest)  # type: ignore[no-untyped-call]
+                device = getattr(self, name).device  # the saved size, but where this module lives
+                self._buffers[name] = state_dict[prefix + name].to(device, copy=True)
+        super()._load_from_state_dict(dict(state_dict), prefix, *rest)
 
 
 class Table(Buffers):
@@ -41,7 +43,10 @@ class Table(Buffers):
 
     def _room(self, ids: Tensor, width: int) -> None:
         """Make room for the largest id; doubling keeps the cost of growing constant per row."""
-        need = int(ids.max()) + 1 if len(ids) else 0
+        low, high = (int(end) for end in ids.aminmax()) if len(ids) else (0, -1)
+        if low < 0:
+            raise DataError(f"sample ids count from 0; a batch has {low}, which would mix up samples in a memory")
+        need = high + 1
         if len(self.seen) >= need and self.values.shape[1] == width and self.values.device == ids.device:
             return
         size = max(need, len(self.seen), min(2 * len(self.seen), need + 65536))

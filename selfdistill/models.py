@@ -15,7 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -77,13 +77,9 @@ class Build:
             raise
         except Exception as error:  # another's code: whatever it raises is about this model
             what = f"{type(error).__name__}: {one_line(error)}"
-            raise RecipeError(
-                f"model {self} cannot be built for rows of shape {self.shape} ({what})"
-            ) from error
+            raise RecipeError(f"model {self} cannot be built for rows of shape {self.shape} ({what})") from error
         if not isinstance(model, nn.Module):
-            raise RecipeError(
-                f"model {self} returned a {type(model).__name__}; it must return a torch.nn.Module"
-            )
+            raise RecipeError(f"model {self} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
 
     def accepts(self, name: str) -> bool:
@@ -132,9 +128,7 @@ class _Options:
 def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     name = spec.partition("(")[0].strip()
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
-        raise RecipeError(
-            f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function"
-        )
+        raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
     return name, read(spec, readers, kind="model")
 
@@ -194,9 +188,7 @@ def _named_module(name: str) -> ModuleType:
             if isinstance(error, ModuleNotFoundError) and (name == missing or name.startswith(missing + ".")):
                 close = nearest(name, [p.stem for p in Path.cwd().glob("*.py")])
                 close = f"; nearest: {close}" if close else ""
-                raise RecipeError(
-                    f"there is no module {name!r}, installed or in the current folder{close}"
-                ) from error
+                raise RecipeError(f"there is no module {name!r}, installed or in the current folder{close}") from error
             raise RecipeError(_failed(name, error)) from error
 
 
@@ -207,9 +199,7 @@ def _file_module(path: Path) -> ModuleType:
     except OSError as error:
         close = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
         close = f"; nearest: {close}" if close else ""
-        raise RecipeError(
-            f"there is no file {path} with a model (paths start in the current folder){close}"
-        ) from error
+        raise RecipeError(f"there is no file {path} with a model (paths start in the current folder){close}") from error
     mark = f"{path.resolve()}|{found.st_mtime_ns}|{found.st_size}"
     name = f"selfdistill_user_{zlib.crc32(mark.encode()):08x}"
     if name in sys.modules:
@@ -265,9 +255,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
     try:
         text = json.dumps({"format": FORMAT, **config, **(extra or {})}, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{CONFIG} cannot hold options or extra of {build} ({one_line(error)})"
-        ) from error
+        raise CheckpointError(f"{CONFIG} cannot hold options or extra of {build} ({one_line(error)})") from error
     folder = Path(folder)
     unfinished = [folder / f".{name}.{os.getpid()}.tmp" for name in (TENSORS, CONFIG)]
     try:
@@ -280,7 +268,8 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
             path.replace(folder / name)
     except (OSError, SafetensorError) as error:
         for path in unfinished:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         raise CheckpointError(
             f"the model cannot be written to {folder} ({one_line(error)}); free space there"
         ) from error
@@ -315,9 +304,7 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     stored, seen = {}, set()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"state {name!r} of the model is a {type(tensor).__name__}; only tensors are stored"
-            )
+            raise CheckpointError(f"state {name!r} of the model is a {type(tensor).__name__}; only tensors are stored")
         place = _place(tensor)
         if tensor.numel() and place in seen:
             continue
@@ -334,9 +321,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     own = model.state_dict()
     given = {_place(own[name]) for name in tensors.keys() & own.keys()}
-    faults = [
-        f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in given
-    ]
+    faults = [f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in given]
     faults += [f"{name} is unknown" for name in tensors if name not in own]
     faults += [
         f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
@@ -355,20 +340,13 @@ def _read_config(folder: Path) -> Build:
     except OSError as error:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options = config.get("options")
-    if (
-        isinstance(spec, str)
-        and isinstance(shape, list)
-        and isinstance(outputs, int)
-        and isinstance(options, dict)
-    ):
+    if isinstance(spec, str) and isinstance(shape, list) and isinstance(outputs, int) and isinstance(options, dict):
         return Build(spec, _tuples(shape), outputs).having(**options)
     raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
 

@@ -21,9 +21,7 @@ class Staged(nn.Module):
     classifier (Zhang et al., Be your own teacher, ICCV 2019).
     """
 
-    def __init__(
-        self, stages: list[nn.Module], bottlenecks: list[nn.Module], width: int, outputs: int, dropout: float
-    ):
+    def __init__(self, stages: list[nn.Module], bottlenecks: list[nn.Module], width: int, outputs: int, dropout: float):
         super().__init__()
         self.stages, self.bottlenecks = nn.ModuleList(stages), nn.ModuleList(bottlenecks)
         self.dropout = nn.Dropout(dropout)
@@ -73,9 +71,7 @@ def mlp(
     """
     _check("mlp", dropout, width=width, depth=depth, outputs=outputs)
     if exits and depth < 2:
-        raise RecipeError(
-            f"mlp with exits needs depth 2 or more, not {depth}; an exit sits on each earlier block"
-        )
+        raise RecipeError(f"mlp with exits needs depth 2 or more, not {depth}; an exit sits on each earlier block")
     widths = [math.prod(shape)] + [width] * depth
     stages: list[nn.Module] = []
     for i in range(depth):
@@ -85,9 +81,7 @@ def mlp(
             nn.Dropout(dropout if i < depth - 1 else 0.0),
         ]
         stages.append(nn.Sequential(*([nn.Flatten()] if i == 0 else []), *block))
-    bottlenecks: list[nn.Module] = [
-        nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(depth - 1)
-    ]
+    bottlenecks: list[nn.Module] = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(depth - 1)]
     return Staged(stages, bottlenecks if exits else [], width, outputs, dropout)
 
 
@@ -116,9 +110,7 @@ def cnn(
     strides = _strides(shape)
     stages: list[nn.Module] = []
     for i, stride in enumerate(strides):
-        layers = _convolution(channels[i], channels[i + 1], norm) + _convolution(
-            channels[i + 1], channels[i + 1], norm
-        )
+        layers = _convolution(channels[i], channels[i + 1], norm) + _convolution(channels[i + 1], channels[i + 1], norm)
         stages.append(nn.Sequential(*([nn.MaxPool2d(stride)] if stride > 1 else []), *layers))
     bottlenecks = _bottlenecks(width, strides, norm) if exits else []
     return Staged(stages, bottlenecks, 4 * width, outputs, dropout)
@@ -201,13 +193,9 @@ def _bottlenecks(width: int, strides: list[int], norm: str) -> list[nn.Module]:
     return made
 
 
-def _check(
-    name: str, dropout: float, image: tuple[int, ...] | None = None, norm: str = "batch", **sizes: int
-) -> None:
+def _check(name: str, dropout: float, image: tuple[int, ...] | None = None, norm: str = "batch", **sizes: int) -> None:
     if image is not None and len(image) != 3:
-        raise RecipeError(
-            f"{name} reads images (channels, height, width), not rows of shape {tuple(image)}; use mlp"
-        )
+        raise RecipeError(f"{name} reads images (channels, height, width), not rows of shape {tuple(image)}; use mlp")
     if norm not in ("batch", "group"):
         raise RecipeError(f"{name} has norm 'batch' or 'group', not {norm!r}")
     for size, value in sizes.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,3 +44,20 @@ def gather(value: Tensor) -> Tensor:
 def share(rows: Tensor) -> Tensor:
     """This process's rows of a batch that all processes know: every size-th, starting at its rank."""
     return rows[rank() :: size()]
+
+
+def average_(buffers: Iterable[Tensor]) -> None:
+    """Make floating buffers (batch statistics) the mean over the processes, each of which saw other rows.
+
+    Without it every process would score and teach with statistics of its own, of which a checkpoint keeps one set.
+    Buffers that agree keep their bits.
+    """
+    floating = [buffer for buffer in buffers if buffer.is_floating_point()]
+    if size() == 1 or not floating:
+        return
+    mine = torch.cat([buffer.detach().double().flatten() for buffer in floating])
+    rows = [torch.empty_like(mine) for _ in range(size())]
+    dist.all_gather(rows, mine)
+    mean = rows[0] + torch.stack([row - rows[0] for row in rows]).mean(0)
+    for buffer, part in zip(floating, mean.split([buffer.numel() for buffer in floating]), strict=True):
+        buffer.copy_(part.view_as(buffer))

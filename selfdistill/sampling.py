@@ -62,7 +62,14 @@ class Sampler:
     """
 
     def __init__(
-        self, data: Source, views: Views, batch_size: int, *, seed: int, generation: int = 0, admitted: Tensor | None = None
+        self,
+        data: Source,
+        views: Views,
+        batch_size: int,
+        *,
+        seed: int,
+        generation: int = 0,
+        admitted: Tensor | None = None,
     ) -> None:
         self.data, self.views, self.seed, self.generation = data, views, seed, generation
         self._sets = {
@@ -75,16 +82,23 @@ class Sampler:
         self._main = next((kind for kind in ("union", "all") if kind in kinds), "labelled")
         everything = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
-            raise DataError("this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH")
+            raise DataError(
+                "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
+            )
         if not 1 <= batch_size <= everything:
-            raise DataError(f"a batch of {batch_size} does not fit {everything} training rows; use --batch-size {everything} or less")
-        self._second = round(views.ratio * batch_size) if "unlabelled" in kinds else 0
+            raise DataError(
+                f"a batch of {batch_size} does not fit {everything} training rows; "
+                f"use --batch-size {everything} or less"
+            )
+        self._second = max(1, round(views.ratio * batch_size)) if "unlabelled" in kinds else 0
         chunk = batch_size // 2 if views.overlap and batch_size > 1 else batch_size
         steps = math.ceil(everything / chunk)
         if self._second:
             steps = max(steps, math.ceil(len(data.unlabelled) / self._second))
         self.steps_per_epoch = steps
-        self._per_epoch = max(everything, steps * min(chunk, everything)) if steps > math.ceil(everything / chunk) else everything
+        self._per_epoch = (
+            max(everything, steps * min(chunk, everything)) if steps > math.ceil(everything / chunk) else everything
+        )
         self._by_class = _rows_by_class(data) if "pair" in kinds else {}
         self._order = lru_cache(maxsize=8)(self._epoch_order)
 
@@ -120,11 +134,11 @@ class Sampler:
         return order.part(slice(step * total // self.steps_per_epoch, (step + 1) * total // self.steps_per_epoch))
 
     def _partners(self, main: Drawn, epoch: int) -> Drawn:
-        """For each row another row of its class; a class of one row pairs with itself."""
+        """For each row another row of its class; a class of one row, or a row without a class, pairs with itself."""
         u = draws.uniform((self.seed, "pair", self.generation, epoch), main.ids + (main.visits << 40), 1)[:, 0]
         partners = []
         for i, label, number in zip(main.ids.tolist(), self.data.y[main.ids].tolist(), u.tolist(), strict=True):
-            members, place = self._by_class[label]
+            members, place = self._by_class.get(label, ([i], {i: 0}))
             others = max(1, len(members) - 1)
             skip = 1 + int(number * others) if len(members) > 1 else 0
             partners.append(members[(place[i] + skip) % len(members)])

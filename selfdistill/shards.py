@@ -10,13 +10,32 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(module: nn.Module) -> None:
-    """Shard every direct child that has parameters, then what is left of the module itself (FSDP2)."""
+    """Shard every child that has parameters, then what is left of the module itself (FSDP2).
+
+    Every group is whole only while it computes: what follows the student's weights reads and writes shards.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if is_sharded(module):
+        return
+    shard_children(module)
+    fully_shard(module, reshard_after_forward=True)
+
+
+def shard_children(module: nn.Module) -> None:
+    """Shard the children; a container without a forward of its own (a ModuleList) only passes this on."""
     from torch.distributed.fsdp import fully_shard
 
     for child in module.children():
-        if any(p.requires_grad or p.numel() for p in child.parameters()):
-            fully_shard(child)
-    fully_shard(module)
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            shard_children(child)
+        elif any(True for _ in child.parameters()) and not is_sharded(child):
+            fully_shard(child, reshard_after_forward=True)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Has FSDP2 taken this module's parameters?"""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def gathered(tree: Any) -> Any:
@@ -39,7 +58,7 @@ def _like(full: Tensor, example: Tensor) -> Tensor:
 def load_module(module: nn.Module, state: dict[str, Any]) -> None:
     """``load_state_dict`` from whole tensors, sharding them as the module is sharded."""
     now = module.state_dict()
-    module.load_state_dict({k: _like(v, now[k]) if isinstance(now.get(k), DTensor) else v for k, v in state.items()})
+    module.load_state_dict({name: _like(value, now[name]) if name in now else value for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

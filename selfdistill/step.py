@@ -108,15 +108,24 @@ class Step:
         if not views:
             return
         xs = [self.batch[view].x for view in views]
-        named = self._named(self.model, xs[0] if len(xs) == 1 else torch.cat(xs))
-        parts = {head: value.split([len(x) for x in xs]) for head, value in named.items()}
+        if len(xs) == 1:
+            self._outputs[views[0]] = self._named(self.model, xs[0])
+            return
+        named = self._named(self.model, torch.cat(xs))
+        parts = {head: torch.split(value, [len(x) for x in xs]) for head, value in named.items()}
         for i, view in enumerate(views):
             self._outputs[view] = {head: values[i] for head, values in parts.items()}
 
     def _named(self, model: Callable[[Tensor], Any], x: Tensor) -> dict[str, Tensor]:
         with self.autocast():
             output = model(x)
-        return dict(output) if isinstance(output, Mapping) else {"": output}
+        if isinstance(output, Tensor):
+            return {"": output}
+        if not isinstance(output, Mapping):
+            raise SpaceError(
+                f"the model returned a {type(output).__name__}; a tensor or a mapping of named tensors is wanted"
+            )
+        return {head: value for head, value in output.items() if isinstance(value, Tensor) and value.dim()}
 
     def student(self, view: str, head: str = "logits") -> Tensor:
         """The student's output, with gradient: (rows, ..., components), float32.
@@ -125,8 +134,7 @@ class Step:
             SpaceError: the batch has no such view, or the model no such head.
         """
         if view not in self._outputs:
-            have = ", ".join(sorted(self.batch)) or "none"
-            raise SpaceError(f"view {view!r} is not in the batch (views there: {have}); name it in the method's views")
+            raise self._absent(view)
         return output_of(self._outputs[view], head).float()
 
     def look(self, module: nn.Module, view: str, head: str = "logits") -> Tensor:
@@ -134,25 +142,46 @@ class Step:
         key = (id(module), view)
         if key not in self._outputs:
             with torch.no_grad():
-                self._outputs[key] = self._named(module, self.batch[view].x)
+                self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()
+
+    def asked(self, module: nn.Module, view: str) -> bool:
+        """Was this module asked about the view in this step?"""
+        return (id(module), view) in self._outputs
 
     def labels(self, view: str) -> Tensor:
         """Labels of a view's rows; -1 (or nan) where a row has none."""
-        y = self.batch[view].y
+        y = self._view(view).y
         if y is None:
             raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
         return y
 
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
-        ids = self.batch[view].id
+        ids = self._view(view).id
         if ids is None:
-            raise SpaceError(f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'")
+            raise SpaceError(
+                f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
+            )
         return ids
+
+    def _view(self, view: str) -> Rows:
+        if view not in self.batch:
+            raise self._absent(view)
+        return self.batch[view]
+
+    def _absent(self, view: str) -> SpaceError:
+        have = ", ".join(sorted(self.batch)) or "none"
+        return SpaceError(f"view {view!r} is not in the batch (views there: {have}); name it in the method's views")
 
     def release(self) -> None:
         """Cut the outputs off their graph; what the states need for their update stays."""
         for outputs in self._outputs.values():
             for head, value in outputs.items():
                 outputs[head] = value.detach()
+
+
+def _as_weights(x: Tensor, module: nn.Module) -> Tensor:
+    """Inputs in the precision of a module's weights: a teacher may be float32 where the student is not."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)
+    return x.to(first.dtype) if first is not None and x.is_floating_point() else x

@@ -16,6 +16,11 @@ SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "features"
 DISTRIBUTIONS = frozenset({"classes", "probabilities", "logits"})
 
 
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits at a temperature; at 1 they stay as they are."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
 class Target(NamedTuple):
     """A teacher's word: ``value`` in its ``space``; ``valid`` (rows, ...) is False where it has nothing to say.
 
@@ -30,39 +35,50 @@ class Target(NamedTuple):
     def log_probabilities(self, classes: int, temperature: float = 1.0) -> Tensor:
         """Logarithms of the distribution at a temperature, (rows, ..., classes)."""
         if self.space == "logits":
-            return F.log_softmax(self.value / temperature, dim=-1)
+            self.fits(classes)
+            return F.log_softmax(tempered(self.value, temperature), dim=-1)
         return torch.log(self.probabilities(classes, temperature))
 
     def probabilities(self, classes: int, temperature: float = 1.0) -> Tensor:
         """The distribution at a temperature (p^(1/T), normalised again), (rows, ..., classes)."""
-        if self.space == "logits":
-            return F.softmax(self.value / temperature, dim=-1)
         if self.space == "classes":
             return F.one_hot(self.value.clamp(min=0), classes).float()  # one-hot at every temperature
-        if self.space != "probabilities":
+        if self.space not in DISTRIBUTIONS:
             raise SpaceError(f"a target of {self.space} is no distribution over classes")
+        self.fits(classes)
+        if self.space == "logits":
+            return F.softmax(tempered(self.value, temperature), dim=-1)
         if temperature == 1.0:
             return self.value
         powered = self.value.pow(1.0 / temperature)
         return powered / powered.sum(-1, keepdim=True)
 
+    def fits(self, width: int) -> None:
+        """Refuse components that broadcasting would silently stretch, or a loss read past."""
+        if self.space != "classes" and self.value.shape[-1] != width:
+            raise SpaceError(f"a target of {self.value.shape[-1]} {self.space} does not fit the student's {width}")
+
     def best(self) -> Tensor:
         """The most probable class, (rows, ...)."""
         return self.value if self.space == "classes" else self.value.argmax(-1)
+
+    def detached(self) -> Target:
+        """The same target, cut off whatever graph it came from: no teacher learns through its student's loss."""
+        return Target(self.value.detach(), self.space, self.valid)
 
     def spread(self, student: Tensor) -> Target:
         """The same target for every inner element of the student's output (exits, peers), without copying."""
         shape = student.shape[:-1]
         value, valid = self.value, self.valid
         lead = value.shape if self.space == "classes" else value.shape[:-1]
-        if lead == shape:
-            return self
-        if len(lead) >= len(shape) or lead[0] != shape[0]:
+        if len(lead) > len(shape) or lead != shape[: len(lead)]:
             raise SpaceError(
                 f"target of {self.space} with elements {tuple(lead)} does not fit the student's {tuple(shape)}"
             )
-        for _ in range(len(shape) - len(lead)):
-            value = value.unsqueeze(1)
-            valid = valid.unsqueeze(1) if valid is not None else None
-        value = value.expand(shape if self.space == "classes" else (*shape, value.shape[-1]))
-        return Target(value, self.space, valid.expand(shape) if valid is not None else None)
+        if lead != shape:
+            inner = (1,) * (len(shape) - len(lead))
+            components = value.shape[len(lead) :]
+            value = value.reshape(*lead, *inner, *components).expand(*shape, *components)
+        if valid is not None and valid.shape != shape:
+            valid = valid.reshape(*valid.shape, *(1,) * (len(shape) - valid.dim())).expand(shape)
+        return Target(value, self.space, valid)

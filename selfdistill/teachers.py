@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ranks
-from .core import Batch, Given, Pool, Step, Target, Teacher, Term
+from .core import Given, Pool, Step, Target, Teacher, Term
 from .errors import RecipeError, SpaceError
 from .heads import space_of
 from .memory import Buffers, Table
 
-__all__ = ["Ema", "External", "Frozen", "Generation", "History", "Itself", "Labels", "LastBatch", "LastEpoch", "Peers", "PseudoLabels"]
+__all__ = [
+    "Ema", "External", "Frozen", "Generation", "History", "Itself", "Labels", "LastBatch", "LastEpoch", "Peers",
+    "PseudoLabels",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,6 @@ class Labels(Teacher):
             return Target(y, "classes", y >= 0)
         y = y if y.dim() > 1 else y.unsqueeze(-1)
         return Target(y.nan_to_num(), "values", ~y.isnan().any(-1))
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        y = batch[term.view].y if term.view in batch else None
-        return y is not None and bool(((y < 0) if self.space(term.head) == "classes" else y.isnan()).any())
 
 
 @dataclass(frozen=True)
@@ -103,17 +102,19 @@ class Ema(Teacher):
         value = step.look(cast(Held, state).module, self.view or term.view, term.head)
         return Target(value, space_of(term.head))
 
+    @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
         teacher, student = cast(Held, state).module, cast(nn.Module, steps[0].owner)
-        pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-        pairs += zip(teacher.buffers(), student.buffers(), strict=True)  # type: ignore[arg-type]
-        for mine, theirs in pairs:
-            if mine.is_floating_point():
-                mine.lerp_(theirs.detach().to(mine.dtype), 1.0 - decay)
-            else:
-                mine.copy_(theirs)
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
+        pairs += zip(teacher.buffers(), student.buffers(), strict=True)
+        averaged = [(mine, theirs.to(mine.dtype)) for mine, theirs in pairs if mine.is_floating_point()]
+        copied = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
+        if averaged:  # one call for all of them
+            torch._foreach_lerp_(*map(list, zip(*averaged, strict=True)), 1.0 - decay)
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Frozen(Teacher):
         return nn.Module() if module is None else Held(module)
 
     def key(self, term: Term) -> Hashable:
-        return self, term.head
+        return self, term.head, self.view or term.view  # what is cached was said of one view
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         view, space = self.view or term.view, space_of(term.head)
@@ -157,7 +158,8 @@ class Frozen(Teacher):
             return
         view = self.view or term.view
         for step in steps:
-            if view in step.batch.fixed:
+            # several processes exchange what is new, so each takes part even where the cache knew all its rows
+            if view in step.batch.fixed and (ranks.size() > 1 or step.asked(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
                     state.said.write_new(step.ids(view), value)
@@ -168,10 +170,9 @@ class Generation(Frozen):
     """The last accepted generation, frozen; in generation 0 there is none and every row is left without a target."""
 
     def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+        if given.previous is model:
+            raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
         return given.previous
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        return True
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,24 @@ class External(Frozen):
     source: str | None = None
 
     def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+        if given.external is model:
+            raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
         if given.external is not None:
             return given.external
         if self.source is None:
-            raise RecipeError("this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code")
+            raise RecipeError(
+                "this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code"
+            )
         from .run import load_model
 
         return load_model(self.source)
+
+
+def _one_per_row(teacher: Teacher, head: str) -> str:
+    """The space of memories that hold one distribution for each sample."""
+    if head in ("exits", "peers") or space_of(head) != "logits":
+        raise SpaceError(f"{type(teacher).__name__} remembers one distribution a sample; the head {head!r} is none")
+    return "probabilities"
 
 
 def _first_word(step: Step, term: Term, classes: int) -> tuple[Tensor, Tensor]:
@@ -205,10 +217,7 @@ class LastEpoch(Teacher):
         return Table()
 
     def space(self, head: str) -> str:
-        return "probabilities"
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        return True
+        return _one_per_row(self, head)
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
@@ -217,7 +226,7 @@ class LastEpoch(Teacher):
         return Target(torch.where(seen[:, None], memory, label), "probabilities", seen | known)
 
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        for step in steps:
+        for step in _shown(steps, term):
             p = F.softmax(step.student(term.view, term.head), dim=-1)
             cast(Table, state).write(step.ids(term.view), p)
 
@@ -226,7 +235,7 @@ class LastEpoch(Teacher):
 class History(Teacher):
     """A moving average of the student's own predictions, per sample: t <- decay t + (1 - decay) p, *before* use.
 
-    ``start`` is ``"zero"`` (ELR: no bias correction) or ``"labels"`` (self-adaptive training: the one-hot label).
+    ``start_from`` is ``"zero"`` (ELR: no bias correction) or ``"labels"`` (self-adaptive training: the one-hot label).
     During the first ``wait`` share of the epochs the target is the label itself and nothing is averaged.
     p is clamped to [clamp, 1 - clamp] and normalised again before it enters.
     """
@@ -236,14 +245,15 @@ class History(Teacher):
     wait: float = 0.0
     clamp: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.start_from not in ("zero", "labels"):
+            raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
+
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return Table()
 
     def space(self, head: str) -> str:
-        return "probabilities"
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        return self.start_from == "labels"
+        return _one_per_row(self, head)
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         student = step.student(term.view, term.head).detach()
@@ -252,7 +262,7 @@ class History(Teacher):
         if self.start_from == "labels":
             label, known = _first_word(step, term, student.shape[-1])
             past, valid = torch.where(seen[:, None], past, label), seen | known
-        if step.clock.epoch < round(self.wait * step.clock.epochs):
+        if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(past, "probabilities", valid)
         p = F.softmax(student, dim=-1)
         if self.clamp:
@@ -261,9 +271,14 @@ class History(Teacher):
         return Target(self.decay * past + (1.0 - self.decay) * p, "probabilities", valid)
 
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        for step in steps:
-            if step.clock.epoch >= round(self.wait * step.clock.epochs):
+        for step in _shown(steps, term):
+            if step.clock.epoch >= self.wait * step.clock.epochs:
                 cast(Table, state).write(step.ids(term.view), self.target(state, step, term).value)
+
+
+def _shown(steps: Sequence[Step], term: Term) -> list[Step]:
+    """The micro-batches that have rows of the term's view."""
+    return [step for step in steps if step.rows(term.view)]
 
 
 class _LastRows(Buffers):
@@ -283,19 +298,18 @@ class LastBatch(Teacher):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return _LastRows()
 
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        return True
-
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         last, ids = cast(_LastRows, state), step.ids(term.view)
         student = step.student(term.view, term.head)
         if not len(last.ids):
             return Target(torch.zeros_like(student), space_of(term.head), torch.zeros_like(ids, dtype=torch.bool))
-        match = ids[:, None] == last.ids[None, :]  # (rows, rows before)
-        return Target(last.values[match.int().argmax(1)], space_of(term.head), match.any(1))
+        match = ids[:, None] == last.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
+        return Target(last.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
 
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         last: Any = state
+        if not (steps := _shown(steps, term)):
+            return
         last.ids = ranks.gather(torch.cat([step.ids(term.view) for step in steps]))
         last.values = ranks.gather(torch.cat([step.student(term.view, term.head) for step in steps]))
 
@@ -305,13 +319,15 @@ class Peers(Teacher):
     """For each peer the mean probability of the *other* peers, from the same forward: never taught by itself."""
 
     def space(self, head: str) -> str:
+        if head != "peers":
+            raise SpaceError(f"Peers teach the head 'peers', not {head!r}")
         return "probabilities"
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         p = F.softmax(step.student(term.view, "peers").detach(), dim=-1)  # (rows, K, classes)
         peers = p.shape[1]
         if peers < 2:
-            raise SpaceError("peers teach each other: at least two are needed")
+            raise SpaceError(f"peers teach each other: at least two are needed, not {peers}")
         return Target((p.sum(1, keepdim=True) - p) / (peers - 1), "probabilities")
 
 
@@ -346,10 +362,10 @@ class PseudoLabels(Teacher):
         return state
 
     def space(self, head: str) -> str:
-        return "probabilities"
+        return _one_per_row(self, head)
 
     def admitted(self, state: nn.Module) -> Tensor | None:
-        return cast(_Chosen, state).ids
+        return cast(_Chosen, state).ids.cpu()  # rows are drawn where the data are
 
     def prepare(self, state: nn.Module, pool: Pool) -> None:
         chosen, previous = cast(_Chosen, state), cast(Any, state).previous[0]
@@ -375,6 +391,3 @@ class PseudoLabels(Teacher):
         pseudo, seen = cast(_Chosen, state).read(step.ids(term.view), classes)
         label, known = _first_word(step, term, classes)
         return Target(torch.where(known[:, None], label, pseudo), "probabilities", known | seen)
-
-    def abstains(self, batch: Batch, term: Term) -> bool:
-        return True

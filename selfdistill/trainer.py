@@ -7,12 +7,8 @@ had happened.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +17,16 @@ from torch import Tensor, nn
 
 from . import checkpoint, draws, ranks, shards
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
-from .errors import CheckpointError, NotFiniteError
+from .errors import DataError, NotFiniteError
 from .evaluate import predict, score
 from .sampling import Drawn, Sampler
+from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .tasks.data import Data
 
+__all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
+
 Watch = Callable[[Clock, list[Batch], float], None]
-
-
-@dataclass
-class Trained:
-    """One generation: the digest of its initial weights, its final weights, and its audit scores."""
-
-    start: str
-    weights: dict[str, Tensor] = field(repr=False)
-    best: dict[str, Tensor] = field(repr=False)
-    best_epoch: int = 0
-    audit: dict[str, float] = field(default_factory=dict)
-
-
-def digest(weights: dict[str, Tensor]) -> str:
-    """Hash of a state's names and bits."""
-    h = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        h.update(name.encode())
-        h.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
-    return h.hexdigest()[:16]
-
-
-def _copy(weights: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in shards.gathered(weights).items()}
 
 
 @contextlib.contextmanager
@@ -63,6 +38,14 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in before:
             buffer.copy_(value)
+
+
+def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
+    """Add a micro-batch: per term total, count, kept and valid, and under "" the loss and that it was one."""
+    more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
+    more[""] = torch.stack([loss.detach(), torch.ones_like(loss.detach())])
+    for name, row in more.items():
+        rows[name] = rows[name] + row if name in rows else row
 
 
 class Trainer:
@@ -87,8 +70,9 @@ class Trainer:
         self.done: list[Trained] = []
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}
-        self._elapsed, self._since, self._saved_at = 0.0, time.monotonic(), time.monotonic()
-        self._log_bytes = self.steps_done = 0
+        self._last: dict[str, Tensor] = {}
+        self.log = Log(folder) if folder else None
+        self.elapsed, self._since, self.saved_at, self.steps_done = 0.0, time.monotonic(), time.monotonic(), 0
 
     # one generation ------------------------------------------------------------------------------------------------
 
@@ -108,14 +92,14 @@ class Trainer:
         """Everything a generation starts with, as a pure function of the settings and the generations before."""
         s, method = self.settings, self.method
         self.model = self._fresh(generation)
-        self.start = digest(_copy(self.model.state_dict()))
+        self.start = digest(copied(self.model.state_dict()))
         clock = Clock(generation, method.generations)
         self.objective: Objective = method.bind(
             self.model, previous=self._previous(generation), external=self.external, autocast=self._autocast
         )
         self.objective.to(self.device)
         self.objective.prepare(Pool(self.data.unlabelled, self._look, clock))
-        self._sample(generation)
+        self.sample(generation)
         per_epoch = self.sampler.steps_per_epoch
         epochs = -(-s.steps // per_epoch) if s.steps else s.epochs
         self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
@@ -126,15 +110,16 @@ class Trainer:
         self.best: dict[str, Any] = {"epoch": -1, "accuracy": -1.0, "weights": {}}
         self.sums = {}
 
-    def _sample(self, generation: int) -> None:
-        s = self.settings
+    def sample(self, generation: int) -> None:
+        """Make the generation's sampler; teachers may have chosen which unlabelled rows it draws."""
+        s, admitted = self.settings, self.objective.admitted()
         self.sampler = Sampler(
             self.data,
             self.method.views,
             s.batch_size,
             seed=s.seed,
             generation=generation,
-            admitted=self.objective.admitted(),
+            admitted=None if admitted is None else admitted.cpu(),
         )
 
     def _wrap(self) -> None:
@@ -145,8 +130,7 @@ class Trainer:
         if ranks.size() > 1 and self.settings.parallel == "fsdp":
             shards.shard(self.model)
             for state in self.objective.states.values():
-                if any(True for _ in state.parameters()):
-                    shards.shard(state.get_submodule("module"))
+                shards.shard_children(state)
         elif ranks.size() > 1:
             forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
         self.forward = forward
@@ -170,6 +154,11 @@ class Trainer:
         """The micro-batches of this process for the step at hand."""
         clock, parts = self.objective.clock, self.settings.accumulate
         drawn = self.sampler.drawn(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
+        if max(len(d.ids) for d in drawn.values()) < parts * ranks.size():
+            raise DataError(
+                f"a batch of {max(len(d.ids) for d in drawn.values())} rows cannot be split into {parts} micro-batches "
+                f"on {ranks.size()} processes; raise --batch-size or lower --accumulate"
+            )
         mine = {kind: Drawn(ranks.share(d.ids), ranks.share(d.visits)) for kind, d in drawn.items()}
 
         def piece(d: Drawn, i: int) -> Drawn:
@@ -201,6 +190,7 @@ class Trainer:
         batches, world = self.batches(), ranks.size()
         counts = self._counts(batches)
         self.optimizer.zero_grad(set_to_none=True)
+        rows: dict[str, Tensor] = {}
         total = 0.0
         for i, batch in enumerate(batches):
             self._seeded(i)
@@ -214,7 +204,7 @@ class Trainer:
                 loss = self.objective.combine(measured, shared)
                 self._refuse_unless_finite(measured, loss)
                 self.scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
-            self._note(measured, loss)
+            _add(rows, measured, loss)
             total += float(loss.detach())
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -222,6 +212,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
+        ranks.average_(self.model.buffers())
+        self._last = rows
+        for name, row in rows.items():
+            self.sums[name] = self.sums[name] + row if name in self.sums else row
         clock = self.objective.clock
         self.objective.update()
         self.steps_done += 1
@@ -230,30 +224,27 @@ class Trainer:
         return total
 
     def _refuse_unless_finite(self, measured: dict[str, Measured], loss: Tensor) -> None:
-        if bool(torch.isfinite(loss)):
+        """All processes stop together; the one that has seen the trouble says which samples."""
+        bad = ~torch.isfinite(loss.detach())
+        if not bool(ranks.add(bad.float())):
             return
-        name, ids = self.objective.blame(measured)
         clock = self.objective.clock
-        kept = checkpoint.newest(self.folder / "checkpoints") if self.folder else None
+        kept = checkpoint.newest(self.folder / "checkpoints", warn=self.warn) if self.folder else None
+        where = "on another process"
+        if bool(bad):
+            name, ids = self.objective.blame(measured)
+            where = f"term {name!r}, samples {ids}"
         raise NotFiniteError(
-            f"the loss is {float(loss)} at generation {clock.generation}, step {clock.step}, term {name!r}, "
-            f"samples {ids}; the last checkpoint is kept ({kept.name if kept else 'none was due yet'}); "
+            f"the loss is {float(loss)} at generation {clock.generation}, step {clock.step}, {where}; "
+            f"the last checkpoint is kept ({kept.name if kept else 'none was due yet'}); "
             "lower --lr or set --clip 1.0, and look at those samples"
         )
-
-    def _note(self, measured: dict[str, Measured], loss: Tensor) -> None:
-        """Add this micro-batch to the epoch's sums."""
-        for name, m in measured.items():
-            row = torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid])
-            self.sums[name] = self.sums[name] + row if name in self.sums else row
-        row = torch.stack([loss.detach(), torch.ones_like(loss.detach())])
-        self.sums[""] = self.sums[""] + row if "" in self.sums else row
 
     # between steps -------------------------------------------------------------------------------------------------
 
     def seconds(self) -> float:
         """Time spent training, over all sittings."""
-        return self._elapsed + time.monotonic() - self._since
+        return self.elapsed + time.monotonic() - self._since
 
     def epoch_ended(self) -> bool:
         clock = self.objective.clock
@@ -264,15 +255,16 @@ class Trainer:
         every = self.settings.save_steps
         if every is not None:
             return self.objective.clock.step % every == 0
-        return self.folder is not None and time.monotonic() - self._saved_at > self.settings.save_seconds
+        return self.folder is not None and time.monotonic() - self.saved_at > self.settings.save_seconds
 
     def figures(self) -> dict[str, float]:
         """The last step by term: its mean loss, and the share of its targets kept by the gate."""
         figures = {}
-        for name, f in self.objective.figures.items():
-            figures[name] = float(f.loss)
-            if not isinstance(self.method.terms[name].gate, Always):
-                figures[f"{name} kept"] = float(f.kept / f.valid.clamp(min=1))
+        for name, term in self.method.terms.items():
+            total, count, kept, valid = self._last[name].tolist()
+            figures[name] = total / count if count else 0.0
+            if not isinstance(getattr(term, "gate", Always()), Always):
+                figures[f"{name} kept"] = kept / max(valid, 1.0)
         return figures
 
     def end_epoch(self, clock: Clock) -> None:
@@ -292,98 +284,25 @@ class Trainer:
         if len(self.data.audit):
             line["audit"] = score(self.model, self.data, self.data.audit, device=self.device)
             if line["audit"]["accuracy"] > self.best["accuracy"]:
-                weights = _copy(self.model.state_dict())
+                weights = copied(self.model.state_dict())
                 self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
         self.sums = {}
         self.history.append(line)
-        if self.folder and ranks.rank() == 0:
-            with (self.folder / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(line, sort_keys=True) + "\n")
-                log.flush()
-                os.fsync(log.fileno())  # a checkpoint must never know of more lines than the disk has
-                self._log_bytes = log.tell()
+        if self.log:
+            self.log.append(line)
 
     def end_generation(self) -> None:
-        weights = _copy(self.model.state_dict())
+        """Keep the generation's weights: its successor learns from them."""
+        weights = copied(self.model.state_dict())
         last = self.history[-1]
         best = self.best["weights"] or weights
         done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}))
         self.done.append(done)
-        if self.folder and ranks.rank() == 0:
-            (self.folder / "generations").mkdir(exist_ok=True)
-            for name, state in (("final", done.weights), ("best", done.best)):
-                checkpoint.write_tensors(self.folder / "generations" / f"{len(self.done) - 1}-{name}.safetensors", state)
 
-    def save(self) -> None:
-        """A checkpoint of everything; rank 0 writes, all take part."""
-        components = {
-            "student": shards.gathered(self.model.state_dict()),
-            "objective": shards.gathered(self.objective.state_dict()),
-            "optimizer": shards.gathered(self.optimizer.state_dict()),
-            "scheduler": self.scheduler.state_dict(),
-            "best": self.best,
-            "progress": {
-                "generation": self.objective.clock.generation,
-                "start": self.start,
-                "sums": self.sums,
-                "scaler": self.scaler.state_dict(),
-                "log_bytes": self._log_bytes,
-                "steps_done": self.steps_done,
-                "elapsed": self.seconds(),
-                "done": [
-                    {"start": t.start, "best_epoch": t.best_epoch, "audit": t.audit, "digest": digest(t.weights)}
-                    for t in self.done
-                ],
-            },
-        }
-        weights = components["student"]
-        if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
-            raise NotFiniteError(
-                f"a weight is nan or infinite at step {self.objective.clock.step}; nothing was saved over the last "
-                "checkpoint; lower --lr or set --clip 1.0"
-            )
-        if self.folder and ranks.rank() == 0:
-            checkpoint.write(self.folder / "checkpoints", components)
-        self._saved_at = time.monotonic()
-
-    def restore(self) -> bool:
-        """Go to the newest intact checkpoint; False if the run never saved one."""
-        assert self.folder is not None
-        found = checkpoint.newest(self.folder / "checkpoints", warn=self.warn)
-        if found is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            return False
-        saved = checkpoint.read(found)
-        progress = saved["progress"]
-        for index, row in enumerate(progress["done"]):
-            states = {
-                name: checkpoint.read_tensors(self.folder / "generations" / f"{index}-{name}.safetensors")
-                for name in ("final", "best")
-            }
-            if digest(states["final"]) != row["digest"]:
-                raise CheckpointError(f"generations/{index}-final.safetensors in {self.folder} is not the one this run wrote; start again in a new --out")
-            self.done.append(Trained(row["start"], states["final"], states["best"], row["best_epoch"], row["audit"]))
-        self.begin(progress["generation"])
-        self.start = progress["start"]
-        shards.load_module(self.model, saved["student"])
-        shards.load_module(self.objective, saved["objective"])
-        shards.load_optimizer(self.optimizer, saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
-        self.best, self.sums = saved["best"], progress["sums"]
-        self.scaler.load_state_dict(progress["scaler"])
-        self._sample(progress["generation"])
-        self._restore_log(progress["log_bytes"])
-        self._elapsed, self.steps_done = progress["elapsed"], progress["steps_done"]
-        return True
-
-    def _restore_log(self, size: int) -> None:
-        """Cut the log back to what it was when the checkpoint was written."""
-        assert self.folder is not None
-        log = self.folder / "metrics.jsonl"
-        text = log.read_bytes() if log.exists() else b""
-        if len(text) < size:
-            raise CheckpointError(f"{log} has {len(text)} bytes and the checkpoint knows of {size}; it was cut; start again in a new --out")
-        if ranks.rank() == 0:
-            log.write_bytes(text[:size])
-        self._log_bytes = size
-        self.history = [json.loads(line) for line in text[:size].decode().splitlines()]
+    def whole(self) -> nn.Module:
+        """The trained model as one process knows it, in eval mode."""
+        if not shards.is_sharded(self.model):
+            return self.model.eval()
+        model = self._fresh(self.objective.clock.generation)
+        model.load_state_dict(self.done[-1].weights)
+        return model.eval()

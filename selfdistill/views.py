@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import RecipeError
+
 ROWS = ("labelled", "all", "union", "unlabelled", "pair")
 AUGMENT = ("default", "none", "weak", "strong")
 
@@ -30,7 +32,7 @@ class Look:
     def __post_init__(self) -> None:
         for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
             if value not in known:
-                raise ValueError(f"{value!r} is none of {', '.join(known)}")
+                raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Views:
     looks: tuple[Look, ...] = (Look("x"),)
     ratio: float = 1.0
     overlap: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 0:
+            raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
+        kinds = sorted({look.rows for look in self.looks} & {"labelled", "all", "union"})
+        if len(kinds) > 1:
+            raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(kinds)}")
 
     def need_unlabelled(self) -> bool:
         """Does the method make no sense without unlabelled rows?"""
@@ -64,6 +73,10 @@ def overlapping() -> Views:
 def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
     """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view."""
     return Views(
-        (Look("labelled", "labelled", labelled), Look("weak", "unlabelled", "weak"), Look("strong", "unlabelled", "strong")),
+        (
+            Look("labelled", "labelled", labelled),
+            Look("weak", "unlabelled", "weak"),
+            Look("strong", "unlabelled", "strong"),
+        ),
         ratio,
     )

@@ -97,7 +97,7 @@ class Recorded:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
 
-    def batches(self, generation: int = 0) -> Iterator[tuple[Clock, Batch]]:
+    def batches(self, generation: int = 0) -> Iterator[tuple[Clock, Any]]:
         """(clock, batch) of every step; ``batch[view]`` has ``x``, ``y`` and ``id``."""
         yield from self.steps[generation]
 
@@ -126,7 +126,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
 
     options: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": 12, "optimizer": "sgd", "lr": LR, "weight_decay": DECAY,
-        "schedule": "constant", "save_steps": 1, "external": external_teacher(), "out": folder,
+        "schedule": "constant", "save_steps": 1 if cut else 10**6, "external": external_teacher(), "out": folder,
     }  # fmt: skip
     try:
         result = fit(building, run.data, method, watch=watch, **options)

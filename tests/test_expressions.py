@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def clash() -> None:
     raise SpaceError("labels into KL")
 
 
-NAMES = {"ps_kd": ps_kd, "distil": distil, "record": record, "clash": clash}
+NAMES: dict[str, Callable[..., Any]] = {"ps_kd": ps_kd, "distil": distil, "record": record, "clash": clash}
 
 
 def refusal(text: str, names: Any = NAMES, kind: str = "method") -> str:
@@ -54,7 +55,10 @@ def test_a_bare_name_is_a_call_without_arguments(text):
 
 def test_calls_nest_as_arguments():
     assert read("distil(ps_kd(0.5), temperature=2)", NAMES) == ("distil", ("ps_kd", 0.5, 1.0), 2)
-    assert read("distil(teacher=[ps_kd(), (distil(1),)])", NAMES)[1] == [("ps_kd", 0.8, 1.0), (("distil", 1, 4.0),)]
+    assert read("distil(teacher=[ps_kd(), (distil(1),)])", NAMES)[1] == [
+        ("ps_kd", 0.8, 1.0),
+        (("distil", 1, 4.0),),
+    ]
 
 
 LITERALS = st.recursive(
@@ -178,7 +182,9 @@ def test_unknown_names_of_python_cannot_be_reached():
         assert refusal(text).startswith("unknown method")
 
 
-@pytest.mark.parametrize("text", ["", "  ", "ps_kd(", "ps_kd)", "ps kd", "import os", "a\0b", "ps_kd(,)", "'", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "ps_kd(", "ps_kd)", "ps kd", "import os", "a\0b", "ps_kd(,)", "'", "\ud800"]
+)
 def test_text_that_is_no_python_is_refused(text):
     assert "empty" in refusal(text) or "not readable" in refusal(text)
 
@@ -213,21 +219,20 @@ def test_depth_up_to_the_limit_is_read_and_length_is_bounded():
     assert f"at most {MAX_LENGTH}" in refusal("ps_kd" + " " * (MAX_LENGTH - 4))
 
 
-PIECES = st.sampled_from(
-    ["record", "ps_kd", "(", ")", "[", "]", "{", "}", ",", "=", ":", ".", "-", "+", "*", "**", "lambda", "'", '"', "x"]
-    + ["1", "0.5", "None", "f'{1}'", "__class__", "__import__('os').system('x')", "\n", "\\", "é", "#", "if", "for", " "]
-)
+WORDS = "record ps_kd ( ) [ ] { } , = : . - + * ** lambda ' \" x 1 0.5 None f'{1}' __class__ \\ é # if for"
+PIECES = st.sampled_from([*WORDS.split(), "__import__('os').system('x')", " ", "\n"])
 
 
 @given(st.text() | st.lists(PIECES, max_size=12).map("".join))
 def test_random_text_raises_nothing_else_and_calls_only_what_was_handed_in(text):
+    refused = ""
     try:
         result = read(text, {"record": lambda *args, **options: "called", "ps_kd": lambda: "called"})
     except RecipeError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 1000
-    else:
-        assert result == "called"
+        refused = str(error)
+    assert refused or result == "called"
+    assert "\n" not in refused
+    assert len(refused) < 1000
 
 
 def test_a_callable_without_a_signature_is_still_called():

@@ -30,8 +30,8 @@ def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, 
         generation 0:  L = CE(y, p)
         generation k:  L = (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T),  t = generation k-1, frozen, eval mode
 
-    ``loss="ce"`` is the cross-entropy form CE(t^T, p^T), which at T = 1 has the same gradient. ``generations`` counts
-    trainings, the first included.
+    ``loss="ce"`` puts CE(t^T, p^T), without T^2, in the place of the KL; at T = 1 the gradient is the same.
+    ``generations`` counts trainings, the first included.
 
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, equation 5 (xi = 1, T = 1: no labels).
 

@@ -15,7 +15,8 @@ def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
 
         L = CE(y, p) + w mean log(1 - <p, t_i>),  t_i <- d t_i + (1 - d) sg p_i  before it is used; t_i = 0 at first
 
-    The second part is negative; minimising it raises the agreement. p is clamped to [1e-4, 1 - 1e-4] in it.
+    The second part is negative; minimising it raises the agreement. p is clamped to [1e-4, 1 - 1e-4] in it, and
+    clamped and normalised again before it enters the history.
 
     Source: Liu et al., Early-Learning Regularization Prevents Memorization of Noisy Labels, NeurIPS 2020, equation 6;
     defaults of CIFAR-10 with symmetric noise.
@@ -37,7 +38,7 @@ def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
     Equation::
 
         L = - sum_i w_i sum_c t_ic log p_ic / sum_i w_i,  w_i = max_c t_ic
-        t_i = y_i for the first ``wait`` share of the epochs, then  t_i <- d t_i + (1 - d) sg p_i  before it is used
+        t_i = y_i in epochs e < wait x epochs (from 0), then  t_i <- d t_i + (1 - d) sg p_i  before it is used
 
     Source: Huang et al., Self-Adaptive Training, NeurIPS 2020, algorithm 1 (60 of 200 epochs of waiting).
 

@@ -39,7 +39,8 @@ def dlb(alpha: float = 1.0, temperature: float = 3.0) -> Method:
         L = mean over the batch of CE(y, p) + a T^2 mean over its old half of KL(t^T || p^T)
         t = logits of the same sample one step ago, before the last update, under another augmentation
 
-    Batches are half old, half new, so an epoch forwards each sample twice. The authors' code uses whole old and new
+    Batches are half old, half new, so an epoch forwards each sample twice. "Old" is whatever was in the last batch, by
+    sample id; where a shuffle brings a sample back at once it counts too. The authors' code uses whole old and new
     batches in two forwards; this is the paper's form.
 
     Source: Shen et al., Self-Distillation from the Last Mini-Batch for Consistency Regularization, CVPR 2022.

@@ -50,9 +50,7 @@ def ece(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
     0.3
     """
     if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
-        raise ValueError(
-            f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}"
-        )
+        raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
     probabilities, y = _labelled(probabilities, y, y >= 0)
     confidence, best = probabilities.double().max(dim=1)
     if bool(confidence.isnan().any()):

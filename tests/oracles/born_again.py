@@ -1,4 +1,7 @@
-"""Born-again networks: generation k learns (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T) from generation k - 1."""
+"""Born-again networks: generation k learns (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T) from generation k - 1.
+
+The cross-entropy form has CE(t^T, p^T) in the place of T^2 KL.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,9 @@ def oracle(
             if teacher is not None:
                 with torch.no_grad():
                     t = (teacher(x) / temperature).softmax(1)
-                distance = -(t * (z / temperature).log_softmax(1)).sum(1).mean()
-                if loss == "kl":  # KL(t || p) = CE(t, p) - entropy(t)
-                    distance = distance + (t * t.log()).sum(1).mean()
-                total = (1 - xi) * total + xi * temperature**2 * distance
+                cross = -(t * (z / temperature).log_softmax(1)).sum(1).mean()
+                kl = cross + (t * t.log()).sum(1).mean()
+                total = (1 - xi) * total + xi * (temperature**2 * kl if loss == "kl" else cross)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()

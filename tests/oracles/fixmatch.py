@@ -8,6 +8,8 @@ from torch import nn
 
 from tests.harness import Recorded
 
+BATCH = 12  # labelled rows of a full batch
+
 
 def oracle(
     run: Recorded, confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0
@@ -18,7 +20,7 @@ def oracle(
     for _, batch in run.batches():
         x, y, weak, strong = batch["labelled"].x, batch["labelled"].y, batch["weak"], batch["strong"]
         assert (weak.id == strong.id).all()
-        assert len(weak.id) == ratio * 12
+        assert len(weak.id) == ratio * BATCH
         z = model(torch.cat([x, strong.x, weak.x]))
         z_labelled, z_strong, z_weak = z.split([len(x), len(strong.x), len(weak.x)])
         sure, guess = z_weak.detach().softmax(1).max(1)

@@ -26,8 +26,8 @@ def oracle(run: Recorded, alpha: float = 0.95, temperature: float = 6.0) -> tupl
         with torch.no_grad():
             t = teacher(x)
         z = student(x)
-        log_p, q = F.log_softmax(z / temperature, 1), F.softmax(t / temperature, 1)
-        kl = F.kl_div(log_p, q, reduction="batchmean")
+        log_p, log_q = F.log_softmax(z / temperature, 1), F.log_softmax(t / temperature, 1)
+        kl = (F.softmax(t / temperature, 1) * (log_q - log_p)).sum(1).mean()
         loss = (1 - alpha) * F.cross_entropy(z, y) + alpha * temperature**2 * kl
         optimizer.zero_grad()
         loss.backward()

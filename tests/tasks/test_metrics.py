@@ -37,7 +37,7 @@ def ece_by_hand(confidence: list[float], right: list[bool], bins: int) -> float:
         inside = [j for j, c in enumerate(confidence) if Fraction(i, bins) < Fraction(c) <= Fraction(i + 1, bins)]
         if inside:
             accuracy = Fraction(sum(right[j] for j in inside), len(inside))
-            mean = sum(Fraction(confidence[j]) for j in inside) / len(inside)
+            mean = sum((Fraction(confidence[j]) for j in inside), Fraction(0)) / len(inside)
             total += Fraction(len(inside), len(confidence)) * abs(accuracy - mean)
     return float(total)
 
@@ -52,7 +52,7 @@ def test_classification_agrees_with_scikit_learn(classes):
     assert got["nll"] == pytest.approx(log_loss(y, p, labels=range(classes)), abs=1e-12)
     brier = brier_score_loss(y, p, labels=list(range(classes)), scale_by_half=False)
     assert got["brier"] == pytest.approx(brier, abs=1e-12)
-    right = list(p.argmax(axis=1) == y.numpy())
+    right = (p.argmax(axis=1) == y.numpy()).tolist()
     assert got["ece"] == pytest.approx(ece_by_hand(p.max(axis=1).tolist(), right, 15), abs=1e-12)
 
 
@@ -162,9 +162,11 @@ def test_regression_by_hand_and_with_rows_left_out():
 
 
 def test_r2_of_equal_labels_is_one_or_zero_as_in_scikit_learn():
-    same = torch.full((7,), 0.1)
+    same = torch.full((7,), 0.5)
     assert regression(same, same)["r2"] == 1.0 == r2_score(same, same)
     assert regression(same + 1, same)["r2"] == 0.0 == r2_score(same, same + 1)
+    tenth = torch.full((7,), 0.1)  # whose mean is not exactly 0.1: the spread is rounding, not zero
+    assert regression(tenth + 1, tenth)["r2"] == 0.0
 
 
 def test_regression_refuses_what_would_be_broadcast():

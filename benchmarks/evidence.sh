@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Every number in docs/evidence.md: run this, then `python benchmarks/paired.py runs/evidence/NAME-*`.
+# Runs that are done are not trained again; a run that was cut goes on. Give names to run only some of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+run() { name=$1 seed=$2; shift 2; .venv/bin/selfdistill run "$@" --seed "$seed" --out "runs/evidence/$name-$seed"; }
+small='cnn(width=16)'
+
+noise()      { for s in 0 1 2 3 4 5; do run noise "$s" digits --label-noise 0.4 --method 'elr()'; done; }
+adaptive()   { for s in 0 1 2 3 4 5; do run adaptive "$s" digits --label-noise 0.4 --method 'self_adaptive()'; done; }
+unlabelled() { for s in 0 1 2 3 4 5; do run unlabelled "$s" digits --labels 100 --method 'curriculum()'; done; }
+again()      { for s in 0 1 2; do run again "$s" digits --method 'born_again(generations=2)'; done; }
+past()       { for s in 0 1 2; do run past "$s" fashion-mnist --label-noise 0.4 --labels 10000 --method 'ps_kd()' --model "$small" --steps 2000; done; }
+match()      { for s in 0 1 2; do run match "$s" fashion-mnist --labels 250 --method 'fixmatch()' --model "$small" --steps 500; done; }
+
+for what in "${@:-noise adaptive unlabelled again past match}"; do for one in $what; do "$one"; done; done

@@ -1,0 +1,56 @@
+"""Paired differences over seeds, from finished run folders: mean and 95 % interval (Student's t).
+
+    python benchmarks/paired.py runs/evidence/noise-*
+
+Every run trained its own plain control on the same split, labels and number of steps, so that each seed is a pair.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % interval; the half-width of a single pair is infinite."""
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, math.inf
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, float(student.ppf(0.975, len(differences) - 1)) * error
+
+
+def line(name: str, results: list[dict[str, Any]], against: str, metric: str) -> str:
+    """One row: the method's mean, the control's mean, and their paired difference."""
+    scale = 100 if metric == "accuracy" else 1
+    ours = [scale * r["test"][metric] for r in results]
+    theirs = [scale * r["plain"][against][metric] for r in results]
+    mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    digits = 1 if metric == "accuracy" else 3
+    numbers = f"{statistics.fmean(ours):.{digits}f} | {statistics.fmean(theirs):.{digits}f}"
+    return f"| {name} | plain, {against.replace('_', ' ')} | {metric} | {numbers} | {mean:+.{digits}f} ± {half:.{digits}f} | {len(results)} |"
+
+
+def main(folders: list[str]) -> None:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for folder in sorted(folders):
+        record = json.loads((Path(folder) / "run.json").read_text())
+        if "result" not in record:
+            print(f"{folder} is not finished: selfdistill resume {folder}", file=sys.stderr)
+            continue
+        groups.setdefault(f"`{record['method']}`", []).append(record["result"])
+    print("| method | against | on test | method | control | difference | seeds |\n|---|---|---|---|---|---|---|")
+    for name, results in groups.items():
+        for against in ("end", "early_stopped"):
+            for metric in ("accuracy", "nll", "ece"):
+                print(line(name, results, against, metric))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Gates against row-by-row loops: trust in [0, 1] for every element."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from selfdistill.core import Always, Batch, Clock, Gate, Given, Rows, Step, Target, Term
+from selfdistill.gates import Confidence, Confident, Correct
+from selfdistill.losses import CrossEntropy
+from selfdistill.teachers import Itself
+
+CLASSES = 3
+GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(), Correct()]
+
+
+def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = ()) -> torch.Tensor:
+    rows = len(y)
+    student = torch.zeros(rows, *inner, CLASSES)
+    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), Clock())
+    term = Term(Itself(), CrossEntropy(), gate=gate)
+    model = nn.Identity()
+    return gate.weigh(gate.start(model, Given()), student, target.spread(student), step, term)
+
+
+rows = st.lists(st.lists(st.integers(1, 50), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)
+
+
+@given(rows, st.sampled_from(GATES), st.data())
+def test_trust_lies_between_0_and_1_for_every_element(weights, gate, data):
+    """For distributions and for logits, and for exits or peers of a row as for the row."""
+    p = torch.tensor(weights, dtype=torch.float32)
+    p /= p.sum(-1, keepdim=True)
+    y = torch.tensor(data.draw(st.lists(st.integers(-1, 2), min_size=len(p), max_size=len(p))))
+    for target in (Target(p, "probabilities"), Target(p.log() + 3, "logits")):
+        trust = weigh(gate, target, y)
+        assert trust.shape == (len(p),)
+        assert ((trust >= 0) & (trust <= 1)).all()
+        assert weigh(gate, target, y, inner=(2,)).equal(trust[:, None].expand(-1, 2))
+
+
+@given(rows, st.floats(0.3, 1))
+def test_confident_keeps_what_reaches_the_threshold(weights, threshold):
+    """1 exactly where some class has at least the threshold; more is kept when less is asked for."""
+    p = torch.tensor(weights, dtype=torch.float32)
+    p /= p.sum(-1, keepdim=True)
+    y = torch.zeros(len(p), dtype=torch.int64)
+    kept = weigh(Confident(threshold), Target(p, "probabilities"), y)
+    wanted = torch.tensor(threshold, dtype=torch.float32)
+    assert kept.tolist() == [float(any(c >= wanted for c in row)) for row in p]
+    assert (weigh(Confident(threshold - 0.1), Target(p, "probabilities"), y) >= kept).all()
+
+
+def test_confident_is_not_inverted():
+    """The sure row is kept and the unsure one is not, whatever form the target has."""
+    p = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]])
+    y = torch.tensor([1, 1])
+    for target in (Target(p, "probabilities"), Target(p.log(), "logits")):
+        assert weigh(Confident(0.95), target, y).tolist() == [1, 0]
+    assert weigh(Confident(0.95), Target(y, "classes"), y).tolist() == [1, 1]
+
+
+def test_confidence_is_the_largest_probability():
+    """w_i = max_c t_ic, also of logits."""
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]])
+    for target in (Target(p, "probabilities"), Target(p.log() - 7, "logits")):
+        assert weigh(Confidence(), target, torch.tensor([0, 0])).tolist() == pytest.approx([0.5, 0.9])
+
+
+def test_correct_keeps_where_the_best_class_is_the_label():
+    """A wrong target is dropped; a row without label cannot be judged and is kept."""
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]])
+    assert weigh(Correct(), Target(p, "probabilities"), torch.tensor([1, 2, -1])).tolist() == [1, 0, 1]

@@ -1,0 +1,115 @@
+"""The default networks: shapes of every output, and what reaches what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from selfdistill.models import MODELS
+from selfdistill.networks import cnn, mlp, resnet
+
+IMAGE = (3, 16, 16)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 9, 13), (2, 4, 4)])
+def test_without_exits_a_model_returns_logits(name, shape):
+    assert MODELS[name](shape, 7)(torch.rand(4, *shape)).shape == (4, 7)
+
+
+@pytest.mark.parametrize(("build", "exits"), [(mlp, 1), (cnn, 2), (resnet, 2)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13), (3, 32, 32)])
+def test_with_exits_a_model_returns_each_exit_on_its_own_feature(build, exits, shape):
+    model = build(shape, 7, exits=True)
+    out = model(torch.rand(4, *shape))
+    width = model.classifier.in_features
+    assert {name: tuple(value.shape) for name, value in out.items()} == {
+        "logits": (4, 7),
+        "exits": (4, exits, 7),
+        "feature": (4, width),
+        "features": (4, exits, width),
+    }
+    by_hand = torch.stack([c(out["features"][:, i]) for i, c in enumerate(model.classifiers)], dim=1)
+    assert torch.allclose(out["exits"], by_hand, atol=1e-6)
+    assert torch.allclose(out["logits"], model.classifier(out["feature"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn, resnet])
+def test_exits_run_from_shallow_to_deep(build):
+    """An exit's gradient reaches its own stage and earlier ones, and none after it; the main one uses no exit."""
+    model = build(IMAGE, 5, exits=True)
+    exits = len(model.classifiers)
+    for i in range(exits + 1):
+        model.zero_grad()
+        out = model(torch.rand(4, *IMAGE))
+        (out["exits"][:, i] if i < exits else out["logits"]).square().sum().backward()
+        reached = [any(p.grad is not None and p.grad.any() for p in stage.parameters()) for stage in model.stages]
+        assert reached == [j <= i for j in range(exits + 1)]
+        own = [any(p.grad is not None and p.grad.any() for p in b.parameters()) for b in model.bottlenecks]
+        assert own == [j == i for j in range(exits)]
+
+
+def test_exits_change_nothing_for_the_deepest_classifier():
+    plain, early = cnn(IMAGE, 5), cnn(IMAGE, 5, exits=True)
+    early.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(4, *IMAGE)
+    assert torch.equal(plain(x), early(x)["logits"])
+
+
+def test_mlp_is_linear_and_relu_without_norm():
+    """The forward pass again, by matrix products."""
+    model = mlp((2, 3), 4, width=5, depth=3)
+    weights = list(model.parameters())
+    assert [tuple(w.shape) for w in weights] == [(5, 6), (5,), (5, 5), (5,), (5, 5), (5,), (4, 5), (4,)]
+    x = torch.randn(7, 2, 3)
+    h = x.reshape(7, 6)
+    for i in (0, 2, 4):
+        h = (h @ weights[i].T + weights[i + 1]).clamp(min=0)
+    assert torch.allclose(model(x), h @ weights[6].T + weights[7], atol=1e-6)
+    assert not list(model.buffers())
+
+
+def test_cnn_is_small_and_its_maps_halve_until_four():
+    count = sum(p.numel() for p in cnn((1, 28, 28), 10).parameters())
+    convolutions = 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
+    assert count == convolutions + 2 * 2 * (32 + 64 + 128) + 128 * 10 + 10
+    for side, sides in [(28, [28, 14, 7]), (8, [8, 4, 4]), (7, [7, 7, 7]), (4, [4, 4, 4])]:
+        for build in (cnn, resnet):
+            x = torch.rand(2, 1, side, side)
+            found = []
+            net: Any = build((1, side, side), 3)
+            for stage in net.stages:
+                x = stage(x)
+                found.append(x.shape[-1])
+            assert found == sides
+
+
+def test_resnet_has_six_blocks_and_two_layers_and_shortcuts_carry_the_input():
+    model: Any = resnet((3, 32, 32), 10, blocks=3)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) + 1 == 6 * 3 + 2
+    block = model.stages[0][-1]
+    for layer in (block.first, block.second):
+        nn.init.zeros_(layer[0].weight)
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(block.eval()(x), x)
+
+
+@pytest.mark.parametrize("build", [cnn, resnet])
+def test_group_norm_does_not_look_at_the_other_rows(build):
+    x = torch.rand(4, *IMAGE)
+    grouped, batched = build(IMAGE, 5, norm="group"), build(IMAGE, 5)
+    assert torch.allclose(grouped(x)[:1], grouped(x[:1]), atol=1e-5)
+    assert not torch.allclose(batched(x)[:2], batched(x[:2]), atol=1e-3)
+    assert grouped(x).shape == build(IMAGE, 5, norm="group", width=6)(x).shape
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_dropout_acts_in_training_only(name):
+    model, x = MODELS[name](IMAGE, 5, dropout=0.5), torch.rand(4, *IMAGE)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))

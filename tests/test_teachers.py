@@ -1,0 +1,545 @@
+"""Teachers against plain loops, dictionaries and explicit sums: none of it shares their code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfdistill import teachers
+from selfdistill.core import Batch, Clock, Method, Objective, Pool, Rows, Term
+from selfdistill.errors import RecipeError, SpaceError
+from selfdistill.losses import KL, CrossEntropy
+from selfdistill.specimens import CLASSES, WIDTH, batch_of, inputs, tiny
+from selfdistill.teachers import (
+    Ema, External, Frozen, Generation, History, Itself, Labels, LastBatch, LastEpoch, Peers, PseudoLabels,
+)  # fmt: skip
+
+IDS = torch.arange(24)
+
+
+class Net(nn.Module):
+    """A linear model with batch statistics, an integer buffer and a half-precision choice."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.register_buffer("drift", torch.zeros(3))
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(x))
+
+
+def rows(ids: Any, y: Any = None) -> Rows:
+    ids = torch.as_tensor(ids)
+    return Rows(inputs(ids), ids % CLASSES if y is None else torch.as_tensor(y), ids)
+
+
+def bound(teacher: teachers.Teacher, model: nn.Module, clock: Clock | None = None, **given: Any) -> Objective:
+    """A method of this one term, bound; views the teacher names are its own."""
+    loss = CrossEntropy() if teacher.space("logits") != "features" else KL()
+    return Method({"t": Term(teacher, loss, weight=0.5)}).bind(model, clock=clock, **given)
+
+
+def said(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the teacher says of a batch, and of which rows."""
+    term = objective.method.terms["t"]
+    step = objective.look(batch)
+    target = term.teacher.target(next(iter(objective.states.values())), step, term)
+    valid = torch.ones(len(target.value), dtype=torch.bool) if target.valid is None else target.valid
+    return target.value, valid
+
+
+def learn(objective: Objective, model: nn.Module, batch: Batch, lr: float = 0.5) -> None:
+    """One step of gradient descent on something, then the teacher's update."""
+    objective(batch)
+    for p in model.parameters():
+        p.grad = None
+    model(batch["x"].x).float().square().sum().backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= lr * p.grad / 100
+        model.drift += 0.25
+    objective.update()
+
+
+# labels and the model itself ------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_labels_and_missing_ones_are_masked():
+    """Classes with -1 for none; values with nan for none, one column or more."""
+    model = tiny(0)
+    for head, y, valid in (
+        ("logits", [2, -1, 0], [True, False, True]),
+        ("values", [[1.0, 2], [float("nan"), 2], [3, float("nan")]], [True, False, False]),
+        ("gaussian", [0.5, float("nan"), -1.0], [True, False, True]),
+    ):
+        objective = Method({"t": Term(Labels(), _any, head=head)}).bind(model)
+        value, found = said(objective, Batch({"x": rows([0, 1, 2], y)}))
+        assert found.tolist() == valid
+        expected = torch.tensor(y)[found]
+        assert value[found].squeeze(-1).equal(expected)
+        assert value.isfinite().all()
+
+
+def _any(student: Tensor, target: Any) -> Tensor:
+    return student.square().sum(-1)
+
+
+def test_labels_say_nothing_about_features():
+    """A term that grades a feature by a label is refused."""
+    with pytest.raises(SpaceError, match="'feature'"):
+        Labels().space("feature")
+
+
+@pytest.mark.parametrize(("view", "head"), [(None, None), ("weak", None), (None, "exits"), ("weak", "feature")])
+def test_itself_is_the_students_own_output_detached(view, head):
+    """On another view, of another head, or both; the same numbers, and no way back for the gradient."""
+    model = tiny(0).eval()
+    teacher = Itself(view, head)
+    objective = Method({"t": Term(teacher, _any)}).bind(model)
+    batch = Batch({"x": rows([0, 1]), "weak": rows([5, 6])})
+    value, _ = said(objective, batch)
+    expected = model(batch[view or "x"].x)[head or "logits"]
+    torch.testing.assert_close(value, expected.detach())
+    assert not value.requires_grad
+
+
+# moving averages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decay", "warm_up"), [(0.9, True), (0.9, False), (0.3, True), (0.0, True)])
+def test_ema_equals_a_plain_loop(decay, warm_up):
+    """Weights and floating buffers are averaged, integer ones copied; d = min(1 - 1 / (step + 1), decay)."""
+    model = Net()
+    objective = bound(Ema(decay, warm_up=warm_up), model)
+    reference = {k: v.double() if v.is_floating_point() else v.clone() for k, v in model.state_dict().items()}
+    for step in range(1, 8):
+        learn(objective, model, Batch({"x": rows(IDS[step : step + 9])}))
+        d = min(1 - 1 / (step + 1), decay) if warm_up else decay
+        for name, value in model.state_dict().items():
+            floating = value.is_floating_point()
+            reference[name] = d * reference[name] + (1 - d) * value.double() if floating else value.clone()
+    found = {k.split(".module.")[1]: v for k, v in objective.state_dict().items() if ".module." in k}
+    assert found.keys() == reference.keys()
+    assert {"norm.running_mean", "norm.num_batches_tracked", "drift"} <= found.keys()
+    for name, value in reference.items():
+        torch.testing.assert_close(found[name], value.to(found[name].dtype), rtol=1e-5, atol=1e-6)
+    assert found["norm.num_batches_tracked"].dtype == torch.int64
+    moved = (found["last.weight"] - model.last.weight).abs().max()
+    assert moved > 1e-3 or decay == 0.0
+
+
+def test_ema_starts_from_the_student_that_was_passed():
+    """At step 0 teacher and student say the same of the same rows, as other objects."""
+    model = Net().eval()
+    objective = bound(Ema(0.9), model)
+    batch = Batch({"x": rows(IDS)})
+    torch.testing.assert_close(said(objective, batch)[0], model(batch["x"].x))
+
+
+def test_ema_of_a_bfloat16_student_is_kept_in_float32():
+    """Updates too small for bfloat16 add up: after 200 steps the average has gone its whole way."""
+    model = Net(torch.bfloat16).requires_grad_(False)
+    objective = bound(Ema(0.999, warm_up=False), model)
+    teacher = next(iter(objective.states.values())).module
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    start = teacher.last.weight.clone()
+    model.last.weight += 0.5
+    distance = model.last.weight.float() - start
+    batch = Batch({"x": Rows(inputs(IDS).bfloat16(), IDS % CLASSES, IDS)})
+    for _ in range(200):
+        objective(batch)
+        objective.update()
+    torch.testing.assert_close(teacher.last.weight - start, (1 - 0.999**200) * distance, rtol=1e-3, atol=1e-5)
+    assert said(objective, batch)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_held_teacher_keeps_its_mode_and_takes_no_gradient(train):
+    """Neither train() nor eval() of the objective, nor of anything around it, reaches the teacher."""
+    objective = bound(Ema(0.9, train=train), Net())
+    around = nn.Sequential(objective)
+    for change in (objective.train, objective.eval, around.train, around.eval):
+        change()
+        held = next(iter(objective.states.values()))
+        assert {m.training for m in held.modules()} == {train}
+        assert not any(p.requires_grad for p in held.parameters())
+
+
+def test_a_teachers_pass_moves_no_statistics_of_the_student():
+    """Asking an average, in train or eval mode, leaves the student's buffers to the student."""
+    model = Net().eval()
+    objective = bound(Ema(0.9, train=True), model)
+    before = copy.deepcopy(model.state_dict())
+    said(objective, Batch({"x": rows(IDS)}))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+# frozen weights -------------------------------------------------------------------------------------------------------
+
+
+def counted(module: nn.Module) -> list[int]:
+    calls: list[int] = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("kind", [Frozen, Generation, External])
+def test_a_frozen_teacher_is_asked_once_a_sample_on_fixed_views(kind):
+    """No teacher pass in the second epoch, whatever the order; and the same answers as without the cache."""
+    model, other = Net(), Net()
+    objective = bound(kind(), model, previous=other, external=other)
+    held = next(iter(objective.states.values())).module
+    reference = copy.deepcopy(held)
+    passes = counted(held)
+    for epoch in range(3):
+        order = IDS[torch.randperm(24, generator=torch.Generator().manual_seed(epoch))]
+        for ids in order.split(7):
+            batch = Batch({"x": rows(ids)})
+            batch.fixed = frozenset({"x"})
+            torch.testing.assert_close(said(objective, batch)[0], reference(batch["x"].x), rtol=1e-5, atol=1e-6)
+            learn(objective, model, batch)
+        if epoch == 0:
+            first = len(passes)
+    assert first >= 4
+    assert len(passes) == first
+
+
+def test_a_partly_known_batch_keeps_what_was_said_first():
+    """Known samples are read, new ones are asked about, each in its own row."""
+    model = Net()
+    objective = bound(Frozen(), model)
+    held = next(iter(objective.states.values())).module
+    for ids in ([0, 1, 2, 3], [3, 9, 0, 10], [10, 2, 11]):
+        batch = Batch({"x": rows(ids)})
+        batch.fixed = frozenset({"x"})
+        torch.testing.assert_close(said(objective, batch)[0], held(batch["x"].x), rtol=1e-5, atol=1e-6)
+        learn(objective, model, batch)
+
+
+def test_views_with_randomness_are_never_cached():
+    """What differs from visit to visit is asked about each time."""
+    model = Net()
+    objective = bound(Frozen(), model)
+    passes = counted(next(iter(objective.states.values())).module)
+    for epoch in range(3):
+        batch = Batch({"x": Rows(inputs(IDS) + epoch, IDS % CLASSES, IDS)})
+        learn(objective, model, batch)
+    assert len(passes) == 3
+
+
+def test_two_fixed_views_do_not_share_a_cache():
+    """The same sample under two views: two answers."""
+    model = Net()
+    method = Method({name: Term(Frozen(), CrossEntropy(), view=name) for name in ("x", "cropped")})
+    objective = method.bind(model)
+    batch = Batch({"x": rows(IDS), "cropped": Rows(-inputs(IDS), IDS % CLASSES, IDS)})
+    batch.fixed = frozenset(batch)
+    for _ in range(2):
+        objective(batch)
+        objective.update()
+    cached = [state.said.values[:24] for state in objective.states.values() if hasattr(state, "said")]
+    assert len(cached) == 2
+    assert not torch.allclose(*cached)
+
+
+def test_a_frozen_teacher_stays_what_the_model_was():
+    """Later training of the student does not reach it."""
+    model = Net().eval()
+    batch = Batch({"x": rows(IDS)})
+    before = model(batch["x"].x).detach()
+    objective = bound(Frozen(), model)
+    for _ in range(3):
+        learn(objective, model, batch)
+    torch.testing.assert_close(said(objective, batch)[0], before)
+    assert not torch.allclose(model(batch["x"].x), before)
+
+
+def test_generation_zero_has_no_teacher():
+    """Every row is left without a target, and the term counts for nothing."""
+    objective = bound(Generation(), Net())
+    batch = Batch({"x": rows(IDS)})
+    assert not said(objective, batch)[1].any()
+    assert float(objective(batch).detach()) == 0.0
+
+
+def test_a_model_is_not_its_own_teacher():
+    """The silent fault of teacher and student being one module is refused at once."""
+    model = Net()
+    for teacher, given in ((External(), {"external": model}), (Generation(), {"previous": model})):
+        with pytest.raises(RecipeError, match=r"its own|before it"):
+            bound(teacher, model, **given)
+
+
+def test_an_external_teacher_must_be_given():
+    """The message says how, on the command line and in code."""
+    with pytest.raises(RecipeError, match=r"distil\('RUN'\).*bind\(external=model\)"):
+        bound(External(), Net())
+
+
+# memories -------------------------------------------------------------------------------------------------------------
+
+
+def epochs(count: int, size: int = 7) -> list[tuple[int, list[int]]]:
+    """(epoch, ids) of every step, each epoch in an order of its own."""
+    steps = []
+    for epoch in range(count):
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(epoch))
+        steps += [(epoch, ids.tolist()) for ids in order.split(size)]
+    return steps
+
+
+def softmax(z: list[float]) -> list[float]:
+    weights = [2.718281828459045**v for v in z]
+    return [w / sum(weights) for w in weights]
+
+
+def run_memory(teacher: teachers.Teacher, follow: Callable[[int, list[int], list[list[float]]], Any], labels: Any) -> None:
+    """Train over shuffled epochs; ``follow`` gets (epoch, ids, student's logits) and returns what must be said."""
+    model = Net().eval()
+    clock = Clock(epochs=4, per_epoch=4)
+    objective = bound(teacher, model, clock)
+    for epoch, ids in epochs(4):
+        assert objective.clock.epoch == epoch
+        batch = Batch({"x": rows(ids, labels[ids])})
+        expected, valid = follow(epoch, ids, model(batch["x"].x).tolist())
+        value, found = said(objective, batch)
+        assert found.tolist() == valid
+        torch.testing.assert_close(value[found], torch.tensor(expected)[found], rtol=1e-4, atol=1e-5)
+        learn(objective, model, batch)
+
+
+LABELS = torch.where(IDS % 5 == 0, -1, IDS % CLASSES)
+
+
+def one_hot(label: int) -> list[float]:
+    return [float(c == max(label, 0)) for c in range(CLASSES)]
+
+
+def test_last_epoch_equals_a_dictionary():
+    """The student's word of the epoch before; the label before that; nothing for an unlabelled row never seen."""
+    memory: dict[int, list[float]] = {}
+
+    def follow(epoch, ids, logits):
+        expected = [memory.get(i, one_hot(int(LABELS[i]))) for i in ids]
+        valid = [i in memory or int(LABELS[i]) >= 0 for i in ids]
+        memory.update({i: softmax(z) for i, z in zip(ids, logits, strict=True)})
+        return expected, valid
+
+    run_memory(LastEpoch(), follow, LABELS)
+
+
+@pytest.mark.parametrize("clamp", [0.0, 0.2])
+def test_history_from_zero_equals_a_dictionary(clamp):
+    """ELR: t <- d t + (1 - d) p before use, from zero, without bias correction."""
+    memory = {i: [0.0] * CLASSES for i in range(24)}
+
+    def follow(epoch, ids, logits):
+        for i, z in zip(ids, logits, strict=True):
+            p = [min(max(v, clamp), 1 - clamp) for v in softmax(z)] if clamp else softmax(z)
+            memory[i] = [0.7 * t + 0.3 * v / sum(p) for t, v in zip(memory[i], p, strict=True)]
+        return [memory[i] for i in ids], [True] * len(ids)
+
+    run_memory(History(0.7, clamp=clamp), follow, LABELS)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5])
+def test_history_from_labels_equals_a_dictionary(wait):
+    """Self-adaptive training: the label for the first share of epochs, then its average with the predictions."""
+    memory: dict[int, list[float]] = {}
+
+    def follow(epoch, ids, logits):
+        valid = [i in memory or int(LABELS[i]) >= 0 for i in ids]
+        expected = []
+        for i, z in zip(ids, logits, strict=True):
+            past = memory.get(i, one_hot(int(LABELS[i])))
+            if epoch >= 4 * wait:
+                past = memory[i] = [0.9 * t + 0.1 * v for t, v in zip(past, softmax(z), strict=True)]
+            expected.append(past)
+        return expected, valid
+
+    run_memory(History(0.9, start_from="labels", wait=wait), follow, LABELS)
+
+
+def test_a_history_starts_from_zero_or_labels():
+    """A misspelt start is refused, not taken for zero."""
+    with pytest.raises(RecipeError, match="'zeros'"):
+        History(start_from="zeros")
+
+
+def test_last_batch_equals_a_dictionary_of_one_batch():
+    """Logits of a step ago with the weights of then, for the samples that were in it; nothing for the others."""
+    model = Net().eval()
+    objective = bound(LastBatch(), model)
+    last: dict[int, list[float]] = {}
+    for ids in ([0, 1, 2], [2, 5, 0, 7], [9, 10], [10, 9, 3], [4]):
+        batch = Batch({"x": rows(ids)})
+        value, valid = said(objective, batch)
+        assert valid.tolist() == [i in last for i in ids]
+        expected = torch.tensor([last.get(i, [0.0] * CLASSES) for i in ids])
+        torch.testing.assert_close(value[valid], expected[valid])
+        last = dict(zip(ids, model(batch["x"].x).tolist(), strict=True))
+        learn(objective, model, batch)
+
+
+def test_last_batch_remembers_every_peer_of_a_sample():
+    """A head with inner elements is remembered whole, and its mask holds for all of them."""
+    model = tiny(0).eval()
+    objective = Method({"t": Term(LastBatch(), KL(), head="peers")}).bind(model)
+    first = Batch({"x": rows([0, 1])})
+    objective(first)
+    objective.update()
+    loss = objective.measure(Batch({"x": rows([1, 7])}))["t"]
+    assert float(loss.tally.count) == 2  # the two peers of sample 1
+    assert abs(float(loss.tally.total.detach())) < 1e-5  # eval mode, same weights
+
+
+@pytest.mark.parametrize("teacher", [LastEpoch(), History(), LastBatch(), Frozen()])
+def test_memories_need_ids(teacher):
+    """A batch without sample ids is refused by name; so is one whose ids would mix samples up."""
+    batch = Batch({"x": Rows(inputs(IDS), IDS % CLASSES)})
+    batch.fixed = frozenset({"x"})
+    with pytest.raises(SpaceError, match="'id'"):
+        learn(bound(teacher, Net()), Net(), batch)
+
+
+@pytest.mark.parametrize("teacher", [LastEpoch(), History(), PseudoLabels()])
+@pytest.mark.parametrize("head", ["exits", "peers", "feature", "values"])
+def test_memories_hold_one_distribution_a_sample(teacher, head):
+    """Heads that say several things, or no distribution, are refused before step 0."""
+    with pytest.raises(SpaceError, match=repr(head)):
+        teacher.space(head)
+
+
+@pytest.mark.parametrize("teacher", [LastEpoch(), History(), LastBatch(), Frozen(), Ema(), PseudoLabels()])
+def test_a_micro_batch_without_rows_of_the_view_changes_no_memory(teacher):
+    """Where a view has no rows (or is missing) there is nothing to remember, and no error."""
+    model = Net()
+    method = Method({"a": Term(Labels(), CrossEntropy()), "t": Term(teacher, CrossEntropy(), view="extra")})
+    objective = method.bind(model)
+    for extra in ({}, {"extra": rows(IDS[:0])}):
+        batch = Batch({"x": rows(IDS), **extra})
+        batch.fixed = frozenset(batch)
+        loss = objective(batch)
+        assert float(objective.figures["t"].valid) == 0
+        loss.backward()
+        objective.update()
+
+
+# peers ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peers", [2, 3, 5])
+def test_peers_leave_themselves_out_and_have_the_papers_gradient(peers):
+    """Target: mean probability of the others, by loops. Gradient: that of (1 / (K - 1)) sum_l KL(p_l || p_k)."""
+    z = torch.randn(4, peers, CLASSES, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"peers": z}
+
+    method = Method({"t": Term(Peers(), KL(), head="peers", mean_over="rows")})
+    objective = method.bind(Fixed())
+    batch = Batch({"x": rows([0, 1, 2, 3])})
+    value, _ = said(objective, batch)
+    p = z.softmax(-1).detach()
+    for row in range(4):
+        for k in range(peers):
+            others = [p[row, j] for j in range(peers) if j != k]
+            torch.testing.assert_close(value[row, k], torch.stack(others).mean(0))
+    (found,) = torch.autograd.grad(objective(batch), z)
+    pairwise = torch.zeros(())
+    for k in range(peers):
+        q = z[:, k].log_softmax(-1)
+        for j in range(peers):
+            if j != k:
+                pairwise = pairwise + (p[:, j] * (p[:, j].log() - q)).sum(-1).mean() / (peers - 1)
+    (expected,) = torch.autograd.grad(pairwise, z)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_peers_teach_peers_alone():
+    """Another head is refused even where it has as many elements; a single peer has nobody to learn from."""
+    with pytest.raises(SpaceError, match="'exits'"):
+        Peers().space("exits")
+    one = nn.Sequential(nn.Linear(WIDTH, CLASSES), nn.Unflatten(1, (1, CLASSES)))
+
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"peers": one(x)}
+
+    with pytest.raises(SpaceError, match="at least two"):
+        Method({"t": Term(Peers(), KL(), head="peers")}).bind(Single())(Batch({"x": rows([0, 1])}))
+
+
+# pseudo-labels --------------------------------------------------------------------------------------------------------
+
+
+def brute_force(p: list[list[float]], share: float, least: float, fill: bool) -> list[int]:
+    """Of each class the most confident rows, in order; lists and sorting only."""
+    each = -(-int(share * len(p) * 1000) // (CLASSES * 1000))
+    chosen: list[int] = []
+    for c in range(CLASSES):
+        mine = [i for i, row in enumerate(p) if row.index(max(row)) == c and row[c] >= least]
+        mine = sorted(mine, key=lambda i: (-p[i][c], i))[:each]
+        if fill and mine:
+            mine = (mine * each)[:each] if len(mine) < each else mine
+        chosen += mine
+    return chosen
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("least", [0.0, 0.45])
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_pseudo_labels_equal_brute_force(share, least, fill, hard):
+    """Which rows, how often, and what is said of them; labelled rows keep their own label."""
+    unlabelled = torch.arange(40, 80)
+    logits = 2 * torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1))
+    teacher = PseudoLabels(hard, (0.9, share), least, fill)
+    objective = bound(teacher, Net(), previous=Net())
+    objective.prepare(Pool(unlabelled, lambda module, ids: logits[ids - 40], Clock(2, 4)))
+    p = logits.softmax(-1)
+    picked = brute_force(p.tolist(), share, least, fill)
+    assert (objective.admitted() - 40).tolist() == picked
+    ids = torch.tensor([*(unlabelled[:6]).tolist(), 3])
+    y = torch.tensor([-1] * 6 + [3])
+    value, valid = said(objective, Batch({"x": rows(ids, y)}))
+    assert valid.all()
+    expected = torch.stack([torch.tensor(one_hot(int(row.argmax()))) if hard else row for row in p[:6]])
+    torch.testing.assert_close(value[:6], expected)
+    assert value[6].tolist() == one_hot(3)
+
+
+def test_pseudo_labels_of_the_first_generation_admit_nothing():
+    """Without a generation before there is nobody to label the pool; unlabelled rows have no target."""
+    objective = bound(PseudoLabels(), Net())
+    objective.prepare(Pool(torch.arange(40, 80), lambda *_: pytest.fail("nobody to ask"), Clock(0, 4)))
+    assert objective.admitted().tolist() == []
+    _, valid = said(objective, Batch({"x": rows([1, 50], [1, -1])}))
+    assert valid.tolist() == [True, False]
+
+
+def test_every_stage_has_its_share():
+    """The first share belongs to generation 1; the last one holds for all generations after it."""
+    for generation, count in ((1, 1), (2, 2), (3, 4), (7, 4)):
+        objective = bound(PseudoLabels(shares=(0.25, 0.5, 1.0)), Net(), previous=Net())
+        logits = 5 * torch.eye(CLASSES).repeat(4, 1)
+        objective.prepare(Pool(torch.arange(40, 56), lambda _, ids, z=logits: z[ids - 40], Clock(generation, 9)))
+        assert len(objective.admitted()) == count * CLASSES
+
+
+def test_batches_of_the_small_world_are_what_they_say():
+    """The specimens that other tests stand on: ids, labels and inputs belong together."""
+    batch = batch_of({"x": "labelled", "u": "unlabelled", "m": "all"}, 0)
+    for view in batch.values():
+        assert view.x.equal(inputs(view.id))
+        assert view.y.equal(torch.where(view.id < 24, view.id % CLASSES, -1))
+    assert (batch["u"].y == -1).all()
+    assert 0 < int((batch["m"].y == -1).sum()) < len(batch["m"].y)

@@ -1,0 +1,60 @@
+"""Views are values that name rows and augmentations; what makes no sense is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdistill.errors import RecipeError
+from selfdistill.testing import check_value
+from selfdistill.views import AUGMENT, ROWS, Look, Views, overlapping, pairs, two, weak_strong
+
+
+@pytest.mark.parametrize("views", [Views(), two(), two("all", "strong"), pairs(), overlapping(), weak_strong(3)])
+def test_views_are_values(views):
+    """Frozen, hashable, equal, and their repr reads back."""
+    check_value(views)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("augment", AUGMENT)
+def test_every_named_look_exists(rows, augment):
+    """All documented rows and augmentations are accepted."""
+    assert Look("x", rows, augment).rows == rows
+
+
+@pytest.mark.parametrize("options", [{"rows": "some"}, {"augment": "medium"}])
+def test_an_unknown_name_is_refused_with_the_known_ones(options):
+    """The message lists what there is."""
+    with pytest.raises(RecipeError, match=r"labelled|weak") as caught:
+        Look("x", **options)
+    assert next(iter(options.values())) in str(caught.value)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan")])
+def test_a_ratio_counts_rows(ratio):
+    """No unlabelled rows for each labelled one is not a ratio."""
+    with pytest.raises(RecipeError, match="above 0"):
+        weak_strong(ratio)
+
+
+def test_two_sets_of_rows_make_no_epoch():
+    """An epoch passes over one set; labelled rows beside all rows would be drawn twice over."""
+    with pytest.raises(RecipeError, match="all and labelled"):
+        Views((Look("x", "labelled"), Look("u", "all")))
+
+
+def test_who_needs_unlabelled_rows():
+    """Unlabelled and admitted rows are needed; all rows may be labelled ones."""
+    assert weak_strong().need_unlabelled()
+    assert Views((Look("x", "union"),)).need_unlabelled()
+    for views in (Views(), two("all"), pairs(), overlapping()):
+        assert not views.need_unlabelled()
+
+
+def test_what_each_method_looks_at():
+    """The named views: two of the same rows, a partner, a weak and a strong one."""
+    assert [(look.name, look.rows) for look in two("all").looks] == [("x", "all"), ("other", "all")]
+    assert [(look.name, look.rows) for look in pairs().looks] == [("x", "labelled"), ("pair", "pair")]
+    assert [(k.name, k.rows, k.augment) for k in weak_strong().looks] == [
+        ("labelled", "labelled", "weak"), ("weak", "unlabelled", "weak"), ("strong", "unlabelled", "strong"),
+    ]  # fmt: skip
