@@ -34,7 +34,8 @@ def line(name: str, results: list[dict[str, Any]], against: str, metric: str) ->
     mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
     digits = 1 if metric == "accuracy" else 3
     numbers = f"{statistics.fmean(ours):.{digits}f} | {statistics.fmean(theirs):.{digits}f}"
-    return f"| {name} | plain, {against.replace('_', ' ')} | {metric} | {numbers} | {mean:+.{digits}f} ± {half:.{digits}f} | {len(results)} |"
+    difference = f"{mean:+.{digits}f} ± {half:.{digits}f}"
+    return f"| {name} | plain, {against.replace('_', ' ')} | {metric} | {numbers} | {difference} | {len(results)} |"
 
 
 def main(folders: list[str]) -> None:

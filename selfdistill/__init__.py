@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from . import gates, heads, losses, methods, schedules, teachers, views
     from .core import Batch, Clock, Gate, Method, Objective, Rows, Step, Tally, Target, Teacher, Term
     from .errors import SelfdistillError
-    from .fit import Result, Settings, fit
+    from .loop import Result, Settings, fit
     from .run import Run, load_model
 
 #: module that defines each public name
 _HOME = {
     "core": ("Batch", "Clock", "Gate", "Method", "Objective", "Rows", "Step", "Tally", "Target", "Teacher", "Term"),
     "errors": ("SelfdistillError",),
-    "fit": ("Result", "Settings", "fit"),
+    "loop": ("Result", "Settings", "fit"),
     "run": ("Run", "load_model"),
 }
 _MODULES = ("gates", "heads", "losses", "methods", "schedules", "teachers", "views")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from .core import Method, Teacher, Term
-from .errors import DataError, SpaceError
+from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
+from .expressions import one_line
 from .heads import space_of
 from .losses import check_spaces
+from .step import Step
 from .tasks.data import Data
+from .teachers import External
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -22,6 +27,7 @@ def check_method(method: Method, data: Data | None = None) -> None:
     Raises:
         SpaceError: a loss cannot compare what its term gives it, a gate cannot judge its target, a view is missing.
         DataError: the data lack what the method needs.
+        RecipeError: an external teacher was trained on other rows or other classes.
     """
     for name, term in method.terms.items():
         fault = _spaces(term) if isinstance(term, Term) else None  # a term of its own kind checks itself
@@ -29,11 +35,44 @@ def check_method(method: Method, data: Data | None = None) -> None:
         if fault:
             raise SpaceError(f"term {name!r}: {fault}")
     if data is not None and data.task != "classify":
-        raise DataError(f"the target of {data.name} is a number with many values; the methods here classify")
+        raise DataError(
+            f"the target of {data.name} is a number with many values and the methods here classify; "
+            "give a column of classes (words, or at most 20 different numbers)"
+        )
     if data is not None and method.views.need_unlabelled() and not len(data.unlabelled):
         raise DataError(
             "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
         )
+
+    for name, term in method.terms.items():
+        for part in term.parts():
+            if data is not None and isinstance(part, External) and part.source is not None:
+                _check_external(name, part.source, data)
+
+
+def _check_external(name: str, source: str, data: Data) -> None:
+    """Does a teacher from a folder know these rows and these classes? In another order they would teach nonsense."""
+    from .run import model_card
+    from .tasks import tabular
+
+    try:
+        card = model_card(source)
+    except CheckpointError as error:
+        raise RecipeError(f"term {name!r}: {error}") from error
+    columns = tuple(tabular.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
+    wanted = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
+    knows = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
+    for what, mine in wanted.items():
+        if knows[what] is not None and tuple(knows[what]) != mine:
+            raise RecipeError(
+                f"term {name!r}: the teacher {source} knows {what} {_few(knows[what])} and {data.name} has "
+                f"{_few(mine)}; give a teacher trained on such data"
+            )
+
+
+def _few(values: Sequence[object]) -> str:
+    shown = ", ".join(map(str, values[:6]))
+    return f"({shown}{', ...' if len(values) > 6 else ''})"
 
 
 def _spaces(term: Term) -> str | None:
@@ -62,25 +101,51 @@ def _views(term: Term, rows_of: dict[str, str]) -> str | None:
     return None
 
 
+@contextmanager
+def _another_s_code(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a model of somebody else raises is about that model, and is said in one line."""
+    try:
+        yield
+    except SelfdistillError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
+
+
 def dry_run(trainer: Trainer) -> None:
     """One step without learning: shapes are checked where the trouble would otherwise come up later, or never.
 
     Raises:
         SpaceError: an output's width is not the number of classes, or an output has no such head.
+        RecipeError: the model or a teacher fails on these rows.
     """
     from .trainer import kept_buffers
 
-    objective, classes = trainer.objective, len(trainer.data.classes)
+    objective, shape = trainer.objective, trainer.data.shape
     with torch.no_grad(), kept_buffers(trainer.model):
         for batch in trainer.batches()[:1]:
-            step = objective.look(batch)
-            for name, term in trainer.method.terms.items():
-                if not step.rows(term.view):
-                    continue
-                output = step.student(term.view, term.head)
-                if space_of(term.head) == "logits" and output.shape[-1] != classes:
-                    raise SpaceError(
-                        f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
-                        f"have {classes} classes; build the model with {classes} outputs"
-                    )
-            objective.measure(batch)
+            reads = f"the model cannot read a batch of rows of shape {shape}"
+            with _another_s_code(reads, "build it for that shape"):
+                step = objective.look(batch)
+            _check_outputs(trainer, step)
+            weighs = f"a term of the method fails on rows of shape {shape}"
+            with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
+                objective.measure(batch)
+
+
+def _check_outputs(trainer: Trainer, step: Step) -> None:
+    classes = len(trainer.data.classes)
+    for name, term in trainer.method.terms.items():
+        if not step.rows(term.view):
+            continue
+        output = step.student(term.view, term.head)
+        if output.dim() < 2 or len(output) != step.rows(term.view):
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "
+                f"{step.rows(term.view)} rows; return one row of outputs for each"
+            )
+        if space_of(term.head) == "logits" and output.shape[-1] != classes:
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
+                f"have {classes} classes; build the model with {classes} outputs"
+            )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,16 +37,60 @@ def refusing(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"selfdistill: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt as stopped:
-            click.echo(f"selfdistill: {stopped or 'stopped'}", err=True)
+            click.echo(f"selfdistill: {str(stopped) or 'stopped'}", err=True)
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more
             sys.exit(1)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            why = error.strerror or type(error).__name__
+            click.echo(f"selfdistill: {place}{why}; check the place, its free space and its permissions", err=True)
+            sys.exit(2)
 
     return wrapped
 
 
-@click.group(epilog=MAIN_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Finite(click.FloatRange):
+    """A range of numbers that has neither nan nor infinity in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+class OneLine(click.Group):
+    """A group whose complaints about its arguments take one line, like all others."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")
+        path = error.ctx.command_path if error.ctx else ctx.command_path
+        click.echo(f"selfdistill: {said}; see `{path} --help`", err=True)
+        ctx.exit(error.exit_code)
+
+
+@click.group(
+    cls=OneLine,
+    epilog=MAIN_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="selfdistill")
 def main() -> None:
     """A model teaches itself, and the run shows whether that helped."""
@@ -52,16 +99,20 @@ def main() -> None:
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that become fields of `Settings`; None keeps the default there."""
     options = [
-        click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate [default: 0.001]."),
-        click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay [default: 0.0001]."),
+        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001]."),
+        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001]."),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
-        click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate [default: cosine]."),
-        click.option("--clip", type=click.FloatRange(min=0, min_open=True), help="Largest gradient norm [default: none]."),
-        click.option("--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; the loss stays the same."),
+        click.option(
+            "--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate [default: cosine]."
+        ),
+        click.option("--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none]."),
+        click.option(
+            "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; the loss stays the same."
+        ),
         click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
         click.option("--compile", is_flag=True, default=None, help="Compile the model by torch.compile."),
         click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), help="Engine under torchrun [default: ddp]."),
-        click.option("--save-seconds", type=click.FloatRange(min=0), help="Between checkpoints [default: 30]."),
+        click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
     ]
     for option in reversed(options):
@@ -79,12 +130,22 @@ TRAINING = (
 @click.argument("data", default="digits")
 @click.option("--target", metavar="COL", help="Column to predict, for tables; rows where it is empty are unlabelled.")
 @click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels.")
-@click.option("--labels", type=click.IntRange(min=1), metavar="N", help="Keep N training labels; the rest is unlabelled.")
-@click.option("--label-noise", type=float, default=0.0, metavar="F", help="Make this share of training and audit labels wrong.")
+@click.option(
+    "--labels", type=click.IntRange(min=1), metavar="N", help="Keep N training labels; the rest is unlabelled."
+)
+@click.option(
+    "--label-noise", type=float, default=0.0, metavar="F", help="Make this share of training and audit labels wrong."
+)
 @click.option("--image-size", type=click.IntRange(min=8), metavar="N", help="Side in pixels, for a folder of images.")
-@click.option("--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data].")
+@click.option(
+    "--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data]."
+)
 @click.option("--model", metavar="SPEC", help="mlp, cnn(width=64), resnet, or module:function.")
-@click.option("--method", metavar="EXPR", help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows].")
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows].",
+)
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Per generation [default: about 2,000 steps].")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Per generation, instead of epochs.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64]")
@@ -101,7 +162,8 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     Trains the plain model for as many steps beside it, and prints what the test split says of both. A run that was
     cut goes on when the same command is given again, or by `selfdistill resume`.
     """
-    from .run import Request, Run
+    from .request import Request
+    from .run import Run
 
     training = {name: options.pop(name) for name in TRAINING}
     given = tuple(sorted((name, value) for name, value in training.items() if value is not None))
@@ -122,7 +184,6 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
 
 def _execute(found: Any, as_json: bool, quiet: bool) -> None:
     from . import ranks
-    from .fit import Stopped
     from .progress import reporting
 
     first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
@@ -131,11 +192,15 @@ def _execute(found: Any, as_json: bool, quiet: bool) -> None:
         if first:
             click.echo(line, err=True)
 
+    if first and not quiet and found.result() is not None:
+        warn(f"{found.folder} is finished: nothing is trained, this is its result")
     try:
         with reporting(quiet or not first) as reporter:
             result = found.execute(reporter.begin if reporter else None, warn)
-    except Stopped as stopped:
-        raise Stopped(f"{stopped}; go on by `selfdistill resume {found.folder}`") from None
+    except KeyboardInterrupt as stopped:
+        begun = (found.folder / "run.json").exists()  # else there is nothing to go on from
+        hint = f"; go on by `selfdistill resume {found.folder}`" if begun else ""
+        raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if ranks.rank() != 0:
         return
     if as_json:
@@ -152,7 +217,9 @@ def _table(result: dict[str, Any]) -> None:
 
     console = Console()
     data = result["data"]
-    table = Table(title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left")
+    table = Table(
+        title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left"
+    )
     table.add_column("")
     for name in ("accuracy", "NLL", "ECE", "Brier"):
         table.add_column(name, justify="right")
@@ -172,24 +239,39 @@ def _table(result: dict[str, Any]) -> None:
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
     """Classes and probabilities for new DATA, by the model of RUN, as CSV."""
     import csv
+    import io
 
-    from .errors import DataError
     from .run import Run
 
     names, probabilities, classes = Run.open(run_folder).predict(data, exit_number)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "prediction", *(f"p({name})" for name in classes)])
+    for name, p in zip(names, probabilities.tolist(), strict=True):
+        best = max(range(len(p)), key=p.__getitem__)
+        writer.writerow([name, classes[best], *(f"{value:.6g}" for value in p)])
+    if out is None:
+        click.echo(text.getvalue(), nl=False)
+    else:
+        _write(Path(out), text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a file that was there before is replaced, never cut short."""
+    from .errors import DataError
+
+    path = path.resolve()
+    device = path.exists() and not path.is_file()  # a pipe or /dev/null is written to, not replaced
+    unfinished = path if device else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        target = open(out, "w", newline="", encoding="utf-8") if out else sys.stdout
+        unfinished.write_text(text, encoding="utf-8")
+        if not device:
+            unfinished.replace(path)
     except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); give another --out") from error
-    try:
-        writer = csv.writer(target)
-        writer.writerow(["row", "prediction", *(f"p({name})" for name in classes)])
-        for name, p in zip(names, probabilities.tolist(), strict=True):
-            best = max(range(len(p)), key=p.__getitem__)
-            writer.writerow([name, classes[best], *(f"{value:.6g}" for value in p)])
-    finally:
-        if out:
-            target.close()
+        if not device:
+            with suppress(OSError):
+                unfinished.unlink()
+        raise DataError(f"{path} cannot be written ({error.strerror}); give another --out") from error
 
 
 @main.command()
@@ -206,7 +288,9 @@ def methods(as_json: bool) -> None:
         return
     for c in cards:
         click.echo(f"{c['signature']}\n    {c['summary']}")
-        click.echo(f"    needs {c['needs']}; {c['cost']['of_plain']:g} x plain a row, {c['generations']} generation(s)")
+        click.echo(
+            f"    needs {c['needs']}; {c['cost']['of_plain']:g} x a plain step, {c['generations']} generation(s)"
+        )
 
 
 @main.command()

@@ -163,14 +163,12 @@ class Term:
                 f"{self.loss} returned {tuple(loss.shape)}; a loss returns one number for each element, "
                 f"{tuple(element_shape(student))}, and never reduces"
             )
-        silent = None if target.valid is None else ~target.valid
-        if target.valid is None or silent is None:
-            valid = loss.new_full((), float(loss.numel()))
-        else:
-            valid = target.valid.sum(dtype=loss.dtype)
+        silent, valid = None, loss.new_full((), float(loss.numel()))
+        if target.valid is not None:
+            silent, valid = ~target.valid, target.valid.sum(dtype=loss.dtype)
             loss = loss.masked_fill(silent, 0.0)  # not a product: the loss of such an element may be nan
         kept = valid
-        if not isinstance(self.gate, Always):  # full trust costs nothing
+        if type(self.gate) is not Always:  # full trust costs nothing
             trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
             trust = trust if silent is None else trust.masked_fill(silent, 0.0)
             loss, kept = trust * loss, trust.sum().detach()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .heads import output_of
 from .sampling import Source
-from .tasks import metrics
+from .tasks.metrics import classification
 
 CHUNK = 1024  # fixed, so that the same rows give the same bits whoever asks
 
@@ -34,4 +34,4 @@ def score(
 ) -> dict[str, float]:
     """Accuracy, NLL, ECE and Brier score on rows of the data."""
     logits = torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
-    return metrics.classification(logits, data.y[ids])
+    return classification(logits, data.y[ids])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import replace
 from typing import Any
 
-from .core import Always, Method
+from .core import Always, Method, Term
 from .methods import recipes
 from .step import Clock
-from .teachers import Ema, Frozen, PseudoLabels
+from .teachers import Ema, External, Frozen, PseudoLabels
 from .views import Views
 
 _SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
@@ -42,29 +41,38 @@ def _rows(views: Views, view: str) -> float:
 
 
 def cost(method: Method) -> dict[str, float]:
-    """Sample passes per row of the batch, in the later generations: forward 1 each, backward 2 each forward with graph.
+    """Forward and backward passes of a sample, per row of the batch, and the sum in units of a plain step.
 
-    A frozen teacher counts as one forward; on a view without randomness it is cached, and costs that only once.
+    A backward pass counts as two forward ones. A method of several generations costs this in all but the first, which
+    has no teacher. A frozen teacher counts as one forward; on a view without randomness its answers are kept, and it
+    costs that in the first epoch only. Early exits are not counted.
 
     >>> cost(recipes()["plain"]())
-    {'forward': 1.0, 'backward': 2.0, 'of_plain': 1.0}
+    {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
     graded, quiet = method.seen()
-    copies = float(getattr(method.prepare, "peers", 1))
-    with_graph = sum(_rows(method.views, v) for v in (graded + quiet if method.forward == "fused" else graded))
-    without = sum(_rows(method.views, v) for v in quiet) if method.forward == "separate" else 0.0
-    teachers = {t.teacher.key(t): _rows(method.views, t.teacher.view or t.view) for t in method.terms.values()
-                if isinstance(t.teacher, (Ema, Frozen))}  # fmt: skip
-    forward = copies * (with_graph + without) + sum(teachers.values())
-    backward = copies * 2.0 * with_graph
-    return {"forward": forward, "backward": backward, "of_plain": round((forward + backward) / 3.0, 3)}
+    peers = float(getattr(method.prepare, "peers", 1))
+    fused = method.forward == "fused"
+    with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
+    without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
+    held = {term.teacher.key(term): _held(method, term) for term in method.terms.values()}
+    forward, backward = with_graph + without + sum(held.values()), with_graph
+    return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
+
+
+def _held(method: Method, term: Term) -> float:
+    """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
+    if not isinstance(term.teacher, (Ema, Frozen)):
+        return 0.0
+    members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
+    return members * _rows(method.views, term.teacher.view or term.view)
 
 
 def schedule(weight: Any, clock: Clock) -> list[float]:
     """A term's weight at the start, the middle and the end of a generation."""
     values = []
     for share in (0.0, 0.5, 1.0):
-        now = replace(clock.at(round(share * (clock.length - 1))))
+        now = clock.at(round(share * (clock.length - 1)))
         values.append(round(weight(now) if callable(weight) else float(weight), 4))
     return values
 
@@ -88,9 +96,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
 
 def explain(expression: str, method: Method) -> dict[str, Any]:
     """Everything `selfdistill explain` prints, for a recipe's expression and the method it gave."""
-    name = expression.split("(")[0].strip()
-    generations = method.generations
-    labelling = any(isinstance(t.teacher, PseudoLabels) for t in method.terms.values())
+    name = expression.split("(", maxsplit=1)[0].strip()
     return {
         **card(name),
         "expression": expression,
@@ -98,35 +104,47 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         "views": [f"{look.name}: {look.rows} rows, {look.augment} augmentation" for look in method.views.looks],
         "heads": sorted({term.head for term in method.terms.values()}),
         "forward": method.forward,
-        "generations": generations,
+        "generations": method.generations,
         "cost": cost(method),
-        "cost_note": (
-            f"{generations} trainings one after another" if generations > 1 else "one training"
-        ) + (", and one forward pass over the pool before each but the first" if labelling else ""),
-    }  # fmt: skip
+        "cost_note": _cost_note(method),
+    }
+
+
+def _cost_note(method: Method) -> str:
+    """What the passes of a row do not say: how many trainings, and how often a row comes."""
+    notes = ["one training"]
+    if method.generations > 1:
+        notes = [f"{method.generations} trainings one after another, the first of them at 1 x"]
+    if any(isinstance(term.teacher, PseudoLabels) for term in method.terms.values()):
+        notes.append("one forward pass over the pool before each but the first")
+    if method.views.overlap:
+        notes.append("each row comes twice an epoch")
+    return "; ".join(notes)
 
 
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
+    last = " in the last generation" if found["generations"] > 1 else ""
+    c = found["cost"]
+    passes = f"{c['forward']:g} forward + {c['backward']:g} backward passes a row, {c['of_plain']:g} x a plain step"
     lines = [
         found["expression"],
         found["summary"],
         "",
         *("    " + line for line in found["equation"].splitlines()),
         "",
-        f"{'term':<12} {'weight at 0, 50, 100 %':<24} teacher, loss, gate",
+        f"{'term':<12} {'weight at 0, 50, 100 %':<24} teacher, loss, gate{last and f' (weights{last})'}",
     ]
     for t in found["terms"]:
         weight = ", ".join(f"{w:g}" for w in t["weight"])
         gate = f", {t['gate']}" if t["gate"] else ""
         lines.append(f"{t['term']:<12} {weight:<24} {t['teacher']}, {t['loss']}{gate}")
         lines.append(f"{'':<12} {'':<24} on view {t['view']!r}, head {t['head']!r}")
-    c = found["cost"]
     lines += [
         "",
         "views:       " + ("\n" + " " * 13).join(found["views"]) + f"\n{'':<13}{found['forward']} forward",
         f"heads:       {', '.join(found['heads'])}",
-        f"cost:        {c['forward']:g} forward + {c['backward']:g} backward passes a row, {c['of_plain']:g} x plain; {found['cost_note']}",
+        f"cost:        {passes}; {found['cost_note']}",
         f"needs:       {found['needs']}",
         f"source:      {found['source']}",
     ]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from .core import Clock, Method
+from .step import Clock
 
 LINE_SECONDS = 10.0
+Show = Callable[[Clock, dict[str, float]], None]
 
 
 def _words(figures: dict[str, float]) -> str:
@@ -23,36 +26,61 @@ def _words(figures: dict[str, float]) -> str:
     )
 
 
+class TwoLines(Progress):
+    """The bar, and below it what a bar's width would cut off: epoch, losses, shares kept."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            yield Text("  " + str(task.fields["figures"]))
+
+
 class Reporter:
     """Shows one training after another; `begin` makes the callback that `fit` calls."""
 
     def __init__(self, bar: Progress | None) -> None:
-        self.bar, self.last = bar, 0.0
+        self.bar, self.printed = bar, -math.inf
 
-    def begin(self, name: str, method: Method) -> Callable[[Clock, dict[str, float]], None]:
-        started = time.monotonic()
-        first: list[int] = []
+    def begin(self, name: str) -> Show:
+        """A callback for the training of this name."""
+        return self._lines(name) if self.bar is None else self._moving(name, self.bar)
+
+    def _moving(self, name: str, bar: Progress) -> Show:
         task: list[TaskID] = []
 
         def show(clock: Clock, figures: dict[str, float]) -> None:
-            total = clock.length * clock.generations  # later generations may differ a little in length
-            done = clock.generation * clock.length + clock.step + 1
-            if not first:
-                first.append(done)  # a resumed run does not start at 0
-            where = f"epoch {clock.epoch + 1}/{clock.epochs}"
-            if clock.generations > 1:
-                where = f"generation {clock.generation + 1}/{clock.generations} {where}"
-            if self.bar is not None:
-                if not task:
-                    task.append(self.bar.add_task(name, total=total, where="", figures=""))
-                self.bar.update(task[0], completed=done, total=total, where=where, figures=_words(figures))
-            elif time.monotonic() - self.last > LINE_SECONDS or done == total:
-                self.last = time.monotonic()
-                pace = (self.last - started) / max(1, done - first[0])
-                left = f"{pace * (total - done):.0f} s left"
-                print(f"{name}: {where}  step {done}/{total}  {_words(figures)}  {left}", file=sys.stderr)
+            done, total = _steps(clock)
+            if not task:  # a resumed run does not start at 0
+                task.append(bar.add_task(name, total=total, completed=done, figures=""))
+            bar.update(task[0], completed=done, total=total, figures=f"{_where(clock)}  {_words(figures)}")
 
         return show
+
+    def _lines(self, name: str) -> Show:
+        begun: list[tuple[float, int]] = []
+
+        def show(clock: Clock, figures: dict[str, float]) -> None:
+            now, (done, total) = time.monotonic(), _steps(clock)
+            if not begun:
+                begun.append((now, done))
+            if now - self.printed < LINE_SECONDS and done != total:
+                return
+            self.printed = now
+            since, first = begun[0]
+            left = f"  {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
+            print(f"{name}: {_where(clock)}  step {done}/{total}  {_words(figures)}{left}", file=sys.stderr)
+
+        return show
+
+
+def _steps(clock: Clock) -> tuple[int, int]:
+    """Steps done and to do over all generations (which may differ a little in length)."""
+    return clock.generation * clock.length + clock.step + 1, clock.length * clock.generations
+
+
+def _where(clock: Clock) -> str:
+    epoch = f"epoch {clock.epoch + 1}/{clock.epochs}"
+    return epoch if clock.generations == 1 else f"generation {clock.generation + 1}/{clock.generations} {epoch}"
 
 
 @contextmanager
@@ -66,8 +94,8 @@ def reporting(quiet: bool) -> Iterator[Reporter | None]:
         yield Reporter(None)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[where]}"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    with TwoLines(*columns, console=console) as bar:
         yield Reporter(bar)

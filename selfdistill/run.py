@@ -13,73 +13,38 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fcntl
 import json
 import math
+import os
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, expressions, models, ranks
+from . import __version__, checkpoint, expressions, models, ranks
+from .arguments import checked
 from .checkpoint import write_json
 from .core import Clock, Method
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError
 from .evaluate import predict, score
-from .fit import Result, fit
+from .expressions import one_line
 from .heads import Peers
+from .loop import Result, Trained, fit
 from .methods import plain, recipes
+from .request import FORMAT, Request, differences, read_record
 from .sampling import Sampler
-from .tasks.data import Data, inputs_for, load, write_card
+from .tasks.data import CARD, Data, inputs_for, load, write_card
 
-FORMAT = 1
 STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
 
 Progress = Callable[[Clock, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides a run; two runs with equal requests end bit for bit equal on one machine.
-
-    None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
-    for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
-    (about 2,000 steps). ``training`` are further fields of `Settings`.
-    """
-
-    data: str = "digits"
-    target: str | None = None
-    unlabelled: str | None = None
-    labels: int | None = None
-    label_noise: float = 0.0
-    image_size: int | None = None
-    augment: str | None = None
-    model: str | None = None
-    method: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    control: bool = True
-    training: tuple[tuple[str, Any], ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "training": dict(self.training)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Request:
-        return cls(**{**value, "training": tuple(sorted(value["training"].items()))})
-
-    def name(self) -> str:
-        """A folder name: data, method, seed, and a few letters that tell other requests apart."""
-        method = (self.method or "default").split("(")[0]
-        tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
-        return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
 
 
 def read_method(expression: str) -> Method:
@@ -88,7 +53,7 @@ def read_method(expression: str) -> Method:
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True
     """
-    method = expressions.read(expression, recipes())
+    method = expressions.read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
     assert isinstance(method, Method)
     return method
 
@@ -104,9 +69,37 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         CheckpointError: there is no model there, or it is damaged or of a foreign format.
     """
+    return models.load(_model_folder(folder))
+
+
+def model_card(folder: str | Path) -> dict[str, Any]:
+    """What a model was trained for: shape, outputs, classes and, for tables, columns.
+
+    Raises:
+        CheckpointError: there is no model there.
+    """
+    path = _model_folder(folder)
+    card: dict[str, Any] = {}
+    for name in (CARD, models.CONFIG):
+        try:
+            card |= json.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            why = one_line(error, 80)
+            raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
+    if "shape" not in card:
+        raise CheckpointError(f"{path} holds no model (it has no {models.CONFIG}); give the folder of a finished run")
+    return card
+
+
+def _model_folder(folder: str | Path) -> Path:
     path = Path(folder)
-    inner = path / "model"
-    return models.load(inner if inner.is_dir() else path)
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")
+    if (path / "run.json").exists() and not (path / "model").is_dir():
+        raise CheckpointError(f"{path} has no model yet; finish it by `selfdistill resume {path}`")
+    return path / "model" if (path / "model").is_dir() else path
 
 
 @dataclass
@@ -133,10 +126,13 @@ def prepare(request: Request) -> Prepared:
     )
     if request.augment:
         data = replace(data, augment=request.augment)
-    expression = request.method or ("curriculum()" if len(data.unlabelled) else "elr()")
+    expression = request.method
+    if expression is None:
+        expression = "curriculum()" if len(data.unlabelled) else "elr()"
     method = read_method(expression)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
-    build = models.parse(request.model or ("mlp" if small else "cnn"), data.shape, len(data.classes))
+    spec = request.model if request.model is not None else "mlp" if small else "cnn"
+    build = models.parse(spec, data.shape, len(data.classes))
     settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or _batch_size(data, method)
     settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
@@ -155,6 +151,25 @@ def _epochs(data: Data, method: Method, batch_size: int) -> int:
     return min(100, max(3, math.ceil(STEPS / steps)))
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run's lock, which the system releases when a process dies: two writers would mix their logs."""
+    if ranks.rank():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy = "another process is training this run; wait for it or end it, or give another --out"
+                raise CheckpointError(f"{folder}: {busy}") from None
+        yield
+    finally:
+        os.close(handle)
+
+
 class Run:
     """A run folder. `create` makes or finds it, `open` goes back to it, `execute` trains what is not trained yet."""
 
@@ -169,15 +184,17 @@ class Run:
             DataError: the folder holds another run, or something that is no run.
         """
         folder = Path(out) if out is not None else Path("runs") / request.name()
-        if (folder / "run.json").exists():
-            other = cls.open(folder).request
-            if other != request:
-                mine, theirs = request.to_json(), other.to_json()
-                differs = ", ".join(f"{k} {theirs[k]!r}, now {mine[k]!r}" for k in mine if mine[k] != theirs[k])
-                raise DataError(f"{folder} holds a run with other settings ({differs}); give another --out")
-            return cls(folder, request)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            begun = (folder / "run.json").exists()
+            taken = not begun and folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        except OSError as error:
+            why = f"cannot be a run folder ({error.strerror})"
+            raise DataError(f"{one_line(folder, 80)} {why}; give another --out") from error
+        if taken:
             raise DataError(f"{folder} exists and is no run of selfdistill; give another --out")
+        if begun and (other := cls.open(folder).request) != request:
+            differs = differences(other, request)
+            raise DataError(f"{folder} holds a run with other settings ({differs}); give another --out")
         return cls(folder, request)
 
     @classmethod
@@ -187,38 +204,59 @@ class Run:
         Raises:
             CheckpointError: the folder is no run, or its run.json cannot be read.
         """
-        path = Path(folder) / "run.json"
-        if not path.exists():
+        path = Path(folder)
+        if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
-        try:
-            return cls(Path(folder), Request.from_json(json.loads(path.read_text())["request"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); start the run again in a new --out") from error
+        return cls(path, read_record(path / "run.json")[1])
 
     def _record(self) -> dict[str, Any]:
         path = self.folder / "run.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return read_record(path)[0] if path.exists() else {}
 
     def result(self) -> dict[str, Any] | None:
         """The figures of a finished run; None if it is not finished."""
-        return self._record().get("result")
+        found = self._record().get("result")
+        return {**found, "run": str(self.folder)} if found else None  # it may have been moved since
 
     def execute(
-        self, progress: Callable[[str, Method], Progress | None] | None = None, warn: Callable[[str], None] = print
+        self, progress: Callable[[str], Progress] | None = None, warn: Callable[[str], None] = print
     ) -> dict[str, Any]:
         """Train the method and its control, from wherever they were cut; then read the test split, once.
 
-        ``progress`` makes a reporter for each of the trainings, from its name and method.
+        ``progress`` makes a reporter for each of the trainings, from its name.
         """
         done = self.result()
         if done is not None:
             return done
         ready = prepare(self.request)
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        fresh = not self._record()
         self._claim(ready, warn)
-        make = progress or (lambda name, method: None)
+        try:
+            with _alone(self.folder):
+                return self._train(ready, progress or (lambda name: None), warn)
+        except (DataError, RecipeError, NotFiniteError):
+            if fresh and ranks.rank() == 0:
+                self._withdraw(made)
+            raise
+
+    def _withdraw(self, made: list[Path]) -> None:
+        """A run refused before anything was saved leaves nothing behind: the corrected command may use its folder."""
+        kept = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints"}
+        if kept or checkpoint.newest(self.folder / "checkpoints") is not None:
+            return
+        (self.folder / "run.json").unlink(missing_ok=True)
+        for path in (self.folder / "checkpoints", *made):
+            with contextlib.suppress(OSError):  # not empty, or never made
+                path.rmdir()
+
+    def _train(
+        self, ready: Prepared, make: Callable[[str], Progress | None], warn: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """The method, then its control; each goes on from its own checkpoints."""
         trained = fit(
             ready.build, ready.data, ready.method, out=self.folder, resume=True,
-            progress=make(ready.expression, ready.method), warn=warn, **ready.settings,
+            progress=make(ready.expression), warn=warn, **ready.settings,
         )  # fmt: skip
         control = None
         if self.request.control and ready.method != plain():
@@ -227,7 +265,7 @@ class Run:
                 longer["batch_size"] = min(self.request.batch_size, len(ready.data.labelled))
             control = fit(
                 ready.build, ready.data, plain(), out=self.folder / "control", resume=True,
-                progress=make("plain(), the control", plain()), warn=warn, **longer,
+                progress=make("plain(), the control"), warn=warn, **longer,
             )  # fmt: skip
         result = self._judge(ready, trained, control)
         if ranks.rank() == 0:
@@ -239,13 +277,13 @@ class Run:
         described = ready.data.describe()
         before = self._record()
         if before and before["data"]["fingerprint"] != described["fingerprint"]:
-            raise DataError(f"{self.request.data} has changed since {self.folder} was begun; start again in a new --out")
+            raise DataError(f"{self.request.data} has changed since {self.folder} was begun; give another --out")
         if ranks.rank():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         versions = {"selfdistill": __version__, "torch": torch.__version__, "python": platform.python_version()}
         if before and before["versions"] != versions:
-            warn(f"{self.folder} was begun with {before['versions']}; bit-for-bit equality holds within one version only")
+            warn(f"{self.folder} was begun with {before['versions']}; bits are the same within one version only")
         write_json(
             self.folder / "run.json",
             {
@@ -270,10 +308,11 @@ class Run:
             model.load_state_dict(weights)
             return score(product(model), data, test)
 
-        generations = [
-            {"generation": g, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch, "test": tested(t.weights, trained.model)}
-            for g, t in enumerate(trained.generations)
-        ]
+        def judged(number: int, t: Trained) -> dict[str, Any]:
+            found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
+            return {**found, "test": tested(t.weights, trained.model)}
+
+        generations = [judged(number, t) for number, t in enumerate(trained.generations)]
         against, name = (trained, "itself") if ready.method == plain() else (control, "control")
         result: dict[str, Any] = {
             "run": str(self.folder),
@@ -307,7 +346,8 @@ class Run:
         prepared = ready.method.prepare
         exits = prepared is not None and not isinstance(trained.model, Peers) and ready.build.accepts("exits")
         build = ready.build.having(exits=True) if exits else ready.build
-        models.save(model, self.folder / "model", build, {"classes": list(ready.data.classes), "method": ready.expression})
+        facts = {"classes": list(ready.data.classes), "method": ready.expression}
+        models.save(model, self.folder / "model", build, facts)
         write_card(ready.data, self.folder / "model")
         (self.folder / "README.md").write_text(readme(result, self._record()))
         write_json(self.folder / "run.json", {**self._record(), "result": result})
@@ -324,12 +364,17 @@ class Run:
         folder = self.folder / "model"
         if not folder.is_dir():
             raise CheckpointError(f"{self.folder} has no model yet; finish it by `selfdistill resume {self.folder}`")
-        x, names = inputs_for(source, folder)
         model = models.load(folder)
-        classes = list(json.loads((folder / "config.json").read_text())["classes"])
+        x, names = inputs_for(source, folder)
+        classes = [str(name) for name in model_card(folder)["classes"]]
         if exit_number is None:
             return names, torch.softmax(predict(model, x), -1), classes
-        exits = predict(model, x, "exits")  # (rows, exits, classes)
+        try:
+            exits = predict(model, x, "exits")  # (rows, exits, classes)
+        except SpaceError:
+            raise DataError(
+                f"the model of {self.folder} has no early exits; leave out --exit, or train by byot()"
+            ) from None
         if not 1 <= exit_number <= exits.shape[1]:
-            raise DataError(f"the model has exits 1 to {exits.shape[1]}, not {exit_number}")
+            raise DataError(f"the model of {self.folder} has exits 1 to {exits.shape[1]}; there is no {exit_number}")
         return names, torch.softmax(exits[:, exit_number - 1], -1), classes

@@ -57,7 +57,9 @@ def copied(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be written ({error.strerror}); free some space or check its permissions, and resume")
+    return CheckpointError(
+        f"{path}: cannot be written ({error.strerror}); free some space or check its permissions, and resume"
+    )
 
 
 class Log:
@@ -67,17 +69,22 @@ class Log:
         self.path, self.size = folder / "metrics.jsonl", 0
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line and flush it: a checkpoint must never know of more lines than the disk has."""
+        """Add a line."""
         if ranks.rank():
             return
         try:
             with self.path.open("a") as log:
                 log.write(json.dumps(line, sort_keys=True) + "\n")
                 log.flush()
-                os.fsync(log.fileno())
                 self.size = log.tell()
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+
+    def flush(self) -> None:
+        """Bring the lines to the disk: a checkpoint must never know of more lines than the disk has."""
+        if self.path.exists():
+            with self.path.open("rb") as log:
+                os.fsync(log.fileno())
 
     def cut(self, size: int) -> list[dict[str, Any]]:
         """Drop what was written after the checkpoint, in one system call; the lines that stay."""
@@ -186,7 +193,8 @@ def save(trainer: Trainer) -> None:
             f"a weight is nan or infinite at step {trainer.objective.clock.step}; nothing was saved over the last "
             "checkpoint; lower --lr or set --clip 1.0"
         )
-    if trainer.folder and ranks.rank() == 0:
+    if trainer.folder and trainer.log and ranks.rank() == 0:
+        trainer.log.flush()
         checkpoint.write(trainer.folder / "checkpoints", components)
     trainer.saved_at = time.monotonic()
 

@@ -128,9 +128,7 @@ def put(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | str
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def stream(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Iterator[bytes | memoryview]:
+def stream(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file. Widest numbers first, so that each tensor lies aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
@@ -181,9 +179,7 @@ def _replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             remedy = "free some space" if error.errno in FULL else "check the place and its permissions"
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror}); {remedy} and try again"
-            ) from error
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); {remedy} and try again") from error
         raise
 
 
@@ -199,9 +195,7 @@ def write_json(path: Path, value: object) -> None:
     _replace(Path(path), [canonical(value)])
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write one safetensors file, whole or not at all; tied weights are written once per name.
 
     Raises TypeError for a tensor that cannot be stored (sparse, sharded, meta), ValueError for the reserved

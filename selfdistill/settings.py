@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .errors import DataError
+from .errors import DataError, RecipeError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +53,8 @@ class Settings:
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise RecipeError("the model has no weights to train; build one that has")
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay, foreach=True

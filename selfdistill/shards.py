@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def _is_shard(value: object) -> TypeGuard[DTensor]:
+    """Without its module there are no sharded tensors; importing it costs half a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """The module under DDP. Its buffers are left alone: `ranks.average_` keeps them together."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.13
+    option: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **option)
 
 
 def shard(module: nn.Module) -> None:
@@ -35,13 +55,13 @@ def shard_children(module: nn.Module) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Has FSDP2 taken this module's parameters?"""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(_is_shard(parameter) for parameter in module.parameters())
 
 
 def gathered(tree: Any) -> Any:
     """The same tree with every sharded tensor made whole; all processes must call it."""
-    if isinstance(tree, DTensor):
-        return tree.full_tensor()  # type: ignore[no-untyped-call]
+    if _is_shard(tree):
+        return tree.full_tensor()
     if isinstance(tree, dict):
         return {key: gathered(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -50,7 +70,9 @@ def gathered(tree: Any) -> Any:
 
 
 def _like(full: Tensor, example: Tensor) -> Tensor:
-    if isinstance(example, DTensor) and full.shape == example.shape:
+    if _is_shard(example) and full.shape == example.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(full, example.device_mesh, example.placements)
     return full
 

@@ -14,7 +14,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     if plain:
         table.append((f"plain, after {plain['steps']} steps", plain["end"]))
         stopped = plain["early_stopped"]
-        table.append((f"plain, stopped at epoch {stopped['epoch'] + 1} by the audit split", stopped))
+        table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
     if plain and plain["from"] == "itself":
         return table
     generations = result["generations"]
@@ -44,6 +44,7 @@ def sentence(result: dict[str, Any]) -> str:
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
     data = result["data"]
+    batch, seed = record["settings"]["batch_size"], result["seed"]
     counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
     lines = [
         f"# {result['method']} on {data['name']}",
@@ -56,7 +57,7 @@ def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
         "",
         f"- data: {data['name']} ({counts}; {100 * data['noise']:.0f} % of the training labels wrong on purpose)",
         f"- model: {result['model']}, {result['parameters']} parameters",
-        f"- steps: {result['steps']} in {result['seconds']} s, batch {record['settings']['batch_size']}, seed {result['seed']}",
+        f"- steps: {result['steps']} in {result['seconds']} s, batch {batch}, seed {seed}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
         "Load the model without the training code:",

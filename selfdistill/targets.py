@@ -63,8 +63,15 @@ class Target(NamedTuple):
         return self.value if self.space == "classes" else self.value.argmax(-1)
 
     def detached(self) -> Target:
-        """The same target, cut off whatever graph it came from: no teacher learns through its student's loss."""
-        return Target(self.value.detach(), self.space, self.valid)
+        """The same target, cut off whatever graph it came from, and 0 in rows that say nothing.
+
+        So no teacher learns through its student's loss, and a nan that stands for nothing enters no gradient.
+        """
+        value = self.value.detach()
+        if self.valid is not None:
+            mask = self.valid.reshape(*self.valid.shape, *(1,) * (value.dim() - self.valid.dim()))
+            value = torch.where(mask, value, torch.zeros_like(value))
+        return Target(value, self.space, self.valid)
 
     def spread(self, student: Tensor) -> Target:
         """The same target for every inner element of the student's output (exits, peers), without copying."""

@@ -107,14 +107,15 @@ class Ema(Teacher):
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
         teacher, student = cast(Held, state).module, cast(nn.Module, steps[0].owner)
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
-        pairs += zip(teacher.buffers(), student.buffers(), strict=True)
-        averaged = [(mine, theirs.to(mine.dtype)) for mine, theirs in pairs if mine.is_floating_point()]
-        copied = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
-        if averaged:  # one call for all of them
-            torch._foreach_lerp_(*map(list, zip(*averaged, strict=True)), 1.0 - decay)
-        if copied:
-            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+        weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
+        buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+        for pairs in (weights, buffers):  # one call for each kind: under FSDP weights are sharded, buffers are not
+            floating = [(mine, theirs.to(mine.dtype)) for mine, theirs in pairs if mine.is_floating_point()]
+            if floating:
+                torch._foreach_lerp_([mine for mine, _ in floating], [theirs for _, theirs in floating], 1.0 - decay)
+            for mine, theirs in pairs:
+                if not mine.is_floating_point():
+                    mine.copy_(theirs)
 
 
 @dataclass(frozen=True)

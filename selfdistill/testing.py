@@ -183,12 +183,13 @@ def check_gate(gate: Gate) -> None:
             student = step.student("x", head).detach()
             shape = tuple(element_shape(student))
             target = Target(sample(space, shape, 3, student.shape[-1]), space)
-            trust = gate.weigh(state, student, target, step, term)
+            given = gate.weigh(state, student, target, step, term)
+            trust = given.detach()
             what = f"{gate} on a target of {space}"
             _require(tuple(trust.shape) == shape, f"{what} returned {tuple(trust.shape)}, not elements {shape}")
             inside = bool(((trust >= 0) & (trust <= 1)).all())
             _require(inside, f"{what} leaves [0, 1]: {float(trust.min()):.3g} to {float(trust.max()):.3g}")
-            _require(not trust.requires_grad, f"{what} carries gradient: the student would learn to be distrusted")
+            _require(not given.requires_grad, f"{what} carries gradient: the student would learn to be distrusted")
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
         model = tiny(0, dropout=0.2)
         objective = _bind(method, model, Clock(1, 2, per_epoch=3, epochs=2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        _check_apart(str(teacher), objective, model)
         for k in range(4):
             batch = batch_of(views_of(method), k, values=head in ("values", "gaussian"), fixed=fixed)
             target = _asked(teacher, objective, batch)
@@ -224,9 +226,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
             loss.backward()
             before = copy.deepcopy(objective.state_dict())
             optimizer.step()
-            _require(
-                same_bits(before, objective.state_dict()), f"{teacher} changes when the student learns: shared weights"
-            )
+            _require(same_bits(before, objective.state_dict()), f"{teacher} changes when the student learns")
             _check_apart(str(teacher), objective, model)
             objective.update()
         _check_kept(teacher, objective, method, batch)
@@ -274,7 +274,8 @@ def _check_target(teacher: Teacher, target: Target, objective: Objective, batch:
     except SpaceError as error:
         raise AssertionError(f"{teacher}: {error}") from None
     valid = whole.valid
-    _require(valid is None or valid.dtype == torch.bool, f"{teacher} says what is valid by {valid}, not by a mask")
+    kind = torch.bool if valid is None else valid.dtype
+    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
     said = whole.value if valid is None else whole.value[valid]
     _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
     first = _asked(teacher, objective.train(), batch)

@@ -41,9 +41,9 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
-    """Add a micro-batch: per term total, count, kept and valid, and under "" the loss and that it was one."""
+    """Add a micro-batch: per term its total, count, kept and valid, and under "" the loss."""
     more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
-    more[""] = torch.stack([loss.detach(), torch.ones_like(loss.detach())])
+    more[""] = loss.detach().reshape(1)
     for name, row in more.items():
         rows[name] = rows[name] + row if name in rows else row
 
@@ -132,7 +132,7 @@ class Trainer:
             for state in self.objective.states.values():
                 shards.shard_children(state)
         elif ranks.size() > 1:
-            forward = nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+            forward = shards.replicated(forward)
         self.forward = forward
         self.objective.call_through(forward)
 
@@ -203,7 +203,7 @@ class Trainer:
                     shared = {name: ranks.add(m.tally.count) for name, m in measured.items()}
                 loss = self.objective.combine(measured, shared)
                 self._refuse_unless_finite(measured, loss)
-                self.scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * world).backward()
             _add(rows, measured, loss)
             total += float(loss.detach())
         if self.settings.clip is not None:
@@ -235,8 +235,8 @@ class Trainer:
             name, ids = self.objective.blame(measured)
             where = f"term {name!r}, samples {ids}"
         raise NotFiniteError(
-            f"the loss is {float(loss)} at generation {clock.generation}, step {clock.step}, {where}; "
-            f"the last checkpoint is kept ({kept.name if kept else 'none was due yet'}); "
+            f"the loss is {float(loss.detach())} at generation {clock.generation}, step {clock.step}, {where}; "
+            f"the last checkpoint is kept ({kept or 'none was due yet'}); "
             "lower --lr or set --clip 1.0, and look at those samples"
         )
 
@@ -274,7 +274,7 @@ class Trainer:
             "generation": clock.generation,
             "epoch": clock.epoch,
             "step": clock.step + 1,
-            "loss": sums[""][0] / (sums[""][1] / self.settings.accumulate / ranks.size()),
+            "loss": sums[""][0] / (clock.step + 1 - clock.epoch * clock.per_epoch),
             "terms": {},
         }
         for name, (total, count, kept, valid) in ((n, row) for n, row in sums.items() if n):

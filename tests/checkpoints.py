@@ -17,10 +17,7 @@ def same(a: object, b: object) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        raw = [
-            t.detach().contiguous().reshape(-1).view(torch.uint8).tolist() if t.numel() else []
-            for t in (a, b)
-        ]
+        raw = [t.detach().contiguous().reshape(-1).view(torch.uint8).tolist() if t.numel() else [] for t in (a, b)]
         return a.dtype == b.dtype and a.shape == b.shape and raw[0] == raw[1]
     if isinstance(a, dict) and isinstance(b, dict):
         return same(list(a.items()), list(b.items()))

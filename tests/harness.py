@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core import Batch, Clock, Method
-from selfdistill.fit import fit
+from selfdistill.loop import fit
 from selfdistill.tasks.data import Data, from_tensors
 
 EPOCHS, CLASSES = 2, 4
@@ -102,7 +102,7 @@ class Recorded:
         yield from self.steps[generation]
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
 
 
@@ -122,7 +122,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
         run.steps[clock.generation].append((clock, batches[0]))
         run.losses.append(loss)
         if cut is not None and len(run.losses) == cut:
-            raise _Enough
+            raise _EnoughError
 
     options: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": 12, "optimizer": "sgd", "lr": LR, "weight_decay": DECAY,
@@ -130,10 +130,10 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
     }  # fmt: skip
     try:
         result = fit(building, run.data, method, watch=watch, **options)
-    except _Enough:
+    except _EnoughError:
         # the step that was cut had not been saved: it will be repeated, as after a real kill
         run.losses.pop()
-        clock, _ = run.steps[-1].pop()
+        run.steps[-1].pop()
         cut = None
         result = fit(building, run.data, method, watch=watch, resume=True, **options)
     run.final = result.model

@@ -52,18 +52,12 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
     return st.builds(filled, st.sampled_from(DTYPES), shapes, st.integers(0, 2**32 - 1))
 
 
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(categories=["Cs"])
-)
-KEYS = (
-    st.text() | st.integers() | st.sampled_from(["__metadata__", "a/b", "", "0", "a'", "\ud800", True, None])
-)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(categories=["Cs"])
+KEYS = st.text() | st.integers() | st.sampled_from(["__metadata__", "a/b", "", "0", "a'", "\ud800", True, None])
 TREES = st.recursive(
     SCALARS | tensors(),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=5)
+        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(KEYS, inner, max_size=5)
     ),
     max_leaves=12,
 )
@@ -89,9 +83,7 @@ def test_views_of_one_storage_come_back_whole_separate_and_writable(tmp_path: Pa
     base = torch.arange(12.0).reshape(3, 4)
     tied = nn.Parameter(base)
     views = {"t": base.T, "every": base[:, ::2], "wide": base[:1].expand(3, 4), "tied": tied, "again": tied}
-    back = checkpoint.read(
-        checkpoint.write(tmp_path, {"x": {**views, "conj": torch.tensor([1 + 2j]).conj()}})
-    )["x"]
+    back = checkpoint.read(checkpoint.write(tmp_path, {"x": {**views, "conj": torch.tensor([1 + 2j]).conj()}}))["x"]
     assert all(torch.equal(back[name], view) for name, view in views.items())
     assert back["conj"].tolist() == [1 - 2j]
     back["tied"].fill_(-1.0)

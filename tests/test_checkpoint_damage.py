@@ -142,9 +142,7 @@ def test_the_payloads_would_run_if_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", PAYLOADS)
-@pytest.mark.parametrize(
-    "name", ["student.safetensors", "student.json", "model.pt", "x.pkl", "x.bin", "x.pth"]
-)
+@pytest.mark.parametrize("name", ["student.safetensors", "student.json", "model.pt", "x.pkl", "x.bin", "x.pth"])
 def test_a_pickle_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path, kind: str, name: str) -> None:
     folder = tmp_path / "checkpoints"
     _, newer = saved(folder, 1, 2)

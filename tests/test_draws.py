@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill import draws
@@ -33,6 +33,7 @@ def test_mixing_is_splitmix64():
     assert draws.seed(5, 7) == splitmix(splitmix(5, 1)[0] ^ 7, 1)[0] >> 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**62), st.integers(0, 2**40), st.integers(1, 4))
 def test_uniform_equals_the_same_in_unbounded_integers(address, sample, count):
     """Tensors wrap around and shift with sign; the reference does neither."""
@@ -42,6 +43,7 @@ def test_uniform_equals_the_same_in_unbounded_integers(address, sample, count):
     assert drawn == expected
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(1, 12))
 def test_what_a_sample_draws_does_not_depend_on_its_batch(order, size):
     """Any order and any part of a batch draws the same numbers for the same sample."""
@@ -78,6 +80,7 @@ def test_other_addresses_draw_independently(other):
         assert abs(correlation) < 5 / math.sqrt(len(ids))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 10**9))
 def test_permutation_holds_each_number_once(n, seed):
     """A permutation is one, and a function of its address."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -29,6 +29,7 @@ def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = 
 rows = st.lists(st.lists(st.integers(1, 50), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(rows, st.sampled_from(GATES), st.data())
 def test_trust_lies_between_0_and_1_for_every_element(weights, gate, data):
     """For distributions and for logits, and for exits or peers of a row as for the row."""
@@ -42,6 +43,7 @@ def test_trust_lies_between_0_and_1_for_every_element(weights, gate, data):
         assert weigh(gate, target, y, inner=(2,)).equal(trust[:, None].expand(-1, 2))
 
 
+@settings(deadline=None)
 @given(rows, st.floats(0.3, 1))
 def test_confident_keeps_what_reaches_the_threshold(weights, threshold):
     """1 exactly where some class has at least the threshold; more is kept when less is asked for."""

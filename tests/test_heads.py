@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ def test_a_missing_head_is_named_with_those_there():
 
 def test_peers_stand_side_by_side():
     """Each peer's logits in its place; the ensemble is the mean probability; the first is the product."""
-    members = [nn.Linear(3, 4) for _ in range(3)]
+    members: list[nn.Module] = [nn.Linear(3, 4) for _ in range(3)]
     x = torch.randn(5, 3)
     out = Peers(members)(x)
     for k, member in enumerate(members):
@@ -57,12 +59,13 @@ def test_peers_of_models_with_named_outputs():
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
             return {"feature": x, "logits": super().forward(x)}
 
-    assert Peers([Named(3, 4), Named(3, 4)])(torch.randn(2, 3))["peers"].shape == (2, 2, 4)
+    members: list[nn.Module] = [Named(3, 4), Named(3, 4)]
+    assert Peers(members)(torch.randn(2, 3))["peers"].shape == (2, 2, 4)
 
 
 def test_a_group_builds_each_peer_by_itself():
     """Every peer has an initialisation of its own: no copies."""
-    group = Group(3)(lambda: nn.Linear(2, 2))()
+    group: Any = Group(3)(lambda: nn.Linear(2, 2))()
     weights = [member.weight for member in group.members]
     assert len(weights) == 3
     assert not any(weights[i].equal(weights[j]) for i in range(3) for j in range(i))
@@ -77,7 +80,7 @@ def test_a_peer_alone_is_refused(peers):
 
 def test_exits_are_asked_for_where_the_factory_knows_them():
     """A factory that knows ``exits`` is called with it, another one as it is; one that says so by ``accepts`` too."""
-    calls = []
+    calls: list[object] = []
 
     def knows(exits: bool = False) -> nn.Module:
         calls.append(exits)

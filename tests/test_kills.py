@@ -108,9 +108,7 @@ class Life:
         return self.server.end()
 
 
-def _kill_until_done(
-    server: Server, folder: Path, rng: random.Random, kills: int
-) -> tuple[list[list[int]], list[str]]:
+def _kill_until_done(server: Server, folder: Path, rng: random.Random, kills: int) -> tuple[list[list[int]], list[str]]:
     """Kill a run up to ``kills`` times, half of them at a place inside a save, then let it end.
 
     Every life must save beyond the one before it, before it is killed. Returns the last checkpoint (generation, step)
@@ -176,9 +174,7 @@ def test_killed_200_times(server: Server, uninterrupted: dict[str, str], tmp_pat
 
 
 @pytest.mark.parametrize("place", SAVING)
-def test_killed_once_at_every_place(
-    server: Server, uninterrupted: dict[str, str], tmp_path: Path, place: str
-) -> None:
+def test_killed_once_at_every_place(server: Server, uninterrupted: dict[str, str], tmp_path: Path, place: str) -> None:
     """Each place of a save, once: torn files are on the disk when the run goes on."""
     every = {"options": {"save_steps": 5}}
     life = Life(server, tmp_path / "run", tmp_path / "announced", hold=place, beyond=[0, 0], **every)

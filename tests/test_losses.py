@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
@@ -43,6 +43,7 @@ def target(value: Tensor, space: str = "probabilities") -> Target:
 # squared and cross-entropy identities ---------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.floats(-5, 5), st.integers(0, 1000))
 def test_squared_mixes_targets_for_every_real_xi(xi, seed):
     """xi (yh - f)^2 + (1 - xi)(y - f)^2 = (t - f)^2 + xi (1 - xi)(yh - y)^2 with t = xi yh + (1 - xi) y."""
@@ -234,7 +235,8 @@ def test_bald_is_the_mean_divergence_to_the_mean():
 def test_squared_compares_logits_as_probabilities():
     """The consistency cost of Mean Teacher; ``mean`` divides by the number of classes."""
     q, t = Categorical(logits=Z).probs, Categorical(logits=V).probs
-    brute = torch.tensor([sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) for rows in zip(q.tolist(), t.tolist())])
+    pairs = zip(q.tolist(), t.tolist(), strict=True)
+    brute = torch.tensor([sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) for rows in pairs])
     torch.testing.assert_close(Squared()(Z, target(V, "logits")), brute, check_dtype=False)
     torch.testing.assert_close(Squared(mean=True)(Z, target(V, "logits")), brute / CLASSES, check_dtype=False)
 

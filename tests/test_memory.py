@@ -18,7 +18,8 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "write_new", "read", "sav
 @given(ACTIONS)
 def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions):
     """Growth, first words that stay, and saving and loading in between change nothing."""
-    table, reference = Table(), {}
+    table = Table()
+    reference: dict[int, list[float]] = {}
     for number, (action, ids) in enumerate(actions):
         values = [[float(number), float(i)] for i in ids]
         keys, rows = torch.tensor(ids, dtype=torch.int64), torch.tensor(values).reshape(-1, 2)

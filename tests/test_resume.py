@@ -7,8 +7,11 @@ was when the generation began (or wiped, where it never changes), the end must d
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from selfdistill import checkpoint
 from selfdistill.core import Clock
 from selfdistill.errors import CheckpointError
-from selfdistill.fit import Result, Stopped, fit
+from selfdistill.loop import Result, Stopped, fit
 from selfdistill.methods import plain
 from tests.harness import CLASSES, tiny_data
 from tests.workers.runs import GENERATIONS, STEPS, Net, bits, differences, everything, run
@@ -43,7 +46,7 @@ class Snapshots:
 
 
 @pytest.fixture(scope="module")
-def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshots]:
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
     base = tmp_path_factory.mktemp("snapshots")
     taken: dict[str, Path] = {}
     write = checkpoint.write
@@ -61,7 +64,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshots]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", keeping)
         result = run(base / "whole")
-    yield Snapshots(bits(base / "whole"), result, taken)
+    return Snapshots(bits(base / "whole"), result, taken)
 
 
 def test_there_is_a_checkpoint_after_every_step(snapshots: Snapshots) -> None:
@@ -325,7 +328,7 @@ def test_a_log_that_was_cut_is_named(snapshots: Snapshots, tmp_path: Path) -> No
 def test_another_run_is_not_gone_on_with(snapshots: Snapshots, tmp_path: Path) -> None:
     """Other settings, another method or other data: refused, with what differs; so is a new run in a used folder."""
     folder = snapshots.copy(MIDDLE, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="lr 0.01, now 0.02"):
+    with pytest.raises(CheckpointError, match=r"lr 0\.01, now 0\.02"):
         run(folder, resume=True, lr=0.02)
     with pytest.raises(CheckpointError, match="method"):
         fit(Net, tiny_data(24), plain(), out=folder, resume=True, steps=STEPS, batch_size=12, lr=0.01)
@@ -344,9 +347,6 @@ def test_how_often_it_saves_may_change(snapshots: Snapshots, tmp_path: Path) -> 
 
 def test_a_full_disk_at_the_log_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log's line is lost, nothing else: one error with the remedy, and the run goes on from its checkpoint."""
-    import errno
-    import os
-
     fsync = os.fsync
 
     def full(handle: int) -> None:
@@ -356,18 +356,32 @@ def test_a_full_disk_at_the_log_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match="No space left on device.*resume"):
+        with pytest.raises(CheckpointError, match=r"No space left on device.*resume"):
             run(tmp_path / "full")
     run(tmp_path / "full", resume=True)
     run(tmp_path / "whole")
     assert differences(bits(tmp_path / "whole"), bits(tmp_path / "full")) == []
 
 
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C twice does not wait for a long step; the checkpoint before it stays."""
+
+    def ask(clock: Clock, batches: object, loss: float) -> None:
+        if clock.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the second signal was not heard")
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(tmp_path / "run", save_steps=2, watch=ask)
+    assert type(raised.value) is KeyboardInterrupt
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert Clock(*checkpoint.read(found)["objective"]["_extra_state"].tolist()).step == 2
+
+
 def test_stopped_is_what_a_signal_raises(tmp_path: Path) -> None:
     """In the calling process too: SIGTERM during a step ends in `Stopped` after it, and the old handler is back."""
-    import os
-    import signal
-
     before = signal.getsignal(signal.SIGTERM)
 
     def ask(clock: Clock, batches: object, loss: float) -> None:

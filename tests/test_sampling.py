@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_a_repeated_row_is_another_visit():
 def test_overlapping_batches_are_half_old_half_new(size):
     """The old half is the new half of the step before, also across the end of an epoch; new halves are one pass."""
     sampler = Sampler(Few(22), overlapping(), size, seed=3)
-    halves, before = [], torch.zeros(0, dtype=torch.int64)
+    halves: list[Tensor] = []
+    before = torch.zeros(0, dtype=torch.int64)
     for epoch in range(2):
         for step in range(sampler.steps_per_epoch):
             drawn = sampler.drawn(epoch, step)["labelled"]
@@ -118,8 +120,8 @@ def test_overlapping_batches_are_half_old_half_new(size):
             before = new
             halves.append(new)
     once = len(halves) // 2
-    for epoch in (halves[:once], halves[once:]):
-        assert sorted(torch.cat(epoch).tolist()) == list(range(22))
+    for half in (halves[:once], halves[once:]):
+        assert sorted(torch.cat(half).tolist()) == list(range(22))
 
 
 @settings(deadline=None)
@@ -140,10 +142,12 @@ def test_partners_are_others_of_the_same_class(labels, classes, epoch):
 def test_partners_change_and_cover_their_class():
     """Every other row of the class is drawn sooner or later, about equally often."""
     sampler = Sampler(Few(12), pairs(), 12, seed=0)
-    partners = Counter()
+    partners: Counter[int] = Counter()
     for epoch in range(600):
         drawn = sampler.drawn(epoch, 0)
-        partners.update(j for i, j in zip(drawn["labelled"].ids.tolist(), drawn["pair"].ids.tolist(), strict=True) if i == 0)
+        partners.update(
+            j for i, j in zip(drawn["labelled"].ids.tolist(), drawn["pair"].ids.tolist(), strict=True) if i == 0
+        )
     assert set(partners) == {3, 6, 9}
     assert all(150 < count < 250 for count in partners.values())
 
@@ -215,9 +219,9 @@ def test_pixels_do_not_depend_on_batch_or_rank(kind, view):
         data = Table(8, 24, kind="table")
     sampler = Sampler(data, weak_strong(3.0), 8, seed=5)
     drawn = sampler.drawn(2, 0)
-    whole = sampler.batch(drawn, 2)[view]
+    whole: Any = sampler.batch(drawn, 2)[view]
     for rows in (slice(0, 1), slice(1, 24, 2), slice(7, 20)):
-        part = sampler.batch({kind: d.part(rows) for kind, d in drawn.items()}, 2)[view]
+        part: Any = sampler.batch({kind: d.part(rows) for kind, d in drawn.items()}, 2)[view]
         assert part.x.equal(whole.x[rows])
         assert part.id.equal(whole.id[rows])
     order = torch.arange(23, -1, -1)
@@ -251,7 +255,7 @@ def test_labels_and_ids_travel_with_their_rows():
     data = Few(20, 30)
     sampler = Sampler(data, weak_strong(2.0, "none"), 6, seed=0)
     drawn = sampler.drawn(0, 1)
-    batch = sampler.batch(drawn, 0)
+    batch: Any = sampler.batch(drawn, 0)
     for name, kind in (("labelled", "labelled"), ("weak", "unlabelled"), ("strong", "unlabelled")):
         assert batch[name].id.equal(drawn[kind].ids)
         assert batch[name].y.equal(data.y[drawn[kind].ids])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.core import Clock, Term
@@ -29,6 +29,7 @@ def test_linear_changes_by_epoch_only():
     assert values == [v for v in (0.75, 0.5, 0.25, 0.0) for _ in range(5)]
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 1), st.integers(0, 200))
 def test_ramp_is_the_sigmoid_of_mean_teacher(share, step):
     """exp(-5 (1 - t)^2) up to the share, then the peak; never above it and never falling."""
@@ -60,6 +61,7 @@ def test_clock_counts_steps_epochs_and_progress(steps):
     assert [clock.at(s).progress for s in (0, 3, 12)] == [0, 3 / (steps or 12), 1]
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 10, allow_nan=False))
 def test_a_number_is_a_schedule(weight):
     """A term weighs by a number or by a function of the clock."""

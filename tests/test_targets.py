@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.errors import SpaceError
@@ -53,6 +53,7 @@ def test_a_distribution_over_other_classes_is_refused(space, temperature):
             target.log_probabilities(4, temperature)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2), st.sampled_from(["classes", "probabilities"]))
 def test_spread_gives_every_inner_element_its_rows_target(rows, inner, space):
     """Exits and peers of a row share its target and its validity."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def one_thread() -> Iterator[None]:
 
 
 def in_turns(
-    groups: list[Mapping[str, Call]], rounds: int, warm_up: int, progress: Callable[[int], None] | None = None
+    groups: Sequence[Mapping[str, Call]], rounds: int, warm_up: int, progress: Callable[[int], None] | None = None
 ) -> Taken:
     """Call every variant once a round. Groups change place from round to round, and the members of one stand side by
     side, every second round in reverse: what is compared most closely is measured most closely together.

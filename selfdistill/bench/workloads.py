@@ -25,6 +25,7 @@ from .timing import Call
 CLASSES, BATCHES = 10, 4
 ALPHA, TEMPERATURE, DECAY = 0.9, 4.0, 0.999
 SEQUENCE, VOCABULARY = 64, 256
+AVERAGE = Ema(DECAY, warm_up=False)
 
 
 class _Block(nn.Module):
@@ -152,7 +153,7 @@ def by_hand(work: Workload, mode: str) -> Call:
             with torch.no_grad():
                 target = (averaged.module if averaged else teacher)(x)
             loss = _distillation(logits, target, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if averaged:
             averaged()
@@ -164,7 +165,7 @@ def by_hand(work: Workload, mode: str) -> Call:
 class _Keeping(Term):
     """A term beside which an average of the weights is kept, though nobody asks it."""
 
-    average: Ema = Ema(DECAY)
+    average: Ema = AVERAGE
 
     def parts(self) -> tuple[Part, ...]:
         return *super().parts(), self.average
@@ -172,7 +173,7 @@ class _Keeping(Term):
 
 def _taught_by_average() -> Method:
     label = Term(Labels(), CrossEntropy(), weight=1.0 - ALPHA)
-    return Method({"label": label, "average": Term(Ema(DECAY), KL(TEMPERATURE), weight=ALPHA)})
+    return Method({"label": label, "average": Term(AVERAGE, KL(TEMPERATURE), weight=ALPHA)})
 
 
 METHODS: dict[str, Callable[[], Method]] = {

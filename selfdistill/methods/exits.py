@@ -31,9 +31,7 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
             "deep": Term(
                 Itself(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, mean_over="rows"
             ),
-            "feature": Term(
-                Itself(head="feature"), Squared(), head="features", weight=feature, mean_over="rows"
-            ),
+            "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, mean_over="rows"),
         },
         prepare=Exits(),
     )

@@ -12,7 +12,7 @@ from ..teachers import Generation, Labels
 def _generations(generations: int, xi: float, loss: Loss) -> Method:
     """Generation 0 on labels; later ones on (1 - xi) label + xi last generation. xi outside [0, 1] has no minimum."""
     if not 0.0 <= xi <= 1.0:
-        raise RecipeError(f"the weight of the past generation lies in [0, 1] for classes (outside, the loss has no minimum); got {xi}")
+        raise RecipeError(f"the last generation's weight lies in [0, 1] (outside, the loss has no minimum), not {xi}")
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),

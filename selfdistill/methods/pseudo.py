@@ -14,9 +14,9 @@ def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) 
 
     Equation::
 
-        L = CE(y, p(weak x)) + w mean over all unlabelled rows of 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
+        L = CE(y, p(weak x)) + w mean_u 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
 
-    Rows that fail the gate count as zero in the mean. All views share one forward.
+    u runs over all unlabelled rows of the batch; those that fail the gate count as zero. All views share one forward.
 
     Source: Sohn et al., FixMatch, NeurIPS 2020, equations 3 and 4 (c = .95, 7 unlabelled rows per labelled one).
 
@@ -45,8 +45,8 @@ def noisy_student(
 
         L = CE_e(y, p(strong x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
 
-    Rows below ``min_confidence`` are dropped; every predicted class gets as many rows, the most confident ones, repeated
-    where there are too few; ``ratio`` x batch size of them join each batch. e is `label_smoothing`'s; pseudo-labels,
+    Rows below ``min_confidence`` are dropped; every predicted class gets as many rows, the most confident ones,
+    repeated where there are too few; ``ratio`` x batch size of them join each batch. e is `label_smoothing`'s; pseudo-labels,
     ``hard`` ones too, are not smoothed (the authors smooth hard ones). ``generations`` counts the first teacher. The
     noise is the strong view and the model's dropout.
 
@@ -78,7 +78,7 @@ def curriculum(stages: int = 5) -> Method:
 
     Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again.
 
-    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5); the balance over classes is ours.
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5); the class balance is ours.
 
     Needs: unlabelled rows.
 

@@ -52,9 +52,7 @@ def strong(x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool) 
     """
     if kind == "table":
         masked = draws.uniform((*address, "mask"), ids, x.shape[1]) < MASKED
-        return x.masked_fill(masked, 0.0) + STRONG_NOISE * draws.normal(
-            (*address, "strong noise"), ids, x.shape[1]
-        )
+        return x.masked_fill(masked, 0.0) + STRONG_NOISE * draws.normal((*address, "strong noise"), ids, x.shape[1])
     x = weak(x, ids, (*address, "strong"), kind=kind, flips=flips)
     u = draws.uniform((*address, "operations"), ids, 7)
     choices = (u[:, :2] * len(OPERATIONS)).long()  # (n, 2)
@@ -119,9 +117,7 @@ def _matrix(choice: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = only("rotate", cosine, one)
     across = only("shear-x", SLANT * m, only("rotate", -sine, zero))
     down = only("shear-y", SLANT * m, only("rotate", sine, zero))
-    offset = torch.stack(
-        [only("translate-x", 2 * MOVE * m, zero), only("translate-y", 2 * MOVE * m, zero)], 1
-    )
+    offset = torch.stack([only("translate-x", 2 * MOVE * m, zero), only("translate-y", 2 * MOVE * m, zero)], 1)
     return torch.stack([diagonal, across, down, diagonal], 1).view(-1, 2, 2), offset
 
 
@@ -132,9 +128,7 @@ def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
         return x
     (a, p), (b, q) = (_matrix(choices[moved, turn], u[moved, turn]) for turn in range(2))
 
-    def times(
-        i: int, j: int
-    ) -> Tensor:  # a matrix product written out: batched kernels may round by batch size
+    def times(i: int, j: int) -> Tensor:  # a matrix product written out: batched kernels may round by batch size
         return (a[:, i, 0] * b[:, 0, j] + a[:, i, 1] * b[:, 1, j])[:, None, None]
 
     height, width = x.shape[2:]

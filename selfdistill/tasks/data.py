@@ -171,15 +171,15 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     """
     card = _read_card(model_folder / CARD)
     kind, shape = str(card["kind"]), tuple(card["shape"])
+    if tabular.is_table(source) and kind != "table":
+        raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
     if tabular.is_table(source):
         found, x, names = "table", *_table_inputs(Path(source), model_folder)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
         data = load(source)
         found, x, names = "image", data.rows(data.test), [f"test/{i}" for i in data.test.tolist()]
     elif kind != "image":
-        raise DataError(
-            f"{source}: the model was trained on a table; give one ({', '.join(tabular.SUFFIXES)})"
-        )
+        raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tabular.SUFFIXES)})")
     else:
         root = sources.existing(source)
         paths = [root] if root.is_file() else images.find(root)
@@ -253,9 +253,7 @@ def _chosen(found: Source, which: str, own: splits.Part, asked: float | Tensor |
 
 def _check_inputs(x: Tensor, y: Tensor, name: str) -> None:
     if x.ndim not in {2, 4} or not x.numel() or (x.ndim == 4 and x.shape[1] not in {1, 3}):
-        raise DataError(
-            f"{name}: inputs of shape {tuple(x.shape)}; give (n, features) or (n, 1 or 3, height, width)"
-        )
+        raise DataError(f"{name}: inputs of shape {tuple(x.shape)}; give (n, features) or (n, 1 or 3, height, width)")
     if tuple(y.shape) != (len(x),):
         raise DataError(f"{name}: labels of shape {tuple(y.shape)} for {len(x)} rows; give one label per row")
     if x.dtype == torch.uint8:
@@ -264,9 +262,7 @@ def _check_inputs(x: Tensor, y: Tensor, name: str) -> None:
     if len(broken):
         place = broken[0].tolist()
         column = f"column {place[1]}" if x.ndim == 2 else f"channel, y, x = {tuple(place[1:])}"
-        raise DataError(
-            f"{name}: {x[tuple(place)].item()} in row {place[0]}, {column} (from 0); remove or fill it"
-        )
+        raise DataError(f"{name}: {x[tuple(place)].item()} in row {place[0]}, {column} (from 0); remove or fill it")
     if x.ndim == 4 and (float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError(f"{name}: images from {float(x.min()):g} to {float(x.max()):g}; scale them to [0, 1]")
 
@@ -291,9 +287,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         return {"kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read ({reason}); give the model folder of a finished run"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
 
 
 def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:

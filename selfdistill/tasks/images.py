@@ -117,9 +117,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]
         raise DataError(f"{path}: cannot be read ({error}); fetch the file again") from None
     start = 4 + 4 * dimensions
     if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) < start:
-        raise DataError(
-            f"{path}: not an IDX file of bytes in {dimensions} dimension(s); fetch the file again"
-        )
+        raise DataError(f"{path}: not an IDX file of bytes in {dimensions} dimension(s); fetch the file again")
     shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
     if len(raw) - start != int(np.prod(shape)) or 0 in shape:
         raise DataError(f"{path}: {len(raw) - start} bytes where {shape} are announced; fetch the file again")
@@ -149,8 +147,7 @@ def find(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
         raise DataError(f"{folder}: no image in it; add some ({', '.join(sorted(SUFFIXES))})")
@@ -271,9 +268,7 @@ def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
             continue
         split = "test" if folder.name == "test" else "audit" if folder.name in AUDIT else ""
         if not split or splits[split]:
-            raise DataError(
-                f"{folder}: beside train/ only test/, val/ and unlabelled/ have a meaning; move it"
-            )
+            raise DataError(f"{folder}: beside train/ only test/, val/ and unlabelled/ have a meaning; move it")
         splits[split] = _by_class(folder)
 
 

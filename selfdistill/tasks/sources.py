@@ -124,9 +124,7 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None) -> Sour
             f"{', '.join(tabular.SUFFIXES)}"
         )
     if image_size is not None and image_size < 8:
-        raise DataError(
-            f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more"
-        )
+        raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
     pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE)
     return Source(
         root.resolve().name,

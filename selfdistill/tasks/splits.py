@@ -57,9 +57,7 @@ def allocate(sizes: list[int], count: int, *, least: int = 0, keep: int = 0) -> 
     total = max(sum(sizes), 1)
     most = [max(size - keep, 0) for size in sizes]
     floor = [min(least, top) for top in most]
-    shares = [
-        min(max(count * size // total, low), top) for size, low, top in zip(sizes, floor, most, strict=True)
-    ]
+    shares = [min(max(count * size // total, low), top) for size, low, top in zip(sizes, floor, most, strict=True)]
     while missing := count - sum(shares):
         step, bound = (1, most) if missing > 0 else (-1, floor)
         movable = [i for i in range(len(sizes)) if shares[i] != bound[i]]

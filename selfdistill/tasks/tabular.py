@@ -153,9 +153,7 @@ def _numbers(column: Any, place: str) -> Any:
     broken = np.isnan(values) & column.notna().to_numpy()
     if broken.any():
         row = int(broken.argmax())
-        raise DataError(
-            f"{place}, row {row + 1}: '{column.iloc[row]}' is no number; correct the cell or empty it"
-        )
+        raise DataError(f"{place}, row {row + 1}: '{column.iloc[row]}' is no number; correct the cell or empty it")
     _finite(values, place)
     return values
 
@@ -165,9 +163,7 @@ def _finite(values: np.ndarray[Any, Any], place: str) -> None:
     infinite = np.abs(values) > np.finfo(np.float32).max
     if infinite.any():
         row = int(infinite.argmax())
-        raise DataError(
-            f"{place}, row {row + 1} (the first is 1): infinite value {values[row]}; {INFINITE_REMEDY}"
-        )
+        raise DataError(f"{place}, row {row + 1} (the first is 1): infinite value {values[row]}; {INFINITE_REMEDY}")
 
 
 def _texts(column: Any) -> np.ndarray[Any, Any]:
@@ -241,9 +237,7 @@ def transform(preprocessor: Any, frame: Any, place: str = "table") -> Tensor:
     if not bool(torch.isfinite(x).all()):
         row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])
         name = preprocessor.get_feature_names_out()[column]
-        raise DataError(
-            f"{place}, row {row + 1}: '{name}' is too far from the training rows; {INFINITE_REMEDY}"
-        )
+        raise DataError(f"{place}, row {row + 1}: '{name}' is too far from the training rows; {INFINITE_REMEDY}")
     return x
 
 
@@ -269,16 +263,12 @@ def load(path: Path) -> Any:
     """
     library = skops()
     if not path.is_file():
-        raise DataError(
-            f"{path}: no preprocessing saved there; give the folder of a model trained on a table"
-        )
+        raise DataError(f"{path}: no preprocessing saved there; give the folder of a model trained on a table")
     try:
         foreign = sorted(set(library.get_untrusted_types(file=path)) - TRUSTED)
         loaded = None if foreign else library.load(path, trusted=sorted(TRUSTED))
     except Exception as error:  # a damaged archive can fail anywhere inside skops
-        raise DataError(
-            f"{path}: damaged ({type(error).__name__}); train again, or restore the file"
-        ) from None
+        raise DataError(f"{path}: damaged ({type(error).__name__}); train again, or restore the file") from None
     if foreign:
         raise DataError(f"{path}: holds the foreign type {foreign[0]} and was not loaded; train again")
     if not hasattr(loaded, "feature_names_in_"):

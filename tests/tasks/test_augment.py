@@ -118,9 +118,7 @@ def bytes_picture():
 
 
 def difference(ours, theirs):
-    return (
-        (ours.clamp(0, 1)[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.array(theirs)).float()).abs().max()
-    )
+    return (ours.clamp(0, 1)[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.array(theirs)).float()).abs().max()
 
 
 def operate(name, x, u):

@@ -70,9 +70,7 @@ def test_digits_are_scikit_learns_in_unit_range():
     assert (digits.kind, digits.task, digits.augment, digits.flips) == ("image", "classify", "none", False)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"labels": 100}, {"labels": 300, "label_noise": 0.3}, {"audit": 0.1}]
-)
+@pytest.mark.parametrize("options", [{}, {"labels": 100}, {"labels": 300, "label_noise": 0.3}, {"audit": 0.1}])
 def test_every_row_is_in_exactly_one_split(options):
     digits = data.load("digits", seed=4, **options)
     assert torch.cat(parts(digits)).sort().values.equal(torch.arange(1797))

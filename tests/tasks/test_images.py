@@ -118,9 +118,7 @@ def test_a_train_folder_alone_is_split(tmp_path):
     assert len(load(tmp_path).test) == 4
 
 
-@pytest.mark.parametrize(
-    "place", ["pets/unlabelled", "pets/unlabeled", "unlabelled", "pets/train/unlabelled"]
-)
+@pytest.mark.parametrize("place", ["pets/unlabelled", "pets/unlabeled", "unlabelled", "pets/train/unlabelled"])
 def test_unlabelled_is_no_class(tmp_path, place):
     pets(tmp_path / "pets" / ("train" if "train" in place else ""), 6)
     for i in range(5):
@@ -276,9 +274,7 @@ def test_fashion_mnist_is_found_where_the_variable_points(tmp_path, monkeypatch)
 def test_missing_fashion_mnist_names_package_and_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFDISTILL_DATA", str(tmp_path))
     monkeypatch.setattr(images, "DEBIAN", Path("/nowhere"))
-    with pytest.raises(
-        DataError, match="install the Debian package dataset-fashion-mnist, or set SELFDISTILL_DATA"
-    ):
+    with pytest.raises(DataError, match="install the Debian package dataset-fashion-mnist, or set SELFDISTILL_DATA"):
         data.load("fashion-mnist")
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from selfdistill import checkpoint
 from selfdistill.core import Method, Term
-from selfdistill.fit import Result, fit
 from selfdistill.gates import Confident
+from selfdistill.loop import Result, fit
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.schedules import ByGeneration, Linear
 from selfdistill.tasks.data import Data
@@ -50,9 +50,7 @@ def everything() -> Method:
             "memory": Term(LastEpoch(), CrossEntropy(), weight=Linear(0.0, 0.5)),
             "history": Term(History(0.7, clamp=1e-4), LogOneMinusInner(), weight=0.5),
             "before": Term(LastBatch(), KL(3.0), gate=Confident(0.3), mean_over="kept"),
-            "past": Term(
-                Generation(view="clean"), KL(2.0), gate=Confident(0.3), weight=ByGeneration(0.0, 0.5)
-            ),
+            "past": Term(Generation(view="clean"), KL(2.0), gate=Confident(0.3), weight=ByGeneration(0.0, 0.5)),
         },
         Views(looks, overlap=True),
         generations=GENERATIONS,

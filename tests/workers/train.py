@@ -3,8 +3,8 @@
 Each line on stdin is a JSON object: ``out`` (the run folder), ``announce`` (a file to which the child appends ``saved
 GENERATION STEP`` after every checkpoint) and, to be killed at a known place, ``hold``: the name of one of `PLACES`,
 ``beyond``: the generation and step that a completed checkpoint must have passed first, and ``at``: which visit of the
-place from then on. At that visit the child appends ``held PLACE`` and waits for its end. The server prints the child's pid and, when
-asked by another line, waits for its end and prints its wait status.
+place from then on. At that visit the child appends ``held PLACE`` and waits for its end. The server prints the
+child's pid and, when asked by another line, waits for its end and prints its wait status.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from selfdistill import checkpoint, saving
+from selfdistill import checkpoint
 from selfdistill.core import Clock
-from selfdistill.fit import Stopped
+from selfdistill.loop import Stopped
 from tests.workers.runs import run
 
 STOPPED = 7  # exit code of a child that was asked to stop and did
@@ -71,7 +71,7 @@ class Announcer:
             self.say(f"saved {clock.generation} {clock.step}")
             return path
 
-        checkpoint.write = announced
+        setattr(checkpoint, "write", announced)  # noqa: B010
         if "hold" in self.order:
             self._hold(*PLACES[self.order["hold"]])
 
@@ -127,6 +127,5 @@ def main() -> None:
         print(os.waitpid(pid, 0)[1], flush=True)
 
 
-assert saving.checkpoint is checkpoint  # the patched function is the one that a run calls
 if __name__ == "__main__":
     main()

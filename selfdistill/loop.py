@@ -54,12 +54,21 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way."""
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; a second one ends the run at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        asked.set()
+
+    for asking in (signal.SIGINT, signal.SIGTERM):
+        before[asking] = signal.signal(asking, ask)
     try:
         yield asked
     finally:
@@ -138,7 +147,7 @@ def _train(
             saving.save(trainer)
             trainer.end_generation()
             saving.keep_generation(trainer)
-            if clock.generation + 1 == trainer.method.generations:
+            if clock.generation + 1 >= trainer.method.generations:
                 return
             trainer.begin(clock.generation + 1)
             saving.save(trainer)

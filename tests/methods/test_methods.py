@@ -1,0 +1,210 @@
+"""Every recipe: a value that reads back, a method that keeps the protocol, a teacher that stays apart."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfdistill import methods
+from selfdistill.core import Clock, Method
+from selfdistill.errors import RecipeError, SelfdistillError
+from selfdistill.expressions import read
+from selfdistill.specimens import batch_of, pool, same_bits, storages, tiny, views_of
+from selfdistill.teachers import Held
+from selfdistill.testing import check_method, check_value, names
+
+RECIPES = methods.recipes()
+#: every argument of every recipe, changed
+CHANGED: dict[str, dict[str, Any]] = {
+    "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
+    "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
+    "cs_kd": {"weight": 2.0, "temperature": 3.0},
+    "curriculum": {"stages": 3},
+    "distil": {"teacher": "runs/large", "alpha": 0.5, "temperature": 1.0},
+    "dlb": {"alpha": 0.7, "temperature": 1.5},
+    "elr": {"weight": 7.0, "decay": 0.9},
+    "fixmatch": {"confidence": 0.8, "weight": 0.5, "ratio": 2.0},
+    "label_smoothing": {"smoothing": 0.3},
+    "mean_teacher": {"weight": 3.0, "decay": 0.9, "ramp": 0.5},
+    "mutual": {"peers": 3, "weight": 0.5},
+    "noisy_student": {"generations": 2, "ratio": 3.0, "min_confidence": 0.1, "hard": True, "smoothing": 0.0},
+    "plain": {},
+    "ps_kd": {"alpha": 0.6},
+    "self_adaptive": {"decay": 0.8, "wait": 0.1},
+    "tf_kd": {"alpha": 0.5, "temperature": 20.0},
+}
+#: recipes whose objective has learnt something that cannot be made again
+WITH_MEMORY = {"dlb", "elr", "mean_teacher", "ps_kd", "self_adaptive"}
+
+
+def test_every_recipe_and_argument_is_tried():
+    """A new recipe or argument enters the table above."""
+    assert set(CHANGED) == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        assert set(CHANGED[name]) == set(inspect.signature(recipe).parameters), name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_repr_reads_back(name):
+    """At the defaults and with every argument changed; each change gives another, unequal value."""
+    recipe = RECIPES[name]
+    default, changed = recipe(), recipe(**CHANGED[name])
+    for method in (default, changed):
+        again = read(repr(method), names())
+        assert again == method
+        assert hash(again) == hash(method)
+        check_value(method)
+    assert default == recipe()
+    for argument, value in CHANGED[name].items():
+        assert recipe(**{argument: value}) != default, argument
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_expression_of_the_command_line_is_the_call(name):
+    """``name(argument=value)`` means what Python means by it."""
+    text = f"{name}({', '.join(f'{k}={v!r}' for k, v in CHANGED[name].items())})"
+    assert read(text, RECIPES) == RECIPES[name](**CHANGED[name])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_docstring_has_what_explain_prints(name):
+    """A summary line, the equation, the source, and an example that runs."""
+    text = inspect.getdoc(RECIPES[name]) or ""
+    assert text.splitlines()[0].endswith(".")
+    for part in ("Equation::", "Source:", ">>> "):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_recipe_keeps_the_protocol(name, changed):
+    """Spaces, gradients, reduction (each row twice is the same loss), aliasing and exact resume."""
+    options = CHANGED[name] if changed else {}
+    check_method(RECIPES[name](**options), external=tiny(8))
+
+
+# teachers stay apart --------------------------------------------------------------------------------------------------
+
+
+def started(method: Method, generation: int) -> tuple[nn.Module, Any, Any]:
+    torch.manual_seed(generation)
+    build = method.prepare(lambda: tiny(3)) if method.prepare else lambda: tiny(3)
+    model, previous = build(), build() if generation else None
+    clock = Clock(generation, method.generations, epochs=3, per_epoch=2)
+    objective = method.bind(model, previous=previous, external=tiny(8), clock=clock)
+    objective.prepare(pool(clock))
+    return model, objective, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(model: nn.Module, objective: Any, optimizer: Any, steps: range) -> list[Tensor]:
+    found = []
+    for k in steps:
+        torch.manual_seed(k)
+        loss = objective(batch_of(views_of(objective.method), k))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.update()
+        found.append(loss.detach())
+    return found
+
+
+@pytest.mark.parametrize(("name", "generation"), [("mean_teacher", 0), ("born_again", 1), ("tf_kd", 1), ("distil", 0)])
+def test_the_teacher_is_another_module(name, generation):
+    """Another object, no gradient, eval mode, and bit for bit the same after the student's step."""
+    model, objective, optimizer = started(RECIPES[name](), generation)
+    held = [m for m in objective.modules() if isinstance(m, Held)]
+    assert len(held) == 1
+    teacher = held[0].module
+    assert teacher is not model
+    assert not storages(teacher) & storages(model)
+    assert len(storages(teacher)) > 10
+    objective.train()
+    objective(batch_of(views_of(objective.method), 0)).backward()
+    before, student = copy.deepcopy(teacher.state_dict()), copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert same_bits(teacher.state_dict(), before)
+    assert not same_bits(model.state_dict(), student)
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert not any(m.training for m in teacher.modules())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_state_dict_holds_no_student_and_is_all_there_is(name):
+    """Saved after four steps and loaded into a fresh objective, two more steps are bit for bit the same.
+
+    The control: left unloaded, a method with a memory goes on differently.
+    """
+    method = RECIPES[name]()
+    model, objective, optimizer = started(method, 0)
+    train(model, objective, optimizer, range(4))
+    assert not {v.data_ptr() for v in objective.state_dict().values() if v.numel()} & storages(model)
+    states = copy.deepcopy([part.state_dict() for part in (model, optimizer, objective)])
+    uncut = train(model, objective, optimizer, range(4, 6))
+    for loaded in (True, False):
+        twin, fresh, other = started(method, 0)
+        twin.load_state_dict(copy.deepcopy(states[0]))
+        other.load_state_dict(copy.deepcopy(states[1]))
+        fresh.clock = fresh.clock.at(4)
+        if loaded:
+            fresh.load_state_dict(copy.deepcopy(states[2]))
+        again = train(twin, fresh, other, range(4, 6))
+        same = all(a.equal(b) for a, b in zip(uncut, again, strict=True))
+        assert same == (loaded or name not in WITH_MEMORY)
+
+
+# what recipes refuse --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("born_again(xi=1.5)", r"\[0, 1\]"),
+        ("born_again(xi=-0.1)", r"\[0, 1\]"),
+        ("tf_kd(alpha=2)", r"\[0, 1\]"),
+        ("born_again(loss='mse')", "loss='kl' or loss='ce'"),
+        ("born_again(generations=0)", "at least 1"),
+        ("mutual(peers=1)", "at least two"),
+        ("fixmatch(ratio=0)", "above 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(text, message):
+    """One line from the command line, before anything is loaded."""
+    with pytest.raises(RecipeError, match=message) as caught:
+        read(text, RECIPES)
+    assert "\n" not in str(caught.value)
+
+
+def test_distil_without_a_teacher_says_how_to_give_one():
+    """On the command line and in code."""
+    with pytest.raises(SelfdistillError, match=r"distil\('RUN'\)"):
+        RECIPES["distil"]().bind(tiny(0))
+
+
+def test_recipes_are_found_by_their_annotation():
+    """Sorted, public, and reachable as attributes of the package."""
+    assert list(RECIPES) == sorted(RECIPES)
+    assert all(getattr(methods, name) is recipe for name, recipe in RECIPES.items())
+    assert not any(name.startswith("_") for name in RECIPES)
+
+
+def test_weights_of_generations():
+    """Generation 0 learns from labels alone; later ones from (1 - xi) label + xi past."""
+    method = RECIPES["born_again"](generations=3, xi=0.3)
+    for g, (label, past) in enumerate([(1.0, 0.0), (0.7, 0.3), (0.7, 0.3)]):
+        clock = Clock(g, 3)
+        assert method.terms["label"].weight_at(clock) == pytest.approx(label)
+        assert method.terms["past"].weight_at(clock) == pytest.approx(past)
+
+
+def test_curriculum_has_one_generation_more_than_stages():
+    """The first model labels the first stage; shares grow to the whole pool."""
+    method = RECIPES["curriculum"](stages=4)
+    assert method.generations == 5
+    teacher: Any = method.terms["label"].teacher
+    assert teacher.shares == (0.25, 0.5, 0.75, 1.0)

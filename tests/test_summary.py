@@ -1,0 +1,68 @@
+"""What a run says at its end follows from its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selfdistill.summary import cells, readme, rows, sentence
+
+
+def metrics(accuracy: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "nll": 0.12345, "ece": 0.0123, "brier": 0.2}
+
+
+def result(
+    *generations: float, plain: float | None = 0.9, early: float = 0.94, source: str = "control"
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "run": "runs/x", "method": "elr()", "model": "mlp", "parameters": 1234, "seed": 3, "steps": 50, "seconds": 1.5,
+        "data": {"name": "digits", "noise": 0.4, "rows": {"labelled": 7, "unlabelled": 0, "audit": 2, "test": 5}},
+        "generations": [{"generation": g, "test": metrics(a)} for g, a in enumerate(generations)],
+        "test": metrics(generations[-1]),
+    }  # fmt: skip
+    if plain is not None:
+        stopped = {"epoch": 4, **metrics(early)}
+        found["plain"] = {"steps": 50, "seconds": 1.0, "end": metrics(plain), "early_stopped": stopped, "from": source}
+    return found
+
+
+def test_rows_are_plain_at_the_end_plain_stopped_early_and_every_generation() -> None:
+    assert [name for name, _ in rows(result(0.95))] == [
+        "plain, after 50 steps",
+        "plain, stopped early (epoch 5)",
+        "elr()",
+    ]
+    assert [name for name, _ in rows(result(0.5, 0.6))][2:] == ["elr(), generation 0", "elr(), generation 1"]
+    assert [name for name, _ in rows(result(0.5, plain=None))] == ["elr()"]
+    assert len(rows(result(0.9, source="itself"))) == 2
+
+
+def test_cells_are_per_cent_and_three_digits() -> None:
+    assert cells(metrics(0.95678)) == ["95.7 %", "0.123", "0.012", "0.200"]
+
+
+@pytest.mark.parametrize(
+    ("final", "at_end", "early"), [(0.97, "+7.0", "+3.0"), (0.9, "+0.0", "-4.0"), (0.85, "-5.0", "-9.0")]
+)
+def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
+    final: float, at_end: str, early: str
+) -> None:
+    said = sentence(result(final))
+    assert f"{at_end} points at equal steps" in said
+    assert f"{early} against the plain model stopped early" in said
+    assert "One seed is an anecdote" in said
+
+
+def test_without_a_control_nothing_is_compared() -> None:
+    for found in (result(0.97, plain=None), result(0.97, source="itself")):
+        assert sentence(found) == "Accuracy on the test split: 97.0 %."
+
+
+def test_the_readme_has_the_figures_and_how_they_came() -> None:
+    record = {"settings": {"batch_size": 32}, "versions": {"torch": "9.9"}}
+    page = readme(result(0.97), record)
+    for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 labelled", "5 test", "40 %",
+                  "1234 parameters", "50 in 1.5 s", "batch 32", "seed 3", "torch 9.9", 'load("model")'):  # fmt: skip
+        assert words in page
