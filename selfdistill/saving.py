@@ -82,9 +82,13 @@ class Log:
 
     def flush(self) -> None:
         """Bring the lines to the disk: a checkpoint must never know of more lines than the disk has."""
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        try:
             with self.path.open("rb") as log:
                 os.fsync(log.fileno())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
 
     def cut(self, size: int) -> list[dict[str, Any]]:
         """Drop what was written after the checkpoint, in one system call; the lines that stay."""

@@ -74,6 +74,13 @@ def test_the_public_names_are_these_and_all_exist() -> None:
         _ = selfdistill.fitt
 
 
+def test_no_module_takes_the_place_of_a_public_function() -> None:
+    """Importing a submodule of the same name would turn ``selfdistill.fit`` into a module."""
+    modules = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    public = {name for name in PUBLIC if name in modules}
+    assert public == {"gates", "heads", "losses", "methods", "schedules", "teachers", "views"}
+
+
 def test_the_version_is_that_of_the_project_file() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     assert project["version"] == selfdistill.__version__

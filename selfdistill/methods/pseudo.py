@@ -46,9 +46,9 @@ def noisy_student(
         L = CE_e(y, p(strong x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
 
     Rows below ``min_confidence`` are dropped; every predicted class gets as many rows, the most confident ones,
-    repeated where there are too few; ``ratio`` x batch size of them join each batch. e is `label_smoothing`'s; pseudo-labels,
-    ``hard`` ones too, are not smoothed (the authors smooth hard ones). ``generations`` counts the first teacher. The
-    noise is the strong view and the model's dropout.
+    repeated where there are too few; ``ratio`` x batch size of them join each batch. e is `label_smoothing`'s;
+    pseudo-labels, ``hard`` ones too, are not smoothed (the authors smooth hard ones). ``generations`` counts the
+    first teacher. The noise is the strong view and the model's dropout.
 
     Source: Xie et al., Self-training with Noisy Student improves ImageNet classification, CVPR 2020, algorithm 1.
 
