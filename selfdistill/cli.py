@@ -150,6 +150,7 @@ TRAINING = (
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Per generation, instead of epochs.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64]")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
 @click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")

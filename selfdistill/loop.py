@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from . import ranks, saving
 from .check import check_method, dry_run
 from .core import Clock, Method
-from .errors import CheckpointError
+from .errors import CheckpointError, DataError
+from .expressions import one_line
 from .settings import Settings
 from .tasks.data import Data
 from .trainer import Trained, Trainer, Watch
@@ -76,9 +77,27 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for; left open, this process's CUDA device if there is one, else the CPU.
+
+    Raises:
+        DataError: there is no such device.
+    """
+    try:
+        if device is None:
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        torch.zeros(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"device {str(device)!r} cannot be used ({one_line(error)}); leave --device out") from error
+
+
 def _join(device: torch.device) -> None:
     """Under torchrun, join the other processes once."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
@@ -96,7 +115,7 @@ def fit(
     out: Path | str | None = None,
     resume: bool = False,
     external: nn.Module | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     watch: Watch | None = None,
     progress: Callable[[Clock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
@@ -111,6 +130,7 @@ def fit(
         out: folder for checkpoints, metrics and generations; nothing is written without it.
         resume: go on from the newest intact checkpoint in ``out``, if there is one.
         external: the teacher of `distil`, where the recipe names none.
+        device: where to train; a CUDA device by default, if there is one.
         watch: called after every step with its clock, micro-batches and loss.
         progress: called a few times a second with the clock and the step's figures.
         settings: fields of `Settings`.
@@ -121,7 +141,8 @@ def fit(
         CheckpointError: ``out`` holds another run, or nothing intact to go on from.
         Stopped: asked to stop by SIGINT or SIGTERM; the run is saved and resumes.
     """
-    _join(torch.device(device))
+    device = choose_device(device)
+    _join(device)
     folder = Path(out) if out is not None else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ class Request:
 
     None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
-    (about 2,000 steps). ``training`` are further fields of `Settings`.
+    (about 2,000 steps), the device (a CUDA device if there is one). ``training`` are further fields of `Settings`.
     """
 
     data: str = "digits"
@@ -37,6 +37,7 @@ class Request:
     steps: int | None = None
     batch_size: int | None = None
     seed: int = 0
+    device: str | None = None
     control: bool = True
     training: tuple[tuple[str, Any], ...] = ()
 

@@ -255,7 +255,7 @@ class Run:
     ) -> dict[str, Any]:
         """The method, then its control; each goes on from its own checkpoints."""
         trained = fit(
-            ready.build, ready.data, ready.method, out=self.folder, resume=True,
+            ready.build, ready.data, ready.method, out=self.folder, resume=True, device=self.request.device,
             progress=make(ready.expression), warn=warn, **ready.settings,
         )  # fmt: skip
         control = None
@@ -265,8 +265,10 @@ class Run:
                 longer["batch_size"] = min(self.request.batch_size, len(ready.data.labelled))
             control = fit(
                 ready.build, ready.data, plain(), out=self.folder / "control", resume=True,
-                progress=make("plain(), the control"), warn=warn, **longer,
+                device=self.request.device, progress=make("plain(), the control"), warn=warn, **longer,
             )  # fmt: skip
+        for one in filter(None, (trained, control)):
+            one.model.cpu()
         result = self._judge(ready, trained, control)
         if ranks.rank() == 0:
             self._finish(ready, trained, result)
@@ -276,6 +278,8 @@ class Run:
         """Write run.json before training; refuse to go on with other data."""
         described = ready.data.describe()
         before = self._record()
+        if before:
+            torch.set_num_threads(before["threads"])  # sums of another number of threads differ in their last bits
         if before and before["data"]["fingerprint"] != described["fingerprint"]:
             raise DataError(f"{self.request.data} has changed since {self.folder} was begun; give another --out")
         if ranks.rank():
