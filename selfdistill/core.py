@@ -195,8 +195,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.forward not in ("fused", "separate"):
             raise SpaceError(f"forward is 'fused' or 'separate', not {self.forward!r}")
-        if self.generations < 1:
-            raise SpaceError(f"generations counts trainings and is at least 1, not {self.generations}")
+        if not isinstance(self.generations, int) or self.generations < 1:
+            raise SpaceError(f"generations counts trainings: a whole number from 1 on, not {self.generations}")
         if not self.terms:
             raise SpaceError("a method needs at least one term")
         odd = [name for name in self.terms if not (isinstance(name, str) and name.isidentifier())]

@@ -49,7 +49,7 @@ class Table(Buffers):
         need = high + 1
         if len(self.seen) >= need and self.values.shape[1] == width and self.values.device == ids.device:
             return
-        size = max(need, len(self.seen), min(2 * len(self.seen), need + 65536))
+        size = max(len(self.seen), 1 << (need - 1).bit_length() if need else 0)  # the largest id alone decides
         values = torch.zeros(size, width, device=ids.device)
         seen = torch.zeros(size, dtype=torch.bool, device=ids.device)
         if self.values.shape[1] == width:

@@ -147,7 +147,7 @@ class Frozen(Teacher):
             return Target(step.look(state.module, view, term.head), space)
         ids = step.ids(view)
         cached, seen = state.said.read(ids, state.said.values.shape[1])
-        if bool(seen.all()):
+        if not bool(ranks.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
             return Target(cached, space)
         fresh = step.look(state.module, view, term.head)
         if fresh.dim() != 2 or cached.shape != fresh.shape:

@@ -24,11 +24,11 @@ from selfdistill.core import Clock, Method, Term
 from selfdistill.errors import SelfdistillError
 from selfdistill.gates import Confident
 from selfdistill.loop import Stopped, fit
-from selfdistill.losses import CrossEntropy
+from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.tasks.data import Data
-from selfdistill.teachers import Itself, Labels
-from selfdistill.views import weak_strong
+from selfdistill.teachers import Generation, Itself, Labels
+from selfdistill.views import Look, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
 from tests.workers.runs import Net, everything
 
@@ -58,6 +58,20 @@ def fixmatch() -> Method:
             "pseudo": Term(Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.27)),
         },
         views=weak_strong(2.0),
+    )
+
+
+def cached() -> Method:
+    """A frozen teacher on a fixed view whose rows come unevenly: one process may know its rows and the other not."""
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), view="labelled"),
+            "frozen": Term(Generation(), KL(2.0), view="clean"),
+        },
+        views=Views(
+            (Look("labelled"), Look("clean", "unlabelled", "none")), 23 / 16
+        ),  # of 24 rows the second step has 1
+        generations=2,
     )
 
 
@@ -97,6 +111,7 @@ METHODS: dict[str, Case] = {
     "cs_kd": Case(recipes()["cs_kd"]),
     "dlb": Case(recipes()["dlb"]),
     "mutual": Case(recipes()["mutual"]),
+    "cached": Case(cached, {"epochs": 3}),
 }
 OTHERS: dict[str, Case] = {
     "everything": Case(everything, {"batch_size": 24}, Net),
