@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__, checkpoint, expressions, models, ranks
+from . import __version__, checkpoint, expressions, models, ranks, threads
 from .arguments import checked
 from .checkpoint import write_json
 from .core import Clock, Method
@@ -152,7 +152,7 @@ def _epochs(data: Data, method: Method, batch_size: int) -> int:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's lock, which the system releases when a process dies: two writers would mix their logs."""
     if ranks.rank():
         yield
@@ -168,6 +168,15 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _threads(ready: Prepared) -> int:
+    """Threads for this model and batch; where the model does not run, the dry run will say why."""
+    x = ready.data.rows(ready.data.labelled[:1]).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
+    try:
+        return threads.suitable(ready.build(), x)
+    except Exception:  # another's code may raise anything
+        return torch.get_num_threads()
 
 
 class Run:
@@ -231,12 +240,23 @@ class Run:
         ready = prepare(self.request)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        self._claim(ready, warn)
+        with threads.using(self._record().get("threads") or _threads(ready)):
+            self._claim(ready, warn)
+            return self._alone(ready, progress or (lambda name: None), warn, made if fresh else None)
+
+    def _alone(
+        self,
+        ready: Prepared,
+        make: Callable[[str], Progress | None],
+        warn: Callable[[str], None],
+        made: list[Path] | None,
+    ) -> dict[str, Any]:
+        """Train while no other process does; a fresh run that is refused leaves none of the folders it ``made``."""
         try:
-            with _alone(self.folder):
-                return self._train(ready, progress or (lambda name: None), warn)
+            with _locked(self.folder):
+                return self._train(ready, make, warn)
         except (DataError, RecipeError, NotFiniteError):
-            if fresh and ranks.rank() == 0:
+            if made is not None and ranks.rank() == 0:
                 self._withdraw(made)
             raise
 
@@ -278,8 +298,6 @@ class Run:
         """Write run.json before training; refuse to go on with other data."""
         described = ready.data.describe()
         before = self._record()
-        if before:
-            torch.set_num_threads(before["threads"])  # sums of another number of threads differ in their last bits
         if before and before["data"]["fingerprint"] != described["fingerprint"]:
             raise DataError(f"{self.request.data} has changed since {self.folder} was begun; give another --out")
         if ranks.rank():

@@ -1,0 +1,39 @@
+"""How many threads a training gets: small steps are no faster on two, and far slower on a busy machine.
+
+Threads that wait for each other spin. With another process on one of two cores, a 1.5 ms step on two threads took 22 ms
+(`selfdistill run digits` beside one training: 85 s of CPU time on two threads, 13 s on one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+SMALL = 50e6  # floating-point operations of one forward pass, below which one thread does it
+
+
+def suitable(model: nn.Module, x: Tensor) -> int:
+    """Threads for a model that forwards ``x``: one if the pass is small, else what torch has now.
+
+    The answer depends on the model and the shape alone, never on a clock: sums of another number of threads differ in
+    their last bits, and equal requests shall give equal runs.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x)
+    return 1 if counter.get_total_flops() < SMALL else torch.get_num_threads()
+
+
+@contextmanager
+def using(threads: int) -> Iterator[None]:
+    """Run with this many threads, and put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

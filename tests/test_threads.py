@@ -1,0 +1,43 @@
+"""Small models train on one thread, large ones on what there is; the choice does not depend on a clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from selfdistill import threads
+from selfdistill.request import Request
+from selfdistill.run import Run
+
+
+def test_a_small_pass_gets_one_thread_and_a_large_one_all() -> None:
+    """The border is 50 million operations: a linear layer of 1000 x 1000 does 2 million a row."""
+    with threads.using(2):
+        layer = nn.Linear(1000, 1000)
+        assert threads.suitable(layer, torch.zeros(24, 1000)) == 1
+        assert threads.suitable(layer, torch.zeros(26, 1000)) == 2
+
+
+def test_asking_leaves_randomness_and_threads_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+    state, before = torch.get_rng_state(), torch.get_num_threads()
+    threads.suitable(model, torch.zeros(2, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
+    request = Request(steps=1, control=False)
+    with threads.using(2):
+        Run.create(request, tmp_path / "run").execute()
+        assert torch.get_num_threads() == 2
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["threads"] == 1, "an MLP on digits is small"
+    del record["result"]
+    record["threads"] = 2
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    Run.open(tmp_path / "run").execute()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 2
