@@ -1,6 +1,6 @@
 """What the arguments of a recipe may be, asked where a person writes them: by annotation, and by what a name means.
 
-A parameter that many recipes share means the same in all of them, so its range is said once. Weights have none.
+A parameter that many recipes share means the same in all of them, so its range is said once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from .errors import RecipeError
 
@@ -33,6 +33,8 @@ class Range(NamedTuple):
 
 RANGES = {
     **dict.fromkeys(("decay", "smoothing", "confidence", "min_confidence", "wait", "ramp"), Range(0, 1)),
+    "alpha": Range(0, 1),  # a share of a mixture
+    **dict.fromkeys(("weight", "feature"), Range(0)),
     "temperature": Range(0, above=True),
     "ratio": Range(0, 100, above=True),  # beyond, one batch is more than most memories hold
     "stages": Range(1),
@@ -74,7 +76,12 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fault(value: Any, kind: Any) -> str | None:
-    if kind not in _KINDS:  # a union, say: the recipe itself knows
+    allowed = get_args(kind)
+    if type(None) in allowed and len(allowed) == 2:
+        if value is None:
+            return None
+        kind = next(one for one in allowed if one is not type(None))
+    if kind not in _KINDS:
         return None
     words, types = _KINDS[kind]
     right = isinstance(value, types) and (kind is bool or not isinstance(value, bool))

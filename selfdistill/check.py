@@ -122,7 +122,7 @@ def dry_run(trainer: Trainer) -> None:
     from .trainer import kept_buffers
 
     objective, shape = trainer.objective, trainer.data.shape
-    with torch.no_grad(), kept_buffers(trainer.model):
+    with torch.no_grad(), kept_buffers(trainer.objective):
         for batch in trainer.batches()[:1]:
             reads = f"the model cannot read a batch of rows of shape {shape}"
             with _another_s_code(reads, "build it for that shape"):

@@ -107,7 +107,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none]."),
         click.option(
-            "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; the loss stays the same."
+            "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; their loss is that of the batch."
         ),
         click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
         click.option("--compile", is_flag=True, default=None, help="Compile the model by torch.compile."),
@@ -302,7 +302,7 @@ def explain(expression: str, as_json: bool) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from .explain import explain as explained
     from .explain import text
-    from .run import read_method
+    from .prepared import read_method
 
     found = explained(expression, read_method(expression))
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))

@@ -257,7 +257,10 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.method, self.autocast = method, autocast
-        self.clock = clock or Clock(generations=method.generations)
+        # a predecessor makes this a later generation; a generation that is not the first has one
+        self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
+        if self.clock.generation and previous is None and method.generations > 1:
+            raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
         # a tuple, so that the student is no submodule
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)
         self._plan = method.seen()
@@ -287,6 +290,8 @@ class Objective(nn.Module):
 
     def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`."""
+        if torch.is_grad_enabled() and not self.student.training:
+            raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
         step = self.look(batch)
         measured = {name: term.tally(partial(self._state, name), step) for name, term in self.method.terms.items()}
         if torch.is_grad_enabled():
@@ -323,6 +328,11 @@ class Objective(nn.Module):
             part.update(self.states[name], self._steps, term)
         self._steps.clear()
         self.clock = self.clock.at(self.clock.step + 1)
+
+    @property
+    def student(self) -> nn.Module:
+        """The model that learns."""
+        return self._student[0]
 
     def call_through(self, forward: Callable[[Tensor], Any]) -> None:
         """Call this instead of the model: a DDP or compiled wrapper around it."""

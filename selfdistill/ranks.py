@@ -59,5 +59,6 @@ def average_(buffers: Iterable[Tensor]) -> None:
     rows = [torch.empty_like(mine) for _ in range(size())]
     dist.all_gather(rows, mine)
     mean = rows[0] + torch.stack([row - rows[0] for row in rows]).mean(0)
+    mean = torch.where(torch.stack([row == rows[0] for row in rows]).all(0), rows[0], mean)  # infinite entries too
     for buffer, part in zip(floating, mean.split([buffer.numel() for buffer in floating]), strict=True):
         buffer.copy_(part.view_as(buffer))

@@ -16,46 +16,30 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, checkpoint, expressions, models, ranks, threads
-from .arguments import checked
+from . import __version__, checkpoint, models, ranks, threads
 from .checkpoint import write_json
-from .core import Clock, Method
+from .core import Clock
 from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError
 from .evaluate import predict, score
 from .expressions import one_line
 from .heads import Peers
 from .loop import Result, Trained, fit
-from .methods import plain, recipes
+from .methods import plain
+from .prepared import Prepared, batch_size_for, prepare, suitable_threads
 from .request import FORMAT, Request, differences, read_record
-from .sampling import Sampler
-from .tasks.data import CARD, Data, inputs_for, load, write_card
-
-STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
+from .tasks.data import CARD, inputs_for, write_card
 
 Progress = Callable[[Clock, dict[str, float]], None]
-
-
-def read_method(expression: str) -> Method:
-    """A recipe's own expression, such as ``ps_kd(alpha=0.8)``, read without evaluating code.
-
-    >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
-    True
-    """
-    method = expressions.read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
-    assert isinstance(method, Method)
-    return method
 
 
 def product(model: nn.Module) -> nn.Module:
@@ -102,55 +86,6 @@ def _model_folder(folder: str | Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-@dataclass
-class Prepared:
-    """A request with every choice made."""
-
-    data: Data
-    method: Method
-    expression: str
-    build: models.Build
-    settings: dict[str, Any]
-
-
-def prepare(request: Request) -> Prepared:
-    """Load the data and fill in what the request leaves open."""
-    data = load(
-        request.data,
-        target=request.target,
-        unlabelled=request.unlabelled,
-        labels=request.labels,
-        label_noise=request.label_noise,
-        image_size=request.image_size,
-        seed=request.seed,
-    )
-    if request.augment:
-        data = replace(data, augment=request.augment)
-    expression = request.method
-    if expression is None:
-        expression = "curriculum()" if len(data.unlabelled) else "elr()"
-    method = read_method(expression)
-    small = data.kind == "table" or max(data.shape[-2:]) < 16
-    spec = request.model if request.model is not None else "mlp" if small else "cnn"
-    build = models.parse(spec, data.shape, len(data.classes))
-    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
-    settings["batch_size"] = request.batch_size or _batch_size(data, method)
-    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
-    return Prepared(data, method, expression, build, settings)
-
-
-def _batch_size(data: Data, method: Method) -> int:
-    both = any(look.rows in ("union", "all") for look in method.views.looks)
-    return max(1, min(64, len(data.labelled) + (len(data.unlabelled) if both else 0)))
-
-
-def _epochs(data: Data, method: Method, batch_size: int) -> int:
-    if data.task != "classify":  # refused with its reason before training
-        return 1
-    steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
-    return min(100, max(3, math.ceil(STEPS / steps)))
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's lock, which the system releases when a process dies: two writers would mix their logs."""
@@ -168,15 +103,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _threads(ready: Prepared) -> int:
-    """Threads for this model and batch; where the model does not run, the dry run will say why."""
-    x = ready.data.rows(ready.data.labelled[:1]).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
-    try:
-        return threads.suitable(ready.build(), x)
-    except Exception:  # another's code may raise anything
-        return torch.get_num_threads()
 
 
 class Run:
@@ -240,7 +166,7 @@ class Run:
         ready = prepare(self.request)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        with threads.using(self._record().get("threads") or _threads(ready)):
+        with threads.using(self._record().get("threads") or suitable_threads(ready)):
             self._claim(ready, warn)
             return self._alone(ready, progress or (lambda name: None), warn, made if fresh else None)
 
@@ -280,7 +206,7 @@ class Run:
         )  # fmt: skip
         control = None
         if self.request.control and ready.method != plain():
-            longer = {**ready.settings, "steps": trained.steps, "batch_size": _batch_size(ready.data, plain())}
+            longer = {**ready.settings, "steps": trained.steps, "batch_size": batch_size_for(ready.data, plain())}
             if self.request.batch_size:
                 longer["batch_size"] = min(self.request.batch_size, len(ready.data.labelled))
             control = fit(

@@ -55,7 +55,7 @@ class Sampler:
 
     An epoch is one pass over the rows that the method trains on; where it mixes labelled and unlabelled rows, one
     pass over the larger set while the smaller one is repeated. Batches differ by at most one row, so that no epoch
-    ends in a batch of one.
+    ends in a much smaller batch.
 
     Raises:
         DataError: a batch larger than the data, or no unlabelled rows for a method that needs them.
@@ -109,8 +109,10 @@ class Sampler:
             return Drawn(members, members)
         cycles = math.ceil(rows / len(members))
         orders = [draws.permutation((self.seed, kind, self.generation, epoch, c), len(members)) for c in range(cycles)]
-        visits = torch.arange(cycles).repeat_interleave(len(members))
-        return Drawn(members[torch.cat(orders)[:rows]], visits[:rows])
+        order = torch.cat(orders)[:rows]
+        again = _occurrences(members)
+        cycle = torch.arange(cycles).repeat_interleave(len(members))[:rows]
+        return Drawn(members[order], cycle * (1 + int(again.max())) + again[order])
 
     def drawn(self, epoch: int, step: int) -> dict[str, Drawn]:
         """Sample ids of each set of rows in a step of an epoch (counted from 0)."""
@@ -164,6 +166,16 @@ class Sampler:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips)
+
+
+def _occurrences(ids: Tensor) -> Tensor:
+    """For each entry how often its id came before: a row that is in the set twice is augmented in two ways."""
+    order = ids.argsort(stable=True)
+    _, counts = ids[order].unique_consecutive(return_counts=True)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    found = torch.empty_like(ids)
+    found[order] = torch.arange(len(ids)) - first
+    return found
 
 
 def _rows_by_class(data: Source) -> dict[int, tuple[list[int], dict[int, int]]]:

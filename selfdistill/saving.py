@@ -108,7 +108,9 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
     settings = {name: value for name, value in asdict(trainer.settings).items() if name not in _FREE}
     method = re.sub(r" at 0x[0-9a-f]+", "", repr(trainer.method))  # functions without a name have addresses
-    return {"method": method, "data": trainer.data.fingerprint, **settings}
+    data = trainer.data
+    shown = {"data": data.fingerprint, "augment": f"{data.augment}{', flips' if data.flips else ''}"}
+    return {"method": method, "model": trainer.blueprint, **shown, **settings}
 
 
 def _refuse_another(trainer: Trainer, saved: Mapping[str, Any]) -> None:
@@ -191,8 +193,9 @@ def save(trainer: Trainer) -> None:
             ],
         },
     }
-    weights = components["student"]
-    if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
+    trained = {name for name, _ in trainer.model.named_parameters()}  # a buffer may be infinite: a causal mask
+    weights = (value for name, value in components["student"].items() if name in trained)
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
         raise NotFiniteError(
             f"a weight is nan or infinite at step {trainer.objective.clock.step}; nothing was saved over the last "
             "checkpoint; lower --lr or set --clip 1.0"

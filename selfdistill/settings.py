@@ -16,8 +16,9 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 class Settings:
     """How to train. ``steps`` (per generation) takes the place of ``epochs`` where given.
 
-    ``accumulate`` splits each batch into micro-batches without changing the loss; ``parallel`` is ``ddp`` or
-    ``fsdp`` and matters under torchrun only. ``save_seconds`` and ``save_steps`` are the time between checkpoints.
+    ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
+    see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
+    ``save_steps`` are the time between checkpoints.
     """
 
     epochs: int = 30

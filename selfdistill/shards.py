@@ -19,13 +19,13 @@ def _is_shard(value: object) -> TypeGuard[DTensor]:
     return module is not None and isinstance(value, module.DTensor)
 
 
-def replicated(module: nn.Module) -> nn.Module:
-    """The module under DDP. Its buffers are left alone: `ranks.average_` keeps them together."""
+def replicated(module: nn.Module, heads: bool = False) -> nn.Module:
+    """The module under DDP, with ``heads`` of which some may go unused. `ranks.average_` keeps its buffers together."""
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.13
-    option: dict[str, Any] = {name: False}
+    option: dict[str, Any] = {name: False, "find_unused_parameters": heads}
     return DistributedDataParallel(module, **option)
 
 

@@ -154,7 +154,7 @@ class Step:
         y = self._view(view).y
         if y is None:
             raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
-        return y
+        return self._for_each_row(view, "labels", y)
 
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
@@ -163,7 +163,15 @@ class Step:
             raise SpaceError(
                 f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
             )
-        return ids
+        if ids.is_floating_point():
+            raise SpaceError(f"the sample ids of view {view!r} are {ids.dtype}; they are whole numbers")
+        return self._for_each_row(view, "sample ids", ids)
+
+    def _for_each_row(self, view: str, what: str, given: Tensor) -> Tensor:
+        rows = len(self._view(view).x)
+        if given.dim() == 0 or len(given) != rows:
+            raise SpaceError(f"view {view!r} has {rows} rows and {what} of shape {tuple(given.shape)}; give one a row")
+        return given
 
     def _view(self, view: str) -> Rows:
         if view not in self.batch:

@@ -1,7 +1,7 @@
 """Teachers: where does the target come from? From labels, from the model itself in one of many guises, or from outside.
 
-Every teacher detaches its target. Teachers that hold weights keep them in float32, in a fixed mode, and in the
-objective's ``state_dict``; memories are keyed by sample id.
+Every teacher detaches its target. Teachers that hold weights keep them in a fixed mode and in the objective's
+``state_dict``, copies of the student in float32; memories are keyed by sample id.
 """
 
 from __future__ import annotations
@@ -109,13 +109,14 @@ class Ema(Teacher):
         teacher, student = cast(Held, state).module, cast(nn.Module, steps[0].owner)
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
         buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
-        for pairs in (weights, buffers):  # one call for each kind: under FSDP weights are sharded, buffers are not
-            floating = [(mine, theirs.to(mine.dtype)) for mine, theirs in pairs if mine.is_floating_point()]
-            if floating:
-                torch._foreach_lerp_([mine for mine, _ in floating], [theirs for _, theirs in floating], 1.0 - decay)
-            for mine, theirs in pairs:
-                if not mine.is_floating_point():
-                    mine.copy_(theirs)
+        if weights:
+            theirs = [w.to(mine.dtype) for mine, w in weights]
+            torch._foreach_lerp_([mine for mine, _ in weights], theirs, 1.0 - decay)
+        for mine, now in buffers:
+            if mine.is_floating_point():  # equal entries stay: infinite ones (a causal mask) have no mean
+                mine.copy_(torch.where(mine == now, mine, mine.lerp(now.to(mine.dtype), 1.0 - decay)))
+            else:
+                mine.copy_(now)
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Generation(Frozen):
 @dataclass(frozen=True)
 class External(Frozen):
     """Another, usually larger, model: traditional distillation. ``source`` is a run or model folder; or pass
-    ``external=`` to ``bind``."""
+    ``external=`` to ``bind``, which freezes that very module."""
 
     source: str | None = None
 

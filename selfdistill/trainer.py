@@ -7,8 +7,10 @@ had happened.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .tasks.data import Data
+from .teachers import Held
 
 __all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
 
@@ -30,9 +33,10 @@ Watch = Callable[[Clock, list[Batch], float], None]
 
 
 @contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Whatever a forward pass does to the model's buffers is undone."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def kept_buffers(objective: Objective) -> Iterator[None]:
+    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
+    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
+    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
     try:
         yield
     finally:
@@ -79,7 +83,7 @@ class Trainer:
     def _fresh(self, generation: int) -> nn.Module:
         """A new model; its initialisation depends on the seed and the generation alone."""
         torch.manual_seed(draws.seed(self.settings.seed, "init", generation))
-        return self.build().to(self.device)
+        return self.build().to(self.device).train()  # a factory may have left it in eval mode
 
     def _previous(self, generation: int) -> nn.Module | None:
         if generation == 0:
@@ -87,6 +91,13 @@ class Trainer:
         model = self._fresh(generation - 1)
         model.load_state_dict(self.done[generation - 1].weights)
         return model.eval()
+
+    @cached_property
+    def blueprint(self) -> str:
+        """A digest of the model's layers and shapes, before any engine is put around it."""
+        model = self._fresh(0)
+        shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+        return hashlib.sha256(f"{model!r}{shapes}".encode()).hexdigest()[:12]
 
     def begin(self, generation: int) -> None:
         """Everything a generation starts with, as a pure function of the settings and the generations before."""
@@ -132,7 +143,11 @@ class Trainer:
             for state in self.objective.states.values():
                 shards.shard_children(state)
         elif ranks.size() > 1:
-            forward = shards.replicated(forward)
+            with torch.no_grad():
+                shown = self.model.eval()(self.data.rows(self.data.labelled[:2]).to(self.device))
+            self.model.train()
+            # a method need not use every head, and DDP waits for gradients that never come unless it is told
+            forward = shards.replicated(forward, heads=isinstance(shown, Mapping))
         self.forward = forward
         self.objective.call_through(forward)
 
@@ -174,7 +189,7 @@ class Trainer:
         if len(batches) == 1:
             return None
         counts: dict[str, Tensor] = {}
-        with torch.no_grad(), kept_buffers(self.model):
+        with torch.no_grad(), kept_buffers(self.objective):
             for i, batch in enumerate(batches):
                 self._seeded(i)
                 for name, m in self.objective.measure(batch).items():

@@ -25,7 +25,7 @@ def example(
 @pytest.mark.parametrize(
     "options",
     [
-        {"weight": -3},
+        {"weight": 0},
         {"weight": 2.5},
         {"decay": 0},
         {"decay": 1.0},
@@ -44,12 +44,14 @@ def test_what_fits_is_passed_on(options: dict[str, object]) -> None:
         ({"weight": "x"}, "weight is a number, not 'x'"),
         ({"weight": True}, "weight is a number, not True"),
         ({"weight": None}, "weight is a number, not None"),
+        ({"weight": -3}, "weight is at least 0, not -3"),
         ({"weight": float("nan")}, "weight is a number, not nan"),
         ({"weight": float("inf")}, "weight is a number, not inf"),
         ({"stages": 1.0}, "stages is a whole number, not 1.0"),
         ({"stages": 0}, "stages is at least 1, not 0"),
         ({"hard": 1}, "hard is True or False, not 1"),
         ({"loss": 3}, "loss is a text in quotes, not 3"),
+        ({"teacher": 5}, "teacher is a text in quotes, not 5"),
         ({"decay": -0.1}, "decay is at least 0 and at most 1, not -0.1"),
         ({"decay": 1.1}, "decay is at least 0 and at most 1, not 1.1"),
     ],

@@ -16,7 +16,7 @@ from selfdistill.core import Batch, Clock, Method
 from selfdistill.explain import card, cost, explain, text
 from selfdistill.loop import fit
 from selfdistill.methods import recipes
-from selfdistill.run import read_method
+from selfdistill.prepared import read_method
 from tests.harness import build, external_teacher, tiny_data
 
 
@@ -95,8 +95,9 @@ PASSES = {
 }
 
 
-def test_the_table_has_every_recipe() -> None:
-    assert {expression.split("(")[0] for expression in PASSES} == set(recipes())
+KNOWN = {expression.split("(")[0] for expression in PASSES}
+#: a recipe that nobody has counted by hand is counted in a real run all the same
+RUN = [*PASSES, *(f"{name}()" for name in recipes() if name not in KNOWN)]
 
 
 @pytest.mark.parametrize("expression", PASSES)
@@ -144,7 +145,7 @@ class Counter:
         self.forward = self.backward = 0
 
 
-@pytest.mark.parametrize("expression", PASSES)
+@pytest.mark.parametrize("expression", RUN)
 def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path) -> None:
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)

@@ -17,9 +17,10 @@ from selfdistill.expressions import read
 from selfdistill.specimens import batch_of, pool, same_bits, storages, tiny, views_of
 from selfdistill.teachers import Held
 from selfdistill.testing import check_method, check_value, names
+from tests.test_oracles import changed
 
 RECIPES = methods.recipes()
-#: every argument of every recipe, changed
+#: every argument changed; a recipe that is not here gets its settings from `changed`
 CHANGED: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
@@ -38,37 +39,37 @@ CHANGED: dict[str, dict[str, Any]] = {
     "self_adaptive": {"decay": 0.8, "wait": 0.1},
     "tf_kd": {"alpha": 0.5, "temperature": 20.0},
 }
-#: recipes whose objective has learnt something that cannot be made again
+SETTINGS = {name: CHANGED.get(name) or changed(recipe) for name, recipe in RECIPES.items()}
+#: of the recipes in the table, those whose objective has learnt something that cannot be made again
 WITH_MEMORY = {"dlb", "elr", "mean_teacher", "ps_kd", "self_adaptive"}
 
 
-def test_every_recipe_and_argument_is_tried():
-    """A new recipe or argument enters the table above."""
-    assert set(CHANGED) == set(RECIPES)
-    for name, recipe in RECIPES.items():
-        assert set(CHANGED[name]) == set(inspect.signature(recipe).parameters), name
+def test_every_argument_of_the_table_is_tried():
+    """A new argument enters the table above; a new recipe need not."""
+    for name, options in CHANGED.items():
+        assert set(options) == set(inspect.signature(RECIPES[name]).parameters), name
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_repr_reads_back(name):
     """At the defaults and with every argument changed; each change gives another, unequal value."""
     recipe = RECIPES[name]
-    default, changed = recipe(), recipe(**CHANGED[name])
+    default, changed = recipe(), recipe(**SETTINGS[name])
     for method in (default, changed):
         again = read(repr(method), names())
         assert again == method
         assert hash(again) == hash(method)
         check_value(method)
     assert default == recipe()
-    for argument, value in CHANGED[name].items():
+    for argument, value in SETTINGS[name].items():
         assert recipe(**{argument: value}) != default, argument
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_expression_of_the_command_line_is_the_call(name):
     """``name(argument=value)`` means what Python means by it."""
-    text = f"{name}({', '.join(f'{k}={v!r}' for k, v in CHANGED[name].items())})"
-    assert read(text, RECIPES) == RECIPES[name](**CHANGED[name])
+    text = f"{name}({', '.join(f'{k}={v!r}' for k, v in SETTINGS[name].items())})"
+    assert read(text, RECIPES) == RECIPES[name](**SETTINGS[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -81,10 +82,10 @@ def test_the_docstring_has_what_explain_prints(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("changed", [False, True])
-def test_the_recipe_keeps_the_protocol(name, changed):
+@pytest.mark.parametrize("other", [False, True])
+def test_the_recipe_keeps_the_protocol(name, other):
     """Spaces, gradients, reduction (each row twice is the same loss), aliasing and exact resume."""
-    options = CHANGED[name] if changed else {}
+    options = SETTINGS[name] if other else {}
     check_method(RECIPES[name](**options), external=tiny(8))
 
 
@@ -151,11 +152,17 @@ def test_state_dict_holds_no_student_and_is_all_there_is(name):
         twin.load_state_dict(copy.deepcopy(states[0]))
         other.load_state_dict(copy.deepcopy(states[1]))
         fresh.clock = fresh.clock.at(4)
+        fresh_state = copy.deepcopy(fresh.state_dict())
         if loaded:
             fresh.load_state_dict(copy.deepcopy(states[2]))
         again = train(twin, fresh, other, range(4, 6))
         same = all(a.equal(b) for a, b in zip(uncut, again, strict=True))
-        assert same == (loaded or name not in WITH_MEMORY)
+        if loaded:
+            assert same
+        elif name in CHANGED:
+            assert same == (name not in WITH_MEMORY)
+        else:
+            assert same or not same_bits(fresh_state, states[2]), "what it learnt is not in its state"
 
 
 # what recipes refuse --------------------------------------------------------------------------------------------------

@@ -1,0 +1,89 @@
+"""A request with every choice made: data loaded, method read, model, batch size, epochs and threads chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import expressions, models, threads
+from .arguments import checked
+from .core import Method
+from .methods import recipes
+from .request import Request
+from .sampling import Sampler
+from .tasks.data import Data, load
+
+STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
+
+
+def read_method(expression: str) -> Method:
+    """A recipe's own expression, such as ``ps_kd(alpha=0.8)``, read without evaluating code.
+
+    >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
+    True
+    """
+    method = expressions.read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    assert isinstance(method, Method)
+    return method
+
+
+@dataclass
+class Prepared:
+    """A request with every choice made."""
+
+    data: Data
+    method: Method
+    expression: str
+    build: models.Build
+    settings: dict[str, Any]
+
+
+def prepare(request: Request) -> Prepared:
+    """Load the data and fill in what the request leaves open."""
+    data = load(
+        request.data,
+        target=request.target,
+        unlabelled=request.unlabelled,
+        labels=request.labels,
+        label_noise=request.label_noise,
+        image_size=request.image_size,
+        seed=request.seed,
+    )
+    if request.augment:
+        data = replace(data, augment=request.augment)
+    expression = request.method
+    if expression is None:
+        expression = "curriculum()" if len(data.unlabelled) else "elr()"
+    method = read_method(expression)
+    small = data.kind == "table" or max(data.shape[-2:]) < 16
+    spec = request.model if request.model is not None else "mlp" if small else "cnn"
+    build = models.parse(spec, data.shape, len(data.classes))
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
+    settings["batch_size"] = request.batch_size or batch_size_for(data, method)
+    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
+    return Prepared(data, method, expression, build, settings)
+
+
+def batch_size_for(data: Data, method: Method) -> int:
+    """64 rows, or all if there are fewer."""
+    both = any(look.rows in ("union", "all") for look in method.views.looks)
+    return max(1, min(64, len(data.labelled) + (len(data.unlabelled) if both else 0)))
+
+
+def _epochs(data: Data, method: Method, batch_size: int) -> int:
+    if data.task != "classify":  # refused with its reason before training
+        return 1
+    steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
+    return min(100, max(3, math.ceil(STEPS / steps)))
+
+
+def suitable_threads(ready: Prepared) -> int:
+    """Threads for this model and batch; where the model does not run, the dry run will say why."""
+    x = ready.data.rows(ready.data.labelled[:1]).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
+    try:
+        return threads.suitable(ready.build(), x)
+    except Exception:  # another's code may raise anything
+        return torch.get_num_threads()
