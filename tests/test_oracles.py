@@ -208,7 +208,7 @@ def test_oracle_and_recipe_have_the_same_defaults(name: str) -> None:
 
 def test_settings_are_found_for_a_recipe_that_no_table_knows() -> None:
     """A new recipe takes two files; every known one with numbers shows what it would have got."""
-    assert changed(RECIPES["mean_teacher"]) == {"weight": 50.0, "decay": 0.4995, "ramp": 0.15}
+    assert changed(RECIPES["elr"]) == {"weight": 1.5, "decay": 0.35}
     assert changed(RECIPES["mutual"])["peers"] == 3
     assert changed(RECIPES["noisy_student"])["hard"] is True
     assert changed(RECIPES["plain"]) == {}

@@ -15,8 +15,8 @@ from torch import nn
 
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.methods import recipes
-from selfdistill.request import Request, differences
 from selfdistill.prepared import prepare, read_method
+from selfdistill.request import Request, differences
 from selfdistill.run import Run, load_model, model_card, product
 from selfdistill.tasks.data import Data, load
 from tests.terminal import contents, write_images, write_tables

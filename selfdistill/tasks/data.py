@@ -129,10 +129,11 @@ def from_tensors(
     """Data from inputs (n, features) or images (n, 1 or 3, height, width), and labels (n,).
 
     Integer labels are classes, -1 for none; floating labels are values, nan for none. Images are uint8, or
-    floating in [0, 1]. ``audit`` and ``test`` are shares (0 for none) or sample ids.
+    floating in [0, 1]. ``audit`` and ``test`` are shares (0 for none), sample ids, or masks (n,).
 
     Raises:
-        DataError: values that are not finite, labels outside the classes, shapes that do not fit.
+        DataError: values that are not finite, labels outside the classes, shapes that do not fit, ids of ``audit``
+            and ``test`` that are no rows, come twice, are in both, or have no label.
 
     >>> data = from_tensors(torch.rand(100, 3), torch.arange(100) % 2)
     >>> data.kind, data.classes, len(data.test)
@@ -240,9 +241,7 @@ def _chosen(found: Source, which: str, own: splits.Part, asked: float | Tensor |
     if isinstance(own, Tensor):
         raise DataError(f"{found.name}: its {which} rows are given by its files; leave {which} out")
     if isinstance(asked, Tensor):
-        if len(asked) and not 0 <= int(asked.min()) <= int(asked.max()) < len(found.y):
-            raise DataError(f"{found.name}: {which} ids outside 0..{len(found.y) - 1}; use row numbers")
-        return asked.long()
+        return splits.row_ids(found.name, which, asked, len(found.y))
     if not 0 <= asked < 1:
         raise DataError(f"{found.name}: {which} is a share from 0 to below 1, not {asked}; try 0.2")
     return float(asked)

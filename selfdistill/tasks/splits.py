@@ -98,9 +98,10 @@ def make(
 
     Raises:
         DataError: one class only, a class too rare to split, a test class without training rows, more
-            ``labels`` than rows, or noise outside [0, 1).
+            ``labels`` than rows, noise outside [0, 1), or given ids that overlap or have no label.
     """
     _check_noise(rows, label_noise)
+    _check_given(rows, {"test": test, "audit": audit})
     y, needed = rows.y.clone(), 1 + _wanted(test) + _wanted(audit)
     pool = has_label(y).nonzero()[:, 0]
     for given in (test, audit):
@@ -133,6 +134,34 @@ def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Addr
     return chosen
 
 
+def row_ids(name: str, which: str, given: Tensor, rows: int) -> Tensor:
+    """The sample ids (k,) int64 that ``given`` means: ids as they are, or where a mask (rows,) is true.
+
+    Raises:
+        DataError: another shape or dtype, an id outside the rows, an id twice.
+
+    >>> row_ids("mine", "test", torch.tensor([False, True, True]), 3).tolist()
+    [1, 2]
+    """
+    if given.dtype == torch.bool:
+        if tuple(given.shape) != (rows,):
+            raise DataError(
+                f"{name}: a {which} mask of shape {tuple(given.shape)}; give one value for each of {rows} rows"
+            )
+        return given.nonzero()[:, 0].cpu()
+    if given.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
+        found = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+        raise DataError(f"{name}: {which} ids are {found}; give whole row numbers in one dimension, or a mask")
+    ids = given.long().cpu()
+    outside = ids[(ids < 0) | (ids >= rows)]
+    if len(outside):
+        raise DataError(f"{name}: {which} ids outside 0..{rows - 1}, such as {int(outside[0])}; use row numbers")
+    found_ids, times = ids.unique(return_counts=True)
+    if bool((times > 1).any()):
+        raise DataError(f"{name}: row {int(found_ids[times > 1][0])} is twice among the {which} ids; give each once")
+    return ids
+
+
 def without(ids: Tensor, others: Tensor) -> Tensor:
     """The ``ids`` that are not among ``others``, in their order."""
     return ids[~torch.isin(ids, others)]
@@ -154,6 +183,25 @@ def _part(pool: Tensor, y: Tensor, part: Part, address: Address, *, keep: int) -
         return pool[:0]
     count = part if isinstance(part, int) else max(1, round(part * len(pool)))
     return draw(pool, y, count, address, keep=keep)
+
+
+def _check_given(rows: Labels, given: dict[str, Part]) -> None:
+    """Rows that were chosen for audit and test have labels, and no row is in both."""
+    chosen = {which: part for which, part in given.items() if isinstance(part, Tensor)}
+    for which, ids in chosen.items():
+        bare = ids[~has_label(rows.y[ids])]
+        if len(bare):
+            raise DataError(
+                f"{rows.name}: row {int(bare[0])} (from 0) is in the {which} split, but has no label; "
+                "label it, or leave it out"
+            )
+    if len(chosen) == len(given):
+        both = chosen["test"][torch.isin(chosen["test"], chosen["audit"])]
+        if len(both):
+            raise DataError(
+                f"{rows.name}: {len(both)} rows are in both test and audit, the first is row {int(both.min())} "
+                "(from 0); give each to one of them"
+            )
 
 
 def _check_noise(rows: Labels, label_noise: float) -> None:

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from selfdistill.errors import DataError
 from selfdistill.tasks import data, images, splits
+from tests.tasks.test_images import pets, write_idx
 
 TRUTH = torch.from_numpy(load_digits().target)
 
@@ -74,6 +75,48 @@ def test_digits_are_scikit_learns_in_unit_range():
 def test_every_row_is_in_exactly_one_split(options):
     digits = data.load("digits", seed=4, **options)
     assert torch.cat(parts(digits)).sort().values.equal(torch.arange(1797))
+
+
+def tensors(folder):
+    y = torch.arange(60) % 3
+    y[50:] = -1
+    mask = torch.arange(60) % 7 == 1
+    mask[50:] = False
+    given = data.from_tensors(torch.rand(60, 2), y, test=mask, audit=torch.tensor([9, 2, 30]))
+    return [given, data.from_tensors(torch.rand(60, 2), y, labels=9), data.from_tensors(torch.rand(60, 2), y / 2.0)]
+
+
+def digits_and_pictures(folder):
+    pets(folder / "more")
+    return [data.load("digits"), data.load("digits", labels=50, label_noise=0.2, unlabelled=str(folder / "more"))]
+
+
+def folders(folder):
+    pets(folder / "flat")
+    for part in ("train", "val", "test"):
+        pets(folder / "split" / part)
+    return [data.load(str(folder / "flat"), labels=4), data.load(str(folder / "split"))]
+
+
+def idx_files(folder):
+    write_idx(folder / "letters")
+    return [data.load(str(folder / "letters"), labels=20), data.load(str(folder / "letters"), audit=0.3)]
+
+
+def table(folder):
+    rows = [f"{i},{i * i % 7},{'' if i % 9 == 0 else 'uvw'[i % 3]}" for i in range(80)]
+    (folder / "rows.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    return [data.load(str(folder / "rows.csv"), target="y", labels=12), data.load(str(folder / "rows.csv"), target="a")]
+
+
+@pytest.mark.parametrize("source", [tensors, digits_and_pictures, folders, idx_files, table])
+def test_no_sample_is_in_two_splits_and_every_one_in_one(tmp_path, source):
+    """Whatever the rows come from: the audit and the test never teach."""
+    for loaded in source(tmp_path):
+        assert sorted(torch.cat(parts(loaded)).tolist()) == list(range(len(loaded.y)))
+        assert min(len(loaded.labelled), len(loaded.audit), len(loaded.test)) > 0
+        known = torch.cat([loaded.labelled, loaded.audit, loaded.test])
+        assert splits.has_label(loaded.y).nonzero()[:, 0].equal(known.sort().values)
 
 
 def test_splits_are_stratified():
@@ -180,6 +223,18 @@ def test_tensors_with_their_own_test_rows_and_no_audit():
     assert len(loaded.labelled) == 37
 
 
+@pytest.mark.parametrize("audit", [0.2, torch.arange(40) >= 34])
+def test_a_mask_means_the_rows_where_it_is_true(audit):
+    mask = torch.zeros(40, dtype=torch.bool)
+    mask[[3, 5, 8]] = True
+    x, y = torch.rand(40, 2), torch.arange(40) % 2
+    loaded = data.from_tensors(x, y, test=mask, audit=audit)
+    assert loaded.test.tolist() == [3, 5, 8]
+    if isinstance(audit, torch.Tensor):
+        assert loaded.audit.tolist() == list(range(34, 40))
+        assert loaded.fingerprint == data.from_tensors(x, y, test=mask.nonzero()[:, 0], audit=audit).fingerprint
+
+
 def test_byte_images_are_scaled_and_floating_ones_kept():
     y, byte = torch.arange(40) % 2, torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
     ids = torch.tensor([4, 2])
@@ -197,6 +252,8 @@ def broken(value, row, column):
 
 
 FINE, HALF = torch.zeros(40, 3), torch.arange(40) % 2
+UNLABELLED = torch.where(torch.arange(40) < 30, HALF, -1)
+UNSAID = torch.where(torch.arange(40) < 30, torch.rand(40), torch.nan)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +271,18 @@ FINE, HALF = torch.zeros(40, 3), torch.arange(40) % 2
         (FINE[:, 0], HALF, {}, "inputs of shape"),
         (torch.zeros(40, 2, 8, 8), HALF, {}, "inputs of shape"),
         (torch.full((40, 1, 8, 8), 255.0), HALF, {}, "scale them to"),
-        (FINE, HALF, {"test": torch.tensor([40])}, r"test ids outside 0\.\.39"),
+        (FINE, HALF, {"test": torch.tensor([40])}, r"test ids outside 0\.\.39, such as 40"),
+        (FINE, HALF, {"audit": torch.tensor([3, -1])}, r"audit ids outside 0\.\.39, such as -1"),
+        (FINE, HALF, {"test": torch.tensor([4, 5, 9, 5])}, "row 5 is twice among the test ids"),
+        (FINE, HALF, {"audit": torch.tensor([7, 7])}, "row 7 is twice among the audit ids"),
+        (FINE, HALF, {"test": torch.arange(8), "audit": torch.arange(6, 14)}, "2 rows are in both .* row 6 "),
+        (FINE, HALF, {"test": torch.ones(39, dtype=torch.bool)}, r"test mask of shape \(39,\).* each of 40 rows"),
+        (FINE, HALF, {"audit": torch.ones(40, 1, dtype=torch.bool)}, r"audit mask of shape \(40, 1\)"),
+        (FINE, HALF, {"test": torch.tensor([1.5, 2.0])}, r"test ids are float32 of shape \(2,\)"),
+        (FINE, HALF, {"test": torch.tensor([[1], [2]])}, r"test ids are int64 of shape \(2, 1\)"),
+        (FINE, UNLABELLED, {"test": torch.tensor([2, 31, 4])}, "row 31 .*in the test split, but has no label"),
+        (FINE, UNLABELLED, {"audit": torch.tensor([30])}, "row 30 .*in the audit split, but has no label"),
+        (FINE, UNSAID, {"test": torch.tensor([39])}, "row 39 .*in the test split, but has no label"),
         (FINE, HALF, {"test": torch.arange(1, 40, 2)}, "only the class '0'"),
         (FINE, HALF, {"test": 1.0}, "test is a share"),
         (FINE, HALF, {"labels": 28}, "28 labels were asked for, but only 27"),
