@@ -31,6 +31,12 @@ from selfdistill.teachers import (
 IDS = torch.arange(24)
 
 
+def still(model: nn.Module) -> nn.Module:
+    """A student in training whose layers are in eval mode (frozen statistics, no dropout): what it says repeats."""
+    model.eval().training = True
+    return model
+
+
 class Net(nn.Module):
     """A linear model with batch statistics, an integer buffer and a half-precision choice."""
 
@@ -113,7 +119,7 @@ def test_labels_say_nothing_about_features():
 @pytest.mark.parametrize(("view", "head"), [(None, None), ("weak", None), (None, "exits"), ("weak", "feature")])
 def test_itself_is_the_students_own_output_detached(view, head):
     """On another view, of another head, or both; the same numbers, and no way back for the gradient."""
-    model = tiny(0).eval()
+    model = still(tiny(0))
     teacher = Itself(view, head)
     objective = Method({"t": Term(teacher, _any)}).bind(model)
     batch = Batch({"x": rows([0, 1]), "weak": rows([5, 6])})
@@ -150,7 +156,7 @@ def test_ema_equals_a_plain_loop(decay, warm_up):
 
 def test_ema_starts_from_the_student_that_was_passed():
     """At step 0 teacher and student say the same of the same rows, as other objects."""
-    model = Net().eval()
+    model = still(Net())
     objective = bound(Ema(0.9), model)
     batch = Batch({"x": rows(IDS)})
     torch.testing.assert_close(said(objective, batch)[0], model(batch["x"].x))
@@ -187,7 +193,7 @@ def test_a_held_teacher_keeps_its_mode_and_takes_no_gradient(train):
 
 def test_a_teachers_pass_moves_no_statistics_of_the_student():
     """Asking an average, in train or eval mode, leaves the student's buffers to the student."""
-    model = Net().eval()
+    model = still(Net())
     objective = bound(Ema(0.9, train=True), model)
     before = copy.deepcopy(model.state_dict())
     said(objective, Batch({"x": rows(IDS)}))
@@ -264,7 +270,7 @@ def test_two_fixed_views_do_not_share_a_cache():
 
 def test_a_frozen_teacher_stays_what_the_model_was():
     """Later training of the student does not reach it."""
-    model = Net().eval()
+    model = still(Net())
     batch = Batch({"x": rows(IDS)})
     before = model(batch["x"].x).detach()
     objective = bound(Frozen(), model)
@@ -318,7 +324,7 @@ def softmax(z: list[float]) -> list[float]:
 
 def run_memory(teacher: Teacher, follow: Callable[[int, list[int], list[list[float]]], Any], labels: Any) -> None:
     """Train over shuffled epochs; ``follow`` gets (epoch, ids, student's logits) and returns what must be said."""
-    model = Net().eval()
+    model = still(Net())
     clock = Clock(epochs=4, per_epoch=4)
     objective = bound(teacher, model, clock)
     for epoch, ids in epochs(4):
@@ -391,7 +397,7 @@ def test_a_history_starts_from_zero_or_labels():
 
 def test_last_batch_equals_a_dictionary_of_one_batch():
     """Logits of a step ago with the weights of then, for the samples that were in it; nothing for the others."""
-    model = Net().eval()
+    model = still(Net())
     objective = bound(LastBatch(), model)
     last: dict[int, list[float]] = {}
     for ids in ([0, 1, 2], [2, 5, 0, 7], [9, 10], [10, 9, 3], [4]):
@@ -406,7 +412,7 @@ def test_last_batch_equals_a_dictionary_of_one_batch():
 
 def test_last_batch_remembers_every_peer_of_a_sample():
     """A head with inner elements is remembered whole, and its mask holds for all of them."""
-    model = tiny(0).eval()
+    model = still(tiny(0))
     objective = Method({"t": Term(LastBatch(), KL(), head="peers")}).bind(model)
     first = Batch({"x": rows([0, 1])})
     objective(first)

@@ -175,7 +175,7 @@ def test_state_dict_holds_no_student_and_is_all_there_is(name):
         ("born_again(xi=-0.1)", r"\[0, 1\]"),
         ("tf_kd(alpha=2)", r"\[0, 1\]"),
         ("born_again(loss='mse')", "loss='kl' or loss='ce'"),
-        ("born_again(generations=0)", "at least 1"),
+        ("born_again(generations=0)", "from 1 on"),
         ("mutual(peers=1)", "at least two"),
         ("fixmatch(ratio=0)", "above 0"),
     ],
