@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill import checkpoint
+from selfdistill import checkpoint, draws
 from selfdistill.core import Batch, Clock, Method, Rows, Term
 from selfdistill.errors import DataError, NotFiniteError
 from selfdistill.gates import Confident
 from selfdistill.loop import Result, fit
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import recipes
+from selfdistill.saving import digest
 from selfdistill.tasks.data import Data
 from selfdistill.teachers import Itself, Labels
 from selfdistill.views import Look, Views, weak_strong
@@ -169,6 +170,70 @@ def test_figures_are_those_of_the_whole_batch() -> None:
         shown[parts] = []
         train(METHODS["some_labels"](), accumulate=parts, progress=lambda clock, row, p=parts: shown[p].append(row))
     assert shown[3][-1] == pytest.approx(shown[1][-1], abs=1e-6)
+
+
+# clipping and statistics ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 10.0])
+def test_clipping_scales_the_gradient_to_its_norm(share: float) -> None:
+    """One step of SGD by hand in float32: a longer gradient is scaled to the norm, a shorter one is left as it is."""
+    batches: list[Batch] = []
+
+    def first(clock: Clock, seen: list[Batch], loss: float) -> None:
+        batches.append(seen[0])
+
+    options: dict[str, Any] = {"steps": 1, "batch_size": 11, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
+    data, method = tiny_data(0), METHODS["plain"]()
+    start = _start(fit(Flat, data, method, watch=first, **options))
+    rows = batches[0]["x"]
+    assert rows.y is not None
+    loss = nn.functional.cross_entropy(start(rows.x), rows.y)
+    grads = dict(zip(dict(start.named_parameters()), torch.autograd.grad(loss, list(start.parameters())), strict=True))
+    norm = float(torch.cat([g.flatten() for g in grads.values()]).norm())
+    found = fit(Flat, data, method, clip=share * norm, **options).model.state_dict()
+    for name, value in start.state_dict().items():
+        step = 0.1 * 1.9 * min(share, 1.0) * grads[name]  # the first step with Nesterov's momentum of 0.9
+        torch.testing.assert_close(found[name], value - step, rtol=1e-4, atol=1e-7)
+        assert float(step.norm()) > 1e-5  # a step to be seen
+
+
+def _start(result: Result) -> Flat:
+    """The model as it was before the first step; the digest in the run's record says so."""
+    torch.manual_seed(draws.seed(0, "init", 0))
+    model = Flat()
+    assert digest(model.state_dict()) == result.generations[0].start
+    return model
+
+
+class Normed(nn.Module):
+    """Batch statistics on the pictures themselves: they depend on no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(64), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+def test_statistics_see_every_micro_batch_once() -> None:
+    """The pass that counts leaves no trace: one step of two micro-batches moves the running mean and variance twice."""
+    seen: list[Batch] = []
+
+    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+        seen.extend(batches)
+
+    options: dict[str, Any] = {"steps": 1, "batch_size": 11, "optimizer": "sgd", "lr": 0.01, "accumulate": 2}
+    found: Any = fit(Normed, tiny_data(0), METHODS["plain"](), watch=watch, **options).model
+    assert [len(batch["x"].x) for batch in seen] == [5, 6]
+    mean, variance = torch.zeros(64), torch.ones(64)
+    for batch in seen:
+        x = batch["x"].x.flatten(1)
+        mean, variance = 0.9 * mean + 0.1 * x.mean(0), 0.9 * variance + 0.1 * x.var(0)
+    assert int(found.norm.num_batches_tracked) == 2
+    torch.testing.assert_close(found.norm.running_mean, mean)
+    torch.testing.assert_close(found.norm.running_var, variance)
 
 
 # precision and compilation --------------------------------------------------------------------------------------------

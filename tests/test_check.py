@@ -11,61 +11,22 @@ import torch
 from torch import nn
 
 from selfdistill.check import check_method, dry_run
-from selfdistill.core import Always, Batch, Method, Rows, Term
+from selfdistill.core import Batch, Method, Rows, Term
 from selfdistill.errors import DataError, SpaceError
-from selfdistill.gates import Confidence, Confident, Correct
-from selfdistill.losses import KL, CrossEntropy, GaussianKL, GaussianNLL, LogOneMinusInner, Squared
+from selfdistill.gates import Confident
+from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.methods import byot, curriculum, fixmatch, mean_teacher, plain
 from selfdistill.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.tasks.data import Data, from_tensors
 from selfdistill.teachers import (
     Ema,
-    External,
     Frozen,
-    Generation,
-    History,
     Itself,
     Labels,
-    LastBatch,
-    LastEpoch,
     Peers,
-    PseudoLabels,
 )  # fmt: skip
 from selfdistill.views import Look, Views, pairs, two, weak_strong
-
-# What fits, written down by hand: nothing here asks the parts.
-SPACE = {
-    "logits": "logits", "exits": "logits", "peers": "logits", "values": "values", "gaussian": "gaussian",
-    "feature": "features", "features": "features",
-}  # fmt: skip
-DISTRIBUTIONS = {"classes", "probabilities", "logits"}
-COMPARES: dict[Any, set[tuple[str, str]]] = {
-    CrossEntropy(): {("logits", t) for t in DISTRIBUTIONS},
-    CrossEntropy(hard=True, smoothing=0.1): {("logits", t) for t in DISTRIBUTIONS},
-    KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
-    Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
-    LogOneMinusInner(): {("logits", "probabilities")},
-    GaussianNLL(): {("gaussian", "values")},
-    GaussianKL(): {("gaussian", "gaussian")},
-}
-LABELS = {"logits": "classes", "values": "values", "gaussian": "values"}
-SAYS: dict[Any, Any] = {
-    Labels(): lambda head: LABELS.get(SPACE[head]),
-    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
-    Itself(head="logits"): lambda head: "logits",
-    Itself(head="exits"): lambda head: "logits",
-    Itself(head="feature"): lambda head: "features",
-    **{t: {"logits": "probabilities"}.get for t in (LastEpoch(), History(), PseudoLabels())},
-    Peers(): {"peers": "probabilities"}.get,
-}
-GATES: dict[Any, Any] = {
-    Always(): None,
-    Confident(0.3): DISTRIBUTIONS,
-    Confidence(): DISTRIBUTIONS,
-    Correct(): DISTRIBUTIONS,
-}
-#: Spaces agree and elements do not: three exits for one row, or for two peers.
-TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}
+from tests.parts import COMPARES, JUDGES, SAYS, SPACE, TOO_MANY
 
 
 def a_batch(head: str) -> Batch:
@@ -79,10 +40,10 @@ def test_every_combination_runs_or_is_refused_by_name(teacher):
     """Teacher x loss x gate x head: those that fit make two steps, the others are refused before the first."""
     model, other = tiny(0), tiny(1)
     ran = 0
-    for head, loss, gate in ((h, k, g) for h in SPACE for k in COMPARES for g in GATES):
+    for head, loss, gate in ((h, k, g) for h in SPACE for k in COMPARES for g in JUDGES):
         target = SAYS[teacher](head)
         fits = target is not None and (SPACE[head], target) in COMPARES[loss]
-        fits = fits and (GATES[gate] is None or target in GATES[gate])
+        fits = fits and (JUDGES[gate] is None or target in JUDGES[gate])
         method = Method({"it": Term(teacher, loss, head=head, gate=gate)})
         if not fits:
             with pytest.raises(SpaceError, match=r"^term 'it': \w+.*( not | none| nothing | student )"):

@@ -56,6 +56,14 @@ def test_confident_keeps_what_reaches_the_threshold(weights, threshold):
     assert (weigh(Confident(threshold - 0.1), Target(p, "probabilities"), y) >= kept).all()
 
 
+def test_confident_keeps_a_row_exactly_at_the_threshold():
+    """Reaching it is enough; the numbers are ones that float32 holds exactly."""
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.75, 0.25, 0.0], [0.25, 0.5, 0.25]])
+    y = torch.tensor([0, 0, 0])
+    assert weigh(Confident(0.5), Target(p, "probabilities"), y).tolist() == [1, 1, 1]
+    assert weigh(Confident(0.75), Target(p, "probabilities"), y).tolist() == [0, 1, 0]
+
+
 def test_confident_is_not_inverted():
     """The sure row is kept and the unsure one is not, whatever form the target has."""
     p = torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]])

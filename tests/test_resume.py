@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -363,6 +363,15 @@ def test_a_full_disk_at_the_log_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert differences(bits(tmp_path / "whole"), bits(tmp_path / "full")) == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises `KeyboardInterrupt`, whatever the process that started the tests has set (`nohup` ignores it)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Whoever presses Ctrl-C twice does not wait for a long step; the checkpoint before it stays."""
 

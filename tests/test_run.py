@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from selfdistill.errors import CheckpointError, DataError, RecipeError
+from selfdistill.loop import fit
 from selfdistill.methods import recipes
 from selfdistill.prepared import prepare, read_method
 from selfdistill.request import Request, differences
@@ -113,6 +114,17 @@ def test_what_is_asked_for_is_taken() -> None:
     assert prepare(Request(augment="strong")).data.augment == "strong"
 
 
+class Net(nn.Module):
+    """The smallest student of the digits that there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x.flatten(1))  # type: ignore[no-any-return]
+
+
 # ---- figures ---------------------------------------------------------------------------------------
 
 
@@ -152,6 +164,28 @@ def test_early_stopping_takes_the_best_epoch_by_the_audit_split_alone() -> None:
     scores = [line["audit"]["accuracy"] for line in lines]
     assert len(scores) == 5
     assert found["plain"]["early_stopped"]["epoch"] == scores.index(max(scores))
+
+
+def test_the_test_split_has_no_say_in_training() -> None:
+    """With every test label and picture changed, the history and the best weights are the same bits."""
+    clean = load("digits")
+    y, x = clean.y.clone(), clean.x.clone()
+    y[clean.test] = (y[clean.test] + 1) % 10
+    x[clean.test] = x[clean.test].flip(0)
+    models, runs = [], []
+    for data in (clean, replace(clean, x=x, y=y)):
+        runs.append(fit(Net, data, recipes()["plain"](), steps=60, lr=0.05, optimizer="sgd", schedule="constant"))
+        models.append(runs[-1].generations[0])
+    assert runs[0].history == runs[1].history
+    assert len({line["audit"]["accuracy"] for line in runs[0].history}) > 1
+    one, other = models
+    assert (one.best_epoch, one.audit) == (other.best_epoch, other.audit)
+    assert all(value.equal(other.best[name]) for name, value in one.best.items())
+    # and what is called the audit score is that: scored here, in numpy, on the rows of the audit split
+    net = Net()
+    net.load_state_dict(one.best)
+    audit = figures(net.eval(), replace(clean, test=clean.audit))["accuracy"]
+    assert audit == pytest.approx(runs[0].history[one.best_epoch]["audit"]["accuracy"], abs=1e-6)
 
 
 def test_noise_reaches_train_and_audit_and_never_the_test_split() -> None:

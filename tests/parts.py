@@ -1,0 +1,68 @@
+"""Our parts, and which of them fit together: what the tests of conformance and of refusal share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfdistill.core import Always
+from selfdistill.gates import Confidence, Confident, Correct
+from selfdistill.losses import KL, CrossEntropy, GaussianKL, GaussianNLL, LogOneMinusInner, Squared
+from selfdistill.teachers import (
+    Ema,
+    External,
+    Frozen,
+    Generation,
+    History,
+    Itself,
+    Labels,
+    LastBatch,
+    LastEpoch,
+    Peers,
+    PseudoLabels,
+)  # fmt: skip
+
+LOSSES = [
+    (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
+    (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
+    (GaussianNLL(), None), (GaussianKL(), 0.0),
+]  # fmt: skip
+GATES = [Always(), Confident(), Confident(0.4), Confidence(), Correct()]
+TEACHERS = [
+    Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
+    Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
+    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True),
+]  # fmt: skip
+
+# What fits, written down by hand: nothing here asks the parts.
+SPACE = {
+    "logits": "logits", "exits": "logits", "peers": "logits", "values": "values", "gaussian": "gaussian",
+    "feature": "features", "features": "features",
+}  # fmt: skip
+DISTRIBUTIONS = {"classes", "probabilities", "logits"}
+COMPARES: dict[Any, set[tuple[str, str]]] = {
+    CrossEntropy(): {("logits", t) for t in DISTRIBUTIONS},
+    CrossEntropy(hard=True, smoothing=0.1): {("logits", t) for t in DISTRIBUTIONS},
+    KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
+    Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
+    LogOneMinusInner(): {("logits", "probabilities")},
+    GaussianNLL(): {("gaussian", "values")},
+    GaussianKL(): {("gaussian", "gaussian")},
+}
+LABELS = {"logits": "classes", "values": "values", "gaussian": "values"}
+SAYS: dict[Any, Any] = {
+    Labels(): lambda head: LABELS.get(SPACE[head]),
+    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
+    Itself(head="logits"): lambda head: "logits",
+    Itself(head="exits"): lambda head: "logits",
+    Itself(head="feature"): lambda head: "features",
+    **{t: {"logits": "probabilities"}.get for t in (LastEpoch(), History(), PseudoLabels())},
+    Peers(): {"peers": "probabilities"}.get,
+}
+JUDGES: dict[Any, Any] = {
+    Always(): None,
+    Confident(0.3): DISTRIBUTIONS,
+    Confidence(): DISTRIBUTIONS,
+    Correct(): DISTRIBUTIONS,
+}
+#: Spaces agree and elements do not: three exits for one row, or for two peers.
+TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}
