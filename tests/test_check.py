@@ -18,13 +18,7 @@ from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.methods import byot, curriculum, fixmatch, mean_teacher, plain
 from selfdistill.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.tasks.data import Data, from_tensors
-from selfdistill.teachers import (
-    Ema,
-    Frozen,
-    Itself,
-    Labels,
-    Peers,
-)  # fmt: skip
+from selfdistill.teachers import Ema, Frozen, Itself, Labels, Peers
 from selfdistill.views import Look, Views, pairs, two, weak_strong
 from tests.parts import COMPARES, JUDGES, SAYS, SPACE, TOO_MANY
 

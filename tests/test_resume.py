@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -363,17 +363,10 @@ def test_a_full_disk_at_the_log_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert differences(bits(tmp_path / "whole"), bits(tmp_path / "full")) == []
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT raises `KeyboardInterrupt`, whatever the process that started the tests has set (`nohup` ignores it)."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Whoever presses Ctrl-C twice does not wait for a long step; the checkpoint before it stays."""
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, outer))
 
     def ask(clock: Clock, batches: object, loss: float) -> None:
         if clock.step == 3:

@@ -13,15 +13,7 @@ from selfdistill.core import Batch, Method, Rows, Teacher, Term
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.specimens import CLASSES, WIDTH, batch_of, inputs, tiny
-from selfdistill.teachers import (
-    Ema,
-    External,
-    Frozen,
-    Generation,
-    Itself,
-    Labels,
-    Peers,
-)  # fmt: skip
+from selfdistill.teachers import Ema, External, Frozen, Generation, Itself, Labels, Peers
 from tests.teaching import IDS, Net, bound, learn, rows, said, state_of, still
 
 # labels and the model itself ------------------------------------------------------------------------------------------

@@ -12,15 +12,7 @@ from selfdistill.core import Batch, Clock, Method, Objective, Pool, Rows, Teache
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.specimens import CLASSES, inputs, tiny
-from selfdistill.teachers import (
-    Ema,
-    Frozen,
-    History,
-    Labels,
-    LastBatch,
-    LastEpoch,
-    PseudoLabels,
-)  # fmt: skip
+from selfdistill.teachers import Ema, Frozen, History, Labels, LastBatch, LastEpoch, PseudoLabels
 from tests.teaching import IDS, Net, bound, learn, rows, said, still
 
 # memories -------------------------------------------------------------------------------------------------------------

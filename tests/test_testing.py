@@ -11,13 +11,7 @@ from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.schedules import ByGeneration, Linear, Ramp
 from selfdistill.specimens import same_bits
-from selfdistill.teachers import (
-    Ema,
-    Frozen,
-    Itself,
-    Labels,
-    LastBatch,
-)  # fmt: skip
+from selfdistill.teachers import Ema, Frozen, Itself, Labels, LastBatch
 from selfdistill.testing import check_gate, check_loss, check_teacher, check_value, names
 from tests.parts import GATES, LOSSES, TEACHERS
 

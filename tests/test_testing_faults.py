@@ -15,11 +15,7 @@ from selfdistill.core import Gate, Given, Method, Step, Target, Teacher, Term
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.memory import Table
 from selfdistill.specimens import CLASSES, tiny
-from selfdistill.teachers import (
-    Held,
-    Labels,
-    LastEpoch,
-)  # fmt: skip
+from selfdistill.teachers import Held, Labels, LastEpoch
 from selfdistill.testing import check_gate, check_loss, check_method, check_teacher, check_value
 
 # broken values --------------------------------------------------------------------------------------------------------
