@@ -1,7 +1,7 @@
 """How many threads a training gets: small steps are no faster on two, and far slower on a busy machine.
 
-Threads that wait for each other spin. `selfdistill run digits --label-noise 0.4` beside other work on two cores took 85 s
-of CPU time on two threads and 13 s on one.
+Threads that wait for each other spin. `selfdistill run digits --label-noise 0.4` beside other work on two cores took
+85 s of CPU time on two threads and 13 s on one.
 """
 
 from __future__ import annotations
