@@ -112,6 +112,22 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
         click.option("--compile", is_flag=True, default=None, help="Compile the model by torch.compile."),
         click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), help="Engine under torchrun [default: ddp]."),
+        click.option(
+            "--audit",
+            type=click.Choice(["safe", "strict", "off"]),
+            help="Which generations may teach and be the product [default: safe].",
+        ),
+        click.option(
+            "--audit-level",
+            type=Finite(min=0, max=0.5, min_open=True, max_open=True),
+            help="Of its tests, over all generations [default: 0.05].",
+        ),
+        click.option(
+            "--audit-delta",
+            type=Finite(min=0, max=1, min_open=True, max_open=True),
+            help="Loss that `safe` lets pass, a share of rows [default: what the split can see].",
+        ),
+        click.option("--patience", type=click.IntRange(min=1), help="End after so many generations without gain."),
         click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
     ]
@@ -122,7 +138,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "save_seconds", "save_steps",
+    "audit", "audit_level", "audit_delta", "patience", "save_seconds", "save_steps",
 )  # fmt: skip
 
 
@@ -197,7 +213,7 @@ def _execute(found: Any, as_json: bool, quiet: bool) -> None:
         warn(f"{found.folder} is finished: nothing is trained, this is its result")
     try:
         with reporting(quiet or not first) as reporter:
-            result = found.execute(reporter.begin if reporter else None, warn)
+            result = found.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (found.folder / "run.json").exists()  # else there is nothing to go on from
         hint = f"; go on by `selfdistill resume {found.folder}`" if begun else ""

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from .errors import RecipeError, SpaceError
 from .heads import element_shape, space_of
-from .step import Batch, Clock, Rows, Step
+from .step import Batch, Clock, Passes, Rows, Step
 from .targets import Target
 from .views import Views
+from .vitals import Pulse, Seen, Vitals, Watch, summarise
 
 __all__ = [
     "Always", "Batch", "Clock", "Gate", "Given", "Loss", "Measured", "Method", "Objective", "Part", "Pool", "Rows",
@@ -78,7 +79,9 @@ class Part:
 
 
 class Teacher(Part):
-    """Where a term's target comes from."""
+    """Where a term's target comes from. ``normalised``: do its probabilities sum to 1?"""
+
+    normalised: ClassVar[bool] = True
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         """The target for each row of the term's view."""
@@ -98,9 +101,11 @@ class Teacher(Part):
 
 
 class Gate(Part):
-    """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any)."""
+    """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any);
+    ``prefers`` says whether it keeps the more confident ones (None: it claims nothing)."""
 
     spaces: ClassVar[frozenset[str] | None] = None
+    prefers: ClassVar[str | None] = "confident"
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
@@ -116,11 +121,12 @@ class Always(Gate):
 
 
 class Measured(NamedTuple):
-    """A term on one batch: its tally, and how many of its valid elements the gate kept."""
+    """A term on one batch: its tally, and how many of its valid elements the gate kept; ``seen`` by the vitals."""
 
     tally: Tally
     kept: Tensor
     valid: Tensor
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ class Term:
         if target.valid is not None:
             silent, valid = ~target.valid, target.valid.sum(dtype=loss.dtype)
             loss = loss.masked_fill(silent, 0.0)  # not a product: the loss of such an element may be nan
-        kept = valid
+        kept, trust = valid, None
         if type(self.gate) is not Always:  # full trust costs nothing
             trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
             trust = trust if silent is None else trust.masked_fill(silent, 0.0)
@@ -175,7 +181,7 @@ class Term:
         count = kept if self.mean_over == "kept" else valid
         if self.mean_over == "rows":
             count = valid * (len(loss) / max(1, loss.numel()))  # the elements of a row share its validity
-        return Measured(Tally(loss.sum(), count), kept, valid)
+        return Measured(Tally(loss.sum(), count), kept, valid, Seen(student, target, trust, loss))
 
 
 @dataclass(frozen=True)
@@ -256,7 +262,7 @@ class Objective(nn.Module):
         autocast: Callable[[], Any] = nullcontext,
     ) -> None:
         super().__init__()
-        self.method, self.autocast = method, autocast
+        self.method, self.autocast, self._pulse = method, autocast, dict[str, Pulse]()
         # a predecessor makes this a later generation; a generation that is not the first has one
         self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
         if self.clock.generation and previous is None and method.generations > 1:
@@ -289,21 +295,33 @@ class Objective(nn.Module):
         return self.states[self._keys[name, part]]
 
     def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
-        """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`."""
+        """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
+
+        Raises:
+            VitalsError: at a step that is looked at, the signal of a term is certainly dead.
+        """
         if torch.is_grad_enabled() and not self.student.training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
         step = self.look(batch)
-        measured = {name: term.tally(partial(self._state, name), step) for name, term in self.method.terms.items()}
+        watch = Watch(self.student, step, self._pulse)
+        measured = {
+            n: watch.buffers(n, t, t.tally(partial(self._state, n), step)) for n, t in self.method.terms.items()
+        }
         if torch.is_grad_enabled():
+            watch.read(self.method.terms, measured)
             step.release()
             self._steps.append(step)
-        return measured
+        return {name: m._replace(seen=None) for name, m in measured.items()}  # so that no graph is held
+
+    def vitals(self) -> Vitals:
+        """Is every term's signal alive? Means over the steps looked at so far."""
+        return summarise(self._pulse)
 
     def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
         parts = []
         for name, term in self.method.terms.items():
-            tally, kept, valid = measured[name]
+            tally, kept, valid, _ = measured[name]
             count = tally.count if counts is None else counts[name]
             mean = tally.total / (count + (count == 0))  # without any element 0 / 1
             weight = term.weight_at(self.clock)
@@ -328,6 +346,10 @@ class Objective(nn.Module):
             part.update(self.states[name], self._steps, term)
         self._steps.clear()
         self.clock = self.clock.at(self.clock.step + 1)
+
+    def passes(self) -> Passes:
+        """What was computed since the last update."""
+        return sum((step.passes for step in self._steps), Passes())
 
     @property
     def student(self) -> nn.Module:

@@ -28,3 +28,11 @@ class CheckpointError(SelfdistillError):
 
 class NotFiniteError(SelfdistillError):
     """The loss stopped being a number; the last checkpoint was kept."""
+
+
+class VitalsError(SelfdistillError):
+    """A term's signal is certainly dead or inverted; ``vital`` names which check found it."""
+
+    def __init__(self, vital: str, message: str) -> None:
+        super().__init__(message)
+        self.vital = vital

@@ -45,6 +45,7 @@ class Correct(Gate):
     """1 where the target's best class is the label; rows without a label are kept."""
 
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+    prefers: ClassVar[str | None] = None  # it asks the label
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
         labels = Target(step.labels(term.view), "classes").spread(student).value

@@ -32,7 +32,9 @@ from .core import Clock, Method
 from .errors import CheckpointError, DataError
 from .expressions import one_line
 from .settings import Settings
+from .step import Passes
 from .tasks.data import Data
+from .tasks.guard import sealed
 from .trainer import Trained, Trainer, Watch
 
 __all__ = ["Result", "Settings", "Stopped", "Trained", "fit"]
@@ -40,13 +42,18 @@ __all__ = ["Result", "Settings", "Stopped", "Trained", "fit"]
 
 @dataclass
 class Result:
-    """What `fit` returns: the last generation's model (eval mode), every generation, and what it took."""
+    """What `fit` returns: the best audited generation's model (eval mode), every generation, and what it took.
+
+    ``product`` is that generation's number; without an audit it is the last one.
+    """
 
     model: nn.Module
     generations: list[Trained]
     steps: int
     seconds: float
     history: list[dict[str, Any]] = field(repr=False)
+    product: int = 0
+    passes: Passes = Passes()
 
 
 class Stopped(KeyboardInterrupt):
@@ -119,6 +126,7 @@ def fit(
     watch: Watch | None = None,
     progress: Callable[[Clock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    tell: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Result:
     """Train a method on data.
@@ -133,6 +141,8 @@ def fit(
         device: where to train; a CUDA device by default, if there is one.
         watch: called after every step with its clock, micro-batches and loss.
         progress: called a few times a second with the clock and the step's figures.
+        warn: called with each line about trouble that the run survives.
+        tell: called with the decisions of the audit, in words.
         settings: fields of `Settings`.
 
     Raises:
@@ -149,13 +159,18 @@ def fit(
         if not resume:
             _refuse_used(folder)
     check_method(method, data)
-    trainer = Trainer(build, data, method, Settings(**settings), folder, external, device, watch, warn)
+    trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
     with _stop_on_signal() as asked:
         if not (resume and folder and saving.restore(trainer)):
             trainer.begin(0)
             dry_run(trainer)
+            if method.generations > 1:
+                trainer.say(trainer.audit.foreword(len(data.audit)))
         _train(trainer, asked, progress)
-    return Result(trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history)
+    return Result(
+        trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history, trainer.product(),
+        trainer.passes,
+    )  # fmt: skip
 
 
 def _train(
@@ -168,7 +183,12 @@ def _train(
             saving.save(trainer)
             trainer.end_generation()
             saving.keep_generation(trainer)
+            if clock.generation:
+                trainer.say(trainer.done[-1].decision["why"])
             if clock.generation + 1 >= trainer.method.generations:
+                return
+            if trainer.exhausted():
+                trainer.say(f"ended after generation {clock.generation}: the audit sees no further gain")
                 return
             trainer.begin(clock.generation + 1)
             saving.save(trainer)

@@ -34,7 +34,7 @@ from .evaluate import predict, score
 from .expressions import one_line
 from .heads import Peers
 from .loop import Result, Trained, fit
-from .methods import plain
+from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
 from .request import FORMAT, Request, differences, read_record
 from .tasks.data import CARD, inputs_for, write_card
@@ -154,11 +154,14 @@ class Run:
         return {**found, "run": str(self.folder)} if found else None  # it may have been moved since
 
     def execute(
-        self, progress: Callable[[str], Progress] | None = None, warn: Callable[[str], None] = print
+        self,
+        progress: Callable[[str], Progress] | None = None,
+        warn: Callable[[str], None] = print,
+        tell: Callable[[str], None] | None = None,
     ) -> dict[str, Any]:
         """Train the method and its control, from wherever they were cut; then read the test split, once.
 
-        ``progress`` makes a reporter for each of the trainings, from its name.
+        ``progress`` makes a reporter for each of the trainings, from its name; ``tell`` hears what the audit decides.
         """
         done = self.result()
         if done is not None:
@@ -168,19 +171,20 @@ class Run:
         fresh = not self._record()
         with threads.using(self._record().get("threads") or suitable_threads(ready)):
             self._claim(ready, warn)
-            return self._alone(ready, progress or (lambda name: None), warn, made if fresh else None)
+            return self._alone(ready, progress or (lambda name: None), warn, tell, made if fresh else None)
 
     def _alone(
         self,
         ready: Prepared,
         make: Callable[[str], Progress | None],
         warn: Callable[[str], None],
+        tell: Callable[[str], None] | None,
         made: list[Path] | None,
     ) -> dict[str, Any]:
         """Train while no other process does; a fresh run that is refused leaves none of the folders it ``made``."""
         try:
             with _locked(self.folder):
-                return self._train(ready, make, warn)
+                return self._train(ready, make, warn, tell)
         except (DataError, RecipeError, NotFiniteError):
             if made is not None and ranks.rank() == 0:
                 self._withdraw(made)
@@ -197,12 +201,16 @@ class Run:
                 path.rmdir()
 
     def _train(
-        self, ready: Prepared, make: Callable[[str], Progress | None], warn: Callable[[str], None]
+        self,
+        ready: Prepared,
+        make: Callable[[str], Progress | None],
+        warn: Callable[[str], None],
+        tell: Callable[[str], None] | None,
     ) -> dict[str, Any]:
         """The method, then its control; each goes on from its own checkpoints."""
         trained = fit(
             ready.build, ready.data, ready.method, out=self.folder, resume=True, device=self.request.device,
-            progress=make(ready.expression), warn=warn, **ready.settings,
+            progress=make(ready.expression), warn=warn, tell=tell, **ready.settings,
         )  # fmt: skip
         control = None
         if self.request.control and ready.method != plain():
@@ -258,7 +266,7 @@ class Run:
 
         def judged(number: int, t: Trained) -> dict[str, Any]:
             found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
-            return {**found, "test": tested(t.weights, trained.model)}
+            return {**found, "decision": t.decision, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
         against, name = (trained, "itself") if ready.method == plain() else (control, "control")
@@ -269,22 +277,25 @@ class Run:
             "parameters": sum(p.numel() for p in scratch.parameters()),
             "data": data.describe(),
             "seed": self.request.seed,
-            "test": generations[-1]["test"],
+            "product": trained.product,
+            "test": generations[trained.product]["test"],
             "generations": generations,
             "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
             "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
+            "passes": trained.passes._asdict(),
         }
         if against is not None:
             last = against.generations[-1]
             result["plain"] = {
                 "steps": against.steps,
                 "seconds": round(against.seconds, 2),
+                "passes": against.passes._asdict(),
                 "end": tested(last.weights, against.model),
                 "early_stopped": {"epoch": last.best_epoch, **tested(last.best, against.model)},
                 "from": name,
             }
-        trained.model.load_state_dict(trained.generations[-1].weights)
+        trained.model.load_state_dict(trained.generations[trained.product].weights)
         return result
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import checkpoint, ranks, shards
 from .errors import CheckpointError, NotFiniteError
+from .step import Passes
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -39,6 +40,8 @@ class Trained:
     best: dict[str, Tensor] = field(repr=False)
     best_epoch: int = 0
     audit: dict[str, float] = field(default_factory=dict)
+    right: str = ""  # 1 for each audit row that the final weights got right, else 0
+    decision: dict[str, Any] = field(default_factory=dict)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -157,7 +160,9 @@ def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Traine
         states[name] = checkpoint.read_tensors(path)
         if digest(states[name]) != row[name]:
             raise CheckpointError(f"{path} is not the one this run wrote; start again in a new --out")
-    return Trained(row["start"], states["final"], states["best"], row["best_epoch"], row["audit"])
+    return Trained(
+        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["right"], row["decision"]
+    )
 
 
 def save(trainer: Trainer) -> None:
@@ -181,11 +186,14 @@ def save(trainer: Trainer) -> None:
             "log_bytes": trainer.log.size if trainer.log else 0,
             "steps_done": trainer.steps_done,
             "elapsed": trainer.seconds(),
+            "passes": list(trainer.passes),
             "done": [
                 {
                     "start": t.start,
                     "best_epoch": t.best_epoch,
                     "audit": t.audit,
+                    "right": t.right,
+                    "decision": t.decision,
                     "final": digest(t.weights),
                     "best": digest(t.best),
                 }
@@ -235,4 +243,5 @@ def restore(trainer: Trainer) -> bool:
     trainer.sample(progress["generation"])
     trainer.history = log.cut(progress["log_bytes"])
     trainer.elapsed, trainer.steps_done = progress["elapsed"], progress["steps_done"]
+    trainer.passes = Passes(*progress["passes"])
     return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .audit import Audit
 from .errors import DataError, RecipeError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,7 +19,8 @@ class Settings:
 
     ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
     see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
-    ``save_steps`` are the time between checkpoints.
+    ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta`` and ``patience`` say
+    how generations are accepted; see `audit.Audit`.
     """
 
     epochs: int = 30
@@ -34,6 +36,10 @@ class Settings:
     compile: bool = False
     parallel: str = "ddp"
     seed: int = 0
+    audit: str = "safe"
+    audit_level: float = 0.05
+    audit_delta: float | None = None
+    patience: int | None = None
     save_seconds: float = 30.0
     save_steps: int | None = None
 
@@ -51,6 +57,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is at least 1, not {value}")
+        self.make_audit(1)
+
+    def make_audit(self, generations: int) -> Audit:
+        """The audit of a method of so many generations; the first of them is not audited."""
+        return Audit(self.audit, self.audit_level, self.audit_delta, max(1, generations - 1), self.patience)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SpaceError
-from .heads import output_of
+from .heads import Peers, output_of
 
 
 class Rows(NamedTuple):
@@ -69,6 +69,36 @@ class Clock:
         return replace(self, step=step, epoch=min(step // self.per_epoch, self.epochs - 1))
 
 
+class Passes(NamedTuple):
+    """What was computed, in samples: forward and backward passes of the student, forward passes of teachers.
+
+    ``evaluation`` are forward passes that no training needs: the audit split.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    teacher: int = 0
+    evaluation: int = 0
+
+    def __add__(self, other: object) -> Passes:  # not a tuple's: the counts add
+        if not isinstance(other, Passes):
+            return NotImplemented
+        return Passes(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def cost(self, teacher: float = 1.0) -> float:
+        """Forward 1, backward 2; a teacher's forward costs ``teacher`` times the student's.
+
+        >>> Passes(forward=10, backward=10, teacher=10).cost()
+        40.0
+        """
+        return float(self.forward + 2 * self.backward + teacher * self.teacher)
+
+
+def members(module: nn.Module | None) -> int:
+    """How many models a module runs at once: a group of peers has several."""
+    return len(module.members) if isinstance(module, Peers) else 1
+
+
 class Step:
     """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
 
@@ -89,6 +119,7 @@ class Step:
     ) -> None:
         self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
         self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
+        self.passes = Passes()
         self._outputs: dict[Hashable, dict[str, Tensor]] = {}
         self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
         if fused:
@@ -108,6 +139,8 @@ class Step:
         if not views:
             return
         xs = [self.batch[view].x for view in views]
+        rows = members(self.owner) * sum(map(len, xs))
+        self.passes += Passes(forward=rows, backward=rows if torch.is_grad_enabled() else 0)
         if len(xs) == 1:
             self._outputs[views[0]] = self._named(self.model, xs[0])
             return
@@ -141,6 +174,7 @@ class Step:
         """Another module's output on a view, without gradient; each module sees each view once."""
         key = (id(module), view)
         if key not in self._outputs:
+            self.passes += Passes(teacher=members(module) * self.rows(view))
             with torch.no_grad():
                 self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()

@@ -19,9 +19,18 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
         return table
     generations = result["generations"]
     for g in generations:
-        name = result["method"] if len(generations) == 1 else f"{result['method']}, generation {g['generation']}"
+        name = result["method"] if len(generations) == 1 else f"{result['method']}, {_called(result, g)}"
         table.append((name, g["test"]))
     return table
+
+
+def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
+    """A generation's number, and what the audit made of it."""
+    number = generation["generation"]
+    if number == result.get("product"):
+        return f"generation {number}, the product"
+    rolled_back = not generation.get("decision", {}).get("accepted", True)
+    return f"generation {number}{', rolled back' if rolled_back else ''}"
 
 
 def cells(metrics: dict[str, float]) -> list[str]:

@@ -246,6 +246,8 @@ class History(Teacher):
     start_from: str = "zero"
     wait: float = 0.0
     clamp: float = 0.0
+    # from zero without correction, rows sum to less than 1
+    normalised = property(lambda self: self.start_from != "zero")
 
     def __post_init__(self) -> None:
         if self.start_from not in ("zero", "labels"):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, draws, ranks, shards
+from .audit import Decision, champion, exhausted
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import predict, score
 from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
+from .step import Passes, members
 from .tasks.data import Data
 from .teachers import Held
 
@@ -52,6 +55,10 @@ def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -
         rows[name] = rows[name] + row if name in rows else row
 
 
+def _bits(right: str) -> list[bool]:
+    return [bit == "1" for bit in right]
+
+
 class Trainer:
     """The state of a run and the steps that change it; `fit` is the way in."""
 
@@ -66,17 +73,24 @@ class Trainer:
         device: torch.device | str = "cpu",
         watch: Watch | None = None,
         warn: Callable[[str], None] = print,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.build = method.prepare(build) if method.prepare else build
         self.data, self.method, self.settings, self.folder = data, method, settings, folder
         self.external, self.device = external, torch.device(device)
-        self.watch, self.warn = watch, warn
+        self.watch, self.warn, self.tell = watch, warn, tell
         self.done: list[Trained] = []
+        self.audit, self.passes = settings.make_audit(method.generations), Passes()
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
         self.log = Log(folder) if folder else None
         self.elapsed, self._since, self.saved_at, self.steps_done = 0.0, time.monotonic(), time.monotonic(), 0
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches; one process speaks."""
+        if self.tell and ranks.rank() == 0:
+            self.tell(line)
 
     # one generation ------------------------------------------------------------------------------------------------
 
@@ -88,8 +102,9 @@ class Trainer:
     def _previous(self, generation: int) -> nn.Module | None:
         if generation == 0:
             return None
-        model = self._fresh(generation - 1)
-        model.load_state_dict(self.done[generation - 1].weights)
+        teacher = self.accepted()[-1]
+        model = self._fresh(teacher)
+        model.load_state_dict(self.done[teacher].weights)
         return model.eval()
 
     @cached_property
@@ -156,6 +171,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
     def _look(self, module: nn.Module, ids: Tensor) -> Tensor:
+        self.passes += Passes(teacher=members(module) * len(ids))
         return torch.cat([predict(module, self.data.rows(part), device=self.device) for part in ids.split(4096)])
 
     # one step ------------------------------------------------------------------------------------------------------
@@ -232,6 +248,7 @@ class Trainer:
         for name, row in rows.items():
             self.sums[name] = self.sums[name] + row if name in self.sums else row
         clock = self.objective.clock
+        self.passes += self.objective.passes()
         self.objective.update()
         self.steps_done += 1
         if self.watch:
@@ -298,6 +315,7 @@ class Trainer:
             line["terms"][name] = {"loss": total / count if count else None, "weight": weight, "kept": share}
         if len(self.data.audit):
             line["audit"] = score(self.model, self.data, self.data.audit, device=self.device)
+            self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
             if line["audit"]["accuracy"] > self.best["accuracy"]:
                 weights = copied(self.model.state_dict())
                 self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
@@ -311,13 +329,46 @@ class Trainer:
         weights = copied(self.model.state_dict())
         last = self.history[-1]
         best = self.best["weights"] or weights
-        done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}))
+        done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}), self._right())
+        done.decision = asdict(self._decide(len(self.done), done))
         self.done.append(done)
 
+    def _right(self) -> str:
+        """Which audit rows the model gets right."""
+        if not len(self.data.audit) or self.audit.policy == "off":
+            return ""
+        parts = self.data.audit.split(4096)
+        best = [predict(self.model, self.data.rows(part), device=self.device).argmax(-1) for part in parts]
+        return "".join("1" if hit else "0" for hit in (torch.cat(best) == self.data.y[self.data.audit]).tolist())
+
+    def _decide(self, generation: int, done: Trained) -> Decision:
+        """May this generation teach and be the product?"""
+        if not done.right:
+            return Decision(generation, True, f"generation {generation} accepted: nothing audits it")
+        if generation == 0:
+            return Decision(0, True, "generation 0 accepted: there is none before it", rows=len(done.right))
+        against = self.product()
+        return self.audit.decide(generation, _bits(done.right), _bits(self.done[against].right), against=against)
+
+    def accepted(self) -> list[int]:
+        """The generations that the audit accepted; the last of them teaches the next."""
+        return [number for number, t in enumerate(self.done) if t.decision["accepted"]]
+
+    def product(self) -> int:
+        """The best audited generation; the last one where nothing was audited."""
+        right = [_bits(t.right) for t in self.done]
+        return champion(right, self.accepted()) if all(right) else len(self.done) - 1
+
+    def exhausted(self) -> bool:
+        """Does the audit see no further gain?"""
+        right = [_bits(t.right) for t in self.done]
+        return all(right) and exhausted(right, self.audit.patience)
+
     def whole(self) -> nn.Module:
-        """The trained model as one process knows it, in eval mode."""
-        if not shards.is_sharded(self.model):
+        """The product as one process knows it, in eval mode."""
+        product = self.product()
+        if product == len(self.done) - 1 and not shards.is_sharded(self.model):
             return self.model.eval()
-        model = self._fresh(self.objective.clock.generation)
-        model.load_state_dict(self.done[-1].weights)
+        model = self._fresh(product)
+        model.load_state_dict(self.done[product].weights)
         return model.eval()

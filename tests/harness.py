@@ -129,13 +129,13 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
         "schedule": "constant", "save_steps": 1 if cut else 10**6, "external": external_teacher(), "out": folder,
     }  # fmt: skip
     try:
-        result = fit(building, run.data, method, watch=watch, **options)
+        result = fit(building, run.data, method, watch=watch, audit="off", **options)
     except _EnoughError:
         # the step that was cut had not been saved: it will be repeated, as after a real kill
         run.losses.pop()
         run.steps[-1].pop()
         cut = None
-        result = fit(building, run.data, method, watch=watch, resume=True, **options)
+        result = fit(building, run.data, method, watch=watch, resume=True, audit="off", **options)
     run.final = result.model
     run.starts = _initial_models(method, result.generations)
     return run

@@ -219,8 +219,8 @@ def test_the_controls_are_all_there_is(snapshots: Snapshots) -> None:
     assert states == {*CHANGING, *GIVEN}
     assert {key for key in saved["objective"] if not key.startswith("states.")} == {"_extra_state"}
     assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "progress"}
-    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), ``elapsed`` is only told
-    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed"}
+    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the other two are only told
+    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes"}
 
 
 def test_the_loss_scale_of_float16_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,48 @@ def ece(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
     return (per_bin.abs().sum() / len(y)).item()
 
 
+def aurc(probabilities: Tensor, y: Tensor) -> float:
+    """Area under the risk-coverage curve in [0, 1]: the error among the k most confident rows, mean over k.
+
+    Takes probabilities (rows, classes) and labels (rows,). Rows of equal confidence count by their expected risk,
+    so that the order of rows does not matter (Geifman & El-Yaniv, Selective classification for deep neural
+    networks, NeurIPS 2017).
+
+    >>> aurc(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
+    0.25
+    """
+    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
+        raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
+    probabilities, y = _labelled(probabilities, y, y >= 0)
+    confidence, best = probabilities.double().max(dim=1)
+    if bool(confidence.isnan().any()):
+        return float("nan")
+    _, group, sizes = (-confidence).unique(return_inverse=True, return_counts=True)  # most confident first
+    wrong = confidence.new_zeros(len(sizes)).index_add(0, group, (best != y).double())
+    expected = (wrong / sizes).repeat_interleave(sizes)  # (rows,): every row errs as often as its equals do
+    rank = torch.arange(1, len(y) + 1, dtype=torch.float64, device=y.device)
+    return float((expected.cumsum(0) / rank).mean())
+
+
+def coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
+    """Share of the labels (rows,) or (rows, 1) inside [low, high], edges included; nan: no label.
+
+    A bound that is not a number holds no label.
+
+    >>> coverage(torch.zeros(2), torch.ones(2), torch.tensor([0.5, 2.0]))
+    0.5
+
+    Raises:
+        ValueError: the shapes do not fit.
+        DataError: no row has a label.
+    """
+    low, high, y = (t.squeeze(1) if t.dim() == 2 and t.shape[1] == 1 else t for t in (low, high, y))
+    if y.dim() != 1 or not low.shape == high.shape == y.shape:
+        raise ValueError(f"two bounds and one label per row wanted, not {_shapes(low, high, y)}")
+    inside, _ = _labelled(((low <= y) & (y <= high)).double(), y, ~y.isnan())
+    return float(inside.mean())
+
+
 def regression(pred: Tensor, y: Tensor) -> dict[str, float]:
     """Root mean squared error, mean absolute error and r2 of predictions (rows,) or (rows, 1); nan: no label.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from sklearn.metrics import (
 )
 
 from selfdistill.errors import DataError
-from selfdistill.tasks.metrics import classification, ece, regression
+from selfdistill.tasks.metrics import aurc, classification, coverage, ece, regression
 
 INF = math.inf
 
@@ -174,3 +175,57 @@ def test_regression_refuses_what_would_be_broadcast():
         regression(torch.zeros(3, 2), torch.zeros(3))
     with pytest.raises(ValueError, match="one prediction"):
         regression(torch.zeros(3), torch.zeros(4))
+
+
+def two_classes(confidence: list[float], right: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    p = torch.tensor([[c, 1 - c] for c in confidence], dtype=torch.float64)
+    return p, torch.tensor([0 if r else 1 for r in right])
+
+
+@pytest.mark.parametrize(
+    ("confidence", "right", "area"),
+    [
+        ([0.9, 0.8, 0.7], [True, True, True], 0.0),
+        ([0.9, 0.8, 0.7], [False, False, False], 1.0),
+        ([0.7, 0.9, 0.8], [False, True, True], (0 + 0 + 1 / 3) / 3),
+        ([0.9, 0.8, 0.7], [False, True, True], (1 + 1 / 2 + 1 / 3) / 3),
+        ([0.8, 0.8], [True, False], 0.5),  # the mean of (0 + 1/2) / 2 and (1 + 1/2) / 2
+        ([0.9, 0.6, 0.6], [True, False, True], (0 + 1 / 4 + 1 / 3) / 3),
+    ],
+)
+def test_aurc_by_hand(confidence, right, area):
+    assert aurc(*two_classes(confidence, right)) == pytest.approx(area, abs=1e-15)
+
+
+@given(st.lists(st.tuples(st.integers(9, 12), st.booleans()), min_size=1, max_size=5))
+def test_aurc_with_ties_is_the_mean_over_all_orders(rows):
+    areas = []
+    for order in permutations(rows):
+        in_order = sorted(order, key=lambda row: -row[0])  # stable: equals stay as permuted
+        wrong = [not right for _, right in in_order]
+        areas.append(sum(Fraction(sum(wrong[:k]), k) for k in range(1, len(wrong) + 1)) / len(wrong))
+    p, y = two_classes([c / 16 for c, _ in rows], [right for _, right in rows])
+    assert aurc(p, y) == pytest.approx(float(sum(areas) / len(areas)), abs=1e-12)
+    assert aurc(p.flip(0), y.flip(0)) == pytest.approx(aurc(p, y), abs=1e-12)
+
+
+def test_aurc_leaves_out_rows_without_a_label_and_refuses_what_does_not_fit():
+    logits, y = drawn(40, 3)
+    p, hidden = logits.softmax(dim=1), torch.where(torch.arange(40) % 3 == 0, -1, y)
+    assert aurc(p, hidden) == aurc(p[hidden >= 0], y[hidden >= 0])
+    assert math.isnan(aurc(torch.full((2, 2), math.nan), torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(DataError, match="no row has a label"):
+        aurc(p, torch.full((40,), -1))
+    with pytest.raises(ValueError, match="probabilities"):
+        aurc(torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_coverage_by_hand():
+    low, high = torch.tensor([0.0, 0.0, 0.0, 0.0, math.nan]), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0])
+    y = torch.tensor([0.0, 1.0, 1.5, math.nan, 0.5])  # on an edge twice, outside, no label, no bound
+    assert coverage(low, high, y) == 0.5 == coverage(low[:, None], high, y[:, None])
+    assert coverage(high, low, torch.full((5,), 0.5)) == 0.0
+    with pytest.raises(DataError, match="no row has a label"):
+        coverage(low, high, torch.full((5,), math.nan))
+    with pytest.raises(ValueError, match=r"not \(5,\) and \(4,\) and \(5,\)"):
+        coverage(low, high[:4], y)

@@ -1,0 +1,141 @@
+"""The audit: decisions against brute force and simulation, roll-back and stop in real runs, noise on both splits."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfdistill import fit
+from selfdistill.audit import Audit, champion, exhausted
+from selfdistill.errors import DataError
+from selfdistill.methods import born_again
+from selfdistill.models import parse
+from selfdistill.tasks.data import Data, load
+
+
+def bits(generator: np.random.Generator, rows: int, p: float) -> list[bool]:
+    return [bool(b) for b in generator.random(rows) < p]
+
+
+def test_strict_is_mcnemar_by_enumeration() -> None:
+    decision = Audit("strict", planned=1).decide(1, [True] * 7 + [False] * 3, [False] * 6 + [True] * 4, against=0)
+    assert (decision.better, decision.worse) == (6, 3)
+    signs = list(itertools.product([0, 1], repeat=9))
+    assert decision.p == pytest.approx(sum(sum(s) >= 6 for s in signs) / len(signs))
+    assert not decision.accepted
+    assert "rolled back" in decision.why
+
+
+@pytest.mark.parametrize("policy", ["strict", "safe"])
+def test_false_acceptance_over_ten_generations_stays_below_the_level(policy: str) -> None:
+    """An equal model for `strict`; for `safe` one that is worse by exactly the delta that was asked for."""
+    generator, rows, delta = np.random.default_rng(0), 200, 0.05
+    audit = Audit(policy, level=0.05, delta=delta, planned=10)
+    runs = 1000
+    accepted = 0
+    for _ in range(runs):
+        easy = generator.random(rows) < 0.75  # both right there; elsewhere each at its own luck
+        for generation in range(1, 11):
+            ours, theirs = generator.random(rows), generator.random(rows)
+            lower = 0.5 - (delta / 0.25 if policy == "safe" else 0.0)
+            candidate, before = easy | (ours < lower), easy | (theirs < 0.5)
+            if audit.decide(generation, candidate.tolist(), before.tolist(), against=0).accepted:
+                accepted += 1
+                break
+    assert accepted / runs <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
+def test_safe_keeps_an_equal_model_four_times_in_five() -> None:
+    generator = np.random.default_rng(1)
+    kept = [
+        Audit(planned=1).decide(1, bits(generator, 300, 0.8), bits(generator, 300, 0.8), against=0).accepted
+        for _ in range(1000)
+    ]
+    assert np.mean(kept) == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_much_worse_model_is_rolled_back_by_both_policies() -> None:
+    for policy in ("safe", "strict"):
+        assert not Audit(policy).decide(1, [False] * 30 + [True] * 70, [True] * 100, against=0).accepted
+
+
+def test_the_foreword_says_what_the_split_can_see() -> None:
+    assert "with 60 audit samples the smallest change I can see is 8.3 points" in Audit(planned=1).foreword(60)
+    assert "I can see no change" in Audit(planned=1).foreword(3)
+    assert "off" in Audit("off").foreword(60)
+
+
+def test_champion_and_stop_rule_by_search() -> None:
+    right = [[True, False, False], [True, True, False], [True, True, True], [True, True, False]]
+    assert champion(right, [0, 1, 3]) == 1
+    assert not exhausted(right, 2)
+    assert exhausted([*right, right[1]], 2)
+    assert not exhausted(right, None)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"policy": "kind"}, {"level": 0.7}, {"delta": -0.1}, {"patience": 0}], ids=lambda bad: next(iter(bad))
+)
+def test_bad_numbers_get_one_line(bad: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        Audit(**bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_different_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="same split"):
+        Audit().decide(1, [True], [True, False], against=0)
+
+
+def train(data: Data, generations: int, **settings: Any) -> Any:
+    said: list[str] = []
+    build = parse("mlp", data.shape, len(data.classes))
+    method = born_again(generations=generations, xi=0.9, temperature=4.0)
+    return fit(build, data, method, steps=60, tell=said.append, **settings), said
+
+
+def test_a_rejected_generation_neither_teaches_nor_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfdistill.trainer import Trainer
+
+    seen: list[int] = []
+    before = Trainer._previous
+
+    def previous(self: Trainer, generation: int) -> Any:
+        if generation:
+            seen.append(self.accepted()[-1])
+        return before(self, generation)
+
+    monkeypatch.setattr(Trainer, "_previous", previous)
+    result, said = train(load("digits", labels=200), 3, audit="strict")
+    decisions = [g.decision for g in result.generations]
+    assert [d["accepted"] for d in decisions] == [True, False, False]  # 60 steps of distillation gain nothing visible
+    assert seen == [0, 0]
+    assert result.product == 0
+    assert any("rolled back" in line for line in said)
+    weights = result.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in result.generations[0].weights.items())
+
+
+def test_off_takes_the_last_and_patience_ends_early() -> None:
+    data = load("digits", labels=200)
+    assert train(data, 2, audit="off")[0].product == 1
+    result, said = train(data, 6, audit="strict", patience=1)
+    assert len(result.generations) < 6
+    assert any("no further gain" in line for line in said)
+
+
+def test_with_40_percent_noise_on_both_splits_the_audit_picks_the_better_model() -> None:
+    """Generation 0 has fitted well; the candidate is an untrained or half-trained one: clean labels agree with it."""
+    data = load("digits", label_noise=0.4)
+    good = fit(parse("mlp", data.shape, 10), data, born_again(generations=1), steps=150, audit="safe")
+    poor = fit(parse("mlp", data.shape, 10), data, born_again(generations=1), steps=15, audit="safe")
+    rights = [[bit == "1" for bit in r.generations[0].right] for r in (good, poor)]
+    assert int(data.noisy[data.audit].sum()) == 80
+    assert not Audit(planned=1).decide(1, rights[1], rights[0], against=0).accepted
+    assert Audit("strict", planned=1).decide(1, rights[0], rights[1], against=0).accepted
+    truth = [(r.model(data.rows(data.test)).argmax(-1) == data.y[data.test]).float().mean() for r in (good, poor)]
+    assert truth[0] > truth[1]
