@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import check, gates, heads, losses, methods, schedules, teachers, views
 from .core import Always, Batch, Clock, Gate, Given, Loss, Method, Objective, Rows, Step, Target, Teacher, Term
-from .errors import SelfdistillError, SpaceError
+from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
 from .heads import element_shape
 from .losses import check_spaces
@@ -327,7 +327,10 @@ def check_method(
     build = method.prepare(build) if method.prepare else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
-        _check_generation(method, build, clock, external)
+        try:
+            _check_generation(method, build, clock, external)
+        except VitalsError as error:
+            raise AssertionError(str(error)) from None
 
 
 def _check_generation(
