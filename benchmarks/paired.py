@@ -8,22 +8,12 @@ Every run trained its own plain control on the same split, labels and number of 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
-
-def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval; the half-width of a single pair is infinite."""
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return mean, math.inf
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean, float(student.ppf(0.975, len(differences) - 1)) * error
+from selfdistill.stats import interval
 
 
 def line(name: str, results: list[dict[str, Any]], against: str, metric: str) -> str:

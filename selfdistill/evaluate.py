@@ -29,9 +29,15 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
+def predict_rows(
+    model: nn.Module, data: Source, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
+) -> Tensor:
+    """`predict` for rows of the data, without holding the inputs of all of them at once."""
+    return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
+
+
 def score(
     model: nn.Module, data: Source, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Accuracy, NLL, ECE and Brier score on rows of the data."""
-    logits = torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
-    return classification(logits, data.y[ids])
+    return classification(predict_rows(model, data, ids, head, device), data.y[ids])

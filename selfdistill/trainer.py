@@ -22,7 +22,7 @@ from . import checkpoint, draws, ranks, shards
 from .audit import Decision, champion, exhausted
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
-from .evaluate import predict, score
+from .evaluate import predict_rows, score
 from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
@@ -172,7 +172,7 @@ class Trainer:
 
     def _look(self, module: nn.Module, ids: Tensor) -> Tensor:
         self.passes += Passes(teacher=members(module) * len(ids))
-        return torch.cat([predict(module, self.data.rows(part), device=self.device) for part in ids.split(4096)])
+        return predict_rows(module, self.data, ids, device=self.device)
 
     # one step ------------------------------------------------------------------------------------------------------
 
@@ -337,9 +337,8 @@ class Trainer:
         """Which audit rows the model gets right."""
         if not len(self.data.audit) or self.audit.policy == "off":
             return ""
-        parts = self.data.audit.split(4096)
-        best = [predict(self.model, self.data.rows(part), device=self.device).argmax(-1) for part in parts]
-        return "".join("1" if hit else "0" for hit in (torch.cat(best) == self.data.y[self.data.audit]).tolist())
+        best = predict_rows(self.model, self.data, self.data.audit, device=self.device).argmax(-1)
+        return "".join("1" if hit else "0" for hit in (best == self.data.y[self.data.audit]).tolist())
 
     def _decide(self, generation: int, done: Trained) -> Decision:
         """May this generation teach and be the product?"""

@@ -49,16 +49,13 @@ def ece(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
     >>> round(ece(torch.tensor([[0.8, 0.2]] * 4), torch.tensor([0, 0, 1, 1])), 6)
     0.3
     """
-    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
-        raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
-    probabilities, y = _labelled(probabilities, y, y >= 0)
-    confidence, best = probabilities.double().max(dim=1)
+    confidence, hit = _confidence(probabilities, y)
     if bool(confidence.isnan().any()):
         return float("nan")
     edges = torch.arange(1, bins, dtype=torch.float64, device=y.device) / bins
-    surplus = (best == y).double() - confidence
+    surplus = hit.double() - confidence
     per_bin = surplus.new_zeros(bins).index_add(0, torch.bucketize(confidence, edges), surplus)
-    return (per_bin.abs().sum() / len(y)).item()
+    return (per_bin.abs().sum() / len(hit)).item()
 
 
 def aurc(probabilities: Tensor, y: Tensor) -> float:
@@ -71,16 +68,13 @@ def aurc(probabilities: Tensor, y: Tensor) -> float:
     >>> aurc(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
     0.25
     """
-    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
-        raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
-    probabilities, y = _labelled(probabilities, y, y >= 0)
-    confidence, best = probabilities.double().max(dim=1)
+    confidence, hit = _confidence(probabilities, y)
     if bool(confidence.isnan().any()):
         return float("nan")
     _, group, sizes = (-confidence).unique(return_inverse=True, return_counts=True)  # most confident first
-    wrong = confidence.new_zeros(len(sizes)).index_add(0, group, (best != y).double())
+    wrong = confidence.new_zeros(len(sizes)).index_add(0, group, (~hit).double())
     expected = (wrong / sizes).repeat_interleave(sizes)  # (rows,): every row errs as often as its equals do
-    rank = torch.arange(1, len(y) + 1, dtype=torch.float64, device=y.device)
+    rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=y.device)
     return float((expected.cumsum(0) / rank).mean())
 
 
@@ -133,6 +127,15 @@ def _log_softmax(z: Tensor) -> Tensor:
     z = torch.where(certain & ~z.isnan(), torch.where(z == torch.inf, 0.0, -torch.inf), z)
     nothing = (z == -torch.inf).all(dim=1, keepdim=True)
     return torch.where(nothing, 0.0, z).log_softmax(dim=1)
+
+
+def _confidence(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability of each labelled row (rows,), and whether its class is the label (rows,)."""
+    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
+        raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
+    probabilities, y = _labelled(probabilities, y, y >= 0)
+    confidence, best = probabilities.double().max(dim=1)
+    return confidence, best == y
 
 
 def _labelled(values: Tensor, y: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
