@@ -1,9 +1,10 @@
 """The audit: may this generation teach the next one, and may it be the product?
 
-The audit split is labelled and never teaches. After a generation, candidate and champion (the best generation audited
-so far) are compared row by row on it. The split is used again for every generation, so the level of the test is spent
-over them. Classes are audited by accuracy: when audit labels are wrong as often as training labels, with no class
-preferred, accuracy still ranks models by how often they are right, while the likelihood rewards whoever is less sure.
+The audit split is labelled and never teaches. After a generation, candidate and champion (the best one audited so far)
+are compared row by row on it. The split is used again for every generation, so the level of the test is spent over
+them. Classes are audited by accuracy unless another measure is asked for: when audit labels are wrong as often as
+training labels, with no class preferred, accuracy still ranks models by how often they are right, while the likelihood
+rewards whoever is less sure.
 """
 
 from __future__ import annotations
@@ -13,16 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from .errors import DataError
-from .stats import mcnemar, smallest_visible, spend
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
+from .errors import DataError
+from .stats import mcnemar, one_sided_t, smallest_visible, spend
+
+MEASURES = ("accuracy", "nll", "brier")
+FEW = 200  # audit rows, below which cross-fitting is offered
 POLICIES = ("safe", "strict", "off")
 POWER = 0.8  # of a test that is said to see a change
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One generation's audit: accepted or rolled back, and why. ``change`` is a share of rows, candidate - champion."""
+    """One audit: accepted or rolled back, and why. ``change`` is the gain in mean loss, positive where the candidate
+    is better: a share of rows for accuracy, else in the unit of the measure, as is ``delta``."""
 
     generation: int
     accepted: bool
@@ -41,15 +51,16 @@ class Decision:
 class Audit:
     """How generations are accepted.
 
-    ``safe`` takes a candidate unless it may be worse than the champion by ``delta`` (a share of rows); left open, that
-    is the change the comparison can see with a power of 80 %. ``strict`` takes it only if it is shown to be better.
-    ``off`` takes the last generation. ``level`` is spent over ``planned`` audits. After ``patience`` audited
-    generations in a row that raise the best audited accuracy no further, training ends.
+    ``safe`` takes a candidate unless it may be worse than the champion by ``delta`` (a share of rows for accuracy);
+    left open, that is the change the comparison can see with a power of 80 %. ``strict`` takes it only if it is shown
+    to be better. ``off`` takes the last generation. ``level`` is spent over ``planned`` audits. After ``patience``
+    audited generations in a row that improve the best audited score no further, training ends. ``measure`` is
+    ``accuracy``, ``nll`` or ``brier``.
 
     Raises:
-        DataError: no such policy, or a number out of its range.
+        DataError: no such policy or measure, or a number out of its range.
 
-    >>> Audit("strict", planned=1).decide(1, [True] * 8, [False] * 6 + [True] * 2, against=0).accepted
+    >>> Audit("strict", planned=1).decide(1, [0.0] * 8, [1.0] * 6 + [0.0] * 2, against=0).accepted
     True
     """
 
@@ -58,71 +69,84 @@ class Audit:
     delta: float | None = None
     planned: int | None = None
     patience: int | None = None
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise DataError(f"audit is {', '.join(POLICIES[:-1])} or {POLICIES[-1]}, not {self.policy!r}")
+        if self.measure not in MEASURES:
+            raise DataError(f"audit_measure is {', '.join(MEASURES[:-1])} or {MEASURES[-1]}, not {self.measure!r}")
         if not 0.0 < self.level < 0.5:
             raise DataError(f"audit_level lies between 0 and 0.5, not {self.level}; 0.05 is usual")
-        if self.delta is not None and not 0.0 < self.delta < 1.0:
-            raise DataError(f"audit_delta is a share of rows above 0 and below 1, not {self.delta}; try 0.01")
+        most = 1.0 if self.measure == "accuracy" else math.inf
+        if self.delta is not None and not 0.0 < self.delta < most:
+            raise DataError(f"audit_delta is a loss of {self.measure} above 0 and below {most:g}, not {self.delta}")
         if self.patience is not None and self.patience < 1:
             raise DataError(f"patience is at least 1, not {self.patience}")
 
-    def foreword(self, rows: int) -> str:
-        """What the split can see, said before training."""
+    def foreword(self, rows: int, labelled: int = 0) -> str:
+        """What the split can see, said before training; ``labelled`` rows beside it could be audited by folds."""
         if self.policy == "off" or not rows:
             return "audit: off; the last generation is the product"
         level = spend(self.level, 1, self.planned)
-        least = smallest_visible(rows, level)
-        sees = f"the smallest change I can see is {100 * least:.1f} points" if least <= 1 else "I can see no change"
-        return (
-            f"audit: {self.policy}, by accuracy (labels wrong at random still rank models by it); with {rows} audit "
-            f"samples {sees}, at level {level:.3g} a generation"
-        )
+        if self.measure == "accuracy":
+            least = smallest_visible(rows, level)
+            sees = f"the smallest change I can see is {100 * least:.1f} points" if least <= 1 else "I can see no change"
+            by = "accuracy (labels wrong at random still rank models by it)"
+        else:
+            sees, by = "what I can see depends on the spread of their losses", f"{self.measure}, as asked"
+        said = f"audit: {self.policy}, by {by}; with {rows} audit samples {sees}, at level {level:.3g} a generation"
+        if rows < FEW and labelled and self.measure == "accuracy":
+            pooled = 100 * smallest_visible(rows + labelled, level)
+            said += f"; --audit-folds 5 would audit all {rows + labelled} labels and see {pooled:.1f} points"
+        return said
 
-    def decide(self, generation: int, candidate: Sequence[bool], champion: Sequence[bool], *, against: int) -> Decision:
-        """Compare two models on the same rows; each sequence says which rows that model got right.
+    def decide(self, number: int, candidate: Sequence[float], champion: Sequence[float], *, against: int,
+               what: str = "generation") -> Decision:  # fmt: skip
+        """Compare the losses of two models on the same rows (for accuracy: 0 where right, else 1).
 
-        ``strict`` is McNemar's exact one-sided test; ``safe`` tests that the candidate is not worse by ``delta``:
-        by Tango's score test for a given one, else by the normal approximation to the paired difference.
+        ``strict`` is McNemar's exact one-sided test, or Student's paired one for other measures. ``safe`` tests that
+        the candidate is not worse by ``delta``: for accuracy by Tango's score test if it is given and else by the
+        normal approximation to the paired difference, for other measures by Student's test.
 
         Raises:
             DataError: the two were not audited on the same rows.
         """
         if len(candidate) != len(champion):
             raise DataError(
-                f"generation {generation} was audited on {len(candidate)} rows and generation {against} on "
-                f"{len(champion)}; audit both on the same split"
+                f"{what} {number} was audited on {len(candidate)} rows and {what} {against} on {len(champion)}; audit "
+                "both on the same split"
             )
-        rows, level = len(candidate), spend(self.level, generation, self.planned)
-        better = sum(c and not i for c, i in zip(candidate, champion, strict=True))
-        worse = sum(i and not c for c, i in zip(candidate, champion, strict=True))
-        change = (better - worse) / rows
-        if self.policy == "strict":
-            p, delta = mcnemar(better, worse), None
-            accepted = p <= level
+        rows, level = len(candidate), spend(self.level, number, self.planned)
+        gains = np.asarray(champion, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
+        better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+        p, delta = self._improved(gains, better, worse) if self.policy == "strict" else self._not_worse(gains, level)
+        accepted = p <= level
+        if delta is None:
             asked = "shown to be better" if accepted else "not shown to be better"
         else:
-            p, delta = self._not_worse(better, worse, rows, level)
-            accepted = p <= level
-            asked = f"{'not worse' if accepted else 'may be worse'} by {100 * delta:.1f} points"
-        verb = "accepted" if accepted else "rolled back"
+            size = f"{100 * delta:.1f} points" if self.measure == "accuracy" else f"{delta:.3g} {self.measure}"
+            asked = f"{'not worse' if accepted else 'may be worse'} by {size}"
         why = (
-            f"generation {generation} {verb}: {asked} than generation {against} ({better} rows better, {worse} worse, "
-            f"of {rows}; p {p:.3g}, level {level:.3g})"
+            f"{what} {number} {'accepted' if accepted else 'rolled back'}: {asked} than {what} {against} ({better} "
+            f"rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g})"
         )
-        return Decision(generation, accepted, why, against, better, worse, rows, change, p, level, delta)
+        return Decision(number, accepted, why, against, better, worse, rows, float(gains.mean()), p, level, delta)
 
-    def _not_worse(self, better: int, worse: int, rows: int, level: float) -> tuple[float, float]:
+    def _improved(self, gains: NDArray[np.float64], better: int, worse: int) -> tuple[float, None]:
+        return (mcnemar(better, worse) if self.measure == "accuracy" else one_sided_t(gains)), None
+
+    def _not_worse(self, gains: NDArray[np.float64], level: float) -> tuple[float, float]:
         """p-value of "worse by delta or more", and that delta."""
-        normal = NormalDist()
+        normal, rows = NormalDist(), len(gains)
+        if self.delta is not None and self.measure == "accuracy":
+            score = _score(int((gains > 0).sum()), int((gains < 0).sum()), rows, self.delta)
+            return 1.0 - normal.cdf(score), self.delta
         if self.delta is not None:
-            return 1.0 - normal.cdf(_score(better, worse, rows, self.delta)), self.delta
-        change = (better - worse) / rows
-        error = math.sqrt(max(better + worse - rows * change**2, 0.0)) / rows
+            return one_sided_t(gains + self.delta), self.delta
+        change, error = float(gains.mean()), float(gains.std()) / math.sqrt(rows)
         delta = (normal.inv_cdf(1 - level) + normal.inv_cdf(POWER)) * error
-        if error == 0.0:  # the same row by row, or different in all rows
+        if error == 0.0:  # the same row by row, or different by the same in all rows
             return (0.0 if change >= 0 else 1.0), delta
         return 1.0 - normal.cdf((change + delta) / error), delta
 
@@ -139,22 +163,57 @@ def _score(better: int, worse: int, rows: int, delta: float) -> float:
     return (better - worse + rows * delta) / math.sqrt(variance) if variance > 0 else math.inf
 
 
-def champion(right: Sequence[Sequence[bool]], accepted: Sequence[int]) -> int:
-    """The accepted generation that got most audit rows right; of equals the earliest.
+def row_losses(logits: Tensor, y: Tensor, measure: str = "accuracy") -> list[float]:
+    """Each row's loss by a measure, from logits (rows, classes) and labels (rows,), in float64.
 
-    >>> champion([[True, False], [True, True], [True, True]], [0, 1, 2])
+    Accuracy counts 1 for a wrong row, nll is in nats, brier the sum of squared errors over the classes.
+
+    >>> row_losses(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    [0.0, 1.0]
+    """
+    if measure == "accuracy":
+        losses = (logits.argmax(-1) != y).double()
+    elif measure == "nll":
+        losses = F.cross_entropy(logits.double(), y, reduction="none")
+    else:
+        wrong = F.softmax(logits.double(), -1) - F.one_hot(y, logits.shape[-1])
+        losses = wrong.square().sum(-1)
+    return [float(loss) for loss in losses]
+
+
+def champion(losses: Sequence[Sequence[float]], accepted: Sequence[int]) -> int:
+    """The accepted generation with the smallest loss over the audit rows; of equals the earliest.
+
+    >>> champion([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], [0, 1, 2])
     1
     """
-    return max(accepted, key=lambda g: (sum(right[g]), -g))
+    return min(accepted, key=lambda g: (math.fsum(losses[g]), g))
 
 
-def exhausted(right: Sequence[Sequence[bool]], patience: int | None) -> bool:
-    """Have the last ``patience`` generations failed to raise the best audited accuracy?
+def exhausted(losses: Sequence[Sequence[float]], patience: int | None) -> bool:
+    """Have the last ``patience`` generations failed to lower the smallest audited loss?
 
-    >>> exhausted([[True], [True], [True]], 2), exhausted([[False], [True], [True]], 2)
+    >>> exhausted([[0.0], [0.0], [0.0]], 2), exhausted([[1.0], [0.0], [0.0]], 2)
     (True, False)
     """
-    if patience is None or len(right) <= patience:
+    if patience is None or len(losses) <= patience:
         return False
-    scores = [sum(row) for row in right]
-    return max(scores[-patience:]) <= max(scores[:-patience])
+    sums = [math.fsum(row) for row in losses]
+    return min(sums[-patience:]) >= min(sums[:-patience])
+
+
+def whole_classes(y: Tensor, classes: Sequence[str], name: str) -> None:
+    """Every class is in the audit split, or the model of a class that nobody looks at could fail unseen.
+
+    Raises:
+        DataError: labels ``y`` (rows,) of the split lack a class.
+
+    >>> whole_classes(torch.tensor([0, 1, 1]), ("cat", "dog"), "pets")
+    """
+    counts = torch.bincount(y[y >= 0], minlength=len(classes))
+    missing = [classes[int(c)] for c in torch.nonzero(counts == 0)]
+    if missing:
+        raise DataError(
+            f"{name}: the audit split of {len(y)} rows has none of class {', '.join(missing[:5])}; give more --labels, "
+            "audit by --audit-folds 5, or by --audit off do without"
+        )

@@ -127,6 +127,16 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Finite(min=0, max=1, min_open=True, max_open=True),
             help="Loss that `safe` lets pass, a share of rows [default: what the split can see].",
         ),
+        click.option(
+            "--audit-measure",
+            type=click.Choice(["accuracy", "nll", "brier"]),
+            help="What the audit compares [default: accuracy].",
+        ),
+        click.option(
+            "--audit-epochs",
+            type=click.IntRange(min=1),
+            help="Audit every N epochs within a generation too, and roll back what got worse.",
+        ),
         click.option("--patience", type=click.IntRange(min=1), help="End after so many generations without gain."),
         click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
@@ -138,7 +148,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "audit", "audit_level", "audit_delta", "patience", "save_seconds", "save_steps",
+    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "save_seconds", "save_steps",
 )  # fmt: skip
 
 

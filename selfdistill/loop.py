@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import ranks, saving
+from .audit import whole_classes
 from .check import check_method, dry_run
 from .core import Clock, Method
 from .errors import CheckpointError, DataError
@@ -164,8 +165,10 @@ def fit(
         if not (resume and folder and saving.restore(trainer)):
             trainer.begin(0)
             dry_run(trainer)
-            if method.generations > 1:
-                trainer.say(trainer.audit.foreword(len(data.audit)))
+            if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
+                if len(data.audit):
+                    whole_classes(data.y[data.audit], data.classes, data.name)
+                trainer.say(trainer.audit.foreword(len(data.audit), len(data.labelled)))
         _train(trainer, asked, progress)
     return Result(
         trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history, trainer.product(),

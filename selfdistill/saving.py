@@ -40,7 +40,7 @@ class Trained:
     best: dict[str, Tensor] = field(repr=False)
     best_epoch: int = 0
     audit: dict[str, float] = field(default_factory=dict)
-    right: str = ""  # 1 for each audit row that the final weights got right, else 0
+    losses: list[float] = field(default_factory=list, repr=False)  # of the final weights, for each audit row
     decision: dict[str, Any] = field(default_factory=dict)
 
 
@@ -161,7 +161,7 @@ def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Traine
         if digest(states[name]) != row[name]:
             raise CheckpointError(f"{path} is not the one this run wrote; start again in a new --out")
     return Trained(
-        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["right"], row["decision"]
+        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["losses"], row["decision"]
     )
 
 
@@ -177,6 +177,7 @@ def save(trainer: Trainer) -> None:
         "optimizer": shards.gathered(trainer.optimizer.state_dict()),
         "scheduler": trainer.scheduler.state_dict(),
         "best": trainer.best,
+        "kept": trainer.kept,
         "progress": {
             "run": _identity(trainer),
             "generation": trainer.objective.clock.generation,
@@ -192,7 +193,7 @@ def save(trainer: Trainer) -> None:
                     "start": t.start,
                     "best_epoch": t.best_epoch,
                     "audit": t.audit,
-                    "right": t.right,
+                    "losses": t.losses,
                     "decision": t.decision,
                     "final": digest(t.weights),
                     "best": digest(t.best),
@@ -238,6 +239,7 @@ def restore(trainer: Trainer) -> bool:
     shards.load_module(trainer.objective, saved["objective"])
     shards.load_optimizer(trainer.optimizer, saved["optimizer"])
     trainer.scheduler.load_state_dict(saved["scheduler"])
+    trainer.kept = saved["kept"]
     trainer.best, trainer.sums = saved["best"], _own(progress["sums"], trainer.device)
     trainer.scaler.load_state_dict(progress["scaler"])
     trainer.sample(progress["generation"])

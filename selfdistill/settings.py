@@ -19,8 +19,9 @@ class Settings:
 
     ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
     see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
-    ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta`` and ``patience`` say
-    how generations are accepted; see `audit.Audit`.
+    ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta``, ``audit_measure``
+    and ``patience`` say how generations are accepted; see `audit.Audit`. ``audit_epochs`` audits within a generation
+    too, every so many epochs, and rolls back to the best audited state; see `rollback`.
     """
 
     epochs: int = 30
@@ -39,6 +40,8 @@ class Settings:
     audit: str = "safe"
     audit_level: float = 0.05
     audit_delta: float | None = None
+    audit_measure: str = "accuracy"
+    audit_epochs: int | None = None
     patience: int | None = None
     save_seconds: float = 30.0
     save_steps: int | None = None
@@ -53,7 +56,7 @@ class Settings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise DataError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "save_steps"):
+        for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is at least 1, not {value}")
@@ -61,7 +64,10 @@ class Settings:
 
     def make_audit(self, generations: int) -> Audit:
         """The audit of a method of so many generations; the first of them is not audited."""
-        return Audit(self.audit, self.audit_level, self.audit_delta, max(1, generations - 1), self.patience)
+        planned = max(1, generations - 1)
+        shared = self.audit_epochs is not None and generations > 1  # the checks within generations have the other half
+        level = self.audit_level / 2 if shared else self.audit_level
+        return Audit(self.audit, level, self.audit_delta, planned, self.patience, self.audit_measure)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]

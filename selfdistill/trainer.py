@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, draws, ranks, shards
-from .audit import Decision, champion, exhausted
+from . import checkpoint, draws, ranks, rollback, shards
+from .audit import Decision, champion, exhausted, row_losses
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import predict_rows, score
@@ -55,10 +55,6 @@ def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -
         rows[name] = rows[name] + row if name in rows else row
 
 
-def _bits(right: str) -> list[bool]:
-    return [bit == "1" for bit in right]
-
-
 class Trainer:
     """The state of a run and the steps that change it; `fit` is the way in."""
 
@@ -83,6 +79,7 @@ class Trainer:
         self.audit, self.passes = settings.make_audit(method.generations), Passes()
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}
+        self.kept: dict[str, Any] = {}  # the best state audited within the generation
         self._last: dict[str, Tensor] = {}
         self.log = Log(folder) if folder else None
         self.elapsed, self._since, self.saved_at, self.steps_done = 0.0, time.monotonic(), time.monotonic(), 0
@@ -134,7 +131,7 @@ class Trainer:
         self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "accuracy": -1.0, "weights": {}}
-        self.sums = {}
+        self.sums, self.kept = {}, {}
 
     def sample(self, generation: int) -> None:
         """Make the generation's sampler; teachers may have chosen which unlabelled rows it draws."""
@@ -319,6 +316,8 @@ class Trainer:
             if line["audit"]["accuracy"] > self.best["accuracy"]:
                 weights = copied(self.model.state_dict())
                 self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
+            decision = rollback.check(self, clock)
+            line |= {"decision": decision} if decision else {}
         self.sums = {}
         self.history.append(line)
         if self.log:
@@ -329,25 +328,28 @@ class Trainer:
         weights = copied(self.model.state_dict())
         last = self.history[-1]
         best = self.best["weights"] or weights
-        done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}), self._right())
+        done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}), self.audited())
         done.decision = asdict(self._decide(len(self.done), done))
         self.done.append(done)
 
-    def _right(self) -> str:
-        """Which audit rows the model gets right."""
-        if not len(self.data.audit) or self.audit.policy == "off":
-            return ""
-        best = predict_rows(self.model, self.data, self.data.audit, device=self.device).argmax(-1)
-        return "".join("1" if hit else "0" for hit in (best == self.data.y[self.data.audit]).tolist())
+    def audited(self) -> list[float]:
+        """The loss of each audit row; none where nothing is audited."""
+        rows = self.data.audit
+        if not len(rows) or self.audit.policy == "off":
+            return []
+        self.passes += Passes(evaluation=members(self.model) * len(rows))
+        return row_losses(
+            predict_rows(self.model, self.data, rows, device=self.device), self.data.y[rows], self.audit.measure
+        )
 
     def _decide(self, generation: int, done: Trained) -> Decision:
         """May this generation teach and be the product?"""
-        if not done.right:
+        if not done.losses:
             return Decision(generation, True, f"generation {generation} accepted: nothing audits it")
         if generation == 0:
-            return Decision(0, True, "generation 0 accepted: there is none before it", rows=len(done.right))
+            return Decision(0, True, "generation 0 accepted: there is none before it", rows=len(done.losses))
         against = self.product()
-        return self.audit.decide(generation, _bits(done.right), _bits(self.done[against].right), against=against)
+        return self.audit.decide(generation, done.losses, self.done[against].losses, against=against)
 
     def accepted(self) -> list[int]:
         """The generations that the audit accepted; the last of them teaches the next."""
@@ -355,13 +357,13 @@ class Trainer:
 
     def product(self) -> int:
         """The best audited generation; the last one where nothing was audited."""
-        right = [_bits(t.right) for t in self.done]
-        return champion(right, self.accepted()) if all(right) else len(self.done) - 1
+        losses = [t.losses for t in self.done]
+        return champion(losses, self.accepted()) if all(losses) else len(self.done) - 1
 
     def exhausted(self) -> bool:
         """Does the audit see no further gain?"""
-        right = [_bits(t.right) for t in self.done]
-        return all(right) and exhausted(right, self.audit.patience)
+        losses = [t.losses for t in self.done]
+        return all(losses) and exhausted(losses, self.audit.patience)
 
     def whole(self) -> nn.Module:
         """The product as one process knows it, in eval mode."""

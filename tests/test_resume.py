@@ -218,7 +218,8 @@ def test_the_controls_are_all_there_is(snapshots: Snapshots) -> None:
     states = {key.split(".")[1] for key in saved["objective"] if key.startswith("states.")}
     assert states == {*CHANGING, *GIVEN}
     assert {key for key in saved["objective"] if not key.startswith("states.")} == {"_extra_state"}
-    assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "progress"}
+    assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "kept", "progress"}
+    assert saved["kept"] == {}  # without --audit-epochs; with it, see test_audit
     # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the other two are only told
     assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes"}
 
