@@ -178,6 +178,12 @@ TRAINING = (
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
 @click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
+@click.option(
+    "--audit-folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Few labels: audit on all of them by K trainings more, and teach by all of them.",
+)
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -21,7 +21,8 @@ class Request:
 
     None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
-    (about 2,000 steps), the device (a CUDA device if there is one). ``training`` are further fields of `Settings`.
+    (about 2,000 steps), the device (a CUDA device if there is one). ``audit_folds`` audits on all labels, by so
+    many trainings more. ``training`` are further fields of `Settings`.
     """
 
     data: str = "digits"
@@ -39,6 +40,7 @@ class Request:
     seed: int = 0
     device: str | None = None
     control: bool = True
+    audit_folds: int | None = None
     training: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 from . import __version__, checkpoint, models, ranks, threads
 from .checkpoint import write_json
 from .core import Clock
+from .crossfit import all_labels, crossfit
 from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError
 from .evaluate import predict, score
 from .expressions import one_line
@@ -45,6 +49,12 @@ Progress = Callable[[Clock, dict[str, float]], None]
 def product(model: nn.Module) -> nn.Module:
     """The single model that a training leaves: the first of a group of peers, else the model itself."""
     return model.members[0] if isinstance(model, Peers) else model
+
+
+def _better(control: Result, trained: Result) -> bool:
+    """Is the plain model's loss on the audit split smaller than the best generation's?"""
+    plainly, ours = control.generations[-1].losses, trained.generations[trained.product].losses
+    return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
 
 
 def load_model(folder: str | Path) -> nn.Module:
@@ -192,6 +202,8 @@ class Run:
 
     def _withdraw(self, made: list[Path]) -> None:
         """A run refused before anything was saved leaves nothing behind: the corrected command may use its folder."""
+        if checkpoint.newest(self.folder / "folds" / "0" / "checkpoints") is None:
+            shutil.rmtree(self.folder / "folds", ignore_errors=True)
         kept = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints"}
         if kept or checkpoint.newest(self.folder / "checkpoints") is not None:
             return
@@ -207,13 +219,22 @@ class Run:
         warn: Callable[[str], None],
         tell: Callable[[str], None] | None,
     ) -> dict[str, Any]:
-        """The method, then its control; each goes on from its own checkpoints."""
+        """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
+        beside, folded = self.request.control and ready.method != plain(), None
+        if self.request.audit_folds is not None:
+            folded = crossfit(
+                ready.build, ready.data, ready.method, self.request.audit_folds, self.folder / "folds", control=beside,
+                device=self.request.device, make=make, warn=warn, tell=tell or (lambda line: None), **ready.settings,
+            )  # fmt: skip
+            method = replace(ready.method, generations=folded.generations)
+            settings = {**ready.settings, "audit": "off"}
+            ready = replace(ready, data=all_labels(ready.data), method=method, settings=settings)
         trained = fit(
             ready.build, ready.data, ready.method, out=self.folder, resume=True, device=self.request.device,
             progress=make(ready.expression), warn=warn, tell=tell, **ready.settings,
         )  # fmt: skip
         control = None
-        if self.request.control and ready.method != plain():
+        if beside:
             longer = {**ready.settings, "steps": trained.steps, "batch_size": batch_size_for(ready.data, plain())}
             if self.request.batch_size:
                 longer["batch_size"] = min(self.request.batch_size, len(ready.data.labelled))
@@ -223,9 +244,12 @@ class Run:
             )  # fmt: skip
         for one in filter(None, (trained, control)):
             one.model.cpu()
-        result = self._judge(ready, trained, control)
+        preferred = folded.plain if folded else control is not None and _better(control, trained)
+        result = self._judge(ready, trained, control, preferred)
+        if folded:
+            result["folds"] = folded.to_json()
         if ranks.rank() == 0:
-            self._finish(ready, trained, result)
+            self._finish(ready, control if control and preferred else trained, result)
         return result
 
     def _claim(self, ready: Prepared, warn: Callable[[str], None]) -> None:
@@ -255,7 +279,7 @@ class Run:
             },
         )
 
-    def _judge(self, ready: Prepared, trained: Result, control: Result | None) -> dict[str, Any]:
+    def _judge(self, ready: Prepared, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
         """Every generation and the control on the test split: the only place that reads it."""
         data, test = ready.data, ready.data.test
         scratch = product(trained.model)
@@ -278,6 +302,7 @@ class Run:
             "data": data.describe(),
             "seed": self.request.seed,
             "product": trained.product,
+            "chosen": "plain" if preferred else "method",
             "test": generations[trained.product]["test"],
             "generations": generations,
             "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
@@ -295,17 +320,21 @@ class Run:
                 "early_stopped": {"epoch": last.best_epoch, **tested(last.best, against.model)},
                 "from": name,
             }
-        trained.model.load_state_dict(trained.generations[trained.product].weights)
+            if preferred:
+                result["test"] = result["plain"]["end"]
+        for one in filter(None, (trained, control)):
+            one.model.load_state_dict(one.generations[one.product].weights)
         return result
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         from .summary import readme
 
         model = product(trained.model)
-        prepared = ready.method.prepare
-        exits = prepared is not None and not isinstance(trained.model, Peers) and ready.build.accepts("exits")
+        prepared, plainly = ready.method.prepare, result["chosen"] == "plain"
+        several = prepared is not None and not isinstance(trained.model, Peers) and not plainly
+        exits = several and ready.build.accepts("exits")
         build = ready.build.having(exits=True) if exits else ready.build
-        facts = {"classes": list(ready.data.classes), "method": ready.expression}
+        facts = {"classes": list(ready.data.classes), "method": "plain()" if plainly else ready.expression}
         models.save(model, self.folder / "model", build, facts)
         write_card(ready.data, self.folder / "model")
         (self.folder / "README.md").write_text(readme(result, self._record()))
@@ -332,7 +361,8 @@ class Run:
             exits = predict(model, x, "exits")  # (rows, exits, classes)
         except SpaceError:
             raise DataError(
-                f"the model of {self.folder} has no early exits; leave out --exit, or train by byot()"
+                f"the model of {self.folder} has no early exits; leave out --exit, or train by byot() with "
+                "--no-control, lest the plain model be the product"
             ) from None
         if not 1 <= exit_number <= exits.shape[1]:
             raise DataError(f"the model of {self.folder} has exits 1 to {exits.shape[1]}; there is no {exit_number}")

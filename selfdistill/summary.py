@@ -12,7 +12,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     table: list[tuple[str, dict[str, float]]] = []
     plain = result.get("plain")
     if plain:
-        table.append((f"plain, after {plain['steps']} steps", plain["end"]))
+        chosen = ", the product" if result.get("chosen") == "plain" else ""
+        table.append((f"plain, after {plain['steps']} steps{chosen}", plain["end"]))
         stopped = plain["early_stopped"]
         table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
     if plain and plain["from"] == "itself":
@@ -27,7 +28,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
     """A generation's number, and what the audit made of it."""
     number = generation["generation"]
-    if number == result.get("product"):
+    if number == result.get("product") and result.get("chosen") != "plain":
         return f"generation {number}, the product"
     rolled_back = not generation.get("decision", {}).get("accepted", True)
     return f"generation {number}{', rolled back' if rolled_back else ''}"
@@ -43,10 +44,12 @@ def sentence(result: dict[str, Any]) -> str:
     plain = result.get("plain")
     if not plain or plain["from"] == "itself":
         return f"Accuracy on the test split: {100 * result['test']['accuracy']:.1f} %."
-    gains = [100 * (result["test"]["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
+    ours = result["generations"][result["product"]]["test"]
+    gains = [100 * (ours["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
+    kept = " The audit prefers the plain model, so that is the product." if result.get("chosen") == "plain" else ""
     return (
         f"Self-distilled against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
-        "stopped early. One seed is an anecdote; repeat with other --seed values before you believe it."
+        f"stopped early.{kept} One seed is an anecdote; repeat with other --seed values before you believe it."
     )
 
 
