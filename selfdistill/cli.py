@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import SelfdistillError
+from .cli_compare import add_compare
+from .cli_options import data_options, given, refusing, training_options, write
 
 MAIN_EXAMPLES = """\b
 Examples:
@@ -24,41 +23,6 @@ Examples:
   selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
-
-
-def refusing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One line on stderr and exit code 2 for what a person can mend; 130 for a run that was stopped and resumes."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except SelfdistillError as error:
-            click.echo(f"selfdistill: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt as stopped:
-            click.echo(f"selfdistill: {str(stopped) or 'stopped'}", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more
-            sys.exit(1)
-        except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            why = error.strerror or type(error).__name__
-            click.echo(f"selfdistill: {place}{why}; check the place, its free space and its permissions", err=True)
-            sys.exit(2)
-
-    return wrapped
-
-
-class Finite(click.FloatRange):
-    """A range of numbers that has neither nan nor infinity in it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
 
 
 class OneLine(click.Group):
@@ -96,87 +60,13 @@ def main() -> None:
     """A model teaches itself, and the run shows whether that helped."""
 
 
-def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that become fields of `Settings`; None keeps the default there."""
-    options = [
-        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001]."),
-        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001]."),
-        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
-        click.option(
-            "--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate [default: cosine]."
-        ),
-        click.option("--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none]."),
-        click.option(
-            "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; their loss is that of the batch."
-        ),
-        click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
-        click.option("--compile", is_flag=True, default=None, help="Compile the model by torch.compile."),
-        click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), help="Engine under torchrun [default: ddp]."),
-        click.option(
-            "--audit",
-            type=click.Choice(["safe", "strict", "off"]),
-            help="Which generations may teach and be the product [default: safe].",
-        ),
-        click.option(
-            "--audit-level",
-            type=Finite(min=0, max=0.5, min_open=True, max_open=True),
-            help="Of its tests, over all generations [default: 0.05].",
-        ),
-        click.option(
-            "--audit-delta",
-            type=Finite(min=0, max=1, min_open=True, max_open=True),
-            help="Loss that `safe` lets pass, a share of rows [default: what the split can see].",
-        ),
-        click.option(
-            "--audit-measure",
-            type=click.Choice(["accuracy", "nll", "brier"]),
-            help="What the audit compares [default: accuracy].",
-        ),
-        click.option(
-            "--audit-epochs",
-            type=click.IntRange(min=1),
-            help="Audit every N epochs within a generation too, and roll back what got worse.",
-        ),
-        click.option("--patience", type=click.IntRange(min=1), help="End after so many generations without gain."),
-        click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
-        click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-TRAINING = (
-    "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "save_seconds", "save_steps",
-)  # fmt: skip
-
-
 @main.command()
-@click.argument("data", default="digits")
-@click.option("--target", metavar="COL", help="Column to predict, for tables; rows where it is empty are unlabelled.")
-@click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels.")
-@click.option(
-    "--labels", type=click.IntRange(min=1), metavar="N", help="Keep N training labels; the rest is unlabelled."
-)
-@click.option(
-    "--label-noise", type=float, default=0.0, metavar="F", help="Make this share of training and audit labels wrong."
-)
-@click.option("--image-size", type=click.IntRange(min=8), metavar="N", help="Side in pixels, for a folder of images.")
-@click.option(
-    "--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data]."
-)
-@click.option("--model", metavar="SPEC", help="mlp, cnn(width=64), resnet, or module:function.")
+@data_options
 @click.option(
     "--method",
     metavar="EXPR",
     help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows].",
 )
-@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Per generation [default: about 2,000 steps].")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Per generation, instead of epochs.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64]")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
 @click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
 @click.option(
     "--audit-folds",
@@ -187,7 +77,7 @@ TRAINING = (
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-@_training_options
+@training_options
 @refusing
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table) with a method.
@@ -198,9 +88,8 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     from .request import Request
     from .run import Run
 
-    training = {name: options.pop(name) for name in TRAINING}
-    given = tuple(sorted((name, value) for name, value in training.items() if value is not None))
-    _execute(Run.create(Request(**options, training=given), out), as_json, quiet)
+    training = given(options)
+    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
 
 
 @main.command()
@@ -286,25 +175,7 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     if out is None:
         click.echo(text.getvalue(), nl=False)
     else:
-        _write(Path(out), text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a file that was there before is replaced, never cut short."""
-    from .errors import DataError
-
-    path = path.resolve()
-    device = path.exists() and not path.is_file()  # a pipe or /dev/null is written to, not replaced
-    unfinished = path if device else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        if not device:
-            unfinished.replace(path)
-    except OSError as error:
-        if not device:
-            with suppress(OSError):
-                unfinished.unlink()
-        raise DataError(f"{path} cannot be written ({error.strerror}); give another --out") from error
+        write(Path(out), text.getvalue())
 
 
 @main.command()
@@ -369,6 +240,9 @@ def doctor() -> None:
         if finding.remedy and finding.state != "ok":
             click.echo(f"      remedy: {finding.remedy}")
     sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
+
+
+add_compare(main)
 
 
 if __name__ == "__main__":

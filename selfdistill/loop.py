@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from . import ranks, saving
 from .audit import whole_classes
 from .check import check_method, dry_run
-from .core import Clock, Method
+from .core import Clock, Method, Objective
 from .errors import CheckpointError, DataError
 from .expressions import one_line
 from .settings import Settings
@@ -55,6 +55,7 @@ class Result:
     history: list[dict[str, Any]] = field(repr=False)
     product: int = 0
     passes: Passes = Passes()
+    objective: Objective | None = field(default=None, repr=False)  # of the last generation, with its teachers
 
 
 class Stopped(KeyboardInterrupt):
@@ -172,7 +173,7 @@ def fit(
         _train(trainer, asked, progress)
     return Result(
         trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history, trainer.product(),
-        trainer.passes,
+        trainer.passes, trainer.objective,
     )  # fmt: skip
 
 

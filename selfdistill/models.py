@@ -86,6 +86,10 @@ class Build:
         """Does the function know this option by name? (A bare ``**options`` does not count.)"""
         return name in _options_of(_function(self.spec), self.spec).parameters
 
+    def default(self, name: str) -> Any:
+        """The value that this option has."""
+        return dict(self.options).get(name, _options_of(_function(self.spec), self.spec).parameters[name].default)
+
     def having(self, **options: Any) -> Build:
         """The same factory with these options: what a model built with overrides is saved with."""
         merged = {**dict(self.options), **{name: _tuples(value) for name, value in options.items()}}

@@ -54,9 +54,7 @@ def prepare(request: Request) -> Prepared:
     )
     if request.augment:
         data = replace(data, augment=request.augment)
-    expression = request.method
-    if expression is None:
-        expression = "curriculum()" if len(data.unlabelled) else "elr()"
+    expression = request.method or ("curriculum()" if len(data.unlabelled) else "elr()")
     method = read_method(expression)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = request.model if request.model is not None else "mlp" if small else "cnn"
@@ -65,6 +63,11 @@ def prepare(request: Request) -> Prepared:
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
     return Prepared(data, method, expression, build, settings)
+
+
+def default_method(request: Request) -> str:
+    """The method that `run` would choose for the data."""
+    return prepare(replace(request, method=None)).expression
 
 
 def batch_size_for(data: Data, method: Method) -> int:

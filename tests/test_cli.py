@@ -245,7 +245,8 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
     """An option that nothing reads, or a field that no option reaches, would be noticed here."""
     from dataclasses import fields
 
-    from selfdistill.cli import TRAINING, main
+    from selfdistill.cli import main
+    from selfdistill.cli_options import TRAINING
     from selfdistill.request import Request
     from selfdistill.settings import Settings
 

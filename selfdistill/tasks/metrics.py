@@ -78,6 +78,27 @@ def aurc(probabilities: Tensor, y: Tensor) -> float:
     return float((expected.cumsum(0) / rank).mean())
 
 
+def reliability(logits: Tensor, y: Tensor, bins: int = 10) -> list[dict[str, float]]:
+    """For each bin of confidence that has rows: their mean confidence, accuracy and share of all rows.
+
+    Takes logits (rows, classes) and labels (rows,); the bins have equal width and own their upper edge
+    (DeGroot & Fienberg, The comparison and evaluation of forecasters, 1983).
+
+    >>> reliability(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))[0]["accuracy"]
+    0.5
+    """
+    logits, y = _labelled(logits, y, y >= 0)
+    confidence, hit = _confidence(_log_softmax(logits.double()).exp(), y)
+    edges = torch.arange(1, bins, dtype=torch.float64, device=y.device) / bins
+    index = torch.bucketize(confidence, edges)
+    found = []
+    for b in index.unique().tolist():
+        inside = index == b
+        sure, right = float(confidence[inside].mean()), float(hit[inside].double().mean())
+        found.append({"confidence": sure, "accuracy": right, "share": float(inside.double().mean())})
+    return found
+
+
 def coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
     """Share of the labels (rows,) or (rows, 1) inside [low, high], edges included; nan: no label.
 

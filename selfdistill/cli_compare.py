@@ -1,0 +1,100 @@
+"""``selfdistill compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import Finite, data_options, given, refusing, training_options, write
+
+MARKS = {"BEATS": "green", "LOSES": "red", "TIES": "default"}
+
+
+class Several(click.Command):
+    """A command whose ``--methods`` takes several expressions after one flag: 'a()' 'b()'."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        taking = False
+        for arg in args:
+            if taking and spread[-1] != "--methods" and not arg.startswith("-") and "(" in arg:
+                spread.append("--methods")
+            elif spread and spread[-1] != "--methods":
+                taking = False
+            taking |= arg == "--methods"
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@click.command(cls=Several)
+@data_options
+@click.option(
+    "--methods",
+    multiple=True,
+    metavar="EXPR ...",
+    help="Recipes, such as 'born_again()' 'ps_kd()' [default: that of `run`].",
+)
+@click.option("--seeds", type=int, default=5, show_default=True, help="From --seed on; a verdict needs at least 3.")
+@click.option(
+    "--budget",
+    type=click.Choice(["passes", "steps", "seconds"]),
+    default="passes",
+    show_default=True,
+    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, or time.",
+)
+@click.option(
+    "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
+    help="Of the verdicts, over all methods.",
+)  # fmt: skip
+@click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
+@click.option("--json", "json_file", metavar="FILE", help="Write the result there as JSON too; - is stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@training_options
+@refusing
+def compare(
+    methods: tuple[str, ...],
+    seeds: int,
+    budget: str,
+    level: float,
+    out: str | None,
+    json_file: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare methods on DATA with controls at matched compute, paired over seeds.
+
+    Controls: plain, plain for longer, label smoothing, averaged weights, early stopping, tuned weight decay,
+    independent models averaged, and distillation from a larger teacher. Says BEATS, TIES or LOSES for each method,
+    against plain and against the best control. The same command goes on with what was cut.
+    """
+    from .compare.plan import Ask
+    from .compare.runner import Comparison
+    from .compare.table import show
+    from .prepared import default_method
+    from .request import Request
+
+    training = given(options)
+    request = Request(**options, training=training)
+    numbers = tuple(range(request.seed, request.seed + max(0, seeds)))
+    ask = Ask(methods or (default_method(request),), numbers, budget, level)
+    found = Comparison.create(request, ask, out)
+    try:
+        result = found.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
+    except KeyboardInterrupt:
+        hint = f"stopped; finished trainings are kept in {found.folder}: give the same command again to go on"
+        raise KeyboardInterrupt(hint) from None
+    if json_file == "-":
+        click.echo(json.dumps(result, sort_keys=True))
+        return
+    if json_file:
+        write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n")
+    show(result)
+    click.echo(f"The comparison lies in {found.folder}")
+
+
+def add_compare(main: click.Group) -> None:
+    """Make it a command."""
+    main.add_command(compare)

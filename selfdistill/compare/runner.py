@@ -1,0 +1,275 @@
+"""Running a comparison: a folder of cells, two at a time where that is faster, and the way back into it.
+
+::
+
+    plan.json         what is compared, at what budget, in how many steps each: written once
+    cells/ROW/SEED/   cell.json (the record) and times.json, when done; training/ while under way
+    comparison.json   the verdicts
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, threads
+from ..audit import whole_classes
+from ..checkpoint import write_json
+from ..errors import CheckpointError, DataError, RecipeError
+from ..expressions import one_line
+from ..prepared import Prepared, prepare, suitable_threads
+from ..request import Request
+from ..stats import reachable
+from . import jobs as trainings
+from .jobs import Job
+from .plan import Ask, checked, cost, of_seed, pilots, planned, requested_steps
+from .verdicts import judge
+
+FORMAT = 1
+Tell = Callable[[str], None]
+
+
+def _work(job: Job, request: Request, folder: Path, count: int) -> None:
+    """One job in a process of its own."""
+    with threads.using(count):
+        trainings.run(job, request, folder)
+
+
+class Comparison:
+    """A folder in which a comparison is run, cut and taken up again."""
+
+    def __init__(self, folder: Path, request: Request, ask: Ask) -> None:
+        self.folder, self.request, self.ask = folder, request, ask
+
+    @classmethod
+    def create(cls, request: Request, ask: Ask, out: str | Path | None = None) -> Comparison:
+        """The folder for a comparison; an existing one is taken up again if it compares the same.
+
+        Raises:
+            DataError: the question cannot be answered, or the folder holds something else.
+        """
+        checked(ask)
+        default = Path("runs") / f"compare-{replace(request, method=' '.join(ask.methods)).name()}"
+        found = cls(Path(out) if out is not None else default, request, ask)
+        if found.plan_file.exists():
+            before = found.plan()["asked"]
+            differs = [k for k, v in found.asked().items() if before.get(k) != v]
+            if differs:
+                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(found.asked()[k])}" for k in differs)
+                raise DataError(
+                    f"{found.folder} holds a comparison with other settings ({changes}); give another --out"
+                )
+        elif found.folder.exists() and (not found.folder.is_dir() or any(found.folder.iterdir())):
+            raise DataError(f"{found.folder} exists and is no comparison; give another --out")
+        return found
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    def asked(self) -> dict[str, Any]:
+        """What the comparison is of, as JSON has it."""
+        asked = {**self.request.to_json(), **asdict(self.ask)}
+        return dict(json.loads(json.dumps(asked)))
+
+    def plan(self) -> dict[str, Any]:
+        try:
+            plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
+            if plan["format"] != FORMAT:
+                raise ValueError(f"format {plan['format']!r}, this version reads {FORMAT}")
+            return dict(plan)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = one_line(error, 120)
+            raise CheckpointError(f"{self.plan_file} is damaged or foreign ({why}); give another --out") from error
+
+    # running -------------------------------------------------------------------------------------------------------
+
+    def execute(self, tell: Tell = lambda line: None) -> dict[str, Any]:
+        """Train what is not trained yet, then judge; returns what ``comparison.json`` holds.
+
+        Raises:
+            DataError: the data, or their audit split, allow no comparison.
+            KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
+        """
+        begun = time.monotonic()
+        ready = prepare(replace(self.request, method="plain()", seed=self.ask.seeds[0]))
+        tell(reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level))
+        if not self.plan_file.exists():
+            self._check(ready)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            first = {"format": FORMAT, "asked": self.asked(), "threads": suitable_threads(ready), "jobs": None}
+            first |= {"command": sys.argv, "versions": _versions(), "teacher": self._teacher(ready, tell)}
+            write_json(self.plan_file, first)
+        plan = self.plan()
+        count = int(plan["threads"])
+        if plan["jobs"] is None:
+            tried = pilots(self.ask, requested_steps(ready), plan["teacher"])
+            self._train(tried, count, tell, "pilot")
+            costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
+            amount, jobs = planned(self.ask, requested_steps(ready), costs)
+            plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
+            write_json(self.plan_file, plan)
+        one_seed = [Job(**job) for job in plan["jobs"]]
+        all_jobs = [job for seed in self.ask.seeds for job in of_seed(one_seed, seed)]
+        self._train(all_jobs, count, tell, "cell")
+        return self._finish(plan, all_jobs, time.monotonic() - begun)
+
+    def _check(self, ready: Prepared) -> None:
+        """Every seed's audit split must be able to choose, and every method must be readable."""
+        for expression in self.ask.methods:
+            prepare(replace(self.request, method=expression, seed=self.ask.seeds[0]))
+        for seed in self.ask.seeds:
+            data = ready.data if seed == self.ask.seeds[0] else prepare(replace(self.request, seed=seed)).data
+            if data.task != "classify":
+                raise DataError(f"{data.name}: its target has values; this version compares classifiers only")
+            if not len(data.audit) or not len(data.test):
+                raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
+            whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+
+    def _teacher(self, ready: Prepared, tell: Tell) -> bool:
+        try:
+            trainings.larger(ready.build)
+        except RecipeError as error:
+            tell(f"{error}; that control is left out")
+            return False
+        return True
+
+    def place(self, job: Job) -> Path:
+        return self.folder / "cells" / job.key
+
+    def _cell(self, job: Job) -> dict[str, Any]:
+        path = self.place(job) / "cell.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({one_line(error, 80)}); delete it and go on") from error
+
+    def _times(self, job: Job) -> dict[str, float]:
+        return dict(json.loads((self.place(job) / "times.json").read_text(encoding="utf-8")))
+
+    def _train(self, wanted: Sequence[Job], count: int, tell: Tell, what: str) -> None:
+        left = [job for job in wanted if not (self.place(job) / "cell.json").exists()]
+        done, begun = len(wanted) - len(left), time.monotonic()
+        workers = min(len(left), os.cpu_count() or 1) if count == 1 and not torch.cuda.is_available() else 1
+        if not left:
+            return
+
+        def finished(job: Job, number: int) -> None:
+            each = (time.monotonic() - begun) / number
+            name = f"{what} {done + number}/{len(wanted)}: {job.name}, seed {job.seed}"
+            tell(f"{name}, about {each * (len(left) - number):.0f} s left")
+
+        if workers == 1:
+            for number, job in enumerate(left, 1):
+                _work(job, self.request, self.place(job), count)
+                finished(job, number)
+            return
+        self._side_by_side(left, count, workers, finished)
+
+    def _side_by_side(self, left: list[Job], count: int, workers: int, finished: Callable[[Job, int], None]) -> None:
+        """Processes of their own, spawned: nothing is shared, so results are those of one after the other."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            running: dict[Future[None], Job] = {
+                pool.submit(_work, job, self.request, self.place(job), count): job for job in left
+            }
+            number = 0
+            try:
+                while running:
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        future.result()
+                        number += 1
+                        finished(running.pop(future), number)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    # the result ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, plan: dict[str, Any], done: list[Job], wall: float) -> dict[str, Any]:
+        cells: dict[str, dict[int, dict[str, Any]]] = {}
+        times: dict[str, list[dict[str, float]]] = {}
+        for job in done:
+            for name, record in self._cell(job)["rows"].items():
+                cells.setdefault(name, {})[job.seed] = record
+                times.setdefault(name, []).append(self._times(job))
+        first = self._cell(done[0])
+        found = {
+            "format": FORMAT,
+            "kind": "comparison",
+            "command": plan["command"],
+            "versions": plan["versions"],
+            "data": first["data"],
+            "task": first["data"]["task"],
+            "model": first["model"],
+            "parameters": first["parameters"],
+            "threads": plan["threads"],
+            "seeds": list(self.ask.seeds),
+            "budget": {"kind": self.ask.budget, "amount": plan["amount"]},
+            "level": self.ask.level,
+            "reachable": [reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level)],
+            **judge(cells, self.ask.methods, task=first["data"]["task"], level=self.ask.level),
+            "times": {
+                "rows": {
+                    name: {
+                        "seconds": sum(t["seconds"] for t in rows) / len(rows),
+                        "peak_memory_mb": max(t["peak_memory_mb"] for t in rows),
+                    }
+                    for name, rows in times.items()
+                },
+                "wall_seconds": wall,
+            },
+        }
+        write_json(self.folder / "comparison.json", found)
+        return found
+
+
+def _versions() -> dict[str, str]:
+    return {"selfdistill": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _short(value: Any) -> str:
+    return one_line(repr(value), 60)
+
+
+def compare(
+    request: Request,
+    methods: Sequence[str],
+    *,
+    seeds: int = 5,
+    budget: str = "passes",
+    level: float = 0.05,
+    out: str | Path | None = None,
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
+    """Compare methods with controls and with each other at matched compute.
+
+    Args:
+        request: data, model and training of every row; its method is not used, its seed is the first.
+        methods: recipes' expressions, such as ``born_again()``.
+        seeds: how many; each is a split, a set of wrong labels, an initialisation and a data order for all rows alike.
+        budget: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` or ``seconds``.
+        level: of the verdicts, over the methods.
+        out: the comparison's folder; the same call there goes on with what was cut.
+        tell: called with lines about what is done and what is left.
+
+    Returns:
+        What ``comparison.json`` holds; all of it but ``times`` is the same when it is run again.
+
+    Raises:
+        DataError: nothing can be compared so, or the folder holds another comparison.
+    """
+    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), budget, level)
+    return Comparison.create(request, ask, out).execute(tell)

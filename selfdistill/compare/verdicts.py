@@ -1,0 +1,217 @@
+"""From records to verdicts: a pure function of the cells, so that it can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import DataError
+from ..stats import holm, interval, paired, sign_flip, verdict
+from .plan import ABOUT, INDEPENDENT, PLAIN
+
+METRICS: dict[str, dict[str, dict[str, Any]]] = {
+    "classify": {
+        "accuracy": {"higher_is_better": True, "unit": "share"},
+        "nll": {"higher_is_better": False, "unit": "nats"},
+        "ece": {"higher_is_better": False, "unit": "share"},
+        "brier": {"higher_is_better": False, "unit": "squared error"},
+        "aurc": {"higher_is_better": False, "unit": "share"},
+    },
+    "regress": {
+        "rmse": {"higher_is_better": False, "unit": "of the target"},
+        "mae": {"higher_is_better": False, "unit": "of the target"},
+        "r2": {"higher_is_better": True, "unit": "share"},
+        "coverage": {"higher_is_better": True, "unit": "share"},
+    },
+}
+Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
+
+
+def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level: float = 0.05) -> dict[str, Any]:
+    """Rows, the best control and the verdicts, from each row's record on each seed.
+
+    Every row is compared with `plain`; methods also with the best control, chosen by mean audit score. Per metric the
+    p-values of the methods are corrected for each other (Holm), those of the controls likewise among themselves.
+
+    Raises:
+        DataError: a row has other seeds than `plain`, or a figure is not finite.
+    """
+    known = METRICS[task]
+    same_seeds(cells)
+    names = {name: [m for m in known if m in next(iter(cells[name].values()))["metrics"]] for name in cells}
+    controls = sorted((name for name in cells if name not in methods), key=list(ABOUT).index)
+    audited, higher = ("accuracy", True) if task == "classify" else ("rmse", False)
+    means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
+    best = max(means, key=lambda c: means[c] if higher else -means[c])
+    against: dict[str, dict[str, Any]] = {name: {PLAIN: {}, "best_control": {}} for name in cells}
+    others = [name for name in controls if name != PLAIN]
+    pairs = ((methods, PLAIN, PLAIN), (others, PLAIN, PLAIN), (methods, best, "best_control"))
+    for metric in names[PLAIN]:
+        for family, reference, where in pairs:
+            found = _compared(cells, family, reference, metric, known[metric]["higher_is_better"], level)
+            for name, what in found.items():
+                against[name][where][metric] = what
+    rows = [_row(name, cells, names[name], against[name], name in methods) for name in [*methods, *controls]]
+    if INDEPENDENT in cells:
+        _retained(rows, cells)
+    return {
+        "metrics": {metric: known[metric] for metric in names[PLAIN]},
+        "rows": rows,
+        "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
+        "verdict": [_sentence(row, best, level) for row in rows if row["kind"] == "method"],
+    }
+
+
+def values(cells: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, float]:
+    return {seed: float(record["metrics"][metric]) for seed, record in sorted(cells.items())}
+
+
+def _compared(
+    cells: Cells, family: Sequence[str], reference: str, metric: str, higher: bool, level: float
+) -> dict[str, dict[str, Any]]:
+    theirs = values(cells[reference], metric)
+    differences = {name: paired(values(cells[name], metric), theirs) for name in family}
+    p = {name: sign_flip(d) for name, d in differences.items()}
+    adjusted = holm(p)
+    found = {}
+    for name, d in differences.items():
+        mean, half = interval(d)
+        found[name] = {
+            "difference": mean, "interval": [mean - half, mean + half], "p": p[name], "holm": adjusted[name],
+            "verdict": verdict(d, adjusted[name], higher, level),
+        }  # fmt: skip
+    return found
+
+
+def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any], method: bool) -> dict[str, Any]:
+    records = [record for _, record in sorted(cells[name].items())]
+    row: dict[str, Any] = {
+        "name": name,
+        "kind": "method" if method else "control",
+        "expression": name if method else None,
+        "about": "the method" if method else ABOUT.get(name, ""),
+        "steps": round(statistics.median(r["steps"] for r in records)),
+        "generations": max(r["generations"] for r in records),
+        "metrics": {metric: _spread(list(values(cells[name], metric).values())) for metric in metrics},
+        "audit": {key: statistics.fmean(r["audit"][key] for r in records) for key in records[0]["audit"]},
+        "against": {where: found or None for where, found in against.items()},
+        "passes": {key: statistics.fmean(r["passes"][key] for r in records) for key in records[0]["passes"]},
+        "ensemble_gain_retained": None,
+        "steps_to_plain": converged(cells, name),
+        "curve": _curve(records),
+        "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
+        "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
+    }
+    paid = [r["with_teacher_training"] for r in records]
+    row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
+    return row
+
+
+def _spread(found: list[float]) -> dict[str, Any]:
+    mean, half = interval(found)
+    return {"values": found, "mean": mean, "interval": [mean - half, mean + half]}
+
+
+def _curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Mean over seeds of the audit accuracy, as far as every seed's curve goes."""
+    points = zip(*(r["curve"] for r in records), strict=False)
+    return [
+        {
+            "step": round(statistics.fmean(p["step"] for p in point)),
+            "accuracy": statistics.fmean(p["accuracy"] for p in point),
+            "generation": point[0]["generation"],
+        }
+        for point in points
+    ]
+
+
+def pooled(several: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Reliability bins of several seeds as one: means weighed by the rows in each bin of ten.
+
+    >>> one = {"confidence": 0.95, "accuracy": 1.0, "share": 1.0}
+    >>> pooled([[one], [{**one, "accuracy": 0.5}]])
+    [{'confidence': 0.95, 'accuracy': 0.75, 'share': 1.0}]
+    """
+    bins: dict[int, list[Mapping[str, float]]] = {}
+    for found in several:
+        for b in found:
+            bins.setdefault(math.ceil(b["confidence"] * 10 - 1e-9), []).append(b)
+    merged = []
+    for _, group in sorted(bins.items()):
+        share = math.fsum(b["share"] for b in group)
+        mean = {key: math.fsum(b[key] * b["share"] for b in group) / share for key in ("confidence", "accuracy")}
+        merged.append({**mean, "share": share / len(several)})
+    return merged
+
+
+def _retained(rows: list[dict[str, Any]], cells: Cells) -> None:
+    """Where peers teach: what share of the undistilled ensemble's gain over plain does the one product keep?"""
+    usual = values(cells[PLAIN], "accuracy")
+    whole = paired(values(cells[INDEPENDENT], "accuracy"), usual)
+    for row in rows:
+        taught_by_peers = next(iter(cells[row["name"]].values())).get("peers", False)
+        if taught_by_peers and statistics.fmean(whole) > 0:
+            row["ensemble_gain_retained"] = ratio(paired(values(cells[row["name"]], "accuracy"), usual), whole)
+
+
+def ratio(ours: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
+    """Mean of ours over mean of whole, with the interval of its linearisation (the delta method).
+
+    >>> ratio([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    {'mean': 0.5, 'interval': [0.5, 0.5]}
+    """
+    share = statistics.fmean(ours) / statistics.fmean(whole)
+    _, half = interval([(a - share * b) / statistics.fmean(whole) for a, b in zip(ours, whole, strict=True)])
+    return {"mean": share, "interval": [share - half, share + half]}
+
+
+def steps_to(curve: Sequence[Mapping[str, float]], score: float) -> float:
+    """The first step at which an audit curve reaches a score; infinite where it never does.
+
+    >>> steps_to([{"step": 10, "accuracy": 0.5}, {"step": 20, "accuracy": 0.9}], 0.8)
+    20
+    """
+    return next((point["step"] for point in curve if point["accuracy"] >= score), math.inf)
+
+
+def converged(cells: Cells, name: str) -> int | None:
+    """Median over seeds of the steps to plain's last audit accuracy; None where half of the seeds never reach it."""
+    found = [
+        steps_to(cells[name][seed]["curve"], plain["curve"][-1]["accuracy"]) for seed, plain in cells[PLAIN].items()
+    ]
+    median = statistics.median_high(found)
+    return None if math.isinf(median) else round(median)
+
+
+def _sentence(row: Mapping[str, Any], best: str, level: float) -> str:
+    metric = next(iter(row["metrics"]))
+    said = []
+    for where, called in ((PLAIN, "plain"), ("best_control", f"the best control ({best})")):
+        found = row["against"][where][metric]
+        low, high = found["interval"]
+        scale, unit = (100, " points") if metric == "accuracy" else (1, "")
+        said.append(
+            f"{found['verdict']} {called} by {scale * found['difference']:+.2f}{unit} "
+            f"[{scale * low:+.2f}, {scale * high:+.2f}], p {found['holm']:.3g}"
+        )
+    return f"{row['name']}: in {metric}, {' and '.join(said)} (Holm over the methods, level {level:g})."
+
+
+def same_seeds(cells: Cells) -> list[int]:
+    """The seeds that all rows have.
+
+    Raises:
+        DataError: rows have different seeds, or fewer than three.
+    """
+    seeds = {name: sorted(found) for name, found in cells.items()}
+    first = next(iter(seeds))
+    for name, found in seeds.items():
+        if found != seeds[first]:
+            raise DataError(
+                f"{name} has the seeds {found} and {first} has {seeds[first]}; train both on the same seeds"
+            )
+    if len(seeds[first]) < 3:
+        raise DataError(f"{len(seeds[first])} seeds allow no verdict; give --seeds 3 or more")
+    return seeds[first]
