@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from . import __version__
-from .cli_compare import add_compare
+from .cli_compare import compare
 from .cli_options import data_options, given, refusing, training_options, write
+from .cli_report import report
 
 MAIN_EXAMPLES = """\b
 Examples:
@@ -242,7 +243,8 @@ def doctor() -> None:
     sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
 
 
-add_compare(main)
+main.add_command(compare)
+main.add_command(report)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,4 @@ def compare(
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n")
     show(result)
-    click.echo(f"The comparison lies in {found.folder}")
-
-
-def add_compare(main: click.Group) -> None:
-    """Make it a command."""
-    main.add_command(compare)
+    click.echo(f"The comparison lies in {found.folder}, for people in {found.folder}/report.html")

@@ -34,14 +34,16 @@ from .checkpoint import write_json
 from .core import Clock
 from .crossfit import all_labels, crossfit
 from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError
-from .evaluate import predict, score
+from .evaluate import predict, predict_rows, score
 from .expressions import one_line
 from .heads import Peers
 from .loop import Result, Trained, fit
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
+from .report import write as write_report
 from .request import FORMAT, Request, differences, read_record
 from .tasks.data import CARD, inputs_for, write_card
+from .tasks.metrics import reliability
 
 Progress = Callable[[Clock, dict[str, float]], None]
 
@@ -310,8 +312,12 @@ class Run:
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
         }
+        said = {
+            f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
+        }
         if against is not None:
             last = against.generations[-1]
+            said = {"plain": (against, last.weights), **said}
             result["plain"] = {
                 "steps": against.steps,
                 "seconds": round(against.seconds, 2),
@@ -322,6 +328,10 @@ class Run:
             }
             if preferred:
                 result["test"] = result["plain"]["end"]
+        result["reliability"] = {}
+        for name, (one, weights) in said.items():
+            one.model.load_state_dict(weights)
+            result["reliability"][name] = reliability(predict_rows(product(one.model), data, test), data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)
         return result
@@ -339,6 +349,7 @@ class Run:
         write_card(ready.data, self.folder / "model")
         (self.folder / "README.md").write_text(readme(result, self._record()))
         write_json(self.folder / "run.json", {**self._record(), "result": result})
+        write_report(self.folder)
 
     def predict(self, source: str, exit_number: int | None = None) -> tuple[list[str], Tensor, list[str]]:
         """Row names, class probabilities (rows, classes) and class names for new data.

@@ -29,6 +29,8 @@ from ..checkpoint import write_json
 from ..errors import CheckpointError, DataError, RecipeError
 from ..expressions import one_line
 from ..prepared import Prepared, prepare, suitable_threads
+from ..report import COMPARISON
+from ..report import write as write_report
 from ..request import Request
 from ..stats import reachable
 from . import jobs as trainings
@@ -232,7 +234,8 @@ class Comparison:
                 "wall_seconds": wall,
             },
         }
-        write_json(self.folder / "comparison.json", found)
+        write_json(self.folder / COMPARISON, found)
+        write_report(self.folder)
         return found
 
 

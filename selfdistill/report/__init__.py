@@ -1,0 +1,57 @@
+"""The report: one HTML file that says first whether it helped, and then why one may believe it.
+
+It opens offline, needs no script, and reads as well on a phone; `write` makes it from a run folder, the folder of a
+comparison, or the JSON of one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import CheckpointError, DataError
+from ..expressions import one_line
+from . import comparison_page, run_page
+
+__all__ = ["render", "write"]
+
+COMPARISON = "comparison.json"
+
+
+def render(source: str | Path) -> str:
+    """The report of a run folder, a comparison's folder, or a comparison's JSON file, as HTML.
+
+    Raises:
+        CheckpointError: there is neither, or it is damaged.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "run.json").exists():
+        return run_page.render(path)
+    found = path / COMPARISON if path.is_dir() else path
+    if not found.is_file():
+        unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
+        raise CheckpointError(f"{path} is no run and no finished comparison{unfinished}; give the folder of one")
+    try:
+        result = json.loads(found.read_text(encoding="utf-8"))
+        if result["kind"] != "comparison":
+            raise ValueError(f"it is a {result['kind']}")
+        return comparison_page.render(result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{found} is damaged or foreign ({one_line(error, 80)}); run it again") from error
+
+
+def write(source: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report, by default as ``report.html`` in the folder; where it lies.
+
+    Raises:
+        CheckpointError: there is nothing to report on.
+        DataError: the file cannot be written.
+    """
+    path = Path(source)
+    target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
+    text = render(path)
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}); give another --out") from error
+    return target

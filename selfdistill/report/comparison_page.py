@@ -1,0 +1,124 @@
+"""The report of a comparison."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from .page import code, figure, page, paragraph, section, table
+from .run_page import data, equation
+from .svg import Series, bars, curves, forest, reliability
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page of a comparison, from what its JSON holds."""
+    metric = next(iter(result["metrics"]))
+    methods = [row for row in result["rows"] if row["kind"] == "method"]
+    parts = [
+        *(paragraph(line, "verdict") for line in result["verdict"]),
+        *(paragraph(line, "soft") for line in result["reachable"]),
+        section(
+            f"Differences in {metric}",
+            figure(_forest(result["rows"], "plain", metric), f"Against plain, in {_unit(metric)}, 95 % intervals."),
+            figure(
+                _forest(methods, "best_control", metric),
+                "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
+            ),
+        ),
+        section("All metrics", *(_metrics(result, name) for name in result["metrics"])),
+        section("Learning", figure(_curves(result), "Audit accuracy by step, mean over the seeds.")),
+        section("Calibration", _calibration(result, methods)),
+        section("Cost", *_cost(result)),
+        section("What was compared", table(("", "", "steps"), [
+            (row["name"], row["about"], f"{row['steps']:,}") for row in result["rows"]
+        ]), *_peers(methods)),
+        *(section(row["name"], *equation(row["name"])) for row in methods),
+        section("Data", *data(result["data"])),
+        section("How it was made", code(shlex.join(result["command"])), _made(result)),
+    ]  # fmt: skip
+    return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
+
+
+def _unit(metric: str) -> str:
+    return "points" if metric == "accuracy" else metric
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if metric == "accuracy" else 1.0
+
+
+def _forest(rows: list[dict[str, Any]], where: str, metric: str) -> str:
+    shown = []
+    for row in rows:
+        found = (row["against"][where] or {}).get(metric)
+        if found:
+            low, high = found["interval"]
+            by = _scale(metric)
+            shown.append((row["name"], by * low, by * found["difference"], by * high, found["verdict"]))
+    return forest(shown, f"differences in {metric}", f"difference, {_unit(metric)}")
+
+
+def _metrics(result: dict[str, Any], metric: str) -> str:
+    head = (metric, "mean", "- plain", "95 % interval", "p", "p (Holm)", "vs plain", "vs best control")
+    lines = []
+    for row in result["rows"]:
+        usual, best = ((row["against"][where] or {}).get(metric) for where in ("plain", "best_control"))
+        by, mean = _scale(metric), row["metrics"][metric]["mean"]
+        shown = [row["name"], f"{by * mean:.2f}" if by > 1 else f"{mean:.4f}"]
+        if usual:
+            low, high = usual["interval"]
+            digits = 2 if by > 1 else 4
+            shown += [f"{by * usual['difference']:+.{digits}f}", f"{by * low:+.{digits}f} to {by * high:+.{digits}f}"]
+            shown += [f"{usual['p']:.4f}", f"{usual['holm']:.4f}", usual["verdict"]]
+        else:
+            shown += [""] * 5
+        lines.append([*shown, best["verdict"] if best else ""])
+    return table(head, lines)
+
+
+def _curves(result: dict[str, Any]) -> str:
+    series = [
+        Series(row["name"], [(p["step"], p["accuracy"]) for p in row["curve"]])
+        for row in result["rows"]
+        if row["kind"] == "method" or row["name"] in ("plain", "plain, longer", "label smoothing")
+    ]
+    return curves(series, "audit accuracy by step", "step", "audit accuracy")
+
+
+def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
+    plain = next(row for row in result["rows"] if row["name"] == "plain")
+    series = [(row["name"], row["reliability"]) for row in (plain, *methods) if row["reliability"]]
+    caption = "On the test split, all seeds together: the dashed line is perfect calibration."
+    return figure(reliability(series, "accuracy against confidence"), caption, "small") if series else ""
+
+
+def _cost(result: dict[str, Any]) -> list[str]:
+    spent = []
+    for row in result["rows"]:
+        times = result["times"]["rows"][row["name"]]
+        words = f"{row['passes']['total']:,.0f} passes, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
+        whole = row["passes"]["with_teacher_training"]
+        if whole is not None:
+            words += f"; {whole:,.0f} passes with the teacher's training"
+        if row["steps_to_plain"] is not None:
+            words += f"; plain's last audit score after {row['steps_to_plain']:,} steps"
+        spent.append((row["name"], row["passes"]["total"], words))
+    amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']}, a seed's mean is shown."
+    return [figure(bars(spent, "sample passes"), amount, "long")]
+
+
+def _peers(methods: list[dict[str, Any]]) -> list[str]:
+    said = []
+    for row in methods:
+        kept = row["ensemble_gain_retained"]
+        if kept:
+            low, high = kept["interval"]
+            words = f"{100 * kept['mean']:.0f} % of the undistilled ensemble's gain [{100 * low:.0f}, {100 * high:.0f}]"
+            said.append(paragraph(f"{row['name']} keeps {words} in one model."))
+    return said
+
+
+def _made(result: dict[str, Any]) -> str:
+    facts = [*result["versions"].items(), ("model", f"{result['model']}, {result['parameters']:,} parameters")]
+    facts += [("threads", str(result["threads"])), ("seeds", ", ".join(map(str, result["seeds"])))]
+    return table(("", ""), [(str(a), str(b)) for a, b in facts])

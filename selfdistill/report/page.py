@@ -1,0 +1,84 @@
+"""The page around the drawings: one file, no script, nothing loaded; light and dark, narrow and wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--fg:#1c1e21;--soft:#5b626b;--rule:#d8dce1;--card:#f5f6f8;--good:#00684f;
+--bad:#a8380f;--c0:#0062a3;--c1:#b45309;--c2:#00735a;--c3:#9d3d7f;--c4:#6b5a00;--c5:#4b4fb3}
+@media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e8eaed;--soft:#a6aeb8;--rule:#3a4047;--card:#1e2226;
+--good:#4fd1a5;--bad:#ff9b70;--c0:#6cb8f5;--c1:#f0a94a;--c2:#4fd1a5;--c3:#e59ac8;--c4:#d9c65b;--c5:#a9acf5}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--bg);color:var(--fg);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
+h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
+h3{font-size:1rem;margin:1rem 0 .3rem}
+p{margin:.4rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}
+.verdict{border-left:4px solid var(--c0);background:var(--card);padding:.6rem .9rem;margin:.8rem 0;font-size:1.05rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
+pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overflow-wrap:normal}
+figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
+figure.long svg{min-width:34rem}
+.grid2{display:grid;gap:.5rem 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
+.legend{list-style:none;margin:.2rem 0;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem}
+svg.key{width:28px;height:8px;display:inline-block}
+.t{fill:var(--fg);font-size:13px}.t.good{fill:var(--good)}.t.bad{fill:var(--bad)}
+.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}.ideal{stroke:var(--soft);stroke-dasharray:4 4}
+.c{fill:none;stroke-width:2}
+.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}.c4{stroke:var(--c4)}
+.c5{stroke:var(--c5)}
+.d{stroke:var(--bg)}.d0{fill:var(--c0)}.d1{fill:var(--c1)}.d2{fill:var(--c2)}.d3{fill:var(--c3)}.d4{fill:var(--c4)}
+.d5{fill:var(--c5)}
+.mark{stroke-width:1.5;stroke-dasharray:3 3}line.good{stroke:var(--good)}line.bad{stroke:var(--bad)}
+line.even{stroke:var(--soft)}
+circle.good{fill:var(--good)}circle.bad{fill:var(--bad)}circle.even{fill:var(--soft)}.span{stroke-width:3}
+.bar{fill:var(--c0)}.box{fill:var(--card);stroke-width:2}.box.good{stroke:var(--good)}
+.box.bad{stroke:var(--bad);stroke-dasharray:5 3}
+.arrow{fill:none;stroke:var(--soft);stroke-width:1.5}.tip{fill:var(--soft)}
+"""
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """The whole file, from a title in plain text and parts in HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main></body></html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    """A heading and what belongs to it; nothing at all where there is nothing below it."""
+    inner = "\n".join(part for part in parts if part)
+    return f"<section><h2>{escape(heading)}</h2>\n{inner}</section>" if inner else ""
+
+
+def figure(drawing: str, caption: str = "", kind: str = "") -> str:
+    """A drawing with its caption; empty without a drawing."""
+    if not drawing:
+        return ""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{kind} wide">{drawing}{below}</figure>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in a box that scrolls by itself."""
+    if not rows:
+        return ""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def paragraph(words: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(words)}</p>' if words else ""
+
+
+def code(words: str) -> str:
+    return f"<pre>{escape(words)}</pre>" if words else ""

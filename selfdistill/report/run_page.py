@@ -1,0 +1,193 @@
+"""The report of one run, finished or not."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ..errors import SelfdistillError
+from ..explain import explain
+from ..prepared import read_method
+from ..request import read_record
+from ..summary import cells, rows, sentence
+from .page import code, figure, page, paragraph, section, table
+from .svg import Mark, Series, bars, curves, lineage, reliability
+
+VITALS = {
+    "gradient_share": "share of the gradient",
+    "disagreement": "teacher and student disagree by",
+    "entropy": "entropy of the targets (1 is uniform)",
+    "kept": "share kept by the gate",
+    "accuracy": "targets that agree with the labels",
+    "weight_distance": "distance of the weights",
+}
+Lines = list[dict[str, Any]]
+
+
+def read_lines(path: Path) -> Lines:
+    """The lines of a metrics log; one that is being written now is left out."""
+    found: Lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+    return found
+
+
+def render(folder: Path) -> str:
+    """The page of a run folder.
+
+    Raises:
+        CheckpointError: its run.json is damaged or foreign.
+    """
+    record, _ = read_record(folder / "run.json")
+    lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
+    result = record.get("result")
+    method = record["method"]
+    parts = [_verdict(record, folder)]
+    if result:
+        metrics = table(("on the test split", "accuracy", "NLL", "ECE", "Brier"), [
+            (name, *cells(figures)) for name, figures in rows(result)
+        ])  # fmt: skip
+        parts.append(section("On the test split", metrics))
+    parts += [
+        section("Learning", *_learning(lines, control, result)),
+        section("Audit", *_audit(result, lines)),
+        section("Calibration", _calibration(result)),
+        section("Vitals", *vitals(lines)),
+        section("Cost", *_cost(result)),
+        section("The method", *equation(method)),
+        section("Data", *data(record["data"])),
+        section("How it was made", code(shlex.join(record["command"])), *_made(record)),
+    ]
+    return page(f"{method} on {record['data']['name']}", parts)
+
+
+def _verdict(record: dict[str, Any], folder: Path) -> str:
+    result = record.get("result")
+    said = sentence(result) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
+    return paragraph(said, "verdict")
+
+
+def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> list[str]:
+    ends = _ends(lines)
+    series = []
+    for g in sorted({line["generation"] for line in lines}):
+        own = [(ends[g] + line["step"], _audited(line)) for line in lines if line["generation"] == g]
+        series.append(Series(f"generation {g}", own))
+    if control:
+        series.append(Series("plain, the control", [(line["step"], _audited(line)) for line in control]))
+    marks = [
+        Mark(ends[g["generation"] + 1], "accepted" if g["decision"]["accepted"] else "rolled back", _taken(g))
+        for g in (result or {}).get("generations", [])
+        if g["generation"] and g["generation"] + 1 in ends
+    ]
+    by_step = "Accuracy on the audit split, which never teaches, after each epoch; a line marks each decision."
+    losses = [Series("loss", [(ends[line["generation"]] + line["step"], line["loss"]) for line in lines])]
+    return [
+        figure(curves(series, "audit accuracy by step", "step", "audit accuracy", marks=marks), by_step),
+        figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
+    ]
+
+
+def _audited(line: dict[str, Any]) -> float:
+    return float(line.get("audit", {}).get("accuracy", "nan"))
+
+
+def _taken(generation: dict[str, Any]) -> bool:
+    return bool(generation["decision"]["accepted"])
+
+
+def _ends(lines: Lines) -> dict[int, int]:
+    """The step, counted over all generations, at which each one begins; also of the one after the last."""
+    found, total = {0: 0}, 0
+    for g in sorted({line["generation"] for line in lines}):
+        total += max(line["step"] for line in lines if line["generation"] == g)
+        found[g + 1] = total
+    return found
+
+
+def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
+    checks = [line["decision"]["why"] for line in lines if line.get("decision")]
+    said = [paragraph(why) for why in checks]
+    if not result or len(result["generations"]) < 2:
+        return said
+    nodes, teacher = [], None
+    for g in result["generations"]:
+        number, plainly = g["generation"], result.get("chosen") == "plain"
+        word = "accepted" if _taken(g) else "rolled back"
+        nodes.append(
+            (number, teacher, _taken(g), "the product" if number == result["product"] and not plainly else word)
+        )
+        teacher = number if _taken(g) else teacher
+    drawn = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
+    return [drawn, *(paragraph(g["decision"]["why"]) for g in result["generations"]), *said]
+
+
+def _calibration(result: dict[str, Any] | None) -> str:
+    found = (result or {}).get("reliability")
+    if not found:
+        return ""
+    drawn = reliability(list(found.items()), "accuracy against confidence")
+    caption = "On the test split: the dashed line is perfect calibration, the size of a dot the share of rows."
+    return figure(drawn, caption, "small")
+
+
+def vitals(lines: Lines) -> list[str]:
+    """Small drawings over the epochs: per term its loss, the share its gate kept, and what the vitals read."""
+    names = list(lines[0]["terms"]) if lines else []
+    drawn = []
+    for key, label in {"loss": "loss", **VITALS}.items():
+        series = []
+        for name in names:
+            source = [line["terms"][name] if key == "loss" else line.get("vitals", {}).get(name, {}) for line in lines]
+            values = [(i, found.get(key)) for i, found in enumerate(source, 1)]
+            series.append(Series(name, [(i, float(v)) for i, v in values if v is not None]))
+        if any(one.points for one in series):
+            drawn.append(figure(curves(series, f"{label}, by term", "epoch", label, height=240)))
+    return ['<div class="grid2">' + "".join(drawn) + "</div>"] if drawn else []
+
+
+def _cost(result: dict[str, Any] | None) -> list[str]:
+    if not result:
+        return []
+    compared = [(result["method"], result)]
+    if result.get("plain") and result["plain"]["from"] == "control":
+        compared.append(("plain, the control", result["plain"]))
+    if result.get("folds"):
+        compared.append(("the folds of the audit", result["folds"]))
+    spent = []
+    for name, one in compared:
+        p = one["passes"]
+        whole = p["forward"] + 2 * p["backward"] + p["teacher"]
+        spent.append((name, whole, f"{whole:,} passes, {one['steps']:,} steps, {one['seconds']} s"))
+    note = "Sample passes: forward 1, backward 2, a teacher's forward 1; passes over the audit split are not in them."
+    return [figure(bars(spent, "sample passes"), note)]
+
+
+def equation(expression: str) -> list[str]:
+    """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
+    try:
+        card = explain(expression, read_method(expression))
+    except SelfdistillError:
+        return [code(expression)]
+    return [paragraph(card["summary"]), code(card["equation"]), paragraph(f"Source: {card['source']}", "soft")]
+
+
+def data(described: dict[str, Any]) -> list[str]:
+    """Splits and label noise."""
+    counts = [(kind, f"{n:,}") for kind, n in described["rows"].items()]
+    noise = (
+        f"{100 * described['noise']:.0f} % of the training labels are wrong on purpose." if described["noise"] else ""
+    )
+    return [table(("rows", "number"), counts), paragraph(noise)]
+
+
+def _made(record: dict[str, Any]) -> list[str]:
+    facts = [*record["versions"].items(), ("threads", str(record.get("threads", "")))]
+    facts += [("model", record["model"]), ("seed", str(record["settings"].get("seed", 0)))]
+    return [table(("", ""), [(str(a), str(b)) for a, b in facts])]

@@ -1,0 +1,237 @@
+"""Drawings as inline SVG: curves, bars, intervals and a lineage. Colours come from the page's style, by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
+MOST = 200  # points of a curve that a page shows
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line is told by its colour alone
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: points (x, y), a name, and whether its points are marked."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line with a word: a decision of the audit."""
+
+    x: float
+    word: str
+    good: bool
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that cover [low, high]: steps of 1, 2 or 5 times a power of ten.
+
+    >>> ticks(0.0, 1.0)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A number as a person writes it.
+
+    >>> number(12000.0), number(0.25), number(3.0), number(0.00012)
+    ('12k', '0.25', '3', '1.2e-04')
+    """
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    if abs(value) >= 1000:
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    return f"{value:.4g}"
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST` points, evenly taken, the last among them; what is not a number is left out."""
+    finite = [p for p in points if all(map(math.isfinite, p))]
+    if len(finite) <= MOST:
+        return finite
+    return [finite[round(i * (len(finite) - 1) / (MOST - 1))] for i in range(MOST)]
+
+
+@dataclass
+class Plane:
+    """Axes: from figures to places on the drawing."""
+
+    xs: list[float]
+    ys: list[float]
+    x_label: str
+    y_label: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    parts: list[str] = field(default_factory=list)
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.xs[0]) / (self.xs[-1] - self.xs[0]) * (self.width - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return self.height - BOTTOM - (value - self.ys[0]) / (self.ys[-1] - self.ys[0]) * (self.height - TOP - BOTTOM)
+
+    def axes(self) -> None:
+        bottom, right = self.height - BOTTOM, self.width - RIGHT
+        for t in self.xs:
+            self.parts.append(text(self.x(t), bottom + 16, number(t), "middle"))
+        for t in self.ys:
+            at = f"{self.y(t):.1f}"
+            self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
+            self.parts.append(text(LEFT - 6, self.y(t) + 4, number(t), "end"))
+        self.parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        self.parts.append(text((LEFT + right) / 2, self.height - 8, self.x_label, "middle"))
+        middle = (TOP + bottom) / 2
+        label = escape(self.y_label)
+        self.parts.append(
+            f'<text class="t" text-anchor="middle" transform="translate(13 {middle:.0f}) rotate(-90)">{label}</text>'
+        )
+
+    def path(self, points: Sequence[tuple[float, float]], index: int) -> None:
+        shown = thinned(points)
+        line = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in shown)
+        dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if index % len(DASHES) else ""
+        self.parts.append(f'<polyline class="c c{index % 6}" points="{line}"{dash}/>')
+
+    def dots(self, points: Sequence[tuple[float, float]], index: int, radius: Sequence[float] = ()) -> None:
+        for i, (a, b) in enumerate(thinned(points)):
+            r = radius[i] if i < len(radius) else 3.5
+            self.parts.append(f'<circle class="d d{index % 6}" cx="{self.x(a):.1f}" cy="{self.y(b):.1f}" r="{r:.1f}"/>')
+
+    def drawn(self, title: str) -> str:
+        return drawing(self.width, self.height, title, self.parts)
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "t") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def drawing(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """An SVG element with a title for those who do not see it."""
+    said = escape(title, quote=True)
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}"><title>{said}</title>'
+    return f"{head}{''.join(parts)}</svg>"
+
+
+def legend(names: Sequence[str]) -> str:
+    """Which line is whose, as text that wraps."""
+    keys = []
+    for i, name in enumerate(names):
+        dash = f' stroke-dasharray="{DASHES[i % len(DASHES)]}"' if i % len(DASHES) else ""
+        line = f'<polyline class="c c{i % 6}" points="0,4 28,4"{dash}/>'
+        keys.append(f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true">{line}</svg> {escape(name)}</li>')
+    return f'<ul class="legend">{"".join(keys)}</ul>'
+
+
+def curves(
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    marks: Sequence[Mark] = (),
+    height: int = HEIGHT,
+) -> str:
+    """Curves over one another with a legend; empty where there is nothing to draw."""
+    shown = [one for one in series if thinned(one.points)]
+    points = [p for one in shown for p in thinned(one.points)]
+    if not points:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    plane = Plane(ticks(min(xs), max(xs)), ticks(min(ys), max(ys), 4), x_label, y_label, height=height)
+    plane.axes()
+    for i, mark in enumerate(marks):
+        at, kind = f"{plane.x(mark.x):.1f}", "good" if mark.good else "bad"
+        plane.parts.append(f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        plane.parts.append(text(plane.x(mark.x) - 3, TOP + 10 + 12 * (i % 3), mark.word, "end", f"t {kind}"))
+    for i, one in enumerate(shown):
+        plane.path(one.points, i)
+        if one.marked or len(thinned(one.points)) == 1:
+            plane.dots(one.points, i)
+    return plane.drawn(title) + (legend([one.name for one in shown]) if len(shown) > 1 else "")
+
+
+def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:
+    """Accuracy against confidence; the diagonal is perfect calibration, a dot's size the share of rows."""
+    plane = Plane(ticks(0, 1), ticks(0, 1), "confidence", "accuracy", width=420, height=360)
+    plane.axes()
+    plane.parts.append(
+        f'<line class="ideal" x1="{plane.x(0):.0f}" y1="{plane.y(0):.0f}" x2="{plane.x(1):.0f}" y2="{plane.y(1):.0f}"/>'
+    )
+    for i, (_, bins) in enumerate(series):
+        points = [(b["confidence"], b["accuracy"]) for b in bins]
+        plane.path(points, i)
+        plane.dots(points, i, [2 + 8 * math.sqrt(b["share"]) for b in bins])
+    return plane.drawn(title) + legend([name for name, _ in series])
+
+
+def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_label: str) -> str:
+    """Differences with intervals, one line each: (name, low, mean, high, word); zero is drawn."""
+    finite = [v for _, low, mean, high, _ in rows for v in (low, mean, high) if math.isfinite(v)]
+    if not finite:
+        return ""
+    each = 40
+    height = TOP + each * len(rows) + BOTTOM
+    plane = Plane(ticks(min(0.0, *finite), max(0.0, *finite)), [0, 1], x_label, "", height=height)
+    zero = f"{plane.x(0):.1f}"
+    parts = [f'<line class="ideal" x1="{zero}" x2="{zero}" y1="{TOP}" y2="{height - BOTTOM}"/>']
+    parts += [text(plane.x(t), height - BOTTOM + 16, number(t), "middle") for t in plane.xs]
+    parts.append(text(WIDTH / 2, height - 8, x_label, "middle"))
+    for i, (name, low, mean, high, word) in enumerate(rows):
+        y, kind = TOP + each * i + 28, {"BEATS": "good", "LOSES": "bad"}.get(word, "even")
+        parts.append(text(LEFT, y - 12, f"{name}: {word}", "start", f"t {kind}"))
+        parts.append(f'<line class="span {kind}" x1="{plane.x(low):.1f}" x2="{plane.x(high):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="{kind}" cx="{plane.x(mean):.1f}" cy="{y}" r="4.5"/>')
+    return drawing(WIDTH, height, title, parts)
+
+
+def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
+    """Horizontal bars: (name, length, words at its end)."""
+    most = max((value for _, value, _ in rows), default=0.0)
+    if not most > 0:
+        return ""
+    each, parts = 40, []
+    for i, (name, value, words) in enumerate(rows):
+        y = each * i + 14
+        parts.append(text(4, y, f"{name}: {words}"))
+        parts.append(
+            f'<rect class="bar" x="4" y="{y + 5}" width="{max(1.0, value / most * (WIDTH - 8)):.1f}" height="12"/>'
+        )
+    return drawing(WIDTH, each * len(rows) + 4, title, parts)
+
+
+def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> str:
+    """Generations as boxes, an arrow from each teacher to whom it taught: (number, teacher, accepted, words)."""
+    each, box, gap = 150, 118, 70
+    width, height = max(320, each * len(nodes) + 10), 150
+    parts = [
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
+    ]
+    place = {number: 6 + each * i for i, (number, _, _, _) in enumerate(nodes)}
+    for number_, teacher, accepted, words in nodes:
+        x, kind = place[number_], "good" if accepted else "bad"
+        parts.append(f'<rect class="box {kind}" x="{x}" y="{gap}" width="{box}" height="52" rx="6"/>')
+        parts.append(text(x + box / 2, gap + 21, f"generation {number_}", "middle"))
+        parts.append(text(x + box / 2, gap + 39, words, "middle", f"t {kind}"))
+        if teacher is not None:
+            a, b = place[teacher] + box / 2, x + box / 2
+            rise = gap - 14 - 12 * min(4, number_ - teacher)
+            parts.append(
+                f'<path class="arrow" d="M{a} {gap}C{a} {rise} {b} {rise} {b} {gap - 2}" marker-end="url(#tip)"/>'
+            )
+    return drawing(width, height, title, parts)
