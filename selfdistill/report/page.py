@@ -22,7 +22,7 @@ th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;w
 th:first-child,td:first-child{text-align:left}
 pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overflow-wrap:normal}
 figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
-figure.long svg{min-width:34rem}
+figure.wide>svg{min-width:30rem}figure.small>svg{min-width:16rem}
 .grid2{display:grid;gap:.5rem 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
 .legend{list-style:none;margin:.2rem 0;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem}
 svg.key{width:28px;height:8px;display:inline-block}

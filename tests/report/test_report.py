@@ -1,0 +1,147 @@
+"""Reports: valid drawings, every number in its place, nothing loaded, nothing run, nothing believed of names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.compare.verdicts import judge
+from selfdistill.errors import CheckpointError
+from selfdistill.report import render, write
+from selfdistill.report.svg import Series, curves, forest, lineage, thinned, ticks
+from selfdistill.request import Request
+from selfdistill.run import Run
+from tests.compare.test_verdicts import cells
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    Run.create(Request("digits", labels=100, steps=20, method="born_again(generations=2)"), folder).execute()
+    return folder
+
+
+def comparison(hostile: str = "") -> dict[str, Any]:
+    judged = judge(cells(), ["good()", "same()"])
+    rows = {row["name"]: {"seconds": 1.0, "peak_memory_mb": 100.0} for row in judged["rows"]}
+    return {
+        "format": 1, "kind": "comparison", "command": ["selfdistill", "compare", hostile], "versions": {"torch": "2"},
+        "data": {"name": f"digits{hostile}", "rows": {"train": 10}, "noise": 0.4}, "task": "classify", "model": "mlp",
+        "parameters": 10, "threads": 1, "seeds": list(range(8)), "budget": {"kind": "passes", "amount": 3.0},
+        "level": 0.05, "reachable": ["8 seeds can"], **judged, "times": {"rows": rows, "wall_seconds": 1.0},
+    }  # fmt: skip
+
+
+def drawings(text: str) -> list[ET.Element]:
+    return [ET.fromstring(found) for found in re.findall(r"<svg .*?</svg>", text, re.DOTALL)]
+
+
+def loads_nothing(text: str) -> bool:
+    """No script, no handler, and no address but the empty icon."""
+    addresses = re.findall(r"""(?:href|src|url)\s*[=(]\s*["']?([^"')>]+)""", text)
+    return "<script" not in text and not re.search(r"<[^>]*\son\w+=", text) and set(addresses) <= {"data:,", "#tip"}
+
+
+def test_the_run_writes_its_report_and_it_holds_the_runs_figures(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    result = json.loads((run / "run.json").read_text())["result"]
+    for generation in result["generations"]:
+        assert f"{100 * generation['test']['accuracy']:.1f} %" in text
+        assert generation["decision"]["why"] in text
+    assert "Furlanello" in text
+    assert text.index("Self-distilled against plain") < text.index("<svg")  # the verdict comes first
+    assert len(drawings(text)) >= 6
+    assert loads_nothing(text)
+    assert len(text) < 1_000_000
+
+
+def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(run, folder)
+    record = json.loads((folder / "run.json").read_text())
+    del record["result"]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "Not finished: go on by `selfdistill resume cut`" in render(folder)
+
+
+def test_a_comparison_has_its_verdicts_and_intervals(tmp_path: Path) -> None:
+    found = comparison()
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    text = write(tmp_path).read_text()
+    assert text.index("good(): in accuracy, BEATS plain") < text.index("<svg")
+    assert "early stopping, chosen by audit accuracy" in text
+    assert "keeps 47 %" in text
+    assert text.count("BEATS") >= 3
+    assert drawings(text)
+    assert loads_nothing(text)
+
+
+def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(comparison("<script>alert(1)</script>")))
+    text = render(tmp_path / "c.json")
+    assert loads_nothing(text)
+    assert "&lt;script&gt;alert(1)" in text
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "other"}', '{"kind": "comparison"}'])
+def test_damaged_or_foreign_files_take_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        render(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="no run and no finished comparison"):
+        render(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (3, 17, [0, 5, 10, 15, 20]), (0.82, 0.9, [0.82, 0.84, 0.86, 0.88, 0.9])],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+    assert ticks(2.0, 2.0)[0] < 2.0 < ticks(2.0, 2.0)[-1]
+
+
+def test_points_lie_where_the_axes_say() -> None:
+    drawn = ET.fromstring(curves([Series("a", [(0, 0.0), (10, 1.0)])], "t", "x", "y").split("</svg>")[0] + "</svg>")
+    line = next(e for e in drawn.iter("polyline"))
+    assert line.get("points") == "56.0,256.0 624.0,16.0"  # the corners of the plane
+    assert curves([], "t", "x", "y") == ""
+    assert curves([Series("a", [(0, float("nan"))])], "t", "x", "y") == ""
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    long = [(float(i), float(i * i)) for i in range(5000)]
+    shown = thinned(long)
+    assert (len(shown), shown[0], shown[-1]) == (200, long[0], long[-1])
+
+
+def test_every_interval_and_every_teacher_is_drawn() -> None:
+    drawn = ET.fromstring(forest([("a", -1, 0, 1, "TIES"), ("b", 1, 2, 3, "BEATS")], "t", "x"))
+    spans = [e for e in drawn.iter("line") if "span" in e.get("class", "")]
+    zero = next(e for e in drawn.iter("line") if e.get("class") == "ideal").get("x1")
+    assert [float(e.get("x1", 0)) < float(zero or 0) for e in spans] == [True, False]
+    drawn = ET.fromstring(lineage([(0, None, True, "x"), (1, 0, False, "y"), (2, 0, True, "z")], "t"))
+    assert sum(e.get("class") == "arrow" for e in drawn.iter()) == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_browser_opens_it_without_a_complaint(run: Path, tmp_path: Path) -> None:
+    page = write(run, tmp_path / "page.html")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    netlog = tmp_path / "net.json"
+    more = [f"--user-data-dir={tmp_path / 'user'}", f"--log-net-log={netlog}", f"--screenshot={tmp_path / 'shot.png'}"]
+    done = subprocess.run(["chromium", *flags, *more, page.as_uri()], check=False, capture_output=True, text=True)
+    assert "CONSOLE" not in done.stderr
+    assert (tmp_path / "shot.png").stat().st_size > 1000
+    hosts = set(re.findall(r'"url":"https?://([^/":]+)', netlog.read_text()))
+    own = ("google.com", "googleapis.com", "gvt1.com")  # the browser's own errands, on an empty page too
+    assert {host for host in hosts if not host.endswith(own)} == set()
