@@ -8,7 +8,7 @@
     generations/      final and best weights of every generation
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
-    README.md         the same facts for people
+    README.md         the same facts for people; report.html draws them
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ class Run:
         return result
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
-        from .summary import readme
+        from .summary import model_card_text, readme
 
         model = product(trained.model)
         prepared, plainly = ready.method.prepare, result["chosen"] == "plain"
@@ -348,6 +348,7 @@ class Run:
         models.save(model, self.folder / "model", build, facts)
         write_card(ready.data, self.folder / "model")
         (self.folder / "README.md").write_text(readme(result, self._record()))
+        (self.folder / "model" / "README.md").write_text(model_card_text(result, self._record()))
         write_json(self.folder / "run.json", {**self._record(), "result": result})
         write_report(self.folder)
 

@@ -44,9 +44,10 @@ def sentence(result: dict[str, Any]) -> str:
     plain = result.get("plain")
     if not plain or plain["from"] == "itself":
         return f"Accuracy on the test split: {100 * result['test']['accuracy']:.1f} %."
-    ours = result["generations"][result["product"]]["test"]
+    plainly = result.get("chosen") == "plain"
+    ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
     gains = [100 * (ours["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
-    kept = " The audit prefers the plain model, so that is the product." if result.get("chosen") == "plain" else ""
+    kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     return (
         f"Self-distilled against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
         f"stopped early.{kept} One seed is an anecdote; repeat with other --seed values before you believe it."
@@ -55,10 +56,28 @@ def sentence(result: dict[str, Any]) -> str:
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
+    return "\n".join([*_facts(result, record), *_loading("model")])
+
+
+def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
+    """The README of the model's own folder: the same facts, the audit's decisions, and what it is not fit for."""
+    data = result["data"]
+    decisions = [g["decision"]["why"] for g in result["generations"] if g.get("decision")]
+    lines = [
+        "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]", "metrics: [accuracy]", "---",
+        "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
+        f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it. Classes: "
+        f"{', '.join(map(str, data['classes']))}.",
+        "", *_loading("."),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _facts(result: dict[str, Any], record: dict[str, Any]) -> list[str]:
     data = result["data"]
     batch, seed = record["settings"]["batch_size"], result["seed"]
     counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
-    lines = [
+    return [
         f"# {result['method']} on {data['name']}",
         "",
         sentence(result),
@@ -72,12 +91,16 @@ def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
         f"- steps: {result['steps']} in {result['seconds']} s, batch {batch}, seed {seed}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
+    ]
+
+
+def _loading(folder: str) -> list[str]:
+    return [
         "Load the model without the training code:",
         "",
         "```python",
         "from selfdistill.models import load",
-        'model = load("model")',
+        f'model = load("{folder}")',
         "```",
         "",
     ]
-    return "\n".join(lines)

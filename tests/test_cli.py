@@ -91,9 +91,14 @@ def test_without_out_each_request_has_a_folder_of_its_own_below_runs() -> None:
 def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
-        "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md",
+        "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
     }  # fmt: skip
-    assert {path.name for path in Path("r/model").iterdir()} == {"model.safetensors", "config.json", "data.json"}
+    held = {path.name for path in Path("r/model").iterdir()}
+    assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
+    card = Path("r/model/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: selfdistill\n")
+    assert "generation 1" in card
+    assert 'load(".")' in card
     lines = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     assert [(line["generation"], line["epoch"], line["step"]) for line in lines] == [(0, 0, 3), (1, 0, 3)]
     assert "born_again(generations=2)" in Path("r/README.md").read_text()
