@@ -56,7 +56,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
-    return "\n".join([*_facts(result, record), *_loading("model")])
+    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model")])
 
 
 def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
@@ -73,7 +73,8 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _facts(result: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> list[str]:
+    """Without ``took``, equal runs tell it in equal words."""
     data = result["data"]
     batch, seed = record["settings"]["batch_size"], result["seed"]
     counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
@@ -88,7 +89,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any]) -> list[str]:
         "",
         f"- data: {data['name']} ({counts}; {100 * data['noise']:.0f} % of the training labels wrong on purpose)",
         f"- model: {result['model']}, {result['parameters']} parameters",
-        f"- steps: {result['steps']} in {result['seconds']} s, batch {batch}, seed {seed}",
+        f"- steps: {result['steps']}{took}, batch {batch}, seed {seed}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
