@@ -1,45 +1,22 @@
-"""Vitals: is the signal of each term alive? A few steps are looked at; what is certainly dead stops the run.
-
-`Objective.vitals()` gives per term means over the looks, and warnings. What `Watch` is certain of it raises as
-`VitalsError` at once. Only the terms' own outputs are differentiated, never the model.
-"""
+"""One look at one term: its figures, and what is certainly wrong with it."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import VitalsError
-from .step import Step
-from .targets import DISTRIBUTIONS, Target
+from ..targets import DISTRIBUTIONS, Target
+from .pulse import Pulse, fail
 
 if TYPE_CHECKING:
-    from .core import Measured
-
-__all__ = ["Pulse", "Seen", "Vitals", "Watch", "looked_at", "summarise"]
+    from ..core import Measured
+    from .watch import Watch
 
 MOST = 4096  # elements a look reads, and classes a histogram has: language models have far more of both
-NAMES = (
-    "gradient", "gradient_share", "disagreement", "entropy", "largest", "kept", "confidence_gap", "accuracy",
-    "class_distance",
-)  # fmt: skip
-
-
-def looked_at(step: int) -> bool:
-    """Is this step (from 0) one of the few? Steps 1, 2, 4, ... 32 and every fiftieth, counted from 1.
-
-    >>> [step + 1 for step in range(120) if looked_at(step)]
-    [1, 2, 4, 8, 16, 32, 50, 100]
-    """
-    done = step + 1
-    return done % 50 == 0 or (done <= 32 and done & (done - 1) == 0)
 
 
 class Seen(NamedTuple):
@@ -49,68 +26,6 @@ class Seen(NamedTuple):
     target: Target
     trust: Tensor | None
     loss: Tensor
-
-
-@dataclass
-class Pulse:
-    """What the looks at one term added up to: plain numbers, in no ``state_dict``."""
-
-    looks: int = 0  # steps, however many micro-batches each had
-    last: tuple[int, int] = (-1, -1)  # generation and step of the last look
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    valid: float = 0.0
-    kept: float = 0.0
-    trusted: float = 0.0  # elements kept and dropped where target's confidence is known
-    dropped: float = 0.0
-    gap: float = 0.0  # confidence of kept minus dropped, within looks, and its weight
-    gap_weight: float = 0.0
-    alive: bool = False
-    dead_looks: int = 0
-    weights: float | None = None  # a fingerprint of the student at the first dead look
-    peak: float = 0.0  # the largest target probability ever
-    twice: bool = True  # could every target so far be a softmax of probabilities?
-    spoke: int = 0  # looks with a distribution
-    weighs: bool = False
-    waiting: bool = False  # a generation that has no teacher yet
-    frozen: list[str] = field(default_factory=list)
-    targets: dict[int, int] = field(default_factory=dict)  # rows by the target's best class
-    labels: dict[int, int] = field(default_factory=dict)
-
-    def add(self, name: str, value: float | None) -> None:
-        if value is not None and math.isfinite(value):
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def mean(self, name: str) -> float | None:
-        return self.sums[name] / self.counts[name] if self.counts.get(name) else None
-
-
-@dataclass(frozen=True)
-class Vitals:
-    """The reading: for each term means over the looks (None: not measurable), and what looks wrong.
-
-    ``gradient`` is the norm of the mean loss's gradient in the term's own output, ``gradient_share`` its weighted
-    share; ``disagreement`` the total variation between target and student, or mean abs(t - s) / std(t) for values;
-    ``entropy`` the target's over log(classes), ``largest`` its largest probability, ``kept`` the share that the gate
-    kept, ``confidence_gap`` the target's confidence where kept minus where dropped, ``accuracy`` the target's on rows
-    with labels, ``class_distance`` the total variation between the classes of targets and labels.
-    """
-
-    terms: dict[str, dict[str, float | None]]
-    warnings: list[str]
-
-    def to_json(self) -> str:
-        """The reading as one JSON object."""
-        return json.dumps(asdict(self), allow_nan=False)
-
-
-def distance(one: Mapping[int, int], other: Mapping[int, int]) -> float | None:
-    """Total variation between two histograms of classes; None where either is empty."""
-    a, b = sum(one.values()), sum(other.values())
-    if not a or not b:
-        return None
-    return sum(abs(one.get(c, 0) / a - other.get(c, 0) / b) for c in {*one, *other}) / 2
 
 
 def figures(student: Tensor, target: Target) -> dict[str, Tensor]:
@@ -132,63 +47,7 @@ def figures(student: Tensor, target: Target) -> dict[str, Tensor]:
     return {"differ": (target.value - student).abs()}
 
 
-class Watch:
-    """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
-
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse]) -> None:
-        self.student, self.step, self.pulse = student, step, pulse
-        self.on = torch.is_grad_enabled() and looked_at(step.clock.step)
-        self._versions = _versions(student) if self.on else []
-
-    def buffers(self, name: str, term: Any, measured: Measured) -> Measured:
-        """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
-        now = _versions(self.student) if self.on else []
-        if now != self._versions and hasattr(term, "teacher"):
-            _fail(
-                "teacher-moved-buffers", name, "computing its target changed the student's own buffers (batch-norm "
-                "statistics, say)", "run the teacher on a copy, or in eval mode",
-            )  # fmt: skip
-        self._versions = now
-        return measured
-
-    def read(self, terms: Mapping[str, Any], measured: Mapping[str, Measured]) -> None:
-        """Look at every term.
-
-        Raises:
-            VitalsError: a signal is certainly dead or inverted.
-        """
-        if not self.on:
-            return
-        frozen = sorted({
-            type(m).__name__ for m in self.student.modules()
-            if not m.training and isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
-        })  # fmt: skip
-        clock, pulses = self.step.clock, self.pulse
-        for name, term in terms.items():
-            pulse = pulses.setdefault(name, Pulse())
-            if pulse.last[0] != clock.generation:
-                pulse = pulses[name] = Pulse()
-            new, pulse.last = pulse.last[1] != clock.step, (clock.generation, clock.step)
-            pulse.looks += int(new)
-            pulse.frozen, pulse.waiting = frozen, clock.generation == 0 and clock.generations > 1
-            weight = float(term.weight_at(clock))
-            pulse.weighs |= weight != 0
-            _Look(self, name, term, pulse, weight, new).at(measured[name])
-        alone = not any(p.alive or not p.valid for p in pulses.values())  # then nothing else can move the weights
-        for name, pulse in pulses.items():
-            dead = pulse.dead_looks >= 4 and not pulse.alive and pulse.weighs
-            if dead and (alone or pulse.weights != self.fingerprint()):
-                _fail(
-                    "teacher-is-student", name, f"at {pulse.dead_looks} looks its target was exactly the student's own "
-                    "output", "give it another model, another view or another head as teacher",
-                )  # fmt: skip
-
-    def fingerprint(self) -> float:
-        """One number that changes when the student's weights do."""
-        return math.fsum(float(p.detach().float().norm()) for p in self.student.parameters())
-
-
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """One look at one term."""
 
     watch: Watch
@@ -229,7 +88,7 @@ class _Look(NamedTuple):
         trains = seen.student.requires_grad or any(p.requires_grad for p in self.watch.student.parameters())
         if grown is None:
             if live and self.weight and trains:
-                _fail(
+                fail(
                     "no-gradient", self.name, "its loss has no gradient in the student's output",
                     "compute the loss from the student's output, not from the target or a detached copy",
                 )  # fmt: skip
@@ -243,7 +102,7 @@ class _Look(NamedTuple):
 
     def _note(self, found: dict[str, Tensor], target: Target, live: bool, gradient: float | None) -> float:
         """Write the figures down; the student's mean confidence."""
-        from .teachers import Labels
+        from ..teachers import Labels
 
         pulse, names = self.pulse, [n for n in ("differ", "entropy", "top", "sure") if n in found]
         if not names:
@@ -283,7 +142,7 @@ class _Look(NamedTuple):
         low, high, most, odd = torch.stack([value.min(), value.max(), off, uneven]).tolist()
         if target.space == "logits":
             if len(value) >= 8 and low >= 0 and high <= 1 and most < 1e-4 and odd > 1e-6:
-                _fail(
+                fail(
                     "probabilities-as-logits", self.name, "its target is called logits, but every row is a "
                     "distribution and would be softmaxed twice", "declare the space 'probabilities'",
                 )  # fmt: skip
@@ -291,7 +150,7 @@ class _Look(NamedTuple):
         allowed = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
         whole = getattr(getattr(self.term, "teacher", None), "normalised", True)
         if whole and (low < -1e-5 or most > allowed):
-            _fail(
+            fail(
                 "not-a-distribution", self.name, f"its target is called probabilities, but a row is {most:.3g} off 1 "
                 f"(smallest entry {low:.3g})", "normalise it, or set normalised = False on the teacher",
             )  # fmt: skip
@@ -313,7 +172,7 @@ class _Look(NamedTuple):
         if self.weight and claims and min(pulse.trusted, pulse.dropped) >= 200 and pulse.gap_weight:
             gap = pulse.gap / pulse.gap_weight
             if gap < -0.02:
-                _fail(
+                fail(
                     "inverted-gate", self.name, f"its gate keeps targets that are less confident by {-gap:.3f} than "
                     "those it drops", "turn its mask round, or set prefers = None on the gate",
                 )  # fmt: skip
@@ -338,7 +197,7 @@ class _Look(NamedTuple):
         needed = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
         flat = pulse.spoke >= needed and pulse.peak <= bound + 1e-6 and pulse.twice
         if self.weight and flat and sure > (1 + bound) / 2:
-            _fail(
+            fail(
                 "uniform-target", self.name, f"no target probability ever exceeded {bound:.3f}, what a second softmax "
                 "leaves, while the student is confident", "softmax the target once, and temper logits only",
             )  # fmt: skip
@@ -354,45 +213,6 @@ def _flat(seen: Seen) -> tuple[Tensor, Target, Tensor]:
     return student.reshape(elements, -1)[index], Target(flat[index], space), index
 
 
-def _versions(module: nn.Module) -> list[int]:
-    return [b._version for b in module.buffers() if not b.is_inference()]
-
-
 def _count(into: dict[int, int], classes: Tensor) -> None:
     for c, n in zip(*(found.tolist() for found in classes.unique(return_counts=True)), strict=True):
         into[c] = into.get(c, 0) + n
-
-
-def _fail(vital: str, name: str, what: str, remedy: str) -> None:
-    raise VitalsError(vital, f"{vital}: term {name!r}: {what}; {remedy}")
-
-
-def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
-    said = []
-    if pulse.looks >= 5 and pulse.weighs and not pulse.waiting:
-        if not pulse.valid:
-            said.append(f"term {name!r} never had a valid target in {pulse.looks} looks")
-        elif not pulse.kept:
-            said.append(f"the gate of term {name!r} kept nothing in {pulse.looks} looks")
-    of, most = sum(pulse.targets.values()), max(pulse.targets.values(), default=0)
-    if of and labels and most > 0.9 * of and max(labels.values()) < 0.5 * sum(labels.values()):
-        said.append(f"{most / of:.0%} of the targets of term {name!r} are one class; the labels are spread over more")
-    return said
-
-
-def summarise(pulses: Mapping[str, Pulse]) -> Vitals:
-    """The reading of some pulses; before the first look every figure is None."""
-    everyone = max((p.labels for p in pulses.values()), key=lambda h: sum(h.values()), default={})
-    whole = sum(pulse.mean("pull") or 0.0 for pulse in pulses.values())
-    terms, warnings = {}, []
-    for name, pulse in pulses.items():
-        read: dict[str, float | None] = {key: pulse.mean(key) for key in NAMES}
-        pull = pulse.mean("pull")
-        read["gradient_share"] = pull / whole if pull is not None and whole else None
-        read["class_distance"] = distance(pulse.targets, pulse.labels or everyone)
-        terms[name] = {**read, "looks": float(pulse.looks)}
-        warnings += _warned(name, pulse, pulse.labels or everyone)
-    frozen = sorted({kind for pulse in pulses.values() for kind in pulse.frozen})
-    if frozen:
-        warnings.append(f"{', '.join(frozen)} of the student in eval mode while it trains; call model.train()")
-    return Vitals(terms, warnings)
