@@ -5,7 +5,7 @@
 """
 
 from .look import Seen, figures
-from .pulse import Pulse, Vitals, summarise
+from .pulse import Pulse, Vitals, interval, summarise
 from .watch import Watch, looked_at
 
-__all__ = ["Pulse", "Seen", "Vitals", "Watch", "figures", "looked_at", "summarise"]
+__all__ = ["Pulse", "Seen", "Vitals", "Watch", "figures", "interval", "looked_at", "summarise"]

@@ -30,9 +30,9 @@ def looked_at(step: int) -> bool:
 class Watch:
     """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
 
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse]) -> None:
+    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], on: bool = True) -> None:
         self.student, self.step, self.pulse = student, step, pulse
-        self.on = torch.is_grad_enabled() and looked_at(step.clock.step)
+        self.on = on and torch.is_grad_enabled() and looked_at(step.clock.step)
         self._versions = _versions(student) if self.on else []
 
     def buffers(self, name: str, term: Any, measured: Measured) -> Measured:
