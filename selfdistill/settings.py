@@ -54,10 +54,11 @@ class Settings:
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
+            "audit_measure": ("accuracy", "nll", "brier"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise DataError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+                raise DataError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
         for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

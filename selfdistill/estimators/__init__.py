@@ -1,0 +1,5 @@
+"""Self-distillation of scikit-learn estimators."""
+
+from .distilled import SelfDistilledClassifier, SelfDistilledRegressor
+
+__all__ = ["SelfDistilledClassifier", "SelfDistilledRegressor"]
