@@ -1,5 +1,6 @@
 """Self-distillation of scikit-learn estimators."""
 
 from .distilled import SelfDistilledClassifier, SelfDistilledRegressor
+from .peers import PeerTaughtRegressor
 
-__all__ = ["SelfDistilledClassifier", "SelfDistilledRegressor"]
+__all__ = ["PeerTaughtRegressor", "SelfDistilledClassifier", "SelfDistilledRegressor"]

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .base import Audited, Selection, SelfTaught, Table, available_if, delegates, seeded, told, weight_name, weighted
 from .chain import Classes, Kind, Values, first, later
-from .rows import Floats
+from .rows import Floats, count
 from .targets import class_targets, real_targets
 from .trust import CERTAIN, Rows, held_out, smoother, steps
 
@@ -49,41 +50,52 @@ class SelfDistilled(SelfTaught):
         random = self._random()
         seed = 0 if random is None else int(random.randint(2**31 - 1))
         learners, seeds = self._members(random, seed)
-        audited, self.xi_ = self._choose(kind, learners, seeds, table, seed)
-        self.history_ = self._history(audited)
-        self.generation_ = audited.product() if audited else self.generations - 1 if self.audit == "off" else 0
+        number = self._rounds(table.unlabelled is not None) - 1
+        audited, self.xi_ = self._choose(kind, learners, seeds, table, seed, number)
+        self.history_ = self._history(audited, number, table)
+        self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
         members = first(kind, learners, table, seeds)
         for xi in self.xi_[: self.generation_]:
             members = later(kind, learners, table, members, xi, self.selection)
         self.estimator_ = members[0]
 
+    def _xi(self) -> float | str:
+        return self.xi
+
+    def _peers(self) -> Any:
+        return self.peers
+
+    def _rounds(self, unlabelled: bool) -> int:
+        return self.generations
+
     def _check(self) -> None:
         if not isinstance(self.generations, (int, np.integer)) or self.generations < 1:
             raise ValueError(f"generations counts trainings: a whole number from 1 on, not {self.generations!r}")
-        if self.xi != "auto" and (isinstance(self.xi, str) or not np.isfinite(self.xi)):
-            raise ValueError(f"xi is a number or 'auto', not {self.xi!r}")
+        xi = self._xi()
+        if xi != "auto" and (isinstance(xi, str) or not np.isfinite(xi)):
+            raise ValueError(f"xi is a number or 'auto', not {xi!r}")
 
     def _members(self, random: np.random.RandomState | None, seed: int) -> tuple[list[Any], list[int | None]]:
         """The learner and its peers; copies of it learn from bootstrap samples, or they would agree in everything."""
-        learner = seeded(self._base(), random)
-        if self.peers is None:
+        learner, peers = seeded(self._base(), random), self._peers()
+        if peers is None:
             return [learner], [None]
-        if isinstance(self.peers, (int, np.integer)):
-            if self.peers < 1:
-                raise ValueError(f"peers is a number from 1 on, a list of estimators, or None, not {self.peers}")
+        if isinstance(peers, (int, np.integer)):
+            if peers < 1:
+                raise ValueError(f"peers is a number from 1 on, a list of estimators, or None, not {peers}")
             drawn = np.random.RandomState(seed)
-            copies = [seeded(self._base(), drawn) for _ in range(self.peers)]
-            return [learner, *copies], [None, *(int(s) for s in drawn.randint(2**31 - 1, size=self.peers))]
-        others = [seeded(peer, random) for peer in self.peers]
+            copies = [seeded(self._base(), drawn) for _ in range(peers)]
+            return [learner, *copies], [None, *(int(s) for s in drawn.randint(2**31 - 1, size=peers))]
+        others = [seeded(peer, random) for peer in peers]
         if not others:
             raise ValueError("peers is an empty list; give estimators, a number, or None")
         return [learner, *others], [None] * (1 + len(others))
 
     def _choose(
-        self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int
+        self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int, number: int
     ) -> tuple[Audited | None, list[float]]:
         """The trust weight of every generation, and the audit of each."""
-        number, fixed = self.generations - 1, None if self.xi == "auto" else float(self.xi)
+        fixed = None if self._xi() == "auto" else float(self._xi())
         parts = self._parts(table, seed) if number else None
         audit = self._audit(number)
         if parts is None or (audit.policy == "off" and fixed is not None):
@@ -114,18 +126,28 @@ class SelfDistilled(SelfTaught):
         """The best xi on rows left out, from students of labels alone and of the teacher alone."""
         raise NotImplementedError
 
-    def _history(self, audited: Audited | None) -> list[dict[str, Any]]:
-        if audited is None:
-            few = "too few rows to audit; nothing after generation 0 is trusted"
-            why = "not audited" if self.audit == "off" or self.generations == 1 else few
-            return [told(0, f"learns from labels; {why}", None, None, xi=None)]
+    def _history(self, audited: Audited | None, planned: int, table: Table) -> list[dict[str, Any]]:
+        if audited is None and planned and self.audit != "off":
+            why = "learns from labels; too few rows to audit, so nothing after it is trusted"
+            return [told(0, why, None, None, xi=None, labelled_by=[])]
         lines = []
-        for number, (losses, decision) in enumerate(zip(audited.losses, audited.decisions, strict=True)):
+        teachers = [type(self._base()).__name__] if self._peers() is None else self._names()
+        for number in range(len(audited.losses) if audited else planned + 1):
             xi = self.xi_[number - 1] if number else None
-            by = "its peers" if self.peers is not None else f"generation {number - 1}"
+            by = "its peers" if self._peers() is not None else f"generation {number - 1}"
             what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi:.3g}"
-            lines.append(told(number, what, float(losses.mean()), decision if number else None, xi=xi))
+            labelled = count(table.unlabelled) if number and table.unlabelled is not None else 0
+            what += f", and by their labels for {labelled} rows" if labelled else ""
+            loss = float(audited.losses[number].mean()) if audited else None
+            decision = audited.decisions[number] if audited and number else None
+            lines.append(told(number, what, loss, decision, xi=xi, labelled_by=teachers if labelled else []))
         return lines
+
+    def _names(self) -> list[str]:
+        peers = self._peers()
+        if isinstance(peers, (int, np.integer)):
+            return [type(self._base()).__name__] * int(peers)
+        return [type(peer[-1] if isinstance(peer, Pipeline) else peer).__name__ for peer in peers]
 
 
 class _Folded:
