@@ -2,5 +2,6 @@
 
 from .distilled import SelfDistilledClassifier, SelfDistilledRegressor
 from .peers import PeerTaughtRegressor
+from .selftrained import SelfTrainedClassifier
 
-__all__ = ["PeerTaughtRegressor", "SelfDistilledClassifier", "SelfDistilledRegressor"]
+__all__ = ["PeerTaughtRegressor", "SelfDistilledClassifier", "SelfDistilledRegressor", "SelfTrainedClassifier"]

@@ -21,8 +21,6 @@ from ..errors import DataError
 from .rows import Floats, Ints, count, folds, pooled, take
 from .trust import Rows
 
-Selection = float | Callable[[Floats], Floats] | None
-
 
 @dataclass(frozen=True)
 class Table:
@@ -76,27 +74,6 @@ def seeded(estimator: Any, random: np.random.RandomState | None) -> Any:
         }
         made.set_params(**seeds)
     return made
-
-
-def chosen(selection: Selection, said: Floats) -> Floats | None:
-    """Weights in [0, 1] for what a teacher said, (rows, classes) or (rows,); None for full trust.
-
-    Raises:
-        DataError: a threshold for values, or weights of another shape or range.
-    """
-    if selection is None:
-        return None
-    if callable(selection):
-        found = np.asarray(selection(said), dtype=np.float64)
-        if found.shape != said.shape[:1] or not ((found >= 0) & (found <= 1)).all():
-            raise DataError(
-                f"selection returned {found.shape} for {len(said)} rows; it gives one weight in [0, 1] for each"
-            )
-        return found
-    if said.ndim == 1:
-        raise DataError("selection is a confidence and values have none; pass a function of the predictions, or None")
-    found = np.asarray(said.max(axis=1) >= selection, dtype=np.float64)
-    return found
 
 
 class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -275,4 +252,4 @@ def delegates(name: str) -> Callable[[SelfTaught], bool]:
     return check
 
 
-__all__ = ["Audited", "SelfTaught", "Table", "available_if", "chosen", "delegates", "seeded", "told", "weighted"]
+__all__ = ["Audited", "SelfTaught", "Table", "available_if", "delegates", "seeded", "told", "weighted"]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
 
 from ..errors import DataError
-from .base import Selection, Table, chosen, seeded, weight_name, weighted
+from .base import Table, seeded, weight_name, weighted
+from .labelling import Labelling
 from .rows import Floats, stack, take
 
 
@@ -125,7 +126,7 @@ def _bootstrap(table: Table, seed: int) -> NDArray[Any]:
 
 
 def later(
-    kind: Kind, learners: Sequence[Any], table: Table, models: Sequence[Any], xi: float, selection: Selection
+    kind: Kind, learners: Sequence[Any], table: Table, models: Sequence[Any], xi: float, labelling: Labelling
 ) -> list[Any]:
     """The next generation: each member is taught by the mean of the others, and by itself where it is alone."""
     shown = [kind.says(model, table.X) for model in models] if xi else []
@@ -137,8 +138,7 @@ def later(
             targets = xi * _others(shown, number) + (1.0 - xi) * targets
         X, weights = table.X, table.weights
         if table.unlabelled is not None:
-            said = _others(pseudo, number)
-            trust = chosen(selection, said)
+            said, trust = labelling.of(_others(pseudo, number))
             if trust is not None or weights is not None:
                 weights = np.ones(len(targets)) if weights is None else weights
                 weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
@@ -146,6 +146,8 @@ def later(
             if weights is not None and not weights.all():  # a weight of 0 is a row that is not there
                 there = np.flatnonzero(weights)
                 X, targets, weights = take(X, there), targets[there], weights[there]
+            if weights is not None and (weights == 1.0).all():
+                weights = None  # then the learner need not take weights
         made.append(kind.learn(learner, X, targets, weights))
     return made
 

@@ -12,11 +12,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .base import Audited, Selection, SelfTaught, Table, available_if, delegates, seeded, told, weight_name, weighted
+from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weight_name, weighted
 from .chain import Classes, Kind, Values, first, later
+from .labelling import Labelling, Selection
 from .rows import Floats, count
 from .targets import class_targets, real_targets
-from .trust import CERTAIN, Rows, held_out, smoother, steps
+from .trust import ALIKE, CERTAIN, Rows, held_out, smoother, steps
 
 
 class SelfDistilled(SelfTaught):
@@ -51,12 +52,12 @@ class SelfDistilled(SelfTaught):
         seed = 0 if random is None else int(random.randint(2**31 - 1))
         learners, seeds = self._members(random, seed)
         number = self._rounds(table.unlabelled is not None) - 1
-        audited, self.xi_ = self._choose(kind, learners, seeds, table, seed, number)
+        audited, self.xi_, self._labellings = self._choose(kind, learners, seeds, table, seed, number)
         self.history_ = self._history(audited, number, table)
         self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
         members = first(kind, learners, table, seeds)
-        for xi in self.xi_[: self.generation_]:
-            members = later(kind, learners, table, members, xi, self.selection)
+        for xi, labelling in list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]:
+            members = later(kind, learners, table, members, xi, labelling)
         self.estimator_ = members[0]
 
     def _xi(self) -> float | str:
@@ -93,13 +94,14 @@ class SelfDistilled(SelfTaught):
 
     def _choose(
         self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int, number: int
-    ) -> tuple[Audited | None, list[float]]:
-        """The trust weight of every generation, and the audit of each."""
+    ) -> tuple[Audited | None, list[float], list[Labelling]]:
+        """The trust weight and the labelling of every generation, and the audit of each."""
         fixed = None if self._xi() == "auto" else float(self._xi())
         parts = self._parts(table, seed) if number else None
         audit = self._audit(number)
         if parts is None or (audit.policy == "off" and fixed is not None):
-            return None, [0.0 if fixed is None else fixed] * number
+            blind = [self._labelling(k, number, None, table.y, ALIKE) for k in range(1, number + 1)]
+            return None, [0.0 if fixed is None else fixed] * number, blind
         fold, distinct = parts
         rows = Rows(table.weights, distinct)
         plan: list[float | None] = [fixed] * number
@@ -109,18 +111,25 @@ class SelfDistilled(SelfTaught):
         folded = _Folded(self, kind, learners, table, fold)
         audited = Audited(audit, rows, [], [])
         members = folded.each(first, seeds)
-        audited.add(kind.losses(folded.said(members), table.y))
-        xis: list[float] = []
-        for planned in plan:
+        said = folded.said(members)
+        audited.add(kind.losses(said, table.y))
+        xis, labellings = list[float](), list[Labelling]()
+        for k, planned in enumerate(plan, 1):
+            labellings.append(self._labelling(k, number, said, table.y, rows))
             xi = planned
             if xi is None:
-                ends = [folded.said(folded.each(later, members, end, self.selection)) for end in (0.0, 1.0)]
+                ends = [folded.said(folded.each(later, members, end, labellings[-1])) for end in (0.0, 1.0)]
                 xi = self._best(table.y, ends[0], ends[1], rows)
             xis.append(xi)
-            members = folded.each(later, members, xi, self.selection)
-            if not audited.add(kind.losses(folded.said(members), table.y)):
+            members = folded.each(later, members, xi, labellings[-1])
+            said = folded.said(members)
+            if not audited.add(kind.losses(said, table.y)):
                 break  # the folds went on from it, so nothing after it can be judged
-        return audited, xis
+        return audited, xis, labellings
+
+    def _labelling(self, number: int, of: int, said: Floats | None, y: NDArray[Any], rows: Rows) -> Labelling:
+        """How generation ``number`` of ``of`` later ones labels; ``said`` of labelled rows left out, if there are."""
+        return Labelling(self.selection)
 
     def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
         """The best xi on rows left out, from students of labels alone and of the teacher alone."""
@@ -140,7 +149,17 @@ class SelfDistilled(SelfTaught):
             what += f", and by their labels for {labelled} rows" if labelled else ""
             loss = float(audited.losses[number].mean()) if audited else None
             decision = audited.decisions[number] if audited and number else None
-            lines.append(told(number, what, loss, decision, xi=xi, labelled_by=teachers if labelled else []))
+            lines.append(
+                told(
+                    number,
+                    what,
+                    loss,
+                    decision,
+                    xi=xi,
+                    labelled_by=teachers if labelled else [],
+                    temperature=self._labellings[number - 1].temperature if number else None,
+                )
+            )
         return lines
 
     def _names(self) -> list[str]:
@@ -291,13 +310,17 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
 
     def _check(self) -> None:
         super()._check()
-        if self.xi != "auto" and not 0.0 <= float(self.xi) <= 1.0:
+        xi = self._xi()
+        if xi != "auto" and not 0.0 <= float(xi) <= 1.0:
             raise ValueError(
-                f"xi = {self.xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
+                f"xi = {xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
                 "lower bound: the learner would gain without end by ruling that class out; give xi from 0 to 1"
             )
         if self.generations > 1:
-            soft_learner(self._base())
+            able(self._base(), self._soft())
+
+    def _soft(self) -> bool:
+        return True
 
     def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
         return mixture(y, without, taught, rows)
@@ -315,8 +338,8 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
         return np.asarray(self.estimator_.decision_function(self._rows(X, reset=False)))
 
 
-def soft_learner(estimator: Any) -> None:
-    """A learner that can teach and be taught by soft targets.
+def able(estimator: Any, soft: bool) -> None:
+    """A learner that can teach, and be taught by soft targets where they are ``soft``.
 
     Raises:
         ValueError: it cannot, with what is possible instead.
@@ -324,7 +347,7 @@ def soft_learner(estimator: Any) -> None:
     name = type(estimator).__name__
     if not hasattr(estimator, "predict_proba"):
         raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
-    if weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
+    if soft and weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
         raise ValueError(
             f"{name} takes no sample_weight, so it cannot learn soft targets; take a learner that does, or "
             "SelfTrainedClassifier with hard labels"

@@ -11,8 +11,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from .base import Selection
 from .distilled import SelfDistilledRegressor
+from .labelling import Selection
 
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
 
