@@ -91,10 +91,9 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        base = get_tags(self._base())
-        tags.input_tags.sparse = base.input_tags.sparse
-        tags.input_tags.allow_nan = base.input_tags.allow_nan
-        tags.input_tags.categorical = base.input_tags.categorical
+        members = [get_tags(learner).input_tags for learner in self._learners()]
+        for name in ("sparse", "allow_nan", "categorical"):
+            setattr(tags.input_tags, name, all(getattr(member, name) for member in members))
         tags.target_tags.single_output = True
         tags.target_tags.multi_output = False
         return tags
@@ -102,6 +101,10 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     def _base(self) -> Any:
         """The learner to wrap, never fitted itself."""
         raise NotImplementedError
+
+    def _learners(self) -> list[Any]:
+        """The learner and whoever learns beside it."""
+        return [self._base()]
 
     def _rows(self, X: Any, reset: bool) -> Any:
         """Checked rows: a frame stays a frame, lists and arrays become arrays, a sparse matrix CSR."""

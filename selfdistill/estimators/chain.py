@@ -110,7 +110,7 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
 def first(kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None]) -> list[Any]:
     """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
     made = []
-    for learner, seed in zip(learners, seeds, strict=True):
+    for learner, seed in zip(learners, seeds, strict=False):  # of the last generation the learner alone is needed
         own = table if seed is None else table.at(_bootstrap(table, seed))
         made.append(kind.learn(learner, own.X, kind.known(own.y), own.weights))
     return made

@@ -55,9 +55,10 @@ class SelfDistilled(SelfTaught):
         audited, self.xi_, self._labellings = self._choose(kind, learners, seeds, table, seed, number)
         self.history_ = self._history(audited, number, table)
         self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
-        members = first(kind, learners, table, seeds)
-        for xi, labelling in list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]:
-            members = later(kind, learners, table, members, xi, labelling)
+        steps_taken = list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]
+        members = first(kind, _needed(learners, 0, self.generation_), table, seeds)
+        for k, (xi, labelling) in enumerate(steps_taken, 1):
+            members = later(kind, _needed(learners, k, self.generation_), table, members, xi, labelling)
         self.estimator_ = members[0]
 
     def _xi(self) -> float | str:
@@ -65,6 +66,10 @@ class SelfDistilled(SelfTaught):
 
     def _peers(self) -> Any:
         return self.peers
+
+    def _learners(self) -> list[Any]:
+        peers = self._peers()
+        return [self._base(), *([] if peers is None or isinstance(peers, (int, np.integer)) else peers)]
 
     def _rounds(self, unlabelled: bool) -> int:
         return self.generations
@@ -108,9 +113,9 @@ class SelfDistilled(SelfTaught):
         if fixed is None and isinstance(kind, Values) and len(learners) == 1 and table.unlabelled is None:
             H = smoother(learners[0], table.X, table.y, **weighted(learners[0], table.weights))
             plan = plan if H is None else [*steps(H, table.y, number, rows=rows)]
-        folded = _Folded(self, kind, learners, table, fold)
+        folded = _Folded(self, kind, table, fold)
         audited = Audited(audit, rows, [], [])
-        members = folded.each(first, seeds)
+        members = folded.each(first, learners, seeds)
         said = folded.said(members)
         audited.add(kind.losses(said, table.y))
         xis, labellings = list[float](), list[Labelling]()
@@ -118,10 +123,12 @@ class SelfDistilled(SelfTaught):
             labellings.append(self._labelling(k, number, said, table.y, rows))
             xi = planned
             if xi is None:
-                ends = [folded.said(folded.each(later, members, end, labellings[-1])) for end in (0.0, 1.0)]
+                ends = [
+                    folded.said(folded.each(later, learners[:1], members, end, labellings[-1])) for end in (0.0, 1.0)
+                ]
                 xi = self._best(table.y, ends[0], ends[1], rows)
             xis.append(xi)
-            members = folded.each(later, members, xi, labellings[-1])
+            members = folded.each(later, _needed(learners, k, number), members, xi, labellings[-1])
             said = folded.said(members)
             if not audited.add(kind.losses(said, table.y)):
                 break  # the folds went on from it, so nothing after it can be judged
@@ -169,21 +176,26 @@ class SelfDistilled(SelfTaught):
         return [type(peer[-1] if isinstance(peer, Pipeline) else peer).__name__ for peer in peers]
 
 
+def _needed(learners: list[Any], generation: int, last: int) -> list[Any]:
+    """Who is trained in a generation: in the last one nobody but the learner."""
+    return learners[:1] if generation == last else learners
+
+
 class _Folded:
     """The same chain without each fold in turn."""
 
-    def __init__(self, owner: SelfDistilled, kind: Kind, learners: list[Any], table: Table, fold: Any) -> None:
-        self.owner, self.kind, self.learners, self.rows = owner, kind, learners, len(table.y)
+    def __init__(self, owner: SelfDistilled, kind: Kind, table: Table, fold: Any) -> None:
+        self.owner, self.kind, self.rows = owner, kind, len(table.y)
         numbers = range(owner.audit_folds)
         self.without = [table.at(np.flatnonzero(fold != k)) for k in numbers]
         self.held = [np.flatnonzero(fold == k) for k in numbers]
         self.shown = [table.at(places).X for places in self.held]
 
-    def each(self, work: Any, given: Any, *more: Any) -> list[Any]:
+    def each(self, work: Any, learners: list[Any], given: Any, *more: Any) -> list[Any]:
         """Call `first` or `later` for every fold; ``given`` is what the folds share, or for `later` one a fold."""
         times = len(self.without)
         own = [given] * times if work is first else given
-        columns = [[self.kind] * times, [self.learners] * times, self.without, own, *([m] * times for m in more)]
+        columns = [[self.kind] * times, [learners] * times, self.without, own, *([m] * times for m in more)]
         return self.owner._each(work, *columns)
 
     def said(self, members: list[Any]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.compose import make_column_selector, make_column_transformer
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -54,7 +54,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
     agreement is largest where there is least to learn. Without ``X_unlabeled`` it is the learner alone.
 
     Args:
-        estimator: the learner that becomes the product; a random forest by default.
+        estimator: the learner that becomes the product; gradient boosting by default.
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
@@ -97,7 +97,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         self.random_state = random_state
 
     def _base(self) -> Any:
-        return RandomForestRegressor() if self.estimator is None else self.estimator
+        return HistGradientBoostingRegressor() if self.estimator is None else self.estimator
 
     def _xi(self) -> float | str:
         return 0.0

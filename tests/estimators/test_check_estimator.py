@@ -1,0 +1,35 @@
+"""scikit-learn's own checks, none of them exempted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from selfdistill.estimators import (
+    PeerTaughtRegressor,
+    SelfDistilledClassifier,
+    SelfDistilledRegressor,
+    SelfTrainedClassifier,
+)
+
+ESTIMATORS = [
+    SelfDistilledClassifier(),
+    SelfDistilledClassifier(LogisticRegression()),
+    SelfDistilledClassifier(DecisionTreeClassifier(random_state=0), xi=0.5, generations=3),
+    SelfDistilledRegressor(),
+    SelfDistilledRegressor(Ridge(), generations=4),
+    SelfDistilledRegressor(DecisionTreeRegressor(random_state=0), peers=[Ridge()]),
+    SelfTrainedClassifier(),
+    SelfTrainedClassifier(DecisionTreeClassifier(random_state=0), hard=False),
+    PeerTaughtRegressor(),
+    PeerTaughtRegressor(Ridge()),
+]
+
+
+@parametrize_with_checks(ESTIMATORS)  # type: ignore[untyped-decorator]
+def test_check_estimator(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)

@@ -1,0 +1,253 @@
+"""The estimators: soft targets exactly, peers without themselves, audits that roll back, frames, and bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from selfdistill.errors import DataError
+from selfdistill.estimators import (
+    PeerTaughtRegressor,
+    SelfDistilledClassifier,
+    SelfDistilledRegressor,
+    SelfTrainedClassifier,
+)
+from selfdistill.estimators.base import Table
+from selfdistill.estimators.chain import Classes, Values, fit_soft, later
+from selfdistill.estimators.labelling import Labelling
+from selfdistill.estimators.rows import folds, stack
+
+X, Y = load_diabetes(return_X_y=True)
+IRIS, KINDS = load_iris(return_X_y=True)
+
+
+# soft targets ---------------------------------------------------------------------------------------------------------
+
+
+def soft(rows: int, classes: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), rows)
+
+
+def test_weighted_rows_learn_the_expected_loss() -> None:
+    """Logistic regression on soft targets has the gradient of the soft cross-entropy: zero at its solution."""
+    P, C = soft(len(IRIS), 3), 0.7
+    model = fit_soft(LogisticRegression(C=C, tol=1e-10, max_iter=10_000), IRIS, P, np.arange(3))
+    residual = model.predict_proba(IRIS) - P
+    gradient = C * residual.T @ IRIS + model.coef_
+    assert np.abs(gradient).max() < 1e-3
+    assert np.abs(residual.sum(0)).max() < 1e-3  # the intercepts
+
+
+def test_naive_bayes_adds_up_the_same_without_copies_of_the_rows() -> None:
+    P = soft(len(IRIS), 3)
+    model = fit_soft(GaussianNB(), IRIS, P, np.arange(3))
+    copies = GaussianNB().fit(np.repeat(IRIS, 3, 0), np.tile(np.arange(3), len(IRIS)), sample_weight=P.ravel())
+    assert model.predict_proba(IRIS) == pytest.approx(copies.predict_proba(IRIS), abs=1e-7)
+
+
+def test_hard_targets_are_the_plain_fit() -> None:
+    hard = fit_soft(KNeighborsClassifier(), IRIS, np.eye(3)[KINDS], np.arange(3))
+    assert (hard.predict(IRIS) == KNeighborsClassifier().fit(IRIS, KINDS).predict(IRIS)).all()
+    with pytest.raises(DataError, match="takes no sample_weight"):
+        fit_soft(KNeighborsClassifier(), IRIS, soft(len(IRIS), 3), np.arange(3))
+
+
+# generations ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_learns_the_mixture() -> None:
+    model = SelfDistilledRegressor(Ridge(0.1), xi=0.7, audit="off").fit(X, Y)
+    first = Ridge(0.1).fit(X, Y)
+    by_hand = Ridge(0.1).fit(X, 0.7 * first.predict(X) + 0.3 * Y)
+    assert model.predict(X) == pytest.approx(by_hand.predict(X))
+    assert model.generation_ == 1
+
+
+def test_repeated_distillation_ends_at_the_fixed_point() -> None:
+    """With labels kept, many generations of ridge are ridge with penalty / (1 - xi)."""
+    Z = X - X.mean(0)
+    model = SelfDistilledRegressor(Ridge(0.1, fit_intercept=False), xi=0.5, generations=60, audit="off").fit(Z, Y)
+    assert model.predict(Z) == pytest.approx(Ridge(0.2, fit_intercept=False).fit(Z, Y).predict(Z), abs=1e-8)
+
+
+class Says(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Says one value, and remembers what it was taught."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def fit(self, X: Any, y: Any) -> Says:
+        self.taught_ = np.asarray(y)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        return np.full(len(X), self.value)
+
+
+def test_peers_label_for_each_other_and_never_for_themselves() -> None:
+    learners = [Says(1.0), Says(2.0), Says(6.0)]
+    table = Table(X[:4], Y[:4], None, X[4:7])
+    models = [clone(one).fit(X[:4], Y[:4]) for one in learners]
+    made = later(Values(), learners, table, models, 0.0, Labelling())
+    assert [one.taught_[4:].tolist() for one in made] == [[4.0] * 3, [3.5] * 3, [1.5] * 3]
+    assert all((one.taught_[:4] == Y[:4]).all() for one in made)
+
+
+def test_a_harmful_generation_is_rolled_back_and_a_good_one_kept() -> None:
+    harmful = SelfDistilledRegressor(
+        DecisionTreeRegressor(max_depth=3, random_state=0), peers=[DummyRegressor()], xi=1.0
+    )
+    harmful.fit(X, Y)
+    assert harmful.generation_ == 0
+    assert not harmful.history_[1]["decision"]["accepted"]
+    assert "rolled back" in harmful.report()
+    good = SelfDistilledRegressor(DecisionTreeRegressor(random_state=0), peers=[Ridge(0.1)], xi=1.0).fit(X, Y)
+    assert good.generation_ == 1
+    assert "the product is generation 1" in good.report()
+
+
+def test_the_audit_sees_no_row_twice() -> None:
+    fold, distinct = folds(np.repeat(X[:30], 2, 0), np.repeat(Y[:30], 2), 5, 0, classes=False)
+    assert (fold[::2] == fold[1::2]).all()
+    assert len(np.unique(distinct)) == 30
+
+
+def test_self_training_takes_labels_back_and_balances_them() -> None:
+    pixels, digits = load_digits(return_X_y=True)
+    pixels = pixels / 16
+    model = SelfTrainedClassifier(LogisticRegression(max_iter=300), generations=4, random_state=0)
+    model.fit(pixels[:100], digits[:100], X_unlabeled=pixels[100:900])
+    alone = LogisticRegression(max_iter=300).fit(pixels[:100], digits[:100])
+    assert model.score(pixels[900:], digits[900:]) > alone.score(pixels[900:], digits[900:])
+    assert [row["generation"] for row in model.history_] == list(range(len(model.history_)))
+    assert model.history_[1]["temperature"] > 0
+    assert model.history_[1]["labelled_by"] == ["LogisticRegression"]
+
+
+def test_hard_labels_need_no_weights() -> None:
+    model = SelfTrainedClassifier(KNeighborsClassifier(), audit="off", generations=2)
+    model.fit(IRIS[::3], KINDS[::3], X_unlabeled=IRIS[1::3])
+    assert model.score(IRIS[2::3], KINDS[2::3]) > 0.9
+
+
+def test_two_fits_with_one_seed_are_equal_and_processes_do_not_matter() -> None:
+    def fitted(**options: Any) -> Any:
+        model = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=3, **options)
+        return model.fit(X[:60], Y[:60], X_unlabeled=X[60:200]).predict(X[200:])
+
+    assert (fitted() == fitted(n_jobs=2)).all()
+
+
+# tables ---------------------------------------------------------------------------------------------------------------
+
+
+def frame() -> tuple[pd.DataFrame, Any]:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"size": random.normal(size=120), "kind": random.choice(["a", "b", "c"], 120)})
+    y = (table["size"] + (table["kind"] == "a") > 0.3).map({True: "yes", False: "no"})
+    table.loc[::7, "size"] = np.nan
+    return table, y
+
+
+def columns() -> Any:
+    return make_column_transformer(
+        (OneHotEncoder(), make_column_selector(dtype_exclude="number")), remainder="passthrough"
+    )
+
+
+def test_a_pipeline_with_missing_values_and_categories_is_searched_over() -> None:
+    table, y = frame()
+    pipeline = make_pipeline(columns(), HistGradientBoostingClassifier(max_iter=10))
+    search = GridSearchCV(
+        SelfDistilledClassifier(pipeline, audit_folds=2, random_state=0),
+        {"xi": [0.0, 0.5], "generations": [1, 2]},
+        cv=2,
+    )
+    search.fit(table[:100], y[:100], X_unlabeled=table[100:])
+    assert set(search.best_params_) == {"xi", "generations"}
+    assert set(search.predict(table)) <= {"yes", "no"}
+    assert list(search.best_estimator_.feature_names_in_) == ["size", "kind"]
+
+
+def test_usual_peers_take_frames_with_text_and_gaps() -> None:
+    table, _ = frame()
+    y = np.where(table["kind"] == "a", 2.0, 0.0) + np.random.default_rng(1).normal(size=120)
+    pipeline = make_pipeline(columns(), DecisionTreeRegressor(random_state=0))
+    model = PeerTaughtRegressor(pipeline, random_state=0).fit(table[:60], y[:60], X_unlabeled=table[60:])
+    assert model.predict(table).shape == (120,)
+
+
+def test_rows_stack_as_what_they_came_in() -> None:
+    assert sparse.issparse(stack([sparse.csr_matrix(X[:2]), sparse.csr_matrix(X[2:3])]))
+    assert isinstance(stack([frame()[0][:2], frame()[0][2:3]]), pd.DataFrame)
+    assert stack([X[:2], X[2:3]]).shape == (3, 10)
+
+
+def test_sparse_rows_are_taught() -> None:
+    rows = sparse.csr_matrix(np.where(X > 0, X, 0))
+    model = SelfDistilledRegressor(Ridge(0.1)).fit(rows[:200], Y[:200], X_unlabeled=rows[200:])
+    assert model.predict(rows).shape == (442,)
+
+
+# bad input ------------------------------------------------------------------------------------------------------------
+
+
+def complaint(estimator: Any, X: Any, y: Any, **options: Any) -> str:
+    with pytest.raises(ValueError, match=r".") as found:
+        estimator.fit(X, y, **options)
+    said = str(found.value)
+    assert "\n" not in said
+    return said
+
+
+def test_bad_input_gets_one_line_with_a_remedy() -> None:
+    y = Y.copy()
+    y[3] = np.nan
+    assert "X_unlabeled" in complaint(SelfDistilledRegressor(Ridge()), X, y)
+    assert "nothing to learn" in complaint(SelfDistilledRegressor(Ridge()), X, np.ones(len(X)))
+    assert "one class only" in complaint(SelfDistilledClassifier(GaussianNB()), IRIS, np.zeros(len(IRIS)))
+    assert "3 columns and X has 10" in complaint(SelfDistilledRegressor(Ridge()), X, Y, X_unlabeled=X[:, :3])
+    table, kinds = frame()
+    renamed = table.rename(columns={"kind": "sort"})
+    said = complaint(SelfTrainedClassifier(DecisionTreeClassifier()), table, kinds, X_unlabeled=renamed)
+    assert "'kind'" in said
+    assert "sample_weight" in complaint(SelfDistilledClassifier(KNeighborsClassifier()), IRIS, KINDS)
+    assert "CalibratedClassifierCV" in complaint(SelfDistilledClassifier(LinearSVC()), IRIS, KINDS)
+    assert "no lower bound" in complaint(SelfDistilledClassifier(GaussianNB(), xi=1.5), IRIS, KINDS)
+    assert "'auto'" in complaint(SelfDistilledRegressor(Ridge(), xi="some"), X, Y)
+    assert "generations" in complaint(SelfDistilledRegressor(Ridge(), generations=0), X, Y)
+    assert "audit is" in complaint(SelfDistilledRegressor(Ridge(), audit="maybe"), X, Y)
+    assert "audit_folds" in complaint(SelfDistilledRegressor(Ridge(), audit_folds=1), X, Y)
+    assert "peers" in complaint(SelfDistilledRegressor(Ridge(), peers=[]), X, Y)
+    said = complaint(SelfDistilledRegressor(Ridge(), selection=0.5), X[:50], Y[:50], X_unlabeled=X[50:])
+    assert "selection" in said
+
+
+def test_too_few_rows_are_not_trusted() -> None:
+    model = SelfDistilledRegressor(Ridge(), xi=0.5).fit(X[:6], Y[:6])
+    assert model.generation_ == 0
+    assert "too few rows" in model.report()
+
+
+def test_classes_missing_from_a_model_have_probability_zero() -> None:
+    model = DecisionTreeClassifier().fit(IRIS[:100], KINDS[:100])
+    said = Classes(np.arange(3)).says(model, IRIS)
+    assert said.shape == (150, 3)
+    assert (said[:, 2] == 0).all()
