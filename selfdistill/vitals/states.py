@@ -129,18 +129,19 @@ class Vigil:
         if not isinstance(part, Ema) or type(part).update is not Ema.update or len({len(s) for s in seen}) > 1:
             return
         rate = 1.0 - (min(1.0 - 1.0 / (done + 1), part.decay) if part.warm_up else part.decay)
-        moved, apart, size = torch.stack([(after - before).norm(), (student - before).norm(), before.norm()]).tolist()
         coarse = any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
-        if not rate or not apart > (1e-3 if coarse else 1e-2) * size:  # where float32 would round too
-            return
+        expected = rate * (student - before).abs()
+        due = (student - before).abs() > (1e-3 if coarse else 1e-2) * before.abs()  # less than that float32 rounds too
+        still = due & ((after - before).abs() < 0.1 * expected)
+        due_entries, still_entries = torch.stack([due.sum(), still.sum()]).tolist()
         suspicion = self._suspicions[key]
-        suspicion.stuck = suspicion.stuck + 1 if moved < 0.1 * rate * apart else 0
-        if suspicion.stuck >= 3:
-            kind = next(module.parameters()).dtype
+        # not by norms: entries near 0, as biases are at first, still move in low precision
+        suspicion.stuck = suspicion.stuck + 1 if still_entries > 0.75 * due_entries else 0
+        if rate and suspicion.stuck >= 3:
             fail(
-                "stuck-average", self._terms(key)[0], f"at {suspicion.stuck} looks its average ({kind}) moved by "
-                f"{moved / (rate * apart):.1%} of what a decay of {part.decay} says", "keep the average in float32: "
-                "cast the model before bind, and not the objective",
+                "stuck-average", self._terms(key)[0], f"at {suspicion.stuck} looks {still_entries / due_entries:.0%} "
+                f"of its average ({next(module.parameters()).dtype}) moved by less than a tenth of what a decay of "
+                f"{part.decay} says", "keep the average in float32: cast the model before bind, and not the objective",
             )  # fmt: skip
 
     def _statistics(self, key: str, part: Part, now: _Kept, suspicion: _Suspicion) -> None:
