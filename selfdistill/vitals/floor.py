@@ -73,6 +73,6 @@ def _negative(look: Look, seen: Seen) -> None:
             "set signed = True on a loss that is meant to be negative",
         )  # fmt: skip
     look.pulse.note(
-        f"the loss of term {look.name!r} goes below 0; set signed = True on it if that is meant, and renormalise what it "
-        "compares if it is a divergence"
+        f"the loss of term {look.name!r} goes below 0; set signed = True on it if that is meant, and renormalise what "
+        "it compares if it is a divergence"
     )

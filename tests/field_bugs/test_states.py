@@ -57,13 +57,13 @@ class AllAlike(Ema):
 
 def test_bug_05_an_average_that_forgets_buffers_or_shrinks_counters_is_caught() -> None:
     assert caught(Term(WeightsOnly(0.9), KL())).vital == "lost-buffers"
-    pretrained = signals.Net()
+    pretrained: Any = signals.Net()
     pretrained.layers[1].num_batches_tracked += 1000
     error = caught(Term(AllAlike(0.9), KL()), model=pretrained)
     assert error.vital == "lost-buffers"
     assert "num_batches_tracked" in str(error)
     for sound in (Ema(0.9), Ema(0.9, train=True), Frozen()):
-        model = signals.Net()
+        model: Any = signals.Net()
         model.layers[1].num_batches_tracked += 1000
         train({"label": LABEL, "fine": Term(sound, KL())}, model=model)
 
