@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_micro_batches_and_steps_between_looks_change_nothing():
     read: list[int] = []
     model = Net()
     objective = Method({"label": LABEL, "past": Term(Ema(0.9), KL())}).bind(model)
-    for step in range(12):
+    for _step in range(12):
         for _ in range(3):
             objective({"x": torch.randn(8, 6), "y": torch.arange(8) % 4, "id": torch.arange(8)}).backward()
         objective.update()
@@ -93,7 +93,7 @@ def test_an_average_moved_by_somebody_else_is_caught_and_one_s_own_part_is_left_
         for state in objective.states.values():
             if isinstance(state, Held):
                 with torch.no_grad():
-                    for p in cast(nn.Module, state.module).parameters():
+                    for p in state.module.parameters():
                         p.mul_(1.01)
 
     with pytest.raises(VitalsError, match="Ema") as found:
