@@ -110,7 +110,7 @@ class Vigil:
         from ..teachers import Ema, Frozen
 
         stays = isinstance(part, Frozen) and type(part).update is Frozen.update
-        if not stays and not isinstance(part, Ema):
+        if not stays and not (isinstance(part, Ema) and type(part).update is Ema.update):
             return  # a part of one's own may be moved by one's own loop
         past = [(self._opened or {}).get(key)]
         past += [self._kept[key].weights] if stays and key in self._kept else []

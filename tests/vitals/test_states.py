@@ -99,6 +99,7 @@ def test_an_average_moved_by_somebody_else_is_caught_and_one_s_own_part_is_left_
     with pytest.raises(VitalsError, match="Ema") as found:
         train({"label": LABEL, "odd": Term(Ema(0.9), KL())}, each=moved)
     assert found.value.vital == "frozen-teacher-moved"
+    train({"label": LABEL, "fine": Term(ByHand(), KL())}, model=nn.Linear(6, 4), each=moved)
 
 
 def test_a_copy_of_an_objective_has_a_watch_of_its_own():
