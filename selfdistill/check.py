@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from .core import Method, Teacher, Term
+from .core import Measured, Method, Objective, Teacher, Term
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
 from .heads import space_of
@@ -16,6 +18,7 @@ from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
 from .teachers import External
+from .vitals.pulse import fail
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -131,6 +134,49 @@ def dry_run(trainer: Trainer) -> None:
             weighs = f"a term of the method fails on rows of shape {shape}"
             with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
                 objective.measure(batch)
+            _check_sums(objective, step)
+
+
+def _check_sums(objective: Objective, step: Step) -> None:
+    """A tally of one's own adds up over the parts of a batch; a mean that is called a sum does not.
+
+    The parts hold what the models said of the whole batch, so that batch norm and dropout change nothing. Only what is
+    exactly a mean of the parts is refused: a term that compares the rows of a batch with each other need not add up.
+    """
+    for name, term in objective.method.terms.items():
+        if getattr(type(term), "tally", None) is Term.tally or step.rows(term.view) < 3:
+            continue
+
+        def tally(part: Step, seed: int = 0, name: str = name, term: Term = term) -> Measured:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return term.tally(partial(objective._state, name), part)
+
+        whole, drawn = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
+        if not torch.equal(whole.tally.total, drawn.tally.total):
+            continue  # it draws: nothing is known
+        try:
+            steps = step.parted(1 / 3)
+            parts = [tally(part) for part in steps]
+        except Exception:  # it needs a whole batch, or a number of rows: its own affair
+            continue
+        total, first, rest = (float(m.tally.total) for m in (whole, *parts))
+        if _near(total, first + rest, total):
+            continue
+        weights = [[float(part.rows(term.view)) for part in steps], *([float(f(m)) for m in parts] for f in _COUNTS)]
+        if any(sum(w) and _near(total, (w[0] * first + w[1] * rest) / sum(w), total) for w in weights):
+            fail(
+                "mean-of-means", name, f"its tally is {total:.4g} on a batch, {first:.4g} and {rest:.4g} on the parts "
+                "of it: a mean, where micro-batches and processes add sums", "return the sum over the elements and "
+                "their count, undivided",
+            )  # fmt: skip
+
+
+_COUNTS: tuple[Callable[[Measured], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
+
+
+def _near(a: float, b: float, size: float) -> bool:
+    return abs(a - b) <= 1e-4 * abs(size) + 1e-9
 
 
 def _check_outputs(trainer: Trainer, step: Step) -> None:

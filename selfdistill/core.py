@@ -26,7 +26,7 @@ from .heads import element_shape, space_of
 from .step import Batch, Clock, Passes, Rows, Step
 from .targets import Target
 from .views import Views
-from .vitals import Pulse, Seen, Vitals, Watch, summarise
+from .vitals import Pulse, Seen, Vigil, Vitals, Watch, summarise
 
 __all__ = [
     "Always", "Batch", "Clock", "Gate", "Given", "Loss", "Measured", "Method", "Objective", "Part", "Pool", "Rows",
@@ -102,7 +102,8 @@ class Teacher(Part):
 
 class Gate(Part):
     """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any);
-    ``prefers`` says whether it keeps the more confident ones (None: it claims nothing)."""
+    ``prefers`` says whether it keeps the more confident ones (None: it claims nothing); how sure each is, a method
+    ``measures(student, target)`` may say, otherwise it is the confidence, and the agreement of values."""
 
     spaces: ClassVar[frozenset[str] | None] = None
     prefers: ClassVar[str | None] = "confident"
@@ -272,11 +273,10 @@ class Objective(nn.Module):
         # a tuple, so that the student is no submodule
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)
         self._plan = method.seen()
-        self._keys: dict[tuple[str, Part], str] = {}
-        self._owners: list[tuple[str, Part, Term]] = []
-        self._steps: list[Step] = []
-        self.figures: dict[str, Figure] = {}
+        self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, Term]]()
+        self._steps, self.figures = list[Step](), dict[str, Figure]()
         self.states = nn.ModuleDict()
+        self._vigil = Vigil(self.states, self._owners, self._keys)
         shared: dict[Hashable, str] = {}
         for name, term in method.terms.items():
             for part in term.parts():
@@ -305,7 +305,7 @@ class Objective(nn.Module):
         if torch.is_grad_enabled() and not self.student.training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
         step = self.look(batch)
-        watch = Watch(self.student, step, self.pulse, self.watched)
+        watch = Watch(self.student, step, self.pulse, self._vigil, self.watched)
         measured = {
             n: watch.buffers(n, t, t.tally(partial(self._state, n), step)) for n, t in self.method.terms.items()
         }
@@ -341,11 +341,13 @@ class Objective(nn.Module):
 
         Raises:
             RecipeError: no loss was asked for (with gradient) since the last update.
+            VitalsError: at a step that is looked at, a teacher moved that was to stay, or stayed that was to move.
         """
         if not self._steps:
             raise RecipeError("update() follows a step: call the objective on a batch, with gradient, before it")
-        for name, part, term in self._owners:
-            part.update(self.states[name], self._steps, term)
+        with self._vigil.over(self._steps, self.pulse):
+            for name, part, term in self._owners:
+                part.update(self.states[name], self._steps, term)
         self._steps.clear()
         self.clock = self.clock.at(self.clock.step + 1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .core import Always, Gate, Step, Target, Term
 from .targets import DISTRIBUTIONS
 
-__all__ = ["Always", "Confidence", "Confident", "Correct"]
+__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct"]
 
 
 def _top(student: Tensor, target: Target) -> Tensor:
@@ -38,6 +38,27 @@ class Confidence(Gate):
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
         return _top(student, target).to(student.dtype)
+
+
+@dataclass(frozen=True)
+class Agreement(Gate):
+    """1 where student and target are at most ``within`` apart, else 0: the confidence of targets that have none.
+
+    Values are apart by mean_c |s_c - t_c|, so ``within`` counts in their units (1 is a standard deviation where values
+    are standardised). A target (m, log variance) is apart by |m_s - m_t| / sigma_t: it brings a unit of its own. The
+    spread of a batch is none: a row's trust would depend on the other rows, and micro-batches differ from the whole.
+    """
+
+    within: float = 1.0
+    spaces: ClassVar[frozenset[str] | None] = frozenset({"values", "gaussian"})
+
+    def measures(self, student: Tensor, target: Target) -> Tensor:
+        """How sure an element is: minus the distance. Of a head (m, log variance) beside values, m counts."""
+        apart = (student[..., : target.value.shape[-1]] - target.value).abs()
+        return -(apart[..., 0] * torch.exp(-target.value[..., 1] / 2) if target.space == "gaussian" else apart.mean(-1))
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        return (self.measures(student, target) >= -self.within).to(student.dtype)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A loss is called as ``loss(student, target)`` with the student's raw output (rows, ..., components) and a `Target`,
 and returns (rows, ...). ``student_spaces`` and ``target_spaces`` say what it can compare; a method is checked against
-them before step 0. All arithmetic is in the student's float32.
+them before step 0. A loss on distributions that may be negative says ``signed = True``, and one that is 0 where the two
+differ says ``flat = True``; of others the vitals expect a divergence. All arithmetic is in the student's float32.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class CrossEntropy:
     smoothing: float = 0.0
     student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
     target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
+    flat = property(lambda self: self.hard)  # 0 where the student is sure of the best class and the target is not
+    signed = property(lambda self: self.smoothing < 0)
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         log_p = F.log_softmax(tempered(student, self.temperature), dim=-1)
@@ -107,6 +110,7 @@ class LogOneMinusInner:
     clamp: float = 1e-4
     student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
     target_spaces: ClassVar[frozenset[str]] = frozenset({"probabilities"})
+    signed: ClassVar[bool] = True
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(student.shape[-1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import copy
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -120,7 +121,8 @@ class Step:
         self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
         self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
         self.passes = Passes()
-        self._outputs: dict[Hashable, dict[str, Tensor]] = {}
+        self.keyed: set[str] = set()  # the views whose sample ids were asked for
+        self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
         self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
         if fused:
             self._forward(self._graded + self._quiet)
@@ -179,6 +181,21 @@ class Step:
                 self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()
 
+    def parted(self, share: float) -> tuple[Step, Step]:
+        """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""
+        parts = (copy.copy(self), copy.copy(self))
+        for i, part in enumerate(parts):
+            part.batch, part.passes, part.keyed, cuts = Batch(), Passes(), set(), dict[str, slice]()
+            for view, (x, y, ids) in self.batch.items():
+                cut = cuts[view] = slice(*[(0, int(share * len(x))), (int(share * len(x)), None)][i])
+                part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
+            part.batch.fixed = self.batch.fixed
+            part._outputs = {
+                key: {head: value[cuts[key if isinstance(key, str) else key[1]]] for head, value in outputs.items()}
+                for key, outputs in self._outputs.items()
+            }
+        return parts
+
     def asked(self, module: nn.Module, view: str) -> bool:
         """Was this module asked about the view in this step?"""
         return (id(module), view) in self._outputs
@@ -199,6 +216,7 @@ class Step:
             )
         if ids.is_floating_point():
             raise SpaceError(f"the sample ids of view {view!r} are {ids.dtype}; they are whole numbers")
+        self.keyed.add(view)
         return self._for_each_row(view, "sample ids", ids)
 
     def _for_each_row(self, view: str, what: str, given: Tensor) -> Tensor:

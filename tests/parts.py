@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from selfdistill.core import Always
-from selfdistill.gates import Confidence, Confident, Correct
+from selfdistill.gates import Agreement, Confidence, Confident, Correct
 from selfdistill.losses import KL, CrossEntropy, GaussianKL, GaussianNLL, LogOneMinusInner, Squared
 from selfdistill.teachers import (
     Ema,
@@ -26,7 +26,7 @@ LOSSES = [
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianKL(), 0.0),
 ]  # fmt: skip
-GATES = [Always(), Confident(), Confident(0.4), Confidence(), Correct()]
+GATES = [Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5)]
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
@@ -63,6 +63,7 @@ JUDGES: dict[Any, Any] = {
     Confident(0.3): DISTRIBUTIONS,
     Confidence(): DISTRIBUTIONS,
     Correct(): DISTRIBUTIONS,
+    Agreement(0.5): {"values", "gaussian"},
 }
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

@@ -147,7 +147,8 @@ class Counter:
 
 @pytest.mark.parametrize("expression", RUN)
 def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfdistill.vitals.looked_at", lambda step: False)  # a look calls the hooks on outputs, too
+    # a look calls the hooks on outputs, too
+    monkeypatch.setattr("selfdistill.vitals.watch.looked_at", lambda step: False)
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)
     method, counter = read_method(expression), Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from selfdistill.core import Always, Batch, Clock, Gate, Given, Rows, Step, Target, Term
-from selfdistill.gates import Confidence, Confident, Correct
+from selfdistill.gates import Agreement, Confidence, Confident, Correct
 from selfdistill.losses import CrossEntropy
 from selfdistill.teachers import Itself
 
@@ -84,3 +86,33 @@ def test_correct_keeps_where_the_best_class_is_the_label():
     """A wrong target is dropped; a row without label cannot be judged and is kept."""
     p = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05], [0.1, 0.1, 0.8]])
     assert weigh(Correct(), Target(p, "probabilities"), torch.tensor([1, 2, -1])).tolist() == [1, 0, 1]
+
+
+def test_agreement_keeps_values_that_are_near():
+    """The mean distance over the outputs, in units of the values; exactly at the limit is near enough."""
+    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), Clock())
+    term = Term(Itself(), CrossEntropy())
+    student = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    target = Target(torch.tensor([[0.5, 1.0], [0.5, 0.5], [0.75, 0.5]]), "values")  # .25, .5 and .625 apart
+    assert Agreement(0.5).weigh(nn.Module(), student, target, step, term).tolist() == [1, 1, 0]
+    assert Agreement(0.5).measures(student, target).tolist() == [-0.25, -0.5, -0.625]
+
+
+def test_agreement_counts_in_standard_deviations_of_a_normal_target():
+    """|m_s - m_t| / sigma_t: the student's own variance does not count, and a vague target is easily met."""
+    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), Clock())
+    term = Term(Itself(), CrossEntropy())
+    student = torch.tensor([[1.0, -9.0], [1.0, 9.0]])
+    target = Target(torch.tensor([[0.0, 0.0], [0.0, math.log(4.0)]]), "gaussian")  # 1 of 1, and 1 of 2
+    assert Agreement().measures(student, target).tolist() == pytest.approx([-1.0, -0.5])
+    assert Agreement(0.75).weigh(nn.Module(), student, target, step, term).tolist() == [0, 1]
+    label = Target(torch.tensor([[0.5], [3.0]]), "values")  # a value beside a head (m, log variance): m counts
+    assert Agreement(0.75).weigh(nn.Module(), student, label, step, term).tolist() == [1, 0]
+
+
+def test_agreement_of_a_row_does_not_depend_on_the_others():
+    student, value = torch.randn(6, 2), torch.randn(6, 2)
+    for space in ("values", "gaussian"):
+        whole = Agreement().measures(student, Target(value, space))
+        alone = [Agreement().measures(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
+        assert torch.equal(whole, torch.cat(alone))

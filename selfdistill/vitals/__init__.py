@@ -5,7 +5,11 @@
 """
 
 from .look import Seen, figures
+from .prompts import check_prompts
 from .pulse import Pulse, Vitals, interval, summarise
+from .states import Vigil
 from .watch import Watch, looked_at
 
-__all__ = ["Pulse", "Seen", "Vitals", "Watch", "figures", "interval", "looked_at", "summarise"]
+__all__ = [
+    "Pulse", "Seen", "Vigil", "Vitals", "Watch", "check_prompts", "figures", "interval", "looked_at", "summarise",
+]  # fmt: skip

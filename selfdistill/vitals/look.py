@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..targets import DISTRIBUTIONS, Target
+from . import floor, space, trust
 from .pulse import Pulse, fail
 
 if TYPE_CHECKING:
@@ -70,18 +71,19 @@ class Look(NamedTuple):
         with torch.no_grad():
             student, target, index = _flat(seen)
             if self.weight:
-                self._fits_its_space(target)
+                space.judge(self, target)
             found = figures(student, target)
-        gradient = self._gradient(seen, measured, live)
+        gradient, norm = self._gradient(seen, measured, live)
         with torch.no_grad():
-            sure = self._note(found, target, live, gradient)
+            sure = self._note(found, target, live, norm)
+            trust.judge(self, seen, student, target, index, found)
             if "top" in found:
-                self._gate(seen, found["top"], index)
                 self._labels(seen, target, index)
-                self._uniform(student.shape[-1], sure)
+                space.uniform(self, student.shape[-1], sure)
+                floor.judge(self, seen, index, found, gradient)
 
-    def _gradient(self, seen: Seen, measured: Measured, live: bool) -> float | None:
-        """Norm of the gradient of the total in the term's own output."""
+    def _gradient(self, seen: Seen, measured: Measured, live: bool) -> tuple[Tensor | None, float | None]:
+        """The gradient of the total in the term's own output, and its norm."""
         total, grown = measured.tally.total, None
         if total.requires_grad and seen.student.requires_grad:
             (grown,) = torch.autograd.grad(total, seen.student, retain_graph=True, allow_unused=True)
@@ -92,13 +94,13 @@ class Look(NamedTuple):
                     "no-gradient", self.name, "its loss has no gradient in the student's output",
                     "compute the loss from the student's output, not from the target or a detached copy",
                 )  # fmt: skip
-            return None
+            return None, None
         norm = float(grown.float().norm())
         if live:
             mean = norm / max(float(measured.tally.count), 1e-12)
             self.pulse.add("gradient", mean)
             self.pulse.add("pull", abs(self.weight) * mean)
-        return norm
+        return grown, norm
 
     def _note(self, found: dict[str, Tensor], target: Target, live: bool, gradient: float | None) -> float:
         """Write the figures down; the student's mean confidence."""
@@ -133,50 +135,6 @@ class Look(NamedTuple):
             pulse.twice = pulse.twice and float(low) >= -1.0 / p.shape[-1] - 1e-4
         return read.get("sure", 0.0)
 
-    def _fits_its_space(self, target: Target) -> None:
-        """Probabilities are no logits, and what does not sum to 1 is no distribution."""
-        value = target.value.float()
-        if target.space not in ("logits", "probabilities") or value.shape[-1] < 2 or not len(value):
-            return
-        off, uneven = (value.sum(-1) - 1).abs().max(), (value - 1.0 / value.shape[-1]).abs().max()
-        low, high, most, odd = torch.stack([value.min(), value.max(), off, uneven]).tolist()
-        if target.space == "logits":
-            if len(value) >= 8 and low >= 0 and high <= 1 and most < 1e-4 and odd > 1e-6:
-                fail(
-                    "probabilities-as-logits", self.name, "its target is called logits, but every row is a "
-                    "distribution and would be softmaxed twice", "declare the space 'probabilities'",
-                )  # fmt: skip
-            return
-        allowed = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
-        whole = getattr(getattr(self.term, "teacher", None), "normalised", True)
-        if whole and (low < -1e-5 or most > allowed):
-            fail(
-                "not-a-distribution", self.name, f"its target is called probabilities, but a row is {most:.3g} off 1 "
-                f"(smallest entry {low:.3g})", "normalise it, or set normalised = False on the teacher",
-            )  # fmt: skip
-
-    def _gate(self, seen: Seen, top: Tensor, index: Tensor) -> None:
-        if seen.trust is None:
-            return
-        trust = seen.trust.detach().float().reshape(-1)[index].clamp(0, 1)
-        pulse, c = self.pulse, top
-        sums = torch.stack([trust.sum(), (1 - trust).sum(), (trust * c).sum(), ((1 - trust) * c).sum()])
-        kept, dropped, up, down = sums.tolist()
-        pulse.trusted, pulse.dropped = pulse.trusted + kept, pulse.dropped + dropped
-        if kept > 0 and dropped > 0:
-            weight, gap = kept * dropped / (kept + dropped), up / kept - down / dropped
-            # within looks: a threshold that rises during training inverts the means over all of them
-            pulse.gap, pulse.gap_weight = pulse.gap + weight * gap, pulse.gap_weight + weight
-            pulse.add("confidence_gap", gap)
-        claims = getattr(getattr(self.term, "gate", None), "prefers", None) == "confident"
-        if self.weight and claims and min(pulse.trusted, pulse.dropped) >= 200 and pulse.gap_weight:
-            gap = pulse.gap / pulse.gap_weight
-            if gap < -0.02:
-                fail(
-                    "inverted-gate", self.name, f"its gate keeps targets that are less confident by {-gap:.3f} than "
-                    "those it drops", "turn its mask round, or set prefers = None on the gate",
-                )  # fmt: skip
-
     def _labels(self, seen: Seen, target: Target, index: Tensor) -> None:
         y, best = self.watch.step.batch[self.term.view].y, target.best()
         if seen.student.shape[-1] <= MOST:
@@ -190,17 +148,6 @@ class Look(NamedTuple):
             self.pulse.add("accuracy", float((best == y)[known].float().mean()))
             if seen.student.shape[-1] <= MOST:
                 _count(self.pulse.labels, y[known])
-
-    def _uniform(self, classes: int, sure: float) -> None:
-        pulse = self.pulse
-        bound = math.e / (math.e + classes - 1)
-        needed = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
-        flat = pulse.spoke >= needed and pulse.peak <= bound + 1e-6 and pulse.twice
-        if self.weight and flat and sure > (1 + bound) / 2:
-            fail(
-                "uniform-target", self.name, f"no target probability ever exceeded {bound:.3f}, what a second softmax "
-                "leaves, while the student is confident", "softmax the target once, and temper logits only",
-            )  # fmt: skip
 
 
 def _flat(seen: Seen) -> tuple[Tensor, Target, Tensor]:

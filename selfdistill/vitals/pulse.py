@@ -11,7 +11,7 @@ from ..errors import VitalsError
 
 NAMES = (
     "gradient", "gradient_share", "disagreement", "entropy", "largest", "kept", "confidence_gap", "accuracy",
-    "class_distance",
+    "class_distance", "weight_distance",
 )  # fmt: skip
 
 
@@ -27,10 +27,15 @@ class Pulse:
     counts_before: dict[str, int] = field(default_factory=dict)
     valid: float = 0.0
     kept: float = 0.0
-    trusted: float = 0.0  # elements kept and dropped where target's confidence is known
-    dropped: float = 0.0
-    gap: float = 0.0  # confidence of kept minus dropped, within looks, and its weight
-    gap_weight: float = 0.0
+    rank_gap: float = 0.0  # rank of confidence of kept minus dropped, within looks, and its weight
+    rank_weight: float = 0.0
+    thirds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # trust in the least, middle, most confident
+    third: float = 0.0  # elements of each
+    padded: list[int] = field(default_factory=list)  # columns of the target that were always 0, and looks in a row
+    padded_looks: int = 0
+    flat: float = 0.0  # elements without loss or gradient, of those where target and student differ
+    differing: float = 0.0
+    flat_looks: int = 0
     alive: bool = False
     dead_looks: int = 0
     weights: float | None = None  # a fingerprint of the student at the first dead look
@@ -40,6 +45,7 @@ class Pulse:
     weighs: bool = False
     waiting: bool = False  # a generation that has no teacher yet
     frozen: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # warnings of its own
     targets: dict[int, int] = field(default_factory=dict)  # rows by the target's best class
     labels: dict[int, int] = field(default_factory=dict)
 
@@ -47,6 +53,10 @@ class Pulse:
         if value is not None and math.isfinite(value):
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def note(self, warning: str) -> None:
+        if warning not in self.notes:
+            self.notes.append(warning)
 
     def mean(self, name: str) -> float | None:
         return self.sums[name] / self.counts[name] if self.counts.get(name) else None
@@ -65,7 +75,8 @@ class Vitals:
     share; ``disagreement`` the total variation between target and student, or mean abs(t - s) / std(t) for values;
     ``entropy`` the target's over log(classes), ``largest`` its largest probability, ``kept`` the share that the gate
     kept, ``confidence_gap`` the target's confidence where kept minus where dropped, ``accuracy`` the target's on rows
-    with labels, ``class_distance`` the total variation between the classes of targets and labels.
+    with labels, ``class_distance`` the total variation between the classes of targets and labels,
+    ``weight_distance`` that of a teacher's weights from the student's, over the norm of the student's.
     """
 
     terms: dict[str, dict[str, float | None]]
@@ -89,7 +100,7 @@ def fail(vital: str, name: str, what: str, remedy: str) -> None:
 
 
 def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
-    said = []
+    said = list(pulse.notes)
     if pulse.looks >= 5 and pulse.weighs and not pulse.waiting:
         if not pulse.valid:
             said.append(f"term {name!r} never had a valid target in {pulse.looks} looks")

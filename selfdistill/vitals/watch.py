@@ -12,6 +12,7 @@ from torch import nn
 from ..step import Step
 from .look import Look
 from .pulse import Pulse, fail
+from .states import Vigil
 
 if TYPE_CHECKING:
     from ..core import Measured
@@ -30,10 +31,12 @@ def looked_at(step: int) -> bool:
 class Watch:
     """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
 
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], on: bool = True) -> None:
-        self.student, self.step, self.pulse = student, step, pulse
+    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], vigil: Vigil, on: bool = True) -> None:
+        self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
         self.on = on and torch.is_grad_enabled() and looked_at(step.clock.step)
         self._versions = _versions(student) if self.on else []
+        if self.on:
+            vigil.open()
 
     def buffers(self, name: str, term: Any, measured: Measured) -> Measured:
         """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
@@ -69,6 +72,7 @@ class Watch:
             weight = float(term.weight_at(clock))
             pulse.weighs |= weight != 0
             Look(self, name, term, pulse, weight, new).at(measured[name])
+        self.vigil.rows.see(terms, self.step)
         alone = not any(p.alive or not p.valid for p in pulses.values())  # then nothing else can move the weights
         for name, pulse in pulses.items():
             dead = pulse.dead_looks >= 4 and not pulse.alive and pulse.weighs
