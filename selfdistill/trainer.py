@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted, row_losses
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
@@ -121,7 +121,8 @@ class Trainer:
             self.model, previous=self._previous(generation), external=self.external, autocast=self._autocast
         )
         self.objective.to(self.device)
-        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock))
+        carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
+        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock, self.data.labelled, s.seed))
         self.sample(generation)
         per_epoch = self.sampler.steps_per_epoch
         epochs = -(-s.steps // per_epoch) if s.steps else s.epochs
@@ -329,6 +330,7 @@ class Trainer:
         last = self.history[-1]
         best = self.best["weights"] or weights
         done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}), self.audited())
+        done.carried = carried.collect(self.objective)
         done.decision = asdict(self._decide(len(self.done), done))
         self.done.append(done)
 
