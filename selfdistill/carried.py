@@ -98,7 +98,7 @@ class Carried(Teacher):
 
     * ``accumulate``: labelled rows and all pseudo-labelled ones so far, each with the label it was given first;
     * ``replace``: the newest pseudo-labelled rows only;
-    * ``anchor``: those, and the labelled rows repeated until they have the weight `real_share` (each at least once).
+    * ``anchor``: those, and the labelled rows repeated until they have the weight `real_share`.
 
     Labelled rows have no target here; `Labels` teaches them.
 
@@ -138,7 +138,7 @@ class Carried(Teacher):
         copies = len(pool.labelled) if self.keep == "accumulate" else 0
         if self.keep == "anchor":
             w = real_share(len(pool.labelled) / len(rows))
-            copies = max(len(pool.labelled), round(w / (1 - w) * len(rows)))
+            copies = round(w / (1 - w) * len(rows))  # never fewer than there are: w >= k / (k + 1)
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
         bundle.ids = torch.cat([real, bundle.labelled().cpu()])
 
