@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import ranks, saving
+from . import collapse, ranks, saving
 from .audit import whole_classes
 from .check import check_method, dry_run
 from .core import Clock, Method, Objective
@@ -144,7 +144,7 @@ def fit(
         watch: called after every step with its clock, micro-batches and loss.
         progress: called a few times a second with the clock and the step's figures.
         warn: called with each line about trouble that the run survives.
-        tell: called with the decisions of the audit, in words.
+        tell: called with the decisions of the audit and the drift of generations, in words.
         settings: fields of `Settings`.
 
     Raises:
@@ -189,6 +189,7 @@ def _train(
             saving.keep_generation(trainer)
             if clock.generation:
                 trainer.say(trainer.done[-1].decision["why"])
+            collapse.watch(trainer)
             if clock.generation + 1 >= trainer.method.generations:
                 return
             if trainer.exhausted():

@@ -43,6 +43,7 @@ class Trained:
     losses: list[float] = field(default_factory=list, repr=False)  # of the final weights, for each audit row
     decision: dict[str, Any] = field(default_factory=dict)
     carried: dict[str, Tensor] = field(default_factory=dict, repr=False)  # what it hands on if it is accepted
+    drift: dict[str, Any] = field(default_factory=dict)  # see `collapse.Drift`
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -164,7 +165,7 @@ def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Traine
             raise CheckpointError(f"{path} is not the one this run wrote; start again in a new --out")
     return Trained(
         row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["losses"], row["decision"],
-        states["carried"],
+        states["carried"], row.get("drift", {}),
     )  # fmt: skip
 
 
@@ -198,6 +199,7 @@ def save(trainer: Trainer) -> None:
                     "audit": t.audit,
                     "losses": t.losses,
                     "decision": t.decision,
+                    "drift": t.drift,
                     "final": digest(t.weights),
                     "best": digest(t.best),
                     "carried": digest(t.carried) if t.carried else None,

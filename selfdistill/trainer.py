@@ -96,6 +96,12 @@ class Trainer:
         torch.manual_seed(draws.seed(self.settings.seed, "init", generation))
         return self.build().to(self.device).train()  # a factory may have left it in eval mode
 
+    def first(self) -> nn.Module:
+        """Generation 0 as it ended."""
+        model = self._fresh(0)
+        model.load_state_dict(self.done[0].weights)
+        return model
+
     def _previous(self, generation: int) -> nn.Module | None:
         if generation == 0:
             return None
