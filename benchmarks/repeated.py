@@ -1,4 +1,4 @@
-"""Repeated self-training on digits: what replacing, accumulating and anchoring do, and when the collapse alarm is raised.
+"""Repeated self-training on digits: what replacing, accumulating and anchoring do, and when the alarm is raised.
 
     python benchmarks/repeated.py --seeds 8 --out runs/repeated.jsonl
 

@@ -7,7 +7,7 @@ Where generations learn from pseudo-labels, errors can add up unseen. Three thin
   error after n of them is n times the first one's (`replaced`); where data accumulate, it stays below pi²/6 times it
   (`accumulated`).
 * *missed*: labels of the training split that it does not give back. Where generations no longer learn from real
-  labels, p is exact binomial for "one in a hundred more than generation 0" (`forgetting`). It shows long before held-out
+  labels, p is exact binomial for "one in a hundred more than generation 0" (`forgetting`). It shows long before other
   rows can, but for wrong labels too: where the audit split has the generation better (at 0.05), it raises no alarm. A
   generation that still learns from the labels may miss some for good reason, and has no such test.
 * *lost* and *won*: rows of the audit split that it gets wrong, or right, alone; p is McNemar's exact one.
@@ -145,6 +145,16 @@ def forgetting(missed: int, before: int, labels: int) -> float:
     return float(binom.sf(missed - 1, labels, min(1.0, before / labels + TOLERATED))) if labels else 1.0
 
 
+def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
+    """Is it an alarm? Labels are missed and the audit split does not contradict, or audit rows are lost.
+
+    >>> raised(0.001, lost=2, won=3, level=0.01), raised(0.001, lost=2, won=13, level=0.01)
+    (True, False)
+    """
+    forgot = p_missed is not None and p_missed <= level and mcnemar(won, lost) > LEVEL
+    return forgot or mcnemar(lost, won) <= level
+
+
 def watched(method: Method) -> bool:
     """Does a generation of this method learn from labels of the one before?"""
     teachers = (getattr(term, "teacher", None) for term in method.terms.values())
@@ -178,12 +188,12 @@ def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drif
     right, was = now["audit"] == audit, then["audit"] == audit
     lost, won = int((was & ~right).sum()), int((right & ~was).sum())
     p_missed = None if _taught(trainer) else forgetting(missed, before, len(taught))
-    p_lost, level = mcnemar(lost, won), spend(LEVEL, generation, trainer.method.generations - 1)
-    forgot = p_missed is not None and p_missed <= level and mcnemar(won, lost) > LEVEL
+    level = spend(LEVEL, generation, trainer.method.generations - 1)
     moves = [*earlier, moved]
     return Drift(
         generation, moved, len(ids["unlabelled"]), (moved / moves[0]) ** 2 if moves[0] else None, follows(moves),
-        missed, before, len(taught), p_missed, lost, won, len(audit), p_lost, level, forgot or p_lost <= level,
+        missed, before, len(taught), p_missed, lost, won, len(audit), mcnemar(lost, won), level,
+        raised(p_missed, lost, won, level),
     )  # fmt: skip
 
 
