@@ -22,7 +22,7 @@ from .heads import space_of
 from .memory import Table
 
 if TYPE_CHECKING:
-    from .core import Objective
+    from .core import Method, Objective
 
 KEEPS = ("accumulate", "replace", "anchor")
 
@@ -75,6 +75,25 @@ def fresh_rows(pool: Pool, fresh: int) -> Tensor:
     take = min(fresh, rows)
     order = draws.permutation((pool.seed, "fresh"), rows)
     return pool.unlabelled[order[((pool.clock.generation - 1) * take + torch.arange(take)) % max(rows, 1)]]
+
+
+def foreword(method: Method, unlabelled: int) -> str | None:
+    """A line if the generations of a method need more fresh rows than there are; None if there are enough.
+
+    >>> from selfdistill.methods.repeated import self_training
+    >>> foreword(self_training(generations=4, fresh=50), 120)
+    'the pool of 120 unlabelled rows is exhausted in generation 3 of 3: rows come again, with the labels they have'
+    >>> foreword(self_training(generations=3, fresh=50), 120)
+    """
+    last = method.generations - 1
+    for term in method.terms.values():
+        teacher = getattr(term, "teacher", None)
+        if isinstance(teacher, Carried) and teacher.fresh * last > unlabelled:
+            again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
+            first = unlabelled // teacher.fresh + 1
+            exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {first} of {last}"
+            return f"{exhausted}: rows come again, {again}"
+    return None
 
 
 def real_share(ratio: float) -> float:

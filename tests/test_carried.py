@@ -117,6 +117,16 @@ def test_the_weight_of_real_data_has_the_smallest_variance(ratio: float) -> None
     assert float(w[variance.argmin()]) == pytest.approx(real_share(ratio), abs=1e-4)
 
 
+@pytest.mark.parametrize(("keep", "again"), [("accumulate", "with the labels they have"), ("anchor", "labelled anew")])
+def test_an_exhausted_pool_is_said_once_before_training(keep: str, again: str) -> None:
+    said: list[str] = []
+    for generations, fresh in ((5, 7), (4, 8)):  # 24 unlabelled rows
+        method = self_training(generations=generations, keep=keep, fresh=fresh)
+        fit(build, tiny_data(), method, steps=1, batch_size=12, tell=said.append)
+    (line,) = [line for line in said if "exhausted" in line]
+    assert line == f"the pool of 24 unlabelled rows is exhausted in generation 4 of 4: rows come again, {again}"
+
+
 # the whole method -----------------------------------------------------------------------------------------------------
 
 

@@ -17,12 +17,14 @@ def self_training(
     Equation::
 
         L = mean over rows of [CE(y, p) where labelled, w CE(t, p) where pseudo-labelled]
-        t = last accepted generation on the clean row, eval mode; ``fresh`` more rows are labelled each time
+        t = last accepted generation on the clean row, eval mode; ``fresh`` new rows are labelled each time
+        rows of generation 0: labelled; of later ones, by ``keep``:
+            "accumulate"  labelled rows and every pseudo-labelled set so far, as first labelled
+            "replace"     the newest set alone, which collapses
+            "anchor"      the newest set, and labelled rows repeated to the weight (sqrt(k^2 + 4k) - k) / 2
+                          for k labelled rows per new one (0.618 at k = 1)
 
-    Generation 0 learns the labelled rows alone. Later ones see, by ``keep``: "accumulate", labelled rows and every
-    pseudo-labelled set so far, as first labelled; "replace", the newest set only, which collapses; "anchor", the newest
-    set and labelled rows repeated to the weight (sqrt(k^2 + 4k) - k) / 2 for k labelled rows per new one (0.618 at
-    k = 1). Sets share no row; when the pool is exhausted they go round again.
+    Sets share no row; when the pool is exhausted they go round again.
 
     Source: Gerstgrasser et al., Is Model Collapse Inevitable?, arXiv 2404.01413, 2024 (accumulate, replace); He, Xu &
     Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025 (anchor).
