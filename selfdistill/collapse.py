@@ -12,8 +12,8 @@ Where generations learn from pseudo-labels, errors can add up unseen. Three thin
   generation that still learns from the labels may miss some for good reason, and has no such test.
 * *lost* and *won*: rows of the audit split that it gets wrong, or right, alone; p is McNemar's exact one.
 
-The alarm is raised when either p falls to its level, 0.05 spent evenly over the planned generations. It is a warning:
-whether a generation may teach is the audit's business.
+The alarm is raised when either p falls to its level, 0.05 spent evenly over the planned generations, so that both
+together err at most one time in ten. It is a warning: whether a generation may teach is the audit's business.
 """
 
 from __future__ import annotations
