@@ -38,6 +38,7 @@ RANGES = {
     "temperature": Range(0, above=True),
     "ratio": Range(0, 100, above=True),  # beyond, one batch is more than most memories hold
     "stages": Range(1),
+    "fresh": Range(1),
     "generations": Range(1),
 }
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {

@@ -53,11 +53,13 @@ class Given(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """What a generation may prepare itself with: ids, labels, and a way to look at rows without augmentation."""
+    """What a generation may prepare itself with: ids, and a way to look at rows without augmentation."""
 
     unlabelled: Tensor
     look: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
     clock: Clock
+    labelled: Tensor = torch.zeros(0, dtype=torch.int64)
+    seed: int = 0
 
 
 class Part:
@@ -96,7 +98,8 @@ class Teacher(Part):
         return None
 
     def admitted(self, state: nn.Module) -> Tensor | None:
-        """Ids of the unlabelled rows that may be drawn (with multiplicity); None leaves it to the data."""
+        """Ids of the unlabelled rows that may be drawn (with multiplicity), or of all rows where a view takes what is
+        ``chosen``; None leaves it to the data."""
         return None
 
 
@@ -135,8 +138,9 @@ class Term:
     """Teacher, loss, gate and weight, for one view and one head of the student.
 
     ``mean_over`` divides by the number of valid elements (``"valid"``: what the gate drops counts as zero), by the
-    trust given (``"kept"``), or by the rows (``"rows"``: exits or peers of a row add up). A method that does not fit
-    writes a class of its own with ``view``, ``head``, ``parts``, ``weight_at`` and ``tally``.
+    trust given (``"kept"``), by the rows (``"rows"``: exits or peers of a row add up), or by all elements of the view
+    (``"view"``: terms with targets for different rows add up to one mean). A method that does not fit writes a class of
+    its own with ``view``, ``head``, ``parts``, ``weight_at`` and ``tally``.
     """
 
     teacher: Teacher
@@ -148,8 +152,8 @@ class Term:
     mean_over: str = "valid"
 
     def __post_init__(self) -> None:
-        if self.mean_over not in ("valid", "kept", "rows"):
-            raise SpaceError(f"mean_over is 'valid', 'kept' or 'rows', not {self.mean_over!r}")
+        if self.mean_over not in ("valid", "kept", "rows", "view"):
+            raise SpaceError(f"mean_over is 'valid', 'kept', 'rows' or 'view', not {self.mean_over!r}")
 
     def parts(self) -> tuple[Part, ...]:
         return self.teacher, self.gate
@@ -170,7 +174,7 @@ class Term:
                 f"{self.loss} returned {tuple(loss.shape)}; a loss returns one number for each element, "
                 f"{tuple(element_shape(student))}, and never reduces"
             )
-        silent, valid = None, loss.new_full((), float(loss.numel()))
+        silent, valid = None, (everything := loss.new_full((), float(loss.numel())))
         if target.valid is not None:
             silent, valid = ~target.valid, target.valid.sum(dtype=loss.dtype)
             loss = loss.masked_fill(silent, 0.0)  # not a product: the loss of such an element may be nan
@@ -179,9 +183,11 @@ class Term:
             trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
             trust = trust if silent is None else trust.masked_fill(silent, 0.0)
             loss, kept = trust * loss, trust.sum().detach()
-        count = kept if self.mean_over == "kept" else valid
-        if self.mean_over == "rows":
-            count = valid * (len(loss) / max(1, loss.numel()))  # the elements of a row share its validity
+        count = (
+            valid * (len(loss) / max(1, loss.numel()))  # the elements of a row share its validity
+            if self.mean_over == "rows"
+            else {"valid": valid, "kept": kept, "view": everything}[self.mean_over]
+        )
         return Measured(Tally(loss.sum(), count), kept, valid, Seen(student, target, trust, loss))
 
 
@@ -382,8 +388,8 @@ class Objective(nn.Module):
 
     def admitted(self) -> Tensor | None:
         """Unlabelled ids this generation may draw, or None for all."""
-        found = [p.admitted(self.states[n]) for n, p, _ in self._owners if isinstance(p, Teacher)]
-        return next((ids for ids in found if ids is not None), None)
+        teachers = ((self.states[n], p) for n, p, _ in self._owners if isinstance(p, Teacher))
+        return next((ids for state, p in teachers if (ids := p.admitted(state)) is not None), None)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(astuple(self.clock))

@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+from .carried import Carried
 from .core import Always, Method, Term
 from .methods import recipes
 from .step import Clock
@@ -117,6 +118,8 @@ def _cost_note(method: Method) -> str:
         notes = [f"{method.generations} trainings one after another, the first of them at 1 x"]
     if any(isinstance(term.teacher, PseudoLabels) for term in method.terms.values()):
         notes.append("one forward pass over the pool before each but the first")
+    for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
+        notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
     if method.views.overlap:
         notes.append("each row comes twice an epoch")
     return "; ".join(notes)

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import ranks, saving
+from . import carried, collapse, ranks, saving
 from .audit import whole_classes
 from .check import check_method, dry_run
 from .core import Clock, Method, Objective
@@ -144,7 +144,7 @@ def fit(
         watch: called after every step with its clock, micro-batches and loss.
         progress: called a few times a second with the clock and the step's figures.
         warn: called with each line about trouble that the run survives.
-        tell: called with the decisions of the audit, in words.
+        tell: called with the decisions of the audit and the drift of generations, in words.
         settings: fields of `Settings`.
 
     Raises:
@@ -164,17 +164,25 @@ def fit(
     trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
     with _stop_on_signal() as asked:
         if not (resume and folder and saving.restore(trainer)):
-            trainer.begin(0)
-            dry_run(trainer)
-            if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
-                if len(data.audit):
-                    whole_classes(data.y[data.audit], data.classes, data.name)
-                trainer.say(trainer.audit.foreword(len(data.audit), len(data.labelled)))
+            _begin(trainer)
         _train(trainer, asked, progress)
     return Result(
         trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history, trainer.product(),
         trainer.passes, trainer.objective,
     )  # fmt: skip
+
+
+def _begin(trainer: Trainer) -> None:
+    """The first generation: a dry run of it, and what is to be said before."""
+    data, method = trainer.data, trainer.method
+    trainer.begin(0)
+    dry_run(trainer)
+    if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
+        if len(data.audit):
+            whole_classes(data.y[data.audit], data.classes, data.name)
+        trainer.say(trainer.audit.foreword(len(data.audit), len(data.labelled)))
+    if exhausted := carried.foreword(method, len(data.unlabelled)):
+        trainer.say(exhausted)
 
 
 def _train(
@@ -189,6 +197,7 @@ def _train(
             saving.keep_generation(trainer)
             if clock.generation:
                 trainer.say(trainer.done[-1].decision["why"])
+            collapse.watch(trainer)
             if clock.generation + 1 >= trainer.method.generations:
                 return
             if trainer.exhausted():

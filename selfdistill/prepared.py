@@ -15,6 +15,7 @@ from .methods import recipes
 from .request import Request
 from .sampling import Sampler
 from .tasks.data import Data, load
+from .views import TOGETHER
 
 STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
 
@@ -72,7 +73,7 @@ def default_method(request: Request) -> str:
 
 def batch_size_for(data: Data, method: Method) -> int:
     """64 rows, or all if there are fewer."""
-    both = any(look.rows in ("union", "all") for look in method.views.looks)
+    both = any(look.rows in TOGETHER for look in method.views.looks)
     return max(1, min(64, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 
 

@@ -292,7 +292,7 @@ class Run:
 
         def judged(number: int, t: Trained) -> dict[str, Any]:
             found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
-            return {**found, "decision": t.decision, "test": tested(t.weights, trained.model)}
+            return {**found, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
         against, name = (trained, "itself") if ready.method == plain() else (control, "control")

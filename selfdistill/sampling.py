@@ -18,7 +18,7 @@ from . import draws
 from .errors import DataError
 from .step import Batch, Rows
 from .tasks import augment
-from .views import Look, Views
+from .views import TOGETHER, Look, Views
 
 
 class Source(Protocol):
@@ -77,9 +77,10 @@ class Sampler:
             "all": torch.cat([data.labelled, data.unlabelled]),
             "unlabelled": data.unlabelled if admitted is None else admitted,
             "union": torch.cat([data.labelled, data.unlabelled if admitted is None else admitted]),
+            "chosen": data.labelled if admitted is None else admitted,
         }
         kinds = {look.rows for look in views.looks}
-        self._main = next((kind for kind in ("union", "all") if kind in kinds), "labelled")
+        self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
         everything = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
             raise DataError(

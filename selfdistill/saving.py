@@ -43,6 +43,8 @@ class Trained:
     audit: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list, repr=False)  # of the final weights, for each audit row
     decision: dict[str, Any] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict, repr=False)  # what it hands on if it is accepted
+    drift: dict[str, Any] = field(default_factory=dict)  # see `collapse.Drift`
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -142,7 +144,7 @@ def _generation_file(folder: Path, index: int, name: str) -> Path:
 
 
 def keep_generation(trainer: Trainer) -> None:
-    """Write the weights of the generation that ended last."""
+    """Write the weights of the generation that ended last, and what it hands on."""
     if trainer.folder is None or ranks.rank():
         return
     index, done = len(trainer.done) - 1, trainer.done[-1]
@@ -150,20 +152,22 @@ def keep_generation(trainer: Trainer) -> None:
         (trainer.folder / "generations").mkdir(exist_ok=True)
     except OSError as error:
         raise _cannot_write(trainer.folder / "generations", error) from error
-    for name, state in (("final", done.weights), ("best", done.best)):
-        checkpoint.write_tensors(_generation_file(trainer.folder, index, name), state)
+    for name, state in (("final", done.weights), ("best", done.best), ("carried", done.carried)):
+        if state:
+            checkpoint.write_tensors(_generation_file(trainer.folder, index, name), state)
 
 
 def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Trained:
-    states = {}
-    for name in ("final", "best"):
+    states: dict[str, dict[str, Tensor]] = {"carried": {}}
+    for name in ("final", "best", *(["carried"] if row.get("carried") else [])):
         path = _generation_file(folder, index, name)
         states[name] = checkpoint.read_tensors(path)
         if digest(states[name]) != row[name]:
             raise CheckpointError(f"{path} is not the one this run wrote; start again in a new --out")
     return Trained(
-        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["losses"], row["decision"]
-    )
+        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["losses"], row["decision"],
+        states["carried"], row.get("drift", {}),
+    )  # fmt: skip
 
 
 def save(trainer: Trainer) -> None:
@@ -197,8 +201,10 @@ def save(trainer: Trainer) -> None:
                     "audit": t.audit,
                     "losses": t.losses,
                     "decision": t.decision,
+                    "drift": t.drift,
                     "final": digest(t.weights),
                     "best": digest(t.best),
+                    "carried": digest(t.carried) if t.carried else None,
                 }
                 for t in trainer.done
             ],

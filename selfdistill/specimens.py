@@ -60,9 +60,13 @@ def batch_of(rows_of: Mapping[str, str], step: int, values: bool = False, fixed:
         labelled = draws.permutation(("testing", "labelled", step), 24)[:ROWS]
         unlabelled = 24 + draws.permutation(("testing", "unlabelled", step), 24)[:ROWS]
         mixed = torch.cat([labelled[: ROWS // 2], unlabelled[: ROWS // 2]])
-        ids = {"unlabelled": unlabelled, "all": mixed, "union": mixed, "pair": (labelled + CLASSES) % 24}.get(
-            kind, labelled
-        )
+        ids = {
+            "unlabelled": unlabelled,
+            "all": mixed,
+            "union": mixed,
+            "chosen": mixed,
+            "pair": (labelled + CLASSES) % 24,
+        }.get(kind, labelled)
         y: Tensor = torch.where(ids < 24, ids % CLASSES, -1)
         if values:
             y = inputs(ids)[:, :2]
@@ -87,7 +91,7 @@ def pool(clock: Clock) -> Pool:
         output = module.eval()(inputs(ids))
         return output["logits"] if isinstance(output, dict) else output  # type: ignore[no-any-return]
 
-    return Pool(torch.arange(24, 48), look, clock)
+    return Pool(torch.arange(24, 48), look, clock, torch.arange(24))
 
 
 def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted, row_losses
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
@@ -98,6 +98,12 @@ class Trainer:
         torch.manual_seed(draws.seed(self.settings.seed, "init", generation))
         return self.build().to(self.device).train()  # a factory may have left it in eval mode
 
+    def first(self) -> nn.Module:
+        """Generation 0 as it ended."""
+        model = self._fresh(0)
+        model.load_state_dict(self.done[0].weights)
+        return model
+
     def _previous(self, generation: int) -> nn.Module | None:
         if generation == 0:
             return None
@@ -130,7 +136,8 @@ class Trainer:
             vitals=s.vitals,
         )
         self.objective.to(self.device)
-        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock))
+        carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
+        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock, self.data.labelled, s.seed))
         self.sample(generation)
         per_epoch = self.sampler.steps_per_epoch
         epochs = -(-s.steps // per_epoch) if s.steps else s.epochs
@@ -341,6 +348,7 @@ class Trainer:
         last = self.history[-1]
         best = self.best["weights"] or weights
         done = Trained(self.start, weights, best, max(0, self.best["epoch"]), last.get("audit", {}), self.audited())
+        done.carried = carried.collect(self.objective)
         done.decision = asdict(self._decide(len(self.done), done))
         self.done.append(done)
 

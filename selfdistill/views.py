@@ -5,6 +5,7 @@ A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` i
 * ``labelled``: the labelled training rows, shuffled every epoch;
 * ``all``: labelled and unlabelled rows alike;
 * ``union``: labelled rows and the unlabelled ones that a teacher has admitted;
+* ``chosen``: the rows that a teacher has admitted, labelled or not, as often as it names them;
 * ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
 * ``pair``: for each labelled row of the batch another row of its class.
 
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 
 from .errors import RecipeError
 
-ROWS = ("labelled", "all", "union", "unlabelled", "pair")
+ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair")
+TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
 AUGMENT = ("default", "none", "weak", "strong")
 
 
@@ -46,13 +48,13 @@ class Views:
     def __post_init__(self) -> None:
         if not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
-        kinds = sorted({look.rows for look in self.looks} & {"labelled", "all", "union"})
+        kinds = sorted({look.rows for look in self.looks} & {"labelled", *TOGETHER})
         if len(kinds) > 1:
             raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(kinds)}")
 
     def need_unlabelled(self) -> bool:
         """Does the method make no sense without unlabelled rows?"""
-        return any(look.rows in ("unlabelled", "union") for look in self.looks)
+        return any(look.rows in ("unlabelled", "union", "chosen") for look in self.looks)
 
 
 def two(rows: str = "labelled", augment: str = "weak") -> Views:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from selfdistill.carried import Carried
 from selfdistill.core import Always
 from selfdistill.gates import Agreement, Confidence, Confident, Correct
 from selfdistill.losses import KL, CrossEntropy, GaussianKL, GaussianNLL, LogOneMinusInner, Squared
@@ -30,7 +31,8 @@ GATES = [Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreeme
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
-    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True),
+    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
+    Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -55,7 +57,7 @@ SAYS: dict[Any, Any] = {
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",
-    **{t: {"logits": "probabilities"}.get for t in (LastEpoch(), History(), PseudoLabels())},
+    **{t: {"logits": "probabilities"}.get for t in (LastEpoch(), History(), PseudoLabels(), Carried())},
     Peers(): {"peers": "probabilities"}.get,
 }
 JUDGES: dict[Any, Any] = {

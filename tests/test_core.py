@@ -65,7 +65,8 @@ ZEROS = ((0.0,),) * 4
 
 
 @pytest.mark.parametrize(
-    ("mean_over", "count", "mean"), [("valid", 3.0, 5.5 / 3), ("kept", 2.25, 5.5 / 2.25), ("rows", 3.0, 5.5 / 3)]
+    ("mean_over", "count", "mean"),
+    [("valid", 3.0, 5.5 / 3), ("kept", 2.25, 5.5 / 2.25), ("rows", 3.0, 5.5 / 3), ("view", 4.0, 5.5 / 4)],
 )
 def test_what_a_term_divides_by(mean_over, count, mean):
     """Losses 1, 2, 4, 8 with trust 1, 0.25, 1, 1, of which the last row has no target."""
@@ -80,10 +81,10 @@ def test_what_a_term_divides_by(mean_over, count, mean):
 
 
 def test_exits_of_a_row_add_up_over_rows():
-    """Three elements a row: ``rows`` divides by the rows, ``valid`` by the elements."""
+    """Three elements a row: ``rows`` divides by the rows, ``valid`` by the elements, ``view`` by those of all rows."""
     output = [[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]], [[7.0], [8.0], [9.0]]]
     teacher = Says(((0.0,), (0.0,), (0.0,)), (True, True, False))
-    for mean_over, count in (("rows", 2.0), ("valid", 6.0)):
+    for mean_over, count in (("rows", 2.0), ("valid", 6.0), ("view", 9.0)):
         found = measured(Term(teacher, difference, mean_over=mean_over), output)
         assert float(found.tally.total.detach()) == 21
         assert float(found.tally.count) == count

@@ -81,6 +81,7 @@ PASSES = {
     "dlb()": (1, 1),  # half of the rows again, which an epoch pays for with twice the steps
     "byot()": (1, 1),  # the teacher is the deepest exit of the same forward
     "curriculum()": (1, 1),  # labels the pool between trainings
+    "self_training()": (1, 1),  # labels new rows between trainings
     "born_again()": (2, 1),  # student and frozen teacher
     "tf_kd()": (2, 1),
     "distil()": (2, 1),
@@ -105,6 +106,12 @@ def test_cost_by_hand(expression: str) -> None:
     forward, backward = PASSES[expression]
     plain = round((forward + 2 * backward) / 3, 3)
     assert cost(read_method(expression)) == {"forward": forward, "backward": backward, "of_plain": plain}
+
+
+def test_the_cost_of_self_training_says_what_is_labelled_between_trainings() -> None:
+    note = explain("self_training", read_method("self_training(generations=3, fresh=50)"))["cost_note"]
+    assert "3 trainings one after another" in note
+    assert "one forward pass over 50 unlabelled rows before each but the first" in note
 
 
 def test_the_cost_of_dlb_says_that_an_epoch_is_twice_as_long() -> None:

@@ -180,6 +180,21 @@ def test_union_draws_labelled_and_admitted_rows(admitted):
     assert all((cycles - 1) * n <= counts[i] <= cycles * n for i, n in members.items())
 
 
+@pytest.mark.parametrize("admitted", [[12], [3, 3, 3, 14], [*range(10), 20]])
+def test_chosen_rows_are_what_a_teacher_names_and_no_others(admitted):
+    """Labelled or not, with multiplicity, in as many steps as all rows take; without a teacher the labelled rows."""
+    views = Views((Look("x", "chosen"),))
+    sampler = Sampler(Few(10, 15), views, 5, seed=0, admitted=torch.tensor(admitted))
+    assert sampler.steps_per_epoch == 5
+    counts, members = Counter(torch.cat(epoch_of(sampler, 0, "chosen")).tolist()), Counter(admitted)
+    assert counts.total() == 25
+    assert set(counts) == set(members)
+    cycles = -(-25 // members.total())
+    assert all((cycles - 1) * n <= counts[i] <= cycles * n for i, n in members.items())
+    alone = Sampler(Few(10, 15), views, 5, seed=0)
+    assert set(torch.cat(epoch_of(alone, 0, "chosen")).tolist()) == set(range(10))
+
+
 def test_unlabelled_rows_are_the_admitted_ones():
     """With nothing admitted yet the unlabelled views are there and empty."""
     chosen = torch.tensor([12, 17, 17])

@@ -47,6 +47,7 @@ def test_who_needs_unlabelled_rows():
     """Unlabelled and admitted rows are needed; all rows may be labelled ones."""
     assert weak_strong().need_unlabelled()
     assert Views((Look("x", "union"),)).need_unlabelled()
+    assert Views((Look("x", "chosen"),)).need_unlabelled()
     for views in (Views(), two("all"), pairs(), overlapping()):
         assert not views.need_unlabelled()
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..collapse import Drift, accumulated, alarm, expected, replaced, told
 from ..errors import SelfdistillError
 from ..explain import explain
 from ..prepared import read_method
@@ -43,6 +44,7 @@ def render(folder: Path) -> str:
     parts += [
         section("Learning", *_learning(lines, control, result)),
         section("Audit", *_audit(result, lines)),
+        section("Drift", *_drift(result)),
         section("Calibration", _calibration(result)),
         section("Vitals", *vitals(lines)),
         section("Cost", *_cost(result)),
@@ -112,6 +114,20 @@ def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
         teacher = number if _taken(g) else teacher
     drawn = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
     return [drawn, *(paragraph(g["decision"]["why"]) for g in result["generations"]), *said]
+
+
+def _drift(result: dict[str, Any] | None) -> list[str]:
+    """How far generations went from the first, beside the two curves of the linear model; the first alarm."""
+    found = [Drift(**g["drift"]) for g in (result or {}).get("generations", []) if g.get("drift")]
+    if not found:
+        return []
+    series = [Series("this run", [(d.generation, d.growth) for d in found if d.growth is not None])]
+    for name, curve in (("if data are replaced", replaced), ("if data accumulate", accumulated)):
+        series.append(Series(name, [(d.generation, expected(curve, d.generation)) for d in found]))
+    caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
+    drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
+    alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
+    return [*alarms, drawn, *(paragraph(told(d)) for d in found)]
 
 
 def _calibration(result: dict[str, Any] | None) -> str:
