@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..carried import Carried
 from ..core import Method, Term
 from ..losses import CrossEntropy
+from ..schedules import ByGeneration
 from ..teachers import Labels
 from ..views import Look, Views
 
@@ -34,9 +35,10 @@ def self_training(
     >>> self_training(keep="anchor").terms["pseudo"].teacher
     Carried(keep='anchor', hard=False, fresh=120)
     """
+    taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), mean_over="view"),
+            "label": Term(Labels(), CrossEntropy(), weight=taught, mean_over="view"),
             "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, mean_over="view"),
         },
         views=Views((Look("x", "chosen"),)),
