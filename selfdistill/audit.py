@@ -23,7 +23,7 @@ from torch import Tensor
 from .errors import DataError
 from .stats import mcnemar, one_sided_t, smallest_visible, spend
 
-MEASURES = ("accuracy", "nll", "brier")
+MEASURES = ("accuracy", "nll", "brier", "mse")
 FEW = 200  # audit rows, below which cross-fitting is offered
 POLICIES = ("safe", "strict", "off")
 POWER = 0.8  # of a test that is said to see a change
@@ -55,7 +55,7 @@ class Audit:
     left open, that is the change the comparison can see with a power of 80 %. ``strict`` takes it only if it is shown
     to be better. ``off`` takes the last generation. ``level`` is spent over ``planned`` audits. After ``patience``
     audited generations in a row that improve the best audited score no further, training ends. ``measure`` is
-    ``accuracy``, ``nll`` or ``brier``.
+    ``accuracy``, ``nll``, ``brier``, or ``mse`` for values.
 
     Raises:
         DataError: no such policy or measure, or a number out of its range.

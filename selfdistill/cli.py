@@ -15,7 +15,7 @@ import click
 from . import __version__
 from .cli_compare import compare
 from .cli_options import data_options, given, refusing, training_options, write
-from .cli_report import report
+from .cli_report import report, vitals
 
 MAIN_EXAMPLES = """\b
 Examples:
@@ -229,6 +229,18 @@ def steps(as_json: bool, quick: bool) -> None:
     click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
 
 
+@bench.command("vitals")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--quick", is_flag=True, help="A few tiny steps, to see that it works; the numbers mean nothing.")
+@refusing
+def bench_vitals(as_json: bool, quick: bool) -> None:
+    """What looking at the signal costs, as a share of run time."""
+    from .bench import vitals as measured
+
+    result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
+
+
 @main.command()
 @refusing
 def doctor() -> None:
@@ -245,6 +257,7 @@ def doctor() -> None:
 
 main.add_command(compare)
 main.add_command(report)
+main.add_command(vitals)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Audit every N epochs within a generation too, and roll back what got worse.",
         ),
         click.option("--patience", type=click.IntRange(min=1), help="End after so many generations without gain."),
+        click.option(
+            "--vitals/--no-vitals", default=None, help="Look at a few steps; refuse a dead signal [default: vitals]."
+        ),
         click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
     ]
@@ -141,7 +144,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
-    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "save_seconds", "save_steps",
+    "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
+    "save_seconds", "save_steps",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""``selfdistill report``."""
+"""``selfdistill report`` and ``selfdistill vitals``: what a finished or unfinished run has to say."""
 
 from __future__ import annotations
+
+import json
 
 import click
 
@@ -16,3 +18,15 @@ def report(source: str, out: str | None) -> None:
     from .report import write
 
     click.echo(str(write(source, out)))
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@refusing
+def vitals(run_folder: str, as_json: bool) -> None:
+    """Is the signal alive? Per generation and term: gradient, disagreement, entropy, share kept, and warnings."""
+    from .vitals.record import read, text
+
+    found = read(run_folder)
+    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))

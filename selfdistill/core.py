@@ -244,6 +244,7 @@ class Objective(nn.Module):
         previous, external: models that `Generation` and `External` teachers look at.
         clock: length and position of the run, for schedules; ``update()`` moves it on.
         autocast: context for the forward passes (mixed precision).
+        vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
 
     >>> from selfdistill.methods import plain
     >>> model = nn.Linear(3, 2)
@@ -261,9 +262,10 @@ class Objective(nn.Module):
         external: nn.Module | None = None,
         clock: Clock | None = None,
         autocast: Callable[[], Any] = nullcontext,
+        vitals: bool = True,
     ) -> None:
         super().__init__()
-        self.method, self.autocast, self._pulse = method, autocast, dict[str, Pulse]()
+        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, Pulse]()
         # a predecessor makes this a later generation; a generation that is not the first has one
         self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
         if self.clock.generation and previous is None and method.generations > 1:
@@ -303,7 +305,7 @@ class Objective(nn.Module):
         if torch.is_grad_enabled() and not self.student.training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
         step = self.look(batch)
-        watch = Watch(self.student, step, self._pulse, self._vigil)
+        watch = Watch(self.student, step, self.pulse, self._vigil, self.watched)
         measured = {
             n: watch.buffers(n, t, t.tally(partial(self._state, n), step)) for n, t in self.method.terms.items()
         }
@@ -315,7 +317,7 @@ class Objective(nn.Module):
 
     def vitals(self) -> Vitals:
         """Is every term's signal alive? Means over the steps looked at so far."""
-        return summarise(self._pulse)
+        return summarise(self.pulse)
 
     def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
@@ -343,7 +345,7 @@ class Objective(nn.Module):
         """
         if not self._steps:
             raise RecipeError("update() follows a step: call the objective on a batch, with gradient, before it")
-        with self._vigil.over(self._steps, self._pulse):
+        with self._vigil.over(self._steps, self.pulse):
             for name, part, term in self._owners:
                 part.update(self.states[name], self._steps, term)
         self._steps.clear()

@@ -12,6 +12,7 @@ from .errors import CheckpointError
 from .expressions import one_line
 
 FORMAT = 1
+Lines = list[dict[str, Any]]
 _RESULT = {"data", "generations", "method", "model", "parameters", "run", "seed", "steps", "seconds", "test"}
 
 
@@ -68,6 +69,18 @@ def differences(before: Request, now: Request) -> str:
     theirs, mine = ({**r.to_json(), **dict(r.training)} for r in (before, now))
     names = [k for k in dict.fromkeys([*mine, *theirs]) if k != "training" and theirs.get(k) != mine.get(k)]
     return ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in names)
+
+
+def read_lines(path: Path) -> Lines:
+    """The lines of a metrics log; one that is being written now is left out."""
+    found: Lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+    return found
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], Request]:

@@ -23,12 +23,13 @@ from torch import Tensor
 from . import checkpoint, ranks, shards
 from .errors import CheckpointError, NotFiniteError
 from .step import Passes
+from .vitals import Pulse
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 # how often to save and how to spread the work do not change what is computed (but for the order of additions)
-_FREE = ("save_seconds", "save_steps", "parallel", "compile")
+_FREE = ("save_seconds", "save_steps", "parallel", "compile", "vitals")
 
 
 @dataclass
@@ -188,6 +189,7 @@ def save(trainer: Trainer) -> None:
             "steps_done": trainer.steps_done,
             "elapsed": trainer.seconds(),
             "passes": list(trainer.passes),
+            "pulse": {name: asdict(pulse) for name, pulse in trainer.objective.pulse.items()},
             "done": [
                 {
                     "start": t.start,
@@ -246,4 +248,5 @@ def restore(trainer: Trainer) -> bool:
     trainer.history = log.cut(progress["log_bytes"])
     trainer.elapsed, trainer.steps_done = progress["elapsed"], progress["steps_done"]
     trainer.passes = Passes(*progress["passes"])
+    trainer.objective.pulse.update({name: Pulse(**pulse) for name, pulse in progress["pulse"].items()})
     return True

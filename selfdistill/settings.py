@@ -21,7 +21,8 @@ class Settings:
     see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
     ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta``, ``audit_measure``
     and ``patience`` say how generations are accepted; see `audit.Audit`. ``audit_epochs`` audits within a generation
-    too, every so many epochs, and rolls back to the best audited state; see `rollback`.
+    too, every so many epochs, and rolls back to the best audited state; see `rollback`. ``vitals`` looks at a few steps
+    and refuses a signal that is dead.
     """
 
     epochs: int = 30
@@ -43,6 +44,7 @@ class Settings:
     audit_measure: str = "accuracy"
     audit_epochs: int | None = None
     patience: int | None = None
+    vitals: bool = True
     save_seconds: float = 30.0
     save_steps: int | None = None
 
@@ -52,10 +54,11 @@ class Settings:
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
+            "audit_measure": ("accuracy", "nll", "brier"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise DataError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+                raise DataError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
         for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -29,6 +29,8 @@ from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
 from .teachers import Held
+from .vitals import record
+from .vitals.starts import fresh_start
 
 __all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
 
@@ -116,9 +118,16 @@ class Trainer:
         s, method = self.settings, self.method
         self.model = self._fresh(generation)
         self.start = digest(copied(self.model.state_dict()))
+        again = fresh_start(self.start, [(t.start, digest(t.weights)) for t in self.done]) if s.vitals else None
+        if again:
+            self.warn(f"warning: {again}")
         clock = Clock(generation, method.generations)
         self.objective: Objective = method.bind(
-            self.model, previous=self._previous(generation), external=self.external, autocast=self._autocast
+            self.model,
+            previous=self._previous(generation),
+            external=self.external,
+            autocast=self._autocast,
+            vitals=s.vitals,
         )
         self.objective.to(self.device)
         self.objective.prepare(Pool(self.data.unlabelled, self._look, clock))
@@ -318,6 +327,9 @@ class Trainer:
                 self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
+        line |= record.entry(self.objective.pulse, self.history, clock.generation)
+        for warning in line.get("warnings", []):
+            self.warn(f"warning: {warning}")
         self.sums = {}
         self.history.append(line)
         if self.log:

@@ -1,1 +1,1 @@
-"""Measurements of this package's own cost: ``selfdistill bench steps``."""
+"""Measurements of this package's own cost: ``selfdistill bench steps`` and ``bench vitals``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -185,16 +186,22 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 
-def through_objective(work: Workload, mode: str) -> Call:
-    """One step of a mode, as the README's loop has it."""
-    model = work.build().train()
-    optimizer = work.optimizer(model)
-    objective: Objective = METHODS[mode]().bind(model, external=_frozen(model))
+def objective_of(work: Workload, mode: str, model: nn.Module, **options: Any) -> tuple[Objective, list[Batch]]:
+    """A mode's objective for a model, and the batches it is called on; options as of `Objective`."""
+    objective = METHODS[mode]().bind(model, external=_frozen(model), **options)
     batches = []
     for x, y, ids in work.batches:
         batch = Batch(x=Rows(x, y, ids))
         batch.fixed = frozenset({"x"}) if mode.endswith("cached") else frozenset()
         batches.append(batch)
+    return objective, batches
+
+
+def through_objective(work: Workload, mode: str) -> Call:
+    """One step of a mode, as the README's loop has it."""
+    model = work.build().train()
+    optimizer = work.optimizer(model)
+    objective, batches = objective_of(work, mode, model)
 
     def step(i: int) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -223,4 +230,4 @@ def bare_costs(work: Workload) -> dict[str, Call]:
     return {"teacher forward": forward, "pass over the weights": average}
 
 
-__all__ = ["BATCHES", "METHODS", "WORKLOADS", "Workload", "bare_costs", "by_hand", "through_objective"]
+__all__ = ["BATCHES", "METHODS", "WORKLOADS", "Workload", "bare_costs", "by_hand", "objective_of", "through_objective"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ..errors import SelfdistillError
 from ..explain import explain
 from ..prepared import read_method
-from ..request import read_record
+from ..request import Lines, read_lines, read_record
 from ..summary import cells, rows, sentence
 from .page import code, figure, page, paragraph, section, table
 from .svg import Mark, Series, bars, curves, lineage, reliability
@@ -23,19 +22,6 @@ VITALS = {
     "accuracy": "targets that agree with the labels",
     "weight_distance": "distance of the weights",
 }
-Lines = list[dict[str, Any]]
-
-
-def read_lines(path: Path) -> Lines:
-    """The lines of a metrics log; one that is being written now is left out."""
-    found: Lines = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-    return found
 
 
 def render(folder: Path) -> str:

@@ -6,8 +6,10 @@
 
 from .look import Seen, figures
 from .prompts import check_prompts
-from .pulse import Pulse, Vitals, summarise
+from .pulse import Pulse, Vitals, interval, summarise
 from .states import Vigil
 from .watch import Watch, looked_at
 
-__all__ = ["Pulse", "Seen", "Vigil", "Vitals", "Watch", "check_prompts", "figures", "looked_at", "summarise"]
+__all__ = [
+    "Pulse", "Seen", "Vigil", "Vitals", "Watch", "check_prompts", "figures", "interval", "looked_at", "summarise",
+]  # fmt: skip

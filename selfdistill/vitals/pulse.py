@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ..errors import VitalsError
@@ -23,13 +23,15 @@ class Pulse:
     last: tuple[int, int] = (-1, -1)  # generation and step of the last look
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    sums_before: dict[str, float] = field(default_factory=dict)  # as they were when `interval` was asked last
+    counts_before: dict[str, int] = field(default_factory=dict)
     valid: float = 0.0
     kept: float = 0.0
     rank_gap: float = 0.0  # rank of confidence of kept minus dropped, within looks, and its weight
     rank_weight: float = 0.0
     thirds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # trust in the least, middle, most confident
     third: float = 0.0  # elements of each
-    padded: set[int] = field(default_factory=set)  # columns of the target that were always 0, and looks in a row
+    padded: list[int] = field(default_factory=list)  # columns of the target that were always 0, and looks in a row
     padded_looks: int = 0
     flat: float = 0.0  # elements without loss or gradient, of those where target and student differ
     differing: float = 0.0
@@ -58,6 +60,11 @@ class Pulse:
 
     def mean(self, name: str) -> float | None:
         return self.sums[name] / self.counts[name] if self.counts.get(name) else None
+
+    def recent(self, name: str) -> float | None:
+        """The mean since the last `interval`."""
+        new = self.counts.get(name, 0) - self.counts_before.get(name, 0)
+        return (self.sums[name] - self.sums_before.get(name, 0.0)) / new if new else None
 
 
 @dataclass(frozen=True)
@@ -105,17 +112,42 @@ def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
     return said
 
 
+def _labels(pulses: Mapping[str, Pulse]) -> dict[int, int]:
+    """The classes of the labels, by the term that saw most of them."""
+    return max((p.labels for p in pulses.values()), key=lambda h: sum(h.values()), default={})
+
+
+def _figures(
+    pulses: Mapping[str, Pulse], mean: Callable[[Pulse, str], float | None]
+) -> dict[str, dict[str, float | None]]:
+    everyone, whole = _labels(pulses), math.fsum(mean(pulse, "pull") or 0.0 for pulse in pulses.values())
+    terms: dict[str, dict[str, float | None]] = {}
+    for name, pulse in pulses.items():
+        terms[name], pull = {key: mean(pulse, key) for key in NAMES}, mean(pulse, "pull")
+        terms[name]["gradient_share"] = pull / whole if pull is not None and whole else None
+        terms[name]["class_distance"] = distance(pulse.targets, pulse.labels or everyone)
+    return terms
+
+
+def interval(pulses: Mapping[str, Pulse]) -> dict[str, dict[str, float]]:
+    """Means by term over the looks since this was asked last, of what could be measured; empty without a look.
+
+    ``class_distance`` is that of the generation so far.
+    """
+    if not any(pulse.counts != pulse.counts_before for pulse in pulses.values()):
+        return {}
+    found = _figures(pulses, Pulse.recent)
+    for pulse in pulses.values():
+        pulse.sums_before, pulse.counts_before = dict(pulse.sums), dict(pulse.counts)
+    return {name: {key: value for key, value in read.items() if value is not None} for name, read in found.items()}
+
+
 def summarise(pulses: Mapping[str, Pulse]) -> Vitals:
     """The reading of some pulses; before the first look every figure is None."""
-    everyone = max((p.labels for p in pulses.values()), key=lambda h: sum(h.values()), default={})
-    whole = sum(pulse.mean("pull") or 0.0 for pulse in pulses.values())
-    terms, warnings = {}, []
+    everyone, warnings = _labels(pulses), []
+    terms = _figures(pulses, Pulse.mean)
     for name, pulse in pulses.items():
-        read: dict[str, float | None] = {key: pulse.mean(key) for key in NAMES}
-        pull = pulse.mean("pull")
-        read["gradient_share"] = pull / whole if pull is not None and whole else None
-        read["class_distance"] = distance(pulse.targets, pulse.labels or everyone)
-        terms[name] = {**read, "looks": float(pulse.looks)}
+        terms[name]["looks"] = float(pulse.looks)
         warnings += _warned(name, pulse, pulse.labels or everyone)
     frozen = sorted({kind for pulse in pulses.values() for kind in pulse.frozen})
     if frozen:

@@ -49,16 +49,16 @@ def _padding(look: Look, value: Tensor) -> None:
     """Columns of exactly 0 beside others that vary: one may be a class of reference, several are padding."""
     pulse, empty = look.pulse, (value == 0).all(0)
     if not bool(empty.any()):  # the rule: nothing more is computed
-        pulse.padded_looks, pulse.padded = 0, set()
+        pulse.padded_looks, pulse.padded = 0, []
         return
     vary = bool((value.amax(0) > value.amin(0)).any())
     columns = set(empty.nonzero().squeeze(1).tolist())
-    again = columns & pulse.padded if pulse.padded_looks else columns
-    pulse.padded = again if vary and len(again) > 1 else set()
+    again = columns & set(pulse.padded) if pulse.padded_looks else columns
+    pulse.padded = sorted(again) if vary and len(again) > 1 else []
     pulse.padded_looks = pulse.padded_looks + int(look.new) if pulse.padded else 0
     if pulse.padded_looks < 3:
         return
-    mass = float(value.softmax(-1)[:, sorted(pulse.padded)].sum(-1).mean())
+    mass = float(value.softmax(-1)[:, pulse.padded].sum(-1).mean())
     fail(
         "padded-vocabulary", look.name, f"{len(pulse.padded)} columns of its target's logits are exactly 0 throughout "
         f"and hold {mass:.2%} of its probability, on classes that do not exist", "set the logits of padding to -inf, "

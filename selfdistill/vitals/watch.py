@@ -31,9 +31,9 @@ def looked_at(step: int) -> bool:
 class Watch:
     """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
 
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], vigil: Vigil) -> None:
+    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], vigil: Vigil, on: bool = True) -> None:
         self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
-        self.on = torch.is_grad_enabled() and looked_at(step.clock.step)
+        self.on = on and torch.is_grad_enabled() and looked_at(step.clock.step)
         self._versions = _versions(student) if self.on else []
         if self.on:
             vigil.open()

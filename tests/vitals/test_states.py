@@ -76,7 +76,7 @@ def test_micro_batches_and_steps_between_looks_change_nothing():
         for _ in range(3):
             objective({"x": torch.randn(8, 6), "y": torch.arange(8) % 4, "id": torch.arange(8)}).backward()
         objective.update()
-        read.append(objective._pulse["past"].counts["weight_distance"])
+        read.append(objective.pulse["past"].counts["weight_distance"])
     assert read == [1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4]
 
 

@@ -1,0 +1,255 @@
+"""What the estimators share: checked input, folds that audit, the chain of generations, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter, validate_data
+
+from ..audit import Audit, Decision, champion
+from ..errors import DataError
+from .rows import Floats, Ints, count, folds, pooled, take
+from .trust import Rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is learnt from: rows, targets as numbers, weights, and rows without a target."""
+
+    X: Any
+    y: NDArray[Any]
+    weights: Floats | None
+    unlabelled: Any = None
+
+    def at(self, places: NDArray[Any]) -> Table:
+        """Some of the labelled rows, and all the others."""
+        weights = None if self.weights is None else self.weights[places]
+        return Table(take(self.X, places), self.y[places], weights, self.unlabelled)
+
+
+def weight_name(estimator: Any) -> str | None:
+    """The name under which a learner's ``fit`` takes weights of rows; None if it takes none."""
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        inner = weight_name(last)
+        return None if inner is None else f"{name}__{inner}"
+    return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
+
+
+def weighted(estimator: Any, weights: Floats | None) -> dict[str, Floats]:
+    """Arguments of ``fit`` for some weights.
+
+    Raises:
+        DataError: the learner takes none.
+    """
+    if weights is None:
+        return {}
+    name = weight_name(estimator)
+    if name is None:
+        raise DataError(
+            f"{type(estimator).__name__} takes no sample_weight, so its rows cannot be weighted; leave sample_weight "
+            "out, or take a learner that has it"
+        )
+    return {name: weights}
+
+
+def seeded(estimator: Any, random: np.random.RandomState | None) -> Any:
+    """A clone with every ``random_state`` drawn from a generator; left alone without one."""
+    made = clone(estimator)
+    if random is not None and hasattr(made, "get_params"):
+        seeds = {
+            name: int(random.randint(2**31 - 1))
+            for name in sorted(made.get_params())
+            if name == "random_state" or name.endswith("__random_state")
+        }
+        made.set_params(**seeds)
+    return made
+
+
+class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator that wraps another one and trains it for several generations; base of the public ones."""
+
+    estimator: Any
+    audit: str
+    audit_folds: int
+    random_state: Any
+    n_jobs: int | None
+    _classes = False
+    _measure = "mse"
+
+    # input ------------------------------------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        base = get_tags(self._base())
+        tags.input_tags.sparse = base.input_tags.sparse
+        tags.input_tags.allow_nan = base.input_tags.allow_nan
+        tags.input_tags.categorical = base.input_tags.categorical
+        tags.target_tags.single_output = True
+        tags.target_tags.multi_output = False
+        return tags
+
+    def _base(self) -> Any:
+        """The learner to wrap, never fitted itself."""
+        raise NotImplementedError
+
+    def _rows(self, X: Any, reset: bool) -> Any:
+        """Checked rows: a frame stays a frame, lists and arrays become arrays, a sparse matrix CSR."""
+        frame = hasattr(X, "columns")
+        if frame:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        tags = get_tags(self)
+        finite: bool | str = "allow-nan" if tags.input_tags.allow_nan else True
+        sparse = "csr" if tags.input_tags.sparse else False
+        return validate_data(self, X, reset=reset, accept_sparse=sparse, dtype=None, ensure_all_finite=finite)
+
+    def _table(self, X: Any, y: Any, sample_weight: Any, X_unlabeled: Any) -> Table:
+        """What ``fit`` was given, checked; rows of weight 0 are not there."""
+        X = self._rows(X, reset=True)
+        y = self._targets(y, X)
+        if count(X) != len(y):
+            raise ValueError(f"Found input variables with inconsistent numbers of samples: [{count(X)}, {len(y)}]")
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            if not weights.all():
+                there = np.flatnonzero(weights)
+                X, y, weights = take(X, there), y[there], weights[there]
+            weighted(self._base(), weights)
+        unlabelled = None
+        if X_unlabeled is not None:
+            unlabelled = self._unlabelled(X, X_unlabeled)
+        return Table(X, y, weights, unlabelled)
+
+    def _targets(self, y: Any, X: Any) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def _unlabelled(self, X: Any, U: Any) -> Any:
+        names, given = (list(rows.columns) if hasattr(rows, "columns") else None for rows in (X, U))
+        if names != given and names is not None and given is not None:
+            odd = sorted({*names} ^ {*given}, key=str)
+            what = f"column {odd[0]!r} is in one of them only" if odd else "the order of the columns differs"
+            raise ValueError(f"X_unlabeled has other columns than X: {what}; give the columns of X, in their order")
+        if (names is None) != (given is None):
+            raise ValueError("X is a frame and X_unlabeled is none, or the other way round; give both alike")
+        wide = U.shape[1] if hasattr(U, "shape") and len(U.shape) == 2 else None
+        if wide is not None and wide != self.n_features_in_:
+            raise ValueError(f"X_unlabeled has {wide} columns and X has {self.n_features_in_}; give the same columns")
+        U = self._rows(U, reset=False)
+        return U if count(U) else None
+
+    # generations ------------------------------------------------------------------------------------------------------
+
+    def _random(self) -> np.random.RandomState | None:
+        return None if self.random_state is None else check_random_state(self.random_state)
+
+    def _audit(self, planned: int) -> Audit:
+        try:
+            return Audit(self.audit, planned=max(1, planned), measure=self._measure)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+
+    def _parts(self, table: Table, seed: int) -> tuple[Ints, Ints] | None:
+        """Folds of the labelled rows, and distinct rows; None where there are too few to audit."""
+        if not isinstance(self.audit_folds, int) or self.audit_folds < 2:
+            raise ValueError(f"audit_folds is a whole number from 2 on, not {self.audit_folds!r}; 5 is usual")
+        fold, distinct = folds(table.X, table.y, self.audit_folds, seed, self._classes)
+        enough = distinct.max() + 1 >= 2 * self.audit_folds
+        if self._classes:
+            first = np.unique(distinct, return_index=True)[1]
+            enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= self.audit_folds
+        return (fold, distinct) if enough else None
+
+    def _each(self, work: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+        """Call a function once a fold, on as many processes as ``n_jobs`` says."""
+        done = Parallel(n_jobs=self.n_jobs)(delayed(work)(*row) for row in zip(*columns, strict=True))
+        return list(done)
+
+    # what a caller sees -----------------------------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """What the product says of rows (rows, columns)."""
+        check_is_fitted(self, "estimator_")
+        return np.asarray(self.estimator_.predict(self._rows(X, reset=False)))
+
+    def report(self) -> str:
+        """What happened, in lines: each generation, its trust weight, its score, and what the audit decided.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        if not hasattr(self, "history_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
+        lines = []
+        for row in self.history_:
+            loss = "" if row["loss"] is None else f", {self._measure} {row['loss']:.4g} on rows not learnt from"
+            lines.append(f"generation {row['generation']}: {row['what']}{loss}")
+            if row["decision"]:
+                lines.append(f"  {row['decision']['why']}")
+        return "\n".join([*lines, f"the product is generation {self.generation_}"])
+
+
+@dataclass
+class Audited:
+    """The audit of a chain over folds: losses of every generation by distinct row, and the decisions."""
+
+    audit: Audit
+    rows: Rows
+    losses: list[Floats]
+    decisions: list[Decision]
+
+    def add(self, losses: Floats) -> bool:
+        """A generation's loss on each row, made without it; may it teach the next one?"""
+        number = len(self.losses)
+        self.losses.append(self.of(losses))
+        if number == 0:
+            self.decisions.append(Decision(0, True, "generation 0 accepted: there is none before it"))
+            return True
+        against = self.product()
+        decision = self.audit.decide(number, self.losses[-1], self.losses[against], against=against)  # type: ignore[arg-type]
+        if self.audit.policy == "off":
+            decision = replace(decision, accepted=True, why=f"generation {number} accepted: the audit is off")
+        self.decisions.append(decision)
+        return decision.accepted
+
+    def of(self, losses: Floats) -> Floats:
+        """Losses of the rows, by distinct row."""
+        distinct = np.arange(len(losses)) if self.rows.distinct is None else self.rows.distinct
+        return pooled(losses, np.ones(len(losses)) if self.rows.weights is None else self.rows.weights, distinct)
+
+    def product(self) -> int:
+        """The best accepted generation; the last one where the audit is off."""
+        if self.audit.policy == "off":
+            return len(self.losses) - 1
+        accepted = [d.generation for d in self.decisions if d.accepted]
+        return champion([[float(v) for v in losses] for losses in self.losses], accepted)
+
+
+def told(generation: int, what: str, loss: float | None, decision: Decision | None, **more: Any) -> dict[str, Any]:
+    """One line of ``history_``."""
+    shown: Mapping[str, Any] | None = asdict(decision) if decision else None
+    return {"generation": generation, "what": what, "loss": loss, "decision": shown, **more}
+
+
+def delegates(name: str) -> Callable[[SelfTaught], bool]:
+    """Is a method there because the wrapped learner has it?"""
+
+    def check(self: SelfTaught) -> bool:
+        getattr(getattr(self, "estimator_", None) or self._base(), name)
+        return True
+
+    return check
+
+
+__all__ = ["Audited", "SelfTaught", "Table", "available_if", "delegates", "seeded", "told", "weighted"]

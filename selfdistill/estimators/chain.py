@@ -1,0 +1,157 @@
+"""One generation after another on one table: what a teacher says, and how a learner learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
+
+from ..errors import DataError
+from .base import Table, seeded, weight_name, weighted
+from .labelling import Labelling
+from .rows import Floats, stack, take
+
+
+@dataclass(frozen=True)
+class Values:
+    """Targets are real numbers (rows,); errors are squared."""
+
+    def known(self, y: NDArray[Any]) -> Floats:
+        """What the labels say."""
+        return np.asarray(y, dtype=np.float64)
+
+    def says(self, model: Any, X: Any) -> Floats:
+        """What a model says of rows."""
+        return np.asarray(model.predict(X), dtype=np.float64)
+
+    def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
+        """A fresh learner, fitted."""
+        return seeded(learner, None).fit(X, targets, **weighted(learner, weights))
+
+    def losses(self, said: Floats, y: NDArray[Any]) -> Floats:
+        """The loss of each row."""
+        return np.asarray((said - y) ** 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Targets are distributions over ``labels``, (rows, classes); y holds their places. Errors are wrong classes."""
+
+    labels: NDArray[Any]
+
+    def known(self, y: NDArray[Any]) -> Floats:
+        """One-hot."""
+        return np.asarray(np.eye(len(self.labels))[y])
+
+    def says(self, model: Any, X: Any) -> Floats:
+        """Probabilities, zero for classes the model has not seen."""
+        found = np.zeros((X.shape[0], len(self.labels)))
+        found[:, np.searchsorted(self.labels, model.classes_)] = model.predict_proba(X)
+        return found
+
+    def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
+        """A fresh learner, fitted to soft targets."""
+        return fit_soft(seeded(learner, None), X, targets, self.labels, weights)
+
+    def losses(self, said: Floats, y: NDArray[Any]) -> Floats:
+        """1 for a wrong class, else 0."""
+        return np.asarray(said.argmax(axis=1) != y, dtype=np.float64)
+
+
+Kind = Values | Classes
+
+
+def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weights: Floats | None = None) -> Any:
+    """Fit a classifier to distributions over classes, exactly: its loss is that of the expected label.
+
+    A learner with ``takes_probabilities = True`` gets them as they are. Naive Bayes adds up class by class over the
+    same rows. Any other learner with ``sample_weight`` gets each row once for every class of probability above 0.
+
+    Args:
+        learner: unfitted; it is fitted in place.
+        X: rows.
+        targets: (rows, classes), rows sum to 1.
+        labels: what the columns stand for, sorted.
+        weights: of the rows.
+
+    Raises:
+        DataError: the learner cannot learn soft targets.
+
+    >>> X, P = np.array([[0.0], [1.0]]), np.array([[0.75, 0.25], [0.25, 0.75]])
+    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> fit_soft(DecisionTreeClassifier(), X, P, np.array([0, 1])).predict_proba(X).tolist()
+    [[0.75, 0.25], [0.25, 0.75]]
+    """
+    if getattr(learner, "takes_probabilities", False):
+        return learner.fit(X, targets, sample_weight=weights)
+    rows, columns = np.nonzero(targets)
+    shares = targets[rows, columns]
+    hard = len(rows) == len(targets) and bool((shares == 1.0).all())
+    if hard:
+        return learner.fit(X, labels[columns], **weighted(learner, weights))
+    if weight_name(learner) is None:
+        raise DataError(
+            f"{type(learner).__name__} takes no sample_weight, so it cannot learn soft targets; possible are a learner "
+            "that does, or SelfTrainedClassifier with hard labels"
+        )
+    if isinstance(learner, (GaussianNB, _BaseDiscreteNB)):
+        for place, label in enumerate(labels):
+            share = targets[:, place] if weights is None else targets[:, place] * weights
+            learner.partial_fit(X, np.full(len(targets), label), classes=labels, sample_weight=share)
+        return learner
+    shares = shares if weights is None else shares * weights[rows]
+    return learner.fit(take(X, rows), labels[columns], **weighted(learner, shares))
+
+
+def first(kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None]) -> list[Any]:
+    """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
+    made = []
+    for learner, seed in zip(learners, seeds, strict=True):
+        own = table if seed is None else table.at(_bootstrap(table, seed))
+        made.append(kind.learn(learner, own.X, kind.known(own.y), own.weights))
+    return made
+
+
+def _bootstrap(table: Table, seed: int) -> NDArray[Any]:
+    """As many rows with replacement, every class at least once where y are classes."""
+    random, rows = np.random.RandomState(seed), len(table.y)
+    drawn = random.randint(rows, size=rows)
+    if table.y.dtype.kind == "i":
+        drawn = np.concatenate([np.unique(table.y, return_index=True)[1], drawn])[:rows]
+    return np.asarray(drawn)
+
+
+def later(
+    kind: Kind, learners: Sequence[Any], table: Table, models: Sequence[Any], xi: float, labelling: Labelling
+) -> list[Any]:
+    """The next generation: each member is taught by the mean of the others, and by itself where it is alone."""
+    shown = [kind.says(model, table.X) for model in models] if xi else []
+    pseudo = [kind.says(model, table.unlabelled) for model in models] if table.unlabelled is not None else []
+    made = []
+    for number, learner in enumerate(learners):
+        targets = kind.known(table.y)
+        if xi:
+            targets = xi * _others(shown, number) + (1.0 - xi) * targets
+        X, weights = table.X, table.weights
+        if table.unlabelled is not None:
+            said, trust = labelling.of(_others(pseudo, number))
+            if trust is not None or weights is not None:
+                weights = np.ones(len(targets)) if weights is None else weights
+                weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
+            X, targets = stack([X, table.unlabelled]), np.concatenate([targets, said])
+            if weights is not None and not weights.all():  # a weight of 0 is a row that is not there
+                there = np.flatnonzero(weights)
+                X, targets, weights = take(X, there), targets[there], weights[there]
+            if weights is not None and (weights == 1.0).all():
+                weights = None  # then the learner need not take weights
+        made.append(kind.learn(learner, X, targets, weights))
+    return made
+
+
+def _others(said: Sequence[Floats], number: int) -> Floats:
+    rest = [one for place, one in enumerate(said) if place != number] or list(said)
+    return np.asarray(np.mean(rest, axis=0)) if len(rest) > 1 else rest[0]

@@ -1,0 +1,375 @@
+"""Self-distillation of any scikit-learn estimator: each generation learns from the last one and from the labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weight_name, weighted
+from .chain import Classes, Kind, Values, first, later
+from .labelling import Labelling, Selection
+from .rows import Floats, count
+from .targets import class_targets, real_targets
+from .trust import ALIKE, CERTAIN, Rows, held_out, smoother, steps
+
+
+class SelfDistilled(SelfTaught):
+    """The common part of classifier and regressor."""
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        generations: int = 2,
+        xi: float | str = "auto",
+        peers: Any = None,
+        selection: Selection = None,
+        audit: str = "safe",
+        audit_folds: int = 5,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.generations = generations
+        self.xi = xi
+        self.peers = peers
+        self.selection = selection
+        self.audit = audit
+        self.audit_folds = audit_folds
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def _fit(self, kind: Kind, table: Table) -> None:
+        self._check()
+        random = self._random()
+        seed = 0 if random is None else int(random.randint(2**31 - 1))
+        learners, seeds = self._members(random, seed)
+        number = self._rounds(table.unlabelled is not None) - 1
+        audited, self.xi_, self._labellings = self._choose(kind, learners, seeds, table, seed, number)
+        self.history_ = self._history(audited, number, table)
+        self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
+        members = first(kind, learners, table, seeds)
+        for xi, labelling in list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]:
+            members = later(kind, learners, table, members, xi, labelling)
+        self.estimator_ = members[0]
+
+    def _xi(self) -> float | str:
+        return self.xi
+
+    def _peers(self) -> Any:
+        return self.peers
+
+    def _rounds(self, unlabelled: bool) -> int:
+        return self.generations
+
+    def _check(self) -> None:
+        if not isinstance(self.generations, (int, np.integer)) or self.generations < 1:
+            raise ValueError(f"generations counts trainings: a whole number from 1 on, not {self.generations!r}")
+        xi = self._xi()
+        if xi != "auto" and (isinstance(xi, str) or not np.isfinite(xi)):
+            raise ValueError(f"xi is a number or 'auto', not {xi!r}")
+
+    def _members(self, random: np.random.RandomState | None, seed: int) -> tuple[list[Any], list[int | None]]:
+        """The learner and its peers; copies of it learn from bootstrap samples, or they would agree in everything."""
+        learner, peers = seeded(self._base(), random), self._peers()
+        if peers is None:
+            return [learner], [None]
+        if isinstance(peers, (int, np.integer)):
+            if peers < 1:
+                raise ValueError(f"peers is a number from 1 on, a list of estimators, or None, not {peers}")
+            drawn = np.random.RandomState(seed)
+            copies = [seeded(self._base(), drawn) for _ in range(peers)]
+            return [learner, *copies], [None, *(int(s) for s in drawn.randint(2**31 - 1, size=peers))]
+        others = [seeded(peer, random) for peer in peers]
+        if not others:
+            raise ValueError("peers is an empty list; give estimators, a number, or None")
+        return [learner, *others], [None] * (1 + len(others))
+
+    def _choose(
+        self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int, number: int
+    ) -> tuple[Audited | None, list[float], list[Labelling]]:
+        """The trust weight and the labelling of every generation, and the audit of each."""
+        fixed = None if self._xi() == "auto" else float(self._xi())
+        parts = self._parts(table, seed) if number else None
+        audit = self._audit(number)
+        if parts is None or (audit.policy == "off" and fixed is not None):
+            blind = [self._labelling(k, number, None, table.y, ALIKE) for k in range(1, number + 1)]
+            return None, [0.0 if fixed is None else fixed] * number, blind
+        fold, distinct = parts
+        rows = Rows(table.weights, distinct)
+        plan: list[float | None] = [fixed] * number
+        if fixed is None and isinstance(kind, Values) and len(learners) == 1 and table.unlabelled is None:
+            H = smoother(learners[0], table.X, table.y, **weighted(learners[0], table.weights))
+            plan = plan if H is None else [*steps(H, table.y, number, rows=rows)]
+        folded = _Folded(self, kind, learners, table, fold)
+        audited = Audited(audit, rows, [], [])
+        members = folded.each(first, seeds)
+        said = folded.said(members)
+        audited.add(kind.losses(said, table.y))
+        xis, labellings = list[float](), list[Labelling]()
+        for k, planned in enumerate(plan, 1):
+            labellings.append(self._labelling(k, number, said, table.y, rows))
+            xi = planned
+            if xi is None:
+                ends = [folded.said(folded.each(later, members, end, labellings[-1])) for end in (0.0, 1.0)]
+                xi = self._best(table.y, ends[0], ends[1], rows)
+            xis.append(xi)
+            members = folded.each(later, members, xi, labellings[-1])
+            said = folded.said(members)
+            if not audited.add(kind.losses(said, table.y)):
+                break  # the folds went on from it, so nothing after it can be judged
+        return audited, xis, labellings
+
+    def _labelling(self, number: int, of: int, said: Floats | None, y: NDArray[Any], rows: Rows) -> Labelling:
+        """How generation ``number`` of ``of`` later ones labels; ``said`` of labelled rows left out, if there are."""
+        return Labelling(self.selection)
+
+    def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
+        """The best xi on rows left out, from students of labels alone and of the teacher alone."""
+        raise NotImplementedError
+
+    def _history(self, audited: Audited | None, planned: int, table: Table) -> list[dict[str, Any]]:
+        if audited is None and planned and self.audit != "off":
+            why = "learns from labels; too few rows to audit, so nothing after it is trusted"
+            return [told(0, why, None, None, xi=None, labelled_by=[])]
+        lines = []
+        teachers = [type(self._base()).__name__] if self._peers() is None else self._names()
+        for number in range(len(audited.losses) if audited else planned + 1):
+            xi = self.xi_[number - 1] if number else None
+            by = "its peers" if self._peers() is not None else f"generation {number - 1}"
+            what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi:.3g}"
+            labelled = count(table.unlabelled) if number and table.unlabelled is not None else 0
+            what += f", and by their labels for {labelled} rows" if labelled else ""
+            loss = float(audited.losses[number].mean()) if audited else None
+            decision = audited.decisions[number] if audited and number else None
+            lines.append(
+                told(
+                    number,
+                    what,
+                    loss,
+                    decision,
+                    xi=xi,
+                    labelled_by=teachers if labelled else [],
+                    temperature=self._labellings[number - 1].temperature if number else None,
+                )
+            )
+        return lines
+
+    def _names(self) -> list[str]:
+        peers = self._peers()
+        if isinstance(peers, (int, np.integer)):
+            return [type(self._base()).__name__] * int(peers)
+        return [type(peer[-1] if isinstance(peer, Pipeline) else peer).__name__ for peer in peers]
+
+
+class _Folded:
+    """The same chain without each fold in turn."""
+
+    def __init__(self, owner: SelfDistilled, kind: Kind, learners: list[Any], table: Table, fold: Any) -> None:
+        self.owner, self.kind, self.learners, self.rows = owner, kind, learners, len(table.y)
+        numbers = range(owner.audit_folds)
+        self.without = [table.at(np.flatnonzero(fold != k)) for k in numbers]
+        self.held = [np.flatnonzero(fold == k) for k in numbers]
+        self.shown = [table.at(places).X for places in self.held]
+
+    def each(self, work: Any, given: Any, *more: Any) -> list[Any]:
+        """Call `first` or `later` for every fold; ``given`` is what the folds share, or for `later` one a fold."""
+        times = len(self.without)
+        own = [given] * times if work is first else given
+        columns = [[self.kind] * times, [self.learners] * times, self.without, own, *([m] * times for m in more)]
+        return self.owner._each(work, *columns)
+
+    def said(self, members: list[Any]) -> Floats:
+        """What each fold's first member says of the rows it has not learnt from, in their places."""
+        found: Floats | None = None
+        for models, X, places in zip(members, self.shown, self.held, strict=True):
+            said = self.kind.says(models[0], X)
+            found = np.empty((self.rows, *said.shape[1:])) if found is None else found
+            found[places] = said
+        assert found is not None
+        return found
+
+
+class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[misc]
+    """Self-distillation of any regressor: each generation learns from the last one and from the labels.
+
+    Equation::
+
+        t_k = xi_k f_(k-1)(x) + (1 - xi_k) y  on labelled rows,  t_k = f_(k-1)(u)  on unlabelled ones
+
+    Args:
+        estimator: the learner; gradient boosting by default.
+        generations: trainings, the first one included.
+        xi: how far the teacher is trusted on labelled rows. ``"auto"`` chooses it from the data for every generation:
+            for learners that are linear in their targets in closed form (negative and above 1 allowed), for others on
+            rows left out; what cannot be told from noise is 0.
+        peers: None, and a generation is taught by the one before it; a number of copies (on bootstrap samples) or a
+            list of estimators, and each is taught by the mean of the others, never by itself. The product is
+            ``estimator``'s.
+        selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
+        audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on
+            folds that they have not learnt from.
+        audit_folds: as many trainings more for each generation.
+        n_jobs: processes for the folds.
+        random_state: seeds the learner and the folds.
+
+    Attributes:
+        estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
+        history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
+
+    Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = SelfDistilledRegressor(Ridge(1.0)).fit(X, y)  # too strong a penalty: the best xi is negative
+    >>> bool(model.xi_[0] < 0), bool(model.score(X, y) > Ridge(1.0).fit(X, y).score(X, y))
+    (True, True)
+    """
+
+    _measure = "mse"
+
+    def _base(self) -> Any:
+        return HistGradientBoostingRegressor() if self.estimator is None else self.estimator
+
+    def _targets(self, y: Any, X: Any) -> Floats:
+        return real_targets(y, self)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledRegressor:
+        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+
+        Raises:
+            ValueError: what was given does not fit together.
+        """
+        self._fit(Values(), self._table(X, y, sample_weight, X_unlabeled))
+        return self
+
+    def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
+        return held_out(y, without, taught, rows).xi
+
+
+class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[misc]
+    """Self-distillation of any classifier with ``predict_proba`` and ``sample_weight``, by soft targets.
+
+    Equation::
+
+        t_k = xi_k p_(k-1)(. | x) + (1 - xi_k) onehot(y)  on labelled rows,  t_k = p_(k-1)(. | u)  on unlabelled ones
+
+    Soft targets are learnt exactly (`chain.fit_soft`): as they are where the learner takes them, else by weighted rows.
+
+    Args:
+        estimator: the learner; gradient boosting by default.
+        generations: trainings, the first one included.
+        xi: how far the teacher is trusted on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on rows left
+            out, and is 0 where the gain cannot be told from noise.
+        peers: None; a number of copies, or a list of estimators: each is taught by the mean of the others.
+        selection: the least confidence of a teacher's prediction for an unlabelled row to be learnt, or a function of
+            the predictions (rows, classes) that gives each row a weight in [0, 1].
+        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`; audited by accuracy, since labels that
+            are wrong at random still rank models by it.
+
+    Attributes:
+        estimator_, generation_, xi_, history_: as of `SelfDistilledRegressor`. classes_: the labels, sorted.
+
+    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, equation 5, for any learner.
+
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = SelfDistilledClassifier(LogisticRegression(max_iter=1000), xi=0.5).fit(X, y)
+    >>> model.predict_proba(X[:1]).shape, len(model.history_)
+    ((1, 3), 2)
+    """
+
+    _measure = "accuracy"
+    _classes = True
+
+    def _base(self) -> Any:
+        return HistGradientBoostingClassifier() if self.estimator is None else self.estimator
+
+    def _targets(self, y: Any, X: Any) -> NDArray[Any]:
+        self.classes_, found = class_targets(y, self)
+        return found
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledClassifier:
+        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+
+        Raises:
+            ValueError: what was given does not fit together.
+        """
+        table = self._table(X, y, sample_weight, X_unlabeled)
+        self._fit(Classes(self.classes_), table)
+        return self
+
+    def _check(self) -> None:
+        super()._check()
+        xi = self._xi()
+        if xi != "auto" and not 0.0 <= float(xi) <= 1.0:
+            raise ValueError(
+                f"xi = {xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
+                "lower bound: the learner would gain without end by ruling that class out; give xi from 0 to 1"
+            )
+        if self.generations > 1:
+            able(self._base(), self._soft())
+
+    def _soft(self) -> bool:
+        return True
+
+    def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
+        return mixture(y, without, taught, rows)
+
+    @available_if(delegates("predict_proba"))  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities (rows, classes), in the order of ``classes_``."""
+        check_is_fitted(self, "estimator_")
+        return Classes(self.classes_).says(self.estimator_, self._rows(X, reset=False))
+
+    @available_if(delegates("decision_function"))  # type: ignore[untyped-decorator]
+    def decision_function(self, X: Any) -> Floats:
+        """The product's own decision function."""
+        check_is_fitted(self, "estimator_")
+        return np.asarray(self.estimator_.decision_function(self._rows(X, reset=False)))
+
+
+def able(estimator: Any, soft: bool) -> None:
+    """A learner that can teach, and be taught by soft targets where they are ``soft``.
+
+    Raises:
+        ValueError: it cannot, with what is possible instead.
+    """
+    name = type(estimator).__name__
+    if not hasattr(estimator, "predict_proba"):
+        raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
+    if soft and weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
+        raise ValueError(
+            f"{name} takes no sample_weight, so it cannot learn soft targets; take a learner that does, or "
+            "SelfTrainedClassifier with hard labels"
+        )
+
+
+def mixture(y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
+    """The xi in [0, 1] whose mixture of two predictions (rows, classes) has the least log loss on rows left out."""
+    at = np.arange(len(y))
+    ends = np.stack([without[at, y], taught[at, y]]).clip(1e-12)
+    w = np.ones(len(y)) if rows.weights is None else rows.weights
+    w = w / w.sum()
+
+    def losses(xi: float) -> Floats:
+        return np.asarray(-np.log((1.0 - xi) * ends[0] + xi * ends[1]))
+
+    found = minimize_scalar(lambda xi: float(w @ losses(xi)), bounds=(0.0, 1.0), method="bounded")
+    xi = min((0.0, float(found.x), 1.0), key=lambda value: float(w @ losses(value)))
+    gains = w * (losses(0.0) - losses(xi))
+    gain = float(gains.sum())
+    spread = gains - w * gain
+    if rows.distinct is not None:
+        spread = np.bincount(rows.distinct, spread)
+    noise = float(np.sqrt(spread @ spread))
+    return xi * max(0.0, 1.0 - (CERTAIN * noise / gain) ** 2) if gain > 0 else 0.0

@@ -1,0 +1,109 @@
+"""Regression with unlabelled rows: learners of different kinds label for each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from .distilled import SelfDistilledRegressor
+from .labelling import Selection
+
+PENALTIES = tuple(10.0**power for power in range(-3, 4))
+
+
+def usual_peers(frame: bool) -> list[Any]:
+    """Extremely randomised trees and ridge regression: they err in other ways than boosting and forests do.
+
+    Missing numbers become medians; in a frame, columns that are no numbers become indicators.
+    """
+
+    def numbers() -> Any:
+        return make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
+
+    def columns() -> Any:
+        if not frame:
+            return numbers()
+        kinds = make_pipeline(
+            SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+        )
+        return make_column_transformer(
+            (numbers(), make_column_selector(dtype_include="number")),
+            (kinds, make_column_selector(dtype_exclude="number")),
+        )
+
+    return [
+        make_pipeline(columns(), ExtraTreesRegressor(200)),
+        make_pipeline(columns(), RidgeCV(alphas=PENALTIES)),
+    ]
+
+
+class PeerTaughtRegressor(SelfDistilledRegressor):
+    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
+
+    Equation::
+
+        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones
+
+    No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
+    agreement is largest where there is least to learn. Without ``X_unlabeled`` it is the learner alone.
+
+    Args:
+        estimator: the learner that becomes the product; a random forest by default.
+        peers: a list of estimators, the more different the better, or a number of copies; by default extremely
+            randomised trees and ridge regression.
+        generations: rounds of labelling, the first training included.
+        selection: a function of the peers' mean (rows,) that gives each unlabelled row a weight in [0, 1].
+        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
+
+    Attributes:
+        estimator_, generation_, history_: as of `SelfDistilledRegressor`.
+
+    Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.tree import DecisionTreeRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> alone = DecisionTreeRegressor(random_state=0).fit(X[:60], y[:60])
+    >>> taught = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=0).fit(X[:60], y[:60], X_unlabeled=X[60:300])
+    >>> bool(taught.score(X[300:], y[300:]) > alone.score(X[300:], y[300:]))
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        peers: Any = None,
+        generations: int = 2,
+        selection: Selection = None,
+        audit: str = "safe",
+        audit_folds: int = 5,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.peers = peers
+        self.generations = generations
+        self.selection = selection
+        self.audit = audit
+        self.audit_folds = audit_folds
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def _base(self) -> Any:
+        return RandomForestRegressor() if self.estimator is None else self.estimator
+
+    def _xi(self) -> float | str:
+        return 0.0
+
+    def _rounds(self, unlabelled: bool) -> int:
+        return self.generations if unlabelled else 1
+
+    def _peers(self) -> Any:
+        return usual_peers(hasattr(self, "feature_names_in_")) if self.peers is None else self.peers

@@ -1,0 +1,94 @@
+"""Rows of whatever a scikit-learn estimator takes: arrays, sparse matrices, pandas and polars frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.utils import _safe_indexing
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads what differs in a few bits
+
+
+def count(X: Any) -> int:
+    """Number of rows."""
+    return int(X.shape[0])
+
+
+def take(X: Any, places: NDArray[Any]) -> Any:
+    """Rows at some places, as what they came in."""
+    return _safe_indexing(X, places)
+
+
+def stack(parts: Sequence[Any]) -> Any:
+    """Rows below each other, as what they came in: all parts have the same columns."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if sparse.issparse(first):
+        return sparse.vstack(parts, format="csr")
+    if hasattr(first, "iloc"):
+        import pandas as pd
+
+        return pd.concat(parts, ignore_index=True)
+    if hasattr(first, "vstack"):  # polars
+        return first.vstack(parts[1]) if len(parts) == 2 else stack([first.vstack(parts[1]), *parts[2:]])
+    return np.concatenate(parts)
+
+
+def _column(values: Any) -> NDArray[np.uint64]:
+    """Each value as 64 bits, equal where the values are equal."""
+    found = np.asarray(values)
+    if found.dtype.kind in "biuf":
+        return (found.astype(np.float64) + 0.0).view(np.uint64)  # + 0.0: there are two zeros
+    return np.unique(found.astype(str), return_inverse=True)[1].astype(np.uint64)
+
+
+def marks(X: Any, seed: int) -> NDArray[np.uint64]:
+    """A number for each row, the same for equal rows, and in an order of no meaning."""
+    found = np.full(count(X), np.uint64(seed) + _ODD, dtype=np.uint64)
+    if sparse.issparse(X):
+        chance = np.random.default_rng(seed).random(X.shape[1])
+        columns: list[Any] = [np.asarray(X.tocsr() @ chance)]
+    elif hasattr(X, "columns"):
+        columns = [X[name] for name in X.columns]
+    else:
+        columns = list(np.asarray(X).T)
+    with np.errstate(over="ignore"):
+        for column in columns:
+            found = (found ^ _column(column)) * _ODD
+            found ^= found >> np.uint64(29)
+    return found
+
+
+def folds(X: Any, y: NDArray[Any], number: int, seed: int, classes: bool) -> tuple[Ints, Ints]:
+    """A fold from 0 to ``number`` - 1 for each row, and which distinct row it is.
+
+    Equal rows with equal targets are one distinct row and share a fold: a copy must not audit its twin, and a row of
+    weight 2 is the same as the row twice. Every class is spread over the folds evenly where ``classes`` says so.
+
+    >>> fold, distinct = folds(np.array([[1.0], [2.0], [1.0], [3.0]]), np.zeros(4), 2, 0, classes=False)
+    >>> fold[0] == fold[2], distinct[0] == distinct[2], sorted(np.bincount(fold[[0, 1, 3]]).tolist())
+    (np.True_, np.True_, [1, 2])
+    """
+    codes = np.unique(y, return_inverse=True)[1]
+    with np.errstate(over="ignore"):
+        mark = (marks(X, seed) ^ _column(codes)) * _ODD
+    _, first, distinct = np.unique(mark, return_index=True, return_inverse=True)
+    kinds = codes[first] if classes else np.zeros(len(first), dtype=np.int64)
+    order = np.lexsort((np.arange(len(first)), kinds))
+    fold = np.empty(len(first), dtype=np.int64)
+    fold[order] = np.arange(len(first)) % number  # class after class, so that each one is spread
+    return fold[distinct], distinct.astype(np.int64)
+
+
+def pooled(losses: Floats, weights: Floats, distinct: Ints) -> Floats:
+    """One loss for each distinct row, scaled by its weight: what a paired test over rows may count as one."""
+    total = np.bincount(distinct, weights)
+    summed: Floats = np.bincount(distinct, weights * losses).astype(np.float64)
+    return summed / float(total.mean())
