@@ -53,7 +53,7 @@ def _padding(look: Look, value: Tensor) -> None:
         return
     vary = bool((value.amax(0) > value.amin(0)).any())
     columns = set(empty.nonzero().squeeze(1).tolist())
-    again = columns & {*pulse.padded} if pulse.padded_looks else columns
+    again = columns & set(pulse.padded) if pulse.padded_looks else columns
     pulse.padded = sorted(again) if vary and len(again) > 1 else []
     pulse.padded_looks = pulse.padded_looks + int(look.new) if pulse.padded else 0
     if pulse.padded_looks < 3:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from ..step import Step
 from .pulse import Pulse, fail
 from .rows import Remembered
@@ -230,7 +231,10 @@ def _distance(teacher: nn.Module, student: nn.Module) -> float | None:
     sums = [
         torch.stack([(mine[n].float() - w.float()).square().sum(), w.float().square().sum()]) for n, w in theirs.items()
     ]
-    apart, size = torch.stack(sums).sum(0).tolist()
+    whole = torch.stack(sums).sum(0)
+    if any(hasattr(p, "to_local") for p in student.parameters()):  # each process has summed its part
+        whole = ranks.add(whole)
+    apart, size = whole.tolist()
     return math.sqrt(apart / size) if size > 0 else None
 
 
