@@ -9,7 +9,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 
 from .arrays import positive, same_length
-from .ridge import shrinkage
+from .rounds import shrinkage
 
 
 def parameter_error(s: ArrayLike, a: ArrayLike, noise: float, lam: float, xi: float) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import DataError
 from .arrays import Array, array, count, design, positive, same_length
-from .ridge import shrinkage, spectrum
+from .rounds import shrinkage, spectrum
 
 
 def step_weights(xis: ArrayLike) -> Array:
