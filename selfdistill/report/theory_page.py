@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import theory
 from ..theory import simulate
-from .page import figure, page, paragraph, section, table
+from .page import code, figure, page, paragraph, section, table
 from .svg import Mark, Series, curves
 
 SEED = 0
@@ -27,10 +27,10 @@ def render(outcomes: Sequence[dict[str, Any]]) -> str:
         section("Replace or accumulate", *_collapse()),
         section("Weight of the teacher", *_weight()),
         section("Mixing in real labels", *_mixing()),
-        section("Identities", table(("", "", "deviation", "tolerance", "of", "statement"), [
+        section("Identities", table(("", "", "deviation", "tolerance", "in", "against"), [
             (one["name"], "ok" if one["ok"] else "FAILS", f"{one['deviation']:.1e}", f"{one['tolerance']:g}",
-             one["unit"], one["statement"]) for one in outcomes
-        ])),
+             one["unit"], one["kind"]) for one in outcomes
+        ]), code("\n".join(f"{one['name']}: {one['statement']}\n    {one['source']}" for one in outcomes))),
     ]  # fmt: skip
     return page("The theory of self-distillation against simulation", parts)
 
@@ -56,7 +56,7 @@ def _u_shape() -> list[str]:
             simulate.spiked_excess(beta, strength, energy)
             for beta in simulate.self_trained(rng, rows, dimension, strength, energy, noise, rounds)
         ]
-        for _ in range(20)
+        for _ in range(40)
     ]
     times, found = range(rounds + 1), np.mean(runs, axis=0)
     given = (strength, energy, overhang)
@@ -69,7 +69,7 @@ def _u_shape() -> list[str]:
         ],
         "risk by round", "round", "excess risk", marks=[Mark(theory.stopping_time(*given, noise), "stop", True)],
     )  # fmt: skip
-    return [figure(drawn, f"Least-norm self-training on {rows} fresh rows of {dimension} inputs, mean of 20 runs.")]
+    return [figure(drawn, f"Least-norm self-training on {rows} fresh rows of {dimension} inputs, mean of 40 runs.")]
 
 
 def _collapse() -> list[str]:

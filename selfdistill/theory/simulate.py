@@ -36,31 +36,37 @@ def distilled(X: Array, y: Array, lam: float, xis: Sequence[float]) -> list[Arra
 def self_trained(
     rng: np.random.Generator, rows: int, dimension: int, strength: float, energy: float, noise: float, rounds: int
 ) -> list[Array]:
-    """Coefficients (d,) in every round of least-norm self-training on fresh rows; the spike is the first axis.
+    """Coefficients in every round of least-norm self-training on fresh rows; the spike is the first axis.
 
-    >>> len(self_trained(np.random.default_rng(0), 4, 8, 2.0, 1.0, 1.0, rounds=3))
-    4
+    Each is (2, d): what came of the signal and what came of the first labels' noise. The model is their sum.
+
+    >>> [beta.shape for beta in self_trained(np.random.default_rng(0), 4, 8, 2.0, 1.0, 1.0, rounds=1)]
+    [(2, 8), (2, 8)]
     """
-    betas, beta = [], np.zeros(dimension)
-    beta[0] = energy**0.5
+    betas, beta = [], np.zeros((2, dimension))
+    beta[0, 0] = energy**0.5
     for t in range(rounds + 1):
         X = rng.standard_normal((rows, dimension))
         X[:, 0] *= strength**0.5
-        y = X @ beta + (noise**0.5 * rng.standard_normal(rows) if t == 0 else 0.0)
-        beta = X.T @ np.linalg.solve(X @ X.T, y)
+        y = X @ beta.T
+        if t == 0:
+            y[:, 1] = noise**0.5 * rng.standard_normal(rows)
+        beta = np.linalg.solve(X @ X.T, y).T @ X
         betas.append(beta)
     return betas
 
 
 def spiked_excess(beta: Array, strength: float, energy: float) -> float:
-    """(beta - beta*)' Sigma (beta - beta*), the excess risk of coefficients from `self_trained`.
+    """(beta - beta*)' Sigma (beta - beta*), the excess risk of coefficients (2, d) from `self_trained`.
 
-    >>> spiked_excess(np.zeros(3), 2.0, 1.0)
+    The mean over the noise and its opposite, which are as likely: what mixes signal and noise cancels.
+
+    >>> spiked_excess(np.zeros((2, 3)), 2.0, 1.0)
     2.0
     """
     off = beta.copy()
-    off[0] -= energy**0.5
-    return float(off @ off + (strength - 1.0) * off[0] ** 2)
+    off[0, 0] -= energy**0.5
+    return float((off**2).sum() + (strength - 1.0) * (off[:, 0] ** 2).sum())
 
 
 def regenerated(

@@ -56,7 +56,7 @@ def step_imitation(b: ArrayLike) -> Array:
     each = array(b, "b", 1)
     tails = np.append(1.0, np.cumsum(each[::-1])[::-1])
     if (tails[:-1] == 0).any():
-        raise DataError("a tail of b sums to 0, so b says nothing of the first weights; leave its last entries out")
+        raise DataError("a tail of b sums to 0: all first weights give it, or none; leave out last entries of 0")
     return np.asarray((tails[1:] / tails[:-1])[::-1])
 
 

@@ -133,7 +133,7 @@ def left_out_weight(X: ArrayLike, y: ArrayLike, lam: float) -> float:
     the left-out model predicts there changes no prediction.
 
     >>> round(left_out_weight([[1.0], [1.0], [1.0]], [1.0, 3.0, 2.0], 1.0), 3)
-    -1.333
+    -0.96
 
     Raises:
         DataError: shapes that do not belong together, lam not above 0, or a student that equals its teacher.

@@ -66,7 +66,7 @@ def stopping(rng: np.random.Generator) -> float:
         X = rng.standard_normal((2000, DIMENSION))
         X[:, 0] *= STRENGTH**0.5
         y = ENERGY**0.5 * X[:, 0] + NOISE**0.5 * rng.standard_normal(2000)
-        off.append(abs(repeat.first_rise([float(((y - X @ beta) ** 2).mean()) for beta in betas]) - told))
+        off.append(abs(repeat.first_rise([float(((y - X @ beta.sum(axis=0)) ** 2).mean()) for beta in betas]) - told))
     return float(np.median(off))
 
 
