@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.test_package import loaded_by
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> tuple[dict, str]:
+def page(tmp_path_factory) -> tuple[dict[str, Any], str]:
     """What the command prints as JSON, and the page that it draws."""
     file = tmp_path_factory.mktemp("theory") / "theory.html"
     done = invoke("theory", "--json", "--plot", file)
@@ -87,7 +88,7 @@ MISTAKES = [
     ("noise", "noise_weight", lambda f: lambda s, a, v, lam: f(s, a, v**0.5, lam), weights_checks.noisy),
     ("noise", "turning_noise", lambda f: lambda *a: 1.01 * f(*a), weights_checks.ordered),
     ("repeat", "accumulated_error", lambda f: theory.accumulated_bound, repeat_checks.bounded),
-    ("repeat", "mixing_variance", lambda f: lambda w, noise=1.0: f(1 - w, noise), repeat_checks.golden),
+    ("repeat", "mixing_variance", lambda f: lambda w, noise=1.0: f(w**2, noise), repeat_checks.golden),
 ]
 
 

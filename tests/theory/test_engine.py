@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfdistill import Method, Target, Term, theory
 from selfdistill.losses import KL, CrossEntropy, GaussianKL, Squared
 from selfdistill.teachers import Generation, Labels
-from tests.theory.straight import data
+from tests.theory.straight import Array, data
 
 RNG = np.random.default_rng(1)
 Z, V = torch.tensor(RNG.normal(size=(2, 8, 5)))
@@ -52,11 +52,12 @@ def test_gaussian_kl_is_the_closed_form():
     assert GaussianKL()(student, Target(teacher, "gaussian")).item() == pytest.approx(wanted, rel=1e-6)
 
 
-def distilled(X, y, lam: float, xis: list[float]) -> list:
+def distilled(X, y, lam: float, xis: list[float]) -> list[Array]:
     """Coefficients of linear models that the engine teaches, generation by generation."""
     inputs, labels = torch.tensor(X, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
     batch = {"x": inputs, "y": labels, "id": torch.arange(len(X))}
-    previous, betas = None, []
+    previous: nn.Linear | None = None
+    betas: list[Array] = []
     for xi in [0.0, *xis]:
         torch.manual_seed(len(betas))
         student = nn.Linear(X.shape[1], 1, bias=False)
@@ -69,7 +70,7 @@ def distilled(X, y, lam: float, xis: list[float]) -> list:
 
         def closure(student=student, objective=objective, optimizer=optimizer) -> Tensor:
             optimizer.zero_grad()
-            loss = len(X) * objective(batch) + lam * student.weight.square().sum()
+            loss: Tensor = len(X) * objective(batch) + lam * student.weight.square().sum()
             loss.backward()
             return loss
 

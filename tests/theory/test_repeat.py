@@ -7,6 +7,7 @@ import pytest
 
 from selfdistill import theory
 from selfdistill.errors import DataError
+from tests.theory.straight import Array
 
 STRENGTH, NOISE, ROUNDS = 20.0, 4.0, 6
 
@@ -68,15 +69,17 @@ def test_t16_held_out_errors_stop_within_a_round_of_the_best(simulated):
 def generations():
     """Mean squared error of seven generations, replacing and accumulating, T = 60 rows of d = 10, noise 2."""
     rng, total = np.random.default_rng(5), {False: np.zeros(7), True: np.zeros(7)}
-    for keep in total:
+    for keep, errors in total.items():
         for _ in range(1500):
-            beta, inputs, labels = np.zeros(10), np.empty((0, 10)), np.empty(0)
+            beta: Array = np.zeros(10)
+            inputs, labels = np.empty((0, 10)), np.empty(0)
             for n in range(7):
                 X = rng.normal(size=(60, 10))
                 y = X @ beta + 2.0**0.5 * rng.normal(size=60)
-                inputs, labels = (np.concatenate([inputs, X]), np.concatenate([labels, y])) if keep else (X, y)
-                beta = np.linalg.solve(inputs.T @ inputs, inputs.T @ labels)
-                total[keep][n] += float(beta @ beta) / 1500
+                kept = keep * len(labels)
+                inputs, labels = np.vstack([inputs[:kept], X]), np.append(labels[:kept], y)
+                beta = np.asarray(np.linalg.solve(inputs.T @ inputs, inputs.T @ labels))
+                errors[n] += float(beta @ beta) / 1500
     return total
 
 
@@ -111,7 +114,8 @@ def test_t18_the_best_weight_of_real_labels_is_the_golden_ratio():
     found = [settled(w) for w in grid]
     assert grid[int(np.argmin(found))] == pytest.approx(theory.GOLDEN, abs=1e-4)
     assert settled(theory.GOLDEN) == pytest.approx(theory.GOLDEN, rel=1e-8)
-    assert theory.GOLDEN**2 + theory.GOLDEN == pytest.approx(1.0, rel=1e-12)
+    golden = theory.GOLDEN
+    assert 1 / golden == pytest.approx(1 + golden, rel=1e-12)
     for w in (0.2, 0.618, 1.0, 1.5):
         assert theory.mixing_variance(w, 3.0) == pytest.approx(3.0 * settled(w), rel=1e-8)
     with pytest.raises(DataError, match="without bound"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -59,7 +61,7 @@ def test_t03_degrees_of_freedom_are_traces_of_powers_and_fall(lam):
     for value in found:
         power = power @ H
         assert value == pytest.approx(np.trace(power), rel=1e-8)
-    assert all(now > later for now, later in zip(found, found[1:], strict=False))
+    assert all(now > later for now, later in pairwise(found))
 
 
 @pytest.mark.parametrize("xi", [-0.8, 0.0, 0.5, 0.9])

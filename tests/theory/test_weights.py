@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -12,7 +16,7 @@ from tests.theory.straight import data, lowest, ridge, taught
 LAMS = (0.5, 10.0, 200.0)
 
 
-def vertex(error) -> float:
+def vertex(error: Callable[[float], float]) -> float:
     """Of a parabola, from its values at -2, 0 and 2."""
     low, middle, high = error(-2.0), error(0.0), error(2.0)
     return (low - high) / (low - 2 * middle + high)
@@ -36,7 +40,7 @@ def test_t05_the_held_out_weight_is_the_best_of_a_grid_of_refitted_students(lam)
         theory.held_out_weight(y_v, y_v, y_v)
 
 
-def expected(s, a, noise: float, lam: float, xi: float, draws=None) -> float:
+def expected(s, a, noise: float, lam: float, xi: float) -> float:
     """Expected squared error of fitted coefficients: noise enters linearly, so each row's is taken alone."""
     X = np.linalg.qr(np.random.default_rng(7).normal(size=(11, len(s))))[0] * s
     bias = taught(X, X @ a, lam, [xi]) - a
@@ -50,8 +54,8 @@ S, A = np.array([0.5, 1.0, 2.0, 3.0]), np.array([1.0, -0.7, 0.4, 1.3])
 def test_t09_the_noise_rule_is_the_argmin(noise):
     for lam in (0.5, 3.0):
         found = theory.noise_weight(S, A, noise, lam)
-        assert found == pytest.approx(vertex(lambda xi, lam=lam: expected(S, A, noise, lam, xi)), rel=1e-8)
-        searched = lowest(lambda xi, lam=lam: theory.parameter_error(S, A, noise, lam, xi), -20, 20)
+        assert found == pytest.approx(vertex(partial(expected, S, A, noise, lam)), rel=1e-8)
+        searched = lowest(partial(theory.parameter_error, S, A, noise, lam), -20, 20)
         assert found == pytest.approx(searched, abs=1e-5)
         for xi in (-1.0, 0.0, 0.6, 2.0):
             assert theory.parameter_error(S, A, noise, lam, xi) == pytest.approx(
@@ -62,10 +66,8 @@ def test_t09_the_noise_rule_is_the_argmin(noise):
 def test_t10_the_weight_grows_with_the_noise_through_zero_to_above_one():
     lam = 1.5
     turning = theory.turning_noise(S, A, lam)
-    best = [
-        vertex(lambda xi, v=v: expected(S, A, v, lam, xi)) for v in (0.0, 0.3 * turning, turning, 3 * turning, 1e11)
-    ]
-    assert all(now < later for now, later in zip(best, best[1:], strict=False))
+    best = [vertex(partial(expected, S, A, v, lam)) for v in (0.0, 0.3 * turning, turning, 3 * turning, 1e11)]
+    assert all(now < later for now, later in pairwise(best))
     assert best[1] < 0 < best[3]
     assert best[2] == pytest.approx(0, abs=1e-8)
     assert best[-1] == pytest.approx(theory.noise_weight_limit(S, lam), rel=1e-8)
@@ -140,7 +142,7 @@ def test_t13_at_the_best_penalty_the_teacher_is_ignored():
     assert theory.risk_weight(0.0, 1.0, turning) == 0
     for lam in (0.3 * turning, 4 * turning):
         found = theory.flat_weight(lam, energy, d / n, noise)
-        assert found == pytest.approx(vertex(lambda xi, lam=lam: excess(lam, xi)), rel=1e-8)
+        assert found == pytest.approx(vertex(partial(excess, lam)), rel=1e-8)
         assert theory.flat_risk(lam, energy, d / n, noise) == pytest.approx(excess(lam, 0.0), rel=1e-8)
         assert (found > 0) == (lam < turning)
 
