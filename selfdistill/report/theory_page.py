@@ -83,11 +83,10 @@ def _collapse() -> list[str]:
     bound = Series("bound", [(n, theory.accumulated_bound(n, *given)) for n in each])
     limit = Series("bound of all generations", [(n, theory.accumulated_bound(None, *given)) for n in each])
     said = f"Least squares on {rows} rows of {dimension} inputs for each generation, mean of 500 runs."
+    near = "Accumulating alone: the exact error stays below the published bound."
     return [
         figure(curves([*series, limit], "error by generation", "generation", "excess risk"), said),
-        figure(
-            curves([*series[2:], bound, limit], "error, accumulating", "generation", "excess risk"), "Accumulating."
-        ),
+        figure(curves([*series[2:], bound, limit], "error, accumulating", "generation", "excess risk"), near),
     ]
 
 

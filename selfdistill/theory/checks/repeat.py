@@ -38,12 +38,9 @@ def u_shape(rng: np.random.Generator) -> float:
 
 
 def recursion(rng: np.random.Generator) -> float:
-    """The sum against the recursion it solves, away from rho^2 = q and at it; and no U without a spike."""
+    """The sum against the recursion it solves, also where rho^2 = q (strength 3, tau 3); and no U without a spike."""
     worst = 0.0
-    golden = (
-        1.0 / repeat.GOLDEN
-    )  # strength 1.618 and overhang 1 have rho^2 = 0.38; s = tau / (sqrt(1 + tau) - 1) has rho^2 = q
-    for strength, tau, noise in [(20.0, 1.0, 4.0), (golden, 0.5, 0.0), (3.0 / (2.0 - 1.0), 3.0, 2.0)]:
+    for strength, tau, noise in [(20.0, 1.0, 4.0), (1.6, 0.5, 0.0), (3.0, 3.0, 2.0)]:
         q, rho, left = 1 / (1 + tau), strength / (strength + tau), noise / tau * (1 + tau)
         told, wanted = [], []
         for t in range(12):
