@@ -48,8 +48,7 @@ def spike_noise(rounds: int, strength: float, energy: float, overhang: float, no
     Equation::
 
         V_t = q V_(t - 1) + tau energy rho^(2t + 2) / strength,   V_0 the same with q V_(-1) = noise / tau
-        V_t = q^t noise / tau + (tau energy / strength) rho^2 (rho^(2t + 2) - q^(t + 1)) / (rho^2 - q),
-        q = 1 / (1 + tau);   for rho^2 = q the last quotient is (t + 1) q^t
+        V_t = q^t noise / tau + (tau energy / strength) sum_(i <= t) q^(t - i) rho^(2i + 2),   q = 1 / (1 + tau)
 
     Source: Wu, Yang & Sun, arXiv 2602.14029, 2026 (single spike), for the recursion; its sum is derived.
 
@@ -63,10 +62,9 @@ def spike_noise(rounds: int, strength: float, energy: float, overhang: float, no
     if not noise >= 0:
         raise DataError(f"noise is {noise}; a variance is 0 or more")
     q, square = 1.0 / (1.0 + overhang), (strength / (strength + overhang)) ** 2
-    if math.isclose(square, q, rel_tol=1e-9):
-        summed = (rounds + 1) * q**rounds
-    else:
-        summed = (square ** (rounds + 1) - q ** (rounds + 1)) / (square - q)
+    summed = math.fsum(
+        q ** (rounds - i) * square**i for i in range(rounds + 1)
+    )  # a quotient would cancel near rho^2 = q
     return q**rounds * noise / overhang + overhang * energy / strength * square * summed
 
 

@@ -99,7 +99,8 @@ def gcv_weight(X: ArrayLike, y: ArrayLike, lam: float) -> float:
         xi = (R_T - C) / (R_T + R_PD - 2 C)
 
     Good where lam is moderate or large; at a tiny lam teacher and student hardly differ and the quotient is noise. In
-    simulations (check T14) it lies further from 0 than the best xi, and `left_out_weight` is nearer to that. The formula is known here from public reproductions, not from the paper itself.
+    simulations (check T14) it lies further from 0 than the best xi, and `left_out_weight` is nearer to
+    that. The formula is known here from public reproductions, not from the paper itself.
 
     Source: Dang, Patil & Rinaldo, arXiv 2602.17565, 2026.
 
