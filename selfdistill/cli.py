@@ -16,6 +16,7 @@ from . import __version__
 from .cli_compare import compare
 from .cli_options import data_options, given, refusing, training_options, write
 from .cli_report import report, vitals
+from .cli_theory import theory
 
 MAIN_EXAMPLES = """\b
 Examples:
@@ -258,6 +259,7 @@ def doctor() -> None:
 main.add_command(compare)
 main.add_command(report)
 main.add_command(vitals)
+main.add_command(theory)
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))
 
 
-def write(path: Path, text: str) -> None:
-    """All of it or nothing: a file that was there before is replaced, never cut short."""
+def write(path: Path, text: str, option: str = "--out") -> None:
+    """All of it or nothing: a file that was there before is replaced, never cut short; ``option`` named the file."""
     from .errors import DataError
 
     path = path.resolve()
@@ -170,4 +170,4 @@ def write(path: Path, text: str) -> None:
         if not device:
             with suppress(OSError):
                 unfinished.unlink()
-        raise DataError(f"{path} cannot be written ({error.strerror}); give another --out") from error
+        raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error

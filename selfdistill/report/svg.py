@@ -15,11 +15,12 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line is told
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: points (x, y), a name, and whether its points are marked."""
+    """A curve: points (x, y), a name, whether its points are marked, and whether a line joins them."""
 
     name: str
     points: Sequence[tuple[float, float]]
     marked: bool = False
+    lined: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,14 @@ def drawing(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     return f"{head}{''.join(parts)}</svg>"
 
 
-def legend(names: Sequence[str]) -> str:
-    """Which line is whose, as text that wraps."""
+def legend(names: Sequence[str], dotted: Sequence[str] = ()) -> str:
+    """Which line is whose, as text that wraps; the names in ``dotted`` have points and no line."""
     keys = []
     for i, name in enumerate(names):
         dash = f' stroke-dasharray="{DASHES[i % len(DASHES)]}"' if i % len(DASHES) else ""
         line = f'<polyline class="c c{i % 6}" points="0,4 28,4"{dash}/>'
+        if name in dotted:
+            line = f'<circle class="d d{i % 6}" cx="14" cy="4" r="3.5"/>'
         keys.append(f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true">{line}</svg> {escape(name)}</li>')
     return f'<ul class="legend">{"".join(keys)}</ul>'
 
@@ -159,10 +162,12 @@ def curves(
         plane.parts.append(f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
         plane.parts.append(text(plane.x(mark.x) - 3, TOP + 10 + 12 * (i % 3), mark.word, "end", f"t {kind}"))
     for i, one in enumerate(shown):
-        plane.path(one.points, i)
-        if one.marked or len(thinned(one.points)) == 1:
+        if one.lined:
+            plane.path(one.points, i)
+        if one.marked or not one.lined or len(thinned(one.points)) == 1:
             plane.dots(one.points, i)
-    return plane.drawn(title) + (legend([one.name for one in shown]) if len(shown) > 1 else "")
+    dotted = [one.name for one in shown if not one.lined]
+    return plane.drawn(title) + (legend([one.name for one in shown], dotted) if len(shown) > 1 else "")
 
 
 def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:

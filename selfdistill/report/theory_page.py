@@ -1,0 +1,132 @@
+"""The laws of the theory drawn against simulation, and the table of its identities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import theory
+from ..theory import simulate
+from .page import code, figure, page, paragraph, section, table
+from .svg import Mark, Series, curves
+
+SEED = 0
+
+
+def render(outcomes: Sequence[dict[str, Any]]) -> str:
+    """The page, from what `selfdistill.theory.checks.run` yields; its simulations always draw the same."""
+    failed = [one["name"] for one in outcomes if not one["ok"]]
+    verdict = f"{len(failed)} of {len(outcomes)} identities fail: {', '.join(failed)}."
+    parts = [
+        paragraph(verdict if failed else f"All {len(outcomes)} identities hold within their tolerance.", "verdict"),
+        paragraph("Target = xi x teacher + (1 - xi) x label. Lines are closed forms, dots are simulations.", "soft"),
+        section("Power law", *_power()),
+        section("Helps, then hurts", *_u_shape()),
+        section("Replace or accumulate", *_collapse()),
+        section("Weight of the teacher", *_weight()),
+        section("Mixing in real labels", *_mixing()),
+        section("Identities", table(("", "", "deviation", "tolerance", "in", "against"), [
+            (one["name"], "ok" if one["ok"] else "FAILS", f"{one['deviation']:.1e}", f"{one['tolerance']:g}",
+             one["unit"], one["kind"]) for one in outcomes
+        ]), code("\n".join(f"{one['name']}: {one['statement']}\n    {one['source']}" for one in outcomes))),
+    ]  # fmt: skip
+    return page("The theory of self-distillation against simulation", parts)
+
+
+def _power() -> list[str]:
+    """What is left of single directions; each round is solved anew."""
+    sizes, lam, rounds = (4.0, 2.0, 1.0), 1.0, 8
+    X, series = np.diag(sizes), []
+    for j, (size, h) in enumerate(zip(sizes, theory.shrinkage(sizes, lam), strict=True)):
+        fits = [float((X @ beta)[j]) for beta in simulate.distilled(X, np.ones(3), lam, [1.0] * rounds)]
+        told = [theory.power_law(X, np.ones(3), lam, k)[j] for k in range(rounds + 1)]
+        series.append(Series(f"s = {size:g}: h = {h:.2f}", list(enumerate(told))))
+        series.append(Series(f"s = {size:g}, solved", list(enumerate(fits)), lined=False))
+    drawn = curves(series, "what is left of a direction by round", "round of pure self-distillation", "share left")
+    return [figure(drawn, "Pure repetition keeps h^(k+1) of each direction: the weak ones go first, and all go.")]
+
+
+def _u_shape() -> list[str]:
+    rows, dimension, strength, energy, noise, rounds = 400, 800, 20.0, 1.0, 4.0, 8
+    overhang, rng = dimension / rows - 1, np.random.default_rng(SEED)
+    runs = [
+        [
+            simulate.spiked_excess(beta, strength, energy)
+            for beta in simulate.self_trained(rng, rows, dimension, strength, energy, noise, rounds)
+        ]
+        for _ in range(40)
+    ]
+    times, found = range(rounds + 1), np.mean(runs, axis=0)
+    given = (strength, energy, overhang)
+    drawn = curves(
+        [
+            Series("risk", list(enumerate(theory.spike_risks(rounds, *given, noise)))),
+            Series("risk, simulated", list(enumerate(found)), lined=False),
+            Series("forgetting", [(t, theory.spike_forgetting(t, *given)) for t in times]),
+            Series("noise", [(t, theory.spike_noise(t, *given, noise)) for t in times]),
+        ],
+        "risk by round", "round", "excess risk", marks=[Mark(theory.stopping_time(*given, noise), "stop", True)],
+    )  # fmt: skip
+    return [figure(drawn, f"Least-norm self-training on {rows} fresh rows of {dimension} inputs, mean of 40 runs.")]
+
+
+def _collapse() -> list[str]:
+    rows, dimension, last, rng = 60, 10, 10, np.random.default_rng(SEED)
+    given, each, series = (rows, dimension, 1.0), range(1, last + 1), []
+    laws = {False: ("replace", theory.replaced_error), True: ("accumulate", theory.accumulated_error)}
+    for keep, (name, law) in laws.items():
+        runs = [simulate.regenerated(rng, rows, dimension, 1.0, last, keep=keep) for _ in range(500)]
+        series.append(Series(name, [(n, law(n, *given)) for n in each]))
+        series.append(Series(f"{name}, simulated", list(enumerate(np.mean(runs, axis=0), 1)), lined=False))
+    bound = Series("bound", [(n, theory.accumulated_bound(n, *given)) for n in each])
+    limit = Series("bound of all generations", [(n, theory.accumulated_bound(None, *given)) for n in each])
+    said = f"Least squares on {rows} rows of {dimension} inputs for each generation, mean of 500 runs."
+    near = "Accumulating alone: the exact error stays below the published bound."
+    return [
+        figure(curves([*series, limit], "error by generation", "generation", "excess risk"), said),
+        figure(curves([*series[2:], bound, limit], "error, accumulating", "generation", "excess risk"), near),
+    ]
+
+
+def _weight() -> list[str]:
+    """xi* over the penalty for X'X / n = I: told, and the least error of students refitted for many noises."""
+    rows, dimension, variance, rng = 100, 50, 1.0, np.random.default_rng(SEED)
+    X = rows**0.5 * np.linalg.qr(rng.standard_normal((rows, dimension)))[0]
+    beta = rng.standard_normal(dimension)
+    beta /= np.linalg.norm(beta)
+    labels = X @ beta + variance**0.5 * rng.standard_normal((200, rows))
+    found = []
+    for lam in np.geomspace(0.2, 2.0, 8):
+        pairs = [simulate.distilled(X, y, rows * float(lam), [1.0]) for y in labels]
+        off = [(beta - first, second - first) for first, second in pairs]
+        found.append((float(lam), sum(float(a @ b) for a, b in off) / sum(float(b @ b) for _, b in off)))
+    given = (1.0, dimension / rows, variance)
+    told = [(float(lam), theory.flat_weight(float(lam), *given)) for lam in np.linspace(0.2, 2.0, 100)]
+    drawn = curves(
+        [Series("xi*", told), Series("xi*, simulated", found, lined=False), Series("0", [(0.2, 0.0), (2.0, 0.0)])],
+        "best weight of the teacher by penalty", "penalty lam on X'X / n", "best xi",
+        marks=[Mark(theory.flat_turning(*given), "best ridge", True)],
+    )  # fmt: skip
+    return [figure(drawn, "Too little penalty: believe the teacher. Too much: contradict it. At the best: ignore it.")]
+
+
+def _mixing() -> list[str]:
+    weights = np.linspace(0.2, 1.0, 81)
+    rng = np.random.default_rng(SEED)
+    found = [(float(w), simulate.mixed_labels(rng, float(w), 1.0, 20_000, 40)) for w in np.linspace(0.2, 1.0, 9)]
+    drawn = curves(
+        [
+            Series("variance", [(float(w), theory.mixing_variance(float(w))) for w in weights]),
+            Series("variance, simulated", found, lined=False),
+        ],
+        "variance by weight of real labels", "weight of fresh real labels", "variance",
+        marks=[Mark(theory.GOLDEN, "golden ratio", True)],
+    )  # fmt: skip
+    return [
+        figure(drawn, "Endless mixing of fresh real labels with the model's own, in units of one label's variance.")
+    ]
+
+
+__all__ = ["render"]

@@ -1,0 +1,33 @@
+"""Every identity of the theory, measured against a reference that shares no code with its closed form.
+
+A reference is brute force (rounds solved one by one), a search, a quadrature or a simulation. `run` measures them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from . import models, repeat, rounds, weights
+from .base import Identity
+
+IDENTITIES: tuple[Identity, ...] = tuple(
+    sorted(
+        (*rounds.IDENTITIES, *weights.IDENTITIES, *repeat.IDENTITIES, *models.IDENTITIES),
+        key=lambda one: int(one.name[1:].split()[0]) if one.name[1].isdigit() else 1000,
+    )
+)
+
+
+def run(seed: int = 0) -> Iterator[dict[str, Any]]:
+    """The outcome of each identity in turn: name, statement, source, kind, deviation, tolerance, unit, ok.
+
+    >>> first = next(run())
+    >>> first["name"], first["ok"]
+    ('T1 power law', True)
+    """
+    for identity in IDENTITIES:
+        yield identity.outcome(seed)
+
+
+__all__ = ["IDENTITIES", "Identity", "run"]
