@@ -68,8 +68,9 @@ Kind = Values | Classes
 def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weights: Floats | None = None) -> Any:
     """Fit a classifier to distributions over classes, exactly: its loss is that of the expected label.
 
-    A learner with ``takes_probabilities = True`` gets them as they are. Naive Bayes adds up class by class over the
-    same rows. Any other learner with ``sample_weight`` gets each row once for every class of probability above 0.
+    A learner with ``takes_probabilities = True`` gets them as they are, ``fit(X, P, sample_weight, classes)``. Naive
+    Bayes adds up class by class over the same rows. Any other learner with ``sample_weight`` gets each row once for
+    every class of probability above 0.
 
     Args:
         learner: unfitted; it is fitted in place.
@@ -87,7 +88,7 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
     [[0.75, 0.25], [0.25, 0.75]]
     """
     if getattr(learner, "takes_probabilities", False):
-        return learner.fit(X, targets, sample_weight=weights)
+        return learner.fit(X, targets, sample_weight=weights, classes=labels)
     rows, columns = np.nonzero(targets)
     shares = targets[rows, columns]
     hard = len(rows) == len(targets) and bool((shares == 1.0).all())

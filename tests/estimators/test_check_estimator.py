@@ -10,6 +10,8 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from selfdistill.estimators import (
+    NetworkClassifier,
+    NetworkRegressor,
     PeerTaughtRegressor,
     SelfDistilledClassifier,
     SelfDistilledRegressor,
@@ -27,6 +29,8 @@ ESTIMATORS = [
     SelfTrainedClassifier(DecisionTreeClassifier(random_state=0), hard=False),
     PeerTaughtRegressor(),
     PeerTaughtRegressor(Ridge()),
+    NetworkClassifier(steps=200),
+    NetworkRegressor(steps=200),
 ]
 
 

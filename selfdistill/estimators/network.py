@@ -1,0 +1,225 @@
+"""PyTorch modules as scikit-learn estimators, trained by the engine; they take soft targets as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from .. import draws
+from ..core import Always, Gate, Given, Loss, Method, Step, Target, Teacher, Term
+from ..heads import element_shape
+from ..losses import CrossEntropy, Squared
+from ..networks import mlp
+from .rows import Floats, marks
+from .targets import class_targets, real_targets
+
+
+class _Told(nn.Module):
+    """What each sample is to be, (samples, components), and its weight (samples,)."""
+
+    def __init__(self, targets: Tensor, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("targets", targets)
+        self.register_buffer("weights", weights)
+        self.targets: Tensor
+        self.weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Told(Teacher):
+    """Targets that were given with the data, by sample id."""
+
+    module: _Told
+    called: str  # space of the targets
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return self.module
+
+    def space(self, head: str) -> str:
+        return self.called
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        return Target(cast(_Told, state).targets[step.ids(term.view)], self.called)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Gate):
+    """Each sample counts by the weight that was given with the data."""
+
+    module: _Told
+    prefers: ClassVar[str | None] = None
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return self.module
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        return cast(_Told, state).weights[step.ids(term.view)].expand(element_shape(student))
+
+
+class Network(BaseEstimator):  # type: ignore[misc]
+    """The common part of `NetworkClassifier` and `NetworkRegressor`."""
+
+    def __init__(
+        self,
+        module: Callable[[int, int], nn.Module] | None = None,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        steps: int = 1000,
+        batch_size: int = 256,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-3,
+        precision: str = "float64",
+        random_state: Any = 0,
+    ) -> None:
+        self.module = module
+        self.width = width
+        self.depth = depth
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.precision = precision
+        self.random_state = random_state
+
+    def _rows(self, X: Any, reset: bool) -> Tensor:
+        found = validate_data(self, X, reset=reset, dtype=np.float64)
+        return torch.from_numpy(np.array(found, dtype=np.float64))
+
+    def _train(self, X: Any, targets: Floats, weights: Floats | None, called: str, loss: Loss) -> None:
+        """Train a fresh module; ``targets`` (rows, components)."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if self.precision not in ("float32", "float64"):
+            raise ValueError(f"precision is 'float32' or 'float64', not {self.precision!r}")
+        dtype = getattr(torch, self.precision)
+        rows = self._rows(X, reset=True).numpy()
+        check_consistent_length(rows, targets)
+        rows, targets, counts = merged(rows, targets, weights)
+        x, w = torch.from_numpy(rows), torch.from_numpy(counts / counts.max()).to(dtype)
+        share = w.double() / w.double().sum()
+        self._center = share @ x
+        self._scale = (share @ (x - self._center).square()).sqrt().clamp(min=1e-8)
+        x = ((x - self._center) / self._scale).to(dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = self.module or (lambda inputs, outputs: mlp((inputs,), outputs, width=self.width, depth=self.depth))
+            self.module_ = made(x.shape[1], targets.shape[1]).to(dtype).train()
+            told = _Told(torch.from_numpy(targets).to(dtype), w)
+            gate: Gate = Always() if (counts == counts[0]).all() else Weighted(told)
+            head = "logits" if called == "probabilities" else "values"
+            term = Term(Told(told, called), loss, head=head, gate=gate, mean_over="kept")
+            objective = Method({"told": term}).bind(self.module_, vitals=False)
+            optimizer = torch.optim.AdamW(self.module_.parameters(), self.lr, weight_decay=self.weight_decay)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+            for ids in _batches(len(x), min(self.batch_size, len(x)), self.steps, seed):
+                optimizer.zero_grad(set_to_none=True)
+                objective({"x": x[ids], "y": torch.zeros(len(ids), dtype=torch.int64), "id": ids}).backward()
+                optimizer.step()
+                schedule.step()
+                objective.update()
+        self.module_.eval()
+
+    @torch.no_grad()
+    def _says(self, X: Any) -> Floats:
+        x = ((self._rows(X, reset=False) - self._center) / self._scale).to(next(self.module_.parameters()).dtype)
+        return np.concatenate([self.module_(part).double().numpy() for part in x.split(8192)])
+
+
+def merged(X: Floats, targets: Floats, weights: Floats | None) -> tuple[Floats, Floats, Floats]:
+    """Equal rows with equal targets as one row of their weight, in an order of no meaning; none of weight 0.
+
+    So a row of weight 2 is the row twice, and the order of the rows does not matter, to the last bit.
+    """
+    w = np.ones(len(X)) if weights is None else weights
+    there = np.flatnonzero(w)
+    _, first, distinct = np.unique(marks(np.hstack([X, targets])[there], 0), return_index=True, return_inverse=True)
+    return X[there][first], targets[there][first], np.bincount(distinct, w[there]).astype(np.float64)
+
+
+def _batches(rows: int, size: int, steps: int, seed: int) -> Any:
+    """Ids of each step: epoch after epoch every row once, in a new order."""
+    left, epoch = torch.empty(0, dtype=torch.int64), 0
+    for _ in range(steps):
+        if len(left) < size:
+            left, epoch = torch.cat([left, draws.permutation((seed, "rows", epoch), rows)]), epoch + 1
+        yield left[:size]
+        left = left[size:]
+
+
+class NetworkClassifier(ClassifierMixin, Network):  # type: ignore[misc]
+    """A PyTorch classifier of table rows, trained by the engine; soft targets cost what hard ones cost.
+
+    Args:
+        module: a factory (columns, classes) -> module; a multilayer perceptron by default.
+        width, depth: of that perceptron.
+        steps, batch_size, lr, weight_decay: of AdamW, with a cosine schedule.
+        precision: float64, so that a row of weight 2 is the row twice to all digits, or float32, up to twice as fast.
+        random_state: seeds weights and batches.
+
+    Columns are standardised. ``fit`` takes labels (rows,), or distributions (rows, classes) with ``classes``.
+
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> NetworkClassifier(steps=100).fit(X, y).score(X, y) > 0.9
+    True
+    """
+
+    takes_probabilities = True
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> NetworkClassifier:
+        """Train on labels (rows,) or distributions (rows, ``classes``)."""
+        given = np.asarray(y) if classes is not None else None
+        if given is not None and given.ndim == 2:
+            self.classes_, targets = np.asarray(classes), given.astype(np.float64)
+        else:
+            self._rows(X, reset=True)
+            self.classes_, places = class_targets(y, self)
+            targets = np.eye(len(self.classes_))[places]
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        self._train(X, targets, weights, "probabilities", CrossEntropy())
+        return self
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities (rows, classes)."""
+        check_is_fitted(self, "module_")
+        return np.asarray(torch.from_numpy(self._says(X)).softmax(-1).numpy())
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The likeliest class of each row."""
+        check_is_fitted(self, "module_")
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+
+class NetworkRegressor(RegressorMixin, Network):  # type: ignore[misc]
+    """A PyTorch regressor of table rows, trained by the engine; parameters as of `NetworkClassifier`.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> NetworkRegressor(steps=100).fit(X, y).score(X, y) > 0.4
+    True
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NetworkRegressor:
+        """Train on values (rows,)."""
+        self._rows(X, reset=True)
+        values = real_targets(y, self)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
+        check_consistent_length(X, values)
+        self._mean = float(np.average(values, weights=weights))
+        self._spread = float(np.sqrt(np.average((values - self._mean) ** 2, weights=weights))) or 1.0
+        self._train(X, (values[:, None] - self._mean) / self._spread, weights, "values", Squared())
+        return self
+
+    def predict(self, X: Any) -> Floats:
+        """Values (rows,)."""
+        check_is_fitted(self, "module_")
+        return np.asarray(self._says(X)[:, 0] * self._spread + self._mean)
