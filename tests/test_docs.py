@@ -90,3 +90,9 @@ def test_every_command_of_the_readme_exists() -> None:
     shown = set(re.findall(r"^selfdistill (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert shown <= set(main.commands)
     assert {"run", "resume", "predict", "methods", "explain", "doctor"} <= shown
+
+
+def test_the_readme_search_over_an_estimator_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = module("readme_search", block("README.md", "GridSearchCV("), tmp_path)
+    assert set(shown.search.best_params_) == {"xi", "generations"}
+    assert "the product is generation" in capsys.readouterr().out

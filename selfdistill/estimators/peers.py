@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import RidgeCV
@@ -13,6 +14,21 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from .distilled import SelfDistilledRegressor
 from .labelling import Selection
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a pandas or polars frame's columns that are numbers, or of those that are none."""
+
+    numbers: bool
+
+    def __call__(self, frame: Any) -> list[str]:
+        def number(name: str) -> bool:
+            kind = frame[name].dtype
+            return bool(kind.is_numeric() if hasattr(kind, "is_numeric") else getattr(kind, "kind", "O") in "iufb")
+
+        return [name for name in frame.columns if number(name) == self.numbers]
+
 
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
 
@@ -29,13 +45,8 @@ def usual_peers(frame: bool) -> list[Any]:
     def columns() -> Any:
         if not frame:
             return numbers()
-        kinds = make_pipeline(
-            SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-        )
-        return make_column_transformer(
-            (numbers(), make_column_selector(dtype_include="number")),
-            (kinds, make_column_selector(dtype_exclude="number")),
-        )
+        kinds = OneHotEncoder(handle_unknown="ignore", sparse_output=False)  # what is missing is a kind of its own
+        return make_column_transformer((numbers(), Columns(numbers=True)), (kinds, Columns(numbers=False)))
 
     return [
         make_pipeline(columns(), ExtraTreesRegressor(200)),

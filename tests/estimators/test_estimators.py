@@ -194,6 +194,21 @@ def test_usual_peers_take_frames_with_text_and_gaps() -> None:
     assert model.predict(table).shape == (120,)
 
 
+def test_polars_frames_are_rows_too() -> None:
+    polars = pytest.importorskip("polars")
+    random = np.random.default_rng(0)
+    table = polars.DataFrame({"size": random.normal(size=90), "kind": random.choice(["a", "b"], 90)})
+    y = table["size"].to_numpy() + (table["kind"] == "a").to_numpy()
+    pipeline = make_pipeline(
+        make_column_transformer((OneHotEncoder(), ["kind"]), ("passthrough", ["size"])),
+        DecisionTreeRegressor(random_state=0),
+    )
+    model = PeerTaughtRegressor(pipeline, random_state=0).fit(table[:50], y[:50], X_unlabeled=table[50:])
+    assert list(model.feature_names_in_) == ["size", "kind"]
+    assert model.score(table[50:], y[50:]) > 0.5
+    assert stack([table[:2], table[2:4], table[4:5]]).equals(table[:5])
+
+
 def test_rows_stack_as_what_they_came_in() -> None:
     assert sparse.issparse(stack([sparse.csr_matrix(X[:2]), sparse.csr_matrix(X[2:3])]))
     assert isinstance(stack([frame()[0][:2], frame()[0][2:3]]), pd.DataFrame)
