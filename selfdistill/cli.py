@@ -226,8 +226,7 @@ def steps(as_json: bool, quick: bool) -> None:
     """What a step of each kind of method costs, against a plain step and against a hand-written loop."""
     from .bench import steps as measured
 
-    result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
+    _measure(measured, as_json, quick)
 
 
 @bench.command("vitals")
@@ -238,8 +237,12 @@ def bench_vitals(as_json: bool, quick: bool) -> None:
     """What looking at the signal costs, as a share of run time."""
     from .bench import vitals as measured
 
-    result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
+    _measure(measured, as_json, quick)
+
+
+def _measure(bench: Any, as_json: bool, quick: bool) -> None:
+    result = bench.run(quick=quick, progress=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(result, sort_keys=True) if as_json else bench.render(result))
 
 
 @main.command()

@@ -61,9 +61,6 @@ class SelfDistilled(SelfTaught):
             members = later(kind, _needed(learners, k, self.generation_), table, members, xi, labelling)
         self.estimator_ = members[0]
 
-    def _xi(self) -> float | str:
-        return self.xi
-
     def _peers(self) -> Any:
         return self.peers
 
@@ -77,9 +74,8 @@ class SelfDistilled(SelfTaught):
     def _check(self) -> None:
         if not isinstance(self.generations, (int, np.integer)) or self.generations < 1:
             raise ValueError(f"generations counts trainings: a whole number from 1 on, not {self.generations!r}")
-        xi = self._xi()
-        if xi != "auto" and (isinstance(xi, str) or not np.isfinite(xi)):
-            raise ValueError(f"xi is a number or 'auto', not {xi!r}")
+        if self.xi != "auto" and (isinstance(self.xi, str) or not np.isfinite(self.xi)):
+            raise ValueError(f"xi is a number or 'auto', not {self.xi!r}")
 
     def _members(self, random: np.random.RandomState | None, seed: int) -> tuple[list[Any], list[int | None]]:
         """The learner and its peers; copies of it learn from bootstrap samples, or they would agree in everything."""
@@ -101,7 +97,7 @@ class SelfDistilled(SelfTaught):
         self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int, number: int
     ) -> tuple[Audited | None, list[float], list[Labelling]]:
         """The trust weight and the labelling of every generation, and the audit of each."""
-        fixed = None if self._xi() == "auto" else float(self._xi())
+        fixed = None if self.xi == "auto" else float(self.xi)
         parts = self._parts(table, seed) if number else None
         audit = self._audit(number)
         if parts is None or (audit.policy == "off" and fixed is not None):
@@ -322,10 +318,9 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
 
     def _check(self) -> None:
         super()._check()
-        xi = self._xi()
-        if xi != "auto" and not 0.0 <= float(xi) <= 1.0:
+        if self.xi != "auto" and not 0.0 <= float(self.xi) <= 1.0:
             raise ValueError(
-                f"xi = {xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
+                f"xi = {self.xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
                 "lower bound: the learner would gain without end by ruling that class out; give xi from 0 to 1"
             )
         if self.generations > 1:

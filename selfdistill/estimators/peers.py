@@ -98,20 +98,13 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
-        self.estimator = estimator
-        self.peers = peers
-        self.generations = generations
-        self.selection = selection
-        self.audit = audit
-        self.audit_folds = audit_folds
-        self.n_jobs = n_jobs
-        self.random_state = random_state
+        super().__init__(
+            estimator, generations=generations, xi=0.0, peers=peers, selection=selection, audit=audit,
+            audit_folds=audit_folds, n_jobs=n_jobs, random_state=random_state,
+        )  # fmt: skip
 
     def _base(self) -> Any:
         return HistGradientBoostingRegressor() if self.estimator is None else self.estimator
-
-    def _xi(self) -> float | str:
-        return 0.0
 
     def _rounds(self, unlabelled: bool) -> int:
         return self.generations if unlabelled else 1

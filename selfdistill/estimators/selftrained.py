@@ -63,23 +63,16 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
-        self.estimator = estimator
-        self.generations = generations
+        super().__init__(
+            estimator, generations=generations, xi=0.0, peers=peers, selection=selection, audit=audit,
+            audit_folds=audit_folds, n_jobs=n_jobs, random_state=random_state,
+        )  # fmt: skip
         self.hard = hard
         self.balanced = balanced
         self.calibrate = calibrate
-        self.selection = selection
-        self.peers = peers
-        self.audit = audit
-        self.audit_folds = audit_folds
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     def _base(self) -> Any:
         return LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
-
-    def _xi(self) -> float | str:
-        return 0.0
 
     def _rounds(self, unlabelled: bool) -> int:
         return self.generations if unlabelled else 1
