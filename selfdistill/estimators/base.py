@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -211,11 +211,13 @@ class Audited:
     rows: Rows
     losses: list[Floats]
     decisions: list[Decision]
+    said: list[Floats] = field(default_factory=list)
 
-    def add(self, losses: Floats) -> bool:
-        """A generation's loss on each row, made without it; may it teach the next one?"""
+    def add(self, said: Floats, losses: Floats) -> bool:
+        """What a generation said of each row, made without it, and its loss; may it teach the next one?"""
         number = len(self.losses)
         self.losses.append(self.of(losses))
+        self.said.append(said)
         if number == 0:
             self.decisions.append(Decision(0, True, "generation 0 accepted: there is none before it"))
             return True

@@ -108,6 +108,22 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
     return learner.fit(take(X, rows), labels[columns], **weighted(learner, shares))
 
 
+def able(estimator: Any, soft: bool) -> None:
+    """A learner that can teach, and be taught by soft targets where they are ``soft``.
+
+    Raises:
+        ValueError: it cannot, with what is possible instead.
+    """
+    name = type(estimator).__name__
+    if not hasattr(estimator, "predict_proba"):
+        raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
+    if soft and weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
+        raise ValueError(
+            f"{name} takes no sample_weight, so it cannot learn soft targets; take a learner that does, or "
+            "SelfTrainedClassifier with hard labels"
+        )
+
+
 def first(kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None]) -> list[Any]:
     """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
     made = []

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weight_name, weighted
-from .chain import Classes, Kind, Values, first, later
+from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weighted
+from .chain import Classes, Kind, Values, able, first, later
 from .labelling import Labelling, Selection
 from .rows import Floats, count
 from .targets import class_targets, real_targets
-from .trust import ALIKE, CERTAIN, Rows, held_out, smoother, steps
+from .trust import ALIKE, Rows, held_out, mixture, smoother, steps
 
 
 class SelfDistilled(SelfTaught):
@@ -52,9 +51,12 @@ class SelfDistilled(SelfTaught):
         seed = 0 if random is None else int(random.randint(2**31 - 1))
         learners, seeds = self._members(random, seed)
         number = self._rounds(table.unlabelled is not None) - 1
+        self.residuals_: Floats | None = None
         audited, self.xi_, self._labellings = self._choose(kind, learners, seeds, table, seed, number)
         self.history_ = self._history(audited, number, table)
         self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
+        if audited and isinstance(kind, Values):
+            self.residuals_ = table.y - audited.said[self.generation_]
         steps_taken = list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]
         members = first(kind, _needed(learners, 0, self.generation_), table, seeds)
         for k, (xi, labelling) in enumerate(steps_taken, 1):
@@ -113,7 +115,7 @@ class SelfDistilled(SelfTaught):
         audited = Audited(audit, rows, [], [])
         members = folded.each(first, learners, seeds)
         said = folded.said(members)
-        audited.add(kind.losses(said, table.y))
+        audited.add(said, kind.losses(said, table.y))
         xis, labellings = list[float](), list[Labelling]()
         for k, planned in enumerate(plan, 1):
             labellings.append(self._labelling(k, number, said, table.y, rows))
@@ -126,7 +128,7 @@ class SelfDistilled(SelfTaught):
             xis.append(xi)
             members = folded.each(later, _needed(learners, k, number), members, xi, labellings[-1])
             said = folded.said(members)
-            if not audited.add(kind.losses(said, table.y)):
+            if not audited.add(said, kind.losses(said, table.y)):
                 break  # the folds went on from it, so nothing after it can be judged
         return audited, xis, labellings
 
@@ -230,6 +232,7 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
 
     Attributes:
         estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
+        residuals_: label minus prediction of the labelled rows, each left out; None without an audit.
         history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.
@@ -258,6 +261,36 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         """
         self._fit(Values(), self._table(X, y, sample_weight, X_unlabeled))
         return self
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Lower and upper bounds (rows,) that hold a new row's value with about this probability.
+
+        The product's prediction, plus and minus the conformal quantile of the errors on rows left out by the folds. New
+        rows must come from where the labelled ones came from; the share is that over all rows, not at each place.
+
+        Source: Barber, Candès, Ramdas and Tibshirani, Predictive Inference with the Jackknife+, Annals of Statistics
+        49, 2021 (the cross-validation of section 3, around the model of all rows).
+
+        Raises:
+            ValueError: the coverage is no probability that so many rows can promise, or no row was left out.
+
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> low, high = SelfDistilledRegressor(Ridge(0.1)).fit(X[:300], y[:300]).predict_interval(X[300:])
+        >>> bool(0.8 < ((low <= y[300:]) & (y[300:] <= high)).mean() < 1.0)
+        True
+        """
+        check_is_fitted(self, "estimator_")
+        if self.residuals_ is None:
+            raise ValueError("no row was left out to learn errors from; fit with an audit and 2 generations or more")
+        errors = np.sort(np.abs(self.residuals_))
+        rank = int(np.ceil((len(errors) + 1) * coverage)) if 0 < coverage < 1 else 0
+        if not 1 <= rank <= len(errors):
+            most = len(errors) / (len(errors) + 1)
+            raise ValueError(f"coverage {coverage:g} is not between 0 and {most:.3g}, the most these rows can promise")
+        said = self.predict(X)
+        return said - errors[rank - 1], said + errors[rank - 1]
 
     def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
         return held_out(y, without, taught, rows).xi
@@ -343,40 +376,3 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
         """The product's own decision function."""
         check_is_fitted(self, "estimator_")
         return np.asarray(self.estimator_.decision_function(self._rows(X, reset=False)))
-
-
-def able(estimator: Any, soft: bool) -> None:
-    """A learner that can teach, and be taught by soft targets where they are ``soft``.
-
-    Raises:
-        ValueError: it cannot, with what is possible instead.
-    """
-    name = type(estimator).__name__
-    if not hasattr(estimator, "predict_proba"):
-        raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
-    if soft and weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
-        raise ValueError(
-            f"{name} takes no sample_weight, so it cannot learn soft targets; take a learner that does, or "
-            "SelfTrainedClassifier with hard labels"
-        )
-
-
-def mixture(y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
-    """The xi in [0, 1] whose mixture of two predictions (rows, classes) has the least log loss on rows left out."""
-    at = np.arange(len(y))
-    ends = np.stack([without[at, y], taught[at, y]]).clip(1e-12)
-    w = np.ones(len(y)) if rows.weights is None else rows.weights
-    w = w / w.sum()
-
-    def losses(xi: float) -> Floats:
-        return np.asarray(-np.log((1.0 - xi) * ends[0] + xi * ends[1]))
-
-    found = minimize_scalar(lambda xi: float(w @ losses(xi)), bounds=(0.0, 1.0), method="bounded")
-    xi = min((0.0, float(found.x), 1.0), key=lambda value: float(w @ losses(value)))
-    gains = w * (losses(0.0) - losses(xi))
-    gain = float(gains.sum())
-    spread = gains - w * gain
-    if rows.distinct is not None:
-        spread = np.bincount(rows.distinct, spread)
-    noise = float(np.sqrt(spread @ spread))
-    return xi * max(0.0, 1.0 - (CERTAIN * noise / gain) ** 2) if gain > 0 else 0.0

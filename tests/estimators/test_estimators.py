@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.compose import make_column_selector, make_column_transformer
-from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.datasets import load_diabetes, load_digits, load_iris, make_friedman1
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -153,6 +153,23 @@ def test_two_fits_with_one_seed_are_equal_and_processes_do_not_matter() -> None:
         return model.fit(X[:60], Y[:60], X_unlabeled=X[60:200]).predict(X[200:])
 
     assert (fitted() == fitted(n_jobs=2)).all()
+
+
+def test_intervals_hold_as_many_values_as_they_promise() -> None:
+    """Over 40 draws of friedman1; the share on new rows is within three standard errors of what was asked for."""
+    shares: dict[float, list[float]] = {0.8: [], 0.95: []}
+    for seed in range(40):
+        rows, y = make_friedman1(160, noise=1.0, random_state=seed)
+        model = SelfDistilledRegressor(Ridge(1.0)).fit(rows[:80], y[:80])
+        for coverage, found in shares.items():
+            low, high = model.predict_interval(rows[80:], coverage)
+            found.append(float(((low <= y[80:]) & (y[80:] <= high)).mean()))
+    for coverage, found in shares.items():
+        assert abs(np.mean(found) - coverage) < 3 * np.std(found) / np.sqrt(len(found)) + 0.01
+    with pytest.raises(ValueError, match=r"coverage 0\.99 is not between 0 and 0\.988"):
+        model.predict_interval(rows, 0.99)
+    with pytest.raises(ValueError, match="left out"):
+        SelfDistilledRegressor(Ridge(), audit="off", xi=0.5).fit(rows, y).predict_interval(rows)
 
 
 # tables ---------------------------------------------------------------------------------------------------------------
