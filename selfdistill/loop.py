@@ -102,8 +102,8 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         raise DataError(f"device {str(device)!r} cannot be used ({one_line(error)}); leave --device out") from error
 
 
-def _join(device: torch.device) -> None:
-    """Under torchrun, join the other processes once."""
+def join(device: torch.device) -> None:
+    """Under torchrun, join the other processes once: before it every process takes itself for the first."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -154,7 +154,7 @@ def fit(
         Stopped: asked to stop by SIGINT or SIGTERM; the run is saved and resumes.
     """
     device = choose_device(device)
-    _join(device)
+    join(device)
     folder = Path(out) if out is not None else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

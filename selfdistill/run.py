@@ -37,7 +37,7 @@ from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, Spa
 from .evaluate import predict, predict_rows, score
 from .expressions import one_line
 from .heads import Peers
-from .loop import Result, Trained, fit
+from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
 from .report import write as write_report
@@ -178,6 +178,7 @@ class Run:
         done = self.result()
         if done is not None:
             return done
+        join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         ready = prepare(self.request)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()

@@ -34,16 +34,13 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes have trained every case."""
-    base = tmp_path_factory.mktemp("two")
+def _torchrun(log: Path, *module: str) -> str:
+    """Run a module in two processes; what they said."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-        "--master-port", str(_free_port()), "-m", "tests.workers.spread", str(base),
+        "--master-port", str(_free_port()), "-m", *module,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    log = base / "log.txt"
     with log.open("w") as said:
         started = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, stdout=said, start_new_session=True)
     try:
@@ -52,7 +49,24 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     assert code == 0, log.read_text()[-4000:]
+    return log.read_text()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have trained every case."""
+    base = tmp_path_factory.mktemp("two")
+    _torchrun(base / "log.txt", "tests.workers.spread", str(base))
     return base
+
+
+def test_the_command_runs_in_two_processes(tmp_path: Path) -> None:
+    """One of them takes the folder's lock and speaks."""
+    options = ["--labels", "100", "--epochs", "1", "--method", "plain()", "--json", "--quiet"]
+    said = _torchrun(tmp_path / "log.txt", "selfdistill", "run", "digits", *options, "--out", str(tmp_path / "run"))
+    results = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [result["steps"] for result in results] == [2]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 @pytest.fixture(scope="module")
