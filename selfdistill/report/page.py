@@ -24,6 +24,7 @@ pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overfl
 figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
 figure.wide>svg{min-width:30rem}figure.small>svg{min-width:16rem}
 .grid2{display:grid;gap:.5rem 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
+.grid2 figure.wide>svg{min-width:19rem}
 .legend{list-style:none;margin:.2rem 0;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem}
 svg.key{width:28px;height:8px;display:inline-block}
 .t{fill:var(--fg);font-size:13px}.t.good{fill:var(--good)}.t.bad{fill:var(--bad)}

@@ -150,7 +150,8 @@ def vitals(lines: Lines) -> list[str]:
             values = [(i, found.get(key)) for i, found in enumerate(source, 1)]
             series.append(Series(name, [(i, float(v)) for i, v in values if v is not None]))
         if any(one.points for one in series):
-            drawn.append(figure(curves(series, f"{label}, by term", "epoch", label, height=240)))
+            short = key.replace("_", " ")  # the whole label would not fit along the axis
+            drawn.append(figure(curves(series, f"{label}, by term", "epoch", short, height=240), label.capitalize()))
     return ['<div class="grid2">' + "".join(drawn) + "</div>"] if drawn else []
 
 
