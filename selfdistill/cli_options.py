@@ -155,6 +155,22 @@ def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))
 
 
+def writable(path: Path, option: str) -> None:
+    """Say before the work, not after it, that there is no place for its result."""
+    from .errors import DataError
+
+    parent = path.resolve().parent
+    if path.is_dir():
+        why = "it is a folder"
+    elif not parent.is_dir():
+        why = "its folder does not exist"
+    elif not os.access(path if path.exists() else parent, os.W_OK):
+        why = "not permitted"
+    else:
+        return
+    raise DataError(f"{path} cannot be written ({why}); give another {option}")
+
+
 def write(path: Path, text: str, option: str = "--out") -> None:
     """All of it or nothing: a file that was there before is replaced, never cut short; ``option`` named the file."""
     from .errors import DataError
