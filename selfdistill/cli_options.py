@@ -117,8 +117,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--audit-delta",
-            type=Finite(min=0, max=1, min_open=True, max_open=True),
-            help="Loss that `safe` lets pass, a share of rows [default: what the split can see].",
+            type=Finite(min=0, min_open=True),
+            help="Loss that `safe` lets pass, a share of rows or in the measure's unit [default: what it can see].",
         ),
         click.option(
             "--audit-measure",

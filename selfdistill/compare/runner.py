@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from .. import __version__, threads
 from ..audit import whole_classes
 from ..checkpoint import write_json
-from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError
+from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ..expressions import one_line
 from ..prepared import Prepared, prepare, suitable_threads
 from ..report import COMPARISON
@@ -118,7 +119,8 @@ class Comparison:
         begun = time.monotonic()
         ready = prepare(replace(self.request, method="plain()", seed=self.ask.seeds[0]))
         tell(reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level))
-        if not self.plan_file.exists():
+        fresh = not self.plan_file.exists()
+        if fresh:
             self._check(ready)
             self.folder.mkdir(parents=True, exist_ok=True)
             first = {"format": FORMAT, "asked": self.asked(), "threads": suitable_threads(ready), "jobs": None}
@@ -128,7 +130,12 @@ class Comparison:
         count = int(plan["threads"])
         if plan["jobs"] is None:
             tried = pilots(self.ask, requested_steps(ready), plan["teacher"])
-            self._train(tried, count, tell, "pilot")
+            try:
+                self._train(tried, count, tell, "pilot")
+            except (DataError, RecipeError, VitalsError):
+                if fresh:
+                    self._withdraw()
+                raise
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
             amount, jobs = planned(self.ask, requested_steps(ready), costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
@@ -137,6 +144,13 @@ class Comparison:
         all_jobs = [job for seed in self.ask.seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
         return self._finish(plan, all_jobs, time.monotonic() - begun)
+
+    def _withdraw(self) -> None:
+        """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
+        shutil.rmtree(self.folder / "cells", ignore_errors=True)
+        self.plan_file.unlink(missing_ok=True)
+        with suppress(OSError):  # another's files are in it
+            self.folder.rmdir()
 
     def _check(self, ready: Prepared) -> None:
         """Every seed's audit split must be able to choose, and every method must be readable."""

@@ -104,6 +104,7 @@ def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any
         "steps_to_plain": converged(cells, name),
         "curve": _curve(records),
         "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
+        "products": [r["product"] for r in records] if "product" in records[0] else None,
         "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
     }
     paid = [r["with_teacher_training"] for r in records]
@@ -199,6 +200,10 @@ def _sentence(row: Mapping[str, Any], best: str, level: float, able: bool) -> st
             f"{WORDS[found['verdict']]} {called}, {scale * found['difference']:+.2f}{unit} "
             f"[{scale * low:+.2f}, {scale * high:+.2f}], p {found['holm']:.3g}"
         )
+    untaught = (row["products"] or []).count(0) if row["decisions"] else 0
+    if untaught:
+        of = len(row["products"])
+        said[-1] += f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught"
     caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
     return f"{row['name']}: in {metric}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
 

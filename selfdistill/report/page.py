@@ -19,8 +19,9 @@ p{margin:.4rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}
 .verdict{border-left:4px solid var(--c0);background:var(--card);padding:.6rem .9rem;margin:.8rem 0;font-size:1.05rem}
 .wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child,.words td{text-align:left}.words td{white-space:normal;vertical-align:top}
-.words td:first-child{min-width:8rem}
+th:first-child,td:first-child,.words td{text-align:left}
+td:first-child{white-space:normal;min-width:8.5rem;overflow-wrap:break-word}
+.words td{white-space:normal;vertical-align:top;overflow-wrap:break-word}
 pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overflow-wrap:normal}
 figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
 figure.wide>svg{min-width:30rem}figure.small>svg{min-width:16rem}

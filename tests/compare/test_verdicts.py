@@ -74,6 +74,15 @@ def test_the_sentence_says_which_way_and_whether_so_few_seeds_could_say_more() -
     assert judge(worse, ["worse()"])["verdict"][0].startswith("worse(): in accuracy, LOSES to plain, -5.00 points [")
 
 
+def test_products_that_no_generation_taught_are_told() -> None:
+    made = cells()
+    for seed, one in made["good()"].items():
+        one |= {"decisions": [True, seed > 2], "product": int(seed > 2)}
+    result = judge(made, ["good()", "same()"])
+    assert "in 3 of 8 seeds the product is generation 0, which no earlier one taught" in result["verdict"][0]
+    assert "generation 0" not in result["verdict"][1]
+
+
 def test_the_best_control_is_chosen_on_the_audit_split() -> None:
     result = judge(cells(), ["good()", "same()"])
     assert result["best_control"]["name"] == "early stopping"

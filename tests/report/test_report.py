@@ -19,6 +19,7 @@ from selfdistill.report.run_page import typed
 from selfdistill.report.svg import Series, curves, forest, lineage, thinned, ticks
 from selfdistill.request import Request
 from selfdistill.run import Run
+from selfdistill.summary import sentence
 from tests.compare.test_verdicts import cells
 
 
@@ -57,7 +58,7 @@ def test_the_run_writes_its_report_and_it_holds_the_runs_figures(run: Path) -> N
         assert f"{100 * generation['test']['accuracy']:.1f} %" in text
         assert generation["decision"]["why"] in text
     assert "Furlanello" in text
-    assert text.index("Self-distilled against plain") < text.index("<svg")  # the verdict comes first
+    assert text.index(sentence(result)) < text.index("<svg")  # the verdict comes first
     assert len(drawings(text)) >= 6
     assert loads_nothing(text)
     assert len(text) < 1_000_000
