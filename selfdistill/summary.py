@@ -80,7 +80,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
     """Without ``took``, equal runs tell it in equal words."""
     data = result["data"]
     batch, seed = record["settings"]["batch_size"], result["seed"]
-    counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
+    counts, noise = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items()), 100 * data["noise"]
     return [
         f"# {result['method']} on {data['name']}",
         "",
@@ -90,7 +90,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         "|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
         "",
-        f"- data: {data['name']} ({counts}; {100 * data['noise']:.0f} % of the training labels wrong on purpose)",
+        f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
         f"- model: {result['model']}, {result['parameters']} parameters",
         f"- steps: {result['steps']}{took}, batch {batch}, seed {seed}",
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",

@@ -9,6 +9,8 @@ from .page import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
 from .svg import Series, bars, curves, forest, reliability
 
+CORRECTED = "Holm's correction is over the rows of a table, methods and controls apart, and not over the metrics."
+
 
 def render(result: dict[str, Any]) -> str:
     """The page of a comparison, from what its JSON holds."""
@@ -25,7 +27,7 @@ def render(result: dict[str, Any]) -> str:
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
             ),
         ),
-        section("All metrics", *(_metrics(result, name) for name in result["metrics"])),
+        section("All metrics", *(_metrics(result, name) for name in result["metrics"]), paragraph(CORRECTED, "soft")),
         section("Learning", figure(_curves(result), "Audit accuracy by step, mean over the seeds.")),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),

@@ -185,10 +185,8 @@ def equation(expression: str) -> list[str]:
 def data(described: dict[str, Any]) -> list[str]:
     """Splits and label noise."""
     counts = [(kind, f"{n:,}") for kind, n in described["rows"].items()]
-    noise = (
-        f"{100 * described['noise']:.0f} % of the training labels are wrong on purpose." if described["noise"] else ""
-    )
-    return [table(("rows", "number"), counts), paragraph(noise)]
+    noise = f"{100 * described['noise']:.0f} % of the training and audit labels are wrong on purpose."
+    return [table(("rows", "number"), counts), paragraph(noise if described["noise"] else "")]
 
 
 def typed(command: Sequence[str]) -> str:
