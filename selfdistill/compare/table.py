@@ -19,22 +19,24 @@ def show(result: dict[str, Any]) -> None:
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for name in (
         "",
         "acc." if metric == "accuracy" else metric,
-        "to plain ± 95 %",
+        "gain ± 95 %",
         "p",
-        "vs plain",
+        "plain",
         "best",
         "passes",
         "s",
     ):
-        table.add_column(name, justify="left" if name in ("", "vs plain", "best") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("", "plain", "best") else "right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(*cells(row, metric, result["times"]["rows"][row["name"]]["seconds"]))
     console.print(table)
-    console.print(f"p is corrected (Holm); plain, best: verdict against plain and {result['best_control']['name']}")
+    best = result["best_control"]["name"]
+    console.print(f"gain over plain, p corrected (Holm); verdicts against plain, and against the best control, {best}")
     for line in (*result["reachable"], *result["verdict"]):
         console.print(line, highlight=False)
 
@@ -53,7 +55,7 @@ def cells(row: dict[str, Any], metric: str, seconds: float) -> list[str]:
     if whole is not None:  # the teacher's own training
         passes += f"+{_short(whole - row['passes']['total'])}"
     score = f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3f}"
-    return [row["name"], score, *compared, best["verdict"] if best else "", passes, f"{seconds:.1f}"]
+    return [row["name"], score, *compared, best["verdict"] if best else "", passes, f"{seconds:.0f}"]
 
 
 def _short(count: float) -> str:
