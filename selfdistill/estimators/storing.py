@@ -30,7 +30,7 @@ def save(estimator: Any, path: str | Path) -> None:
     foreign = _foreign(io, content)
     if foreign:
         raise DataError(
-            f"{type(estimator).__name__} holds {foreign[0]}, which `load` would not trust; use scikit-learn's parts alone"
+            f"{type(estimator).__name__} holds {foreign[0]}, which `load` would not trust; use scikit-learn alone"
         )
     try:
         Path(path).write_bytes(content)
