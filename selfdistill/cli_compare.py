@@ -8,9 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_options import Finite, data_options, given, refusing, training_options, write
-
-MARKS = {"BEATS": "green", "LOSES": "red", "TIES": "default"}
+from .cli_options import Finite, data_options, given, refusing, training_options, writable, write
 
 
 class Several(click.Command):
@@ -76,6 +74,8 @@ def compare(
     from .prepared import default_method
     from .request import Request
 
+    if json_file not in (None, "-"):
+        writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
     numbers = tuple(range(request.seed, request.seed + max(0, seeds)))
@@ -90,6 +90,6 @@ def compare(
         click.echo(json.dumps(result, sort_keys=True))
         return
     if json_file:
-        write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n")
+        write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
     click.echo(f"The comparison lies in {found.folder}, for people in {found.folder}/report.html")

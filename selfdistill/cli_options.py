@@ -117,8 +117,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--audit-delta",
-            type=Finite(min=0, max=1, min_open=True, max_open=True),
-            help="Loss that `safe` lets pass, a share of rows [default: what the split can see].",
+            type=Finite(min=0, min_open=True),
+            help="Loss that `safe` lets pass, a share of rows or in the measure's unit [default: what it can see].",
         ),
         click.option(
             "--audit-measure",
@@ -153,6 +153,22 @@ def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Take the training options out; those that were given, as a request has them."""
     training = {name: options.pop(name) for name in TRAINING}
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))
+
+
+def writable(path: Path, option: str) -> None:
+    """Say before the work, not after it, that there is no place for its result."""
+    from .errors import DataError
+
+    parent = path.resolve().parent
+    if path.is_dir():
+        why = "it is a folder"
+    elif not parent.is_dir():
+        why = "its folder does not exist"
+    elif not os.access(path if path.exists() else parent, os.W_OK):
+        why = "not permitted"
+    else:
+        return
+    raise DataError(f"{path} cannot be written ({why}); give another {option}")
 
 
 def write(path: Path, text: str, option: str = "--out") -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import draws
 from .audit import Audit, Decision, row_losses
+from .check import check_method
 from .core import Method
 from .errors import DataError
 from .evaluate import predict_rows
@@ -45,11 +46,13 @@ class Folded:
         return {**asdict(self), "passes": self.passes._asdict(), "seconds": round(self.seconds, 2)}
 
 
-def parts(y: Tensor, folds: int, seed: int) -> Tensor:
+def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = ()) -> Tensor:
     """A fold from 0 to ``folds`` - 1 for each label of ``y`` (rows,), every class spread over the folds evenly.
 
+    ``classes`` are the names of the labels, for the error.
+
     Raises:
-        DataError: fewer rows of some class than folds, or fewer than two folds.
+        DataError: a class with one row, or fewer than two folds.
 
     >>> parts(torch.tensor([0, 0, 1, 1]), 2, seed=0).bincount().tolist()
     [2, 2]
@@ -61,7 +64,8 @@ def parts(y: Tensor, folds: int, seed: int) -> Tensor:
     for label in y.unique().tolist():
         rows = torch.nonzero(y == label).squeeze(1)
         if len(rows) < 2:
-            raise DataError(f"class {label} has one labelled row: no fold can both teach and audit it; label more rows")
+            named = classes[int(label)] if classes else label
+            raise DataError(f"class {named} has one labelled row: no fold can both teach and audit it; label more rows")
         order = draws.permutation((seed, "folds", int(label)), len(rows))
         found[rows[order]] = (begin + torch.arange(len(rows))) % folds
         begin += len(rows)  # so that small classes do not all fill the first fold
@@ -111,14 +115,16 @@ def crossfit(
     many steps beside the method, and wins where its pooled loss is smaller. ``settings`` are fields of `Settings`.
 
     Raises:
-        DataError: fewer than two folds or rows of a class, or an audit that is off.
+        DataError: fewer than two folds or rows of a class, an audit that is off, or data that lack what the method
+            needs.
     """
+    check_method(method, data)
     whole = all_labels(data)
     ids, y = whole.labelled, whole.y[whole.labelled]
     audit = Settings(**settings).make_audit(method.generations)
     if audit.policy == "off":
         raise DataError("--audit-folds audits and --audit off does not; leave one of them out")
-    fold = parts(y, folds, int(settings.get("seed", 0)))
+    fold = parts(y, folds, int(settings.get("seed", 0)), data.classes)
     losses = [[0.0] * len(ids) for _ in range(method.generations)]
     usual = [0.0] * len(ids)
     results: list[Result] = []

@@ -36,3 +36,6 @@ class VitalsError(SelfdistillError):
     def __init__(self, vital: str, message: str) -> None:
         super().__init__(message)
         self.vital = vital
+
+    def __reduce__(self) -> tuple[type[VitalsError], tuple[str, str]]:
+        return type(self), (self.vital, str(self))  # else no process could hand it to another

@@ -48,8 +48,11 @@ def sentence(result: dict[str, Any]) -> str:
     ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
     gains = [100 * (ours["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
+    several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
+    untaught = several and result.get("product") == 0
+    what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
     return (
-        f"Self-distilled against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
+        f"{what} against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
         f"stopped early.{kept} One seed is an anecdote; repeat with other --seed values before you believe it."
     )
 

@@ -6,6 +6,7 @@ Threads that wait for each other spin. `selfdistill run digits --label-noise 0.4
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,13 @@ def suitable(model: nn.Module, x: Tensor) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(x)
     return 1 if counter.get_total_flops() < SMALL else torch.get_num_threads()
+
+
+def cores() -> int:
+    """The processor cores that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

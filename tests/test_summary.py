@@ -55,6 +55,17 @@ def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
     assert "One seed is an anecdote" in said
 
 
+def test_a_product_that_no_generation_taught_is_not_called_self_distilled() -> None:
+    kept, taught = ({**result(0.97, 0.96), "product": number} for number in (0, 1))
+    folded = {**result(0.97), "product": 0, "folds": {"decisions": [{"accepted": False}]}}
+    for found in (kept, folded):
+        assert sentence(found).startswith(
+            "Generation 0, which the audit keeps and no earlier one taught, against plain"
+        )
+    assert sentence(taught).startswith("Self-distilled against plain")
+    assert sentence({**result(0.97), "product": 0}).startswith("Self-distilled against plain")
+
+
 def test_without_a_control_nothing_is_compared() -> None:
     for found in (result(0.97, plain=None), result(0.97, source="itself")):
         assert sentence(found) == "Accuracy on the test split: 97.0 %."

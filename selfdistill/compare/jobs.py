@@ -231,7 +231,8 @@ def _method(bench: Bench) -> dict[str, Any]:
     says = spoken(found.model, bench.data, found.generations[found.product].weights)
     decisions = [t.decision["accepted"] for t in found.generations] if len(found.generations) > 1 else None
     ratio = _teacher_ratio(bench)
-    row = _row(bench, found, says, decisions=decisions, ratio=ratio, peers=isinstance(found.model, Peers))
+    more = {"product": found.product, "peers": isinstance(found.model, Peers)}
+    row = _row(bench, found, says, decisions=decisions, ratio=ratio, **more)
     return _judged(bench, {bench.job.name: row})
 
 

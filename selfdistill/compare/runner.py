@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import torch
 from .. import __version__, threads
 from ..audit import whole_classes
 from ..checkpoint import write_json
-from ..errors import CheckpointError, DataError, RecipeError
+from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ..expressions import one_line
 from ..prepared import Prepared, prepare, suitable_threads
 from ..report import COMPARISON
@@ -44,8 +46,18 @@ Tell = Callable[[str], None]
 
 def _work(job: Job, request: Request, folder: Path, count: int) -> None:
     """One job in a process of its own."""
-    with threads.using(count):
+    with named(job), threads.using(count):
         trainings.run(job, request, folder)
+
+
+@contextmanager
+def named(job: Job) -> Iterator[None]:
+    """An error says which training it came from."""
+    try:
+        yield
+    except SelfdistillError as error:
+        error.args = (f"{job.name}, seed {job.seed}: {error}",)
+        raise
 
 
 class Comparison:
@@ -107,7 +119,8 @@ class Comparison:
         begun = time.monotonic()
         ready = prepare(replace(self.request, method="plain()", seed=self.ask.seeds[0]))
         tell(reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level))
-        if not self.plan_file.exists():
+        fresh = not self.plan_file.exists()
+        if fresh:
             self._check(ready)
             self.folder.mkdir(parents=True, exist_ok=True)
             first = {"format": FORMAT, "asked": self.asked(), "threads": suitable_threads(ready), "jobs": None}
@@ -117,7 +130,12 @@ class Comparison:
         count = int(plan["threads"])
         if plan["jobs"] is None:
             tried = pilots(self.ask, requested_steps(ready), plan["teacher"])
-            self._train(tried, count, tell, "pilot")
+            try:
+                self._train(tried, count, tell, "pilot")
+            except (DataError, RecipeError, VitalsError):
+                if fresh:
+                    self._withdraw()
+                raise
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
             amount, jobs = planned(self.ask, requested_steps(ready), costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
@@ -126,6 +144,13 @@ class Comparison:
         all_jobs = [job for seed in self.ask.seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
         return self._finish(plan, all_jobs, time.monotonic() - begun)
+
+    def _withdraw(self) -> None:
+        """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
+        shutil.rmtree(self.folder / "cells", ignore_errors=True)
+        self.plan_file.unlink(missing_ok=True)
+        with suppress(OSError):  # another's files are in it
+            self.folder.rmdir()
 
     def _check(self, ready: Prepared) -> None:
         """Every seed's audit split must be able to choose, and every method must be readable."""
@@ -150,20 +175,24 @@ class Comparison:
     def place(self, job: Job) -> Path:
         return self.folder / "cells" / job.key
 
-    def _cell(self, job: Job) -> dict[str, Any]:
-        path = self.place(job) / "cell.json"
+    def _read(self, job: Job, name: str) -> dict[str, Any]:
+        path = self.place(job) / name
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged ({one_line(error, 80)}); delete it and go on") from error
+        except (OSError, ValueError, TypeError) as error:
+            why = one_line(error, 80)
+            raise CheckpointError(f"{path} is damaged ({why}); delete {path.parent} and go on") from error
+
+    def _cell(self, job: Job) -> dict[str, Any]:
+        return self._read(job, "cell.json")
 
     def _times(self, job: Job) -> dict[str, float]:
-        return dict(json.loads((self.place(job) / "times.json").read_text(encoding="utf-8")))
+        return self._read(job, "times.json")
 
     def _train(self, wanted: Sequence[Job], count: int, tell: Tell, what: str) -> None:
         left = [job for job in wanted if not (self.place(job) / "cell.json").exists()]
         done, begun = len(wanted) - len(left), time.monotonic()
-        workers = min(len(left), os.cpu_count() or 1) if count == 1 and not torch.cuda.is_available() else 1
+        workers = min(len(left), threads.cores()) if count == 1 and not torch.cuda.is_available() else 1
         if not left:
             return
 
@@ -194,6 +223,11 @@ class Comparison:
                         future.result()
                         number += 1
                         finished(running.pop(future), number)
+            except BrokenProcessPool:
+                raise CheckpointError(
+                    "the process of a training was ended from outside (out of memory?); what is finished is kept in "
+                    f"{self.folder}: give the same command again to go on"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -8,6 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..stats import TIED
+
 
 def show(result: dict[str, Any]) -> None:
     """Print one row for each method and control, then the verdicts in words."""
@@ -21,22 +23,20 @@ def show(result: dict[str, Any]) -> None:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for name in (
-        "",
-        "acc." if metric == "accuracy" else metric,
-        "gain ± 95 %",
-        "p",
-        "plain",
-        "best",
-        "passes",
-        "s",
-    ):
-        table.add_column(name, justify="left" if name in ("", "plain", "best") else "right", no_wrap=True)
-    for row in result["rows"]:
-        table.add_row(*cells(row, metric, result["times"]["rows"][row["name"]]["seconds"]))
+    head = ["", "acc." if metric == "accuracy" else metric, "± 95 %", "p", "plain", "best", "passes", "s"]
+    lines = [cells(row, metric, result["times"]["rows"][row["name"]]["seconds"]) for row in result["rows"]]
+    for i, name in enumerate(head):
+        left, widest = name in ("", "plain", "best"), max(len(line[i]) for line in (head, *lines))
+        # figures are never cut: where the terminal is narrow, the names wrap
+        table.add_column(name, justify="left" if left else "right", no_wrap=i > 0, min_width=widest if i else 10)
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
-    best = result["best_control"]["name"]
-    console.print(f"gain over plain, p corrected (Holm); verdicts against plain, and against the best control, {best}")
+    console.print(
+        f"± 95 %: difference to plain; p: of it, corrected (Holm); plain, best: verdict against plain and against "
+        f"{result['best_control']['name']}, the best control. {TIED}",
+        highlight=False,
+    )
     for line in (*result["reachable"], *result["verdict"]):
         console.print(line, highlight=False)
 

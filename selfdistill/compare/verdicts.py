@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
-from ..stats import holm, interval, paired, sign_flip, verdict
+from ..stats import holm, interval, paired, sign_flip, smallest_p, verdict
 from .plan import ABOUT, INDEPENDENT, PLAIN
 
 METRICS: dict[str, dict[str, dict[str, Any]]] = {
@@ -26,6 +26,7 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "coverage": {"higher_is_better": True, "unit": "share"},
     },
 }
+WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
 Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
 
 
@@ -39,7 +40,8 @@ def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level
         DataError: a row has other seeds than `plain`, or a figure is not finite.
     """
     known = METRICS[task]
-    same_seeds(cells)
+    seeds = len(same_seeds(cells))
+    able = smallest_p(seeds) * len(methods) <= level
     names = {name: [m for m in known if m in next(iter(cells[name].values()))["metrics"]] for name in cells}
     controls = sorted((name for name in cells if name not in methods), key=list(ABOUT).index)
     audited, higher = ("accuracy", True) if task == "classify" else ("rmse", False)
@@ -60,7 +62,7 @@ def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level
         "metrics": {metric: known[metric] for metric in names[PLAIN]},
         "rows": rows,
         "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
-        "verdict": [_sentence(row, best, level) for row in rows if row["kind"] == "method"],
+        "verdict": [_sentence(row, best, level, able) for row in rows if row["kind"] == "method"],
     }
 
 
@@ -102,6 +104,7 @@ def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any
         "steps_to_plain": converged(cells, name),
         "curve": _curve(records),
         "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
+        "products": [r["product"] for r in records] if "product" in records[0] else None,
         "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
     }
     paid = [r["with_teacher_training"] for r in records]
@@ -185,7 +188,8 @@ def converged(cells: Cells, name: str) -> int | None:
     return None if math.isinf(median) else round(median)
 
 
-def _sentence(row: Mapping[str, Any], best: str, level: float) -> str:
+def _sentence(row: Mapping[str, Any], best: str, level: float, able: bool) -> str:
+    """A method's verdicts in words; ``able`` says whether so many seeds can give any other verdict than a tie."""
     metric = next(iter(row["metrics"]))
     said = []
     for where, called in ((PLAIN, "plain"), ("best_control", f"the best control ({best})")):
@@ -193,10 +197,15 @@ def _sentence(row: Mapping[str, Any], best: str, level: float) -> str:
         low, high = found["interval"]
         scale, unit = (100, " points") if metric == "accuracy" else (1, "")
         said.append(
-            f"{found['verdict']} {called} by {scale * found['difference']:+.2f}{unit} "
+            f"{WORDS[found['verdict']]} {called}, {scale * found['difference']:+.2f}{unit} "
             f"[{scale * low:+.2f}, {scale * high:+.2f}], p {found['holm']:.3g}"
         )
-    return f"{row['name']}: in {metric}, {' and '.join(said)} (Holm over the methods, level {level:g})."
+    untaught = (row["products"] or []).count(0) if row["decisions"] else 0
+    if untaught:
+        of = len(row["products"])
+        said[-1] += f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught"
+    caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
+    return f"{row['name']}: in {metric}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
 
 
 def same_seeds(cells: Cells) -> list[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
+from ..stats import TIED
 from .page import code, figure, page, paragraph, section, table
-from .run_page import data, equation
+from .run_page import data, equation, typed
 from .svg import Series, bars, curves, forest, reliability
 
 
@@ -16,7 +16,7 @@ def render(result: dict[str, Any]) -> str:
     methods = [row for row in result["rows"] if row["kind"] == "method"]
     parts = [
         *(paragraph(line, "verdict") for line in result["verdict"]),
-        *(paragraph(line, "soft") for line in result["reachable"]),
+        *(paragraph(line, "soft") for line in (*result["reachable"], TIED)),
         section(
             f"Differences in {metric}",
             figure(_forest(result["rows"], "plain", metric), f"Against plain, in {_unit(metric)}, 95 % intervals."),
@@ -29,12 +29,12 @@ def render(result: dict[str, Any]) -> str:
         section("Learning", figure(_curves(result), "Audit accuracy by step, mean over the seeds.")),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),
-        section("What was compared", table(("", "", "steps"), [
-            (row["name"], row["about"], f"{row['steps']:,}") for row in result["rows"]
-        ]), *_peers(methods)),
+        section("What was compared", table(("", "", ""), [
+            (row["name"], row["about"], f"{row['steps']:,} steps") for row in result["rows"]
+        ], "words"), *_peers(methods)),
         *(section(row["name"], *equation(row["name"])) for row in methods),
         section("Data", *data(result["data"])),
-        section("How it was made", code(shlex.join(result["command"])), _made(result)),
+        section("How it was made", code(typed(result["command"])), _made(result)),
     ]  # fmt: skip
     return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
 
@@ -101,10 +101,10 @@ def _cost(result: dict[str, Any]) -> list[str]:
         if whole is not None:
             words += f"; {whole:,.0f} passes with the teacher's training"
         if row["steps_to_plain"] is not None:
-            words += f"; plain's last audit score after {row['steps_to_plain']:,} steps"
+            words += f"; reaches plain's final audit score after {row['steps_to_plain']:,} steps"
         spent.append((row["name"], row["passes"]["total"], words))
-    amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']}, a seed's mean is shown."
-    return [figure(bars(spent, "sample passes"), amount, "long")]
+    amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']} a seed; figures are means."
+    return [figure(bars(spent, "sample passes"), amount)]
 
 
 def _peers(methods: list[dict[str, Any]]) -> list[str]:
@@ -121,4 +121,4 @@ def _peers(methods: list[dict[str, Any]]) -> list[str]:
 def _made(result: dict[str, Any]) -> str:
     facts = [*result["versions"].items(), ("model", f"{result['model']}, {result['parameters']:,} parameters")]
     facts += [("threads", str(result["threads"])), ("seeds", ", ".join(map(str, result["seeds"])))]
-    return table(("", ""), [(str(a), str(b)) for a, b in facts])
+    return table(("", ""), [(str(a), str(b)) for a, b in facts], "words")

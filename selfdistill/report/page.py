@@ -17,9 +17,11 @@ h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.15rem;margin:
 h3{font-size:1rem;margin:1rem 0 .3rem}
 p{margin:.4rem 0}.soft,figcaption{color:var(--soft);font-size:.9rem}
 .verdict{border-left:4px solid var(--c0);background:var(--card);padding:.6rem .9rem;margin:.8rem 0;font-size:1.05rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
+.wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child,.words td{text-align:left}
+td:first-child{white-space:normal;min-width:8.5rem;overflow-wrap:break-word}
+.words td{white-space:normal;vertical-align:top;overflow-wrap:break-word}
 pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overflow-wrap:normal}
 figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
 figure.wide>svg{min-width:30rem}figure.small>svg{min-width:16rem}
@@ -37,7 +39,8 @@ svg.key{width:28px;height:8px;display:inline-block}
 .mark{stroke-width:1.5;stroke-dasharray:3 3}line.good{stroke:var(--good)}line.bad{stroke:var(--bad)}
 line.even{stroke:var(--soft)}
 circle.good{fill:var(--good)}circle.bad{fill:var(--bad)}circle.even{fill:var(--soft)}.span{stroke-width:3}
-.bar{fill:var(--c0)}.box{fill:var(--card);stroke-width:2}.box.good{stroke:var(--good)}
+.bars{list-style:none;margin:.2rem 0;padding:0;font-size:.9rem}.bars li{margin:.5rem 0}
+.bar{height:.7rem;background:var(--c0)}.box{fill:var(--card);stroke-width:2}.box.good{stroke:var(--good)}
 .box.bad{stroke:var(--bad);stroke-dasharray:5 3}
 .arrow{fill:none;stroke:var(--soft);stroke-width:1.5}.tip{fill:var(--soft)}
 """
@@ -68,13 +71,14 @@ def figure(drawing: str, caption: str = "", kind: str = "") -> str:
     return f'<figure class="{kind} wide">{drawing}{below}</figure>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in a box that scrolls by itself."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "wide") -> str:
+    """A table in a box that scrolls by itself; of kind ``words`` its cells are text that wraps."""
     if not rows:
         return ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    top = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="{kind}"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def paragraph(words: str, kind: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def render(folder: Path) -> str:
         section("Cost", *_cost(result)),
         section("The method", *equation(method)),
         section("Data", *data(record["data"])),
-        section("How it was made", code(shlex.join(record["command"])), *_made(record)),
+        section("How it was made", code(typed(record["command"])), *_made(record)),
     ]
     return page(f"{method} on {record['data']['name']}", parts)
 
@@ -190,7 +191,15 @@ def data(described: dict[str, Any]) -> list[str]:
     return [table(("rows", "number"), counts), paragraph(noise)]
 
 
+def typed(command: Sequence[str]) -> str:
+    """The command as a person gives it: by its name, wherever it lies."""
+    program, *rest = command
+    path = Path(program)
+    name = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+    return f"{name} {shlex.join(rest)}"
+
+
 def _made(record: dict[str, Any]) -> list[str]:
     facts = [*record["versions"].items(), ("threads", str(record.get("threads", "")))]
     facts += [("model", record["model"]), ("seed", str(record["settings"].get("seed", 0)))]
-    return [table(("", ""), [(str(a), str(b)) for a, b in facts])]
+    return [table(("", ""), [(str(a), str(b)) for a, b in facts], "words")]

@@ -205,18 +205,15 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_l
 
 
 def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
-    """Horizontal bars: (name, length, words at its end)."""
+    """Horizontal bars below their words, which wrap: (name, length, words)."""
     most = max((value for _, value, _ in rows), default=0.0)
     if not most > 0:
         return ""
-    each, parts = 40, []
-    for i, (name, value, words) in enumerate(rows):
-        y = each * i + 14
-        parts.append(text(4, y, f"{name}: {words}"))
-        parts.append(
-            f'<rect class="bar" x="4" y="{y + 5}" width="{max(1.0, value / most * (WIDTH - 8)):.1f}" height="12"/>'
-        )
-    return drawing(WIDTH, each * len(rows) + 4, title, parts)
+    lines = []
+    for name, value, words in rows:
+        bar = f'<div class="bar" style="width:{max(0.2, 100 * value / most):.1f}%"></div>'
+        lines.append(f"<li>{escape(f'{name}: {words}')}{bar}</li>")
+    return f'<ul class="bars" aria-label="{escape(title, quote=True)}">{"".join(lines)}</ul>'
 
 
 def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from selfdistill.compare import compare
+from selfdistill import threads
+from selfdistill.compare import compare, runner
 from selfdistill.compare.jobs import Job, larger
 from selfdistill.compare.plan import Ask, checked, planned
-from selfdistill.errors import DataError, RecipeError
+from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.models import parse
 from selfdistill.request import Request
 from selfdistill.tasks.data import load
@@ -25,6 +27,15 @@ from selfdistill.tasks.data import load
 METHODS = ["born_again()", "mutual()"]
 FLAGS = ["digits", "--labels", "100", "--steps", "12", "--model", "mlp(width=16)", "--seeds", "3"]
 REQUEST = Request("digits", labels=100, steps=12, model="mlp(width=16)")
+
+
+def ended_from_outside(*anything: Any) -> None:
+    os._exit(9)
+
+
+def refused_by_a_vital(job: Job, *anything: Any) -> None:
+    with runner.named(job):
+        raise VitalsError("uniform-target", "uniform-target: term 'past': it is uniform; softmax once")
 
 
 def command(*more: str) -> list[str]:
@@ -49,7 +60,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert "3 seeds cannot pass an exact test" in done.stderr
-    assert "born_again(): in accuracy, TIES plain" in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "born_again(): in accuracy, TIES with plain" in said
+    assert "So few seeds allow no verdict but a tie" in said
+    assert "…" not in done.stdout  # 80 columns wide, and no figure is cut
     assert json.loads((folder.parent / "out.json").read_text()) == json.loads((folder / "comparison.json").read_text())
     return folder
 
@@ -138,6 +152,45 @@ def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, m
     with pytest.raises(DataError, match=r"digits, seed 2: the audit split of .* has none of class 4"):
         compare(REQUEST, METHODS, seeds=3, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_for_the_json_that_is_none_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "out.json"
+    done = subprocess.run(
+        command("--out", str(tmp_path / "out"), "--json", str(nowhere)), check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"selfdistill: {nowhere} cannot be written (its folder does not exist); give another --json\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "said"),
+    [
+        (ended_from_outside, CheckpointError, "ended from outside.*same command again"),
+        (refused_by_a_vital, VitalsError, r"born_again\(\), seed 0: uniform-target: .*softmax once"),
+    ],
+    ids=["killed", "refused"],
+)
+def test_a_training_that_ends_badly_in_its_process_takes_one_line(
+    ends: Any, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_work", ends)
+    found = runner.Comparison.create(REQUEST, Ask(tuple(METHODS), (0, 1, 2)), tmp_path / "out")
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    with pytest.raises(error, match=said) as caught:
+        found.execute()
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out").exists() == (error is CheckpointError)  # it may go on; a corrected one may begin there
+
+
+def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    broken = next(folder.glob("cells/plain-*/1/times.json"))
+    broken.write_text("{")
+    with pytest.raises(CheckpointError, match=r"times.json is damaged .*; delete .* and go on"):
+        compare(REQUEST, METHODS, seeds=3, out=folder)
 
 
 def test_the_plan_gives_the_cheaper_method_more_steps() -> None:

@@ -15,9 +15,11 @@ import pytest
 from selfdistill.compare.verdicts import judge
 from selfdistill.errors import CheckpointError
 from selfdistill.report import render, write
+from selfdistill.report.run_page import typed
 from selfdistill.report.svg import Series, curves, forest, lineage, thinned, ticks
 from selfdistill.request import Request
 from selfdistill.run import Run
+from selfdistill.summary import sentence
 from tests.compare.test_verdicts import cells
 
 
@@ -56,7 +58,7 @@ def test_the_run_writes_its_report_and_it_holds_the_runs_figures(run: Path) -> N
         assert f"{100 * generation['test']['accuracy']:.1f} %" in text
         assert generation["decision"]["why"] in text
     assert "Furlanello" in text
-    assert text.index("Self-distilled against plain") < text.index("<svg")  # the verdict comes first
+    assert text.index(sentence(result)) < text.index("<svg")  # the verdict comes first
     assert len(drawings(text)) >= 6
     assert loads_nothing(text)
     assert len(text) < 1_000_000
@@ -79,6 +81,9 @@ def test_a_comparison_has_its_verdicts_and_intervals(tmp_path: Path) -> None:
     assert "early stopping, chosen by audit accuracy" in text
     assert "keeps 47 %" in text
     assert text.count("BEATS") >= 3
+    assert "no difference is shown, which does not show that there is none" in text
+    for row in found["rows"]:  # outside of drawings, where text wraps and is never cut
+        assert f"<li>{row['name']}: 3 passes, 1.0 s, 100 MB" in text
     assert drawings(text)
     assert loads_nothing(text)
 
@@ -88,6 +93,11 @@ def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
     text = render(tmp_path / "c.json")
     assert loads_nothing(text)
     assert "&lt;script&gt;alert(1)" in text
+
+
+def test_the_command_is_told_by_its_name() -> None:
+    assert typed(["/somewhere/bin/selfdistill", "run", "--method", "elr()"]) == "selfdistill run --method 'elr()'"
+    assert typed(["/somewhere/selfdistill/__main__.py", "run"]) == "python -m selfdistill run"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"kind": "other"}', '{"kind": "comparison"}'])
