@@ -21,6 +21,7 @@ def show(result: dict[str, Any]) -> None:
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     head = ["", "acc." if metric == "accuracy" else metric, "± 95 %", "p", "plain", "best", "passes", "s"]
     lines = [cells(row, metric, result["times"]["rows"][row["name"]]["seconds"]) for row in result["rows"]]
@@ -54,7 +55,7 @@ def cells(row: dict[str, Any], metric: str, seconds: float) -> list[str]:
     if whole is not None:  # the teacher's own training
         passes += f"+{_short(whole - row['passes']['total'])}"
     score = f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3f}"
-    return [row["name"], score, *compared, best["verdict"] if best else "", passes, f"{seconds:.1f}"]
+    return [row["name"], score, *compared, best["verdict"] if best else "", passes, f"{seconds:.0f}"]
 
 
 def _short(count: float) -> str:

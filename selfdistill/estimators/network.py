@@ -106,13 +106,12 @@ class Network(BaseEstimator):  # type: ignore[misc]
         rows, targets, counts = merged(rows, targets, weights)
         x, w = torch.from_numpy(rows), torch.from_numpy(counts / counts.max()).to(dtype)
         share = w.double() / w.double().sum()
-        self._center = share @ x
-        self._scale = (share @ (x - self._center).square()).sqrt().clamp(min=1e-8)
-        x = ((x - self._center) / self._scale).to(dtype)
+        self._center, self._scale = _standard(x, share)
+        x = self._ready(x)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = self.module or (lambda inputs, outputs: mlp((inputs,), outputs, width=self.width, depth=self.depth))
-            self.module_ = made(x.shape[1], targets.shape[1]).to(dtype).train()
+            self._sizes = x.shape[1], targets.shape[1]
+            self.module_ = self._made(*self._sizes).train()
             told = _Told(torch.from_numpy(targets).to(dtype), w)
             gate: Gate = Always() if (counts == counts[0]).all() else Weighted(told)
             head = "logits" if called == "probabilities" else "values"
@@ -128,10 +127,39 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 objective.update()
         self.module_.eval()
 
+    def _ready(self, x: Tensor) -> Tensor:
+        scaled = (x - torch.from_numpy(self._center)) / torch.from_numpy(self._scale)
+        return scaled.to(getattr(torch, self.precision))
+
+    def _made(self, inputs: int, outputs: int) -> nn.Module:
+        made = self.module or (lambda i, o: mlp((i,), o, width=self.width, depth=self.depth))
+        return made(inputs, outputs).to(getattr(torch, self.precision))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights as arrays, so that no file needs pickle."""
+        state: dict[str, Any] = super().__getstate__()
+        if "module_" in state:
+            state = {**state, "module_": {k: v.numpy() for k, v in self.module_.state_dict().items()}}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "module_" in state:
+            weights = {name: torch.tensor(value) for name, value in state["module_"].items()}
+            self.module_ = self._made(*self._sizes)
+            self.module_.load_state_dict(weights)
+            self.module_.eval()
+
     @torch.no_grad()
     def _says(self, X: Any) -> Floats:
-        x = ((self._rows(X, reset=False) - self._center) / self._scale).to(next(self.module_.parameters()).dtype)
+        x = self._ready(self._rows(X, reset=False))
         return np.concatenate([self.module_(part).double().numpy() for part in x.split(8192)])
+
+
+def _standard(x: Tensor, share: Tensor) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each column, rows weighing by their share."""
+    center = share @ x
+    return center.numpy(), (share @ (x - center).square()).sqrt().clamp(min=1e-8).numpy()
 
 
 def merged(X: Floats, targets: Floats, weights: Floats | None) -> tuple[Floats, Floats, Floats]:

@@ -246,7 +246,7 @@ def skops() -> Any:
     try:
         import skops.io as module
     except ImportError:
-        raise DataError("tables are saved with skops: pip install 'selfdistill[tables]'") from None
+        raise DataError("models of tables are saved with skops: pip install 'selfdistill[tables]'") from None
     return module
 
 

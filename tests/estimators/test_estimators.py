@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,15 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from selfdistill.errors import DataError
+from selfdistill.errors import CheckpointError, DataError
 from selfdistill.estimators import (
+    NetworkRegressor,
     PeerTaughtRegressor,
     SelfDistilledClassifier,
     SelfDistilledRegressor,
     SelfTrainedClassifier,
+    load,
+    save,
 )
 from selfdistill.estimators.base import Table
 from selfdistill.estimators.chain import Classes, Values, fit_soft, later
@@ -236,6 +241,37 @@ def test_sparse_rows_are_taught() -> None:
     rows = sparse.csr_matrix(np.where(X > 0, X, 0))
     model = SelfDistilledRegressor(Ridge(0.1)).fit(rows[:200], Y[:200], X_unlabeled=rows[200:])
     assert model.predict(rows).shape == (442,)
+
+
+# files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        SelfDistilledRegressor(Ridge(0.1)),
+        SelfDistilledRegressor(),
+        PeerTaughtRegressor(DecisionTreeRegressor()),
+        NetworkRegressor(steps=5),
+    ],
+    ids=lambda estimator: str(estimator).split("(")[0],
+)
+def test_a_saved_estimator_says_the_same(estimator: Any, tmp_path: Path) -> None:
+    estimator.fit(X[:100], Y[:100])
+    save(estimator, tmp_path / "model.skops")
+    again = load(tmp_path / "model.skops")
+    assert (again.predict(X) == estimator.predict(X)).all()
+    assert pickle.loads(pickle.dumps(estimator)).predict(X) == pytest.approx(estimator.predict(X))  # noqa: S301 - our own
+
+
+def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="would not trust"):
+        save(SelfDistilledRegressor(Says(), xi=0.5, audit="off").fit(X, Y), tmp_path / "model.skops")
+    (tmp_path / "odd.skops").write_bytes(b"odd")
+    with pytest.raises(CheckpointError, match="damaged or foreign"):
+        load(tmp_path / "odd.skops")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path / "none.skops")
 
 
 # bad input ------------------------------------------------------------------------------------------------------------
