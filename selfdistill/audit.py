@@ -127,10 +127,11 @@ class Audit:
         else:
             size = f"{100 * delta:.1f} points" if self.measure == "accuracy" else f"{delta:.3g} {self.measure}"
             asked = f"{'not worse' if accepted else 'may be worse'} by {size}"
-        why = (
-            f"{what} {number} {'accepted' if accepted else 'rolled back'}: {asked} than {what} {against} ({better} "
-            f"rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g})"
-        )
+        counted = f"{better} rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g}"
+        if not better and not worse:  # then p is no probability of anything
+            counted = f"no row better or worse, of {rows}"
+        taken = "accepted" if accepted else "rolled back"
+        why = f"{what} {number} {taken}: {asked} than {what} {against} ({counted})"
         return Decision(number, accepted, why, against, better, worse, rows, float(gains.mean()), p, level, delta)
 
     def _improved(self, gains: NDArray[np.float64], better: int, worse: int) -> tuple[float, None]:

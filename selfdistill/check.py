@@ -40,7 +40,8 @@ def check_method(method: Method, data: Data | None = None) -> None:
     if data is not None and data.task != "classify":
         raise DataError(
             f"the target of {data.name} is a number with many values and the methods here classify; "
-            "give a column of classes (words, or at most 20 different numbers)"
+            "give a column of classes (words, or at most 20 different numbers), or use "
+            "selfdistill.estimators.SelfDistilledRegressor in Python"
         )
     if data is not None and method.views.need_unlabelled() and not len(data.unlabelled):
         raise DataError(

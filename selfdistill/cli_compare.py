@@ -35,7 +35,13 @@ class Several(click.Command):
     metavar="EXPR ...",
     help="Recipes, such as 'born_again()' 'ps_kd()' [default: that of `run`].",
 )
-@click.option("--seeds", type=int, default=5, show_default=True, help="From --seed on; a verdict needs at least 3.")
+@click.option(
+    "--seeds",
+    type=int,
+    metavar="N",
+    help="From --seed on, at least 3 [default: the fewest with which a verdict can be reached: 6 for one method, 7 for "
+    "two].",
+)
 @click.option(
     "--budget",
     type=click.Choice(["passes", "steps", "seconds"]),
@@ -54,7 +60,7 @@ class Several(click.Command):
 @refusing
 def compare(
     methods: tuple[str, ...],
-    seeds: int,
+    seeds: int | None,
     budget: str,
     level: float,
     out: str | None,
@@ -73,13 +79,15 @@ def compare(
     from .compare.table import show
     from .prepared import default_method
     from .request import Request
+    from .stats import fewest_seeds
 
     if json_file not in (None, "-"):
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
-    numbers = tuple(range(request.seed, request.seed + max(0, seeds)))
-    ask = Ask(methods or (default_method(request),), numbers, budget, level)
+    asked = methods or (default_method(request),)
+    several = fewest_seeds(len(asked), level) if seeds is None else max(0, seeds)
+    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), budget, level)
     found = Comparison.create(request, ask, out)
     try:
         result = found.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))

@@ -60,7 +60,10 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels."),
         click.option(
-            "--labels", type=click.IntRange(min=1), metavar="N", help="Keep N training labels; the rest is unlabelled."
+            "--labels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Keep N labels to teach, N more at most to audit.",
         ),
         click.option(
             "--label-noise",
@@ -150,7 +153,16 @@ TRAINING = (
 
 
 def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Take the training options out; those that were given, as a request has them."""
+    """Take the training options out; those that were given, as a request has them.
+
+    Raises:
+        DataError: steps and epochs were both given.
+    """
+    steps, epochs = options.get("steps"), options.get("epochs")
+    if steps is not None and epochs is not None:
+        from .errors import DataError
+
+        raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
     training = {name: options.pop(name) for name in TRAINING}
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))
 

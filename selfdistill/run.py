@@ -152,6 +152,8 @@ class Run:
             CheckpointError: the folder is no run, or its run.json cannot be read.
         """
         path = Path(folder)
+        if (path / "plan.json").exists():
+            raise CheckpointError(f"{folder} is a comparison; give the same compare command again, and it goes on")
         if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
         return cls(path, read_record(path / "run.json")[1])

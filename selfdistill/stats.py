@@ -181,6 +181,16 @@ def reachable(seeds: int, methods: int, level: float = 0.05) -> str:
     return f"{seeds} seeds cannot pass {kind} test corrected for {named} ({sum_} > {level:g}); {remedy}."
 
 
+def fewest_seeds(methods: int, level: float = 0.05) -> int:
+    """The smallest number of seeds with which every verdict can be reached; 10 where none can.
+
+    >>> fewest_seeds(1), fewest_seeds(2), fewest_seeds(10)
+    (6, 7, 9)
+    """
+    enough = (n for n in range(FEWEST, EXACT + 1) if smallest_p(n) * methods <= level)
+    return next(enough, 10)
+
+
 def mcnemar(better: int, worse: int) -> float:
     """Exact one-sided p-value that the candidate is better: P(X >= better), X ~ Bin(better + worse, 1/2).
 

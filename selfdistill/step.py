@@ -37,7 +37,14 @@ class Batch(dict[str, Rows]):
             return batch
         y, ids = batch.get("y"), batch.get("id")
         views = {name: value for name, value in batch.items() if name not in ("y", "id")}
-        return cls({name: v if isinstance(v, Rows) else Rows(v, y, ids) for name, v in views.items()})
+        return cls({name: cls._rows(v, y, ids) for name, v in views.items()})
+
+    @staticmethod
+    def _rows(view: Any, y: Tensor | None, ids: Tensor | None) -> Rows:
+        """A view's rows; one with labels and ids of its own is a mapping ``{"x": ..., "y": ..., "id": ...}``."""
+        if isinstance(view, Mapping):
+            return Rows(view["x"], view.get("y"), view.get("id"))
+        return view if isinstance(view, Rows) else Rows(view, y, ids)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,11 @@ class Step:
         self.passes = Passes()
         self.keyed: set[str] = set()  # the views whose sample ids were asked for
         self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
+        if not any(view in batch for view in graded):
+            raise SpaceError(
+                f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "
+                f"{', '.join(map(repr, batch)) or 'nothing'}); give inputs under those names"
+            )
         self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
         if fused:
             self._forward(self._graded + self._quiet)

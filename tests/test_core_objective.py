@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.core import Batch, Clock, Method, Objective, Rows, Term
-from selfdistill.errors import RecipeError
+from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL
-from selfdistill.methods import plain, ps_kd
+from selfdistill.methods import fixmatch, plain, ps_kd
 from selfdistill.specimens import CLASSES, WIDTH, inputs
 from selfdistill.teachers import Ema
 
@@ -154,3 +154,18 @@ def test_a_wrapper_is_called_in_place_of_the_model():
     assert calls == [3]
     average: Any = next(s for s in objective.states.values() if hasattr(s, "module"))
     assert average.module.weight.equal(model.weight)
+
+
+@pytest.mark.parametrize("batch", [{"X": torch.ones(2, WIDTH)}, {}])
+def test_a_batch_without_any_view_of_the_method_is_refused(batch: Any):
+    with pytest.raises(SpaceError, match="looks at 'x', and the batch has none of it"):
+        plain().bind(nn.Linear(WIDTH, CLASSES))(batch)
+
+
+def test_views_may_have_labels_and_ids_of_their_own():
+    model, x, y = nn.Linear(WIDTH, CLASSES), inputs(torch.arange(4)), torch.arange(4) % CLASSES
+    unlabelled = {"x": inputs(torch.arange(4, 10)), "id": torch.arange(4, 10)}
+    batch = {"labelled": {"x": x, "y": y, "id": torch.arange(4)}, "weak": unlabelled, "strong": unlabelled}
+    objective = fixmatch(confidence=0.0).bind(model)
+    pseudo = F.cross_entropy(model(unlabelled["x"]), model(unlabelled["x"]).argmax(-1))
+    assert torch.allclose(objective(batch), F.cross_entropy(model(x), y) + pseudo)

@@ -196,11 +196,18 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
         lines = []
         for row in self.history_:
-            loss = "" if row["loss"] is None else f", {self._measure} {row['loss']:.4g} on rows not learnt from"
-            lines.append(f"generation {row['generation']}: {row['what']}{loss}")
+            lines.append(f"generation {row['generation']}: {row['what']}{self._scored(row['loss'])}")
             if row["decision"]:
                 lines.append(f"  {row['decision']['why']}")
-        return "\n".join([*lines, f"the product is generation {self.generation_}"])
+        best = "" if self.audit == "off" or len(lines) < 2 else ", the best of those accepted on rows not learnt from"
+        return "\n".join([*lines, f"the product is generation {self.generation_}{best}"])
+
+    def _scored(self, loss: float | None) -> str:
+        """A loss as people say it: of classes, the share that is right."""
+        if loss is None:
+            return ""
+        score = 1.0 - loss if self._measure == "accuracy" else loss
+        return f", {self._measure} {score:.4g} on rows not learnt from"
 
 
 @dataclass

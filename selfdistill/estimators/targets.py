@@ -45,5 +45,5 @@ def class_targets(y: Any, estimator: Any) -> tuple[NDArray[Any], NDArray[np.int6
     check_classification_targets(found)
     labels, places = np.unique(found, return_inverse=True)
     if len(labels) < 2:
-        raise ValueError(f"y has one class only, {labels[0]!r}: there is nothing to tell apart; give rows of another")
+        raise ValueError(f"y has one class only, {str(labels[0])!r}: give rows of another")
     return labels, places.astype(np.int64)

@@ -22,6 +22,7 @@ from selfdistill.compare.plan import Ask, checked, planned
 from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.models import parse
 from selfdistill.request import Request
+from selfdistill.run import Run
 from selfdistill.tasks.data import load
 
 METHODS = ["born_again()", "mutual()"]
@@ -217,3 +218,8 @@ def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
     with pytest.raises(RecipeError, match="no width"):
         larger(parse("tests.harness:build", data.shape, 10))
+
+
+def test_a_comparison_is_not_gone_on_with_as_a_run(whole: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a comparison; give the same compare command again"):
+        Run.open(whole)

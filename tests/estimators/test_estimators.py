@@ -16,7 +16,7 @@ from sklearn.datasets import load_diabetes, load_digits, load_iris, make_friedma
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -126,6 +126,13 @@ def test_a_harmful_generation_is_rolled_back_and_a_good_one_kept() -> None:
     good = SelfDistilledRegressor(DecisionTreeRegressor(random_state=0), peers=[Ridge(0.1)], xi=1.0).fit(X, Y)
     assert good.generation_ == 1
     assert "the product is generation 1" in good.report()
+
+
+def test_the_report_tells_accuracy_as_the_share_that_is_right() -> None:
+    model = SelfDistilledClassifier(GaussianNB(), xi=0.5).fit(IRIS, KINDS)
+    told = float(model.report().split("accuracy ")[1].split(" ")[0])
+    assert told == pytest.approx(cross_val_score(GaussianNB(), IRIS, KINDS, cv=10).mean(), abs=0.02)
+    assert told == pytest.approx(1 - model.history_[0]["loss"], abs=1e-3)
 
 
 def test_the_audit_sees_no_row_twice() -> None:
