@@ -34,7 +34,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "no unlabelled rows": ("digits --method fixmatch()", ["unlabelled", "--labels N or --unlabelled PATH"]),
     "empty unlabelled set": ("pets --unlabelled empty --method fixmatch()", ["empty", "no image"]),
     "missing unlabelled set": ("pets --unlabelled nowhere", ["nowhere", "existing"]),
-    "two lengths": ("digits --steps 9 --epochs 2", ["--steps 9", "--epochs 2", "give one"]),
+    "two lengths": ("digits --epochs 9", ["--steps 2", "--epochs 9", "give one"]),
     "more labels than rows": ("digits --labels 5000", ["5000", "1097"]),
     "fewer labels than classes": ("digits --labels 5", ["5 labels for 10 classes"]),
     "noise above 1": ("digits --label-noise 1.4", ["label noise", "1.4"]),
