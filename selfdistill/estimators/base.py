@@ -18,8 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_
 
 from ..audit import Audit, Decision, champion
 from ..errors import DataError
-from .rows import Floats, Ints, count, folds, pooled, take
-from .trust import Rows
+from .rows import Floats, Ints, Rows, count, folds, take
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ class Audited:
     def add(self, said: Floats, losses: Floats) -> bool:
         """What a generation said of each row, made without it, and its loss; may it teach the next one?"""
         number = len(self.losses)
-        self.losses.append(self.of(losses))
+        self.losses.append(self.rows.pooled(losses))
         self.said.append(said)
         if number == 0:
             self.decisions.append(Decision(0, True, "generation 0 accepted: there is none before it"))
@@ -234,11 +233,6 @@ class Audited:
             decision = replace(decision, accepted=True, why=f"generation {number} accepted: the audit is off")
         self.decisions.append(decision)
         return decision.accepted
-
-    def of(self, losses: Floats) -> Floats:
-        """Losses of the rows, by distinct row."""
-        distinct = np.arange(len(losses)) if self.rows.distinct is None else self.rows.distinct
-        return pooled(losses, np.ones(len(losses)) if self.rows.weights is None else self.rows.weights, distinct)
 
     def product(self) -> int:
         """The best accepted generation; the last one where the audit is off."""

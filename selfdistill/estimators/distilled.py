@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weighted
 from .chain import Classes, Kind, Values, able, first, later
 from .labelling import Labelling, Selection
-from .rows import Floats, count
+from .rows import ALIKE, Floats, Rows, count
 from .targets import class_targets, real_targets
-from .trust import ALIKE, Rows, held_out, mixture, smoother, steps
+from .trust import held_out, mixture, smoother, steps
 
 
 class SelfDistilled(SelfTaught):

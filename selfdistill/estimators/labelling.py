@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from .rows import Floats
-from .trust import ALIKE, Rows
+from .rows import ALIKE, Floats, Rows
 
 Selection = float | Callable[[Floats], Floats] | None
 
@@ -93,7 +92,7 @@ def best_temperature(said: Floats, y: NDArray[np.int64], rows: Rows = ALIKE) -> 
     >>> round(float(tempered(sharp, best_temperature(sharp, np.array([0, 0, 0, 1])))[0, 0]), 2)
     0.75
     """
-    w = np.ones(len(y)) if rows.weights is None else rows.weights
+    w = rows.weigh(len(y))
     at = np.arange(len(y))
 
     def loss(log_t: float) -> float:

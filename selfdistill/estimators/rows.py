@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +87,24 @@ def folds(X: Any, y: NDArray[Any], number: int, seed: int, classes: bool) -> tup
     return fold[distinct], distinct.astype(np.int64)
 
 
-def pooled(losses: Floats, weights: Floats, distinct: Ints) -> Floats:
-    """One loss for each distinct row, scaled by its weight: what a paired test over rows may count as one."""
-    total = np.bincount(distinct, weights)
-    summed: Floats = np.bincount(distinct, weights * losses).astype(np.float64)
-    return summed / float(total.mean())
+class Rows(NamedTuple):
+    """Weights (rows,), and which distinct row each one is: copies of a row are one observation."""
+
+    weights: Floats | None = None
+    distinct: Ints | None = None
+
+    def weigh(self, rows: int) -> Floats:
+        """The weight of each row."""
+        return np.ones(rows) if self.weights is None else self.weights
+
+    def summed(self, values: Floats) -> Floats:
+        """Values (rows,) added up over copies: one for each distinct row."""
+        return values if self.distinct is None else np.bincount(self.distinct, values).astype(np.float64)
+
+    def pooled(self, losses: Floats) -> Floats:
+        """One loss for each distinct row, scaled by its weight: what a paired test over rows may count as one."""
+        weights = self.weigh(len(losses))
+        return self.summed(weights * losses) / float(self.summed(weights).mean())
+
+
+ALIKE = Rows()  # no weights, no copies

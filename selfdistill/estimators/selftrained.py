@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from .distilled import SelfDistilledClassifier
 from .labelling import Labelling, Selection, Share, best_temperature
-from .rows import Floats
-from .trust import Rows
+from .rows import Floats, Rows
 
 
 class SelfTrainedClassifier(SelfDistilledClassifier):

@@ -14,22 +14,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.base import clone
 
-Floats = NDArray[np.float64]
+from .rows import ALIKE, Floats, Rows
 
 MOST_STEPS = 4  # the powers of a smoother are all but collinear: further weights would be noise
 MOST_ROWS = 2000  # for a smoother's whole matrix
 CERTAIN = 2.0  # standard errors a gain must exceed
 CONDITION = 1e8
-
-
-class Rows(NamedTuple):
-    """Weights (rows,), and which distinct row each one is: copies of a row are one observation."""
-
-    weights: Floats | None = None
-    distinct: NDArray[np.int64] | None = None
-
-
-ALIKE = Rows()  # no weights, no copies
 
 
 class Trust(NamedTuple):
@@ -44,16 +34,14 @@ class Trust(NamedTuple):
 
 def _trust(errors: Floats, step: Floats, rows: Rows = ALIKE) -> Trust:
     """The best xi for the risk of ``errors - xi step``; its gain is measured against its own noise."""
-    w = np.ones(len(errors)) if rows.weights is None else rows.weights
+    w = rows.weigh(len(errors))
     w = w / w.sum()
     below = float(w @ step**2)
     above = float(w @ (errors * step))
     if below <= 1e-12 * max(float(w @ errors**2), 1e-300):
         return Trust(0.0, 0.0, 0.0, 0.0)  # the student alone says what the teacher said: nothing to choose
     raw = above / below
-    products = w * (errors - raw * step) * step
-    if rows.distinct is not None:
-        products = np.bincount(rows.distinct, products)
+    products = rows.summed(w * (errors - raw * step) * step)
     noise = float(np.sqrt(products @ products))
     t = above / noise if noise > 0 else float("inf")
     factor = max(0.0, 1.0 - (CERTAIN / t) ** 2) if t else 0.0
@@ -84,7 +72,7 @@ def mixture(y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> flo
     """The xi in [0, 1] whose mixture of two predictions (rows, classes) has the least log loss on rows left out."""
     at = np.arange(len(y))
     ends = np.stack([without[at, y], taught[at, y]]).clip(1e-12)
-    w = np.ones(len(y)) if rows.weights is None else rows.weights
+    w = rows.weigh(len(y))
     w = w / w.sum()
 
     def losses(xi: float) -> Floats:
@@ -94,9 +82,7 @@ def mixture(y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> flo
     xi = min((0.0, float(found.x), 1.0), key=lambda value: float(w @ losses(value)))
     gains = w * (losses(0.0) - losses(xi))
     gain = float(gains.sum())
-    spread = gains - w * gain
-    if rows.distinct is not None:
-        spread = np.bincount(rows.distinct, spread)
+    spread = rows.summed(gains - w * gain)
     noise = float(np.sqrt(spread @ spread))
     return xi * max(0.0, 1.0 - (CERTAIN * noise / gain) ** 2) if gain > 0 else 0.0
 
@@ -132,7 +118,7 @@ def corrected(H: Floats, y: Floats, by: str = "gcv", rows: Rows = ALIKE) -> Floa
 
     Source: Golub, Heath and Wahba, Technometrics 21, 1979.
     """
-    whole = len(y) if rows.weights is None else float(rows.weights.sum())
+    whole = float(rows.weigh(len(y)).sum())
     left = np.full(len(y), 1.0 - np.trace(H) / whole) if by == "gcv" else 1.0 - np.diag(H)
     found: Floats = (y - H @ y) / np.maximum(left, 1e-12)
     return found
@@ -166,7 +152,7 @@ def steps(H: Floats, y: Floats, number: int, by: str = "gcv", rows: Rows = ALIKE
             residuals.append(corrected(powers, y, by, rows))
         R = np.stack(residuals)  # (used + 1, rows)
         D = R[:1] - R[1:]
-        w = np.ones(len(y)) if rows.weights is None else rows.weights
+        w = rows.weigh(len(y))
         gram = (w * D) @ D.T
         if np.linalg.cond(gram) > CONDITION:
             continue

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from selfdistill.estimators import trust
-from selfdistill.estimators.trust import Rows
+from selfdistill.estimators.rows import Rows
 
 
 def ridge_matrix(X: Any, penalty: float) -> Any:
