@@ -87,32 +87,38 @@ def repair(seeds: int = 10) -> None:
         shown("repair", f"{about}, degree 1, 200 rows, test MSE", found)
 
 
-def tuned(seeds: int = 100) -> None:
-    """The same at the tuned penalty."""
-    for degree, rows in ((1, 200), (2, 250)):
-        X, y = diabetes(degree)
-        gains = []
-        for train, test in splits(len(X), rows, seeds):
-            penalty = rows * tuned_penalty(smoothers(X[train]), y[train])
-            alone = Ridge(penalty).fit(X[train], y[train])
-            taught = SelfDistilledRegressor(Ridge(penalty)).fit(X[train], y[train])
-            gains.append(gain(alone, taught, X[test], y[test], root=False))
-        shown("tuned", f"degree {degree}, {rows} rows, test MSE", gains)
-
-
-def joint(seeds: int = 100) -> None:
-    """Penalty and xi together against the tuned penalty alone."""
+def _against_tuned(part: str, seeds: int, fitted: Callable[[Any, Any, dict[float, Any], float], Any]) -> None:
+    """Test MSE of what ``fitted`` (rows, targets, smoothers, tuned penalty) makes, against ridge at that penalty."""
     for degree, rows in ((1, 200), (2, 250)):
         X, y = diabetes(degree)
         gains = []
         for train, test in splits(len(X), rows, seeds):
             matrices = smoothers(X[train])
-            alone = Ridge(rows * tuned_penalty(matrices, y[train])).fit(X[train], y[train])
-            penalty, xi = trust.jointly(matrices, y[train])
-            first = Ridge(rows * penalty).fit(X[train], y[train])
-            both = Ridge(rows * penalty).fit(X[train], xi * first.predict(X[train]) + (1 - xi) * y[train])
-            gains.append(gain(alone, both, X[test], y[test], root=False))
-        shown("joint", f"degree {degree}, {rows} rows, test MSE", gains)
+            penalty = tuned_penalty(matrices, y[train])
+            alone = Ridge(rows * penalty).fit(X[train], y[train])
+            made = fitted(X[train], y[train], matrices, penalty)
+            gains.append(gain(alone, made, X[test], y[test], root=False))
+        shown(part, f"degree {degree}, {rows} rows, test MSE", gains)
+
+
+def tuned(seeds: int = 100) -> None:
+    """Xi from the data at the tuned penalty."""
+
+    def fitted(X: Any, y: Any, matrices: dict[float, Any], penalty: float) -> Any:
+        return SelfDistilledRegressor(Ridge(len(X) * penalty)).fit(X, y)
+
+    _against_tuned("tuned", seeds, fitted)
+
+
+def joint(seeds: int = 100) -> None:
+    """Penalty and xi together."""
+
+    def fitted(X: Any, y: Any, matrices: dict[float, Any], penalty: float) -> Any:
+        chosen, xi = trust.jointly(matrices, y)
+        first = Ridge(len(X) * chosen).fit(X, y)
+        return Ridge(len(X) * chosen).fit(X, xi * first.predict(X) + (1 - xi) * y)
+
+    _against_tuned("joint", seeds, fitted)
 
 
 class Mean:

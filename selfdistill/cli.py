@@ -14,9 +14,10 @@ import click
 
 from . import __version__
 from .cli_compare import compare
-from .cli_options import data_options, given, refusing, training_options, write
+from .cli_options import data_options, given, refusing, training_options
 from .cli_report import report, vitals
 from .cli_theory import theory
+from .files import write
 
 MAIN_EXAMPLES = """\b
 Examples:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .cli_options import Finite, data_options, given, refusing, training_options, writable, write
+from .cli_options import Finite, data_options, given, refusing, training_options
+from .files import writable, write
 
 
 class Several(click.Command):

@@ -1,4 +1,4 @@
-"""What the commands share: options, refusals in one line, files written whole."""
+"""What the commands share: options, and refusals in one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
@@ -165,37 +163,3 @@ def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
         raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
     training = {name: options.pop(name) for name in TRAINING}
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))
-
-
-def writable(path: Path, option: str) -> None:
-    """Say before the work, not after it, that there is no place for its result."""
-    from .errors import DataError
-
-    parent = path.resolve().parent
-    if path.is_dir():
-        why = "it is a folder"
-    elif not parent.is_dir():
-        why = "its folder does not exist"
-    elif not os.access(path if path.exists() else parent, os.W_OK):
-        why = "not permitted"
-    else:
-        return
-    raise DataError(f"{path} cannot be written ({why}); give another {option}")
-
-
-def write(path: Path, text: str, option: str = "--out") -> None:
-    """All of it or nothing: a file that was there before is replaced, never cut short; ``option`` named the file."""
-    from .errors import DataError
-
-    path = path.resolve()
-    device = path.exists() and not path.is_file()  # a pipe or /dev/null is written to, not replaced
-    unfinished = path if device else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        if not device:
-            unfinished.replace(path)
-    except OSError as error:
-        if not device:
-            with suppress(OSError):
-                unfinished.unlink()
-        raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from .cli_options import refusing, write
+from .cli_options import refusing
+from .files import writable, write
 
 
 @click.command()
@@ -31,6 +32,8 @@ def theory(as_json: bool, plot: str | None, seed: int) -> None:
     """
     from .theory.checks import run
 
+    if plot is not None:
+        writable(Path(plot), "--plot")
     outcomes = []
     for one in run(seed):
         outcomes.append(one)

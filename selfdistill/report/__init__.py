@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import CheckpointError, DataError
+from .. import files
+from ..errors import CheckpointError
 from ..expressions import one_line
 from . import comparison_page, run_page
 
@@ -49,9 +50,5 @@ def write(source: str | Path, out: str | Path | None = None) -> Path:
     """
     path = Path(source)
     target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
-    text = render(path)
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}); give another --out") from error
+    files.write(target, render(path))
     return target
