@@ -23,7 +23,7 @@ from torch import Tensor
 from .errors import DataError
 from .stats import mcnemar, one_sided_t, smallest_visible, spend
 
-MEASURES = ("accuracy", "nll", "brier", "mse")
+MEASURES = {"classify": ("accuracy", "nll", "brier"), "regress": ("mse",)}  # by task; the first is the usual one
 FEW = 200  # audit rows, below which cross-fitting is offered
 POLICIES = ("safe", "strict", "off")
 POWER = 0.8  # of a test that is said to see a change
@@ -74,8 +74,9 @@ class Audit:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise DataError(f"audit is {', '.join(POLICIES[:-1])} or {POLICIES[-1]}, not {self.policy!r}")
-        if self.measure not in MEASURES:
-            raise DataError(f"audit_measure is {', '.join(MEASURES[:-1])} or {MEASURES[-1]}, not {self.measure!r}")
+        known = [measure for measures in MEASURES.values() for measure in measures]
+        if self.measure not in known:
+            raise DataError(f"audit_measure is {', '.join(known[:-1])} or {known[-1]}, not {self.measure!r}")
         if not 0.0 < self.level < 0.5:
             raise DataError(f"audit_level lies between 0 and 0.5, not {self.level}; 0.05 is usual")
         most = 1.0 if self.measure == "accuracy" else math.inf
@@ -94,7 +95,7 @@ class Audit:
             sees = f"the smallest change I can see is {100 * least:.1f} points" if least <= 1 else "I can see no change"
             by = "accuracy (labels wrong at random still rank models by it)"
         else:
-            sees, by = "what I can see depends on the spread of their losses", f"{self.measure}, as asked"
+            sees, by = "what I can see depends on the spread of their losses", self.measure
         said = f"audit: {self.policy}, by {by}; with {rows} audit samples {sees}, at level {level:.3g} a generation"
         if rows < FEW and labelled and self.measure == "accuracy":
             pooled = 100 * smallest_visible(rows + labelled, level)
@@ -167,12 +168,15 @@ def _score(better: int, worse: int, rows: int, delta: float) -> float:
 def row_losses(logits: Tensor, y: Tensor, measure: str = "accuracy") -> list[float]:
     """Each row's loss by a measure, from logits (rows, classes) and labels (rows,), in float64.
 
-    Accuracy counts 1 for a wrong row, nll is in nats, brier the sum of squared errors over the classes.
+    Accuracy counts 1 for a wrong row, nll is in nats, brier the sum of squared errors over the classes; mse takes
+    predicted values (rows,) and counts the squared error.
 
     >>> row_losses(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     [0.0, 1.0]
     """
-    if measure == "accuracy":
+    if measure == "mse":
+        losses = (logits.double() - y.double()).square()
+    elif measure == "accuracy":
         losses = (logits.argmax(-1) != y).double()
     elif measure == "nll":
         losses = F.cross_entropy(logits.double(), y, reduction="none")
@@ -201,6 +205,21 @@ def exhausted(losses: Sequence[Sequence[float]], patience: int | None) -> bool:
         return False
     sums = [math.fsum(row) for row in losses]
     return min(sums[-patience:]) >= min(sums[:-patience])
+
+
+def measure_for(task: str, asked: str | None) -> str:
+    """The measure of an audit: what was asked for, else accuracy for classes and mse for values.
+
+    Raises:
+        DataError: the measure is none of this task.
+
+    >>> measure_for("regress", None)
+    'mse'
+    """
+    if asked is not None and asked not in MEASURES[task]:
+        what = "values are" if task == "regress" else "classes are"
+        raise DataError(f"{what} audited by {' or '.join(MEASURES[task])}, not by {asked}; leave --audit-measure out")
+    return asked or MEASURES[task][0]
 
 
 def whole_classes(y: Tensor, classes: Sequence[str], name: str) -> None:

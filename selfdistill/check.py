@@ -37,12 +37,8 @@ def check_method(method: Method, data: Data | None = None) -> None:
         fault = fault or _views(term, {look.name: look.rows for look in method.views.looks})
         if fault:
             raise SpaceError(f"term {name!r}: {fault}")
-    if data is not None and data.task != "classify":
-        raise DataError(
-            f"the target of {data.name} is a number with many values and the methods here classify; "
-            "give a column of classes (words, or at most 20 different numbers), or use "
-            "selfdistill.estimators.SelfDistilledRegressor in Python"
-        )
+    if data is not None:
+        _check_task(method, data)
     if data is not None and method.views.need_unlabelled() and not len(data.unlabelled):
         raise DataError(
             "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
@@ -52,6 +48,22 @@ def check_method(method: Method, data: Data | None = None) -> None:
         for part in term.parts():
             if data is not None and isinstance(part, External) and part.source is not None:
                 _check_external(name, part.source, data)
+
+
+def _check_task(method: Method, data: Data) -> None:
+    """Classes are learnt by heads of logits, values by the others."""
+    for name, term in method.terms.items():
+        space = space_of(term.head)
+        if data.task == "classify" and space in ("values", "gaussian"):
+            raise DataError(
+                f"term {name!r} predicts a value (head {term.head!r}) and the target of {data.name} is one of "
+                f"{len(data.classes)} classes; give another method, or a target that is a number of many values"
+            )
+        if data.task == "regress" and space == "logits":
+            raise DataError(
+                f"the target of {data.name} is a number of many values and term {name!r} is about classes (head "
+                f"{term.head!r}); turn the method into one of values by selfdistill.values.of_values"
+            )
 
 
 def _check_external(name: str, source: str, data: Data) -> None:
@@ -191,6 +203,11 @@ def _check_outputs(trainer: Trainer, step: Step) -> None:
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "
                 f"{step.rows(term.view)} rows; return one row of outputs for each"
+            )
+        if space_of(term.head) == "values" and output.shape[-1] != 1:
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the target is one "
+                "value; build the model with 1 output"
             )
         if space_of(term.head) == "logits" and output.shape[-1] != classes:
             raise SpaceError(

@@ -138,7 +138,7 @@ def _table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .summary import cells, rows, sentence
+    from .summary import cells, head, rows, sentence
 
     console = Console()
     data = result["data"]
@@ -146,7 +146,7 @@ def _table(result: dict[str, Any]) -> None:
         title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left"
     )
     table.add_column("")
-    for name in ("accuracy", "NLL", "ECE", "Brier"):
+    for name in head(result):
         table.add_column(name, justify="right")
     for name, metrics in rows(result):
         table.add_row(name, *cells(metrics))
@@ -162,19 +162,21 @@ def _table(result: dict[str, Any]) -> None:
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
 @refusing
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
-    """Classes and probabilities for new DATA, by the model of RUN, as CSV."""
+    """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV."""
     import csv
     import io
 
-    from .run import Run
+    from .run import Run, model_card
 
-    names, probabilities, classes = Run.open(run_folder).predict(data, exit_number)
+    found = Run.open(run_folder)
+    names, numbers, columns = found.predict(data, exit_number)
+    classifies = model_card(found.folder)["task"] == "classify"
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "prediction", *(f"p({name})" for name in classes)])
-    for name, p in zip(names, probabilities.tolist(), strict=True):
-        best = max(range(len(p)), key=p.__getitem__)
-        writer.writerow([name, classes[best], *(f"{value:.6g}" for value in p)])
+    writer.writerow(["row", *(["prediction", *(f"p({name})" for name in columns)] if classifies else columns)])
+    for name, row in zip(names, numbers.tolist(), strict=True):
+        best = [columns[max(range(len(row)), key=row.__getitem__)]] if classifies else []
+        writer.writerow([name, *best, *(f"{value:.6g}" for value in row)])
     if out is None:
         click.echo(text.getvalue(), nl=False)
     else:

@@ -123,8 +123,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--audit-measure",
-            type=click.Choice(["accuracy", "nll", "brier"]),
-            help="What the audit compares [default: accuracy].",
+            type=click.Choice(["accuracy", "nll", "brier", "mse"]),
+            help="What the audit compares [default: accuracy, or mse for values].",
         ),
         click.option(
             "--audit-epochs",

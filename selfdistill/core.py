@@ -32,7 +32,6 @@ __all__ = [
     "Always", "Batch", "Clock", "Gate", "Given", "Loss", "Measured", "Method", "Objective", "Part", "Pool", "Rows",
     "Schedule", "Step", "Tally", "Target", "Teacher", "Term",
 ]  # fmt: skip
-
 Schedule = Callable[[Clock], float]
 Loss = Callable[[Tensor, Target], Tensor]  # student, target -> one number per element, never reduced
 StateOf = Callable[["Part"], nn.Module]
@@ -46,10 +45,11 @@ class Tally(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Models handed to ``bind``: the last accepted generation, and an external teacher."""
+    """What was handed to ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
 
     previous: nn.Module | None = None
     external: nn.Module | None = None
+    scale: tuple[float, float] | None = None
 
 
 class Pool(NamedTuple):
@@ -248,6 +248,7 @@ class Objective(nn.Module):
         method: the recipe.
         model: the student; the objective refers to it but does not own it (its ``state_dict`` holds teachers only).
         previous, external: models that `Generation` and `External` teachers look at.
+        scale: (center, scale) of standardised values, for external teachers that answer in their unit.
         clock: length and position of the run, for schedules; ``update()`` moves it on.
         autocast: context for the forward passes (mixed precision).
         vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
@@ -266,6 +267,7 @@ class Objective(nn.Module):
         *,
         previous: nn.Module | None = None,
         external: nn.Module | None = None,
+        scale: tuple[float, float] | None = None,
         clock: Clock | None = None,
         autocast: Callable[[], Any] = nullcontext,
         vitals: bool = True,
@@ -280,16 +282,15 @@ class Objective(nn.Module):
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)
         self._plan = method.seen()
         self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, Term]]()
-        self._steps, self.figures = list[Step](), dict[str, Figure]()
-        self.states = nn.ModuleDict()
+        self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
         self._vigil = Vigil(self.states, self._owners, self._keys)
-        shared: dict[Hashable, str] = {}
+        shared = dict[Hashable, str]()
         for name, term in method.terms.items():
             for part in term.parts():
                 key = part.key(term)
                 if key not in shared:
                     shared[key] = f"{name}_{type(part).__name__.lower()}"
-                    self.states[shared[key]] = part.start(model, Given(previous, external))
+                    self.states[shared[key]] = part.start(model, Given(previous, external, scale))
                     self._owners.append((shared[key], part, term))
                 self._keys[name, part] = shared[key]
 

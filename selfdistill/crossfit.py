@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from . import draws
-from .audit import Audit, Decision, row_losses
+from .audit import Audit, Decision
 from .check import check_method
 from .core import Method
 from .errors import DataError
-from .evaluate import predict_rows
+from .evaluate import losses as row_losses
 from .loop import Result, fit
 from .methods.controls import plain
 from .settings import Settings
 from .step import Passes
 from .tasks.data import Data
+from .values import suited
 
 
 @dataclass
@@ -118,13 +119,14 @@ def crossfit(
         DataError: fewer than two folds or rows of a class, an audit that is off, or data that lack what the method
             needs.
     """
-    check_method(method, data)
+    check_method(suited(method, data), data)
     whole = all_labels(data)
     ids, y = whole.labelled, whole.y[whole.labelled]
-    audit = Settings(**settings).make_audit(method.generations)
+    audit = Settings(**settings).make_audit(method.generations, data.task)
     if audit.policy == "off":
         raise DataError("--audit-folds audits and --audit off does not; leave one of them out")
-    fold = parts(y, folds, int(settings.get("seed", 0)), data.classes)
+    labels = y if data.task == "classify" else torch.zeros_like(y)  # values have no classes to spread
+    fold = parts(labels, folds, int(settings.get("seed", 0)), data.classes)
     losses = [[0.0] * len(ids) for _ in range(method.generations)]
     usual = [0.0] * len(ids)
     results: list[Result] = []
@@ -160,7 +162,7 @@ def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) 
     model = result.model
     model.load_state_dict(weights)
     device = next(model.parameters()).device
-    return row_losses(predict_rows(model, data, data.audit, device=device), data.y[data.audit], measure)
+    return row_losses(model, data, data.audit, measure, device)
 
 
 def _put(losses: list[float], places: list[int], values: list[float]) -> None:

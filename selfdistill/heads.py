@@ -23,11 +23,16 @@ SPACE_OF_HEAD: dict[str, str] = {
     "peers": "logits",  # (rows, peers, classes)
     "ensemble": "logits",  # (rows, classes): log of the peers' mean probability
     "values": "values",  # (rows, outputs)
+    "peer_values": "values",  # (rows, peers, outputs)
+    "exit_values": "values",  # (rows, exits, outputs)
     "gaussian": "gaussian",  # (rows, 2): mean and log variance
     "feature": "features",  # (rows, width): what the deepest classifier sits on
     "features": "features",  # (rows, exits, width)
 }
 MAIN = ("logits", "values", "gaussian")
+#: head of classes -> the same head where the target is a value. A model may call both by the first name.
+VALUES = {"logits": "values", "peers": "peer_values", "exits": "exit_values"}
+_ALSO = {values: logits for logits, values in VALUES.items()}
 
 
 def space_of(head: str) -> str:
@@ -48,6 +53,8 @@ def output_of(outputs: Mapping[str, Tensor], head: str) -> Tensor:
     """One head of a model's outputs; a bare tensor (named ``""``) is the main head, whatever it is called."""
     if head in outputs:
         return outputs[head]
+    if _ALSO.get(head) in outputs:
+        return outputs[_ALSO[head]]
     if head in MAIN and "" in outputs:
         return outputs[""]
     have = ", ".join(name or "one unnamed tensor" for name in outputs)
@@ -68,16 +75,22 @@ class Exits:
 
 
 class Peers(nn.Module):
-    """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first."""
+    """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first.
 
-    def __init__(self, members: list[nn.Module]) -> None:
+    With ``values`` the heads are ``peer_values`` (rows, K, outputs), ``ensemble`` (their mean), and ``values``.
+    """
+
+    def __init__(self, members: list[nn.Module], values: bool = False) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.values = nn.ModuleList(members), values
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         outputs: list[Any] = [member(x) for member in self.members]
-        each = [output_of(o if isinstance(o, Mapping) else {"": o}, "logits") for o in outputs]
-        peers = torch.stack(each, dim=1)  # (rows, K, classes)
+        main = "values" if self.values else "logits"
+        each = [output_of(o if isinstance(o, Mapping) else {"": o}, main) for o in outputs]
+        peers = torch.stack(each, dim=1)  # (rows, K, components)
+        if self.values:
+            return {"values": each[0], "peer_values": peers, "ensemble": peers.mean(1)}
         mixed = torch.logsumexp(torch.log_softmax(peers.float(), dim=-1), dim=1)  # log of a sum: logits of the mean
         return {"logits": each[0], "peers": peers, "ensemble": mixed}
 
@@ -94,3 +107,15 @@ class Group:
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Peers([build() for _ in range(self.peers)])
+
+    def of_values(self) -> ValueGroup:
+        """The same for models of values."""
+        return ValueGroup(self.peers)
+
+
+@dataclass(frozen=True)
+class ValueGroup(Group):
+    """K peers whose outputs are values."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return lambda: Peers([build() for _ in range(self.peers)], values=True)

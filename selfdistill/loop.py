@@ -37,6 +37,7 @@ from .step import Passes
 from .tasks.data import Data
 from .tasks.guard import sealed
 from .trainer import Trained, Trainer, Watch
+from .values import suited
 
 __all__ = ["Result", "Settings", "Stopped", "Trained", "fit"]
 
@@ -160,6 +161,7 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             _refuse_used(folder)
+    method = suited(method, data)
     check_method(method, data)
     trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
     with _stop_on_signal() as asked:
@@ -178,7 +180,7 @@ def _begin(trainer: Trainer) -> None:
     trainer.begin(0)
     dry_run(trainer)
     if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
-        if len(data.audit):
+        if len(data.audit) and data.task == "classify":
             whole_classes(data.y[data.audit], data.classes, data.name)
         trainer.say(trainer.audit.foreword(len(data.audit), len(data.labelled)))
     if exhausted := carried.foreword(method, len(data.unlabelled)):

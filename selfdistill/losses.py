@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import SpaceError
 from .targets import DISTRIBUTIONS, Target, tempered
 
 
@@ -53,6 +54,17 @@ class CrossEntropy:
             t = (1.0 - self.smoothing) * t + self.smoothing * (1.0 - t) / (student.shape[-1] - 1)
         return -(t * log_p).sum(-1)
 
+    def of_values(self) -> Squared:
+        """Its counterpart for values.
+
+        Raises:
+            SpaceError: hard labels and smoothing have none.
+        """
+        if self.hard or self.smoothing:
+            what = "a best class" if self.hard else "smoothing over other classes"
+            raise SpaceError(f"{self} asks for {what}, and values have no classes")
+        return Squared(mean=True)
+
 
 @dataclass(frozen=True)
 class KL:
@@ -74,6 +86,10 @@ class KL:
         log_t = target.log_probabilities(student.shape[-1], self.temperature)
         parts = (t * (log_t - log_p)).masked_fill(t == 0, 0.0)  # the difference first: less is cancelled
         return self.temperature**2 * parts.sum(-1)
+
+    def of_values(self) -> Squared:
+        """Its counterpart for values, in which no temperature is left."""
+        return Squared(mean=True)
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,10 @@ class Squared:
             difference = student - target.value
         squares = difference.square()
         return squares.mean(-1) if self.mean else squares.sum(-1)
+
+    def of_values(self) -> Squared:
+        """Itself: it takes values as they are."""
+        return self
 
 
 @dataclass(frozen=True)

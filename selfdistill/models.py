@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, RecipeError
 from .expressions import check_arguments, nearest, one_line, read
-from .networks import cnn, mlp, resnet
+from .networks import Scaled, cnn, mlp, resnet
 
 __all__ = ["MODELS", "Build", "cnn", "load", "mlp", "parse", "resnet", "save"]
 
@@ -49,7 +49,8 @@ class Build:
     """A factory of one kind of model: every call makes a fresh one, drawn from torch's global generator.
 
     ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of
-    the result, ``options`` what else the function is told.
+    the result, ``options`` what else the function is told. With ``scale`` (center, scale) the model of a finished run
+    answers in the unit of its target; in training it learns standardised values.
 
     >>> build = parse("mlp(width=8)", (4,), 3)
     >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
@@ -60,6 +61,7 @@ class Build:
     shape: tuple[int, ...]
     outputs: int
     options: tuple[tuple[str, Any], ...] = ()
+    scale: tuple[float, float] | None = None
 
     def __call__(self, **overrides: Any) -> nn.Module:
         """A fresh model.
@@ -252,6 +254,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         "shape": build.shape,
         "outputs": build.outputs,
         "options": dict(build.options),
+        **({"scale": build.scale} if build.scale else {}),
     }
     clash = sorted({"format", *config} & set(extra or {}))
     if clash:
@@ -280,7 +283,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
 
 
 def load(folder: Path | str) -> nn.Module:
-    """The model of a folder, on the CPU and in eval mode.
+    """The model of a folder, on the CPU and in eval mode; one of values answers in the unit of its target.
 
     A "module:function" model runs that function of *your* code: never any that lies in the folder.
 
@@ -300,7 +303,7 @@ def load(folder: Path | str) -> nn.Module:
     if len(kinds) == 1:
         model.to(kinds.pop())  # half or double stays what it was
     model.load_state_dict(tensors, strict=False)  # a tied weight has only one of its names in the file
-    return model.eval()
+    return (Scaled(model, *build.scale) if build.scale else model).eval()
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:
@@ -349,10 +352,16 @@ def _read_config(folder: Path) -> Build:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
-    options = config.get("options")
-    if isinstance(spec, str) and isinstance(shape, list) and isinstance(outputs, int) and isinstance(options, dict):
-        return Build(spec, _tuples(shape), outputs).having(**options)
+    options, scale = config.get("options"), config.get("scale")
+    scaled = scale is None or _is_scale(scale)
+    sizes = isinstance(spec, str) and isinstance(shape, list)
+    if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
+        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale)).having(**options)
     raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
+
+
+def _is_scale(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value) and value[1] > 0
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

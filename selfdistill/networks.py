@@ -12,6 +12,36 @@ from .errors import RecipeError
 _SMALLEST_SIDE = 4  # maps are not made smaller than this
 
 
+class Scaled(nn.Module):
+    """A model of standardised values that answers in the unit of the target: scale x value + center.
+
+    Every head of it is scaled but its features; of ``gaussian`` the mean and the log variance.
+
+    >>> Scaled(nn.Identity(), center=10.0, scale=2.0)(torch.tensor([[1.0]])).item()
+    12.0
+    """
+
+    def __init__(self, model: nn.Module, center: float, scale: float) -> None:
+        super().__init__()
+        self.model, self.center, self.scale = model, center, scale
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        said = self.model(x)
+        if isinstance(said, Tensor):
+            return self.scale * said + self.center
+        return {head: value if "feature" in head else self._in_units(head, value) for head, value in said.items()}
+
+    def _in_units(self, head: str, value: Tensor) -> Tensor:
+        if "gaussian" not in head:
+            return self.scale * value + self.center
+        mean, log_variance = value.unbind(-1)
+        return torch.stack([self.scale * mean + self.center, log_variance + 2.0 * math.log(self.scale)], dim=-1)
+
+    def standardised(self, center: float, scale: float) -> Scaled:
+        """The same model in units of which ``scale`` is one and ``center`` is 0."""
+        return Scaled(self.model, (self.center - center) / scale, self.scale / scale)
+
+
 class Staged(nn.Module):
     """Stages in a row, a classifier on the last one and, with ``exits``, one on each earlier stage too.
 

@@ -55,15 +55,22 @@ def prepare(request: Request) -> Prepared:
     )
     if request.augment:
         data = replace(data, augment=request.augment)
-    expression = request.method or ("curriculum()" if len(data.unlabelled) else "elr()")
+    expression = request.method or _usual(data)
     method = read_method(expression)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     spec = request.model if request.model is not None else "mlp" if small else "cnn"
-    build = models.parse(spec, data.shape, len(data.classes))
+    build = models.parse(spec, data.shape, data.outputs)
     settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
     return Prepared(data, method, expression, build, settings)
+
+
+def _usual(data: Data) -> str:
+    """What is learnt by where nothing is asked for."""
+    if data.task == "regress":
+        return "mean_teacher(weight=1.0)" if len(data.unlabelled) else "born_again(xi=0.5)"
+    return "curriculum()" if len(data.unlabelled) else "elr()"
 
 
 def default_method(request: Request) -> str:
@@ -78,8 +85,6 @@ def batch_size_for(data: Data, method: Method) -> int:
 
 
 def _epochs(data: Data, method: Method, batch_size: int) -> int:
-    if data.task != "classify":  # refused with its reason before training
-        return 1
     steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
     return min(100, max(3, math.ceil(STEPS / steps)))
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import platform
@@ -33,69 +32,28 @@ from . import __version__, checkpoint, models, ranks, threads
 from .checkpoint import write_json
 from .core import Clock
 from .crossfit import all_labels, crossfit
-from .errors import CheckpointError, DataError, NotFiniteError, RecipeError, SpaceError
-from .evaluate import predict, predict_rows, score
+from .errors import CheckpointError, DataError, NotFiniteError, RecipeError
+from .evaluate import COVERAGE, answers, final_score, points
 from .expressions import one_line
+from .finished import Predicted, load_model, model_card, product, says
 from .heads import Peers
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
 from .report import write as write_report
 from .request import FORMAT, Request, differences, read_record
-from .tasks.data import CARD, inputs_for, write_card
+from .tasks.data import write_card
 from .tasks.metrics import reliability
 
+__all__ = ["Run", "load_model", "model_card", "product"]
+
 Progress = Callable[[Clock, dict[str, float]], None]
-
-
-def product(model: nn.Module) -> nn.Module:
-    """The single model that a training leaves: the first of a group of peers, else the model itself."""
-    return model.members[0] if isinstance(model, Peers) else model
 
 
 def _better(control: Result, trained: Result) -> bool:
     """Is the plain model's loss on the audit split smaller than the best generation's?"""
     plainly, ours = control.generations[-1].losses, trained.generations[trained.product].losses
     return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
-
-
-def load_model(folder: str | Path) -> nn.Module:
-    """The model of a run folder or of its ``model`` folder, in eval mode.
-
-    Raises:
-        CheckpointError: there is no model there, or it is damaged or of a foreign format.
-    """
-    return models.load(_model_folder(folder))
-
-
-def model_card(folder: str | Path) -> dict[str, Any]:
-    """What a model was trained for: shape, outputs, classes and, for tables, columns.
-
-    Raises:
-        CheckpointError: there is no model there.
-    """
-    path = _model_folder(folder)
-    card: dict[str, Any] = {}
-    for name in (CARD, models.CONFIG):
-        try:
-            card |= json.loads((path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError) as error:
-            why = one_line(error, 80)
-            raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
-    if "shape" not in card:
-        raise CheckpointError(f"{path} holds no model (it has no {models.CONFIG}); give the folder of a finished run")
-    return card
-
-
-def _model_folder(folder: str | Path) -> Path:
-    path = Path(folder)
-    if not path.is_dir():
-        raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")
-    if (path / "run.json").exists() and not (path / "model").is_dir():
-        raise CheckpointError(f"{path} has no model yet; finish it by `selfdistill resume {path}`")
-    return path / "model" if (path / "model").is_dir() else path
 
 
 @contextlib.contextmanager
@@ -291,7 +249,7 @@ class Run:
 
         def tested(weights: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
             model.load_state_dict(weights)
-            return score(product(model), data, test)
+            return final_score(product(model), data)
 
         def judged(number: int, t: Trained) -> dict[str, Any]:
             found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
@@ -331,10 +289,12 @@ class Run:
             }
             if preferred:
                 result["test"] = result["plain"]["end"]
-        result["reliability"] = {}
+        shown = "reliability" if data.task == "classify" else "predicted"
+        result[shown] = {}
         for name, (one, weights) in said.items():
             one.model.load_state_dict(weights)
-            result["reliability"][name] = reliability(predict_rows(product(one.model), data, test), data.y[test])
+            found = answers(product(one.model), data, test)
+            result[shown][name] = reliability(found, data.y[test]) if data.classes else points(found, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)
         return result
@@ -347,7 +307,12 @@ class Run:
         several = prepared is not None and not isinstance(trained.model, Peers) and not plainly
         exits = several and ready.build.accepts("exits")
         build = ready.build.having(exits=True) if exits else ready.build
-        facts = {"classes": list(ready.data.classes), "method": "plain()" if plainly else ready.expression}
+        facts: dict[str, Any] = {"classes": list(ready.data.classes)}
+        facts["method"] = "plain()" if plainly else ready.expression
+        if ready.data.task == "regress":
+            build = replace(build, scale=(ready.data.center, ready.data.scale))
+            half = result["test"].get("width")
+            facts |= {"half": half / 2, "coverage": COVERAGE} if half else {}
         models.save(model, self.folder / "model", build, facts)
         write_card(ready.data, self.folder / "model")
         (self.folder / "README.md").write_text(readme(result, self._record()))
@@ -355,30 +320,6 @@ class Run:
         write_json(self.folder / "run.json", {**self._record(), "result": result})
         write_report(self.folder)
 
-    def predict(self, source: str, exit_number: int | None = None) -> tuple[list[str], Tensor, list[str]]:
-        """Row names, class probabilities (rows, classes) and class names for new data.
-
-        ``exit_number`` counts early exits from 1, the shallowest; without it the deepest classifier speaks.
-
-        Raises:
-            CheckpointError: the run has no model yet.
-            DataError: the data do not fit the model, or it has no such exit.
-        """
-        folder = self.folder / "model"
-        if not folder.is_dir():
-            raise CheckpointError(f"{self.folder} has no model yet; finish it by `selfdistill resume {self.folder}`")
-        model = models.load(folder)
-        x, names = inputs_for(source, folder)
-        classes = [str(name) for name in model_card(folder)["classes"]]
-        if exit_number is None:
-            return names, torch.softmax(predict(model, x), -1), classes
-        try:
-            exits = predict(model, x, "exits")  # (rows, exits, classes)
-        except SpaceError:
-            raise DataError(
-                f"the model of {self.folder} has no early exits; leave out --exit, or train by byot() with "
-                "--no-control, lest the plain model be the product"
-            ) from None
-        if not 1 <= exit_number <= exits.shape[1]:
-            raise DataError(f"the model of {self.folder} has exits 1 to {exits.shape[1]}; there is no {exit_number}")
-        return names, torch.softmax(exits[:, exit_number - 1], -1), classes
+    def predict(self, source: str, exit_number: int | None = None) -> Predicted:
+        """What the product says of new data; see `finished.says`."""
+        return says(self.folder, source, exit_number)

@@ -27,6 +27,8 @@ class Source(Protocol):
     @property
     def y(self) -> Tensor: ...
     @property
+    def targets(self) -> Tensor: ...
+    @property
     def labelled(self) -> Tensor: ...
     @property
     def unlabelled(self) -> Tensor: ...
@@ -159,7 +161,7 @@ class Sampler:
                 fixed.add(look.name)
             elif len(x):
                 x = self._augmented(how, look, x, rows, epoch)
-            batch[look.name] = Rows(x.to(device), self.data.y[rows.ids].to(device), rows.ids.to(device))
+            batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
         batch.fixed = frozenset(fixed)
         return batch
 

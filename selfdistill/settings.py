@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .audit import Audit
+from .audit import Audit, measure_for
 from .errors import DataError, RecipeError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,9 +20,9 @@ class Settings:
     ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
     see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
     ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta``, ``audit_measure``
-    and ``patience`` say how generations are accepted; see `audit.Audit`. ``audit_epochs`` audits within a generation
-    too, every so many epochs, and rolls back to the best audited state; see `rollback`. ``vitals`` looks at a few steps
-    and refuses a signal that is dead.
+    (left open, accuracy for classes and mse for values) and ``patience`` say how generations are accepted; see
+    `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
+    audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead.
     """
 
     epochs: int = 30
@@ -41,7 +41,7 @@ class Settings:
     audit: str = "safe"
     audit_level: float = 0.05
     audit_delta: float | None = None
-    audit_measure: str = "accuracy"
+    audit_measure: str | None = None
     audit_epochs: int | None = None
     patience: int | None = None
     vitals: bool = True
@@ -54,7 +54,6 @@ class Settings:
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
-            "audit_measure": ("accuracy", "nll", "brier"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -63,14 +62,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is at least 1, not {value}")
-        self.make_audit(1)
+        Audit(self.audit, self.audit_level, self.audit_delta, 1, self.patience, self.audit_measure or "accuracy")
 
-    def make_audit(self, generations: int) -> Audit:
+    def make_audit(self, generations: int, task: str = "classify") -> Audit:
         """The audit of a method of so many generations; the first of them is not audited."""
         planned = max(1, generations - 1)
         shared = self.audit_epochs is not None and generations > 1  # the checks within generations have the other half
         level = self.audit_level / 2 if shared else self.audit_level
-        return Audit(self.audit, level, self.audit_delta, planned, self.patience, self.audit_measure)
+        measure = measure_for(task, self.audit_measure)
+        return Audit(self.audit, level, self.audit_delta, planned, self.patience, measure)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]

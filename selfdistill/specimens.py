@@ -35,6 +35,7 @@ class Tiny(nn.Module):
             "features": self.features(h).unflatten(1, (3, 8)),
             "exits": self.exits(h).unflatten(1, (3, CLASSES)),
             "peers": self.peers(h).unflatten(1, (2, CLASSES)),
+            "peer_values": self.values(h).unflatten(1, (2, 1)),
         }
 
 

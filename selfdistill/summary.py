@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-COLUMNS = ("accuracy", "nll", "ece", "brier")
+#: The metrics that are shown, by task, and their names.
+COLUMNS = {
+    "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
+    "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
+}
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
@@ -34,27 +38,49 @@ def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
     return f"generation {number}{', rolled back' if rolled_back else ''}"
 
 
+def head(result: dict[str, Any]) -> list[str]:
+    """The names of the metrics in `cells`."""
+    return list(COLUMNS[result["data"]["task"]].values())
+
+
 def cells(metrics: dict[str, float]) -> list[str]:
-    """Accuracy in per cent, the rest as they are."""
-    return [f"{100 * metrics['accuracy']:.1f} %", *(f"{metrics[c]:.3f}" for c in COLUMNS[1:])]
+    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point."""
+    task = "classify" if "accuracy" in metrics else "regress"
+    return [_cell(name, metrics.get(name)) for name in COLUMNS[task]]
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in ("accuracy", "coverage"):
+        return f"{100 * value:.1f} %"
+    return f"{value:#.4g}".rstrip(".") if name in ("rmse", "mae") else f"{value:.3f}"
 
 
 def sentence(result: dict[str, Any]) -> str:
     """One run's outcome in words. One seed is an anecdote and is called one."""
-    plain = result.get("plain")
+    plain, first = result.get("plain"), head(result)[0]
     if not plain or plain["from"] == "itself":
-        return f"Accuracy on the test split: {100 * result['test']['accuracy']:.1f} %."
+        return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
     plainly = result.get("chosen") == "plain"
     ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
-    gains = [100 * (ours["accuracy"] - plain[k]["accuracy"]) for k in ("end", "early_stopped")]
+    gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
     untaught = several and result.get("product") == 0
     what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
+    stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     return (
-        f"{what} against plain: {gains[0]:+.1f} points at equal steps, {gains[1]:+.1f} against the plain model "
-        f"stopped early.{kept} One seed is an anecdote; repeat with other --seed values before you believe it."
+        f"{what} against plain: {gains[0]} at equal steps{stopped}.{kept} One seed is an anecdote; repeat with other "
+        "--seed values before you believe it."
     )
+
+
+def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Points of accuracy, or the change of the root mean squared error in per cent, which is better below 0."""
+    if "accuracy" in ours:
+        return f"{100 * (ours['accuracy'] - theirs['accuracy']):+.1f} points"
+    return f"{100 * (ours['rmse'] / theirs['rmse'] - 1):+.1f} % RMSE" if theirs["rmse"] else "no error to compare with"
 
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
@@ -67,10 +93,11 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
     data = result["data"]
     decisions = [g["decision"]["why"] for g in result["generations"] if g.get("decision")]
     lines = [
-        "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]", "metrics: [accuracy]", "---",
+        "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
+        f"metrics: [{next(iter(COLUMNS[data['task']]))}]", "---",
         "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
-        f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it. Classes: "
-        f"{', '.join(map(str, data['classes']))}.",
+        f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it."
+        + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
         "", *_loading("."),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -86,8 +113,8 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         "",
         sentence(result),
         "",
-        "| on the test split | accuracy | NLL | ECE | Brier |",
-        "|---|---|---|---|---|",
+        f"| on the test split | {' | '.join(head(result))} |",
+        "|---" * (1 + len(head(result))) + "|",
         *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
         "",
         f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",

@@ -45,7 +45,7 @@ def names() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
     for module in (losses, teachers, carried, gates, schedules, views, heads):
         for name, thing in vars(module).items():
-            mine = inspect.isclass(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
+            mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
                 found[name] = cast(Callable[..., Any], thing)
     return {**found, **methods.recipes()}

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from . import carried, checkpoint, draws, ranks, rollback, shards
-from .audit import Decision, champion, exhausted, row_losses
+from .audit import Decision, champion, exhausted
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
-from .evaluate import predict_rows, score
+from .evaluate import better, losses, predict_rows, score
 from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
@@ -78,7 +78,7 @@ class Trainer:
         self.external, self.device = external, torch.device(device)
         self.watch, self.warn, self.tell = watch, warn, tell
         self.done: list[Trained] = []
-        self.audit, self.passes = settings.make_audit(method.generations), Passes()
+        self.audit, self.passes = settings.make_audit(method.generations, data.task), Passes()
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}
         self.kept: dict[str, Any] = {}  # the best state audited within the generation
@@ -132,6 +132,7 @@ class Trainer:
             self.model,
             previous=self._previous(generation),
             external=self.external,
+            scale=(self.data.center, self.data.scale),
             autocast=self._autocast,
             vitals=s.vitals,
         )
@@ -146,7 +147,7 @@ class Trainer:
         self.optimizer = s.make_optimizer(self.model)
         self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
-        self.best: dict[str, Any] = {"epoch": -1, "accuracy": -1.0, "weights": {}}
+        self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}
         self.sums, self.kept = {}, {}
 
     def sample(self, generation: int) -> None:
@@ -185,7 +186,7 @@ class Trainer:
 
     def _look(self, module: nn.Module, ids: Tensor) -> Tensor:
         self.passes += Passes(teacher=members(module) * len(ids))
-        return predict_rows(module, self.data, ids, device=self.device)
+        return predict_rows(module, self.data, ids, self.data.head, self.device)
 
     # one step ------------------------------------------------------------------------------------------------------
 
@@ -329,9 +330,8 @@ class Trainer:
         if len(self.data.audit):
             line["audit"] = score(self.model, self.data, self.data.audit, device=self.device)
             self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
-            if line["audit"]["accuracy"] > self.best["accuracy"]:
-                weights = copied(self.model.state_dict())
-                self.best = {"epoch": clock.epoch, "accuracy": line["audit"]["accuracy"], "weights": weights}
+            if better(line["audit"], self.best["audit"]):
+                self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
         line |= record.entry(self.objective.pulse, self.history, clock.generation)
@@ -358,9 +358,7 @@ class Trainer:
         if not len(rows) or self.audit.policy == "off":
             return []
         self.passes += Passes(evaluation=members(self.model) * len(rows))
-        return row_losses(
-            predict_rows(self.model, self.data, rows, device=self.device), self.data.y[rows], self.audit.measure
-        )
+        return losses(self.model, self.data, rows, self.audit.measure, self.device)
 
     def _decide(self, generation: int, done: Trained) -> Decision:
         """May this generation teach and be the product?"""

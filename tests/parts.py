@@ -38,7 +38,7 @@ TEACHERS = [
 # What fits, written down by hand: nothing here asks the parts.
 SPACE = {
     "logits": "logits", "exits": "logits", "peers": "logits", "values": "values", "gaussian": "gaussian",
-    "feature": "features", "features": "features",
+    "feature": "features", "features": "features", "peer_values": "values",
 }  # fmt: skip
 DISTRIBUTIONS = {"classes", "probabilities", "logits"}
 COMPARES: dict[Any, set[tuple[str, str]]] = {
@@ -50,15 +50,16 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     GaussianNLL(): {("gaussian", "values")},
     GaussianKL(): {("gaussian", "gaussian")},
 }
-LABELS = {"logits": "classes", "values": "values", "gaussian": "values"}
+LABELS = {"logits": "classes", "values": "values", "gaussian": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
     **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",
-    **{t: {"logits": "probabilities"}.get for t in (LastEpoch(), History(), PseudoLabels(), Carried())},
-    Peers(): {"peers": "probabilities"}.get,
+    **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History())},
+    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried())},
+    Peers(): {"peers": "probabilities", "peer_values": "values"}.get,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,

@@ -18,7 +18,7 @@ from tests.terminal import contents, refused
 
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "unknown data name": ("dgits", ["'dgits'", "did you mean 'digits'", "fashion-mnist"]),
-    "missing path": ("no/such/place", ["'no/such/place'", "digits or fashion-mnist", "path"]),
+    "missing path": ("no/such/place", ["'no/such/place'", "digits, fashion-mnist", "path"]),
     "not a kind of data": ("file", ["file", "folder of images", ".csv"]),
     "target not given": ("t.csv", ["t.csv", "--target", "size, weight, kind, outcome"]),
     "missing target column": ("t.csv --target outcom", ["'outcom'", "size, weight, kind, outcome"]),
@@ -27,7 +27,11 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "one class of images": ("lonely", ["lonely", "'cat'", "two classes"]),
     "too few of a class": ("rare.csv --target outcome", ["'seldom'", "(1, needed 3)", "add rows"]),
     "class never taught": ("untaught", ["'owl'", "test split", "no labelled training row"]),
-    "a value for a target": ("numbers.csv --target outcome", ["numbers.csv", "classify", "column of classes"]),
+    "classes alone for a value": (
+        "numbers.csv --target outcome --method elr()",
+        ["'history'", "distributions over classes", "no form for values"],
+    ),
+    "values alone for classes": ("digits --audit-measure mse", ["classes", "accuracy", "--audit-measure"]),
     "a target for images": ("digits --target x", ["'x'", "leave target out"]),
     "unreadable image": ("broken", ["broken/dog/3.png", "repair or remove"]),
     "empty folder": ("empty", ["empty", "class into a folder"]),

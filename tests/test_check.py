@@ -19,13 +19,16 @@ from selfdistill.methods import byot, curriculum, fixmatch, mean_teacher, plain
 from selfdistill.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.tasks.data import Data, from_tensors
 from selfdistill.teachers import Ema, Frozen, Itself, Labels, Peers
+from selfdistill.values import of_values
 from selfdistill.views import Look, Views, pairs, two, weak_strong
 from tests.parts import COMPARES, JUDGES, SAYS, SPACE, TOO_MANY
 
 
 def a_batch(head: str) -> Batch:
     ids = torch.arange(6)
-    y = {"values": inputs(ids)[:, :2], "gaussian": inputs(ids)[:, 0]}.get(head, ids % CLASSES)
+    y = {"values": inputs(ids)[:, :2], "peer_values": inputs(ids)[:, 0], "gaussian": inputs(ids)[:, 0]}.get(
+        head, ids % CLASSES
+    )
     return Batch({"x": Rows(inputs(ids), y, ids)})
 
 
@@ -67,7 +70,7 @@ def test_the_refusal_names_what_is_there_and_what_was_wanted():
             Labels(), Squared(), head="values", gate=Confident()
         ),
         "LogOneMinusInner compares a target of probabilities, not of logits": Term(Ema(), LogOneMinusInner()),
-        "Peers teach the head 'peers', not 'logits'": Term(Peers(), KL()),
+        "Peers teach the heads 'peers' and 'peer_values', not 'logits'": Term(Peers(), KL()),
     }
     for message, term in cases.items():
         with pytest.raises(SpaceError) as caught:
@@ -138,9 +141,12 @@ def test_a_method_that_can_do_without_unlabelled_rows_does():
 
 
 def test_numbers_as_labels_are_refused_by_methods_that_classify():
-    """The message names the data."""
-    with pytest.raises(DataError, match="few"):
+    """The message names the data and the way out; the other way round too."""
+    with pytest.raises(DataError, match=r"few is a number of many values .*of_values"):
         check_method(plain(), some_data(values=True))
+    check_method(of_values(plain()), some_data(values=True))
+    with pytest.raises(DataError, match=r"term 'label' predicts a value .*few is one of 4 classes"):
+        check_method(of_values(plain()), some_data())
 
 
 # the dry run ----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ class Few:
         return torch.where(ids < self.labels, ids % self.classes, -1)
 
     @property
+    def targets(self) -> Tensor:
+        return self.y
+
+    @property
     def labelled(self) -> Tensor:
         return torch.arange(self.labels)
 

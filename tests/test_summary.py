@@ -18,7 +18,8 @@ def result(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": "runs/x", "method": "elr()", "model": "mlp", "parameters": 1234, "seed": 3, "steps": 50, "seconds": 1.5,
-        "data": {"name": "digits", "noise": 0.4, "rows": {"labelled": 7, "unlabelled": 0, "audit": 2, "test": 5}},
+        "data": {"name": "digits", "task": "classify", "noise": 0.4,
+                 "rows": {"labelled": 7, "unlabelled": 0, "audit": 2, "test": 5}},
         "generations": [{"generation": g, "test": metrics(a)} for g, a in enumerate(generations)],
         "test": metrics(generations[-1]),
     }  # fmt: skip

@@ -12,9 +12,9 @@ from ..errors import SelfdistillError
 from ..explain import explain
 from ..prepared import read_method
 from ..request import Lines, read_lines, read_record
-from ..summary import cells, rows, sentence
+from ..summary import cells, head, rows, sentence
 from .page import code, figure, page, paragraph, section, table
-from .svg import Mark, Series, bars, curves, lineage, reliability
+from .svg import Mark, Series, bars, curves, lineage, reliability, scatter
 
 VITALS = {
     "gradient_share": "share of the gradient",
@@ -38,7 +38,7 @@ def render(folder: Path) -> str:
     method = record["method"]
     parts = [_verdict(record, folder)]
     if result:
-        metrics = table(("on the test split", "accuracy", "NLL", "ECE", "Brier"), [
+        metrics = table(("on the test split", *head(result)), [
             (name, *cells(figures)) for name, figures in rows(result)
         ])  # fmt: skip
         parts.append(section("On the test split", metrics))
@@ -47,6 +47,7 @@ def render(folder: Path) -> str:
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Calibration", _calibration(result)),
+        section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
         section("Cost", *_cost(result)),
         section("The method", *equation(method)),
@@ -75,16 +76,21 @@ def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> li
         for g in (result or {}).get("generations", [])
         if g["generation"] and g["generation"] + 1 in ends
     ]
-    by_step = "Accuracy on the audit split, which never teaches, after each epoch; a line marks each decision."
+    metric = "RMSE" if any("rmse" in line.get("audit", {}) for line in lines) else "accuracy"
+    by_step = (
+        f"{metric[0].upper()}{metric[1:]} on the audit split, which never teaches, after each epoch; a line marks "
+    )
+    by_step += "each decision."
     losses = [Series("loss", [(ends[line["generation"]] + line["step"], line["loss"]) for line in lines])]
     return [
-        figure(curves(series, "audit accuracy by step", "step", "audit accuracy", marks=marks), by_step),
+        figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks), by_step),
         figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
     ]
 
 
 def _audited(line: dict[str, Any]) -> float:
-    return float(line.get("audit", {}).get("accuracy", "nan"))
+    audit = line.get("audit", {})
+    return float(audit.get("accuracy", audit.get("rmse", "nan")))
 
 
 def _taken(generation: dict[str, Any]) -> bool:
@@ -129,6 +135,15 @@ def _drift(result: dict[str, Any] | None) -> list[str]:
     drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
     alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
     return [*alarms, drawn, *(paragraph(told(d)) for d in found)]
+
+
+def _predicted(result: dict[str, Any] | None) -> str:
+    found = (result or {}).get("predicted")
+    if not found:
+        return ""
+    return figure(
+        scatter(list(found.items()), "values by prediction"), "On the test split; the line is y = x.", "small"
+    )
 
 
 def _calibration(result: dict[str, Any] | None) -> str:

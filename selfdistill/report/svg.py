@@ -170,13 +170,29 @@ def curves(
     return plane.drawn(title) + (legend([one.name for one in shown], dotted) if len(shown) > 1 else "")
 
 
+def _square(marks: list[float], x_label: str, y_label: str) -> Plane:
+    """Equal axes and their diagonal."""
+    plane = Plane(marks, marks, x_label, y_label, width=420, height=360)
+    plane.axes()
+    low, high = marks[0], marks[-1]
+    ends = f'x1="{plane.x(low):.0f}" y1="{plane.y(low):.0f}" x2="{plane.x(high):.0f}" y2="{plane.y(high):.0f}"'
+    plane.parts.append(f'<line class="ideal" {ends}/>')
+    return plane
+
+
+def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str) -> str:
+    """True values against predicted ones; on the diagonal they are equal."""
+    values = [v for _, points in series for point in points for v in point]
+    plane = _square(ticks(min(values), max(values)), "predicted", "true")
+    for i, (_, points) in enumerate(series):
+        plane.dots([(point[0], point[1]) for point in points], i)
+    names = [name for name, _ in series]
+    return plane.drawn(title) + legend(names, names)
+
+
 def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:
     """Accuracy against confidence; the diagonal is perfect calibration, a dot's size the share of rows."""
-    plane = Plane(ticks(0, 1), ticks(0, 1), "confidence", "accuracy", width=420, height=360)
-    plane.axes()
-    plane.parts.append(
-        f'<line class="ideal" x1="{plane.x(0):.0f}" y1="{plane.y(0):.0f}" x2="{plane.x(1):.0f}" y2="{plane.y(1):.0f}"/>'
-    )
+    plane = _square(ticks(0, 1), "confidence", "accuracy")
     for i, (_, bins) in enumerate(series):
         points = [(b["confidence"], b["accuracy"]) for b in bins]
         plane.path(points, i)

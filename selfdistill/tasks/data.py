@@ -45,6 +45,10 @@ class Data:
     noisy: Tensor  # (n,) bool: the label was made wrong on purpose
     preprocessor: Any = None  # tables: the fitted scikit-learn transformer
     white: int = 255  # the pixel value that stands for 1.0
+    center: float = (
+        0.0  # values: mean and standard deviation of the labels that teach; models learn (y - center) / scale
+    )
+    scale: float = 1.0
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1], shape (len(ids), *shape)."""
@@ -55,6 +59,25 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """The shape of one row's input."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def head(self) -> str:
+        """The model's main head for this task."""
+        return "logits" if self.task == "classify" else "values"
+
+    @property
+    def outputs(self) -> int:
+        """The width of that head."""
+        return len(self.classes) or 1
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What a model learns, (n,): the class of each row, or its standardised value."""
+        return self.y if self.task == "classify" else (self.y - self.center) / self.scale
+
+    def in_units(self, said: Tensor) -> Tensor:
+        """A model's standardised values (rows, 1) in the unit of the target, (rows,)."""
+        return self.scale * said.squeeze(-1) + self.center
 
     @cached_property
     def fingerprint(self) -> str:
@@ -215,7 +238,7 @@ def _assemble(
         label_noise=label_noise,
         seed=seed,
     )
-    x, preprocessor = found.x, None
+    (center, scale), x, preprocessor = _standard(found, parts), found.x, None
     if found.features is not None:
         preprocessor = tabular.fit(found.features, torch.cat([parts.labelled, parts.unlabelled]))
         x = tabular.transform(preprocessor, found.features, found.name)
@@ -230,8 +253,28 @@ def _assemble(
         augment=found.augment,
         preprocessor=preprocessor,
         white=found.white,
+        center=center,
+        scale=scale,
         **parts._asdict(),
     )
+
+
+def _standard(found: Source, parts: splits.Splits) -> tuple[float, float]:
+    """Mean and standard deviation of the values that teach; (0, 1) for classes.
+
+    Raises:
+        DataError: they are all the same.
+    """
+    if found.classes:
+        return 0.0, 1.0
+    y = parts.y[parts.labelled].double()
+    center, scale = float(y.mean()), float(y.std(correction=0))
+    if float(y.max()) == float(y.min()):
+        raise DataError(
+            f"{found.name}: the target is {center:g} in all {len(y)} rows that teach; there is nothing to learn, "
+            "choose another column"
+        )
+    return center, scale
 
 
 def _chosen(found: Source, which: str, own: splits.Part, asked: float | Tensor | None) -> splits.Part:

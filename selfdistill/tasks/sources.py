@@ -13,7 +13,8 @@ from torch import Tensor
 from selfdistill.errors import DataError
 from selfdistill.tasks import images, splits, tabular
 
-NAMES = ("digits", images.FASHION)
+TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
+NAMES = ("digits", images.FASHION, *TABLES)
 IMAGE_SIZE = 32  # pixels per side, for folders of images of many sizes
 TEST_SHARE, AUDIT_SHARE = 0.2, 0.15  # of the labelled rows; of what the test leaves
 DIGITS_TEST, DIGITS_AUDIT = 500, 200
@@ -48,6 +49,8 @@ def find(source: str, *, target: str | None, unlabelled: Path | None, image_size
             raise DataError(f"{source}: a table has no image size; leave image_size out")
         table = tabular.read(existing(source), target, unlabelled)
         return Source(Path(source).name, "table", table.y, table.classes, features=table.features)
+    if source in TABLES:
+        return _known_table(source, target, unlabelled, image_size)
     if target is not None:
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
     if source == "digits":
@@ -63,6 +66,14 @@ def find(source: str, *, target: str | None, unlabelled: Path | None, image_size
     return _with_images(found, unlabelled) if unlabelled is not None else found
 
 
+def _known_table(name: str, target: str | None, unlabelled: Path | None, image_size: int | None) -> Source:
+    for option, given in (("target", target), ("unlabelled", unlabelled), ("image_size", image_size)):
+        if given is not None:
+            raise DataError(f"{name}: its {option} is given already; leave {option} out")
+    table = tabular.known(name)
+    return Source(name, "table", table.y, table.classes, features=table.features)
+
+
 def existing(source: str) -> Path:
     """The path ``source``.
 
@@ -76,8 +87,8 @@ def existing(source: str) -> Path:
     near = difflib.get_close_matches(source, [*NAMES, *beside], n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise DataError(
-        f"no data called '{source}'{hint}; use {' or '.join(NAMES)}, or the path of a folder of images by "
-        "class, of a CSV file or of a Parquet file"
+        f"no data called '{source}'{hint}; use {', '.join(NAMES[:-1])} or {NAMES[-1]}, or the path of a folder of "
+        "images by class, of a CSV file or of a Parquet file"
     )
 
 

@@ -76,6 +76,28 @@ def read_frame(path: Path) -> Any:
     return frame
 
 
+def known(name: str) -> Table:
+    """A table that comes with scikit-learn: diabetes (442 rows), breast-cancer (569), wine (178), iris (150), or 600
+    rows of friedman1 with noise 1 (Friedman, Multivariate Adaptive Regression Splines, 1991), always the same ones.
+
+    >>> table = known("diabetes")
+    >>> table.features.shape, table.classes, float(table.y[0])
+    ((442, 10), (), 151.0)
+    """
+    from sklearn import datasets
+
+    library = pandas()
+    if name == "friedman1":
+        x, y = datasets.make_friedman1(600, noise=1.0, random_state=0)
+        frame = library.DataFrame(x, columns=[f"x{i + 1}" for i in range(x.shape[1])])
+        return Table(frame, torch.from_numpy(y.astype(np.float32)), ())
+    bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
+    frame = library.DataFrame(bunch.data, columns=[str(column) for column in bunch.feature_names])
+    if name == "diabetes":
+        return Table(frame, torch.from_numpy(bunch.target.astype(np.float32)), ())
+    return Table(frame, torch.from_numpy(bunch.target.astype(np.int64)), tuple(map(str, bunch.target_names)))
+
+
 def _read_text(path: Path, **options: Any) -> Any:
     library, separator = pandas(), "\t" if ".tsv" in path.name.lower() else ","
     with warnings.catch_warnings():

@@ -1,0 +1,148 @@
+"""Memories: what the student said of the same sample before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ranks
+from ..core import Given, Step, Target, Teacher, Term
+from ..errors import RecipeError, SpaceError
+from ..heads import space_of
+from ..memory import Buffers, Table
+
+
+def one_per_row(teacher: Teacher, head: str, values: bool = True) -> str:
+    """The space of memories that hold one distribution, or one value, for each sample."""
+    if values and head == "values":
+        return "values"
+    if head in ("exits", "peers") or space_of(head) != "logits":
+        raise SpaceError(f"{type(teacher).__name__} remembers one distribution a sample; the head {head!r} is none")
+    return "probabilities"
+
+
+def remembered(output: Tensor, space: str) -> Tensor:
+    """What a memory keeps of an output: probabilities of logits, and values as they are."""
+    return output if space == "values" else F.softmax(output, dim=-1)
+
+
+def first_word(step: Step, term: Term, width: int) -> tuple[Tensor, Tensor]:
+    """The label as a distribution or a value, for samples without a history, and which rows have a label."""
+    y = step.labels(term.view)
+    if y.is_floating_point():
+        y = y if y.dim() > 1 else y.unsqueeze(-1)
+        return y.nan_to_num(), ~y.isnan().any(-1)
+    return F.one_hot(y.clamp(min=0), width).float(), y >= 0
+
+
+@dataclass(frozen=True)
+class LastEpoch(Teacher):
+    """What the student said of the same sample an epoch ago; its label before that (PS-KD, Kim et al. 2021)."""
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Table()
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        width = step.student(term.view, term.head).shape[-1]
+        memory, seen = cast(Table, state).read(step.ids(term.view), width)
+        label, known = first_word(step, term, width)
+        return Target(torch.where(seen[:, None], memory, label), self.space(term.head), seen | known)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        for step in _shown(steps, term):
+            said = remembered(step.student(term.view, term.head), self.space(term.head))
+            cast(Table, state).write(step.ids(term.view), said)
+
+
+@dataclass(frozen=True)
+class History(Teacher):
+    """A moving average of the student's own predictions, per sample: t <- decay t + (1 - decay) p, *before* use.
+
+    ``start_from`` is ``"zero"`` (ELR: no bias correction) or ``"labels"`` (self-adaptive training: the one-hot label).
+    During the first ``wait`` share of the epochs the target is the label itself and nothing is averaged.
+    p is clamped to [clamp, 1 - clamp] and normalised again before it enters.
+    """
+
+    decay: float = 0.7
+    start_from: str = "zero"
+    wait: float = 0.0
+    clamp: float = 0.0
+    # from zero without correction, rows sum to less than 1
+    normalised = property(lambda self: self.start_from != "zero")
+
+    def __post_init__(self) -> None:
+        if self.start_from not in ("zero", "labels"):
+            raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Table()
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        student = step.student(term.view, term.head).detach()
+        past, seen = cast(Table, state).read(step.ids(term.view), student.shape[-1])
+        valid = None
+        if self.start_from == "labels":
+            label, known = first_word(step, term, student.shape[-1])
+            past, valid = torch.where(seen[:, None], past, label), seen | known
+        space = self.space(term.head)
+        if step.clock.epoch < self.wait * step.clock.epochs:
+            return Target(past, space, valid)
+        now = remembered(student, space)
+        if self.clamp and space == "probabilities":
+            now = now.clamp(self.clamp, 1.0 - self.clamp)
+            now = now / now.sum(-1, keepdim=True)
+        return Target(self.decay * past + (1.0 - self.decay) * now, space, valid)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        for step in _shown(steps, term):
+            if step.clock.epoch >= self.wait * step.clock.epochs:
+                cast(Table, state).write(step.ids(term.view), self.target(state, step, term).value)
+
+
+def _shown(steps: Sequence[Step], term: Term) -> list[Step]:
+    """The micro-batches that have rows of the term's view."""
+    return [step for step in steps if step.rows(term.view)]
+
+
+class _LastRows(Buffers):
+    ids: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("values", torch.zeros(0, 0))
+
+
+@dataclass(frozen=True)
+class LastBatch(Teacher):
+    """What the student said of the same sample in the batch before this one, with the weights of then (DLB 2022)."""
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _LastRows()
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        last, ids = cast(_LastRows, state), step.ids(term.view)
+        student = step.student(term.view, term.head)
+        if not len(last.ids):
+            return Target(torch.zeros_like(student), space_of(term.head), torch.zeros_like(ids, dtype=torch.bool))
+        match = ids[:, None] == last.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
+        return Target(last.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        last: Any = state
+        if not (steps := _shown(steps, term)):
+            return
+        last.ids = ranks.gather(torch.cat([step.ids(term.view) for step in steps]))
+        last.values = ranks.gather(torch.cat([step.student(term.view, term.head) for step in steps]))

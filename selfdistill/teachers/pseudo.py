@@ -1,0 +1,76 @@
+"""Labels that the last generation gives to unlabelled rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Given, Pool, Step, Target, Teacher, Term
+from ..memory import Table
+from .memories import first_word, one_per_row
+
+
+class _Chosen(Table):
+    """Pseudo-labels by sample id, and the ids that this generation may draw."""
+
+    ids: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class PseudoLabels(Teacher):
+    """Labels for unlabelled rows by the last generation, chosen once at the start of a generation; own labels first.
+
+    The clean view goes through the last generation in eval mode. Of each predicted class the most confident rows are
+    taken, ``share`` (by generation, from the second on) of the pool divided by the classes; ``fill`` repeats them
+    where a class has fewer, so that every class counts the same. ``hard`` keeps the best class only.
+    Generation 0 has no teacher and draws no unlabelled row.
+    """
+
+    hard: bool = True
+    shares: tuple[float, ...] = (1.0,)
+    min_confidence: float = 0.0
+    fill: bool = False
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        state = _Chosen()
+        state.previous = (given.previous,)  # type: ignore[assignment]  # a tuple: referred to, not owned
+        return state
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def admitted(self, state: nn.Module) -> Tensor | None:
+        return cast(_Chosen, state).ids.cpu()  # rows are drawn where the data are
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        chosen, previous = cast(_Chosen, state), cast(Any, state).previous[0]
+        if previous is None or not len(pool.unlabelled):
+            return
+        p = F.softmax(pool.look(previous, pool.unlabelled), dim=-1)
+        confidence, best = p.max(-1)
+        share = self.shares[min(pool.clock.generation - 1, len(self.shares) - 1)]
+        each = -int(-share * len(p) // p.shape[1])  # rows a class may have, rounded up
+        picked = []
+        for c in range(p.shape[1]):
+            rows = torch.nonzero((best == c) & (confidence >= self.min_confidence)).squeeze(1)
+            rows = rows[confidence[rows].argsort(descending=True, stable=True)][:each]
+            if self.fill and 0 < len(rows) < each:
+                rows = rows[torch.arange(each, device=rows.device) % len(rows)]
+            picked.append(rows)
+        rows = torch.cat(picked)
+        chosen.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
+        chosen.ids = pool.unlabelled[rows]
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        classes = step.student(term.view, term.head).shape[-1]
+        pseudo, seen = cast(_Chosen, state).read(step.ids(term.view), classes)
+        label, known = first_word(step, term, classes)
+        return Target(torch.where(known[:, None], label, pseudo), "probabilities", known | seen)

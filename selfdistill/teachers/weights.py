@@ -1,0 +1,159 @@
+"""Teachers with weights: averages and frozen copies of the student, earlier generations, other models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ranks
+from ..core import Given, Step, Target, Teacher, Term
+from ..errors import RecipeError
+from ..heads import space_of
+from ..memory import Table
+from ..networks import Scaled
+
+
+class Held(nn.Module):
+    """A module that no optimizer touches, in a mode that no outer ``train()`` changes; caches what it said."""
+
+    def __init__(self, module: nn.Module, train: bool = False) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.said = Table()
+        self._mode = train
+        self.train(train)
+
+    def train(self, mode: bool = True) -> Held:
+        super().train(self._mode)
+        return self
+
+
+@dataclass(frozen=True)
+class Ema(Teacher):
+    """Exponential moving average of the student's weights, in float32 (Mean Teacher, Tarvainen and Valpola 2017).
+
+    w' <- d w' + (1 - d) w after each optimizer step, with d = min(1 - 1/(step + 1), decay) so that early weights are
+    forgotten. Floating buffers are averaged in the same way, integer ones copied. ``train`` runs the teacher in train
+    mode (its own dropout and batch statistics), otherwise it is in eval mode.
+    """
+
+    decay: float = 0.999
+    view: str | None = None
+    train: bool = False
+    warm_up: bool = True
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Held(copy.deepcopy(model).float(), self.train)
+
+    def key(self, term: Term) -> Hashable:
+        return Ema, self.decay, self.train, self.warm_up
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        value = step.look(cast(Held, state).module, self.view or term.view, term.head)
+        return Target(value, space_of(term.head))
+
+    @torch.no_grad()
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        done = steps[0].clock.step + 1
+        decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
+        teacher, student = cast(Held, state).module, cast(nn.Module, steps[0].owner)
+        weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
+        buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+        if weights:
+            theirs = [w.to(mine.dtype) for mine, w in weights]
+            torch._foreach_lerp_([mine for mine, _ in weights], theirs, 1.0 - decay)
+        for mine, now in buffers:
+            if mine.is_floating_point():  # equal entries stay: infinite ones (a causal mask) have no mean
+                mine.copy_(torch.where(mine == now, mine, mine.lerp(now.to(mine.dtype), 1.0 - decay)))
+            else:
+                mine.copy_(now)
+
+
+@dataclass(frozen=True)
+class Frozen(Teacher):
+    """A frozen copy of the model as it was when the objective was bound, in eval mode.
+
+    On views without randomness its answers are cached by sample id, so the second epoch costs no teacher pass.
+    """
+
+    view: str | None = None
+
+    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+        """The weights to hold; None if there are none yet."""
+        return copy.deepcopy(model).float()
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        module = self.module(model, given)
+        return nn.Module() if module is None else Held(module)
+
+    def key(self, term: Term) -> Hashable:
+        return self, term.head, self.view or term.view  # what is cached was said of one view
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        view, space = self.view or term.view, space_of(term.head)
+        if not isinstance(state, Held):
+            student = step.student(term.view, term.head)
+            return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
+        if view not in step.batch.fixed:
+            return Target(step.look(state.module, view, term.head), space)
+        ids = step.ids(view)
+        cached, seen = state.said.read(ids, state.said.values.shape[1])
+        if not bool(ranks.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
+            return Target(cached, space)
+        fresh = step.look(state.module, view, term.head)
+        if fresh.dim() != 2 or cached.shape != fresh.shape:
+            return Target(fresh, space)
+        return Target(torch.where(seen[:, None], cached, fresh), space)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        if not isinstance(state, Held):
+            return
+        view = self.view or term.view
+        for step in steps:
+            # several processes exchange what is new, so each takes part even where the cache knew all its rows
+            if view in step.batch.fixed and (ranks.size() > 1 or step.asked(state.module, view)):
+                value = self.target(state, step, term).value
+                if value.dim() == 2:
+                    state.said.write_new(step.ids(view), value)
+
+
+@dataclass(frozen=True)
+class Generation(Frozen):
+    """The last accepted generation, frozen; in generation 0 there is none and every row is left without a target."""
+
+    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+        if given.previous is model:
+            raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
+        return given.previous
+
+
+@dataclass(frozen=True)
+class External(Frozen):
+    """Another, usually larger, model: traditional distillation. ``source`` is a run or model folder; or pass
+    ``external=`` to ``bind``, which freezes that very module."""
+
+    source: str | None = None
+
+    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+        if given.external is model:
+            raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
+        if given.external is not None:
+            return given.external if given.scale is None else _in_units_of(given.external, given.scale)
+        if self.source is None:
+            raise RecipeError(
+                "this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code"
+            )
+        from ..run import load_model
+
+        loaded = load_model(self.source)
+        return loaded if given.scale is None else _in_units_of(loaded, given.scale)
+
+
+def _in_units_of(module: nn.Module, scale: tuple[float, float]) -> nn.Module:
+    """A finished model of values answers in the target's unit, and students learn standardised values."""
+    return module.standardised(*scale) if isinstance(module, Scaled) else module
