@@ -189,17 +189,18 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
 def methods(as_json: bool) -> None:
     """List the recipes: what they are, what they need, what they cost."""
     from .explain import card
+    from .learners.ways import card as way_card
+    from .learners.ways import ways
     from .methods import recipes
 
-    cards = [card(name) for name in recipes()]
+    cards = [card(name) for name in recipes()] + [way_card(name) for name in ways() if name not in recipes()]
     if as_json:
         click.echo(json.dumps(cards, sort_keys=True))
         return
     for c in cards:
         click.echo(f"{c['signature']}\n    {c['summary']}")
-        click.echo(
-            f"    needs {c['needs']}; {c['cost']['of_plain']:g} x a plain step, {c['generations']} generation(s)"
-        )
+        step = f"{c['cost']['of_plain']:g} x a plain step, " if "of_plain" in c["cost"] else ""
+        click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{c['generations']} generation(s)")
 
 
 @main.command()
@@ -210,8 +211,15 @@ def explain(expression: str, as_json: bool) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from .explain import explain as explained
     from .explain import text
+    from .learners import ways
+    from .methods import recipes
     from .prepared import read_method
 
+    name = expression.split("(", maxsplit=1)[0].strip()
+    if name in ways.ways() and name not in recipes():
+        found = ways.explain(expression)
+        click.echo(json.dumps(found, sort_keys=True) if as_json else ways.text(found))
+        return
     found = explained(expression, read_method(expression))
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
 

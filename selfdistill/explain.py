@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 from .carried import Carried
+from .check import check_method
 from .core import Always, Method, Term
+from .errors import SpaceError
+from .heads import space_of
 from .methods import recipes
 from .step import Clock
 from .teachers import Ema, External, Frozen, PseudoLabels
+from .values import of_values
 from .views import Views
 
 _SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
@@ -18,7 +23,18 @@ _SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.M
 
 def card(name: str) -> dict[str, Any]:
     """A recipe's docstring as data: signature, summary, equation, needs, source."""
-    recipe = recipes()[name]
+    method = recipes()[name]()
+    return {
+        **described(name, recipes()[name]),
+        "targets": targets(method),
+        "for": "networks",
+        "cost": cost(method),
+        "generations": method.generations,
+    }
+
+
+def described(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
+    """What a recipe's signature and docstring say."""
     text = inspect.getdoc(recipe) or ""
     sections = {key.lower(): " ".join(body.split()) for key, body in _SECTION.findall(text)}
     block = re.search(r"Equation::\n\n((?:    .*\n?|\n)+)", text)
@@ -30,9 +46,22 @@ def card(name: str) -> dict[str, Any]:
         "equation": inspect.cleandoc(block.group(1)) if block else "",
         "needs": sections.get("needs", "labelled rows").rstrip("."),
         "source": sections.get("source", ""),
-        "cost": cost(recipe()),
-        "generations": recipe().generations,
     }
+
+
+def targets(method: Method) -> str:
+    """What a method can predict: classes, values, or both.
+
+    >>> targets(recipes()["plain"]()), targets(recipes()["elr"]())
+    ('classes, values', 'classes')
+    """
+    if any(space_of(term.head) in ("values", "gaussian") for term in method.terms.values()):
+        return "values"
+    try:
+        check_method(of_values(method))
+    except SpaceError:
+        return "classes"
+    return "classes, values"
 
 
 def _rows(views: Views, view: str) -> float:

@@ -16,6 +16,8 @@ from .expressions import one_line
 from .heads import Peers
 from .tasks.data import CARD, inputs_for
 
+ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, which no network's config describes
+
 
 def product(model: nn.Module) -> nn.Module:
     """The single model that a training leaves: the first of a group of peers, else the model itself."""
@@ -82,7 +84,14 @@ def says(folder: str | Path, source: str, exit_number: int | None = None) -> Pre
     place = Path(folder) / "model"
     if not place.is_dir():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card, model = model_card(place), models.load(place)
+    card = model_card(place)
+    if (place / ESTIMATOR).exists():
+        if exit_number is not None:
+            raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
+        from .learners.training import predict as predict_rows
+
+        return predict_rows(place, card, source)
+    model = models.load(place)
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
     said = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)

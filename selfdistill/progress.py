@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -15,7 +15,6 @@ from rich.text import Text
 from .step import Clock
 
 LINE_SECONDS = 10.0
-Show = Callable[[Clock, dict[str, float]], None]
 
 
 def _words(figures: dict[str, float]) -> str:
@@ -41,36 +40,44 @@ class Reporter:
     def __init__(self, bar: Progress | None) -> None:
         self.bar, self.printed = bar, -math.inf
 
-    def begin(self, name: str) -> Show:
+    def begin(self, name: str) -> Shown:
         """A callback for the training of this name."""
-        return self._lines(name) if self.bar is None else self._moving(name, self.bar)
+        return Shown(self, name)
 
-    def _moving(self, name: str, bar: Progress) -> Show:
-        task: list[TaskID] = []
 
-        def show(clock: Clock, figures: dict[str, float]) -> None:
-            done, total = _steps(clock)
-            if not task:  # a resumed run does not start at 0
-                task.append(bar.add_task(name, total=total, completed=done, figures=""))
-            bar.update(task[0], completed=done, total=total, figures=f"{_where(clock)}  {_words(figures)}")
+class Shown:
+    """One training: call it with clock and figures; or `count` where there are no steps."""
 
-        return show
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self.reporter, self.name = reporter, name
+        self.task: TaskID | None = None
+        self.begun: tuple[float, int] | None = None
 
-    def _lines(self, name: str) -> Show:
-        begun: list[tuple[float, int]] = []
+    def __call__(self, clock: Clock, figures: dict[str, float]) -> None:
+        done, total = _steps(clock)
+        self._show(done, total, f"step {done}/{total}", f"{_where(clock)}  {_words(figures)}")
 
-        def show(clock: Clock, figures: dict[str, float]) -> None:
-            now, (done, total) = time.monotonic(), _steps(clock)
-            if not begun:
-                begun.append((now, done))
-            if now - self.printed < LINE_SECONDS and done != total:
-                return
-            self.printed = now
-            since, first = begun[0]
-            left = f"  {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
-            print(f"{name}: {_where(clock)}  step {done}/{total}  {_words(figures)}{left}", file=sys.stderr)
+    def count(self, done: int, planned: int, what: str) -> None:
+        """So many trainings of those planned have ended; the last was ``what``."""
+        self._show(done, planned, f"training {done}/{planned}", what)
 
-        return show
+    def _show(self, done: int, total: int, place: str, words: str) -> None:
+        bar = self.reporter.bar
+        if bar is None:
+            self._line(done, total, f"{place}  {words}")
+            return
+        if self.task is None:  # a resumed run does not start at 0
+            self.task = bar.add_task(self.name, total=total, completed=done, figures="")
+        bar.update(self.task, completed=done, total=total, figures=words)
+
+    def _line(self, done: int, total: int, said: str) -> None:
+        now = time.monotonic()
+        since, first = self.begun = self.begun or (now, done)
+        if now - self.reporter.printed < LINE_SECONDS and done != total:
+            return
+        self.reporter.printed = now
+        left = f"  {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
+        print(f"{self.name}: {said}{left}", file=sys.stderr)
 
 
 def _steps(clock: Clock) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from .evaluate import COVERAGE, answers, final_score, points
 from .expressions import one_line
 from .finished import Predicted, load_model, model_card, product, says
 from .heads import Peers
+from .learners.choice import Choice, choose, for_learners
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
@@ -139,16 +140,17 @@ class Run:
         if done is not None:
             return done
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
-        ready = prepare(self.request)
+        ready = choose(self.request) if for_learners(self.request) else prepare(self.request)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        with threads.using(self._record().get("threads") or suitable_threads(ready)):
+        wanted = threads.cores() if isinstance(ready, Choice) else suitable_threads(ready)
+        with threads.using(self._record().get("threads") or wanted):
             self._claim(ready, warn)
             return self._alone(ready, progress or (lambda name: None), warn, tell, made if fresh else None)
 
     def _alone(
         self,
-        ready: Prepared,
+        ready: Prepared | Choice,
         make: Callable[[str], Progress | None],
         warn: Callable[[str], None],
         tell: Callable[[str], None] | None,
@@ -157,6 +159,8 @@ class Run:
         """Train while no other process does; a fresh run that is refused leaves none of the folders it ``made``."""
         try:
             with _locked(self.folder):
+                if isinstance(ready, Choice):
+                    return self._teach(ready, make, tell or (lambda line: None))
                 return self._train(ready, make, warn, tell)
         except (DataError, RecipeError, NotFiniteError):
             if made is not None and ranks.rank() == 0:
@@ -167,6 +171,8 @@ class Run:
         """A run refused before anything was saved leaves nothing behind: the corrected command may use its folder."""
         if checkpoint.newest(self.folder / "folds" / "0" / "checkpoints") is None:
             shutil.rmtree(self.folder / "folds", ignore_errors=True)
+        if not any(self.folder.glob("fits/*")):
+            shutil.rmtree(self.folder / "fits", ignore_errors=True)
         kept = {path.name for path in self.folder.iterdir()} - {"run.json", "checkpoints"}
         if kept or checkpoint.newest(self.folder / "checkpoints") is not None:
             return
@@ -215,7 +221,15 @@ class Run:
             self._finish(ready, control if control and preferred else trained, result)
         return result
 
-    def _claim(self, ready: Prepared, warn: Callable[[str], None]) -> None:
+    def _teach(self, ready: Choice, make: Callable[[str], Any], tell: Callable[[str], None]) -> dict[str, Any]:
+        """The same for a learner of scikit-learn."""
+        from .learners.training import train
+
+        result = {"run": str(self.folder), **train(ready, self.folder, make, tell)}
+        self._close(result)
+        return result
+
+    def _claim(self, ready: Prepared | Choice, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""
         described = ready.data.describe()
         before = self._record()
@@ -300,8 +314,6 @@ class Run:
         return result
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
-        from .summary import model_card_text, readme
-
         model = product(trained.model)
         prepared, plainly = ready.method.prepare, result["chosen"] == "plain"
         several = prepared is not None and not isinstance(trained.model, Peers) and not plainly
@@ -315,6 +327,12 @@ class Run:
             facts |= {"half": half / 2, "coverage": COVERAGE} if half else {}
         models.save(model, self.folder / "model", build, facts)
         write_card(ready.data, self.folder / "model")
+        self._close(result)
+
+    def _close(self, result: dict[str, Any]) -> None:
+        """What people read, and last the result, which makes the run a finished one."""
+        from .summary import model_card_text, readme
+
         (self.folder / "README.md").write_text(readme(result, self._record()))
         (self.folder / "model" / "README.md").write_text(model_card_text(result, self._record()))
         write_json(self.folder / "run.json", {**self._record(), "result": result})

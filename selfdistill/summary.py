@@ -17,16 +17,24 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     plain = result.get("plain")
     if plain:
         chosen = ", the product" if result.get("chosen") == "plain" else ""
-        table.append((f"plain, after {plain['steps']} steps{chosen}", plain["end"]))
-        stopped = plain["early_stopped"]
-        table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
+        alone = f"{result['model']} alone" if _learner(result) else f"plain, after {plain['steps']} steps{chosen}"
+        table.append((alone, plain["end"]))
+        if stopped := plain.get("early_stopped"):
+            table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
     if plain and plain["from"] == "itself":
         return table
+    if _learner(result):
+        return [*table, (f"{result['method']}, {_called(result, {'generation': result['product']})}", result["test"])]
     generations = result["generations"]
     for g in generations:
         name = result["method"] if len(generations) == 1 else f"{result['method']}, {_called(result, g)}"
         table.append((name, g["test"]))
     return table
+
+
+def _learner(result: dict[str, Any]) -> bool:
+    """Was a learner of scikit-learn trained, and no network?"""
+    return result.get("kind") == "learner"
 
 
 def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
@@ -64,6 +72,7 @@ def sentence(result: dict[str, Any]) -> str:
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
     plainly = result.get("chosen") == "plain"
     ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
+    against = f"{result['model']} alone" if _learner(result) else "plain"
     gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
@@ -71,7 +80,7 @@ def sentence(result: dict[str, Any]) -> str:
     what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     return (
-        f"{what} against plain: {gains[0]} at equal steps{stopped}.{kept} One seed is an anecdote; repeat with other "
+        f"{what} against {against}: {gains[0]}{'' if _learner(result) else ' at equal steps'}{stopped}.{kept} One seed is an anecdote; repeat with other "
         "--seed values before you believe it."
     )
 
@@ -85,7 +94,7 @@ def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
-    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model")])
+    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model", _learner(result))])
 
 
 def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
@@ -98,7 +107,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
         "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
         f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
-        "", *_loading("."),
+        "", *_loading(".", _learner(result)),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -106,7 +115,6 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
 def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> list[str]:
     """Without ``took``, equal runs tell it in equal words."""
     data = result["data"]
-    batch, seed = record["settings"]["batch_size"], result["seed"]
     counts, noise = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items()), 100 * data["noise"]
     return [
         f"# {result['method']} on {data['name']}",
@@ -118,20 +126,29 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
         "",
         f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
-        f"- model: {result['model']}, {result['parameters']} parameters",
-        f"- steps: {result['steps']}{took}, batch {batch}, seed {seed}",
+        *_trained(result, record, took),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
 
 
-def _loading(folder: str) -> list[str]:
+def _trained(result: dict[str, Any], record: dict[str, Any], took: str) -> list[str]:
+    if _learner(result):
+        return [f"- model: {result['model']}", f"- trainings: {result['steps']}{took}, seed {result['seed']}"]
+    return [
+        f"- model: {result['model']}, {result['parameters']} parameters",
+        f"- steps: {result['steps']}{took}, batch {record['settings']['batch_size']}, seed {result['seed']}",
+    ]
+
+
+def _loading(folder: str, learner: bool = False) -> list[str]:
+    loader, file = ("estimators", f"{folder}/estimator.skops") if learner else ("models", folder)
     return [
         "Load the model without the training code:",
         "",
         "```python",
-        "from selfdistill.models import load",
-        f'model = load("{folder}")',
+        f"from selfdistill.{loader} import load",
+        f'model = load("{file}")',
         "```",
         "",
     ]

@@ -38,8 +38,10 @@ class Source:
     white: int = 255
 
 
-def find(source: str, *, target: str | None, unlabelled: Path | None, image_size: int | None) -> Source:
-    """The data called ``source``, with the unlabelled rows after the labelled.
+def find(
+    source: str, *, target: str | None, unlabelled: Path | None, image_size: int | None, compact: bool = False
+) -> Source:
+    """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
 
     Raises:
         DataError: there is no such data, they cannot be read, or an argument does not apply to them.
@@ -47,7 +49,7 @@ def find(source: str, *, target: str | None, unlabelled: Path | None, image_size
     if tabular.is_table(source):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
-        table = tabular.read(existing(source), target, unlabelled)
+        table = tabular.read(existing(source), target, unlabelled, compact)
         return Source(Path(source).name, "table", table.y, table.classes, features=table.features)
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)

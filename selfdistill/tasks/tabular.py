@@ -109,8 +109,10 @@ def _read_text(path: Path, **options: Any) -> Any:
             raise ValueError("rows have more cells than the header has names") from None
 
 
-def read(path: Path, target: str | None, unlabelled: Path | None) -> Table:
+def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool = False) -> Table:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
+
+    ``compact`` features have categories in place of text, and no column is held twice while they are made.
 
     Raises:
         DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
@@ -125,21 +127,37 @@ def read(path: Path, target: str | None, unlabelled: Path | None) -> Table:
     if not names:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
     numeric = [name for name in names if _is_number(frame[name])]
-    features = prepare(frame, names, numeric, str(path))
     column = frame[target]
+    features = prepare(frame, names, numeric, str(path), compact)
     if not _is_number(column) and not path.name.lower().endswith(".parquet"):
         # "None" or "NA" may be the name of a class: in a target of words only an empty cell is missing
         column = _read_text(path, usecols=[target], keep_default_na=False, na_values=[""])[target]
     y, classes = _targets(column, f"{path}: column '{target}'")
     if unlabelled is not None:
-        more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled))
-        features = pandas().concat([features, more], ignore_index=True)
+        more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
+        features = _below(features, more)
         y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
     return Table(features, y, classes)
 
 
-def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str) -> Any:
+def _below(features: Any, more: Any) -> Any:
+    """Two frames as one; categories are those of both."""
+    from pandas.api.types import union_categoricals
+
+    columns = {}
+    for name in features.columns:
+        both = [features[name], more[name]]
+        if str(features[name].dtype) == "category":
+            columns[name] = pandas().Series(union_categoricals(both, sort_categories=True))
+        else:
+            columns[name] = pandas().concat(both, ignore_index=True)
+    return pandas().DataFrame(columns)
+
+
+def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str, compact: bool = False) -> Any:
     """The columns ``names``: the numeric ones as float64, all others as text, nan where a cell is empty.
+
+    ``compact`` makes the others categories, and takes the columns out of ``frame``, which is of no use afterwards.
 
     Raises:
         DataError: a column is missing, or one of numbers has text or an infinite value in a named row.
@@ -150,11 +168,24 @@ def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str
         raise DataError(f"{place}: column '{absent[0]}' is missing; it has: {', '.join(frame.columns)}")
     columns = {}
     for name in names:
+        column = frame.pop(name) if compact else frame[name]
         if name in numeric:
-            columns[name] = library.Series(_numbers(frame[name], f"{place}: column '{name}'"))
+            columns[name] = library.Series(_numbers(column, f"{place}: column '{name}'"))
+        elif compact:
+            columns[name] = library.Series(_categories(column))
         else:
-            columns[name] = library.Series(_texts(frame[name]), dtype=object)
-    return library.DataFrame(columns)
+            columns[name] = library.Series(_texts(column), dtype=object)
+    return library.DataFrame(columns, copy=False)
+
+
+def _categories(column: Any) -> Any:
+    """The texts of a column as sorted categories; empty cells have none."""
+    library = pandas()
+    codes, found = library.factorize(column, use_na_sentinel=True)
+    texts = np.array([str(value) for value in found], dtype=object)
+    names, place = np.unique(texts, return_inverse=True) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
+    placed = np.append(place, -1)[codes]  # -1 stays -1
+    return library.Categorical.from_codes(placed, categories=names)
 
 
 def _is_number(column: Any) -> bool:

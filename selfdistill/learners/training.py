@@ -1,0 +1,170 @@
+"""Train a chosen learner in a run folder: it is kept as a skops file, and every training that ended is kept until then.
+
+::
+
+    fits/             one file a training, so that a run that was cut goes on; gone when it is done
+    model/            estimator.skops, data.json, README.md
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..evaluate import COVERAGE, covered, halfwidth, points, scored
+from ..expressions import one_line
+from ..finished import ESTIMATOR, Predicted, with_interval
+from ..tasks import frames, metrics
+from .choice import Choice
+
+MOST = 20_000  # labelled rows, beyond which the learner alone is not trained five times more for its interval
+FOLDS = 5
+
+
+def says(model: Any, frame: Any, classes: int) -> Tensor:
+    """What a fitted estimator says of rows: log-probabilities (rows, classes), or values (rows,)."""
+    with warnings.catch_warnings():  # that an unknown category is taken for a missing one is what was asked for
+        warnings.filterwarnings("ignore", message="Found unknown categories")
+        if not classes:
+            return torch.from_numpy(np.asarray(model.predict(frame), dtype=np.float64))
+        found = np.zeros((len(frame), classes))
+        found[:, np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(frame)
+    return torch.from_numpy(found).clamp(min=1e-12).log()
+
+
+def fit(choice: Choice, model: Any) -> Any:
+    """Fit an estimator on the rows that teach."""
+    data = choice.data
+    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and taught(model) else {}
+    try:
+        return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
+    except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
+        raise RecipeError(f"{choice.build} on {data.name}: {one_line(error)}") from error
+
+
+def taught(model: Any) -> bool:
+    """Is it one of ours, which takes unlabelled rows and has a history?"""
+    return hasattr(model, "report")
+
+
+def left_out(choice: Choice, model: Any, seed: int) -> Tensor:
+    """What an estimator says of each labelled row when trained without its fold."""
+    from sklearn.base import clone
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    data, rows = choice.data, choice.data.labelled
+    y = data.y[rows]
+    spread = choice.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
+    cut = (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
+    found = (
+        torch.zeros(len(y), len(data.classes), dtype=torch.float64) if choice.classify else torch.zeros(len(y)).double()
+    )
+    for teach, held in cut.split(np.zeros(len(y)), y):
+        fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
+        found[torch.from_numpy(held)] = says(fitted, data.rows(rows[held]), len(data.classes))
+    return found
+
+
+def errors_of(choice: Choice, model: Any, seed: int) -> Tensor | None:
+    """Errors of values on labelled rows left out, of an estimator of ours or of another; None where there are none."""
+    if choice.classify:
+        return None
+    known = getattr(model, "residuals_", None)
+    if taught(model) and known is not None:
+        return torch.from_numpy(np.asarray(known, dtype=np.float64))
+    if len(choice.data.labelled) > MOST:
+        return None
+    y = torch.from_numpy(choice.data.y[choice.data.labelled])
+    return y - left_out(choice, getattr(model, "estimator_", model), seed)
+
+
+def judged(choice: Choice, model: Any, seed: int) -> tuple[dict[str, float], Tensor, float | None]:
+    """The test split: metrics, what was said, and half the width of an interval of 90 %, for values."""
+    data = choice.data
+    y = torch.from_numpy(data.y[data.test])
+    said = says(model, data.rows(data.test), len(data.classes))
+    found, errors = scored(said, y, data.task), errors_of(choice, model, seed)
+    if errors is None:
+        return found, said, None
+    half = halfwidth(errors)
+    return {**found, **covered(said, y, errors)}, said, half if half < torch.inf else None
+
+
+def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
+    from ..estimators import save
+    from ..estimators.ledger import keeping
+
+    begun, seed, data = time.monotonic(), int(choice.settings["seed"]), choice.data
+    done = [0]
+    heard = report(choice.expression)
+
+    def progress(number: int, planned: int, what: str) -> None:
+        done[0] = number
+        if heard:
+            heard.count(number, planned, what)
+
+    with keeping(folder / "fits", progress):
+        model = fit(choice, choice.estimator(seed))
+    seconds = time.monotonic() - begun
+    if taught(model):
+        for line in model.report().splitlines():
+            tell(line)
+    alone = model if not taught(model) else fit(choice, choice.learner(seed))
+    result = _result(choice, model, alone, max(1, done[0]), seconds)
+    place = folder / "model"
+    place.mkdir(exist_ok=True)
+    save(model, place / ESTIMATOR)
+    half = result.pop("half")
+    frames.write_card(data, place, method=choice.expression, model=choice.build, half=half, coverage=COVERAGE)
+    shutil.rmtree(folder / "fits", ignore_errors=True)
+    return result
+
+
+def _result(choice: Choice, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
+    data, seed, shown = choice.data, int(choice.settings["seed"]), "reliability" if choice.classify else "predicted"
+    y = torch.from_numpy(data.y[data.test])
+    history = [_told(row, model) for row in model.history_] if taught(model) else []
+    result: dict[str, Any] = {
+        "kind": "learner", "method": choice.expression, "model": choice.build, "parameters": None,
+        "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
+        "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
+        "seconds": round(seconds, 2), shown: {},
+    }  # fmt: skip
+    names = {f"generation {result['product']}, the product": model} if taught(model) else {}
+    for name, one in {"the learner alone": alone, **names}.items():
+        found, said, half = judged(choice, one, seed)
+        result[shown][name] = metrics.reliability(said, y) if choice.classify else points(said, y)
+        if one is alone:
+            result["plain"] = {"steps": 1, "end": found, "from": "itself" if one is model else "control"}
+        if one is model:
+            result |= {"test": found, "half": half}
+    return result
+
+
+def _told(row: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A generation's line of the history as JSON has it."""
+    plain = {key: value for key, value in row.items() if key != "decision"}
+    decision = row["decision"] or {"accepted": True, "why": f"generation {row['generation']}: {row['what']}"}
+    return {**plain, "decision": decision, "measure": model._measure}
+
+
+def predict(folder: Path, card: dict[str, Any], source: str) -> Predicted:
+    """What the finished learner of a model folder says of a table."""
+    from ..estimators import load
+
+    model, rows = load(folder / ESTIMATOR), frames.rows_for(source, card)
+    said = says(model, rows, len(card["classes"]))
+    names = [str(number + 1) for number in range(len(rows))]
+    if card["classes"]:
+        return Predicted(names, said.exp(), [str(name) for name in card["classes"]])
+    return Predicted(names, *with_interval(said[:, None], card.get("half")))
