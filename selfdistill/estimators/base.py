@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_
 from ..audit import Audit, Decision, champion
 from ..errors import DataError
 from .ledger import digest
-from .rows import Floats, Ints, Rows, count, folds, take
+from .rows import Floats, Ints, Rows, count, folds, parting, take
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     estimator: Any
     audit: str
-    audit_folds: int
+    audit_folds: int | float | str
     random_state: Any
     n_jobs: int | None
     _classes = False
@@ -177,13 +177,15 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _parts(self, table: Table, seed: int) -> tuple[Ints, Ints] | None:
         """Folds of the labelled rows, and distinct rows; None where there are too few to audit."""
-        if not isinstance(self.audit_folds, int) or self.audit_folds < 2:
-            raise ValueError(f"audit_folds is a whole number from 2 on, not {self.audit_folds!r}; 5 is usual")
-        fold, distinct = folds(table.rows, table.y, self.audit_folds, seed, self._classes)
-        enough = distinct.max() + 1 >= 2 * self.audit_folds
+        number = parting(self.audit_folds, len(table.y))
+        fold, distinct = folds(table.rows, table.y, number, seed, self._classes)
+        if isinstance(number, float):
+            parts = len(np.unique(distinct[fold == 0])), len(np.unique(distinct[fold != 0]))
+            return (fold, distinct) if min(parts) >= 2 else None
+        enough = distinct.max() + 1 >= 2 * number
         if self._classes:
             first = np.unique(distinct, return_index=True)[1]
-            enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= self.audit_folds
+            enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= number
         return (fold, distinct) if enough else None
 
     # what a caller sees -----------------------------------------------------------------------------------------------

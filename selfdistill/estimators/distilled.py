@@ -34,7 +34,7 @@ class SelfDistilled(SelfTaught):
         peers: Any = None,
         selection: Selection = None,
         audit: str = "safe",
-        audit_folds: int = 5,
+        audit_folds: int | float | str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -224,13 +224,15 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
         audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on
             folds that they have not learnt from.
-        audit_folds: as many trainings more for each generation.
+        audit_folds: a number, and as many trainings more for each generation; or a share between 0 and 1, and that
+            share of the distinct rows is left out once, for one training more. ``"auto"`` is 5 folds up to 20,000
+            labelled rows, and beyond that a share of 5,000 rows at most.
         n_jobs: processes for the folds.
         random_state: seeds the learner and the folds.
 
     Attributes:
         estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
-        residuals_: label minus prediction of the labelled rows, each left out; None without an audit.
+        residuals_: label minus prediction of the labelled rows left out, in their order; None without an audit.
         history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.
