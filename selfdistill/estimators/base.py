@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,27 +13,40 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter, validate_data
 
 from ..audit import Audit, Decision, champion
 from ..errors import DataError
-from .rows import Floats, Ints, Rows, count, folds, take
+from .ledger import digest
+from .rows import Floats, Ints, Rows, count, folds, parting, take
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is learnt from: rows, targets as numbers, weights, and rows without a target."""
+    """What is learnt from: rows, targets as numbers, weights, and rows without a target.
 
-    X: Any
+    ``whole`` has the rows of the table this one was taken from, and ``places`` where its own ones are (None: all of
+    them), so that folds need no copies; ``mark`` is a digest of the rows, where trainings are kept.
+    """
+
+    whole: Any
     y: NDArray[Any]
     weights: Floats | None
     unlabelled: Any = None
+    places: NDArray[Any] | None = None
+    mark: str | None = None
+
+    @property
+    def rows(self) -> Any:
+        """The labelled rows; taken anew each time."""
+        return self.whole if self.places is None else take(self.whole, self.places)
 
     def at(self, places: NDArray[Any]) -> Table:
         """Some of the labelled rows, and all the others."""
         weights = None if self.weights is None else self.weights[places]
-        return Table(take(self.X, places), self.y[places], weights, self.unlabelled)
+        mark = None if self.mark is None else digest(self.mark, places)
+        there = places if self.places is None else self.places[places]
+        return Table(self.whole, self.y[places], weights, self.unlabelled, there, mark)
 
 
 def weight_name(estimator: Any) -> str | None:
@@ -80,7 +93,7 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     estimator: Any
     audit: str
-    audit_folds: int
+    audit_folds: int | float | str
     random_state: Any
     n_jobs: int | None
     _classes = False
@@ -164,19 +177,16 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _parts(self, table: Table, seed: int) -> tuple[Ints, Ints] | None:
         """Folds of the labelled rows, and distinct rows; None where there are too few to audit."""
-        if not isinstance(self.audit_folds, int) or self.audit_folds < 2:
-            raise ValueError(f"audit_folds is a whole number from 2 on, not {self.audit_folds!r}; 5 is usual")
-        fold, distinct = folds(table.X, table.y, self.audit_folds, seed, self._classes)
-        enough = distinct.max() + 1 >= 2 * self.audit_folds
+        number = parting(self.audit_folds, len(table.y))
+        fold, distinct = folds(table.rows, table.y, number, seed, self._classes)
+        if isinstance(number, float):
+            parts = len(np.unique(distinct[fold == 0])), len(np.unique(distinct[fold != 0]))
+            return (fold, distinct) if min(parts) >= 2 else None
+        enough = distinct.max() + 1 >= 2 * number
         if self._classes:
             first = np.unique(distinct, return_index=True)[1]
-            enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= self.audit_folds
+            enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= number
         return (fold, distinct) if enough else None
-
-    def _each(self, work: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-        """Call a function once a fold, on as many processes as ``n_jobs`` says."""
-        done = Parallel(n_jobs=self.n_jobs)(delayed(work)(*row) for row in zip(*columns, strict=True))
-        return list(done)
 
     # what a caller sees -----------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
 from ..errors import DataError
 from .base import Table, seeded, weight_name, weighted
 from .labelling import Labelling
-from .rows import Floats, stack, take
+from .ledger import Ledger, Page
+from .rows import Floats, count, stack, take
+
+BLANK = Page(Ledger(), "")  # keeps nothing and tells nobody
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,30 @@ def able(estimator: Any, soft: bool) -> None:
         )
 
 
-def first(kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None]) -> list[Any]:
+def first(
+    kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None], page: Page = BLANK
+) -> list[Any]:
     """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
     made = []
-    for learner, seed in zip(learners, seeds, strict=False):  # of the last generation the learner alone is needed
+    for number, (learner, seed) in enumerate(zip(learners, seeds, strict=False)):  # of the last one the learner alone
         own = table if seed is None else table.at(_bootstrap(table, seed))
-        made.append(kind.learn(learner, own.X, kind.known(own.y), own.weights))
+        known = kind.known(own.y)
+        learn = partial(_learnt, kind, learner, own, known, own.weights)
+        made.append(page.train(number, learner, [own.mark, getattr(kind, "labels", None), known, own.weights], learn))
     return made
+
+
+def _learnt(kind: Kind, learner: Any, table: Table, targets: Floats, weights: Floats | None) -> Any:
+    """A fresh learner, fitted to targets of the labelled rows and, where there are more, of the others too."""
+    X = table.rows
+    if len(targets) > count(X):
+        X = stack([X, table.unlabelled])
+        if weights is not None and not weights.all():  # a weight of 0 is a row that is not there
+            there = np.flatnonzero(weights)
+            X, targets, weights = take(X, there), targets[there], weights[there]
+        if weights is not None and (weights == 1.0).all():
+            weights = None  # then the learner need not take weights
+    return kind.learn(learner, X, targets, weights)
 
 
 def _bootstrap(table: Table, seed: int) -> NDArray[Any]:
@@ -143,29 +164,31 @@ def _bootstrap(table: Table, seed: int) -> NDArray[Any]:
 
 
 def later(
-    kind: Kind, learners: Sequence[Any], table: Table, models: Sequence[Any], xi: float, labelling: Labelling
+    kind: Kind,
+    learners: Sequence[Any],
+    table: Table,
+    models: Sequence[Any],
+    xi: float,
+    labelling: Labelling,
+    page: Page = BLANK,
 ) -> list[Any]:
     """The next generation: each member is taught by the mean of the others, and by itself where it is alone."""
-    shown = [kind.says(model, table.X) for model in models] if xi else []
+    shown = [kind.says(model, table.rows) for model in models] if xi else []
     pseudo = [kind.says(model, table.unlabelled) for model in models] if table.unlabelled is not None else []
     made = []
     for number, learner in enumerate(learners):
         targets = kind.known(table.y)
         if xi:
             targets = xi * _others(shown, number) + (1.0 - xi) * targets
-        X, weights = table.X, table.weights
+        weights = table.weights
         if table.unlabelled is not None:
             said, trust = labelling.of(_others(pseudo, number))
             if trust is not None or weights is not None:
                 weights = np.ones(len(targets)) if weights is None else weights
                 weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
-            X, targets = stack([X, table.unlabelled]), np.concatenate([targets, said])
-            if weights is not None and not weights.all():  # a weight of 0 is a row that is not there
-                there = np.flatnonzero(weights)
-                X, targets, weights = take(X, there), targets[there], weights[there]
-            if weights is not None and (weights == 1.0).all():
-                weights = None  # then the learner need not take weights
-        made.append(kind.learn(learner, X, targets, weights))
+            targets = np.concatenate([targets, said])
+        learn = partial(_learnt, kind, learner, table, targets, weights)
+        made.append(page.train(number, learner, [table.mark, getattr(kind, "labels", None), targets, weights], learn))
     return made
 
 

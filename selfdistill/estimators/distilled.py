@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weighted
 from .chain import Classes, Kind, Values, able, first, later
+from .folding import Folded
 from .labelling import Labelling, Selection
+from .ledger import Ledger, Page, opened
 from .rows import ALIKE, Floats, Rows, count
 from .targets import class_targets, real_targets
 from .trust import held_out, mixture, smoother, steps
@@ -31,7 +34,7 @@ class SelfDistilled(SelfTaught):
         peers: Any = None,
         selection: Selection = None,
         audit: str = "safe",
-        audit_folds: int = 5,
+        audit_folds: int | float | str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -47,20 +50,25 @@ class SelfDistilled(SelfTaught):
 
     def _fit(self, kind: Kind, table: Table) -> None:
         self._check()
+        ledger = opened()
+        table = replace(table, mark=ledger.mark(table.whole, table.unlabelled))
         random = self._random()
         seed = 0 if random is None else int(random.randint(2**31 - 1))
         learners, seeds = self._members(random, seed)
         number = self._rounds(table.unlabelled is not None) - 1
         self.residuals_: Floats | None = None
-        audited, self.xi_, self._labellings = self._choose(kind, learners, seeds, table, seed, number)
+        audited, self.xi_, self._labellings, held = self._choose(kind, learners, seeds, table, seed, number, ledger)
         self.history_ = self._history(audited, number, table)
         self.generation_ = audited.product() if audited else number if self.audit == "off" else 0
-        if audited and isinstance(kind, Values):
-            self.residuals_ = table.y - audited.said[self.generation_]
+        if held and audited and isinstance(kind, Values):
+            self.residuals_ = held.y - audited.said[self.generation_]
+        ledger.left(_trainings(len(learners), self.generation_))
         steps_taken = list(zip(self.xi_, self._labellings, strict=True))[: self.generation_]
-        members = first(kind, _needed(learners, 0, self.generation_), table, seeds)
+        page = Page(ledger, "generation 0 on all rows")
+        members = first(kind, _needed(learners, 0, self.generation_), table, seeds, page)
         for k, (xi, labelling) in enumerate(steps_taken, 1):
-            members = later(kind, _needed(learners, k, self.generation_), table, members, xi, labelling)
+            page = Page(ledger, f"generation {k} on all rows")
+            members = later(kind, _needed(learners, k, self.generation_), table, members, xi, labelling, page)
         self.estimator_ = members[0]
 
     def _peers(self) -> Any:
@@ -96,41 +104,54 @@ class SelfDistilled(SelfTaught):
         return [learner, *others], [None] * (1 + len(others))
 
     def _choose(
-        self, kind: Kind, learners: list[Any], seeds: list[int | None], table: Table, seed: int, number: int
-    ) -> tuple[Audited | None, list[float], list[Labelling]]:
-        """The trust weight and the labelling of every generation, and the audit of each."""
+        self,
+        kind: Kind,
+        learners: list[Any],
+        seeds: list[int | None],
+        table: Table,
+        seed: int,
+        number: int,
+        ledger: Ledger,
+    ) -> tuple[Audited | None, list[float], list[Labelling], Folded | None]:
+        """The trust weight and the labelling of every generation, and the audit of each on rows left out."""
         fixed = None if self.xi == "auto" else float(self.xi)
         parts = self._parts(table, seed) if number else None
         audit = self._audit(number)
         if parts is None or (audit.policy == "off" and fixed is not None):
             blind = [self._labelling(k, number, None, table.y, ALIKE) for k in range(1, number + 1)]
-            return None, [0.0 if fixed is None else fixed] * number, blind
-        fold, distinct = parts
-        rows = Rows(table.weights, distinct)
+            return None, [0.0 if fixed is None else fixed] * number, blind, None
+        folded = Folded(kind, table, *parts, ledger, self.n_jobs)
         plan: list[float | None] = [fixed] * number
         if fixed is None and isinstance(kind, Values) and len(learners) == 1 and table.unlabelled is None:
-            H = smoother(learners[0], table.X, table.y, **weighted(learners[0], table.weights))
-            plan = plan if H is None else [*steps(H, table.y, number, rows=rows)]
-        folded = _Folded(self, kind, table, fold)
-        audited = Audited(audit, rows, [], [])
-        members = folded.each(first, learners, seeds)
+            H = smoother(learners[0], table.rows, table.y, **weighted(learners[0], table.weights))
+            copies = Rows(table.weights, parts[1])
+            plan = plan if H is None else [*steps(H, table.y, number, rows=copies)]
+        ledger.left(_trainings(len(learners), number) * (1 + len(folded)) + 2 * len(folded) * plan.count(None))
+        audited = Audited(audit, folded.rows, [], [])
+        members = folded.each("generation 0", first, learners, seeds)
         said = folded.said(members)
-        audited.add(said, kind.losses(said, table.y))
+        audited.add(said, kind.losses(said, folded.y))
         xis, labellings = list[float](), list[Labelling]()
         for k, planned in enumerate(plan, 1):
-            labellings.append(self._labelling(k, number, said, table.y, rows))
-            xi = planned
-            if xi is None:
-                ends = [
-                    folded.said(folded.each(later, learners[:1], members, end, labellings[-1])) for end in (0.0, 1.0)
-                ]
-                xi = self._best(table.y, ends[0], ends[1], rows)
+            labellings.append(self._labelling(k, number, said, folded.y, folded.rows))
+            xi = self._tried(folded, learners, members, labellings[-1], k) if planned is None else planned
             xis.append(xi)
-            members = folded.each(later, _needed(learners, k, number), members, xi, labellings[-1])
+            needed = _needed(learners, k, number)
+            members = folded.each(f"generation {k}", later, needed, members, xi, labellings[-1])
             said = folded.said(members)
-            if not audited.add(said, kind.losses(said, table.y)):
+            if not audited.add(said, kind.losses(said, folded.y)):
                 break  # the folds went on from it, so nothing after it can be judged
-        return audited, xis, labellings
+        return audited, xis, labellings, folded
+
+    def _tried(self, folded: Folded, learners: list[Any], members: list[Any], labelling: Labelling, k: int) -> float:
+        """The best xi of generation ``k``, by its two ends."""
+        without, taught = (
+            folded.said(
+                folded.each(f"generation {k}, xi = {end:g} tried", later, learners[:1], members, end, labelling)
+            )
+            for end in (0.0, 1.0)
+        )
+        return self._best(folded.y, without, taught, folded.rows)
 
     def _labelling(self, number: int, of: int, said: Floats | None, y: NDArray[Any], rows: Rows) -> Labelling:
         """How generation ``number`` of ``of`` later ones labels; ``said`` of labelled rows left out, if there are."""
@@ -179,32 +200,9 @@ def _needed(learners: list[Any], generation: int, last: int) -> list[Any]:
     return learners[:1] if generation == last else learners
 
 
-class _Folded:
-    """The same chain without each fold in turn."""
-
-    def __init__(self, owner: SelfDistilled, kind: Kind, table: Table, fold: Any) -> None:
-        self.owner, self.kind, self.rows = owner, kind, len(table.y)
-        numbers = range(owner.audit_folds)
-        self.without = [table.at(np.flatnonzero(fold != k)) for k in numbers]
-        self.held = [np.flatnonzero(fold == k) for k in numbers]
-        self.shown = [table.at(places).X for places in self.held]
-
-    def each(self, work: Any, learners: list[Any], given: Any, *more: Any) -> list[Any]:
-        """Call `first` or `later` for every fold; ``given`` is what the folds share, or for `later` one a fold."""
-        times = len(self.without)
-        own = [given] * times if work is first else given
-        columns = [[self.kind] * times, [learners] * times, self.without, own, *([m] * times for m in more)]
-        return self.owner._each(work, *columns)
-
-    def said(self, members: list[Any]) -> Floats:
-        """What each fold's first member says of the rows it has not learnt from, in their places."""
-        found: Floats | None = None
-        for models, X, places in zip(members, self.shown, self.held, strict=True):
-            said = self.kind.says(models[0], X)
-            found = np.empty((self.rows, *said.shape[1:])) if found is None else found
-            found[places] = said
-        assert found is not None
-        return found
+def _trainings(members: int, last: int) -> int:
+    """How many a chain takes that ends with generation ``last``."""
+    return members * last + 1
 
 
 class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[misc]
@@ -226,13 +224,15 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
         audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on
             folds that they have not learnt from.
-        audit_folds: as many trainings more for each generation.
+        audit_folds: a number, and as many trainings more for each generation; or a share between 0 and 1, and that
+            share of the distinct rows is left out once, for one training more. ``"auto"`` is 5 folds up to 20,000
+            labelled rows, and beyond that a share of 5,000 rows at most.
         n_jobs: processes for the folds.
         random_state: seeds the learner and the folds.
 
     Attributes:
         estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
-        residuals_: label minus prediction of the labelled rows, each left out; None without an audit.
+        residuals_: label minus prediction of the labelled rows left out, in their order; None without an audit.
         history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.

@@ -94,7 +94,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         generations: int = 2,
         selection: Selection = None,
         audit: str = "safe",
-        audit_folds: int = 5,
+        audit_folds: int | float | str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:

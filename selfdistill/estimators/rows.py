@@ -12,6 +12,9 @@ from sklearn.utils import _safe_indexing
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+USUAL_FOLDS = 5
+MOST_FOLDED = 20_000  # rows, beyond which so many trainings cost more than they tell
+MOST_HELD = 5_000
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads what differs in a few bits
 
 
@@ -66,10 +69,31 @@ def marks(X: Any, seed: int) -> NDArray[np.uint64]:
     return found
 
 
-def folds(X: Any, y: NDArray[Any], number: int, seed: int, classes: bool) -> tuple[Ints, Ints]:
+def parting(asked: int | float | str, rows: int) -> int | float:
+    """A number of folds, or a share of the rows to hold out once: ``"auto"`` is 5 folds up to 20,000 rows, and beyond
+    that a share of 5,000 rows at most, which a few trainings fewer judge as well.
+
+    Raises:
+        ValueError: it is neither.
+
+    >>> parting("auto", 20_000), parting("auto", 1_000_000), parting(0.2, 100)
+    (5, 0.005, 0.2)
+    """
+    if isinstance(asked, str) and asked == "auto":
+        return USUAL_FOLDS if rows <= MOST_FOLDED else MOST_HELD / rows
+    whole = isinstance(asked, (int, np.integer)) and asked >= 2
+    if not whole and not (isinstance(asked, (float, np.floating)) and 0.0 < asked < 1.0):
+        raise ValueError(
+            f"audit_folds is a whole number from 2 on, a share between 0 and 1, or 'auto', not {asked!r}; 5 is usual"
+        )
+    return int(asked) if whole else float(asked)
+
+
+def folds(X: Any, y: NDArray[Any], number: int | float, seed: int, classes: bool) -> tuple[Ints, Ints]:
     """A fold from 0 to ``number`` - 1 for each row, and which distinct row it is.
 
-    Equal rows with equal targets are one distinct row and share a fold: a copy must not audit its twin, and a row of
+    Where ``number`` is a share, that share of the distinct rows is fold 0, and all others are -1, in no fold. Equal
+    rows with equal targets are one distinct row and share a fold: a copy must not audit its twin, and a row of
     weight 2 is the same as the row twice. Every class is spread over the folds evenly where ``classes`` says so.
 
     >>> fold, distinct = folds(np.array([[1.0], [2.0], [1.0], [3.0]]), np.zeros(4), 2, 0, classes=False)
@@ -83,7 +107,13 @@ def folds(X: Any, y: NDArray[Any], number: int, seed: int, classes: bool) -> tup
     kinds = codes[first] if classes else np.zeros(len(first), dtype=np.int64)
     order = np.lexsort((np.arange(len(first)), kinds))
     fold = np.empty(len(first), dtype=np.int64)
-    fold[order] = np.arange(len(first)) % number  # class after class, so that each one is spread
+    place = np.arange(len(first))
+    if isinstance(number, int):
+        fold[order] = place % number  # class after class, so that each one is spread
+    else:
+        held = np.floor((place + 1) * number) > np.floor(place * number)
+        held[np.unique(kinds[order], return_index=True)[1]] = False  # of every class there is one to learn from
+        fold[order] = np.where(held, 0, -1)
     return fold[distinct], distinct.astype(np.int64)
 
 

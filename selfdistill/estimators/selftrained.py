@@ -58,7 +58,7 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
         selection: Selection = None,
         peers: Any = None,
         audit: str = "safe",
-        audit_folds: int = 5,
+        audit_folds: int | float | str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
