@@ -46,9 +46,8 @@ class Several(click.Command):
 @click.option(
     "--budget",
     type=click.Choice(["passes", "steps", "seconds"]),
-    default="passes",
-    show_default=True,
-    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, or time.",
+    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, or time [default: passes; of "
+    "learners of scikit-learn always their trainings].",
 )
 @click.option(
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
@@ -62,7 +61,7 @@ class Several(click.Command):
 def compare(
     methods: tuple[str, ...],
     seeds: int | None,
-    budget: str,
+    budget: str | None,
     level: float,
     out: str | None,
     json_file: str | None,
@@ -71,13 +70,18 @@ def compare(
 ) -> None:
     """Compare methods on DATA with controls at matched compute, paired over seeds.
 
-    Controls: plain, plain for longer, label smoothing, averaged weights, early stopping, tuned weight decay,
-    independent models averaged, and distillation from a larger teacher. Says BEATS, TIES or LOSES for each method,
-    against plain and against the best control. The same command goes on with what was cut.
+    Controls of networks: plain, plain for longer, label smoothing, averaged weights, early stopping, tuned weight
+    decay, independent models averaged, and distillation from a larger teacher. Of learners on tables: the learner
+    alone, tuned, and bagged, each usual peer alone, all of them averaged, and scikit-learn's SelfTrainingClassifier.
+    Says BEATS, TIES or LOSES for each method, against plain and against the best control. The same command goes on
+    with what was cut.
     """
+    from .compare.learners import among_learners
     from .compare.plan import Ask
     from .compare.runner import Comparison
     from .compare.table import show
+    from .errors import DataError
+    from .learners.choice import default_way, for_learners
     from .prepared import default_method
     from .request import Request
     from .stats import fewest_seeds
@@ -86,9 +90,13 @@ def compare(
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
-    asked = methods or (default_method(request),)
+    asked = methods or (default_way(request) if for_learners(request) else default_method(request),)
+    if among_learners(request, asked):
+        if budget is not None:
+            raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
+        budget = "trainings"
     several = fewest_seeds(len(asked), level) if seeds is None else max(0, seeds)
-    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), budget, level)
+    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), budget or "passes", level)
     found = Comparison.create(request, ask, out)
     try:
         result = found.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))

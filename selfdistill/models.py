@@ -69,7 +69,7 @@ class Build:
         Raises:
             RecipeError: the function does not exist, refuses its arguments, or returns something else.
         """
-        function = _function(self.spec)
+        function = function_of(self.spec)
         args = [self.shape, self.outputs] if _takes_shape(function, self.spec) else []
         options = {**dict(self.options), **overrides}
         check_arguments(self.spec, function, args, options)
@@ -86,11 +86,11 @@ class Build:
 
     def accepts(self, name: str) -> bool:
         """Does the function know this option by name? (A bare ``**options`` does not count.)"""
-        return name in _options_of(_function(self.spec), self.spec).parameters
+        return name in _options_of(function_of(self.spec), self.spec).parameters
 
     def default(self, name: str) -> Any:
         """The value that this option has."""
-        return dict(self.options).get(name, _options_of(_function(self.spec), self.spec).parameters[name].default)
+        return dict(self.options).get(name, _options_of(function_of(self.spec), self.spec).parameters[name].default)
 
     def having(self, **options: Any) -> Build:
         """The same factory with these options: what a model built with overrides is saved with."""
@@ -116,7 +116,7 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
         name, options = _read_known(spec)
         return Build(name, shape, outputs).having(**options)
     name = f"{foreign['place']}:{foreign['name']}"
-    reader = _Options(_options_of(_function(name), name))
+    reader = _Options(_options_of(function_of(name), name))
     options = read(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
     return Build(name, shape, outputs).having(**options)
 
@@ -170,7 +170,7 @@ def _takes_shape(function: Callable[..., Any], spec: str) -> bool:
     return False
 
 
-def _function(spec: str) -> Callable[..., nn.Module]:
+def function_of(spec: str) -> Callable[..., nn.Module]:
     if spec in MODELS:
         return MODELS[spec]
     place, _, name = spec.rpartition(":")

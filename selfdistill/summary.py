@@ -79,8 +79,9 @@ def sentence(result: dict[str, Any]) -> str:
     untaught = several and result.get("product") == 0
     what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
+    equal = "" if _learner(result) else " at equal steps"
     return (
-        f"{what} against {against}: {gains[0]}{'' if _learner(result) else ' at equal steps'}{stopped}.{kept} One seed is an anecdote; repeat with other "
+        f"{what} against {against}: {gains[0]}{equal}{stopped}.{kept} One seed is an anecdote; repeat with other "
         "--seed values before you believe it."
     )
 

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..checkpoint import write_json
-from ..core import Clock, Method, Step, Target, Term
+from ..core import Method, Step, Target, Term
 from ..errors import RecipeError
-from ..evaluate import predict_rows
+from ..evaluate import answers, covered, scored
+from ..finished import product
 from ..heads import Peers, space_of
 from ..loop import Result, fit
 from ..losses import CrossEntropy, Squared
@@ -33,7 +34,6 @@ from ..methods.controls import label_smoothing, plain
 from ..methods.external import distil
 from ..prepared import Prepared, batch_size_for, prepare
 from ..request import Request
-from ..run import product
 from ..step import Passes
 from ..tasks import metrics
 from ..tasks.data import Data
@@ -82,7 +82,7 @@ def averaged() -> Method:
 
 
 class Spoken(NamedTuple):
-    """What a model says of the audit rows and of the test rows: logits (rows, classes)."""
+    """What a model says of the audit rows and of the test rows: logits (rows, classes), or values (rows,)."""
 
     audit: Tensor
     test: Callable[[], Tensor]  # asked once everything is chosen
@@ -95,15 +95,17 @@ def spoken(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = Non
     def said(rows: Tensor) -> Tensor:
         if weights is not None:
             model.load_state_dict(weights)
-        return predict_rows(product(model), data, rows, device=device)
+        return answers(product(model), data, rows, device)
 
     return Spoken(said(data.audit), lambda: said(data.test))
 
 
 def mean_of(several: list[Spoken]) -> Spoken:
-    """Probabilities averaged over models."""
+    """Probabilities, or values, averaged over models."""
 
     def mean(logits: list[Tensor]) -> Tensor:
+        if logits[0].dim() == 1:
+            return torch.stack(logits).mean(0)
         p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
         return p.clamp(min=1e-30).log()
 
@@ -123,8 +125,8 @@ def flops(model: nn.Module, data: Data) -> float:
 class Bench:
     """Everything that one job needs: data and settings of its seed, a folder, and how to train there."""
 
-    def __init__(self, job: Job, request: Request, folder: Path, progress: Callable[[Clock, Any], None] | None) -> None:
-        self.job, self.folder, self.progress = job, folder, progress
+    def __init__(self, job: Job, request: Request, folder: Path) -> None:
+        self.job, self.folder = job, folder
         expression = job.expression or "plain()"
         self.ready: Prepared = prepare(replace(request, method=expression, seed=job.seed, steps=job.steps))
         self.data, self.device, self.asked = self.ready.data, request.device, request.batch_size
@@ -137,7 +139,7 @@ class Bench:
         external = more.pop("external", None)
         found = fit(
             build or self.ready.build, self.data, method, out=self.folder / "training" / name, resume=True,
-            external=external, device=self.device, progress=self.progress, warn=_quiet, **{**settings, **more},
+            external=external, device=self.device, warn=_quiet, **{**settings, **more},
         )  # fmt: skip
         self.spent += found.passes
         self.steps += found.steps
@@ -149,12 +151,21 @@ def _quiet(line: str) -> None:
     """Trouble that a training survives is of no interest in a table."""
 
 
-def run(job: Job, request: Request, folder: Path, progress: Callable[[Clock, Any], None] | None = None) -> None:
-    """Train a job and write its record: ``cell.json``, and beside it ``times.json``, which no two runs share."""
+def run(job: Job, request: Request, folder: Path, trained: Callable[[Job, Request, Path], dict[str, Any]]) -> None:
+    """Train a job and write its record: ``cell.json``, and beside it ``times.json``, which no two runs share.
+
+    ``trained`` makes the record; it may say ``seconds`` of earlier sittings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if not (folder / "cell.json").exists():  # a worker that outlived its comparison may just have ended it
-            _run(job, request, folder, progress)
+        if (folder / "cell.json").exists():  # a worker that outlived its comparison may just have ended it
+            return
+        peak, begun = Peak(), time.monotonic()
+        record = trained(job, request, folder)
+        seconds = max(record.pop("seconds", 0.0), time.monotonic() - begun)
+        write_json(folder / "times.json", {"seconds": seconds, "peak_memory_mb": peak.megabytes()})
+        write_json(folder / "cell.json", {"job": asdict(job), **record})
+        shutil.rmtree(folder / "training", ignore_errors=True)
 
 
 @contextmanager
@@ -169,21 +180,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _run(job: Job, request: Request, folder: Path, progress: Callable[[Clock, Any], None] | None) -> None:
-    peak, begun = Peak(), time.monotonic()
-    bench = Bench(job, request, folder, progress)
+def run_networks(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains networks."""
+    bench = Bench(job, request, folder)
     rows = _KINDS[job.kind](bench)
-    record: dict[str, Any] = {
-        "job": asdict(job),
+    return {
         "rows": rows,
         "data": bench.data.describe(),
         "model": str(bench.ready.build),
+        "parameters": sum(p.numel() for p in bench.ready.build().parameters()),
+        "seconds": bench.seconds,
     }
-    record["parameters"] = sum(p.numel() for p in bench.ready.build().parameters())
-    seconds = max(bench.seconds, time.monotonic() - begun)  # a resumed training knows of its earlier sittings
-    write_json(folder / "times.json", {"seconds": seconds, "peak_memory_mb": peak.megabytes()})
-    write_json(folder / "cell.json", record)
-    shutil.rmtree(folder / "training", ignore_errors=True)
 
 
 def _row(bench: Bench, result: Result, says: Spoken, **more: Any) -> dict[str, Any]:
@@ -202,14 +209,15 @@ def _row(bench: Bench, result: Result, says: Spoken, **more: Any) -> dict[str, A
 
 
 def _curve(result: Result) -> list[dict[str, float]]:
-    """Audit accuracy by step, counted over all generations."""
+    """Audit accuracy, or RMSE, by step, counted over all generations."""
     points: list[dict[str, float]] = []
     before, generation, step = 0, 0, 0
     for line in result.history:
         if line["generation"] != generation:
             before += step
         generation, step = line["generation"], line["step"]
-        points.append({"step": before + step, "accuracy": line["audit"]["accuracy"], "generation": generation})
+        score = line["audit"].get("accuracy", line["audit"].get("rmse"))
+        points.append({"step": before + step, "score": score, "generation": generation})
     return points
 
 
@@ -218,11 +226,14 @@ def _judged(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str
     data = bench.data
     for row in rows.values():
         says: Spoken = row.pop("says")
-        logits = says.test()
-        row["audit"] = metrics.classification(says.audit, data.y[data.audit])
-        row["metrics"] = metrics.classification(logits, data.y[data.test])
-        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(logits.double(), -1), data.y[data.test])
-        row["reliability"] = metrics.reliability(logits, data.y[data.test])
+        said, y = says.test(), data.y[data.test]
+        row["audit"] = scored(says.audit, data.y[data.audit], data.task)
+        row["metrics"] = scored(said, y, data.task)
+        if data.task == "regress":
+            row["metrics"] |= covered(said, y, says.audit - data.y[data.audit])
+            continue
+        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(said.double(), -1), y)
+        row["reliability"] = metrics.reliability(said, y)
     return rows
 
 
@@ -238,7 +249,7 @@ def _method(bench: Bench) -> dict[str, Any]:
 
 def _teacher_ratio(bench: Bench) -> float:
     """What a pass of a recipe's own external teacher costs, against the student's."""
-    from ..run import load_model
+    from ..finished import load_model
     from ..teachers import External
 
     for term in bench.ready.method.terms.values():
@@ -270,13 +281,14 @@ def _longer(bench: Bench) -> dict[str, Any]:
 
 
 def _decay(bench: Bench) -> dict[str, Any]:
-    """Weight decay chosen by audit accuracy, of equals by audit NLL; all the trainings count."""
+    """Weight decay chosen by audit accuracy, of equals by audit NLL, or by audit RMSE; all the trainings count."""
     tried = []
     for decay in DECAYS:
         found = bench.train(plain(), f"{decay:g}", weight_decay=decay)
         says = spoken(found.model, bench.data)
-        score = metrics.classification(says.audit, bench.data.y[bench.data.audit])
-        tried.append((-score["accuracy"], score["nll"], decay, found, says))
+        score = scored(says.audit, bench.data.y[bench.data.audit], bench.data.task)
+        worth = (-score["accuracy"], score["nll"]) if bench.data.classes else (score["rmse"], 0.0)
+        tried.append((*worth, decay, found, says))
     best = min(tried, key=lambda one: one[:3])
     return _judged(bench, {bench.job.name: _row(bench, best[3], best[4], weight_decay=best[2])})
 

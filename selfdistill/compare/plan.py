@@ -17,11 +17,12 @@ from ..prepared import Prepared
 from ..sampling import Sampler
 from .jobs import Job
 
-BUDGETS = ("passes", "steps", "seconds")
+BUDGETS = ("passes", "steps", "seconds", "trainings")  # the last of learners, the others of networks
 CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
 PLAIN, SMOOTHING, DECAY, INDEPENDENT, DISTIL = (
     "plain", "label smoothing", "weight decay", "independent, averaged", "distil from larger",
 )  # fmt: skip
+PEERS = "peers, averaged"  # of learners on a table
 ABOUT = {
     PLAIN: "cross-entropy on the labels, for the requested steps",
     "plain, longer": "the same for the whole budget",
@@ -63,12 +64,14 @@ def pilots(ask: Ask, steps: int, teacher: bool) -> list[Job]:
 def cost(record: Mapping[str, Any], seconds: float, budget: str) -> float:
     """What a training cost, in the unit of the budget."""
     (row,) = record["rows"].values()
-    costs = {"passes": float(row["passes"]["total"]), "steps": float(row["steps"]), "seconds": seconds}
-    return costs[budget]
+    whole = float(row["passes"]["total"])
+    return {"passes": whole, "trainings": whole, "steps": float(row["steps"]), "seconds": seconds}[budget]
 
 
-def planned(ask: Ask, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = True) -> tuple[float, list[Job]]:
     """The budget, and the first seed's jobs at matched compute; ``costs`` are those of the pilots by name.
+
+    Label smoothing is a control where classes are learnt.
 
     >>> ask = Ask(("elr()", "tf_kd()"), (0, 1, 2))
     >>> budget, jobs = planned(ask, 10, {"elr()": 30.0, "tf_kd()": 90.0, "plain": 30.0})
@@ -85,7 +88,7 @@ def planned(ask: Ask, steps: int, costs: Mapping[str, float]) -> tuple[float, li
     jobs += [
         Job(PLAIN, "plain", steps, seed),
         Job("plain, longer", "longer", whole, seed),
-        Job(SMOOTHING, "smoothing", whole, seed),
+        *([Job(SMOOTHING, "smoothing", whole, seed)] if classify else []),
         Job(DECAY, "decay", whole, seed),
     ]
     if DISTIL in costs:

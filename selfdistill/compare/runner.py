@@ -30,12 +30,14 @@ from ..audit import whole_classes
 from ..checkpoint import write_json
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ..expressions import one_line
+from ..learners.choice import Choice, choose
 from ..prepared import Prepared, prepare, suitable_threads
 from ..report import COMPARISON
 from ..report import write as write_report
 from ..request import Request
 from ..stats import reachable
 from . import jobs as trainings
+from . import learners
 from .jobs import Job
 from .plan import Ask, checked, cost, of_seed, pilots, planned, requested_steps
 from .verdicts import judge
@@ -46,8 +48,9 @@ Tell = Callable[[str], None]
 
 def _work(job: Job, request: Request, folder: Path, count: int) -> None:
     """One job in a process of its own."""
+    run = learners.run if job.kind in learners.KINDS else trainings.run_networks
     with named(job), threads.using(count):
-        trainings.run(job, request, folder)
+        trainings.run(job, request, folder, run)
 
 
 @contextmanager
@@ -117,19 +120,20 @@ class Comparison:
             KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
         """
         begun = time.monotonic()
-        ready = prepare(replace(self.request, method="plain()", seed=self.ask.seeds[0]))
+        ready = self._ready()
         tell(reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level))
         fresh = not self.plan_file.exists()
         if fresh:
             self._check(ready)
             self.folder.mkdir(parents=True, exist_ok=True)
-            first = {"format": FORMAT, "asked": self.asked(), "threads": suitable_threads(ready), "jobs": None}
+            count = 1 if isinstance(ready, Choice) else suitable_threads(ready)
+            first = {"format": FORMAT, "asked": self.asked(), "threads": count, "jobs": None}
             first |= {"command": sys.argv, "versions": _versions(), "teacher": self._teacher(ready, tell)}
             write_json(self.plan_file, first)
         plan = self.plan()
         count = int(plan["threads"])
         if plan["jobs"] is None:
-            tried = pilots(self.ask, requested_steps(ready), plan["teacher"])
+            tried = self._pilots(ready, plan["teacher"])
             try:
                 self._train(tried, count, tell, "pilot")
             except (DataError, RecipeError, VitalsError):
@@ -137,13 +141,30 @@ class Comparison:
                     self._withdraw()
                 raise
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
-            amount, jobs = planned(self.ask, requested_steps(ready), costs)
+            amount, jobs = self._planned(ready, costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
         one_seed = [Job(**job) for job in plan["jobs"]]
         all_jobs = [job for seed in self.ask.seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
         return self._finish(plan, all_jobs, time.monotonic() - begun)
+
+    def _ready(self) -> Prepared | Choice:
+        """The first seed's data and model, whatever learns."""
+        first = replace(self.request, seed=self.ask.seeds[0])
+        if learners.among_learners(first, self.ask.methods):
+            return choose(replace(first, method=self.ask.methods[0]))
+        return prepare(replace(first, method="plain()"))
+
+    def _pilots(self, ready: Prepared | Choice, teacher: bool) -> list[Job]:
+        if isinstance(ready, Choice):
+            return learners.pilots(self.ask)
+        return pilots(self.ask, requested_steps(ready), teacher)
+
+    def _planned(self, ready: Prepared | Choice, costs: dict[str, float]) -> tuple[float, list[Job]]:
+        if isinstance(ready, Choice):
+            return learners.planned(self.ask, ready, costs)
+        return planned(self.ask, requested_steps(ready), costs, ready.data.task == "classify")
 
     def _withdraw(self) -> None:
         """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
@@ -152,19 +173,24 @@ class Comparison:
         with suppress(OSError):  # another's files are in it
             self.folder.rmdir()
 
-    def _check(self, ready: Prepared) -> None:
+    def _check(self, ready: Prepared | Choice) -> None:
         """Every seed's audit split must be able to choose, and every method must be readable."""
+        if isinstance(ready, Choice):  # folds audit
+            for expression in self.ask.methods:
+                choose(replace(self.request, method=expression, seed=self.ask.seeds[0]))
+            return
         for expression in self.ask.methods:
             prepare(replace(self.request, method=expression, seed=self.ask.seeds[0]))
         for seed in self.ask.seeds:
             data = ready.data if seed == self.ask.seeds[0] else prepare(replace(self.request, seed=seed)).data
-            if data.task != "classify":
-                raise DataError(f"{data.name}: its target has values; this version compares classifiers only")
             if not len(data.audit) or not len(data.test):
                 raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
-            whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+            if data.classes:
+                whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
 
-    def _teacher(self, ready: Prepared, tell: Tell) -> bool:
+    def _teacher(self, ready: Prepared | Choice, tell: Tell) -> bool:
+        if isinstance(ready, Choice):
+            return False
         try:
             trainings.larger(ready.build)
         except RecipeError as error:
@@ -253,7 +279,7 @@ class Comparison:
             "parameters": first["parameters"],
             "threads": plan["threads"],
             "seeds": list(self.ask.seeds),
-            "budget": {"kind": self.ask.budget, "amount": plan["amount"]},
+            "budget": {"kind": self.ask.budget, "amount": plan["amount"], "unit": _unit(self.ask.budget)},
             "level": self.ask.level,
             "reachable": [reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level)],
             **judge(cells, self.ask.methods, task=first["data"]["task"], level=self.ask.level),
@@ -271,6 +297,11 @@ class Comparison:
         write_json(self.folder / COMPARISON, found)
         write_report(self.folder)
         return found
+
+
+def _unit(budget: str) -> str:
+    """What a row's whole cost is counted in."""
+    return budget if budget == "trainings" else "passes"
 
 
 def _versions() -> dict[str, str]:

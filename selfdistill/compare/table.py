@@ -23,7 +23,16 @@ def show(result: dict[str, Any]) -> None:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    head = ["", "acc." if metric == "accuracy" else metric, "± 95 %", "p", "plain", "best", "passes", "s"]
+    head = [
+        "",
+        "acc." if metric == "accuracy" else metric,
+        "± 95 %",
+        "p",
+        "plain",
+        "best",
+        result["budget"]["unit"],
+        "s",
+    ]
     lines = [cells(row, metric, result["times"]["rows"][row["name"]]["seconds"]) for row in result["rows"]]
     for i, name in enumerate(head):
         left, widest = name in ("", "plain", "best"), max(len(line[i]) for line in (head, *lines))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..stats import holm, interval, paired, sign_flip, smallest_p, verdict
-from .plan import ABOUT, INDEPENDENT, PLAIN
+from .plan import ABOUT, INDEPENDENT, PEERS, PLAIN
 
 METRICS: dict[str, dict[str, dict[str, Any]]] = {
     "classify": {
@@ -23,7 +23,8 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "rmse": {"higher_is_better": False, "unit": "of the target"},
         "mae": {"higher_is_better": False, "unit": "of the target"},
         "r2": {"higher_is_better": True, "unit": "share"},
-        "coverage": {"higher_is_better": True, "unit": "share"},
+        "width": {"higher_is_better": False, "unit": "of the target"},
+        "coverage": {"higher_is_better": None, "unit": "share"},  # 0.9 is wanted: neither more nor less is better
     },
 }
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
@@ -42,22 +43,24 @@ def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level
     known = METRICS[task]
     seeds = len(same_seeds(cells))
     able = smallest_p(seeds) * len(methods) <= level
-    names = {name: [m for m in known if m in next(iter(cells[name].values()))["metrics"]] for name in cells}
-    controls = sorted((name for name in cells if name not in methods), key=list(ABOUT).index)
+    there = [m for m in known if all(m in r["metrics"] for found in cells.values() for r in found.values())]
+    names = dict.fromkeys(cells, there)
+    ranks = {name: place for place, name in enumerate(ABOUT)}
+    controls = sorted((name for name in cells if name not in methods), key=lambda name: ranks.get(name, len(ranks)))
     audited, higher = ("accuracy", True) if task == "classify" else ("rmse", False)
     means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
     best = max(means, key=lambda c: means[c] if higher else -means[c])
     against: dict[str, dict[str, Any]] = {name: {PLAIN: {}, "best_control": {}} for name in cells}
     others = [name for name in controls if name != PLAIN]
     pairs = ((methods, PLAIN, PLAIN), (others, PLAIN, PLAIN), (methods, best, "best_control"))
-    for metric in names[PLAIN]:
+    for metric in (m for m in names[PLAIN] if known[m]["higher_is_better"] is not None):
         for family, reference, where in pairs:
             found = _compared(cells, family, reference, metric, known[metric]["higher_is_better"], level)
             for name, what in found.items():
                 against[name][where][metric] = what
     rows = [_row(name, cells, names[name], against[name], name in methods) for name in [*methods, *controls]]
-    if INDEPENDENT in cells:
-        _retained(rows, cells)
+    for ensemble in {INDEPENDENT, PEERS} & set(cells):
+        _retained(rows, cells, ensemble, audited)
     return {
         "metrics": {metric: known[metric] for metric in names[PLAIN]},
         "rows": rows,
@@ -93,7 +96,7 @@ def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any
         "name": name,
         "kind": "method" if method else "control",
         "expression": name if method else None,
-        "about": "the method" if method else ABOUT.get(name, ""),
+        "about": "the method" if method else records[0].get("about", ABOUT.get(name, "")),
         "steps": round(statistics.median(r["steps"] for r in records)),
         "generations": max(r["generations"] for r in records),
         "metrics": {metric: _spread(list(values(cells[name], metric).values())) for metric in metrics},
@@ -118,12 +121,12 @@ def _spread(found: list[float]) -> dict[str, Any]:
 
 
 def _curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Mean over seeds of the audit accuracy, as far as every seed's curve goes."""
+    """Mean over seeds of the audit accuracy or RMSE, as far as every seed's curve goes."""
     points = zip(*(r["curve"] for r in records), strict=False)
     return [
         {
             "step": round(statistics.fmean(p["step"] for p in point)),
-            "accuracy": statistics.fmean(p["accuracy"] for p in point),
+            "score": statistics.fmean(p["score"] for p in point),
             "generation": point[0]["generation"],
         }
         for point in points
@@ -149,14 +152,14 @@ def pooled(several: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, f
     return merged
 
 
-def _retained(rows: list[dict[str, Any]], cells: Cells) -> None:
+def _retained(rows: list[dict[str, Any]], cells: Cells, ensemble: str, metric: str) -> None:
     """Where peers teach: what share of the undistilled ensemble's gain over plain does the one product keep?"""
-    usual = values(cells[PLAIN], "accuracy")
-    whole = paired(values(cells[INDEPENDENT], "accuracy"), usual)
+    usual, sign = values(cells[PLAIN], metric), 1 if metric == "accuracy" else -1
+    whole = paired(values(cells[ensemble], metric), usual)
     for row in rows:
         taught_by_peers = next(iter(cells[row["name"]].values())).get("peers", False)
-        if taught_by_peers and statistics.fmean(whole) > 0:
-            row["ensemble_gain_retained"] = ratio(paired(values(cells[row["name"]], "accuracy"), usual), whole)
+        if taught_by_peers and sign * statistics.fmean(whole) > 0:
+            row["ensemble_gain_retained"] = ratio(paired(values(cells[row["name"]], metric), usual), whole)
 
 
 def ratio(ours: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
@@ -170,19 +173,24 @@ def ratio(ours: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
     return {"mean": share, "interval": [share - half, share + half]}
 
 
-def steps_to(curve: Sequence[Mapping[str, float]], score: float) -> float:
+def steps_to(curve: Sequence[Mapping[str, float]], score: float, higher: bool = True) -> float:
     """The first step at which an audit curve reaches a score; infinite where it never does.
 
-    >>> steps_to([{"step": 10, "accuracy": 0.5}, {"step": 20, "accuracy": 0.9}], 0.8)
+    >>> steps_to([{"step": 10, "score": 0.5}, {"step": 20, "score": 0.9}], 0.8)
     20
     """
-    return next((point["step"] for point in curve if point["accuracy"] >= score), math.inf)
+    sign = 1 if higher else -1
+    return next((point["step"] for point in curve if sign * point["score"] >= sign * score), math.inf)
 
 
 def converged(cells: Cells, name: str) -> int | None:
-    """Median over seeds of the steps to plain's last audit accuracy; None where half of the seeds never reach it."""
+    """Median over seeds of the steps to plain's last audit score; None where half of the seeds never reach it, or where
+    nothing is trained in steps."""
+    if not all(plain["curve"] for plain in cells[PLAIN].values()):
+        return None
     found = [
-        steps_to(cells[name][seed]["curve"], plain["curve"][-1]["accuracy"]) for seed, plain in cells[PLAIN].items()
+        steps_to(cells[name][seed]["curve"], plain["curve"][-1]["score"], "accuracy" in plain["audit"])
+        for seed, plain in cells[PLAIN].items()
     ]
     median = statistics.median_high(found)
     return None if math.isinf(median) else round(median)

@@ -71,12 +71,14 @@ class Choice:
         """The learner alone, seeded."""
         from ..estimators.base import seeded
 
-        made = kinds.learner(self.build, self.classify, self.data.features)
-        return seeded(made, _random(seed))
+        return seeded(self._learner(), _random(seed))
+
+    def _learner(self) -> Any:
+        return kinds.learner(self.build, self.classify, self.data.features, len(self.data.labelled))
 
     def peers(self) -> list[Any]:
         """The usual peers for such a table."""
-        from ..estimators.peers import usual_peers
+        from .usual import usual_peers
 
         return usual_peers(self.data.features, classify=self.classify)
 
@@ -85,8 +87,7 @@ class Choice:
         if self.way.name == "plain":
             return self.learner(seed)
         options = {"random_state": seed, "audit": self.settings["audit"], "audit_folds": self.settings["audit_folds"]}
-        learner = kinds.learner(self.build, self.classify, self.data.features)
-        return self.way.make(learner, self.peers(), self.classify, **options, **more)
+        return self.way.make(self._learner(), self.peers(), self.classify, **options, **more)
 
 
 def _random(seed: int) -> Any:

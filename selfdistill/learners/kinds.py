@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
 from ..expressions import one_line, read
 
-Maker = Callable[[bool, Any], Any]  # (classify, frame) -> an estimator that takes such frames
+ROWS_A_LEAF = 15  # labelled rows for each one in a leaf of boosting, as far as scikit-learn's default goes
+Bare = Callable[[bool], Any]  # classify -> an estimator for columns of numbers
 
 
-def boosting(iterations: int = 100, rate: float = 0.1) -> Maker:
+@dataclass(frozen=True)
+class Kind:
+    """A learner: how it is made, which of its settings are worth tuning, and whether it takes raw tables itself."""
+
+    bare: Bare
+    settings: dict[str, Sequence[Any]]
+    raw: bool = False
+
+
+def boosting(iterations: int = 100, rate: float = 0.1) -> Kind:
     """Gradient boosting over histograms; takes categories and missing values as they are."""
 
-    def make(classify: bool, frame: Any) -> Any:
-        from ..estimators.usual import usual_learner
+    def make(classify: bool) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-        return usual_learner(classify, frame, max_iter=iterations, learning_rate=rate)
+        kind = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
+        return kind(max_iter=iterations, learning_rate=rate)
 
-    return make
-
-
-def _prepared(make: Callable[[bool], Any]) -> Maker:
-    def made(classify: bool, frame: Any) -> Any:
-        from sklearn.pipeline import make_pipeline
-
-        from ..estimators.usual import usual_columns
-
-        return make_pipeline(usual_columns(frame), make(classify))
-
-    return made
+    settings: dict[str, Sequence[Any]] = {
+        "learning_rate": (0.02, 0.05, 0.1, 0.2), "max_iter": (50, 100, 200), "max_leaf_nodes": (4, 8, 15, 31),
+        "min_samples_leaf": (3, 5, 10, 20), "l2_regularization": (0.0, 0.1, 1.0, 10.0),
+    }  # fmt: skip
+    return Kind(make, settings, raw=True)
 
 
-def forest(trees: int = 200) -> Maker:
+def forest(trees: int = 200) -> Kind:
     """A random forest."""
 
     def make(classify: bool) -> Any:
@@ -42,10 +47,10 @@ def forest(trees: int = 200) -> Maker:
 
         return (RandomForestClassifier if classify else RandomForestRegressor)(trees)
 
-    return _prepared(make)
+    return Kind(make, _OF_TREES)
 
 
-def extra_trees(trees: int = 200) -> Maker:
+def extra_trees(trees: int = 200) -> Kind:
     """Extremely randomised trees."""
 
     def make(classify: bool) -> Any:
@@ -53,10 +58,15 @@ def extra_trees(trees: int = 200) -> Maker:
 
         return (ExtraTreesClassifier if classify else ExtraTreesRegressor)(trees)
 
-    return _prepared(make)
+    return Kind(make, _OF_TREES)
 
 
-def linear(penalty: float = 1.0) -> Maker:
+_OF_TREES: dict[str, Sequence[Any]] = {
+    "min_samples_leaf": (1, 2, 3, 5, 10), "max_features": (0.2, 0.33, 0.5, 0.75, 1.0), "max_depth": (None, 5, 10),
+}  # fmt: skip
+
+
+def linear(penalty: float = 1.0) -> Kind:
     """Ridge regression, or logistic regression for classes, on standardised columns."""
 
     def make(classify: bool) -> Any:
@@ -64,10 +74,11 @@ def linear(penalty: float = 1.0) -> Maker:
 
         return LogisticRegression(C=1.0 / penalty, max_iter=1000) if classify else Ridge(penalty)
 
-    return _prepared(make)
+    powers = [10.0 ** (k / 2) for k in range(-6, 7)]
+    return Kind(make, {"C": powers, "alpha": powers})
 
 
-def neighbours(number: int = 5) -> Maker:
+def neighbours(number: int = 5) -> Kind:
     """The nearest rows."""
 
     def make(classify: bool) -> Any:
@@ -75,11 +86,11 @@ def neighbours(number: int = 5) -> Maker:
 
         return (KNeighborsClassifier if classify else KNeighborsRegressor)(number)
 
-    return _prepared(make)
+    return Kind(make, {"n_neighbors": (1, 3, 5, 7, 10, 15, 25), "weights": ("uniform", "distance"), "p": (1, 2)})
 
 
 #: What is known by name.
-LEARNERS: dict[str, Callable[..., Maker]] = {
+LEARNERS: dict[str, Callable[..., Kind]] = {
     "boosting": boosting, "extra_trees": extra_trees, "forest": forest, "linear": linear, "neighbours": neighbours,
 }  # fmt: skip
 
@@ -93,14 +104,32 @@ def named(spec: str) -> bool:
     return spec.split("(", maxsplit=1)[0].strip() in LEARNERS
 
 
-def learner(spec: str, classify: bool, frame: Any) -> Any:
-    """The estimator that ``spec`` names: "boosting", "forest(trees=500)", or "module:function" that returns one.
+def kind(spec: str) -> Kind:
+    """The learner of this name.
+
+    Raises:
+        RecipeError: no such learner, or an option that it has not.
+    """
+    found = read(spec, LEARNERS, kind="model")
+    assert isinstance(found, Kind)
+    return found
+
+
+def learner(spec: str, classify: bool, frame: Any, rows: int | None = None) -> Any:
+    """The estimator that ``spec`` names, for such tables: "boosting", "forest(trees=500)", or "module:function" that
+    returns one. ``rows`` is how many have labels: with few, boosting makes smaller leaves, as scikit-learn's 20 rows a
+    leaf are a constant for 30 of them.
 
     Raises:
         RecipeError: no such learner or option, or something that is no estimator of this task.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"size": [1.0, 2.0, None], "kind": ["a", None, "b"]})
+    >>> learner("forest(trees=5)", False, table).fit(table, [1.0, 2.0, 3.0]).predict(table).shape
+    (3,)
     """
     if named(spec):
-        return read(spec, LEARNERS, kind="model")(classify, frame)
+        return _ready(kind(spec), classify, frame, rows)
     made = foreign(spec)
     if made is None:
         raise RecipeError(f"unknown learner {spec!r}; known: {', '.join(LEARNERS)}, or module:function")
@@ -113,16 +142,46 @@ def learner(spec: str, classify: bool, frame: Any) -> Any:
     return made
 
 
+def _ready(found: Kind, classify: bool, frame: Any, rows: int | None) -> Any:
+    from sklearn.pipeline import make_pipeline
+
+    from .usual import usual_columns, usual_learner
+
+    bare = found.bare(classify)
+    if not found.raw:
+        return make_pipeline(usual_columns(frame), bare)
+    made = usual_learner(classify, frame)
+    options = {name: getattr(bare, name) for name in ("max_iter", "learning_rate")}
+    if rows is not None:
+        options["min_samples_leaf"] = max(2, min(bare.min_samples_leaf, rows // ROWS_A_LEAF))
+    return made.set_params(**{own(made, name): value for name, value in options.items()})
+
+
+def own(made: Any, name: str) -> str:
+    """A setting's whole name, wherever in a pipeline it is.
+
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.pipeline import make_pipeline
+    >>> own(make_pipeline(Ridge()), "alpha")
+    'ridge__alpha'
+    """
+    found = [key for key in made.get_params() if key == name or key.endswith(f"__{name}")]
+    return min(found, key=len, default="")
+
+
+def grid(spec: str, made: Any) -> dict[str, Sequence[Any]]:
+    """Settings of a named learner that are worth tuning, by their whole names in ``made``."""
+    return {own(made, name): list(values) for name, values in kind(spec).settings.items() if own(made, name)}
+
+
 def foreign(spec: str) -> Any:
     """What a function of the user's returns if it is an estimator of scikit-learn, else None."""
-    from ..models import parse
+    from ..models import function_of, parse
 
-    build = parse(spec, (1,), 1)
-    if ":" not in build.spec:
+    if ":" not in spec:
         return None
-    from ..models import _function
-
-    function = _function(build.spec)
+    build = parse(spec, (1,), 1)
+    function = function_of(build.spec)
     if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in _parameters(function)):
         return None  # it asks for a shape: a network
     try:

@@ -56,19 +56,25 @@ def taught(model: Any) -> bool:
     return hasattr(model, "report")
 
 
-def left_out(choice: Choice, model: Any, seed: int) -> Tensor:
-    """What an estimator says of each labelled row when trained without its fold."""
-    from sklearn.base import clone
+def cut(choice: Choice, seed: int) -> Any:
+    """Folds of the labelled rows; every class is spread over them where it has enough."""
     from sklearn.model_selection import KFold, StratifiedKFold
+
+    y = choice.data.y[choice.data.labelled]
+    spread = choice.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
+    return (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
+
+
+def left_out(choice: Choice, model: Any, seed: int) -> Tensor:
+    """What an estimator says of each labelled row when trained without its fold: as `says`."""
+    from sklearn.base import clone
 
     data, rows = choice.data, choice.data.labelled
     y = data.y[rows]
-    spread = choice.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
-    cut = (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
     found = (
         torch.zeros(len(y), len(data.classes), dtype=torch.float64) if choice.classify else torch.zeros(len(y)).double()
     )
-    for teach, held in cut.split(np.zeros(len(y)), y):
+    for teach, held in cut(choice, seed).split(np.zeros(len(y)), y):
         fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
         found[torch.from_numpy(held)] = says(fitted, data.rows(rows[held]), len(data.classes))
     return found
@@ -87,12 +93,13 @@ def errors_of(choice: Choice, model: Any, seed: int) -> Tensor | None:
     return y - left_out(choice, getattr(model, "estimator_", model), seed)
 
 
-def judged(choice: Choice, model: Any, seed: int) -> tuple[dict[str, float], Tensor, float | None]:
-    """The test split: metrics, what was said, and half the width of an interval of 90 %, for values."""
+def judged(choice: Choice, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
+    """The test split: metrics, what was said and, for values whose errors on rows left out are known, half the width of
+    an interval of 90 %."""
     data = choice.data
     y = torch.from_numpy(data.y[data.test])
     said = says(model, data.rows(data.test), len(data.classes))
-    found, errors = scored(said, y, data.task), errors_of(choice, model, seed)
+    found = scored(said, y, data.task)
     if errors is None:
         return found, said, None
     half = halfwidth(errors)
@@ -142,7 +149,7 @@ def _result(choice: Choice, model: Any, alone: Any, trainings: int, seconds: flo
     }  # fmt: skip
     names = {f"generation {result['product']}, the product": model} if taught(model) else {}
     for name, one in {"the learner alone": alone, **names}.items():
-        found, said, half = judged(choice, one, seed)
+        found, said, half = judged(choice, one, errors_of(choice, one, seed))
         result[shown][name] = metrics.reliability(said, y) if choice.classify else points(said, y)
         if one is alone:
             result["plain"] = {"steps": 1, "end": found, "from": "itself" if one is model else "control"}

@@ -28,17 +28,22 @@ def render(result: dict[str, Any]) -> str:
             ),
         ),
         section("All metrics", *(_metrics(result, name) for name in result["metrics"]), paragraph(CORRECTED, "soft")),
-        section("Learning", figure(_curves(result), "Audit accuracy by step, mean over the seeds.")),
+        section("Learning", _curves(result)),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),
         section("What was compared", table(("", "", ""), [
-            (row["name"], row["about"], f"{row['steps']:,} steps") for row in result["rows"]
+            (row["name"], row["about"], f"{row['steps']:,} {_counted(result)}") for row in result["rows"]
         ], "words"), *_peers(methods)),
         *(section(row["name"], *equation(row["name"])) for row in methods),
         section("Data", *data(result["data"])),
         section("How it was made", code(typed(result["command"])), _made(result)),
     ]  # fmt: skip
     return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
+
+
+def _counted(result: dict[str, Any]) -> str:
+    """What a row's length is told in."""
+    return "trainings" if result["budget"]["unit"] == "trainings" else "steps"
 
 
 def _unit(metric: str) -> str:
@@ -80,11 +85,13 @@ def _metrics(result: dict[str, Any], metric: str) -> str:
 
 def _curves(result: dict[str, Any]) -> str:
     series = [
-        Series(row["name"], [(p["step"], p["accuracy"]) for p in row["curve"]])
+        Series(row["name"], [(p["step"], p["score"]) for p in row["curve"]])
         for row in result["rows"]
         if row["kind"] == "method" or row["name"] in ("plain", "plain, longer", "label smoothing")
     ]
-    return curves(series, "audit accuracy by step", "step", "audit accuracy")
+    metric = "accuracy" if result["task"] == "classify" else "RMSE"
+    drawn = curves(series, f"audit {metric} by step", "step", f"audit {metric}")
+    return figure(drawn, f"Audit {metric} by step, mean over the seeds.") if drawn else ""
 
 
 def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
@@ -98,7 +105,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
     spent = []
     for row in result["rows"]:
         times = result["times"]["rows"][row["name"]]
-        words = f"{row['passes']['total']:,.0f} passes, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
+        unit = result["budget"]["unit"]
+        words = f"{row['passes']['total']:,.0f} {unit}, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
         whole = row["passes"]["with_teacher_training"]
         if whole is not None:
             words += f"; {whole:,.0f} passes with the teacher's training"
@@ -106,7 +114,7 @@ def _cost(result: dict[str, Any]) -> list[str]:
             words += f"; reaches plain's final audit score after {row['steps_to_plain']:,} steps"
         spent.append((row["name"], row["passes"]["total"], words))
     amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']} a seed; figures are means."
-    return [figure(bars(spent, "sample passes"), amount)]
+    return [figure(bars(spent, result["budget"]["unit"]), amount)]
 
 
 def _peers(methods: list[dict[str, Any]]) -> list[str]:
@@ -121,6 +129,7 @@ def _peers(methods: list[dict[str, Any]]) -> list[str]:
 
 
 def _made(result: dict[str, Any]) -> str:
-    facts = [*result["versions"].items(), ("model", f"{result['model']}, {result['parameters']:,} parameters")]
+    size = f", {result['parameters']:,} parameters" if result["parameters"] else ""
+    facts = [*result["versions"].items(), ("model", f"{result['model']}{size}")]
     facts += [("threads", str(result["threads"])), ("seeds", ", ".join(map(str, result["seeds"])))]
     return table(("", ""), [(str(a), str(b)) for a, b in facts], "words")

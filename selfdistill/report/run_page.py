@@ -10,6 +10,7 @@ from typing import Any
 from ..collapse import Drift, accumulated, alarm, expected, replaced, told
 from ..errors import SelfdistillError
 from ..explain import explain
+from ..learners import ways
 from ..prepared import read_method
 from ..request import Lines, read_lines, read_record
 from ..summary import cells, head, rows, sentence
@@ -64,6 +65,8 @@ def _verdict(record: dict[str, Any], folder: Path) -> str:
 
 
 def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> list[str]:
+    if result and result.get("kind") == "learner":
+        return _left_out(result)
     ends = _ends(lines)
     series = []
     for g in sorted({line["generation"] for line in lines}):
@@ -85,6 +88,20 @@ def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> li
     return [
         figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks), by_step),
         figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
+    ]
+
+
+def _left_out(result: dict[str, Any]) -> list[str]:
+    """What a learner's generations said of rows that they had not learnt from."""
+    found = [g for g in result["generations"] if g.get("loss") is not None]
+    if not found:
+        return []
+    right = found[0]["measure"] == "accuracy"
+    name = "accuracy" if right else "RMSE"
+    points = [(g["generation"], 1 - g["loss"] if right else g["loss"] ** 0.5) for g in found]
+    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name)
+    return [
+        figure(drawn, f"{name[0].upper()}{name[1:]} of each generation on labelled rows that it had not learnt from.")
     ]
 
 
@@ -174,6 +191,10 @@ def vitals(lines: Lines) -> list[str]:
 def _cost(result: dict[str, Any] | None) -> list[str]:
     if not result:
         return []
+    if result.get("kind") == "learner":
+        spent = [(result["method"], result["steps"], f"{result['steps']} trainings, {result['seconds']} s")]
+        spent.append((f"{result['model']} alone", 1, "1 training"))
+        return [figure(bars(spent, "trainings"), "Trainings of all learners: peers and the folds of the audit too.")]
     compared = [(result["method"], result)]
     if result.get("plain") and result["plain"]["from"] == "control":
         compared.append(("plain, the control", result["plain"]))
@@ -191,7 +212,8 @@ def _cost(result: dict[str, Any] | None) -> list[str]:
 def equation(expression: str) -> list[str]:
     """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
     try:
-        card = explain(expression, read_method(expression))
+        name = expression.split("(", maxsplit=1)[0]
+        card = ways.explain(expression) if name in ways.ways() else explain(expression, read_method(expression))
     except SelfdistillError:
         return [code(expression)]
     return [paragraph(card["summary"]), code(card["equation"]), paragraph(f"Source: {card['source']}", "soft")]

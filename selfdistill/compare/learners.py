@@ -1,0 +1,227 @@
+"""Trainings of a comparison of learners on a table: how each row is trained, and the record it leaves.
+
+What is matched are trainings: tuning and bagging get as many as the dearest method took, folds and peers included. The
+test split is read by `judged` alone, after everything is trained and chosen; controls are ranked by labelled rows left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import RecipeError
+from ..evaluate import scored
+from ..learners import kinds, training
+from ..learners.choice import Choice, choose, for_learners
+from ..learners.mean import Mean
+from ..request import Request
+from ..tasks import metrics
+from .jobs import Job
+from .plan import PEERS, PLAIN, Ask
+
+METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
+    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
+)  # fmt: skip
+ALONE, PEER = "learner alone", "learner peer"
+NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier"}
+ABOUT = {
+    PLAIN: "the learner alone, on the labels, with its usual settings",
+    NAMES[
+        TUNED
+    ]: "the learner with the best settings of a random search, by folds of the labels; all its trainings count",
+    NAMES[BAGGED]: "copies of the learner on bootstrap samples, averaged",
+    NAMES[MEAN]: "the learner and the usual peers on the labels, averaged, undistilled",
+    NAMES[SELF_TRAINING]: "scikit-learn's own self-training of the learner, with its default threshold",
+}
+FEWEST = 4  # settings that tuning tries, and copies that are averaged, at the least
+
+
+def pilots(ask: Ask) -> list[Job]:
+    """The methods on the first seed: the dearest one's trainings are the budget."""
+    return [Job(name, METHOD, 0, ask.seeds[0], expression=name) for name in ask.methods]
+
+
+def planned(ask: Ask, choice: Choice, costs: dict[str, float]) -> tuple[float, list[Job]]:
+    """The budget in trainings, and the first seed's jobs."""
+    seed, amount = ask.seeds[0], max(costs.values())
+    count = math.ceil(amount)
+    jobs = [*pilots(ask), Job(PLAIN, ALONE, 0, seed)]
+    if kinds.named(choice.build):
+        jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
+    jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
+    jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(choice))]
+    jobs.append(Job(NAMES[MEAN], MEAN, 0, seed))
+    if choice.classify and len(choice.data.unlabelled):
+        jobs.append(Job(NAMES[SELF_TRAINING], SELF_TRAINING, 0, seed))
+    return amount, jobs
+
+
+def peer_names(choice: Choice) -> list[str]:
+    """What the usual peers are, as words."""
+    found = []
+    for peer in choice.peers():
+        last = peer.steps[-1][1] if hasattr(peer, "steps") else peer
+        found.append(type(last).__name__)
+    return found
+
+
+class Bench:
+    """One job's table, its seed, and how many trainings it took."""
+
+    def __init__(self, job: Job, request: Request) -> None:
+        self.job = job
+        self.choice = choose(replace(request, method=job.expression, seed=job.seed))
+        self.seed, self.trainings, self.more = job.seed, 0, dict[str, Any]()
+
+    def row(self, model: Any, said: torch.Tensor | None, loss: float | None = None, **more: Any) -> dict[str, Any]:
+        """A row's record; ``said`` of labelled rows left out ranks the controls and makes intervals."""
+        data = self.choice.data
+        y = torch.from_numpy(data.y[data.labelled])
+        audit = {} if said is None else scored(said, y, data.task)
+        if loss is not None:
+            audit = {"accuracy": 1.0 - loss} if data.classes else {"rmse": loss**0.5}
+        errors = None if said is None or data.classes else y - said
+        found, test, _ = training.judged(self.choice, model, errors)
+        truth = torch.from_numpy(data.y[data.test])
+        shown: dict[str, Any] = {}
+        if data.classes:
+            found["aurc"] = metrics.aurc(test.exp(), truth)
+            shown["reliability"] = metrics.reliability(test, truth)
+        return {
+            "passes": {"total": float(self.trainings)}, "with_teacher_training": None, "steps": self.trainings,
+            "generations": 1, "curve": [], "decisions": None, "audit": audit, "metrics": found,
+            "about": ABOUT.get(self.job.name, "this learner alone, on the labels"), **shown, **more,
+        }  # fmt: skip
+
+    def held(self, model: Any) -> torch.Tensor:
+        return training.left_out(self.choice, model, self.seed)
+
+    def fitted(self, model: Any) -> Any:
+        self.trainings += 1
+        return training.fit(self.choice, model)
+
+
+def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains learners; nothing of it is kept in the folder until it has ended."""
+    from threadpoolctl import threadpool_limits
+
+    bench = Bench(job, request)
+    with threadpool_limits(torch.get_num_threads()):
+        row = KINDS[job.kind](bench)
+    data = bench.choice.data.describe()
+    return {"rows": {job.name: row}, "data": data, "model": bench.choice.build, "parameters": None}
+
+
+def _method(bench: Bench) -> dict[str, Any]:
+    from ..estimators.ledger import keeping
+
+    def count(done: int, of: int, what: str) -> None:
+        bench.trainings = done
+
+    with keeping(None, count):
+        model = training.fit(bench.choice, bench.choice.estimator(bench.seed))
+    if not training.taught(model):
+        bench.trainings = 1
+        return bench.row(model, bench.held(model))
+    history = model.history_
+    decisions = [row["decision"]["accepted"] if row["decision"] else True for row in history]
+    more = {"decisions": decisions if len(history) > 1 else None, "generations": len(history)}
+    peers = bool(dict(bench.choice.way.options).get("peers", "usual"))
+    known = getattr(model, "residuals_", None)
+    data = bench.choice.data
+    said = None if known is None else torch.from_numpy(data.y[data.labelled] - known)
+    loss = history[model.generation_]["loss"]
+    return bench.row(model, said, loss, product=model.generation_, peers=peers, **more)
+
+
+def _alone(bench: Bench) -> dict[str, Any]:
+    model = bench.fitted(bench.choice.learner(bench.seed))
+    return bench.row(model, bench.held(bench.choice.learner(bench.seed)))
+
+
+def _tuned(bench: Bench) -> dict[str, Any]:
+    """A random search over the learner's settings; every training of it counts."""
+    from sklearn.model_selection import RandomizedSearchCV
+
+    choice, folds = bench.choice, training.FOLDS
+    learner = choice.learner(bench.seed)
+    grid = kinds.grid(choice.build, learner)
+    tries = max(FEWEST, (bench.job.count - 1) // folds)
+    by = "neg_log_loss" if choice.classify else "neg_mean_squared_error"
+    search = RandomizedSearchCV(
+        learner, grid, n_iter=tries, cv=training.cut(choice, bench.seed), scoring=by, random_state=bench.seed
+    )
+    training.fit(choice, search)
+    bench.trainings = tries * folds + 1
+    return bench.row(search.best_estimator_, bench.held(search.best_estimator_), settings=str(search.best_params_))
+
+
+def _bagged(bench: Bench) -> dict[str, Any]:
+    """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
+    choice = bench.choice
+    members = [choice.learner(bench.seed)] * max(FEWEST, bench.job.count)
+    model = Mean(members, bench.seed)
+    bench.trainings = len(members)
+    return bench.row(training.fit(choice, model), bench.held(model))
+
+
+def _peer(bench: Bench) -> dict[str, Any]:
+    from ..estimators.base import seeded
+
+    peer = seeded(bench.choice.peers()[bench.job.count], np.random.RandomState(bench.seed))
+    return bench.row(bench.fitted(peer), bench.held(peer))
+
+
+def _mean(bench: Bench) -> dict[str, Any]:
+    """What learner and peers know together, undistilled."""
+    from ..estimators.base import seeded
+
+    random = np.random.RandomState(bench.seed)
+    members = [bench.choice.learner(bench.seed), *(seeded(peer, random) for peer in bench.choice.peers())]
+    model = Mean(members)
+    bench.trainings = len(members)
+    return bench.row(training.fit(bench.choice, model), bench.held(model))
+
+
+def _self_training(bench: Bench) -> dict[str, Any]:
+    """scikit-learn's own, with its default threshold, on codes of the categories."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.semi_supervised import SelfTrainingClassifier
+
+    from ..estimators.base import seeded
+    from ..learners.usual import usual_columns
+
+    choice, data = bench.choice, bench.choice.data
+    bare = kinds.kind(choice.build).bare(True) if kinds.named(choice.build) else choice.learner(bench.seed)
+    learner = seeded(bare, np.random.RandomState(bench.seed))
+    model = make_pipeline(usual_columns(data.features), SelfTrainingClassifier(learner))
+    rows = np.concatenate([data.labelled, data.unlabelled])
+    model.fit(data.rows(rows), data.y[rows])
+    bench.trainings = int(model[-1].n_iter_) + 1
+    return bench.row(model, bench.held(make_pipeline(usual_columns(data.features), learner)))
+
+
+KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
+    SELF_TRAINING: _self_training,
+}  # fmt: skip
+
+
+def among_learners(request: Request, methods: Sequence[str]) -> bool:
+    """Are the methods to compare for learners? A comparison has one model.
+
+    Raises:
+        RecipeError: some are for learners and some for networks.
+    """
+    each = [for_learners(replace(request, method=method)) for method in methods]
+    if any(each) and not all(each):
+        ours, theirs = methods[each.index(True)], methods[each.index(False)]
+        raise RecipeError(f"{ours} is for learners and {theirs} for networks; compare one kind at a time")
+    return all(each)
