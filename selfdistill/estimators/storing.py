@@ -10,6 +10,8 @@ from ..expressions import one_line
 from ..tasks.tabular import skops
 
 TRUSTED = ("sklearn.", "selfdistill.estimators.")  # modules whose types a file may name, beside what skops knows
+# What scikit-learn's imputers and boosting hold; the function of a partial is named, and judged, by itself.
+PARTS = frozenset({"numpy.dtype", "functools.partial"})
 
 
 def save(estimator: Any, path: str | Path) -> None:
@@ -67,4 +69,5 @@ def load(path: str | Path) -> Any:
 
 
 def _foreign(io: Any, content: bytes) -> list[str]:
-    return [name for name in io.get_untrusted_types(data=content) if not name.startswith(TRUSTED)]
+    named = io.get_untrusted_types(data=content)
+    return [name for name in named if not name.startswith(TRUSTED) and name not in PARTS]
