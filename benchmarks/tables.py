@@ -28,7 +28,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from selfdistill.estimators import NetworkClassifier, PeerTaughtRegressor, SelfDistilledRegressor, trust
 from selfdistill.estimators.chain import fit_soft
-from selfdistill.estimators.peers import usual_peers
+from selfdistill.estimators.usual import usual_peers
 from selfdistill.stats import interval
 
 TEST = 150  # rows of every split

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .base import Audited, SelfTaught, Table, available_if, delegates, seeded, told, weighted
+from .base import Audited, SelfTaught, available_if, delegates, told
+from .bounded import core
 from .chain import Classes, Kind, Values, able, first, later
 from .folding import Folded
 from .labelling import Labelling, Selection
 from .ledger import Ledger, Page, opened
-from .rows import ALIKE, Floats, Rows, count
+from .rows import ALIKE, Floats, Rows
+from .table import Table
 from .targets import class_targets, real_targets
 from .trust import held_out, mixture, smoother, steps
+from .usual import usual_learner
+from .weights import seeded, weighted
 
 
 class SelfDistilled(SelfTaught):
@@ -51,11 +53,11 @@ class SelfDistilled(SelfTaught):
     def _fit(self, kind: Kind, table: Table) -> None:
         self._check()
         ledger = opened()
-        table = replace(table, mark=ledger.mark(table.whole, table.unlabelled))
         random = self._random()
         seed = 0 if random is None else int(random.randint(2**31 - 1))
+        table = replace(table, mark=ledger.mark(table.whole, table.without), seed=seed)
         learners, seeds = self._members(random, seed)
-        number = self._rounds(table.unlabelled is not None) - 1
+        number = self._rounds(table.without is not None) - 1
         self.residuals_: Floats | None = None
         audited, self.xi_, self._labellings, held = self._choose(kind, learners, seeds, table, seed, number, ledger)
         self.history_ = self._history(audited, number, table)
@@ -70,6 +72,9 @@ class SelfDistilled(SelfTaught):
             page = Page(ledger, f"generation {k} on all rows")
             members = later(kind, _needed(learners, k, self.generation_), table, members, xi, labelling, page)
         self.estimator_ = members[0]
+
+    def _usual(self) -> Any:
+        return usual_learner(self._classes, hasattr(self, "feature_names_in_"))
 
     def _peers(self) -> Any:
         return self.peers
@@ -122,7 +127,7 @@ class SelfDistilled(SelfTaught):
             return None, [0.0 if fixed is None else fixed] * number, blind, None
         folded = Folded(kind, table, *parts, ledger, self.n_jobs)
         plan: list[float | None] = [fixed] * number
-        if fixed is None and isinstance(kind, Values) and len(learners) == 1 and table.unlabelled is None:
+        if fixed is None and isinstance(kind, Values) and len(learners) == 1 and table.without is None:
             H = smoother(learners[0], table.rows, table.y, **weighted(learners[0], table.weights))
             copies = Rows(table.weights, parts[1])
             plan = plan if H is None else [*steps(H, table.y, number, rows=copies)]
@@ -166,12 +171,12 @@ class SelfDistilled(SelfTaught):
             why = "learns from labels; too few rows to audit, so nothing after it is trusted"
             return [told(0, why, None, None, xi=None, labelled_by=[])]
         lines = []
-        teachers = [type(self._base()).__name__] if self._peers() is None else self._names()
+        teachers = [type(core(self._base())).__name__] if self._peers() is None else self._names()
         for number in range(len(audited.losses) if audited else planned + 1):
             xi = self.xi_[number - 1] if number else None
             by = "its peers" if self._peers() is not None else f"generation {number - 1}"
             what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi:.3g}"
-            labelled = count(table.unlabelled) if number and table.unlabelled is not None else 0
+            labelled = table.unknown() if number else 0
             what += f", and by their labels for {labelled} rows" if labelled else ""
             loss = float(audited.losses[number].mean()) if audited else None
             decision = audited.decisions[number] if audited and number else None
@@ -191,8 +196,8 @@ class SelfDistilled(SelfTaught):
     def _names(self) -> list[str]:
         peers = self._peers()
         if isinstance(peers, (int, np.integer)):
-            return [type(self._base()).__name__] * int(peers)
-        return [type(peer[-1] if isinstance(peer, Pipeline) else peer).__name__ for peer in peers]
+            return [type(core(self._base())).__name__] * int(peers)
+        return [type(core(peer)).__name__ for peer in peers]
 
 
 def _needed(learners: list[Any], generation: int, last: int) -> list[Any]:
@@ -248,7 +253,7 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
     _measure = "mse"
 
     def _base(self) -> Any:
-        return HistGradientBoostingRegressor() if self.estimator is None else self.estimator
+        return self._usual() if self.estimator is None else self.estimator
 
     def _targets(self, y: Any, X: Any) -> Floats:
         return real_targets(y, self)
@@ -333,7 +338,7 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
     _classes = True
 
     def _base(self) -> Any:
-        return HistGradientBoostingClassifier() if self.estimator is None else self.estimator
+        return self._usual() if self.estimator is None else self.estimator
 
     def _targets(self, y: Any, X: Any) -> NDArray[Any]:
         self.classes_, found = class_targets(y, self)

@@ -2,56 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from .distilled import SelfDistilledRegressor
 from .labelling import Selection
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The names of a pandas or polars frame's columns that are numbers, or of those that are none."""
-
-    numbers: bool
-
-    def __call__(self, frame: Any) -> list[str]:
-        def number(name: str) -> bool:
-            kind = frame[name].dtype
-            return bool(kind.is_numeric() if hasattr(kind, "is_numeric") else getattr(kind, "kind", "O") in "iufb")
-
-        return [name for name in frame.columns if number(name) == self.numbers]
-
-
-PENALTIES = tuple(10.0**power for power in range(-3, 4))
-
-
-def usual_peers(frame: bool) -> list[Any]:
-    """Extremely randomised trees and ridge regression: they err in other ways than boosting and forests do.
-
-    Missing numbers become medians; in a frame, columns that are no numbers become indicators.
-    """
-
-    def numbers() -> Any:
-        return make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
-
-    def columns() -> Any:
-        if not frame:
-            return numbers()
-        kinds = OneHotEncoder(handle_unknown="ignore", sparse_output=False)  # what is missing is a kind of its own
-        return make_column_transformer((numbers(), Columns(numbers=True)), (kinds, Columns(numbers=False)))
-
-    return [
-        make_pipeline(columns(), ExtraTreesRegressor(200)),
-        make_pipeline(columns(), RidgeCV(alphas=PENALTIES)),
-    ]
+from .usual import usual_peers
 
 
 class PeerTaughtRegressor(SelfDistilledRegressor):
@@ -77,9 +32,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
 
     Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ.
 
-    >>> from sklearn.datasets import load_diabetes
-    >>> from sklearn.tree import DecisionTreeRegressor
-    >>> X, y = load_diabetes(return_X_y=True)
+    >>>     >>>     >>> X, y = load_diabetes(return_X_y=True)
     >>> alone = DecisionTreeRegressor(random_state=0).fit(X[:60], y[:60])
     >>> taught = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=0).fit(X[:60], y[:60], X_unlabeled=X[60:300])
     >>> bool(taught.score(X[300:], y[300:]) > alone.score(X[300:], y[300:]))
@@ -102,9 +55,6 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
             estimator, generations=generations, xi=0.0, peers=peers, selection=selection, audit=audit,
             audit_folds=audit_folds, n_jobs=n_jobs, random_state=random_state,
         )  # fmt: skip
-
-    def _base(self) -> Any:
-        return HistGradientBoostingRegressor() if self.estimator is None else self.estimator
 
     def _rounds(self, unlabelled: bool) -> int:
         return self.generations if unlabelled else 1

@@ -34,10 +34,10 @@ from selfdistill.estimators import (
     load,
     save,
 )
-from selfdistill.estimators.base import Table
 from selfdistill.estimators.chain import Classes, Values, fit_soft, later
 from selfdistill.estimators.labelling import Labelling
 from selfdistill.estimators.rows import folds, stack
+from selfdistill.estimators.table import Table
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
