@@ -88,11 +88,12 @@ def _places(column: Any, kinds: list[str]) -> Floats:
 
 class Indicators(Codes):
     """What a linear model needs of a frame, sparse: numbers in units of their spread, missing ones replaced by the
-    median and told by a column, and a column for each of the ``most`` most frequent kinds of every other column.
+    median and told by a column, and for every other column one for each of its ``most`` most frequent kinds and one for
+    the rest.
 
     >>> import pandas as pd
     >>> Indicators().fit_transform(pd.DataFrame({"n": [1, 3], "kind": ["b", "a"]})).toarray().tolist()
-    [[-1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    [[-1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
 
     def __init__(self, most: int = MOST_INDICATORS) -> None:
@@ -146,7 +147,7 @@ class Bounded(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     np.int64(100)
     """
 
-    def __init__(self, estimator: Any, *, most_rows: int = 250_000, codes: bool = False) -> None:
+    def __init__(self, estimator: Any, *, most_rows: int = 200_000, codes: bool = False) -> None:
         self.estimator = estimator
         self.most_rows = most_rows
         self.codes = codes

@@ -120,11 +120,11 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
 
 
 def thinned(shares: Floats, number: int) -> tuple[Ints, Floats]:
-    """About so many of the shares, by place and with weights whose expectation is the share.
+    """So many of the shares, by place, with weights that add up to what all of them do.
 
     Equation::
 
-        share s stays with probability min(1, s / t) and weighs max(s, t);  t such that sum_i min(1, s_i / t) = number
+        share s stays in min(1, s / t) of all cases and weighs max(s, t);  t such that sum_i min(1, s_i / t) = number
 
     Source: threshold sampling; Duffield, Lund and Thorup, Learn More, Sample Less, IEEE Transactions on Information
     Theory 51, 2005.
@@ -137,7 +137,8 @@ def thinned(shares: Floats, number: int) -> tuple[Ints, Floats]:
     for _ in range(60):
         t = (low + high) / 2
         low, high = (t, high) if np.minimum(1.0, shares / t).sum() > number else (low, t)
-    there = np.flatnonzero(np.random.RandomState(0).random_sample(len(shares)) * high < shares)
+    passed = np.floor(np.cumsum(np.minimum(1.0, shares / high)) + 0.5)  # systematic: sums stay to one share of t
+    there = np.flatnonzero(np.diff(passed, prepend=0.0))
     return there, np.maximum(shares[there], high)
 
 

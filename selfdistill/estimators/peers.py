@@ -32,7 +32,9 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
 
     Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ.
 
-    >>>     >>>     >>> X, y = load_diabetes(return_X_y=True)
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.tree import DecisionTreeRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
     >>> alone = DecisionTreeRegressor(random_state=0).fit(X[:60], y[:60])
     >>> taught = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=0).fit(X[:60], y[:60], X_unlabeled=X[60:300])
     >>> bool(taught.score(X[300:], y[300:]) > alone.score(X[300:], y[300:]))

@@ -9,6 +9,7 @@ from ..errors import CheckpointError, DataError
 from ..expressions import one_line
 from ..tasks.tabular import skops
 
+KNOWN = ("functools.partial", "numpy.dtype")  # of boosting with categories and of imputers; what it binds is judged too
 TRUSTED = ("sklearn.", "selfdistill.estimators.")  # modules whose types a file may name, beside what skops knows
 
 
@@ -67,4 +68,4 @@ def load(path: str | Path) -> Any:
 
 
 def _foreign(io: Any, content: bytes) -> list[str]:
-    return [name for name in io.get_untrusted_types(data=content) if not name.startswith(TRUSTED)]
+    return [name for name in io.get_untrusted_types(data=content) if name not in KNOWN and not name.startswith(TRUSTED)]

@@ -18,13 +18,13 @@ from sklearn.preprocessing import StandardScaler
 from .bounded import Bounded, Indicators
 
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
-BOOSTED_ROWS = 250_000
+BOOSTED_ROWS = 200_000
 PEER_ROWS = 50_000
 LEAF = 5e-4  # of the rows: a tree has at most 2,000 leaves, and none is bounded on tables of 2,000 rows
 
 
 def usual_learner(classify: bool, frame: Any) -> Any:
-    """Histogram gradient boosting of at most 250,000 rows, for classes or for values.
+    """Histogram gradient boosting of at most 200,000 rows, for classes or for values.
 
     Args:
         classify: is the target a class?
