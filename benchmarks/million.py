@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -84,12 +82,6 @@ def measure(kind: str, rows: int) -> None:
     goal = np.digitize(value, [1.0, 3.0]) if kind == "classifier" else value
     row |= {"seconds": round(seconds), "trainings": told[-1:], "score": round(float(model.score(test, goal)), 4)}
     print(json.dumps(row), flush=True)
-
-
-def million(rows: int = 1_000_000) -> None:
-    """Memory and time of the defaults, each in a process of its own. Peak: the frame, and what the fit adds to it."""
-    for kind in WHAT:
-        subprocess.run([sys.executable, "-m", "benchmarks.million", kind, "--rows", str(rows)], check=True)
 
 
 if __name__ == "__main__":

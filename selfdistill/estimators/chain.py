@@ -202,7 +202,7 @@ def later(
     labelling: Labelling,
     page: Page = BLANK,
 ) -> list[Any]:
-    """The next generation: each member is taught by the mean of the others, and by itself where it is alone."""
+    """The next generation: each member is taught by the mean of the others, or of all."""
     bounds = [bound(learner) for learner in learners]
     table = table.few(None if None in bounds else max(b for b in bounds if b is not None))
     shown = _said(kind, models, table.rows) if xi else []
@@ -214,9 +214,9 @@ def later(
         own = own if unknown == table.unknown() else own.among(np.arange(unknown))
         targets, weights = kind.known(own.y), own.weights
         if xi:
-            targets = xi * _others(shown, number)[:known] + (1.0 - xi) * targets
+            targets = xi * labelling.teacher(shown, number)[:known] + (1.0 - xi) * targets
         if unknown:
-            said, trust = labelling.of(_others(pseudo, number)[:unknown])
+            said, trust = labelling.of(labelling.teacher(pseudo, number)[:unknown])
             if trust is not None or weights is not None:
                 weights = np.ones(len(targets)) if weights is None else weights
                 weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
@@ -228,8 +228,3 @@ def later(
 
 def _said(kind: Kind, models: Sequence[Any], X: Any) -> list[Floats]:
     return [kind.says(model, X) for model in models]
-
-
-def _others(said: Sequence[Floats], number: int) -> Floats:
-    rest = [one for place, one in enumerate(said) if place != number] or list(said)
-    return np.asarray(np.mean(rest, axis=0)) if len(rest) > 1 else rest[0]

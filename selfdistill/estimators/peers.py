@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy.typing import NDArray
+
 from .distilled import SelfDistilledRegressor
-from .labelling import Selection
+from .labelling import Labelling, Selection
+from .rows import Floats, Rows
 from .usual import usual_peers
 
 
@@ -47,6 +50,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         *,
         peers: Any = None,
         generations: int = 2,
+        itself: bool = True,
+        synthetic: int | str = "auto",
         selection: Selection = None,
         audit: str = "safe",
         audit_folds: int | float | str = "auto",
@@ -54,9 +59,13 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         random_state: Any = None,
     ) -> None:
         super().__init__(
-            estimator, generations=generations, xi=0.0, peers=peers, selection=selection, audit=audit,
-            audit_folds=audit_folds, n_jobs=n_jobs, random_state=random_state,
+            estimator, generations=generations, xi=0.0, peers=peers, synthetic=synthetic, selection=selection,
+            audit=audit, audit_folds=audit_folds, n_jobs=n_jobs, random_state=random_state,
         )  # fmt: skip
+        self.itself = itself
+
+    def _labelling(self, number: int, of: int, said: Floats | None, y: NDArray[Any], rows: Rows) -> Labelling:
+        return Labelling(self.selection, itself=bool(self.itself))
 
     def _rounds(self, unlabelled: bool) -> int:
         return self.generations if unlabelled else 1

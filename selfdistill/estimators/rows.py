@@ -58,6 +58,30 @@ def _column(values: Any) -> NDArray[np.uint64]:
     return np.unique(found.astype(str), return_inverse=True)[1].astype(np.uint64)
 
 
+def crossed(X: Any, number: int, seed: int) -> Any:
+    """So many made-up rows: each has about half of its columns from one row and the others from another.
+
+    Columns keep their distributions and half of what ties any two of them; kinds and gaps stay what they are.
+
+    Raises:
+        ValueError: the rows are sparse.
+
+    >>> crossed(np.array([[1, 1], [2, 2]]), 4, 0).tolist()
+    [[1, 2], [2, 2], [2, 2], [2, 2]]
+    """
+    if sparse.issparse(X):
+        raise ValueError("synthetic rows are made of dense columns, and X is sparse; give synthetic=0, or dense rows")
+    random, rows = np.random.RandomState(seed), count(X)
+    one, other = random.randint(rows, size=(2, number, 1))
+    places = np.where(random.random_sample((number, X.shape[1])) < 0.5, one, other)
+    if not hasattr(X, "columns"):
+        return X[places, np.arange(X.shape[1])]
+    columns = {name: take(X[name], places[:, place]) for place, name in enumerate(X.columns)}
+    if hasattr(X, "iloc"):
+        columns = {name: column.array for name, column in columns.items()}
+    return type(X)(columns)
+
+
 def drawn(rows: int, number: int, seed: int, classes: NDArray[Any] | None = None) -> Ints:
     """Places of ``number`` rows, each at most once, in an order that means nothing; one of every class comes first."""
     order = np.random.RandomState(seed).permutation(rows)

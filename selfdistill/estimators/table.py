@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .ledger import digest
-from .rows import Floats, Ints, count, drawn, take
+from .rows import Floats, Ints, count, crossed, drawn, stack, take
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Table:
 
     ``whole`` has the rows of the table this one was taken from, and ``places`` where its own ones are (None: all of
     them), so that folds need no copies; ``others`` are those of the rows without a target. ``mark`` is a digest of the
-    rows, where trainings are kept; ``seed`` draws from rows that are too many for a learner.
+    rows, where trainings are kept; ``seed`` draws from rows that are too many for a learner. ``synthetic`` rows without
+    a target are made of all others, where they are needed and always the same.
     """
 
     whole: Any
@@ -28,6 +29,7 @@ class Table:
     others: NDArray[Any] | None = None
     mark: str | None = None
     seed: int = 0
+    synthetic: int = 0
 
     @property
     def rows(self) -> Any:
@@ -37,11 +39,18 @@ class Table:
     @property
     def unlabelled(self) -> Any:
         """The rows without a target, taken anew each time; None where there are none."""
-        return self.without if self.others is None else take(self.without, self.others)
+        found = self.without
+        if self.synthetic:
+            given = [] if found is None else [found]
+            made = crossed(stack([self.rows, *given]), self.synthetic, self.seed)
+            found = stack([*given, made])
+        return found if self.others is None else take(found, self.others)
 
     def unknown(self) -> int:
         """How many have no target."""
-        return 0 if self.without is None else count(self.without) if self.others is None else len(self.others)
+        if self.others is not None:
+            return len(self.others)
+        return self.synthetic + (0 if self.without is None else count(self.without))
 
     def at(self, places: NDArray[Any]) -> Table:
         """Some of the labelled rows, and all the others."""
