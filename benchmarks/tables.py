@@ -212,7 +212,7 @@ def soft(rounds: int = 9) -> None:
 
 PARTS: dict[str, Callable[..., None]] = {
     part.__name__: part
-    for part in (repair, tuned, joint, peers, soft, million)  # type: ignore[attr-defined]
+    for part in (repair, tuned, joint, peers, soft, million)
 }
 
 
