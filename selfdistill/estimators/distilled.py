@@ -30,7 +30,7 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         t_k = xi_k f_(k-1)(x) + (1 - xi_k) y  on labelled rows,  t_k = f_(k-1)(u)  on unlabelled ones
 
     Args:
-        estimator: the learner; gradient boosting by default.
+        estimator: the learner; `usual_learner`, gradient boosting, by default.
         generations: trainings, the first one included.
         xi: how far the teacher is trusted on labelled rows. ``"auto"`` chooses it from the data for every generation:
             for learners that are linear in their targets in closed form (negative and above 1 allowed), for others on
@@ -157,7 +157,7 @@ class SelfDistilledClassifier(ClassifierMixin, SelfDistilled):  # type: ignore[m
     Soft targets are learnt exactly (`chain.fit_soft`): as they are where the learner takes them, else by weighted rows.
 
     Args:
-        estimator: the learner; gradient boosting by default.
+        estimator: the learner; `usual_learner`, gradient boosting, by default.
         generations: trainings, the first one included.
         xi: how far the teacher is trusted on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on rows left
             out, and is 0 where the gain cannot be told from noise.

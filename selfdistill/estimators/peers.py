@@ -1,4 +1,4 @@
-"""Regression with unlabelled rows: learners of different kinds label for each other."""
+"""Regression with unlabelled rows: learners of different kinds label them together."""
 
 from __future__ import annotations
 
@@ -13,27 +13,34 @@ from .usual import usual_peers
 
 
 class PeerTaughtRegressor(SelfDistilledRegressor):
-    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
+    """Learners of different kinds label the unlabelled rows together, and one of them takes over what all know.
 
     Equation::
 
-        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones
+        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over all j) on unlabelled ones;  over j != m without
+        ``itself``
 
     No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
-    agreement is largest where there is least to learn. Without ``X_unlabeled`` it is the learner alone.
+    agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so more are made up.
+    Without unlabelled rows it is the learner alone.
 
     Args:
-        estimator: the learner that becomes the product; gradient boosting by default.
+        estimator: the learner that becomes the product; `usual_learner`, gradient boosting, by default.
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
-        selection: a function of the peers' mean (rows,) that gives each unlabelled row a weight in [0, 1].
+        itself: a learner's own prediction is one of those in the mean that it learns. That costs where the learner is
+            the worst of them, and saves where it is the best. False: peers label for each other alone.
+        synthetic: rows to make up, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
+        selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
 
     Attributes:
         estimator_, generation_, history_: as of `SelfDistilledRegressor`.
 
-    Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ.
+    Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ;
+    that made-up rows carry it over: Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006 (theirs are made of
+    neighbours, these of any two rows).
 
     >>> from sklearn.datasets import load_diabetes
     >>> from sklearn.tree import DecisionTreeRegressor
