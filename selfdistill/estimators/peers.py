@@ -39,8 +39,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         estimator_, generation_, history_: as of `SelfDistilledRegressor`.
 
     Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ;
-    that made-up rows carry it over: Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006 (theirs are made of
-    neighbours, these of any two rows).
+    Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006, for made-up rows (theirs are made of neighbours,
+    these of any two rows).
 
     >>> from sklearn.datasets import load_diabetes
     >>> from sklearn.tree import DecisionTreeRegressor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -284,6 +286,8 @@ def test_a_saved_estimator_says_the_same(estimator: Any, tmp_path: Path) -> None
 def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would not trust"):
         save(SelfDistilledRegressor(Says(), xi=0.5, audit="off").fit(X, Y), tmp_path / "model.skops")
+    with pytest.raises(DataError, match="system, which `load` would not trust"):
+        save(FunctionTransformer(partial(os.system)), tmp_path / "bound.skops")  # what is bound is judged too
     (tmp_path / "odd.skops").write_bytes(b"odd")
     with pytest.raises(CheckpointError, match="damaged or foreign"):
         load(tmp_path / "odd.skops")
