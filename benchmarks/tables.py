@@ -7,15 +7,19 @@ tuned    ridge on diabetes, penalty by generalised cross-validation: xi must lea
 joint    penalty and xi chosen together: must not be worse than the tuned penalty
 peers    60 labels of diabetes, 80 of friedman1, the rest unlabelled: peers that label for each other, and own labels
 soft     the cost of fitting soft targets, where the learner takes them without copies of the rows
+million  memory and seconds of the defaults on a million rows with kinds and gaps (``benchmarks/million.py``)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +32,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from selfdistill.estimators import NetworkClassifier, PeerTaughtRegressor, SelfDistilledRegressor, trust
 from selfdistill.estimators.chain import fit_soft
-from selfdistill.estimators.peers import usual_peers
+from selfdistill.estimators.usual import usual_peers
 from selfdistill.stats import interval
 
 TEST = 150  # rows of every split
@@ -131,6 +135,12 @@ class Mean:
         return np.mean([model.predict(X) for model in self.models], axis=0)
 
 
+def million() -> None:
+    """A process for each of the defaults."""
+    for kind in ("regressor", "peers", "taught", "classifier"):
+        subprocess.run([sys.executable, str(Path(__file__).with_name("million.py")), kind], check=True)
+
+
 def peers(seeds: int = 20) -> None:
     """Test RMSE against the same learner on the labels alone."""
     for name, labels in (("diabetes", 60), ("friedman1", 80)):
@@ -149,6 +159,7 @@ def peers(seeds: int = 20) -> None:
                 alone = clone(base).fit(X[train], y[train])
                 both = {
                     "peers": PeerTaughtRegressor(base, random_state=seed),
+                    "peers, nothing made up": PeerTaughtRegressor(base, random_state=seed, synthetic=0),
                     "peers, audit off": PeerTaughtRegressor(base, random_state=seed, audit="off"),
                     "own labels": SelfDistilledRegressor(base, xi=0.0, random_state=seed),
                 }
@@ -199,7 +210,7 @@ def soft(rounds: int = 9) -> None:
         )
 
 
-PARTS: dict[str, Callable[..., None]] = {"repair": repair, "tuned": tuned, "joint": joint, "peers": peers, "soft": soft}
+PARTS: dict[str, Callable[..., None]] = {part.__name__: part for part in (repair, tuned, joint, peers, soft, million)}
 
 
 def main() -> None:
@@ -211,7 +222,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     for part in options.parts or PARTS:
-        PARTS[part](*([options.seeds] if options.seeds else []))
+        PARTS[part](*([options.seeds] if options.seeds and part != "million" else []))
 
 
 if __name__ == "__main__":

@@ -55,20 +55,21 @@ class Shown:
 
     def __call__(self, clock: Clock, figures: dict[str, float]) -> None:
         done, total = _steps(clock)
-        self._show(done, total, f"step {done}/{total}", f"{_where(clock)}  {_words(figures)}")
+        self._show(done, total, f"{_where(clock)}  step {done}/{total}", _where(clock), _words(figures))
 
     def count(self, done: int, planned: int, what: str) -> None:
         """So many trainings of those planned have ended; the last was ``what``."""
-        self._show(done, planned, f"training {done}/{planned}", what)
+        self._show(done, planned, f"training {done}/{planned}", "", what)
 
-    def _show(self, done: int, total: int, place: str, words: str) -> None:
+    def _show(self, done: int, total: int, place: str, short: str, words: str) -> None:
+        """``place`` stands in a line, and the shorter one where a bar has the numbers already."""
         bar = self.reporter.bar
         if bar is None:
             self._line(done, total, f"{place}  {words}")
             return
         if self.task is None:  # a resumed run does not start at 0
             self.task = bar.add_task(self.name, total=total, completed=done, figures="")
-        bar.update(self.task, completed=done, total=total, figures=words)
+        bar.update(self.task, completed=done, total=total, figures=f"{short}  {words}")
 
     def _line(self, done: int, total: int, said: str) -> None:
         now = time.monotonic()

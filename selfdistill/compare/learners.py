@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import RecipeError
+from ..estimators.bounded import core
 from ..evaluate import scored
 from ..learners import kinds, training
 from ..learners.choice import Choice, choose, for_learners
@@ -67,8 +68,7 @@ def peer_names(choice: Choice) -> list[str]:
     """What the usual peers are, as words."""
     found = []
     for peer in choice.peers():
-        last = peer.steps[-1][1] if hasattr(peer, "steps") else peer
-        found.append(type(last).__name__)
+        found.append(type(core(peer)).__name__)
     return found
 
 
@@ -173,7 +173,7 @@ def _bagged(bench: Bench) -> dict[str, Any]:
 
 
 def _peer(bench: Bench) -> dict[str, Any]:
-    from ..estimators.base import seeded
+    from ..estimators.weights import seeded
 
     peer = seeded(bench.choice.peers()[bench.job.count], np.random.RandomState(bench.seed))
     return bench.row(bench.fitted(peer), bench.held(peer))
@@ -181,7 +181,7 @@ def _peer(bench: Bench) -> dict[str, Any]:
 
 def _mean(bench: Bench) -> dict[str, Any]:
     """What learner and peers know together, undistilled."""
-    from ..estimators.base import seeded
+    from ..estimators.weights import seeded
 
     random = np.random.RandomState(bench.seed)
     members = [bench.choice.learner(bench.seed), *(seeded(peer, random) for peer in bench.choice.peers())]
@@ -195,17 +195,17 @@ def _self_training(bench: Bench) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.semi_supervised import SelfTrainingClassifier
 
-    from ..estimators.base import seeded
-    from ..learners.usual import usual_columns
+    from ..estimators.bounded import Codes
+    from ..estimators.weights import seeded
 
     choice, data = bench.choice, bench.choice.data
     bare = kinds.kind(choice.build).bare(True) if kinds.named(choice.build) else choice.learner(bench.seed)
     learner = seeded(bare, np.random.RandomState(bench.seed))
-    model = make_pipeline(usual_columns(data.features), SelfTrainingClassifier(learner))
+    model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
     model.fit(data.rows(rows), data.y[rows])
     bench.trainings = int(model[-1].n_iter_) + 1
-    return bench.row(model, bench.held(make_pipeline(usual_columns(data.features), learner)))
+    return bench.row(model, bench.held(make_pipeline(Codes(), learner)))
 
 
 KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -8,84 +8,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.base import BaseEstimator, MetaEstimatorMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..audit import Audit, Decision, champion
 from ..errors import DataError
-from .ledger import digest
-from .rows import Floats, Ints, Rows, count, folds, parting, take
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is learnt from: rows, targets as numbers, weights, and rows without a target.
-
-    ``whole`` has the rows of the table this one was taken from, and ``places`` where its own ones are (None: all of
-    them), so that folds need no copies; ``mark`` is a digest of the rows, where trainings are kept.
-    """
-
-    whole: Any
-    y: NDArray[Any]
-    weights: Floats | None
-    unlabelled: Any = None
-    places: NDArray[Any] | None = None
-    mark: str | None = None
-
-    @property
-    def rows(self) -> Any:
-        """The labelled rows; taken anew each time."""
-        return self.whole if self.places is None else take(self.whole, self.places)
-
-    def at(self, places: NDArray[Any]) -> Table:
-        """Some of the labelled rows, and all the others."""
-        weights = None if self.weights is None else self.weights[places]
-        mark = None if self.mark is None else digest(self.mark, places)
-        there = places if self.places is None else self.places[places]
-        return Table(self.whole, self.y[places], weights, self.unlabelled, there, mark)
-
-
-def weight_name(estimator: Any) -> str | None:
-    """The name under which a learner's ``fit`` takes weights of rows; None if it takes none."""
-    if isinstance(estimator, Pipeline):
-        name, last = estimator.steps[-1]
-        inner = weight_name(last)
-        return None if inner is None else f"{name}__{inner}"
-    return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
-
-
-def weighted(estimator: Any, weights: Floats | None) -> dict[str, Floats]:
-    """Arguments of ``fit`` for some weights.
-
-    Raises:
-        DataError: the learner takes none.
-    """
-    if weights is None:
-        return {}
-    name = weight_name(estimator)
-    if name is None:
-        raise DataError(
-            f"{type(estimator).__name__} takes no sample_weight, so its rows cannot be weighted; leave sample_weight "
-            "out, or take a learner that has it"
-        )
-    return {name: weights}
-
-
-def seeded(estimator: Any, random: np.random.RandomState | None) -> Any:
-    """A clone with every ``random_state`` drawn from a generator; left alone without one."""
-    made = clone(estimator)
-    if random is not None and hasattr(made, "get_params"):
-        seeds = {
-            name: int(random.randint(2**31 - 1))
-            for name in sorted(made.get_params())
-            if name == "random_state" or name.endswith("__random_state")
-        }
-        made.set_params(**seeds)
-    return made
+from .rows import Floats, Ints, Rows, blockwise, count, folds, parting, take
+from .table import Table
+from .weights import weighted
 
 
 class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -193,7 +126,7 @@ class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> NDArray[Any]:
         """What the product says of rows (rows, columns)."""
         check_is_fitted(self, "estimator_")
-        return np.asarray(self.estimator_.predict(self._rows(X, reset=False)))
+        return np.asarray(blockwise(self.estimator_.predict, self._rows(X, reset=False)))
 
     def report(self) -> str:
         """What happened, in lines: each generation, its trust weight, its score, and what the audit decided.
@@ -268,4 +201,4 @@ def delegates(name: str) -> Callable[[SelfTaught], bool]:
     return check
 
 
-__all__ = ["Audited", "SelfTaught", "Table", "available_if", "delegates", "seeded", "told", "weighted"]
+__all__ = ["Audited", "SelfTaught", "available_if", "delegates", "told"]

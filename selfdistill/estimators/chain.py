@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
 
 from ..errors import DataError
-from .base import Table, seeded, weight_name, weighted
+from .bounded import bound
 from .labelling import Labelling
 from .ledger import Ledger, Page
-from .rows import Floats, count, stack, take
+from .rows import Floats, Ints, blockwise, count, stack, take
+from .table import Table
+from .weights import seeded, weight_name, weighted
 
+NOBODY = np.arange(0)
 BLANK = Page(Ledger(), "")  # keeps nothing and tells nobody
 
 
@@ -30,7 +33,7 @@ class Values:
 
     def says(self, model: Any, X: Any) -> Floats:
         """What a model says of rows."""
-        return np.asarray(model.predict(X), dtype=np.float64)
+        return np.asarray(blockwise(model.predict, X), dtype=np.float64)
 
     def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
         """A fresh learner, fitted."""
@@ -54,7 +57,7 @@ class Classes:
     def says(self, model: Any, X: Any) -> Floats:
         """Probabilities, zero for classes the model has not seen."""
         found = np.zeros((X.shape[0], len(self.labels)))
-        found[:, np.searchsorted(self.labels, model.classes_)] = model.predict_proba(X)
+        found[:, np.searchsorted(self.labels, model.classes_)] = blockwise(model.predict_proba, X)
         return found
 
     def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
@@ -108,8 +111,35 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
             share = targets[:, place] if weights is None else targets[:, place] * weights
             learner.partial_fit(X, np.full(len(targets), label), classes=labels, sample_weight=share)
         return learner
+    most = bound(learner)
+    if most is not None and len(rows) > most:
+        there, shares = thinned(shares, max(most, len(targets)))
+        rows, columns = rows[there], columns[there]
     shares = shares if weights is None else shares * weights[rows]
     return learner.fit(take(X, rows), labels[columns], **weighted(learner, shares))
+
+
+def thinned(shares: Floats, number: int) -> tuple[Ints, Floats]:
+    """So many of the shares, by place, with weights that add up to what all of them do.
+
+    Equation::
+
+        share s stays in min(1, s / t) of all cases and weighs max(s, t);  t such that sum_i min(1, s_i / t) = number
+
+    Source: threshold sampling; Duffield, Lund and Thorup, Learn More, Sample Less, IEEE Transactions on Information
+    Theory 51, 2005.
+
+    >>> places, weights = thinned(np.array([0.9, 0.1, 0.1]), 2)
+    >>> places[0], round(float(weights[0]), 2)
+    (np.int64(0), 0.9)
+    """
+    low, high = 0.0, float(shares.max()) * len(shares)
+    for _ in range(60):
+        t = (low + high) / 2
+        low, high = (t, high) if np.minimum(1.0, shares / t).sum() > number else (low, t)
+    passed = np.floor(np.cumsum(np.minimum(1.0, shares / high)) + 0.5)  # systematic: sums stay to one share of t
+    there = np.flatnonzero(np.diff(passed, prepend=0.0))
+    return there, np.maximum(shares[there], high)
 
 
 def able(estimator: Any, soft: bool) -> None:
@@ -134,7 +164,7 @@ def first(
     """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
     made = []
     for number, (learner, seed) in enumerate(zip(learners, seeds, strict=False)):  # of the last one the learner alone
-        own = table if seed is None else table.at(_bootstrap(table, seed))
+        own = (table if seed is None else table.at(_bootstrap(table, seed))).among(NOBODY).few(bound(learner))
         known = kind.known(own.y)
         learn = partial(_learnt, kind, learner, own, known, own.weights)
         made.append(page.train(number, learner, [own.mark, getattr(kind, "labels", None), known, own.weights], learn))
@@ -172,26 +202,29 @@ def later(
     labelling: Labelling,
     page: Page = BLANK,
 ) -> list[Any]:
-    """The next generation: each member is taught by the mean of the others, and by itself where it is alone."""
-    shown = [kind.says(model, table.rows) for model in models] if xi else []
-    pseudo = [kind.says(model, table.unlabelled) for model in models] if table.unlabelled is not None else []
+    """The next generation: each member is taught by the mean of the others, or of all."""
+    bounds = [bound(learner) for learner in learners]
+    table = table.few(None if None in bounds else max(b for b in bounds if b is not None))
+    shown = _said(kind, models, table.rows) if xi else []
+    pseudo = _said(kind, models, table.unlabelled) if table.unknown() else []
     made = []
-    for number, learner in enumerate(learners):
-        targets = kind.known(table.y)
+    for number, (learner, most) in enumerate(zip(learners, bounds, strict=True)):
+        known, unknown = table.split(most)
+        own = table if known == len(table.y) else table.at(np.arange(known))
+        own = own if unknown == table.unknown() else own.among(np.arange(unknown))
+        targets, weights = kind.known(own.y), own.weights
         if xi:
-            targets = xi * _others(shown, number) + (1.0 - xi) * targets
-        weights = table.weights
-        if table.unlabelled is not None:
-            said, trust = labelling.of(_others(pseudo, number))
+            targets = xi * labelling.teacher(shown, number)[:known] + (1.0 - xi) * targets
+        if unknown:
+            said, trust = labelling.of(labelling.teacher(pseudo, number)[:unknown])
             if trust is not None or weights is not None:
                 weights = np.ones(len(targets)) if weights is None else weights
                 weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
             targets = np.concatenate([targets, said])
-        learn = partial(_learnt, kind, learner, table, targets, weights)
-        made.append(page.train(number, learner, [table.mark, getattr(kind, "labels", None), targets, weights], learn))
+        learn = partial(_learnt, kind, learner, own, targets, weights)
+        made.append(page.train(number, learner, [own.mark, getattr(kind, "labels", None), targets, weights], learn))
     return made
 
 
-def _others(said: Sequence[Floats], number: int) -> Floats:
-    rest = [one for place, one in enumerate(said) if place != number] or list(said)
-    return np.asarray(np.mean(rest, axis=0)) if len(rest) > 1 else rest[0]
+def _said(kind: Kind, models: Sequence[Any], X: Any) -> list[Floats]:
+    return [kind.says(model, X) for model in models]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from .base import Table
 from .chain import Kind, first
 from .ledger import Ledger, Page, on_page
 from .rows import Floats, Ints, Rows, take
+from .table import Table
 
 
 class Folded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,13 @@ class Labelling:
     """From what teachers say of unlabelled rows, (rows, classes) or (rows,), to targets and weights.
 
     ``temperature`` tempers distributions first, p^(1/T) normalised; then ``selection`` weighs the rows; ``hard`` leaves
-    the best class alone.
+    the best class alone. The teacher of a member is the mean of the other ones, or of all where ``itself`` says so.
     """
 
     selection: Selection = None
     hard: bool = False
     temperature: float = 1.0
+    itself: bool = False
 
     def of(self, said: Floats) -> tuple[Floats, Floats | None]:
         """Targets, and a weight in [0, 1] for each row (None: all of them count in full).
@@ -36,6 +37,11 @@ class Labelling:
             said = tempered(said, self.temperature)
         trust = self._trust(said)
         return np.eye(said.shape[1])[said.argmax(axis=1)] if self.hard and said.ndim == 2 else said, trust
+
+    def teacher(self, said: Sequence[Floats], number: int) -> Floats:
+        """Who teaches a member: its peers, or itself where it is alone."""
+        rest = [one for place, one in enumerate(said) if self.itself or place != number] or list(said)
+        return np.asarray(np.mean(rest, axis=0)) if len(rest) > 1 else rest[0]
 
     def _trust(self, said: Floats) -> Floats | None:
         if self.selection is None:

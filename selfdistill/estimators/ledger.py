@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import joblib  # type: ignore[import-untyped]
 import numpy as np
 import sklearn
 from scipy import sparse
@@ -126,8 +125,8 @@ class Page:
         if self.ledger.folder is None:
             return None
         try:
-            who = joblib.hash(learner)
-        except Exception:  # a learner with a lambda, which nothing could keep
+            who = spelt(learner)
+        except TypeError:  # a learner with a lambda, say, which nothing could keep
             return None
         versions = [sklearn.__version__, version("selfdistill"), np.__version__]
         return self.ledger.folder / f"{digest(*versions, what, type(learner).__qualname__, who, *given)}.skops"
@@ -183,6 +182,38 @@ def digest(*parts: Any) -> str:
         else:
             _add(found, part)
     return found.hexdigest()
+
+
+def spelt(part: Any) -> str:
+    """A learner or a setting of one in words: its type and all its settings, whatever is nested in what.
+
+    Raises:
+        TypeError: something in it has no name to be told by.
+
+    >>> from sklearn.linear_model import Ridge
+    >>> spelt(Ridge(alpha=2.0)) == spelt(Ridge(alpha=2.0)), spelt(Ridge(alpha=2.0)) == spelt(Ridge())
+    (True, False)
+    """
+    if part is None or isinstance(part, (bool, int, float, str, bytes, np.generic)):
+        return repr(part)
+    if isinstance(part, (list, tuple)):
+        return f"{type(part).__name__}({', '.join(map(spelt, part))})"
+    if isinstance(part, dict):
+        return f"{{{', '.join(f'{spelt(key)}: {spelt(value)}' for key, value in part.items())}}}"
+    if isinstance(part, np.ndarray) or sparse.issparse(part) or hasattr(part, "columns"):
+        return digest(part)
+    name = f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', '')}"
+    if isinstance(part, type) or (callable(part) and hasattr(part, "__qualname__")):
+        if "<" in name:
+            raise TypeError(f"{name} has no name of its own")
+        return name
+    if is_dataclass(part):
+        settings = {field.name: getattr(part, field.name) for field in fields(part)}
+    elif hasattr(part, "get_params"):
+        settings = part.get_params(deep=False)
+    else:
+        raise TypeError(f"a {type(part).__name__} has no settings to be told by")
+    return f"{type(part).__module__}.{type(part).__qualname__}({spelt(settings)})"
 
 
 def _add(found: Any, *values: Any) -> None:

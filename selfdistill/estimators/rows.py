@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import _safe_indexing
 
+from .columns import coded, numbers
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 USUAL_FOLDS = 5
 MOST_FOLDED = 20_000  # rows, beyond which so many trainings cost more than they tell
 MOST_HELD = 5_000
+BLOCK = 50_000  # rows
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads what differs in a few bits
 
 
@@ -46,10 +49,55 @@ def stack(parts: Sequence[Any]) -> Any:
 
 def _column(values: Any) -> NDArray[np.uint64]:
     """Each value as 64 bits, equal where the values are equal."""
-    found = np.asarray(values)
+    framed = hasattr(values, "to_numpy")
+    found: Any = numbers(values) if framed else np.asarray(values)
+    if found is None:
+        found = coded(values)[0]
     if found.dtype.kind in "biuf":
-        return (found.astype(np.float64) + 0.0).view(np.uint64)  # + 0.0: there are two zeros
+        return np.asarray((found.astype(np.float64) + 0.0).view(np.uint64))  # + 0.0: there are two zeros
     return np.unique(found.astype(str), return_inverse=True)[1].astype(np.uint64)
+
+
+def crossed(X: Any, number: int, seed: int) -> Any:
+    """So many made-up rows: each has about half of its columns from one row and the others from another.
+
+    Columns keep their distributions and half of what ties any two of them; kinds and gaps stay what they are.
+
+    Raises:
+        ValueError: the rows are sparse.
+
+    >>> crossed(np.array([[1, 1], [2, 2]]), 4, 0).tolist()
+    [[1, 2], [2, 2], [2, 2], [2, 2]]
+    """
+    if sparse.issparse(X):
+        raise ValueError("synthetic rows are made of dense columns, and X is sparse; give synthetic=0, or dense rows")
+    random, rows = np.random.RandomState(seed), count(X)
+    one, other = random.randint(rows, size=(2, number, 1))
+    places = np.where(random.random_sample((number, X.shape[1])) < 0.5, one, other)
+    if not hasattr(X, "columns"):
+        return X[places, np.arange(X.shape[1])]
+    columns = {name: take(X[name], places[:, place]) for place, name in enumerate(X.columns)}
+    if hasattr(X, "iloc"):
+        columns = {name: column.array for name, column in columns.items()}
+    return type(X)(columns)
+
+
+def drawn(rows: int, number: int, seed: int, classes: NDArray[Any] | None = None) -> Ints:
+    """Places of ``number`` rows, each at most once, in an order that means nothing; one of every class comes first."""
+    order = np.random.RandomState(seed).permutation(rows)
+    if classes is not None:
+        ahead = np.unique(classes[order], return_index=True)[1]
+        order = np.concatenate([order[ahead], np.delete(order, ahead)])
+    return np.asarray(order[:number], dtype=np.int64)
+
+
+def blockwise(call: Callable[[Any], NDArray[Any]], X: Any) -> NDArray[Any]:
+    """What a function says of rows, so many at a time: what it makes of them is no larger than the rows."""
+    rows = count(X)
+    if rows <= BLOCK:
+        return call(X)
+    parts = [call(take(X, np.arange(begin, min(begin + BLOCK, rows)))) for begin in range(0, rows, BLOCK)]
+    return np.concatenate(parts)
 
 
 def marks(X: Any, seed: int) -> NDArray[np.uint64]:

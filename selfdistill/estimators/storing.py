@@ -9,9 +9,8 @@ from ..errors import CheckpointError, DataError
 from ..expressions import one_line
 from ..tasks.tabular import skops
 
+KNOWN = ("functools.partial", "numpy.dtype")  # of boosting with categories and of imputers; what it binds is judged too
 TRUSTED = ("sklearn.", "selfdistill.estimators.")  # modules whose types a file may name, beside what skops knows
-# What scikit-learn's imputers and boosting hold; the function of a partial is named, and judged, by itself.
-PARTS = frozenset({"numpy.dtype", "functools.partial"})
 
 
 def save(estimator: Any, path: str | Path) -> None:
@@ -69,5 +68,4 @@ def load(path: str | Path) -> Any:
 
 
 def _foreign(io: Any, content: bytes) -> list[str]:
-    named = io.get_untrusted_types(data=content)
-    return [name for name in named if not name.startswith(TRUSTED) and name not in PARTS]
+    return [name for name in io.get_untrusted_types(data=content) if name not in KNOWN and not name.startswith(TRUSTED)]

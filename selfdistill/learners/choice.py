@@ -69,7 +69,7 @@ class Choice:
 
     def learner(self, seed: int) -> Any:
         """The learner alone, seeded."""
-        from ..estimators.base import seeded
+        from ..estimators.weights import seeded
 
         return seeded(self._learner(), _random(seed))
 
@@ -78,7 +78,7 @@ class Choice:
 
     def peers(self) -> list[Any]:
         """The usual peers for such a table."""
-        from .usual import usual_peers
+        from ..estimators.usual import usual_peers
 
         return usual_peers(self.data.features, classify=self.classify)
 

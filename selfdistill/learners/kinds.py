@@ -16,11 +16,14 @@ Bare = Callable[[bool], Any]  # classify -> an estimator for columns of numbers
 
 @dataclass(frozen=True)
 class Kind:
-    """A learner: how it is made, which of its settings are worth tuning, and whether it takes raw tables itself."""
+    """A learner: how it is made, which of its settings are worth tuning, and what it is given of a table.
+
+    ``given`` is ``"all"`` (codes and gaps as they are), ``"codes"`` (without gaps), or ``"indicators"``.
+    """
 
     bare: Bare
     settings: dict[str, Sequence[Any]]
-    raw: bool = False
+    given: str = "indicators"
 
 
 def boosting(iterations: int = 100, rate: float = 0.1) -> Kind:
@@ -36,7 +39,7 @@ def boosting(iterations: int = 100, rate: float = 0.1) -> Kind:
         "learning_rate": (0.02, 0.05, 0.1, 0.2), "max_iter": (50, 100, 200), "max_leaf_nodes": (4, 8, 15, 31),
         "min_samples_leaf": (3, 5, 10, 20), "l2_regularization": (0.0, 0.1, 1.0, 10.0),
     }  # fmt: skip
-    return Kind(make, settings, raw=True)
+    return Kind(make, settings, "all")
 
 
 def forest(trees: int = 200) -> Kind:
@@ -47,7 +50,7 @@ def forest(trees: int = 200) -> Kind:
 
         return (RandomForestClassifier if classify else RandomForestRegressor)(trees)
 
-    return Kind(make, _OF_TREES)
+    return Kind(make, _OF_TREES, "codes")
 
 
 def extra_trees(trees: int = 200) -> Kind:
@@ -58,7 +61,7 @@ def extra_trees(trees: int = 200) -> Kind:
 
         return (ExtraTreesClassifier if classify else ExtraTreesRegressor)(trees)
 
-    return Kind(make, _OF_TREES)
+    return Kind(make, _OF_TREES, "codes")
 
 
 _OF_TREES: dict[str, Sequence[Any]] = {
@@ -143,13 +146,17 @@ def learner(spec: str, classify: bool, frame: Any, rows: int | None = None) -> A
 
 
 def _ready(found: Kind, classify: bool, frame: Any, rows: int | None) -> Any:
+    from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
 
-    from .usual import usual_columns, usual_learner
+    from ..estimators.bounded import Codes, Indicators
+    from ..estimators.usual import usual_learner
 
     bare = found.bare(classify)
-    if not found.raw:
-        return make_pipeline(usual_columns(frame), bare)
+    if found.given == "indicators":
+        return make_pipeline(Indicators(), bare)
+    if found.given == "codes":
+        return make_pipeline(Codes(), SimpleImputer(strategy="median", add_indicator=True), bare)
     made = usual_learner(classify, frame)
     options = {name: getattr(bare, name) for name in ("max_iter", "learning_rate")}
     if rows is not None:

@@ -23,7 +23,7 @@ def record(accuracy: float, audit: float, **more: Any) -> dict[str, Any]:
         "metrics": {"accuracy": accuracy, "nll": 1 - accuracy}, "audit": {"accuracy": audit}, "decisions": None,
         "passes": {"forward": 1, "backward": 1, "teacher": 0, "evaluation": 0, "total": 3.0},
         "with_teacher_training": None, "steps": 10, "generations": 1,
-        "curve": [{"step": s, "accuracy": audit - (10 - s) / 50, "generation": 0} for s in (5, 10)],
+        "curve": [{"step": s, "score": audit - (10 - s) / 50, "generation": 0} for s in (5, 10)],
         **more,
     }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_steps_to_plains_score() -> None:
     assert row(result, "good()")["steps_to_plain"] == 5  # .7 at step 5, plain ends at .6
     assert row(result, "plain")["steps_to_plain"] == 10
     assert row(result, "label smoothing")["steps_to_plain"] is None
-    assert math.isinf(steps_to([{"step": 1, "accuracy": 0.1}], 0.2))
+    assert math.isinf(steps_to([{"step": 1, "score": 0.1}], 0.2))
 
 
 def test_bins_of_several_seeds_weigh_by_their_rows() -> None:

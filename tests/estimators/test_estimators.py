@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -34,10 +36,10 @@ from selfdistill.estimators import (
     load,
     save,
 )
-from selfdistill.estimators.base import Table
 from selfdistill.estimators.chain import Classes, Values, fit_soft, later
 from selfdistill.estimators.labelling import Labelling
 from selfdistill.estimators.rows import folds, stack
+from selfdistill.estimators.table import Table
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -113,6 +115,16 @@ def test_peers_label_for_each_other_and_never_for_themselves() -> None:
     made = later(Values(), learners, table, models, 0.0, Labelling())
     assert [one.taught_[4:].tolist() for one in made] == [[4.0] * 3, [3.5] * 3, [1.5] * 3]
     assert all((one.taught_[:4] == Y[:4]).all() for one in made)
+
+
+def test_peers_may_count_the_learner_among_them() -> None:
+    """A member that says 1 beside one that says 4, taught by the mean of both or by the other alone."""
+    for itself, wanted in ((True, 2.5), (False, 4.0)):
+        model = PeerTaughtRegressor(Says(1.0), peers=[Says(4.0)], itself=itself, synthetic=0, audit="off")
+        model.fit(X[:4], Y[:4], X_unlabeled=X[4:7])
+        assert model.estimator_.taught_[4:].tolist() == [wanted] * 3
+        assert ("and itself" in model.report()) == itself
+        assert model.history_[1]["labelled_by"] == ["Says"] * (1 + itself)
 
 
 def test_a_harmful_generation_is_rolled_back_and_a_good_one_kept() -> None:
@@ -274,6 +286,8 @@ def test_a_saved_estimator_says_the_same(estimator: Any, tmp_path: Path) -> None
 def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="would not trust"):
         save(SelfDistilledRegressor(Says(), xi=0.5, audit="off").fit(X, Y), tmp_path / "model.skops")
+    with pytest.raises(DataError, match="system, which `load` would not trust"):
+        save(FunctionTransformer(partial(os.system)), tmp_path / "bound.skops")  # what is bound is judged too
     (tmp_path / "odd.skops").write_bytes(b"odd")
     with pytest.raises(CheckpointError, match="damaged or foreign"):
         load(tmp_path / "odd.skops")

@@ -312,7 +312,7 @@ def test_a_tested_class_must_be_taught():
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("digts", {}, "did you mean 'digits'.*use digits or fashion-mnist"),
+        ("digts", {}, "did you mean 'digits'.*use digits, fashion-mnist"),
         ("nowhere/rows.csv", {"target": "y"}, "no data called 'nowhere/rows.csv'"),
         ("digits", {"target": "y"}, "names a column"),
         ("digits", {"image_size": 16}, "leave image_size out"),
