@@ -36,7 +36,8 @@ def comparison(hostile: str = "") -> dict[str, Any]:
     return {
         "format": 1, "kind": "comparison", "command": ["selfdistill", "compare", hostile], "versions": {"torch": "2"},
         "data": {"name": f"digits{hostile}", "rows": {"train": 10}, "noise": 0.4}, "task": "classify", "model": "mlp",
-        "parameters": 10, "threads": 1, "seeds": list(range(8)), "budget": {"kind": "passes", "amount": 3.0, "unit": "passes"},
+        "parameters": 10, "threads": 1, "seeds": list(range(8)),
+        "budget": {"kind": "passes", "amount": 3.0, "unit": "passes"},
         "level": 0.05, "reachable": ["8 seeds can"], **judged, "times": {"rows": rows, "wall_seconds": 1.0},
     }  # fmt: skip
 
