@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..stats import TIED
+from ..tasks.metrics import ordered
 
 
 def show(result: dict[str, Any]) -> None:
     """Print one row for each method and control, then the verdicts in words."""
     console = Console()
-    data, metric = result["data"], next(iter(result["metrics"]))
+    data, metric = result["data"], ordered(result["metrics"], result["task"])[0]
     table = Table(
         title=f"{data['name']}, test split ({data['rows']['test']} rows), {len(result['seeds'])} seeds, "
         f"{_short(result['budget']['amount'])} {result['budget']['kind']} each",
@@ -58,12 +59,13 @@ def cells(row: dict[str, Any], metric: str, seconds: float) -> list[str]:
     else:
         scale = 100 if metric == "accuracy" else 1
         mean, half = scale * usual["difference"], scale * (usual["interval"][1] - usual["interval"][0]) / 2
-        compared = [f"{mean:+.2f} ± {half:.2f}", f"{usual['holm']:.3f}", usual["verdict"]]
+        digits = ".2f" if metric == "accuracy" else ".3g"
+        compared = [f"{mean:+{digits}} ± {half:{digits}}", f"{usual['holm']:.3f}", usual["verdict"]]
     mean = row["metrics"][metric]["mean"]
     whole, passes = row["passes"]["with_teacher_training"], _short(row["passes"]["total"])
     if whole is not None:  # the teacher's own training
         passes += f"+{_short(whole - row['passes']['total'])}"
-    score = f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3f}"
+    score = f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.4g}"
     return [row["name"], score, *compared, best["verdict"] if best else "", passes, f"{seconds:.0f}"]
 
 

@@ -9,24 +9,9 @@ from typing import Any
 
 from ..errors import DataError
 from ..stats import holm, interval, paired, sign_flip, smallest_p, verdict
+from ..tasks.metrics import METRICS
 from .plan import ABOUT, INDEPENDENT, PEERS, PLAIN
 
-METRICS: dict[str, dict[str, dict[str, Any]]] = {
-    "classify": {
-        "accuracy": {"higher_is_better": True, "unit": "share"},
-        "nll": {"higher_is_better": False, "unit": "nats"},
-        "ece": {"higher_is_better": False, "unit": "share"},
-        "brier": {"higher_is_better": False, "unit": "squared error"},
-        "aurc": {"higher_is_better": False, "unit": "share"},
-    },
-    "regress": {
-        "rmse": {"higher_is_better": False, "unit": "of the target"},
-        "mae": {"higher_is_better": False, "unit": "of the target"},
-        "r2": {"higher_is_better": True, "unit": "share"},
-        "width": {"higher_is_better": False, "unit": "of the target"},
-        "coverage": {"higher_is_better": None, "unit": "share"},  # 0.9 is wanted: neither more nor less is better
-    },
-}
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
 Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
 
@@ -203,11 +188,9 @@ def _sentence(row: Mapping[str, Any], best: str, level: float, able: bool) -> st
     for where, called in ((PLAIN, "plain"), ("best_control", f"the best control ({best})")):
         found = row["against"][where][metric]
         low, high = found["interval"]
-        scale, unit = (100, " points") if metric == "accuracy" else (1, "")
-        said.append(
-            f"{WORDS[found['verdict']]} {called}, {scale * found['difference']:+.2f}{unit} "
-            f"[{scale * low:+.2f}, {scale * high:+.2f}], p {found['holm']:.3g}"
-        )
+        scale, unit, digits = (100, " points", "+.2f") if metric == "accuracy" else (1, "", "+.3g")
+        shown, *ends = (format(scale * value, digits) for value in (found["difference"], low, high))
+        said.append(f"{WORDS[found['verdict']]} {called}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
     untaught = (row["products"] or []).count(0) if row["decisions"] else 0
     if untaught:
         of = len(row["products"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..stats import TIED
+from ..tasks.metrics import ordered
 from .page import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
 from .svg import Series, bars, curves, forest, reliability
@@ -14,7 +15,8 @@ CORRECTED = "Holm's correction is over the rows of a table, methods and controls
 
 def render(result: dict[str, Any]) -> str:
     """The page of a comparison, from what its JSON holds."""
-    metric = next(iter(result["metrics"]))
+    metrics = ordered(result["metrics"], result["task"])
+    metric = metrics[0]
     methods = [row for row in result["rows"] if row["kind"] == "method"]
     parts = [
         *(paragraph(line, "verdict") for line in result["verdict"]),
@@ -27,7 +29,7 @@ def render(result: dict[str, Any]) -> str:
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
             ),
         ),
-        section("All metrics", *(_metrics(result, name) for name in result["metrics"]), paragraph(CORRECTED, "soft")),
+        section("All metrics", *(_metrics(result, name) for name in metrics), paragraph(CORRECTED, "soft")),
         section("Learning", _curves(result)),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),

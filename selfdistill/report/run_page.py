@@ -99,7 +99,7 @@ def _left_out(result: dict[str, Any]) -> list[str]:
     right = found[0]["measure"] == "accuracy"
     name = "accuracy" if right else "RMSE"
     points = [(g["generation"], 1 - g["loss"] if right else g["loss"] ** 0.5) for g in found]
-    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name)
+    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name, whole=True)
     return [
         figure(drawn, f"{name[0].upper()}{name[1:]} of each generation on labelled rows that it had not learnt from.")
     ]

@@ -148,14 +148,18 @@ def curves(
     *,
     marks: Sequence[Mark] = (),
     height: int = HEIGHT,
+    whole: bool = False,
 ) -> str:
-    """Curves over one another with a legend; empty where there is nothing to draw."""
+    """Curves over one another with a legend; empty where there is nothing to draw. ``whole``: x counts something."""
     shown = [one for one in series if thinned(one.points)]
     points = [p for one in shown for p in thinned(one.points)]
     if not points:
         return ""
     xs, ys = zip(*points, strict=True)
-    plane = Plane(ticks(min(xs), max(xs)), ticks(min(ys), max(ys), 4), x_label, y_label, height=height)
+    across = ticks(min(xs), max(xs))
+    if whole:
+        across = sorted({float(round(x)) for x in across} | {min(xs), max(xs)})
+    plane = Plane(across, ticks(min(ys), max(ys), 4), x_label, y_label, height=height)
     plane.axes()
     for i, mark in enumerate(marks):
         at, kind = f"{plane.x(mark.x):.1f}", "good" if mark.good else "bad"
@@ -252,4 +256,4 @@ def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> s
             parts.append(
                 f'<path class="arrow" d="M{a} {gap}C{a} {rise} {b} {rise} {b} {gap - 2}" marker-end="url(#tip)"/>'
             )
-    return drawing(width, height, title, parts)
+    return drawing(width, height, title, parts).replace("<svg ", f'<svg style="max-width:{width}px" ', 1)

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
+
+#: What is told, by task; the first decides.
+METRICS: dict[str, dict[str, dict[str, Any]]] = {
+    "classify": {
+        "accuracy": {"higher_is_better": True, "unit": "share"},
+        "nll": {"higher_is_better": False, "unit": "nats"},
+        "ece": {"higher_is_better": False, "unit": "share"},
+        "brier": {"higher_is_better": False, "unit": "squared error"},
+        "aurc": {"higher_is_better": False, "unit": "share"},
+    },
+    "regress": {
+        "rmse": {"higher_is_better": False, "unit": "of the target"},
+        "mae": {"higher_is_better": False, "unit": "of the target"},
+        "r2": {"higher_is_better": True, "unit": "share"},
+        "width": {"higher_is_better": False, "unit": "of the target"},
+        "coverage": {"higher_is_better": None, "unit": "share"},  # 0.9 is wanted: neither more nor less is better
+    },
+}
+
+
+def ordered(found: Mapping[str, Any], task: str) -> list[str]:
+    """The metrics that there are, the decisive one first: what JSON has read back is in the order of the alphabet.
+
+    >>> ordered({"mae": {}, "rmse": {}}, "regress")
+    ['rmse', 'mae']
+    """
+    return [metric for metric in METRICS[task] if metric in found]
 
 
 def classification(logits: Tensor, y: Tensor) -> dict[str, float]:
