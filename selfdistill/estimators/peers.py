@@ -1,4 +1,4 @@
-"""Regression with unlabelled rows: learners of different kinds label them together."""
+"""Regression with unlabelled rows: learners of different kinds label them for each other."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .usual import usual_peers
 
 
 class PeerTaughtRegressor(SelfDistilledRegressor):
-    """Learners of different kinds label the unlabelled rows together, and one of them takes over what all know.
+    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
 
     Equation::
 
-        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over all j) on unlabelled ones;  over j != m without
+        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones;  over all j with
         ``itself``
 
     No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
@@ -29,8 +29,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
-        itself: a learner's own prediction is one of those in the mean that it learns. That costs where the learner is
-            the worst of them, and saves where it is the best. False: peers label for each other alone.
+        itself: a learner's own prediction is one of those in the mean that it learns. That saves where the learner is
+            the best of them, and costs where it is the worst.
         synthetic: rows to make up, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
         selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
@@ -57,7 +57,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         *,
         peers: Any = None,
         generations: int = 2,
-        itself: bool = True,
+        itself: bool = False,
         synthetic: int | str = "auto",
         selection: Selection = None,
         audit: str = "safe",

@@ -74,13 +74,13 @@ class Choice:
         return seeded(self._learner(), _random(seed))
 
     def _learner(self) -> Any:
-        return kinds.learner(self.build, self.classify, self.data.features, len(self.data.labelled))
+        return kinds.learner(self.build, self.classify, self.data.sample, len(self.data.labelled))
 
     def peers(self) -> list[Any]:
         """The usual peers for such a table."""
         from ..estimators.usual import usual_peers
 
-        return usual_peers(self.data.features, classify=self.classify)
+        return usual_peers(self.data.sample, classify=self.classify)
 
     def estimator(self, seed: int, **more: Any) -> Any:
         """The learner that teaches itself, not fitted."""

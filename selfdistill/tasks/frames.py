@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,51 +24,90 @@ KINDS = ("number", "category")
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A table, its target and who teaches; a sample id is a row's place."""
+    """A table cut into who teaches and who tests, and its target; a sample id is a row's place in the file.
+
+    The table as a whole is not kept: with a million rows it would be there twice.
+    """
 
     name: str
-    features: Any  # pandas.DataFrame: numbers as float64, all else as categories
+    parts: dict[str, Part]  # labelled, unlabelled, test
     y: NDArray[Any]  # (n,) places of classes, -1 for none; or float64, nan for none
     classes: tuple[str, ...]
-    labelled: NDArray[np.int64]
-    unlabelled: NDArray[np.int64]
-    test: NDArray[np.int64]
     noisy: NDArray[np.bool_]
+    fingerprint: str  # SHA-256 over features, target and splits: a run resumes on the same data only
 
     @property
     def task(self) -> str:
         return "classify" if self.classes else "regress"
 
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        return self.parts["labelled"].ids
+
+    @property
+    def unlabelled(self) -> NDArray[np.int64]:
+        return self.parts["unlabelled"].ids
+
+    @property
+    def test(self) -> NDArray[np.int64]:
+        return self.parts["test"].ids
+
+    @property
+    def sample(self) -> Any:
+        """The rows that teach with labels, as a frame: what they look like, others do."""
+        return self.parts["labelled"].features
+
     def rows(self, ids: NDArray[np.int64]) -> Any:
-        """The features of some rows, as a frame; all of them are not copied."""
-        whole = len(ids) == len(self.features) and np.array_equal(ids, np.arange(len(ids)))
-        return self.features if whole else self.features.iloc[ids]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over features, target and splits: a run resumes on the same data only."""
-        from pandas.util import hash_pandas_object
-
-        digest = hashlib.sha256(repr((self.classes, list(self.features.columns))).encode())
-        for name in self.features.columns:  # a column at a time: no copy of the whole
-            digest.update(hash_pandas_object(self.features[name], index=False).to_numpy().tobytes())
-        for part in (self.y, self.labelled, self.unlabelled, self.test):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+        """The features of some rows of one part, as a frame; of all of them without a copy."""
+        part = next(part for part in self.parts.values() if not len(ids) or np.isin(ids[0], part.ids))
+        if ids is part.ids:
+            return part.features
+        return part.features.iloc[np.searchsorted(part.ids, ids)]
 
     def kinds(self) -> dict[str, str]:
         """Is a column of numbers or of categories?"""
-        return {n: KINDS[int(self.features[n].dtype.kind != "f")] for n in self.features.columns}
+        return {n: KINDS[int(self.sample[n].dtype.kind != "f")] for n in self.sample.columns}
 
     def describe(self) -> dict[str, Any]:
         """What a run's record says about its data."""
-        parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "test")}
+        counts = {name: len(part.ids) for name, part in self.parts.items()}
         return {
-            "name": self.name, "kind": "table", "task": self.task, "shape": [self.features.shape[1]],
-            "classes": list(self.classes), "rows": {**parts, "audit": 0},
+            "name": self.name, "kind": "table", "task": self.task, "shape": [self.sample.shape[1]],
+            "classes": list(self.classes), "rows": {**counts, "audit": 0},
             "noise": int(self.noisy[self.labelled].sum()) / max(len(self.labelled), 1), "flips": False,
             "augment": "none", "fingerprint": self.fingerprint,
         }  # fmt: skip
+
+
+class Part(NamedTuple):
+    """Rows of one split: their ids, ascending, and their features (a pandas frame: numbers as float64, all else as
+    categories)."""
+
+    ids: NDArray[np.int64]
+    features: Any
+
+
+def _fingerprint(features: Any, *others: Any) -> str:
+    from pandas.util import hash_pandas_object
+
+    digest = hashlib.sha256(repr(list(features.columns)).encode())
+    for name in features.columns:  # a column at a time: no copy of the whole
+        digest.update(hash_pandas_object(features[name], index=False).to_numpy().tobytes())
+    for part in others:
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _cut(features: Any, splits_: dict[str, NDArray[np.int64]]) -> dict[str, Part]:
+    """Each split's rows, column by column, so that the whole goes as the parts come."""
+    import pandas as pd
+
+    columns: dict[str, dict[str, Any]] = {name: {} for name in splits_}
+    for column in list(features.columns):
+        whole = features.pop(column)
+        for name, ids in splits_.items():
+            columns[name][column] = whole.take(ids).reset_index(drop=True)
+    return {name: Part(ids, pd.DataFrame(columns[name], copy=False)) for name, ids in splits_.items()}
 
 
 def load(
@@ -102,15 +140,14 @@ def load(
     if not found.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
         raise DataError(f"{found.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
                         "nothing to learn, choose another column")  # fmt: skip
-    return Frame(
-        found.name, found.features, y, found.classes, parts.labelled.numpy(), parts.unlabelled.numpy(),
-        parts.test.numpy(), parts.noisy.numpy(),
-    )  # fmt: skip
+    ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
+    mark = _fingerprint(found.features, repr(found.classes), y, *ids.values())
+    return Frame(found.name, _cut(found.features, ids), y, found.classes, parts.noisy.numpy(), mark)
 
 
 def write_card(frame: Frame, folder: Path, **more: Any) -> None:
     """Write what prepares other rows the same way."""
-    card = {**frame.describe(), "columns": list(frame.features.columns), "kinds": frame.kinds(), **more}
+    card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **more}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

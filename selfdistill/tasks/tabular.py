@@ -109,6 +109,41 @@ def _read_text(path: Path, **options: Any) -> Any:
             raise ValueError("rows have more cells than the header has names") from None
 
 
+class _OneByOne:
+    """A Parquet file whose columns are read when they are asked for: read at once, it takes three times its size."""
+
+    def __init__(self, path: Path) -> None:
+        read_head(path)
+        from pyarrow.parquet import ParquetFile
+
+        self.file = ParquetFile(path)
+        names = [name for name in self.file.schema_arrow.names if not name.startswith("__index_level_")]
+        self.columns = pandas().Index([str(name) for name in names])
+
+    def __getitem__(self, name: str) -> Any:
+        from pyarrow import default_memory_pool
+
+        table = self.file.read(columns=[name], use_threads=False)
+        column = table.to_pandas(split_blocks=True, self_destruct=True, ignore_metadata=True)[name]
+        del table
+        default_memory_pool().release_unused()  # it keeps what it has, and that would be a frame more
+        return column
+
+    pop = __getitem__
+
+
+def read_head(path: Path) -> None:
+    """Refuse what `read_frame` refuses of a Parquet file, from its first rows."""
+    try:
+        from pyarrow.parquet import ParquetFile
+
+        rows = ParquetFile(path).metadata.num_rows
+    except Exception:  # it says what is wrong better
+        rows = 0
+    if not rows:
+        read_frame(path)
+
+
 def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool = False) -> Table:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
 
@@ -117,7 +152,7 @@ def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool 
     Raises:
         DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
     """
-    frame = read_frame(path)
+    frame = _OneByOne(path) if compact and path.name.lower().endswith(".parquet") else read_frame(path)
     columns = ", ".join(frame.columns)
     if target is None:
         raise DataError(f"{path}: say which column is the target (target=, --target), one of: {columns}")

@@ -116,11 +116,11 @@ def test_learners_take_raw_tables(tables: Path, spec: str) -> None:
     """Words, empty cells, and at prediction a word never seen."""
     data = frames.load("t.csv", target="price")
     if ":" in spec:
-        made = kinds.learner(spec, False, data.features)
+        made = kinds.learner(spec, False, data.sample)
         assert made.get_params()["alpha"] in (1.0, 3.0)
         return
-    made = kinds.learner(spec, False, data.features, 80)
-    new = data.features.head(5).astype({"kind": object})
+    made = kinds.learner(spec, False, data.sample, 80)
+    new = data.sample.head(5).astype({"kind": object})
     new.loc[0, "kind"] = "never seen"
     fitted = made.fit(data.rows(data.labelled), data.y[data.labelled])
     assert np.isfinite(fitted.predict(new)).all()
@@ -130,7 +130,7 @@ def test_learners_take_raw_tables(tables: Path, spec: str) -> None:
 
 def test_few_rows_get_small_leaves() -> None:
     data = frames.load("iris", labels=30)
-    few, many = (kinds.learner("boosting", True, data.features, rows) for rows in (30, 3000))
+    few, many = (kinds.learner("boosting", True, data.sample, rows) for rows in (30, 3000))
     assert few.get_params()[kinds.own(few, "min_samples_leaf")] == 2
     assert many.get_params()[kinds.own(many, "min_samples_leaf")] == 20
 
@@ -163,7 +163,7 @@ def test_the_frame_keeps_categories_and_splits_like_networks_do(tables: Path) ->
     from selfdistill.tasks.data import load
 
     frame, data = frames.load("t.csv", target="price", seed=3), load("t.csv", target="price", seed=3)
-    assert str(frame.features["kind"].dtype) == "category"
+    assert str(frame.sample["kind"].dtype) == "category"
     assert frame.kinds() == {"size": "number", "kind": "category"}
     assert frame.test.tolist() == data.test.tolist()  # the same rows are never trained on
     assert set(frame.labelled) | set(frame.test) == set(range(120))

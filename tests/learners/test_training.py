@@ -60,15 +60,15 @@ def test_figures_are_those_of_the_model_that_was_saved(done: Path) -> None:
 def test_predictions_come_with_intervals(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = frames.load("diabetes", labels=60)
-    data.features.head(4).to_csv("new.csv", index=False)
+    data.sample.head(4).to_csv("new.csv", index=False)
     lines = passed("predict", done, "new.csv").stdout.splitlines()
     assert lines[0] == "row,prediction,low,high"
     model = load(done / "model" / "estimator.skops")
     said = np.array([[float(v) for v in line.split(",")[1:]] for line in lines[1:]])
-    assert said[:, 0] == pytest.approx(model.predict(data.features.head(4)), rel=1e-4)
+    assert said[:, 0] == pytest.approx(model.predict(data.sample.head(4)), rel=1e-4)
     assert (said[:, 1] < said[:, 0]).all()
     assert "no early exits" in refused("predict", done, "new.csv", "--exit", 1)
-    data.features.head(4).drop(columns="bmi").to_csv("less.csv", index=False)
+    data.sample.head(4).drop(columns="bmi").to_csv("less.csv", index=False)
     assert "'bmi' is missing" in refused("predict", done, "less.csv")
     assert model_card(done)["columns"][0] == "age"
 
