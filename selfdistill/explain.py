@@ -10,7 +10,7 @@ from .carried import Carried
 from .core import Always, Method, Term
 from .methods import recipes
 from .step import Clock
-from .teachers import Ema, External, Frozen, PseudoLabels
+from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
 from .views import Views
 
 _SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
@@ -63,9 +63,11 @@ def cost(method: Method) -> dict[str, float]:
 
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    if not isinstance(term.teacher, (Ema, Frozen)):
+    if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
         return 0.0
     members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
+    if isinstance(term.teacher, Sampled):
+        return members * _rows(method.views, term.view) * term.teacher.passes
     return members * _rows(method.views, term.teacher.view or term.view)
 
 
