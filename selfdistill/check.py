@@ -54,7 +54,7 @@ def _check_task(method: Method, data: Data) -> None:
     """Classes are learnt by heads of logits, values by the others."""
     for name, term in method.terms.items():
         space = space_of(term.head)
-        if data.task == "classify" and space in ("values", "gaussian"):
+        if data.task == "classify" and space in ("values", "gaussian", "ranks"):
             raise DataError(
                 f"term {name!r} predicts a value (head {term.head!r}) and the target of {data.name} is one of "
                 f"{len(data.classes)} classes; give another method, or a target that is a number of many values"

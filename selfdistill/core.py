@@ -60,6 +60,7 @@ class Pool(NamedTuple):
     clock: Clock
     labelled: Tensor = torch.zeros(0, dtype=torch.int64)
     seed: int = 0
+    targets: Tensor = torch.zeros(0)  # what labelled rows teach, in their order
 
 
 class Part:
@@ -196,7 +197,7 @@ class Method:
     """A recipe: named terms, the views they look at, and how generations follow each other.
 
     ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``prepare`` adapts the model factory (peers,
-    early exits). ``method.bind(model)`` makes the objective that trains with it.
+    exits; its ``single(build)`` builds the product). ``method.bind(model)`` makes the objective that trains with it.
     """
 
     terms: Mapping[str, Term]
@@ -278,8 +279,7 @@ class Objective(nn.Module):
         self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
         if self.clock.generation and previous is None and method.generations > 1:
             raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
-        # a tuple, so that the student is no submodule
-        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)
+        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
         self._plan = method.seen()
         self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, Term]]()
         self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
@@ -373,8 +373,7 @@ class Objective(nn.Module):
 
     def blame(self, measured: Mapping[str, Measured]) -> tuple[str, list[int]]:
         """The first term whose total is not finite, and up to eight samples whose output is not."""
-        bad = [name for name, m in measured.items() if not bool(torch.isfinite(m.tally.total))]
-        name = bad[0] if bad else next(iter(measured))
+        name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
         rows = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1)
         ids = step.batch[term.view].id

@@ -14,7 +14,7 @@ from .errors import SpaceError
 from .heads import space_of
 from .methods import recipes
 from .step import Clock
-from .teachers import Ema, External, Frozen, PseudoLabels
+from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
 from .values import of_values
 from .views import Views
 
@@ -92,9 +92,11 @@ def cost(method: Method) -> dict[str, float]:
 
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    if not isinstance(term.teacher, (Ema, Frozen)):
+    if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
         return 0.0
     members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
+    if isinstance(term.teacher, Sampled):
+        return members * _rows(method.views, term.view) * term.teacher.passes
     return members * _rows(method.views, term.teacher.view or term.view)
 
 

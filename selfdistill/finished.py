@@ -20,8 +20,8 @@ ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, w
 
 
 def product(model: nn.Module) -> nn.Module:
-    """The single model that a training leaves: the first of a group of peers, else the model itself."""
-    return model.members[0] if isinstance(model, Peers) else model
+    """The model that a training leaves: of a group of peers the first, or all that predict jointly; else itself."""
+    return model.product() if isinstance(model, Peers) else model
 
 
 def load_model(folder: str | Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .core import Always, Gate, Step, Target, Term
+from .errors import RecipeError
 from .targets import DISTRIBUTIONS
 
-__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct"]
+__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision"]
 
 
 def _top(student: Tensor, target: Target) -> Tensor:
@@ -59,6 +61,29 @@ class Agreement(Gate):
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
         return (self.measures(student, target) >= -self.within).to(student.dtype)
+
+
+@dataclass(frozen=True)
+class Precision(Gate):
+    """Trust v / (v + s^2) in a target of variance s^2: one half where that is ``variance``, 1 where it is certain.
+
+    Values are standardised, so a variance of 1 is that of the labels: the trust is the share of a label's variance
+    that a target with such noise would leave explained.
+    """
+
+    variance: float = 1.0
+    spaces: ClassVar[frozenset[str] | None] = frozenset({"gaussian"})
+
+    def __post_init__(self) -> None:
+        if not self.variance > 0:
+            raise RecipeError(f"the variance that is half trusted is above 0, not {self.variance}")
+
+    def measures(self, student: Tensor, target: Target) -> Tensor:
+        """How sure an element is: minus its log variance."""
+        return -target.value[..., 1]
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        return torch.sigmoid(math.log(self.variance) + self.measures(student, target)).to(student.dtype)
 
 
 @dataclass(frozen=True)

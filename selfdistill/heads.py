@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import SpaceError
+from .targets import matched
 
 #: head -> space. A name that is not here is taken for logits.
 SPACE_OF_HEAD: dict[str, str] = {
@@ -26,6 +27,9 @@ SPACE_OF_HEAD: dict[str, str] = {
     "peer_values": "values",  # (rows, peers, outputs)
     "exit_values": "values",  # (rows, exits, outputs)
     "gaussian": "gaussian",  # (rows, 2): mean and log variance
+    "peer_gaussians": "gaussian",  # (rows, peers, 2)
+    "ensemble_gaussian": "gaussian",  # (rows, 2): of the peers' mixture, by moment matching
+    "ranks": "ranks",  # (rows, 2): of two rows, the softmax of the difference says which has the larger value
     "feature": "features",  # (rows, width): what the deepest classifier sits on
     "features": "features",  # (rows, exits, width)
 }
@@ -73,6 +77,10 @@ class Exits:
 
         return with_exits
 
+    def single(self, build: Any) -> Any:
+        """What builds the product, from the `models.Build` that was prepared."""
+        return build.having(exits=True) if build.accepts("exits") else build
+
 
 class Peers(nn.Module):
     """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first.
@@ -94,6 +102,10 @@ class Peers(nn.Module):
         mixed = torch.logsumexp(torch.log_softmax(peers.float(), dim=-1), dim=1)  # log of a sum: logits of the mean
         return {"logits": each[0], "peers": peers, "ensemble": mixed}
 
+    def product(self) -> nn.Module:
+        """What a training leaves: the first of them."""
+        return self.members[0]
+
 
 @dataclass(frozen=True)
 class Group:
@@ -108,6 +120,10 @@ class Group:
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Peers([build() for _ in range(self.peers)])
 
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one peer."""
+        return build
+
     def of_values(self) -> ValueGroup:
         """The same for models of values."""
         return ValueGroup(self.peers)
@@ -119,3 +135,152 @@ class ValueGroup(Group):
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Peers([build() for _ in range(self.peers)], values=True)
+
+
+BOUND = 10.0  # of a log variance: the deviation stays between 1/150 and 150 of the label's
+
+
+class WithVariance(nn.Module):
+    """A model of two outputs as a normal distribution: ``gaussian`` (rows, 2), mean and log variance, and ``values``.
+
+    The log variance is B tanh(raw / B) with B = 10: the likelihood of labels that are fitted exactly has no maximum
+    in the variance, and exp(-z) would overflow. A model that returns a head ``gaussian`` of its own keeps it.
+
+    Raises:
+        SpaceError: the model does not return two outputs a row.
+
+    >>> said = WithVariance(nn.Identity())(torch.tensor([[3.0, 1.0]]))
+    >>> said["values"].tolist(), round(said["gaussian"][0, 1].item(), 3)
+    ([[3.0]], 0.997)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = self.model(x)
+        if isinstance(said, Mapping):
+            gaussian = output_of(said, "gaussian")
+        else:
+            mean, raw = _parts(said, 2, "mean and log variance").unbind(-1)
+            gaussian = torch.stack([mean, BOUND * torch.tanh(raw / BOUND)], dim=-1)
+        return {"gaussian": gaussian, "values": gaussian[..., :1]}
+
+
+class WithRanks(nn.Module):
+    """A model of three outputs: the first as ``values`` (rows, 1), two more as ``ranks`` (rows, 2).
+
+    A model that returns both heads keeps them.
+
+    Raises:
+        SpaceError: the model does not return three outputs a row.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = self.model(x)
+        if isinstance(said, Mapping):
+            return {head: output_of(said, head) for head in ("values", "ranks")}
+        value, ranks = _parts(said, 3, "a value and two ranking logits").split([1, 2], dim=-1)
+        return {"values": value, "ranks": ranks}
+
+
+def _parts(said: Tensor, width: int, what: str) -> Tensor:
+    if said.shape[-1] != width:
+        raise SpaceError(f"the model has width {said.shape[-1]}; build it with {width} outputs ({what})")
+    return said
+
+
+class GaussianPeers(Peers):
+    """Several models `WithVariance`: heads ``peer_gaussians`` (rows, K, 2), and ``ensemble_gaussian`` by `matched`.
+
+    ``gaussian`` and ``values`` are those of the first or, where they predict ``jointly``, of the ensemble.
+    """
+
+    def __init__(self, members: list[nn.Module], jointly: bool = False) -> None:
+        super().__init__(members, values=True)
+        self.jointly = jointly
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        peers = torch.stack([member(x)["gaussian"] for member in self.members], dim=1)  # (rows, K, 2)
+        whole = matched(*peers.float().unbind(-1))
+        ensemble = torch.stack([whole.mean, whole.log_variance], dim=-1)
+        gaussian = ensemble if self.jointly else peers[:, 0]
+        said = {"gaussian": gaussian, "values": gaussian[..., :1], "peer_gaussians": peers}
+        return {**said, "ensemble_gaussian": ensemble}
+
+    def product(self) -> nn.Module:
+        return self if self.jointly else self.members[0]
+
+
+#: What a `models.Build` can put around its models, by the name it keeps in a model folder.
+WRAPS: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {
+    "gaussian": lambda build: WithVariance(build()),
+    "gaussians": lambda build: GaussianPeers([WithVariance(build()), WithVariance(build())], jointly=True),
+    "ranks": lambda build: WithRanks(build()),
+}
+
+
+def _wrapping(build: Callable[..., nn.Module], wrap: str, outputs: int) -> Callable[..., nn.Module]:
+    """A factory of wrapped models: a `models.Build` is asked for so many outputs, and a function that knows them."""
+    if hasattr(build, "wrapped"):
+        return build.wrapped(wrap, outputs)  # type: ignore[no-any-return]
+    told = {"outputs": outputs} if "outputs" in inspect.signature(build).parameters else {}
+    return lambda: WRAPS[wrap](lambda: build(**told))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Prepares a model factory for a mean and a log variance: see `WithVariance`."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return _wrapping(build, "gaussian", 2)
+
+    def single(self, build: Any) -> Any:
+        """What builds the product."""
+        return self(build)
+
+
+@dataclass(frozen=True)
+class GaussianGroup(Gaussian):
+    """Prepares a model factory for K peers with a mean and a log variance each; the first is the product."""
+
+    peers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.peers < 2:
+            raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        one = _wrapping(build, "gaussian", 2)
+        return lambda: GaussianPeers([one() for _ in range(self.peers)])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one peer."""
+        return _wrapping(build, "gaussian", 2)
+
+
+@dataclass(frozen=True)
+class GaussianPair(Gaussian):
+    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
+
+    peers: ClassVar[int] = 2
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return _wrapping(build, "gaussians", 2)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Prepares a model factory for a value and two ranking logits: see `WithRanks`."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return _wrapping(build, "ranks", 3)
+
+    def single(self, build: Any) -> Any:
+        """What builds the product."""
+        return self(build)

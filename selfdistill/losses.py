@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import SpaceError
+from .errors import RecipeError, SpaceError
 from .targets import DISTRIBUTIONS, Target, tempered
 
 
@@ -139,17 +139,58 @@ class LogOneMinusInner:
 
 
 @dataclass(frozen=True)
-class GaussianNLL:
-    """((y - m)^2 exp(-z) + z + log 2 pi) / 2 for a head (m, z) with z the log variance, and a target value y."""
+class Absolute:
+    """Mean over components of abs(student - target): its minimum is the median of the targets.
 
+    >>> Absolute()(torch.tensor([[1.0, 3.0]]), Target(torch.tensor([[1.0, 1.0]]), "values")).item()
+    1.0
+    """
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"values"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"values"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
+        return (student - target.value).abs().mean(-1)
+
+
+@dataclass(frozen=True)
+class GaussianNLL:
+    """s^(2 beta) ((y - m)^2 exp(-z) + z + log 2 pi) / 2 for a head (m, z) with z = log s^2, and a target value y.
+
+    The factor s^(2 beta) carries no gradient: it takes the weight 1 / s^2 back that makes the plain likelihood (beta 0)
+    learn least where it errs most; at beta 1 the mean learns as by a squared error. ``shared`` puts the mean of the
+    peers' log variances in the place of each one's own: elements (rows, K).
+
+    Source: Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation with Probabilistic Neural
+    Networks, ICLR 2022.
+
+    Raises:
+        RecipeError: beta outside [0, 1].
+
+    >>> round(GaussianNLL()(torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[1.0]]), "values")).item(), 4)
+    0.9189
+    """
+
+    beta: float = 0.0
+    shared: bool = False
     student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
     target_spaces: ClassVar[frozenset[str]] = frozenset({"values"})
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise RecipeError(f"beta lies in [0, 1]: 0 is the likelihood, 1 weighs all rows alike; not {self.beta}")
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(1)
         mean, log_variance = student.unbind(-1)
+        if self.shared:
+            if student.dim() < 3:
+                raise SpaceError("a shared log variance is that of several peers; use the head 'peer_gaussians'")
+            log_variance = log_variance.mean(-1, keepdim=True).expand_as(mean)
         error = (target.value.squeeze(-1) - mean).square()
-        return 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
+        likely = 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
+        return torch.exp(self.beta * log_variance.detach()) * likely if self.beta else likely
 
 
 @dataclass(frozen=True)
@@ -168,6 +209,61 @@ class GaussianKL:
         return 0.5 * (z2 - z1 + (torch.exp(z1) + (m1 - m2).square()) * torch.exp(-z2) - 1.0)
 
 
+@dataclass(frozen=True)
+class MeanNLL:
+    """((m_t - m)^2 exp(-z_t) + z_t) / 2: how likely the target (m_t, z_t) holds the mean. z learns nothing."""
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        mean, log_variance = target.value.unbind(-1)
+        return 0.5 * ((mean - student[..., 0]).square() * torch.exp(-log_variance) + log_variance)
+
+
+@dataclass(frozen=True)
+class LogVariances:
+    """(z_t - z)^2, the squared distance of two log variances. The means learn nothing."""
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        return (target.value[..., 1] - student[..., 1]).square()
+
+
+@dataclass(frozen=True)
+class PairCrossEntropy:
+    """For each row i the mean over rows j of the batch, i too, of CE(t_ij, softmax(a_i - a_j)), a the head ``ranks``.
+
+    Of values y, t_ij is (1, 0) where y_i > y_j, (0, 1) where y_i < y_j, and even between equals. Of ranks it is the
+    more probable side of softmax(a'_i - a'_j), and a pair less sure than ``confidence`` counts as 0. Rows whose target
+    says nothing are nobody's partners. With several micro-batches, pairs are within one.
+
+    Source: Huang, Fu and Tsao, RankUp, NeurIPS 2024.
+    """
+
+    confidence: float = 0.0
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"ranks"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"values", "ranks"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        log_p = F.log_softmax(student.unsqueeze(1) - student.unsqueeze(0), dim=-1)  # (rows, partners, ..., 2)
+        if target.space == "values":
+            target.fits(1)
+            y = target.value.squeeze(-1)
+            above = 0.5 + 0.5 * torch.sign(y.unsqueeze(1) - y.unsqueeze(0))
+            loss = -(above * log_p[..., 0] + (1.0 - above) * log_p[..., 1])
+        else:
+            target.fits(2)
+            sure, best = F.softmax(target.value.unsqueeze(1) - target.value.unsqueeze(0), dim=-1).max(-1)
+            loss = -log_p.gather(-1, best.unsqueeze(-1)).squeeze(-1) * (sure >= self.confidence)
+        if target.valid is None:
+            return loss.mean(1)
+        partners = target.valid.to(loss.dtype)
+        return (loss * partners).sum(1) / partners.sum(0).clamp(min=1.0)
+
+
 def check_spaces(loss: object, student: str, target: str) -> str | None:
     """What is wrong with comparing these spaces by this loss; None if nothing is. A plain function is not judged."""
     name = type(loss).__name__
@@ -183,4 +279,7 @@ def check_spaces(loss: object, student: str, target: str) -> str | None:
     return None
 
 
-__all__ = ["KL", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "Squared", "check_spaces"]
+__all__ = [
+    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanNLL",
+    "PairCrossEntropy", "Squared", "check_spaces",
+]  # fmt: skip

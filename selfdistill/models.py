@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, RecipeError
 from .expressions import check_arguments, nearest, one_line, read
+from .heads import WRAPS
 from .networks import Scaled, cnn, mlp, resnet
 
 __all__ = ["MODELS", "Build", "cnn", "load", "mlp", "parse", "resnet", "save"]
@@ -50,7 +52,7 @@ class Build:
 
     ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of
     the result, ``options`` what else the function is told. With ``scale`` (center, scale) the model of a finished run
-    answers in the unit of its target; in training it learns standardised values.
+    answers in the unit of its target; in training it learns standardised values. ``wrap`` names one of `heads.WRAPS`.
 
     >>> build = parse("mlp(width=8)", (4,), 3)
     >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
@@ -62,6 +64,7 @@ class Build:
     outputs: int
     options: tuple[tuple[str, Any], ...] = ()
     scale: tuple[float, float] | None = None
+    wrap: str = ""
 
     def __call__(self, **overrides: Any) -> nn.Module:
         """A fresh model.
@@ -69,6 +72,8 @@ class Build:
         Raises:
             RecipeError: the function does not exist, refuses its arguments, or returns something else.
         """
+        if self.wrap:
+            return WRAPS[self.wrap](partial(replace(self, wrap=""), **overrides))
         function = function_of(self.spec)
         args = [self.shape, self.outputs] if _takes_shape(function, self.spec) else []
         options = {**dict(self.options), **overrides}
@@ -96,6 +101,10 @@ class Build:
         """The same factory with these options: what a model built with overrides is saved with."""
         merged = {**dict(self.options), **{name: _tuples(value) for name, value in options.items()}}
         return replace(self, options=tuple(merged.items()))
+
+    def wrapped(self, wrap: str, outputs: int) -> Build:
+        """The same factory with ``outputs`` for each one it has now, and something around its models."""
+        return replace(self, wrap=wrap, outputs=outputs * self.outputs)
 
     def __str__(self) -> str:
         return self.spec + (f"({', '.join(f'{k}={v!r}' for k, v in self.options)})" if self.options else "")
@@ -255,6 +264,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         "outputs": build.outputs,
         "options": dict(build.options),
         **({"scale": build.scale} if build.scale else {}),
+        **({"wrap": build.wrap} if build.wrap else {}),
     }
     clash = sorted({"format", *config} & set(extra or {}))
     if clash:
@@ -352,11 +362,11 @@ def _read_config(folder: Path) -> Build:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
-    options, scale = config.get("options"), config.get("scale")
-    scaled = scale is None or _is_scale(scale)
+    options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
+    scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
     sizes = isinstance(spec, str) and isinstance(shape, list)
     if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
-        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale)).having(**options)
+        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale), wrap=wrap).having(**options)
     raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
 
 

@@ -15,7 +15,7 @@ _SMALLEST_SIDE = 4  # maps are not made smaller than this
 class Scaled(nn.Module):
     """A model of standardised values that answers in the unit of the target: scale x value + center.
 
-    Every head of it is scaled but its features; of ``gaussian`` the mean and the log variance.
+    Every head of it is scaled but its features and ``ranks``; of ``gaussian`` the mean and the log variance.
 
     >>> Scaled(nn.Identity(), center=10.0, scale=2.0)(torch.tensor([[1.0]])).item()
     12.0
@@ -29,9 +29,11 @@ class Scaled(nn.Module):
         said = self.model(x)
         if isinstance(said, Tensor):
             return self.scale * said + self.center
-        return {head: value if "feature" in head else self._in_units(head, value) for head, value in said.items()}
+        return {head: self._in_units(head, value) for head, value in said.items()}
 
     def _in_units(self, head: str, value: Tensor) -> Tensor:
+        if "feature" in head or head == "ranks":
+            return value
         if "gaussian" not in head:
             return self.scale * value + self.center
         mean, log_variance = value.unbind(-1)

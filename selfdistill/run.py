@@ -36,7 +36,6 @@ from .errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from .evaluate import COVERAGE, answers, final_score, points
 from .expressions import one_line
 from .finished import Predicted, load_model, model_card, product, says
-from .heads import Peers
 from .learners.choice import Choice, choose, for_learners
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
@@ -315,10 +314,9 @@ class Run:
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         model = product(trained.model)
-        prepared, plainly = ready.method.prepare, result["chosen"] == "plain"
-        several = prepared is not None and not isinstance(trained.model, Peers) and not plainly
-        exits = several and ready.build.accepts("exits")
-        build = ready.build.having(exits=True) if exits else ready.build
+        plainly = result["chosen"] == "plain"
+        single = getattr(ready.method.prepare, "single", None)  # what builds the product, where a method prepares one
+        build = ready.build if plainly or single is None else single(ready.build)
         facts: dict[str, Any] = {"classes": list(ready.data.classes)}
         facts["method"] = "plain()" if plainly else ready.expression
         if ready.data.task == "regress":

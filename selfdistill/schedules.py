@@ -42,6 +42,21 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation.
+
+    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100))
+    1.0
+    """
+
+    peak: float
+    share: float = 0.4
+
+    def __call__(self, clock: Clock) -> float:
+        return self.peak * min(1.0, clock.progress / self.share) if self.share > 0 else self.peak
+
+
+@dataclass(frozen=True)
 class ByGeneration:
     """One value for generation 0 (which has no predecessor) and one for all later ones.
 

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from . import draws
 from .core import Batch, Clock, Method, Pool, Rows
+from .heads import space_of
 
 CLASSES, WIDTH, ROWS = 4, 6, 12
 
 
 class Tiny(nn.Module):
-    """Every head there is, on six inputs; batch norm and dropout, so that modes and buffers matter."""
+    """Every head there is, on six inputs; batch norm and dropout, so that modes and buffers matter.
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    The head ``values`` has a width of two, or of as many ``outputs`` as are asked for.
+    """
+
+    def __init__(self, dropout: float = 0.0, outputs: int = 2) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout))
-        self.logits, self.values, self.gaussian = nn.Linear(8, CLASSES), nn.Linear(8, 2), nn.Linear(8, 2)
+        self.logits, self.values, self.gaussian = nn.Linear(8, CLASSES), nn.Linear(8, outputs), nn.Linear(8, 2)
         self.exits, self.peers = nn.Linear(8, 3 * CLASSES), nn.Linear(8, 2 * CLASSES)
         self.features = nn.Linear(8, 3 * 8)
 
@@ -35,15 +39,17 @@ class Tiny(nn.Module):
             "features": self.features(h).unflatten(1, (3, 8)),
             "exits": self.exits(h).unflatten(1, (3, CLASSES)),
             "peers": self.peers(h).unflatten(1, (2, CLASSES)),
-            "peer_values": self.values(h).unflatten(1, (2, 1)),
+            "peer_values": self.gaussian(h).unflatten(1, (2, 1)),
+            "peer_gaussians": self.peers(h)[:, :4].unflatten(1, (2, 2)),
+            "ranks": self.logits(h)[:, :2],
         }
 
 
-def tiny(seed: int, dropout: float = 0.0) -> nn.Module:
+def tiny(seed: int, dropout: float = 0.0, outputs: int = 2) -> nn.Module:
     """The same model for the same seed; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Tiny(dropout)
+        return Tiny(dropout, outputs)
 
 
 def inputs(ids: Tensor) -> Tensor:
@@ -51,10 +57,10 @@ def inputs(ids: Tensor) -> Tensor:
     return draws.normal(("testing",), ids, WIDTH)
 
 
-def batch_of(rows_of: Mapping[str, str], step: int, values: bool = False, fixed: bool = False) -> Batch:
+def batch_of(rows_of: Mapping[str, str], step: int, values: int = 0, fixed: bool = False) -> Batch:
     """Twelve of 24 labelled samples (ids below 24) or of 24 unlabelled ones for each view, drawn by the step.
 
-    Labels are classes or, with ``values``, two numbers. ``fixed`` declares what is true of all views here.
+    Labels are classes or, with ``values``, so many numbers. ``fixed`` declares what is true of all views here.
     """
     batch = Batch()
     for view, kind in rows_of.items():
@@ -70,7 +76,7 @@ def batch_of(rows_of: Mapping[str, str], step: int, values: bool = False, fixed:
         }.get(kind, labelled)
         y: Tensor = torch.where(ids < 24, ids % CLASSES, -1)
         if values:
-            y = inputs(ids)[:, :2]
+            y = torch.where(ids[:, None] < 24, inputs(ids)[:, :values], torch.nan)
         batch[view] = Rows(inputs(ids), y, ids)
     batch.fixed = frozenset(batch) if fixed else frozenset()
     return batch
@@ -85,6 +91,11 @@ def views_of(method: Method) -> dict[str, str]:
     return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}
 
 
+def numbers_of(method: Method) -> int:
+    """How many numbers a label of the method is: 1 where it learns values, 0 where it learns classes."""
+    return int(any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values()))
+
+
 def pool(clock: Clock) -> Pool:
     """The 24 unlabelled samples, for teachers that label them."""
 
@@ -92,7 +103,7 @@ def pool(clock: Clock) -> Pool:
         output = module.eval()(inputs(ids))
         return output["logits"] if isinstance(output, dict) else output  # type: ignore[no-any-return]
 
-    return Pool(torch.arange(24, 48), look, clock, torch.arange(24))
+    return Pool(torch.arange(24, 48), look, clock, torch.arange(24), targets=inputs(torch.arange(24))[:, 0])
 
 
 def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = None) -> Tensor:
@@ -100,7 +111,7 @@ def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = No
     generator = torch.Generator().manual_seed(seed)
     if space == "classes":
         return torch.randint(CLASSES, shape, generator=generator)
-    width = width or {"gaussian": 2, "values": 3}.get(space, CLASSES)
+    width = width or {"gaussian": 2, "ranks": 2, "values": 3}.get(space, CLASSES)
     raw = torch.randn(*shape, width, generator=generator)
     return F.softmax(raw, dim=-1) if space == "probabilities" else raw
 

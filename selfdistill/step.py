@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SpaceError
 from .heads import Peers, output_of
@@ -193,6 +194,20 @@ class Step:
                 self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()
 
+    def drawn(self, view: str, head: str, passes: int) -> Tensor:
+        """The student's output in further passes, without gradient: (rows, passes, ..., components).
+
+        Dropout draws anew in each; batch norm uses the rows of the view and keeps its running statistics.
+        """
+        key = (-passes, view)  # no module has such an id
+        if key not in self._outputs:
+            module = self.owner or self.model
+            self.passes += Passes(teacher=passes * members(self.owner) * self.rows(view))
+            with torch.no_grad(), _unmoved(self.owner):
+                said = [self._named(module, self._view(view).x) for _ in range(passes)]
+            self._outputs[key] = {name: torch.stack([s[name] for s in said], dim=1) for name in said[0]}
+        return output_of(self._outputs[key], head).float()
+
     def parted(self, share: float) -> tuple[Step, Step]:
         """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""
         parts = (copy.copy(self), copy.copy(self))
@@ -257,3 +272,17 @@ def _as_weights(x: Tensor, module: nn.Module) -> Tensor:
     """Inputs in the precision of a module's weights: a teacher may be float32 where the student is not."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     return x.to(first.dtype) if first is not None and x.is_floating_point() else x
+
+
+@contextmanager
+def _unmoved(module: nn.Module | None) -> Iterator[None]:
+    """Within it batch norm takes the statistics of its batch, as in training, and adds nothing to its running ones."""
+    norms = [m for m in (module.modules() if module is not None else ()) if isinstance(m, _BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, tracks in zip(norms, before, strict=True):
+            norm.track_running_stats = tracks

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import SpaceError
 
 #: What a target can be. ``classes`` are integer labels (rows, ...); every other space has its components last.
-SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "features")
+SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features")
 #: Spaces that stand for a distribution over classes.
 DISTRIBUTIONS = frozenset({"classes", "probabilities", "logits"})
 
@@ -89,3 +89,35 @@ class Target(NamedTuple):
         if valid is not None and valid.shape != shape:
             valid = valid.reshape(*valid.shape, *(1,) * (len(shape) - valid.dim())).expand(shape)
         return Target(value, self.space, valid)
+
+
+class Matched(NamedTuple):
+    """One normal distribution for several: its mean and log variance, and the two parts of the variance, (...)."""
+
+    mean: Tensor
+    log_variance: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+
+
+def matched(means: Tensor, log_variances: Tensor) -> Matched:
+    """The normal distribution with the mean and the variance of an even mixture of K normal ones.
+
+    Equation::
+
+        m = mean_k m_k,  s^2 = mean_k s_k^2 + mean_k (m_k - m)^2
+
+    The first part of the variance is noise that all members see (aleatoric), the second their disagreement (epistemic).
+
+    Args:
+        means, log_variances: of the members, (..., K).
+
+    Source: Lakshminarayanan, Pritzel and Blundell, Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles, NeurIPS 2017, section 2.4.
+
+    >>> mean, _, aleatoric, epistemic = matched(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+    >>> mean.item(), aleatoric.item(), epistemic.item()
+    (2.0, 1.0, 1.0)
+    """
+    aleatoric, epistemic = log_variances.exp().mean(-1), means.var(-1, correction=0)
+    return Matched(means.mean(-1), (aleatoric + epistemic).log(), aleatoric, epistemic)

@@ -28,12 +28,12 @@ from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
 from .heads import element_shape
 from .losses import check_spaces
-from .specimens import ROWS, batch_of, pool, same_bits, sample, storages, tiny, views_of
+from .specimens import ROWS, batch_of, numbers_of, pool, same_bits, sample, storages, tiny, views_of
 from .targets import DISTRIBUTIONS, SPACES
 
 __all__ = ["check_gate", "check_loss", "check_method", "check_teacher", "check_value", "names"]
 
-_HEAD_FOR = {"values": "values", "gaussian": "gaussian", "features": "feature"}  # every other space: logits
+_HEAD_FOR = {"values": "values", "gaussian": "gaussian", "ranks": "ranks", "features": "feature"}  # others: logits
 
 
 def names() -> dict[str, Callable[..., Any]]:
@@ -122,7 +122,7 @@ def check_loss(loss: Loss, *, minimum: float | None = None, mixes: bool = False)
     for student_space, target_space in pairs:
         for shape in ((ROWS,), (ROWS, 3)):
             student = sample(student_space, shape, 1)
-            width = 1 if (student_space, target_space) == ("gaussian", "values") else None
+            width = 1 if target_space == "values" and student_space != "values" else None
             target = Target(sample(target_space, shape, 2, width), target_space)
             _check_elements(loss, student, target, mixes)
             if minimum is not None:
@@ -219,7 +219,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         _check_apart(str(teacher), objective, model)
         for k in range(4):
-            batch = batch_of(views_of(method), k, values=head in ("values", "gaussian"), fixed=fixed)
+            batch = batch_of(views_of(method), k, values=2 * (head in ("values", "gaussian")), fixed=fixed)
             target = _asked(teacher, objective, batch)
             _check_target(teacher, target, objective, batch)
             loss = objective(batch)
@@ -251,7 +251,7 @@ def _bind(method: Method, model: nn.Module, clock: Clock, external: nn.Module | 
 
 
 def _previous(method: Method) -> nn.Module:
-    return (method.prepare(lambda: tiny(7)) if method.prepare else lambda: tiny(7))()
+    return (method.prepare(lambda: tiny(7, outputs=1)) if method.prepare else lambda: tiny(7, outputs=1))()
 
 
 def _asked(teacher: Teacher, objective: Objective, batch: Batch) -> Target:
@@ -323,7 +323,7 @@ def check_method(
         check.check_method(method)
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
-    build = build or (lambda: tiny(3))
+    build = build or (lambda: tiny(3, outputs=1))
     build = method.prepare(build) if method.prepare else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
@@ -362,7 +362,7 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
     """Train for some steps and look at each; yields the losses."""
     what = f"generation {objective.clock.generation}"
     for k in steps:
-        batch = batch_of(views_of(objective.method), k)
+        batch = batch_of(views_of(objective.method), k, numbers_of(objective.method))
         _check_doubled(objective, batch, what)
         torch.manual_seed(k)
         loss = objective(batch)

@@ -138,7 +138,8 @@ class Trainer:
         )
         self.objective.to(self.device)
         carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
-        self.objective.prepare(Pool(self.data.unlabelled, self._look, clock, self.data.labelled, s.seed))
+        ids, teach = self.data.unlabelled, self.data.labelled
+        self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)
         per_epoch = self.sampler.steps_per_epoch
         epochs = -(-s.steps // per_epoch) if s.steps else s.epochs

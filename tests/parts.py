@@ -6,9 +6,21 @@ from typing import Any
 
 from selfdistill.carried import Carried
 from selfdistill.core import Always
-from selfdistill.gates import Agreement, Confidence, Confident, Correct
-from selfdistill.losses import KL, CrossEntropy, GaussianKL, GaussianNLL, LogOneMinusInner, Squared
+from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precision
+from selfdistill.losses import (
+    KL,
+    Absolute,
+    CrossEntropy,
+    GaussianKL,
+    GaussianNLL,
+    LogOneMinusInner,
+    LogVariances,
+    MeanNLL,
+    PairCrossEntropy,
+    Squared,
+)
 from selfdistill.teachers import (
+    Aligned,
     Ema,
     External,
     Frozen,
@@ -20,25 +32,31 @@ from selfdistill.teachers import (
     LastEpoch,
     Peers,
     PseudoLabels,
+    Sampled,
 )  # fmt: skip
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
-    (GaussianNLL(), None), (GaussianKL(), 0.0),
+    (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
+    (Absolute(), 0.0), (PairCrossEntropy(), None),
 ]  # fmt: skip
-GATES = [Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5)]
+GATES = [
+    Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
+    Precision(0.1),
+]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
-    Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7),
+    Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
 SPACE = {
     "logits": "logits", "exits": "logits", "peers": "logits", "values": "values", "gaussian": "gaussian",
-    "feature": "features", "features": "features", "peer_values": "values",
+    "feature": "features", "features": "features", "peer_values": "values", "peer_gaussians": "gaussian",
+    "ranks": "ranks",
 }  # fmt: skip
 DISTRIBUTIONS = {"classes", "probabilities", "logits"}
 COMPARES: dict[Any, set[tuple[str, str]]] = {
@@ -49,8 +67,12 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     LogOneMinusInner(): {("logits", "probabilities")},
     GaussianNLL(): {("gaussian", "values")},
     GaussianKL(): {("gaussian", "gaussian")},
+    MeanNLL(): {("gaussian", "gaussian")},
+    LogVariances(): {("gaussian", "gaussian")},
+    Absolute(): {("values", "values")},
+    PairCrossEntropy(0.9): {("ranks", "values"), ("ranks", "ranks")},
 }
-LABELS = {"logits": "classes", "values": "values", "gaussian": "values"}  # by space
+LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
     **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
@@ -59,7 +81,9 @@ SAYS: dict[Any, Any] = {
     Itself(head="feature"): lambda head: "features",
     **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History())},
     **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried())},
-    Peers(): {"peers": "probabilities", "peer_values": "values"}.get,
+    Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
+    Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
+    Aligned(): {"values": "values"}.get,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -67,6 +91,7 @@ JUDGES: dict[Any, Any] = {
     Confidence(): DISTRIBUTIONS,
     Correct(): DISTRIBUTIONS,
     Agreement(0.5): {"values", "gaussian"},
+    Precision(0.5): {"gaussian"},
 }
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

@@ -26,16 +26,14 @@ from tests.parts import COMPARES, JUDGES, SAYS, SPACE, TOO_MANY
 
 def a_batch(head: str) -> Batch:
     ids = torch.arange(6)
-    y = {"values": inputs(ids)[:, :2], "peer_values": inputs(ids)[:, 0], "gaussian": inputs(ids)[:, 0]}.get(
-        head, ids % CLASSES
-    )
+    y = ids % CLASSES if SPACE[head] in ("logits", "features") else inputs(ids)[:, 0]
     return Batch({"x": Rows(inputs(ids), y, ids)})
 
 
 @pytest.mark.parametrize("teacher", list(SAYS), ids=str)
 def test_every_combination_runs_or_is_refused_by_name(teacher):
     """Teacher x loss x gate x head: those that fit make two steps, the others are refused before the first."""
-    model, other = tiny(0), tiny(1)
+    model, other = tiny(0, outputs=1), tiny(1, outputs=1)
     ran = 0
     for head, loss, gate in ((h, k, g) for h in SPACE for k in COMPARES for g in JUDGES):
         target = SAYS[teacher](head)
@@ -70,7 +68,7 @@ def test_the_refusal_names_what_is_there_and_what_was_wanted():
             Labels(), Squared(), head="values", gate=Confident()
         ),
         "LogOneMinusInner compares a target of probabilities, not of logits": Term(Ema(), LogOneMinusInner()),
-        "Peers teach the heads 'peers' and 'peer_values', not 'logits'": Term(Peers(), KL()),
+        "Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not 'logits'": Term(Peers(), KL()),
     }
     for message, term in cases.items():
         with pytest.raises(SpaceError) as caught:

@@ -9,7 +9,19 @@ import torch
 from torch import nn
 
 from selfdistill.errors import SpaceError
-from selfdistill.heads import SPACE_OF_HEAD, Exits, Group, Peers, element_shape, output_of, space_of
+from selfdistill.heads import (
+    SPACE_OF_HEAD,
+    Exits,
+    Gaussian,
+    GaussianGroup,
+    GaussianPair,
+    Group,
+    Peers,
+    Ranked,
+    element_shape,
+    output_of,
+    space_of,
+)
 from selfdistill.targets import SPACES
 from selfdistill.testing import check_value
 
@@ -103,7 +115,9 @@ def test_exits_are_asked_for_where_the_factory_knows_them():
     assert calls == [True, None, {"exits": True}]
 
 
-@pytest.mark.parametrize("prepare", [Exits(), Group(), Group(4)])
+@pytest.mark.parametrize(
+    "prepare", [Exits(), Group(), Group(4), Gaussian(), GaussianGroup(3), GaussianPair(), Ranked()]
+)
 def test_preparations_are_values(prepare):
     """They are part of a recipe."""
     check_value(prepare)

@@ -252,7 +252,8 @@ heavy = [name for name in ("sklearn", "pandas", "PIL", "rich", "torchvision") if
 print(ours, heavy, model.training)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    ours = ["selfdistill"] + [f"selfdistill.{name}" for name in ("errors", "expressions", "models", "networks")]
+    light = ("errors", "expressions", "heads", "models", "networks", "targets")
+    ours = ["selfdistill"] + [f"selfdistill.{name}" for name in light]
     assert done.stdout.strip() == f"{ours} [] False"
 
 

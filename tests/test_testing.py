@@ -8,18 +8,18 @@ import torch
 from selfdistill import testing
 from selfdistill.core import Term
 from selfdistill.gates import Confident
-from selfdistill.losses import KL, CrossEntropy
+from selfdistill.losses import KL, CrossEntropy, PairCrossEntropy
 from selfdistill.schedules import ByGeneration, Linear, Ramp
 from selfdistill.specimens import same_bits
-from selfdistill.teachers import Ema, Frozen, Itself, Labels, LastBatch
+from selfdistill.teachers import Ema, Frozen, Itself, Labels, LastBatch, Peers, Sampled
 from selfdistill.testing import check_gate, check_loss, check_teacher, check_value, names
 from tests.parts import GATES, LOSSES, TEACHERS
 
 
 @pytest.mark.parametrize(("loss", "minimum"), LOSSES, ids=str)
 def test_our_losses_conform(loss, minimum):
-    """Divergences have a minimum of 0 where student and target agree."""
-    check_loss(loss, minimum=minimum)
+    """Divergences have a minimum of 0 where student and target agree; pairs look at other rows."""
+    check_loss(loss, minimum=minimum, mixes=isinstance(loss, PairCrossEntropy))
 
 
 @pytest.mark.parametrize("gate", GATES, ids=str)
@@ -37,7 +37,8 @@ def test_our_teachers_conform(teacher):
 @pytest.mark.parametrize(
     ("teacher", "head"),
     [(Labels(), "gaussian"), (Labels(), "exits"), (Itself(head="exits"), "exits"), (Itself(head="feature"), "features"),
-     (Ema(), "peers"), (Frozen(), "feature"), (LastBatch(), "peers")],
+     (Ema(), "peers"), (Frozen(), "feature"), (LastBatch(), "peers"), (Peers(), "peer_gaussians"),
+     (Sampled(3), "peer_gaussians"), (Itself(), "ranks"), (Labels(), "ranks")],
 )  # fmt: skip
 def test_our_teachers_conform_on_other_heads(teacher, head):
     """Wherever their space allows it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core import Loss, Method, Term
 from ..errors import RecipeError
-from ..losses import KL, CrossEntropy
+from ..losses import KL, CrossEntropy, Squared
 from ..schedules import ByGeneration
 from ..teachers import Generation, Labels
 
@@ -12,7 +12,10 @@ from ..teachers import Generation, Labels
 def _generations(generations: int, xi: float, loss: Loss) -> Method:
     """Generation 0 on labels; later ones on (1 - xi) label + xi last generation. xi outside [0, 1] has no minimum."""
     if not 0.0 <= xi <= 1.0:
-        raise RecipeError(f"the last generation's weight lies in [0, 1] (outside, the loss has no minimum), not {xi}")
+        raise RecipeError(
+            f"the last generation's weight lies in [0, 1], not {xi}: outside, one cross-entropy has a negative weight, "
+            "and -log p grows without bound, so the loss has no minimum; for values mixed(xi=...) takes any number"
+        )
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),
@@ -60,3 +63,29 @@ def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
     2
     """
     return _generations(2, alpha, KL(temperature))
+
+
+def mixed(xi: float = 0.5, generations: int = 2) -> Method:
+    """Values between label and last generation, or beyond them: squared errors allow every real weight.
+
+    Equation::
+
+        generation 0:  L = (y - f)^2
+        generation k:  L = (1 - xi) (y - f)^2 + xi (t - f)^2 = (xi t + (1 - xi) y - f)^2 + xi (1 - xi) (t - y)^2
+
+    So it is a squared error from the mixed target, and bounded, for xi below 0 (the student is told more of what its
+    teacher missed) and above 1 too; t is generation k - 1, frozen, in eval mode.
+
+    Source: Borup and Andersen, Even your Teacher Needs Guidance, NeurIPS 2021 (xi in [0, 1]); Pareek, Du
+    and Oh, Understanding the Gains from Repeated Self-Distillation, NeurIPS 2024 (any xi).
+
+    >>> mixed(xi=1.5).terms["label"].weight
+    ByGeneration(first=1.0, later=-0.5)
+    """
+    return Method(
+        {
+            "label": Term(Labels(), Squared(mean=True), head="values", weight=ByGeneration(1.0, 1.0 - xi)),
+            "past": Term(Generation(), Squared(mean=True), head="values", weight=ByGeneration(0.0, xi)),
+        },
+        generations=generations,
+    )

@@ -5,11 +5,11 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 """
 
 from .memories import History, LastBatch, LastEpoch
-from .now import Itself, Labels, Peers
-from .pseudo import PseudoLabels
+from .now import Itself, Labels, Peers, Sampled
+from .pseudo import Aligned, PseudoLabels
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch", "LastEpoch", "Peers",
-    "PseudoLabels",
+    "Aligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch",
+    "LastEpoch", "Peers", "PseudoLabels", "Sampled",
 ]  # fmt: skip

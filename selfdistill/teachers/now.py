@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..core import Step, Target, Teacher, Term
 from ..errors import SpaceError
 from ..heads import space_of
+from ..targets import matched
 from .memories import remembered
 
 
@@ -17,7 +19,7 @@ class Labels(Teacher):
     """The labels: classes (rows,) or values (rows, outputs); a row with -1 or nan has none and counts for nothing."""
 
     def space(self, head: str) -> str:
-        spaces = {"logits": "classes", "values": "values", "gaussian": "values"}
+        spaces = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}
         if space_of(head) not in spaces:
             raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
         return spaces[space_of(head)]
@@ -50,17 +52,45 @@ class Itself(Teacher):
 
 @dataclass(frozen=True)
 class Peers(Teacher):
-    """For each peer the mean probability, or value, of the *others*, from the same forward: never taught by itself."""
+    """For each peer the mean probability, or value, of the *others*, from the same forward: never taught by itself.
+
+    Of peers with a mean and a log variance it is the normal distribution that matches the others' mixture.
+    """
 
     def space(self, head: str) -> str:
-        if head not in ("peers", "peer_values"):
-            raise SpaceError(f"Peers teach the heads 'peers' and 'peer_values', not {head!r}")
-        return "probabilities" if head == "peers" else "values"
+        spaces = {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}
+        if head not in spaces:
+            raise SpaceError(f"Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not {head!r}")
+        return spaces[head]
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        space = self.space(term.head)
-        said = remembered(step.student(term.view, term.head).detach(), space)  # (rows, K, components)
+        space, said = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
         peers = said.shape[1]
         if peers < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {peers}")
+        if space == "gaussian":
+            each = [matched(*said[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
+            return Target(torch.stack([torch.stack([m.mean, m.log_variance], -1) for m in each], dim=1), space)
+        said = remembered(said, space)
         return Target((said.sum(1, keepdim=True) - said) / (peers - 1), space)
+
+
+@dataclass(frozen=True)
+class Sampled(Teacher):
+    """The mean of ``passes`` forward passes of the student with dropout on, and over its peers: of the means, and of
+    the log variances (UCVME, Dai et al. 2023). Without dropout all passes are the same."""
+
+    passes: int = 5
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise SpaceError(f"a teacher of several passes makes at least one, not {self.passes}")
+
+    def space(self, head: str) -> str:
+        if space_of(head) != "gaussian":
+            raise SpaceError(f"Sampled averages a mean and a log variance; the head {head!r} has none")
+        return "gaussian"
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        said = step.drawn(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
+        return Target(said.flatten(1, -2).mean(1), self.space(term.head))

@@ -1,7 +1,8 @@
-"""Labels that the last generation gives to unlabelled rows."""
+"""Labels that unlabelled rows are given: by the last generation, or from the distribution of the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Given, Pool, Step, Target, Teacher, Term
-from ..memory import Table
+from ..errors import SpaceError
+from ..memory import Buffers, Table
 from .memories import first_word, one_per_row
 
 
@@ -74,3 +76,60 @@ class PseudoLabels(Teacher):
         pseudo, seen = cast(_Chosen, state).read(step.ids(term.view), classes)
         label, known = first_word(step, term, classes)
         return Target(torch.where(known[:, None], label, pseudo), "probabilities", known | seen)
+
+
+class _Ranked(Buffers):
+    """What was said of each unlabelled row, what it was aligned to, and the labels in their order."""
+
+    labels: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("labels", torch.zeros(0))
+        self.said, self.aligned = Table(), Table()
+
+    def align(self) -> None:
+        """The value of rank r of N becomes the labels' quantile r / (N - 1), between two of them on a line."""
+        ids = self.said.seen.nonzero().squeeze(1)
+        if not len(ids) or not len(self.labels):
+            return
+        ranks = self.said.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
+        place = ranks / max(1, len(ids) - 1) * (len(self.labels) - 1)
+        low = place.floor().long()
+        labels = self.labels.double()
+        high = (low + 1).clamp(max=len(labels) - 1)
+        self.aligned.write(ids, (labels[low] + (place - low) * (labels[high] - labels[low])).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Aligned(Teacher):
+    """The student's own values, given the distribution of the labels (RDA of RankUp, Huang et al. 2024).
+
+    What it says of each row is remembered; after every epoch the value of rank r among N becomes the quantile
+    r / (N - 1) of the labels. So it learns the labels' distribution, and supposes that the rows share it. In the first
+    epoch it says nothing.
+    """
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _Ranked()
+
+    def space(self, head: str) -> str:
+        if head != "values":
+            raise SpaceError(f"Aligned gives values the distribution of labels; the head {head!r} has none")
+        return "values"
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        ranked: Any = state
+        ranked.labels = pool.targets.float().sort().values.to(ranked.labels.device)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        value, seen = cast(_Ranked, state).aligned.read(step.ids(term.view), 1)
+        return Target(value, "values", seen)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        ranked = cast(_Ranked, state)
+        for step in (step for step in steps if step.rows(term.view)):
+            ranked.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
+        clock = steps[0].clock
+        if (clock.step + 1) % clock.per_epoch == 0:
+            ranked.align()

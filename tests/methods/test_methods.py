@@ -14,7 +14,7 @@ from selfdistill import methods
 from selfdistill.core import Clock, Method
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.expressions import read
-from selfdistill.specimens import batch_of, pool, same_bits, storages, tiny, views_of
+from selfdistill.specimens import batch_of, numbers_of, pool, same_bits, storages, tiny, views_of
 from selfdistill.teachers import Held
 from selfdistill.testing import check_method, check_value, names
 from tests.test_oracles import changed
@@ -94,7 +94,7 @@ def test_the_recipe_keeps_the_protocol(name, other):
 
 def started(method: Method, generation: int) -> tuple[nn.Module, Any, Any]:
     torch.manual_seed(generation)
-    build = method.prepare(lambda: tiny(3)) if method.prepare else lambda: tiny(3)
+    build = method.prepare(lambda: tiny(3, outputs=1)) if method.prepare else lambda: tiny(3, outputs=1)
     model, previous = build(), build() if generation else None
     clock = Clock(generation, method.generations, epochs=3, per_epoch=2)
     objective = method.bind(model, previous=previous, external=tiny(8), clock=clock)
@@ -106,7 +106,7 @@ def train(model: nn.Module, objective: Any, optimizer: Any, steps: range) -> lis
     found = []
     for k in steps:
         torch.manual_seed(k)
-        loss = objective(batch_of(views_of(objective.method), k))
+        loss = objective(batch_of(views_of(objective.method), k, numbers_of(objective.method)))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
