@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill import draws
 from selfdistill.core import Batch, Clock, Method
+from selfdistill.heads import space_of
 from selfdistill.loop import fit
 from selfdistill.tasks.data import Data, from_tensors
 
@@ -26,12 +28,12 @@ LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-3
 class TinyNet(nn.Module):
     """8x8 images -> logits, with batch norm, so that it matters which rows share a forward; two shallow exits."""
 
-    def __init__(self, exits: bool = False) -> None:
+    def __init__(self, exits: bool = False, outputs: int = CLASSES, dropout: float = 0.0) -> None:
         super().__init__()
-        self.exits = exits
+        self.exits, self.dropout = exits, nn.Dropout(dropout)
         self.stages = nn.ModuleList([self._stage(1, 4), self._stage(4, 4), self._stage(4, 6)])
         self.necks = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 6)])
-        self.classifiers = nn.ModuleList([nn.Linear(6, CLASSES) for _ in range(3)])
+        self.classifiers = nn.ModuleList([nn.Linear(6, outputs) for _ in range(3)])
         if not exits:
             del self.necks, self.classifiers[:2]
 
@@ -44,7 +46,7 @@ class TinyNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
             pooled.append(x.mean((2, 3)))
-        logits = self.classifiers[-1](pooled[-1])
+        logits = self.classifiers[-1](self.dropout(pooled[-1]))
         if not self.exits:
             return logits
         features = [neck(p) for neck, p in zip(self.necks, pooled, strict=False)]
@@ -59,6 +61,25 @@ class TinyNet(nn.Module):
 
 def build(exits: bool = False) -> nn.Module:
     return TinyNet(exits)
+
+
+def build_values(outputs: int = 1) -> nn.Module:
+    """For recipes of values: with dropout, so that it matters what a pass draws."""
+    return TinyNet(outputs=outputs, dropout=0.2)
+
+
+def of_values(method: Method) -> bool:
+    """Does a recipe learn values, and no classes?"""
+    return any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values())
+
+
+def value_data(unlabelled: int = 24) -> Data:
+    """The same images with a value each: how bright the left half is, under noise."""
+    data = tiny_data(0)
+    y = data.x[:, 0, :, :4].mean((1, 2)) * 20 + torch.randn(90, generator=torch.Generator().manual_seed(3))
+    if unlabelled:
+        y[-unlabelled:] = torch.nan
+    return from_tensors(data.x, y, augment="weak", audit=data.audit, test=data.test)
 
 
 def tiny_data(unlabelled: int = 24) -> Data:
@@ -89,17 +110,20 @@ class Recorded:
     steps: list[list[tuple[Clock, Batch]]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     final: nn.Module | None = None
+    lr: float = LR
 
     def model(self, generation: int = 0) -> nn.Module:
         """A fresh copy of a generation's initial model, in train mode."""
         return copy.deepcopy(self.starts[generation]).train()
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
+        return torch.optim.SGD(model.parameters(), self.lr, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
 
     def batches(self, generation: int = 0) -> Iterator[tuple[Clock, Any]]:
-        """(clock, batch) of every step; ``batch[view]`` has ``x``, ``y`` and ``id``."""
-        yield from self.steps[generation]
+        """(clock, batch) of every step; ``batch[view]`` has ``x``, ``y`` and ``id``. What is drawn is drawn again."""
+        for clock, batch in self.steps[generation]:
+            torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
+            yield clock, batch
 
 
 class _EnoughError(Exception):
@@ -108,13 +132,11 @@ class _EnoughError(Exception):
 
 def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
     """Run `fit` for two epochs a generation; ``cut`` stops it dead after that many steps and resumes it from disk."""
-    run = Recorded(tiny_data(24 if method.views.need_unlabelled() else 0))
-    models: list[nn.Module] = []
-
-    def building(exits: bool = False) -> nn.Module:
-        model = build(exits)
-        models.append(model)
-        return model
+    unlabelled = 24 if method.views.need_unlabelled() else 0
+    values = of_values(method)
+    run = Recorded(value_data(unlabelled) if values else tiny_data(unlabelled))
+    building = build_values if values else build
+    run.lr = LR / 5 if values else LR  # a weight of 10 on values blows the last bits up at the larger one
 
     def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
         while len(run.steps) <= clock.generation:
@@ -125,7 +147,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
             raise _EnoughError
 
     options: dict[str, Any] = {
-        "epochs": EPOCHS, "batch_size": 12, "optimizer": "sgd", "lr": LR, "weight_decay": DECAY,
+        "epochs": EPOCHS, "batch_size": 12, "optimizer": "sgd", "lr": run.lr, "weight_decay": DECAY,
         "schedule": "constant", "save_steps": 1 if cut else 10**6, "external": external_teacher(), "out": folder,
     }  # fmt: skip
     try:
@@ -137,16 +159,15 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
         cut = None
         result = fit(building, run.data, method, watch=watch, resume=True, audit="off", **options)
     run.final = result.model
-    run.starts = _initial_models(method, result.generations)
+    run.starts = _initial_models(method, building, result.generations)
     return run
 
 
-def _initial_models(method: Method, generations: list[Any]) -> list[nn.Module]:
+def _initial_models(method: Method, building: Any, generations: list[Any]) -> list[nn.Module]:
     """Each generation's model as it was before its first step; their digests are checked against the run's record."""
-    from selfdistill import draws
     from selfdistill.trainer import digest
 
-    factory = method.prepare(build) if method.prepare else build
+    factory = method.prepare(building) if method.prepare else building
     starts = []
     for g, generation in enumerate(generations):
         torch.manual_seed(draws.seed(0, "init", g))

@@ -181,7 +181,7 @@ class SelfDistilled(SelfTaught):
             xi = self.xi_[number - 1] if number else None
             by = "its peers" if self._peers() is not None else f"generation {number - 1}"
             by += " and itself" if number and self._labellings[number - 1].itself else ""
-            what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi:.3g}"
+            what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi + 0.0:.3g}"
             labelled = table.unknown() if number else 0
             what += f", and by their labels for {labelled} rows" if labelled else ""
             what += f" ({table.synthetic} of them made up)" if labelled and table.synthetic else ""
