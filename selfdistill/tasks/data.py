@@ -200,8 +200,10 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     if tabular.is_table(source):
         found, x, names = "table", *_table_inputs(Path(source), model_folder)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
+        if source in sources.TABLES and kind == "table":
+            return _known_inputs(source, model_folder)
         data = load(source)
-        found, x, names = "image", data.rows(data.test), [f"test/{i}" for i in data.test.tolist()]
+        found, x, names = data.kind, data.rows(data.test), [f"test/{i}" for i in data.test.tolist()]
     elif kind != "image":
         raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tabular.SUFFIXES)})")
     else:
@@ -330,6 +332,13 @@ def _read_card(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
+
+
+def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
+    """The test rows of a table by name, through the saved preprocessing."""
+    table, test = tabular.known(source), load(source).test
+    x = tabular.transform(tabular.load(folder / PREPROCESSOR), table.features.iloc[test.numpy()], source)
+    return x, [f"test/{i}" for i in test.tolist()]
 
 
 def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
