@@ -1,14 +1,10 @@
 """How far a student is from its teacher, token by token, without ever holding all logits.
 
-Two doors lead to one pass over the tokens (`sweep`), and differ in when the gradients are made:
-
-* `divergence` makes them in the forward pass, of sum_i w_i D_i with weights given beforehand. Logits are computed once
-  and memory is flat in the number of tokens. ``total`` is that sum and differentiable; ``values`` are for logs, masks
-  and statistics, and carry no gradient.
-* `per_token` returns differentiable values of which anything may be made afterwards. Its backward pass computes the
-  logits again and is exact for any upstream gradient: six matrix products where the other takes four, as flat.
-
-No gradient flows to a teacher. Arithmetic is float32 whatever the inputs are, float64 where one of them is.
+`divergence` makes the gradients of sum_i w_i D_i while it goes over the tokens, so weights must be known beforehand.
+``total`` is that sum and differentiable; ``values`` are for logs and statistics and carry no gradient. With
+``recompute`` the values are differentiable too, whatever is made of them afterwards: the backward pass computes the
+logits again with the true upstream gradient, six matrix products instead of four. Both are exact, and flat in memory.
+No gradient flows to a teacher. Arithmetic is float32 whatever comes in, float64 where an input is.
 """
 
 from __future__ import annotations
@@ -23,29 +19,27 @@ from ..errors import RecipeError
 from .kinds import K2, ForwardKL, JensenShannon, Kind, LogProbability, PolicyGradient, ReverseKL, SkewKL, TotalVariation
 from .matched import matched
 from .sources import Cached, Head, Source, tensors
-from .sweep import Comparison, Top, Wanted, Weights
-
-Parts = tuple[Tensor | None, ...]
+from .sweep import Comparison, Top, Weights
 
 
 class Compared(NamedTuple):
-    """What `divergence` found: the differentiable sum, and per token what went into it (0 where masked)."""
+    """The differentiable sum; what each token gave it, 0 where masked; and how many tokens were not masked."""
 
     total: Tensor
     values: Tensor
     cross_entropy: Tensor | None
-    count: int
+    tokens: int
 
     @property
     def mean(self) -> Tensor:
         """The total over the number of tokens that the mask kept; 0 if it kept none."""
-        return self.total / max(1, self.count)
+        return self.total / max(1, self.tokens)
 
 
 def divergence(
     student: Source,
     teacher: Source | Cached,
-    kind: Kind = ForwardKL(),
+    kind: Kind,
     *,
     support: Top | Tensor | None = None,
     weight: Tensor | float = 1.0,
@@ -54,12 +48,13 @@ def divergence(
     label_weight: Tensor | float = 1.0,
     vocabulary: int | None = None,
     chunk: int | None = None,
+    recompute: bool = False,
 ) -> Compared:
     """sum_i w_i D(q_i, p_i), and with labels + sum_i v_i CE(y_i, p_i), from one computation of the logits.
 
     Args:
-        student, teacher: a `Head` or logits, with the same leading shape of tokens (...); widths may differ. The
-            teacher may be `Cached`.
+        student, teacher: a `Head` or logits, with the same number of tokens (...); widths may differ. The teacher may
+            be `Cached`.
         kind: which divergence D, its temperature and clip. The cross-entropy is at temperature 1.
         support: None for the full vocabulary, `Top`, or ids (..., k) that do not repeat; all other ids are one bucket.
             For a sampled kind the ids (...) of the sampled tokens.
@@ -67,7 +62,8 @@ def divergence(
         mask: (...), False drops a token before anything is computed for it.
         labels: ids (...) for the cross-entropy.
         vocabulary: how many outputs are real; padding beyond it has no probability on either side.
-        chunk: tokens whose logits are held at once [default: by memory, `sweep.CHUNK`].
+        chunk: tokens whose logits are held at once [default: 2^24 logits, 2^27 on a GPU].
+        recompute: make the gradients in the backward pass; values, cross-entropies and weights are differentiable.
 
     Raises:
         DataError: shapes or ids do not fit each other.
@@ -80,55 +76,70 @@ def divergence(
     (torch.Size([5]), torch.Size([11, 8]))
     """
     task = matched(student, teacher, kind, support, mask, labels, vocabulary, chunk)
-    by_label = None if labels is None else task.weight(label_weight, "label_weight")
-    weights, parts = Weights(task.weight(weight, "weight"), by_label), tensors(task.comparison.student)
-    total, values, entropies = _Total.apply(task.comparison, weights, _wanted(parts), *parts)
-    return Compared(total, task.back(values), None if labels is None else task.back(entropies), len(values))
+    w = task.weight(weight, "weight", recompute)
+    v = None if labels is None else task.weight(label_weight, "label_weight", recompute)
+    parts = tensors(task.comparison.student)
+    if recompute:
+        values, entropies = _Values.apply(task.comparison, *parts)  # type: ignore[no-untyped-call]
+        total = (w * values).sum() + (0.0 if v is None else (v * entropies).sum())
+    else:
+        given = (task.comparison, Weights(w, v), torch.is_grad_enabled())
+        total, values, entropies = _Total.apply(*given, *parts)  # type: ignore[no-untyped-call]
+    return Compared(total, task.back(values), None if v is None else task.back(entropies), len(values))
 
 
-def per_token(
-    student: Source,
-    teacher: Source | Cached,
-    kind: Kind = ForwardKL(),
-    *,
-    support: Top | Tensor | None = None,
-    mask: Tensor | None = None,
-    vocabulary: int | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """D(q_i, p_i) of every token (...), differentiable; 0 where masked. Arguments and errors as of `divergence`.
+class _Total(torch.autograd.Function):
+    """The weighted sum, with its gradients made in the forward pass."""
 
-    >>> z = torch.randn(2, 3, 7, requires_grad=True)
-    >>> per_token(z, z.detach(), ReverseKL()).square().mean().backward()
-    >>> float(z.grad.abs().max()) < 1e-6
-    True
-    """
-    task = matched(student, teacher, kind, support, mask, None, vocabulary, chunk)
-    values: Tensor = _PerToken.apply(task.comparison, *tensors(task.comparison.student))
-    return task.back(values)
+    @staticmethod
+    def forward(ctx: Any, comparison: Comparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
+        wanted = ctx.needs_input_grad[3:] if learning else (False,) * 3
+        values, entropies, ctx.gradients = comparison.sweep(weights, wanted)
+        total = (weights.divergence * values).sum()
+        if entropies is not None and weights.label is not None:
+            total += (weights.label * entropies).sum()
+        ctx.mark_non_differentiable(*(x for x in (values, entropies) if x is not None))
+        return total, values, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *rest: Tensor | None) -> Any:
+        if ctx.gradients is None:
+            raise RecipeError("the gradients of a divergence are handed out once; recompute=True makes them every time")
+        gradients, ctx.gradients = ctx.gradients, None  # given away, so that no copy of the matrix is made
+        return None, None, None, *(None if g is None else g.mul_(upstream) for g in gradients)
 
 
-def log_probabilities(
-    student: Source,
-    ids: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    vocabulary: int | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """log p(y_i) of given ids (...), differentiable; 0 where masked. Minus it is the cross-entropy.
+class _Values(torch.autograd.Function):
+    """Values per token; the backward pass goes over the tokens again, with the upstream gradient as weights."""
+
+    @staticmethod
+    def forward(ctx: Any, comparison: Comparison, *parts: Tensor | None) -> Any:
+        ctx.comparison = comparison
+        ctx.save_for_backward(*parts)
+        values, entropies, _ = comparison.sweep()
+        return values, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_value: Tensor, by_label: Tensor | None) -> Any:
+        assert ctx.saved_tensors  # asking for them refuses what was changed in place since
+        weights = Weights(by_value, by_label if ctx.comparison.labels is not None else None)
+        return None, *ctx.comparison.sweep(weights, ctx.needs_input_grad[1:]).gradients
+
+
+def log_probabilities(student: Source, ids: Tensor, *, temperature: float = 1.0, **options: Any) -> Tensor:
+    """log p(y_i) of given ids (...), differentiable, 0 where masked; ``mask``, ``vocabulary``, ``chunk`` as above.
 
     >>> log_probabilities(torch.zeros(2, 4), torch.tensor([0, 3])).exp().tolist()
     [0.25, 0.25]
     """
     nothing = Cached(ids, torch.zeros(ids.shape, device=ids.device))
-    kind = LogProbability(temperature=temperature)
-    return per_token(student, nothing, kind, mask=mask, vocabulary=vocabulary, chunk=chunk)
+    return divergence(student, nothing, LogProbability(temperature=temperature), recompute=True, **options).values
 
 
 class Estimates(NamedTuple):
-    """Three estimates of KL(p || q) from tokens sampled from p, per token; to look at, without gradient."""
+    """Three estimates of KL(p || q), per token sampled from p; to look at, without gradient."""
 
     k1: Tensor
     k2: Tensor
@@ -136,10 +147,10 @@ class Estimates(NamedTuple):
 
 
 def estimates(log_p: Tensor, log_q: Tensor) -> Estimates:
-    """With r = log q(y) - log p(y): k1 = -r (unbiased), k2 = r^2 / 2 (biased, steady), k3 = e^r - 1 - r (both virtues).
+    """With r = log q(y) - log p(y): k1 = -r and k3 = e^r - 1 - r are unbiased, k2 = r^2 / 2 is not but varies little.
 
-    They measure. To learn from sampled tokens take `PolicyGradient` or `K2`: backpropagating k3 descends KL(q || p), and
-    k1 nothing at all. Source: Schulman 2020.
+    They measure. To learn from sampled tokens take `PolicyGradient` or `K2`: backpropagated, k3 descends the *other*
+    divergence, KL(q || p), and k1 none at all, in expectation. Source: Schulman 2020.
 
     >>> [round(k.item(), 3) for k in estimates(torch.tensor(-1.0), torch.tensor(-1.5))]
     [0.5, 0.125, 0.107]
@@ -151,10 +162,10 @@ def estimates(log_p: Tensor, log_q: Tensor) -> Estimates:
 def importance(
     log_p: Tensor, log_sampler: Tensor, cap: float = 2.0, *, mask: Tensor | None = None, per: str = "token"
 ) -> Tensor:
-    """min(exp(log p(y) - log sampler(y)), cap): weights for tokens that another policy (or another engine) sampled.
+    """min(exp(log p(y) - log sampler(y)), cap), constants: weights for tokens that another policy or engine sampled.
 
     Args:
-        log_p, log_sampler: log-probabilities of the sampled tokens (sequences, tokens); no gradient flows.
+        log_p, log_sampler: log-probabilities of the sampled tokens (sequences, tokens).
         cap: the largest weight.
         mask: (sequences, tokens), False for padding, which gets weight 0.
         per: "token", or "sequence": each token gets the mean over its sequence.
@@ -170,61 +181,14 @@ def importance(
     weights = torch.exp(log_p.detach() - log_sampler.detach()).clamp(max=cap)
     kept = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask
     weights = weights.masked_fill(~kept, 0.0)  # not a product: padding may be nan
-    if per == "token":
-        return weights
-    mean = weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
-    return mean.expand_as(weights).masked_fill(~kept, 0.0)
-
-
-def _wanted(parts: Parts) -> Wanted:
-    first, weight, bias = (torch.is_grad_enabled() and x is not None and x.requires_grad for x in parts)
-    return first, weight, bias
-
-
-class _Total(torch.autograd.Function):
-    """The weighted sum, with its gradients made in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, comparison: Comparison, weights: Weights, wanted: Wanted, *parts: Tensor | None) -> Any:
-        swept = comparison.sweep(weights, wanted)
-        ctx.gradients = swept.gradients
-        total = (weights.divergence * swept.values).sum()
-        ctx.mark_non_differentiable(swept.values)
-        if swept.cross_entropy is not None and weights.label is not None:
-            total = total + (weights.label * swept.cross_entropy).sum()
-            ctx.mark_non_differentiable(swept.values, swept.cross_entropy)
-        return total, swept.values, swept.cross_entropy
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor, *rest: Tensor | None) -> Any:
-        if ctx.gradients is None:
-            raise RecipeError(
-                "the gradients of `divergence` are handed out once; `per_token` makes them again each time"
-            )
-        gradients, ctx.gradients = ctx.gradients, None  # in place and given away: a copy of the matrix less
-        return None, None, None, *(None if g is None else g.mul_(upstream) for g in gradients)
-
-
-class _PerToken(torch.autograd.Function):
-    """Values per token; the backward pass goes over the tokens once more with the upstream gradient as weights."""
-
-    @staticmethod
-    def forward(ctx: Any, comparison: Comparison, *parts: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*parts)  # refuses what was changed in place since
-        ctx.comparison = comparison
-        return comparison.sweep().values
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        ctx.saved_tensors  # noqa: B018
-        wanted = ctx.needs_input_grad[1:]
-        return None, *ctx.comparison.sweep(Weights(upstream.to(ctx.comparison.dtype)), wanted).gradients
+    if per == "sequence":
+        mean = weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
+        weights = mean.expand_as(weights).masked_fill(~kept, 0.0)
+    return weights
 
 
 __all__ = [
     "K2", "Cached", "Compared", "Estimates", "ForwardKL", "Head", "JensenShannon", "Kind", "LogProbability",
     "PolicyGradient", "ReverseKL", "SkewKL", "Source", "Top", "TotalVariation", "divergence", "estimates", "importance",
-    "log_probabilities", "per_token",
+    "log_probabilities",
 ]  # fmt: skip

@@ -22,10 +22,9 @@ class Head(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """What a teacher said before: ids (..., k) with their true log-probabilities; the rest is the tail.
+    """What a teacher said before: ids (..., k) with their true log-probabilities at the divergence's temperature.
 
-    For one sampled token each, both have the shape of the tokens (...). At temperature 1 or that of the divergence:
-    log-probabilities of some ids cannot be brought to another one.
+    The rest of the probability is the tail. For one sampled token each, both have the shape of the tokens (...).
     """
 
     ids: Tensor
@@ -47,7 +46,7 @@ def outputs(source: Source) -> int:
 
 def tensors(source: Source) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits, or hidden states, matrix and bias."""
-    return (source, None, None) if isinstance(source, Tensor) else tuple(source)
+    return (source, None, None) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
 
 
 def checked(source: Source, who: str) -> Source:
@@ -76,7 +75,7 @@ def read(source: Source, rows: slice, out: Tensor) -> Tensor:
     """Write the logits of some tokens into ``out`` (tokens, vocabulary); what lies beyond its width is not computed."""
     vocabulary = out.shape[1]
     if isinstance(source, Tensor):
-        return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))
+        return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))  # where -inf stands for padding
     hidden, weight = source.hidden[rows].to(out.dtype), source.weight[:vocabulary]
     if weight.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)

@@ -41,7 +41,7 @@ class Swept(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the gradients are for: sum of divergence x value + label x cross-entropy, each (tokens,)."""
+    """The gradients are those of sum(divergence * value + label * cross-entropy), each (tokens,)."""
 
     divergence: Tensor
     label: Tensor | None = None
@@ -58,7 +58,7 @@ class Comparison:
     labels: Tensor | None
     vocabulary: int
     dtype: torch.dtype
-    chunk: int | None = None
+    chunk: int | None
 
     @torch.no_grad()
     def sweep(self, weights: Weights | None = None, wanted: Wanted = (False, False, False)) -> Swept:
@@ -81,7 +81,7 @@ class Comparison:
                     at = slice(a - start, few.stop - start)
                     part = self._block(z[at], None if t is None else t[at], few, weights if grads else None)
                     values[few] = part.values
-                    if entropies is not None:
+                    if entropies is not None and part.cross_entropy is not None:
                         entropies[few] = part.cross_entropy
                 if grads:
                     grads.add(rows, z)

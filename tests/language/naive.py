@@ -1,4 +1,4 @@
-"""Divergences as they are written in the papers: full logits, probabilities, autograd. Nothing of the package is used."""
+"""Divergences as the papers write them: full logits, probabilities, autograd. Nothing of the package is used."""
 
 from __future__ import annotations
 

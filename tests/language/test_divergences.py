@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ from selfdistill.language.divergences import (
     TotalVariation,
     divergence,
     log_probabilities,
-    per_token,
 )
+from selfdistill.language.sources import Gradients
 from tests.language import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
@@ -109,6 +109,11 @@ def agree(ours: tuple[Tensor | None, ...], naively: tuple[Tensor | None, ...]) -
         assert (a - b).abs().max() <= 1e-12 * b.abs().max()
 
 
+def values(sides: Sides, teacher: Head | Cached, kind: Kind, **options: Any) -> Tensor:
+    """Differentiable values."""
+    return divergence(sides.student, teacher, kind, vocabulary=VOCABULARY, recompute=True, **options).values
+
+
 @pytest.mark.parametrize("name", SUPPORTS)
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -120,7 +125,7 @@ def test_values_and_gradients_are_those_of_full_logits(sides: Sides, kind: Kind,
     surprise = -sides.p().gather(1, sides.labels[:, None]).squeeze(1).log()
     loss = (sides.weight * values + 0.3 * surprise).sum()
     wanted = torch.autograd.grad(loss, sides.leaves, retain_graph=True)
-    options = {"support": support, "vocabulary": VOCABULARY, "chunk": 3}
+    options: dict[str, Any] = {"support": support, "vocabulary": VOCABULARY, "chunk": 3}
 
     found = divergence(
         sides.student, sides.teacher, tempered, weight=sides.weight, labels=sides.labels, label_weight=0.3, **options
@@ -128,12 +133,11 @@ def test_values_and_gradients_are_those_of_full_logits(sides: Sides, kind: Kind,
     agree((found.values, found.cross_entropy, found.total), (values, surprise, loss))
     agree(torch.autograd.grad(found.total, sides.leaves), wanted)
 
-    each = per_token(sides.student, sides.teacher, tempered, **options)
-    agree((each,), (values,))
-    agree(
-        torch.autograd.grad(each.square().sum(), sides.leaves),
-        torch.autograd.grad(values.square().sum(), sides.leaves),
-    )
+    again = divergence(sides.student, sides.teacher, tempered, labels=sides.labels, recompute=True, **options)
+    agree((again.values, again.cross_entropy, again.total), (values, surprise, (values + surprise).sum()))
+    assert again.cross_entropy is not None
+    ours, theirs = (again.values * again.cross_entropy.exp()).sum(), (values * surprise.exp()).sum()
+    agree(torch.autograd.grad(ours, sides.leaves), torch.autograd.grad(theirs, sides.leaves))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, K2(), PolicyGradient()], ids=repr)
@@ -141,8 +145,8 @@ def test_cached_targets_are_the_teacher_on_these_ids(sides: Sides, kind: Kind) -
     """True probabilities with the tail's mass give what the teacher at hand gives."""
     ids = sides.labels if kind.sampled else torch.tensor(naive.top(sides.q(), 4))
     log_q = sides.q().log().gather(1, ids.view(TOKENS, -1)).view(ids.shape)
-    cached = per_token(sides.student, Cached(ids, log_q), kind, vocabulary=VOCABULARY)
-    online = per_token(sides.student, sides.teacher, kind, support=ids, vocabulary=VOCABULARY)
+    cached = values(sides, Cached(ids, log_q), kind)
+    online = values(sides, sides.teacher, kind, support=ids)
     agree((cached,), (online,))
     agree(torch.autograd.grad(cached.sum(), sides.leaves), torch.autograd.grad(online.sum(), sides.leaves))
 
@@ -174,7 +178,7 @@ def test_logits_as_they_are_give_the_same(sides: Sides, name: str) -> None:
     hidden, matrix, bias = sides.teacher
     assert bias is not None
     support, _ = support_of(name, sides)
-    options = {"support": support, "vocabulary": VOCABULARY, "chunk": 2}
+    options: dict[str, Any] = {"support": support, "vocabulary": VOCABULARY, "chunk": 2}
     found = divergence(z, hidden @ matrix.T + bias, JensenShannon(0.3), labels=sides.labels, **options)
     same = divergence(sides.student, sides.teacher, JensenShannon(0.3), labels=sides.labels, **options)
     agree((found.values, found.total), (same.values, same.total))
@@ -210,7 +214,7 @@ def test_tokens_may_have_any_leading_shape(sides: Sides) -> None:
         Head(hidden.flatten(0, 1), matrix, bias), teacher.flatten(0, 1), ReverseKL(), support=ids.flatten(0, 1)
     )
     assert found.values.shape == (2, 3)
-    assert found.count == 4
+    assert found.tokens == 4
     agree((found.values,), (flat.values.view(2, 3) * mask,))
     assert found.cross_entropy is not None
     total = (weight * found.values + found.cross_entropy).sum()
@@ -224,38 +228,40 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none(
     """With a frozen matrix (LoRA) its gradient is not even allocated."""
     made: list[list[bool]] = []
 
-    class Watched(sweep.Gradients):
+    class Watched(Gradients):
         def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             made.append([g is not None for g in (self.first, self.weight, self.bias)])
             return super().result()
 
     monkeypatch.setattr(sweep, "Gradients", Watched)
-    full = divergence(sides.student, sides.teacher, vocabulary=VOCABULARY)
+    full = divergence(sides.student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY)
     wanted = torch.autograd.grad(full.total, sides.leaves)
     learns = [False, True, True] if frozen == "hidden" else [True, False, False]
     parts = [x if on else x.detach() for x, on in zip(sides.leaves, learns, strict=True)]
-    for through in (divergence, per_token):
-        out = through(Head(parts[0], parts[1], parts[2]), sides.teacher, vocabulary=VOCABULARY)
-        total = out.sum() if isinstance(out, Tensor) else out.total
+    for again in (False, True):
+        student = Head(parts[0], parts[1], parts[2])
+        total = divergence(student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY, recompute=again).total
         leaves = [x for x, on in zip(parts, learns, strict=True) if on]
         agree(torch.autograd.grad(total, leaves), tuple(g for g, on in zip(wanted, learns, strict=True) if on))
         assert made[-1] == learns
     with torch.no_grad():
-        assert not divergence(sides.student, sides.teacher, vocabulary=VOCABULARY).total.requires_grad
+        assert not divergence(sides.student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY).total.requires_grad
     assert len(made) == 3
 
 
 def test_no_gradient_flows_to_the_teacher(sides: Sides) -> None:
     teacher = Head(*(x.clone().requires_grad_() for x in sides.teacher if x is not None))
     divergence(sides.student, teacher, JensenShannon(), vocabulary=VOCABULARY).total.backward()
-    per_token(sides.student, teacher, JensenShannon(), vocabulary=VOCABULARY).sum().backward()
+    divergence(sides.student, teacher, JensenShannon(), vocabulary=VOCABULARY, recompute=True).total.backward()
     assert sides.hidden.grad is not None
     assert all(x is not None and x.grad is None for x in teacher)
 
 
 def test_gradients_are_scaled_by_what_comes_from_above_and_handed_out_once(sides: Sides) -> None:
-    wanted = torch.autograd.grad(divergence(sides.student, sides.teacher, vocabulary=VOCABULARY).total, sides.leaves)
-    total = divergence(sides.student, sides.teacher, vocabulary=VOCABULARY).total
+    wanted = torch.autograd.grad(
+        divergence(sides.student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY).total, sides.leaves
+    )
+    total = divergence(sides.student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY).total
     scaled = torch.autograd.grad(total / 3, sides.leaves, retain_graph=True)
     agree(tuple(3 * g for g in scaled), wanted)
     with pytest.raises(Exception, match="handed out once"):
