@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from .kinds import K2, ForwardKL, JensenShannon, Kind, LogProbability, PolicyGradient, ReverseKL, SkewKL, TotalVariation
 from .matched import matched
 from .sources import Cached, Head, Source, tensors
@@ -155,6 +155,7 @@ def estimates(log_p: Tensor, log_q: Tensor) -> Estimates:
     >>> [round(k.item(), 3) for k in estimates(torch.tensor(-1.0), torch.tensor(-1.5))]
     [0.5, 0.125, 0.107]
     """
+    _same("log_q", log_q, log_p)
     r = log_q.detach() - log_p.detach()
     return Estimates(-r, 0.5 * r.square(), torch.expm1(r) - r)
 
@@ -172,19 +173,27 @@ def importance(
 
     Raises:
         RecipeError: ``per`` is neither, or the cap is not above 0.
+        DataError: shapes differ.
 
     >>> importance(torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -3.0]]), per="sequence").tolist()
     [[1.5, 1.5]]
     """
     if per not in ("token", "sequence") or not cap > 0:
         raise RecipeError(f"importance weights are per 'token' or 'sequence' with a cap above 0, not {per!r} and {cap}")
+    kept = torch.ones_like(log_p, dtype=torch.bool) if mask is None else mask
+    _same("log_sampler", log_sampler, log_p)
+    _same("mask", kept, log_p)
     weights = torch.exp(log_p.detach() - log_sampler.detach()).clamp(max=cap)
-    kept = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask
     weights = weights.masked_fill(~kept, 0.0)  # not a product: padding may be nan
     if per == "sequence":
         mean = weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
         weights = mean.expand_as(weights).masked_fill(~kept, 0.0)
     return weights
+
+
+def _same(name: str, given: Tensor, log_p: Tensor) -> None:
+    if given.shape != log_p.shape:
+        raise DataError(f"{name} {tuple(given.shape)} does not fit log_p {tuple(log_p.shape)}")
 
 
 __all__ = [

@@ -12,6 +12,9 @@ from .kinds import Kind
 from .sources import Cached, Source, checked, outputs, picked, tensors
 from .sweep import Comparison, Top
 
+#: A log-probability may be above 0 by what bfloat16 rounds of logits of a few tens.
+PROBABLE = 0.1
+
 
 class Matched(NamedTuple):
     """A comparison, and the way from its tokens back to the shape of all."""
@@ -50,6 +53,8 @@ def matched(
     if isinstance(teacher, Cached):
         ids = _ids(teacher.ids, shape, size, kind)
         _fits("cached log-probabilities", teacher.log_probs, teacher.ids.shape)
+        if bool((teacher.log_probs > PROBABLE).any()):
+            raise DataError("cached log-probabilities lie above 0; are they probabilities or logits?")
         teacher = Cached(ids, teacher.log_probs.reshape(ids.shape))
     elif len(tensors(teacher := checked(teacher, "teacher"))[0]) != shape.numel():
         there = len(tensors(teacher)[0])

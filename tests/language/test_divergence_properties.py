@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.language.divergences import (
@@ -198,6 +199,28 @@ def test_masked_tokens_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("support", [None, Top(3, "union")], ids=["full", "union"])
+def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: Top | None, recompute: bool) -> None:
+    """Whatever operation makes it, forward or backward: so memory does not grow with the tokens."""
+    largest = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes = [x.numel() for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor)]
+            largest.append(max(sizes, default=0))
+            return out
+
+    hidden, matrix = normal(60, 2, seed=0).requires_grad_(), normal(50, 2, seed=1).requires_grad_()
+    other, labels = normal(60, 2, seed=2), torch.arange(60) % 50
+    options: dict[str, Any] = {"support": support, "labels": labels, "chunk": 4, "recompute": recompute}
+    with Watch():
+        found = divergence(Head(hidden, matrix), Head(other, matrix), JensenShannon(), **options)
+        torch.autograd.grad(found.total, (hidden, matrix))
+    assert max(largest) == 4 * 50
+
+
+@pytest.mark.parametrize("recompute", [False, True])
 def test_nothing_but_masked_tokens_is_0_with_gradient_0(recompute: bool) -> None:
     hidden, matrix = normal(3, 5, seed=0).requires_grad_(), normal(9, 5, seed=1).requires_grad_()
     none, labels = torch.zeros(3, dtype=torch.bool), torch.full((3,), -100)
@@ -351,6 +374,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "sampled without ids": (lambda: divergence(Z, T, K2()), "support= takes their ids"),
     "cached and support": (lambda: divergence(Z, Cached(IDS, IDS.float()), ForwardKL(), support=Top(1)), "leave out"),
     "cached shapes": (lambda: divergence(Z, Cached(IDS, torch.zeros(4, 2)), ForwardKL()), "log-probabilities"),
+    "cached probabilities": (lambda: divergence(Z, Cached(IDS, torch.full((4, 1), 0.5)), ForwardKL()), "above 0"),
+    "sampler's shape": (lambda: importance(Z, Z[:, :1]), "log_sampler (4, 1) does not fit log_p (4, 9)"),
+    "sampler's mask": (lambda: importance(Z, Z, mask=torch.ones(9, dtype=torch.bool)), "mask (9,)"),
+    "sampler's cap": (lambda: importance(Z, Z, cap=0.0), "cap above 0"),
+    "estimates' shape": (lambda: estimates(Z, Z[0]), "log_q (9,)"),
     "labels": (lambda: divergence(Z, T, ForwardKL(), labels=torch.full((4,), -100)), "mask tokens without one"),
     "labels' shape": (lambda: divergence(Z, T, ForwardKL(), labels=IDS), "labels"),
     "mask's shape": (lambda: divergence(Z, T, ForwardKL(), mask=torch.ones(3, dtype=torch.bool)), "mask"),
