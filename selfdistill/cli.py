@@ -251,6 +251,17 @@ def bench_vitals(as_json: bool, quick: bool) -> None:
     _measure(measured, as_json, quick)
 
 
+@bench.command("divergence")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--quick", is_flag=True, help="A small vocabulary, to see that it works; the numbers mean nothing.")
+@refusing
+def bench_divergence(as_json: bool, quick: bool) -> None:
+    """What a divergence over a large vocabulary costs in time and memory, against holding all logits."""
+    from .bench import divergence as measured
+
+    _measure(measured, as_json, quick)
+
+
 def _measure(bench: Any, as_json: bool, quick: bool) -> None:
     result = bench.run(quick=quick, progress=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(result, sort_keys=True) if as_json else bench.render(result))

@@ -1,1 +1,1 @@
-"""Measurements of this package's own cost: ``selfdistill bench steps`` and ``bench vitals``."""
+"""Measurements of this package's own cost: ``selfdistill bench steps``, ``bench vitals`` and ``bench divergence``."""

@@ -1,0 +1,133 @@
+"""Where logits come from, a chunk of tokens at a time: hidden states and an output matrix, or logits as they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+#: Entries of a matrix that are converted at once where it is not in the dtype of the arithmetic.
+TILE = 2**22
+
+
+class Head(NamedTuple):
+    """Logits as hidden @ weight.T + bias: hidden (..., width), weight (outputs, width), bias (outputs,)."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Cached(NamedTuple):
+    """What a teacher said before: ids (..., k) with their true log-probabilities at the divergence's temperature.
+
+    The rest of the probability is the tail. For one sampled token each, both have the shape of the tokens (...).
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+
+
+Source = Head | Tensor
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """Stands for log 0: finite, so that 0 times it is 0."""
+    return float(torch.finfo(dtype).min) / 16
+
+
+def outputs(source: Source) -> int:
+    """How many entries the logits have, padding included."""
+    return source.shape[-1] if isinstance(source, Tensor) else len(source.weight)
+
+
+def tensors(source: Source) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits, or hidden states, matrix and bias."""
+    return (source, None, None) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
+
+
+def checked(source: Source, who: str) -> Source:
+    """The source with its tokens in one row, (tokens, width); refuses parts that do not fit each other."""
+    if isinstance(source, Tensor):
+        if source.dim() < 2:
+            raise DataError(f"the {who}'s logits are (tokens, vocabulary), not of shape {tuple(source.shape)}")
+        return source.flatten(0, -2)
+    hidden, weight, bias = source
+    if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise DataError(
+            f"the {who}'s hidden states {tuple(hidden.shape)} do not fit its output matrix {tuple(weight.shape)}: "
+            "(tokens, width) and (vocabulary, width)"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise DataError(f"the {who}'s bias {tuple(bias.shape)} does not fit its {len(weight)} outputs")
+    return Head(hidden.flatten(0, -2), weight, bias)
+
+
+def picked(source: Source, keep: Tensor) -> Source:
+    """The same for some tokens; gradients find their way back."""
+    return source[keep] if isinstance(source, Tensor) else source._replace(hidden=source.hidden[keep])
+
+
+def read(source: Source, rows: slice, out: Tensor) -> Tensor:
+    """Write the logits of some tokens into ``out`` (tokens, vocabulary); what lies beyond its width is not computed."""
+    vocabulary = out.shape[1]
+    if isinstance(source, Tensor):
+        return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))  # where -inf stands for padding
+    hidden, weight = source.hidden[rows].to(out.dtype), source.weight[:vocabulary]
+    if weight.dtype == out.dtype:
+        torch.mm(hidden, weight.t(), out=out)
+    else:
+        for tile in tiles(weight):
+            out[:, tile] = hidden @ weight[tile].to(out.dtype).t()
+    if source.bias is not None:
+        out.add_(source.bias[:vocabulary]).clamp_(min=lowest(out.dtype))
+    return out
+
+
+def tiles(weight: Tensor) -> list[slice]:
+    """Rows of the matrix, in pieces."""
+    step = max(1, TILE // weight.shape[1])
+    return [slice(start, min(start + step, len(weight))) for start in range(0, len(weight), step)]
+
+
+class Gradients:
+    """Gradients of a source's tensors, summed chunk by chunk in the dtype of the arithmetic."""
+
+    def __init__(self, source: Source, wanted: tuple[bool, bool, bool], vocabulary: int, dtype: torch.dtype) -> None:
+        self.source, self.vocabulary = source, vocabulary
+        first, weight, bias = tensors(source)
+        self.first = torch.zeros_like(first) if wanted[0] else None
+        self.weight = torch.zeros_like(weight, dtype=dtype) if weight is not None and wanted[1] else None
+        self.bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and wanted[2] else None
+
+    def add(self, rows: slice, g: Tensor) -> None:
+        """Take the gradient of the logits of some tokens."""
+        if isinstance(self.source, Tensor):
+            if self.first is not None:
+                self.first[rows, : self.vocabulary] = g
+            return
+        hidden, weight, _ = self.source
+        if self.first is not None:
+            self.first[rows] = _back(g, weight[: self.vocabulary])
+        if self.weight is not None:
+            self.weight[: self.vocabulary].addmm_(g.t(), hidden[rows].to(g.dtype))
+        if self.bias is not None:
+            self.bias[: self.vocabulary].add_(g.sum(0))
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the dtypes of the source."""
+        both = zip((self.first, self.weight, self.bias), tensors(self.source), strict=True)
+        first, weight, bias = (None if g is None or of is None else g.to(of.dtype) for g, of in both)
+        return first, weight, bias
+
+
+def _back(g: Tensor, weight: Tensor) -> Tensor:
+    if weight.dtype == g.dtype:
+        return g @ weight
+    total = g.new_zeros(len(g), weight.shape[1])
+    for tile in tiles(weight):
+        total.addmm_(g[:, tile], weight[tile].to(g.dtype))
+    return total
