@@ -132,7 +132,8 @@ def run(
     peaks = {name: {v: _in_its_own_process(v, name, sizes, tell) for v in measured(name)} for name in TARGETS if memory}
     result: dict[str, Any] = {
         "device": "cpu", "threads": 1, "torch": torch.__version__, "judged_by": CLOCK, "repeats": rounds,
-        "quick": quick, "sizes": sizes._asdict(), "absent": [peer for peer, module in PEERS.items() if not find_spec(module)],
+        "quick": quick, "sizes": sizes._asdict(),
+        "absent": [peer for peer, module in PEERS.items() if not find_spec(module)],
         "cases": {name: _case(name, times[name], peaks.get(name, {})) for name in TARGETS},
     }  # fmt: skip
     if memory:
