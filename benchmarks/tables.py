@@ -210,10 +210,7 @@ def soft(rounds: int = 9) -> None:
         )
 
 
-PARTS: dict[str, Callable[..., None]] = {
-    part.__name__: part
-    for part in (repair, tuned, joint, peers, soft, million)
-}
+PARTS: dict[str, Callable[..., None]] = {part.__name__: part for part in (repair, tuned, joint, peers, soft, million)}
 
 
 def main() -> None:
