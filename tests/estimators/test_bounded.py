@@ -140,7 +140,7 @@ def test_the_defaults_take_raw_frames(library: str, tmp_path: Path) -> None:
     with keeping(tmp_path / "kept"):
         clone(model).fit(frame[:60], y[:60], X_unlabeled=frame[60:])
     assert len(list((tmp_path / "kept").iterdir())) == 4  # every member can be kept
-    beside = SelfDistilledClassifier(peers=usual_peers(True, classify=True), audit_folds=2, random_state=0)
+    beside = SelfDistilledClassifier(peers=usual_peers(True, classify=True), xi=0.5, audit="off", random_state=0)
     said = beside.fit(frame, np.where(y > 1.5, "many", "few")).predict_proba(frame)
     assert said.sum(1) == pytest.approx(np.ones(90))
     assert beside.score(frame, np.where(y > 1.5, "many", "few")) > 0.8
