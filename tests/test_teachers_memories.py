@@ -142,11 +142,18 @@ def test_memories_need_ids(teacher):
 
 
 @pytest.mark.parametrize("teacher", [LastEpoch(), History(), PseudoLabels()])
-@pytest.mark.parametrize("head", ["exits", "peers", "feature", "values"])
+@pytest.mark.parametrize("head", ["exits", "peers", "feature", "peer_values"])
 def test_memories_hold_one_distribution_a_sample(teacher, head):
     """Heads that say several things, or no distribution, are refused before step 0."""
     with pytest.raises(SpaceError, match=repr(head)):
         teacher.space(head)
+
+
+def test_memories_of_values_hold_one_value_a_sample():
+    """Pseudo-labels are chosen class by class, so they have none."""
+    assert [teacher.space("values") for teacher in (LastEpoch(), History())] == ["values"] * 2
+    with pytest.raises(SpaceError, match="'values'"):
+        PseudoLabels().space("values")
 
 
 @pytest.mark.parametrize("teacher", [LastEpoch(), History(), LastBatch(), Frozen(), Ema(), PseudoLabels()])

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import RecipeError
 from ..estimators.bounded import core
+from ..estimators.rows import stack
 from ..evaluate import scored
 from ..learners import kinds, training
 from ..learners.choice import Choice, choose, for_learners
@@ -203,7 +204,7 @@ def _self_training(bench: Bench) -> dict[str, Any]:
     learner = seeded(bare, np.random.RandomState(bench.seed))
     model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
-    model.fit(data.rows(rows), data.y[rows])
+    model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
     bench.trainings = int(model[-1].n_iter_) + 1
     return bench.row(model, bench.held(make_pipeline(Codes(), learner)))
 
