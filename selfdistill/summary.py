@@ -62,7 +62,9 @@ def _cell(name: str, value: float | None) -> str:
         return "-"
     if name in ("accuracy", "coverage"):
         return f"{100 * value:.1f} %"
-    return f"{value:#.4g}".rstrip(".") if name in ("rmse", "mae") else f"{value:.3f}"
+    if name in ("rmse", "mae"):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
+    return f"{value:.3f}"
 
 
 def sentence(result: dict[str, Any]) -> str:

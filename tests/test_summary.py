@@ -44,6 +44,16 @@ def test_cells_are_per_cent_and_three_digits() -> None:
     assert cells(metrics(0.95678)) == ["95.7 %", "0.123", "0.012", "0.200"]
 
 
+def test_values_are_told_in_four_digits_or_whole() -> None:
+    assert cells({"rmse": 61.657, "mae": 12345.6, "r2": 0.61234, "coverage": 0.9}) == [
+        "61.66",
+        "12,346",
+        "0.612",
+        "90.0 %",
+    ]
+    assert cells({"rmse": 0.0012344, "mae": 1.0, "r2": 1.0})[0::3] == ["0.001234", "-"]
+
+
 @pytest.mark.parametrize(
     ("final", "at_end", "early"), [(0.97, "+7.0", "+3.0"), (0.9, "+0.0", "-4.0"), (0.85, "-5.0", "-9.0")]
 )

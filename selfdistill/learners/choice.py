@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError, RecipeError
+from ..expressions import nearest
 from ..methods import recipes
 from ..request import Request
 from ..tasks import frames, sources, tabular
@@ -33,6 +34,11 @@ def for_learners(request: Request) -> bool:
     learner = model is not None and (kinds.named(model) or kinds.foreign(model) is not None)
     known = method is not None and method in ways()
     ours = known and method not in recipes()  # plain() is both
+    if table and method is not None and not known and method not in recipes():
+        close = nearest(method, [*ways(), *recipes()])
+        raise RecipeError(
+            f"unknown method {method!r}; {f'nearest: {close}. ' if close else ''}`selfdistill methods` lists them"
+        )
     if not table:
         if learner or ours:
             raise DataError(

@@ -62,7 +62,12 @@ def read(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
-    read_record(folder / "run.json")
+    record, _ = read_record(folder / "run.json")
+    if record.get("result", {}).get("kind") == "learner" or "audit_folds" in record.get("settings", {}):
+        raise CheckpointError(
+            f"{folder} trained a learner of scikit-learn, which has no steps to look at; its audit is in "
+            f"`selfdistill report {folder}`"
+        )
     lines = read_lines(folder / "metrics.jsonl")
     if not any(line.get("vitals") for line in lines):
         why = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"

@@ -72,6 +72,7 @@ REFUSED = {
     "a recipe of networks for a learner": ("diabetes --model boosting --method ps_kd()", ["ps_kd", "--model mlp"]),
     "a way of learners for a network": (
         "diabetes --model mlp --method self_distilled()", ["mlp is a network", "boosting"]),
+    "a way that is misspelt": ("diabetes --method self_distiled()", ["'self_distiled'", "nearest: self_distilled"]),
     "a learner for images": ("digits --model boosting", ["digits", "CSV or Parquet"]),
     "a way for images": ("digits --method self_distilled()", ["digits", "CSV or Parquet"]),
     "steps of a learner": ("diabetes --steps 5", ["--steps is for networks", "--model mlp"]),

@@ -133,6 +133,10 @@ def test_classes_and_words_and_empty_cells(tmp_path: Path, monkeypatch: pytest.M
     assert "Classes: no, yes" in card
 
 
+def test_a_learner_has_no_vitals_and_says_so(done: Path) -> None:
+    assert "which has no steps to look at" in refused("vitals", done)
+
+
 def test_plain_is_the_learner_alone(tmp_path: Path) -> None:
     result = Run.create(Request("iris", model="linear", method="plain()"), tmp_path / "r").execute()
     assert result["plain"]["from"] == "itself"
