@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,24 @@ def save(estimator: Any, path: str | Path) -> None:
     Raises:
         DataError: something in it cannot be kept without pickle, or the file cannot be written.
     """
-    io = skops()
+    io, path = skops(), Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # on disk: in memory it would be there twice
     try:
-        content = io.dumps(estimator)
+        io.dump(estimator, unfinished)
+        foreign = _foreign(io, file=unfinished)
+        if not foreign:
+            unfinished.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); give another path") from error
     except Exception as error:  # skops says what it does not know by many types
         raise DataError(f"{type(estimator).__name__} cannot be saved ({one_line(error, 120)})") from error
-    foreign = _foreign(io, content)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
     if foreign:
         raise DataError(
             f"{type(estimator).__name__} holds {foreign[0]}, which `load` would not trust; use scikit-learn alone"
         )
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); give another path") from error
 
 
 def load(path: str | Path) -> Any:
@@ -57,7 +63,7 @@ def load(path: str | Path) -> Any:
     io = skops()
     try:
         content = Path(path).read_bytes()
-        foreign = _foreign(io, content)
+        foreign = _foreign(io, data=content)
         if not foreign:
             return io.loads(content, trusted=io.get_untrusted_types(data=content))
     except OSError as error:
@@ -67,5 +73,6 @@ def load(path: str | Path) -> Any:
     raise CheckpointError(f"{path} names {foreign[0]}, which is neither ours nor scikit-learn's; it is not loaded")
 
 
-def _foreign(io: Any, content: bytes) -> list[str]:
-    return [name for name in io.get_untrusted_types(data=content) if name not in KNOWN and not name.startswith(TRUSTED)]
+def _foreign(io: Any, **source: Any) -> list[str]:
+    """The types that ``data`` or a ``file`` names, and that are not to be trusted."""
+    return [name for name in io.get_untrusted_types(**source) if name not in KNOWN and not name.startswith(TRUSTED)]
