@@ -121,12 +121,12 @@ def _mode(taken: Taken, mode: str, floor: float) -> dict[str, Any]:
         "by_hand": _clocks(ratio(taken, hand, base)),
         "target": target,
         "floor": round(floor, 4),
-        "reachable": target is None or floor <= target,
-        "met": target is None or cost[JUDGED].median <= target,
+        "reachable": target is None or round(floor, 4) <= target,  # judged by the figures that are told
+        "met": target is None or round(cost[JUDGED].median, 4) <= target,
         "against_hand": {
             **_clocks(against),
             "extra_microseconds": _round(Spread.of(extra), 1e6, 1),
-            "met": against[JUDGED].median <= AGAINST_HAND,
+            "met": round(against[JUDGED].median, 4) <= AGAINST_HAND,
         },
     }
 
