@@ -76,7 +76,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data]."
         ),
-        click.option("--model", metavar="SPEC", help="mlp, cnn(width=64), resnet, or module:function."),
+        click.option(
+            "--model",
+            metavar="SPEC",
+            help="mlp, cnn(width=64), resnet; for tables boosting, forest, extra_trees, linear, neighbours; or "
+            "module:function.",
+        ),
         click.option(
             "--epochs", type=click.IntRange(min=1), metavar="N", help="Per generation [default: about 2,000 steps]."
         ),

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..stats import TIED
+from ..stats import SAME_ROWS, TIED
 from ..tasks.metrics import ordered
 
 
@@ -47,6 +47,7 @@ def show(result: dict[str, Any]) -> None:
         f"{result['best_control']['name']}, the best control. {TIED}",
         highlight=False,
     )
+    console.print(SAME_ROWS, highlight=False)
     for line in (*result["reachable"], *result["verdict"]):
         console.print(line, highlight=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..stats import TIED
+from ..stats import SAME_ROWS, TIED
 from ..tasks.metrics import ordered
 from .page import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
@@ -20,7 +20,7 @@ def render(result: dict[str, Any]) -> str:
     methods = [row for row in result["rows"] if row["kind"] == "method"]
     parts = [
         *(paragraph(line, "verdict") for line in result["verdict"]),
-        *(paragraph(line, "soft") for line in (*result["reachable"], TIED)),
+        *(paragraph(line, "soft") for line in (*result["reachable"], TIED, SAME_ROWS)),
         section(
             f"Differences in {metric}",
             figure(_forest(result["rows"], "plain", metric), f"Against plain, in {_unit(metric)}, 95 % intervals."),
