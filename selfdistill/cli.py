@@ -68,8 +68,8 @@ def main() -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows; for tables boosting "
-    "with peers].",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows; for tables "
+    "boosting with peers].",
 )
 @click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
 @click.option(
