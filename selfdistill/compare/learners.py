@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from ..errors import RecipeError
-from ..estimators.bounded import core
+from ..estimators.bounded import Codes, core
 from ..estimators.rows import stack
+from ..estimators.weights import seeded
 from ..evaluate import scored
 from ..learners import kinds, training
 from ..learners.choice import Choice, choose, for_learners
@@ -35,9 +36,7 @@ ALONE, PEER = "learner alone", "learner peer"
 NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier"}
 ABOUT = {
     PLAIN: "the learner alone, on the labels, with its usual settings",
-    NAMES[
-        TUNED
-    ]: "the learner with the best settings of a random search, by folds of the labels; all its trainings count",
+    NAMES[TUNED]: "the learner with the best settings of a random search by folds of the labels; all trainings count",
     NAMES[BAGGED]: "copies of the learner on bootstrap samples, averaged",
     NAMES[MEAN]: "the learner and the usual peers on the labels, averaged, undistilled",
     NAMES[SELF_TRAINING]: "scikit-learn's own self-training of the learner, with its default threshold",
@@ -67,10 +66,7 @@ def planned(ask: Ask, choice: Choice, costs: dict[str, float]) -> tuple[float, l
 
 def peer_names(choice: Choice) -> list[str]:
     """What the usual peers are, as words."""
-    found = []
-    for peer in choice.peers():
-        found.append(type(core(peer)).__name__)
-    return found
+    return [type(core(peer)).__name__ for peer in choice.peers()]
 
 
 class Bench:
@@ -79,16 +75,12 @@ class Bench:
     def __init__(self, job: Job, request: Request) -> None:
         self.job = job
         self.choice = choose(replace(request, method=job.expression, seed=job.seed))
-        self.seed, self.trainings, self.more = job.seed, 0, dict[str, Any]()
+        self.seed, self.trainings = job.seed, 0
 
-    def row(self, model: Any, said: torch.Tensor | None, loss: float | None = None, **more: Any) -> dict[str, Any]:
-        """A row's record; ``said`` of labelled rows left out ranks the controls and makes intervals."""
+    def row(self, model: Any, audit: dict[str, float], errors: torch.Tensor | None, **more: Any) -> dict[str, Any]:
+        """A row's record; ``audit``, scores on labelled rows left out, ranks the controls, and ``errors`` on such rows
+        make the intervals of values."""
         data = self.choice.data
-        y = torch.from_numpy(data.y[data.labelled])
-        audit = {} if said is None else scored(said, y, data.task)
-        if loss is not None:
-            audit = {"accuracy": 1.0 - loss} if data.classes else {"rmse": loss**0.5}
-        errors = None if said is None or data.classes else y - said
         found, test, _ = training.judged(self.choice, model, errors)
         truth = torch.from_numpy(data.y[data.test])
         shown: dict[str, Any] = {}
@@ -101,12 +93,19 @@ class Bench:
             "about": ABOUT.get(self.job.name, "this learner alone, on the labels"), **shown, **more,
         }  # fmt: skip
 
-    def held(self, model: Any) -> torch.Tensor:
-        return training.left_out(self.choice, model, self.seed)
+    def control(self, model: Any, trainings: int, unfitted: Any = None, **more: Any) -> dict[str, Any]:
+        """The record of a fitted control, which folds of the labels judge beside; ``unfitted`` is trained for those."""
+        data, self.trainings = self.choice.data, trainings
+        y = torch.from_numpy(data.y[data.labelled])
+        said = training.left_out(self.choice, model if unfitted is None else unfitted, self.seed)
+        return self.row(model, scored(said, y, data.task), None if data.classes else y - said, **more)
 
-    def fitted(self, model: Any) -> Any:
-        self.trainings += 1
-        return training.fit(self.choice, model)
+    def fitted(self, model: Any, trainings: int = 1) -> dict[str, Any]:
+        """The same for a control that learns the labels as they are."""
+        return self.control(training.fit(self.choice, model), trainings)
+
+    def seeded(self, learner: Any) -> Any:
+        return seeded(learner, np.random.RandomState(self.seed))
 
 
 def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
@@ -129,22 +128,19 @@ def _method(bench: Bench) -> dict[str, Any]:
     with keeping(None, count):
         model = training.fit(bench.choice, bench.choice.estimator(bench.seed))
     if not training.taught(model):
-        bench.trainings = 1
-        return bench.row(model, bench.held(model))
-    history = model.history_
+        return bench.control(model, 1)
+    history, classes = model.history_, bench.choice.data.classes
     decisions = [row["decision"]["accepted"] if row["decision"] else True for row in history]
     more = {"decisions": decisions if len(history) > 1 else None, "generations": len(history)}
     peers = bool(dict(bench.choice.way.options).get("peers", "usual"))
-    known = getattr(model, "residuals_", None)
-    data = bench.choice.data
-    said = None if known is None else torch.from_numpy(data.y[data.labelled] - known)
     loss = history[model.generation_]["loss"]
-    return bench.row(model, said, loss, product=model.generation_, peers=peers, **more)
+    audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
+    errors = training.errors_of(bench.choice, model, bench.seed)
+    return bench.row(model, audit, errors, product=model.generation_, peers=peers, **more)
 
 
 def _alone(bench: Bench) -> dict[str, Any]:
-    model = bench.fitted(bench.choice.learner(bench.seed))
-    return bench.row(model, bench.held(bench.choice.learner(bench.seed)))
+    return bench.fitted(bench.choice.learner(bench.seed))
 
 
 def _tuned(bench: Bench) -> dict[str, Any]:
@@ -160,35 +156,24 @@ def _tuned(bench: Bench) -> dict[str, Any]:
         learner, grid, n_iter=tries, cv=training.cut(choice, bench.seed), scoring=by, random_state=bench.seed
     )
     training.fit(choice, search)
-    bench.trainings = tries * folds + 1
-    return bench.row(search.best_estimator_, bench.held(search.best_estimator_), settings=str(search.best_params_))
+    return bench.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
 
 
 def _bagged(bench: Bench) -> dict[str, Any]:
     """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
-    choice = bench.choice
-    members = [choice.learner(bench.seed)] * max(FEWEST, bench.job.count)
-    model = Mean(members, bench.seed)
-    bench.trainings = len(members)
-    return bench.row(training.fit(choice, model), bench.held(model))
+    members = [bench.choice.learner(bench.seed)] * max(FEWEST, bench.job.count)
+    return bench.fitted(Mean(members, bench.seed), len(members))
 
 
 def _peer(bench: Bench) -> dict[str, Any]:
-    from ..estimators.weights import seeded
-
-    peer = seeded(bench.choice.peers()[bench.job.count], np.random.RandomState(bench.seed))
-    return bench.row(bench.fitted(peer), bench.held(peer))
+    return bench.fitted(bench.seeded(bench.choice.peers()[bench.job.count]))
 
 
 def _mean(bench: Bench) -> dict[str, Any]:
     """What learner and peers know together, undistilled."""
-    from ..estimators.weights import seeded
-
     random = np.random.RandomState(bench.seed)
     members = [bench.choice.learner(bench.seed), *(seeded(peer, random) for peer in bench.choice.peers())]
-    model = Mean(members)
-    bench.trainings = len(members)
-    return bench.row(training.fit(bench.choice, model), bench.held(model))
+    return bench.fitted(Mean(members), len(members))
 
 
 def _self_training(bench: Bench) -> dict[str, Any]:
@@ -196,17 +181,13 @@ def _self_training(bench: Bench) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.semi_supervised import SelfTrainingClassifier
 
-    from ..estimators.bounded import Codes
-    from ..estimators.weights import seeded
-
     choice, data = bench.choice, bench.choice.data
     bare = kinds.kind(choice.build).bare(True) if kinds.named(choice.build) else choice.learner(bench.seed)
-    learner = seeded(bare, np.random.RandomState(bench.seed))
+    learner = bench.seeded(bare)
     model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
     model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
-    bench.trainings = int(model[-1].n_iter_) + 1
-    return bench.row(model, bench.held(make_pipeline(Codes(), learner)))
+    return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
 
 
 KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {

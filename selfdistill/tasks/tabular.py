@@ -113,12 +113,18 @@ class _OneByOne:
     """A Parquet file whose columns are read when they are asked for: read at once, it takes three times its size."""
 
     def __init__(self, path: Path) -> None:
-        read_head(path)
-        from pyarrow.parquet import ParquetFile
+        try:
+            from pyarrow.parquet import ParquetFile
 
-        self.file = ParquetFile(path)
-        names = [name for name in self.file.schema_arrow.names if not name.startswith("__index_level_")]
-        self.columns = pandas().Index([str(name) for name in names])
+            self.file = ParquetFile(path)
+        except Exception:  # whatever it is, reading it as a whole says what is wrong and what helps
+            read_frame(path)
+            raise
+        if not self.file.metadata.num_rows:
+            read_frame(path)
+        schema = self.file.schema_arrow
+        index = (schema.pandas_metadata or {}).get("index_columns", [])  # names, or a range that is no column
+        self.columns = pandas().Index([str(name) for name in schema.names if name not in index])
 
     def __getitem__(self, name: str) -> Any:
         from pyarrow import default_memory_pool
@@ -130,18 +136,6 @@ class _OneByOne:
         return column
 
     pop = __getitem__
-
-
-def read_head(path: Path) -> None:
-    """Refuse what `read_frame` refuses of a Parquet file, from its first rows."""
-    try:
-        from pyarrow.parquet import ParquetFile
-
-        rows = ParquetFile(path).metadata.num_rows
-    except Exception:  # it says what is wrong better
-        rows = 0
-    if not rows:
-        read_frame(path)
 
 
 def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool = False) -> Table:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from selfdistill.compare import learners
+from selfdistill.compare.jobs import Job
 from selfdistill.compare.plan import Ask
 from selfdistill.compare.runner import Comparison
-from selfdistill.learners.choice import choose
+from selfdistill.learners.choice import Choice, choose
 from selfdistill.request import Request
 from tests.terminal import passed, refused
 
@@ -89,6 +90,22 @@ def test_classes_have_scikit_learns_self_training_among_the_controls() -> None:
     row = record["rows"]["SelfTrainingClassifier"]
     assert row["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "aurc"}
     assert row["audit"]["accuracy"] > 0.5
+
+
+def test_an_audit_on_a_share_has_errors_of_that_share_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in tables of more than 20,000 labels, of which 5,000 are left out once."""
+    whole = Choice.estimator
+
+    def shared(self: Choice, seed: int, **more: Any) -> Any:
+        self.settings["audit_folds"] = 0.2
+        return whole(self, seed, **more)
+
+    monkeypatch.setattr(Choice, "estimator", shared)
+    name = "self_distilled(xi=0.5)"
+    job = Job(name, learners.METHOD, 0, 0, expression=name)
+    row = learners.run(job, Request("diabetes", model="linear"), Path())["rows"][name]
+    assert 0.5 < row["metrics"]["coverage"] <= 1.0
+    assert row["audit"]["rmse"] > 0
 
 
 def test_networks_compare_on_values_too(tmp_path: Path) -> None:

@@ -160,6 +160,16 @@ def test_methods_and_explain_know_the_ways() -> None:
     assert "generations = 3" in page
 
 
+def test_an_index_in_a_parquet_file_is_no_column(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"a": np.arange(60.0), "y": np.arange(60) * 1.5})
+    for name, index in (("none", None), ("row", 7 * np.arange(60) % 61), ("range", range(60))):
+        kept = rows if index is None else rows.set_index(pd.Index(index, name=name))
+        kept.to_parquet(tmp_path / f"{name}.parquet")
+        found = frames.load(str(tmp_path / f"{name}.parquet"), target="y")
+        assert list(found.sample.columns) == ["a"]
+        assert found.fingerprint == frames.load(str(tmp_path / "none.parquet"), target="y").fingerprint
+
+
 def test_the_frame_keeps_categories_and_splits_like_networks_do(tables: Path) -> None:
     from selfdistill.tasks.data import load
 
