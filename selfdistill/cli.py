@@ -212,11 +212,12 @@ def explain(expression: str, as_json: bool) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from .explain import explain as explained
     from .explain import text
+    from .expressions import called
     from .learners import ways
     from .methods import recipes
     from .prepared import read_method
 
-    name = expression.split("(", maxsplit=1)[0].strip()
+    name = called(expression)
     if name in ways.ways() and name not in recipes():
         found = ways.explain(expression)
         click.echo(json.dumps(found, sort_keys=True) if as_json else ways.text(found))

@@ -11,6 +11,7 @@ from .carried import Carried
 from .check import check_method
 from .core import Always, Method, Term
 from .errors import SpaceError
+from .expressions import called
 from .heads import space_of
 from .methods import recipes
 from .step import Clock
@@ -128,7 +129,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
 
 def explain(expression: str, method: Method) -> dict[str, Any]:
     """Everything `selfdistill explain` prints, for a recipe's expression and the method it gave."""
-    name = expression.split("(", maxsplit=1)[0].strip()
+    name = called(expression)
     return {
         **card(name),
         "expression": expression,

@@ -71,6 +71,15 @@ def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method
     return reader.call(tree, depth=1)
 
 
+def called(text: str) -> str:
+    """What an expression calls.
+
+    >>> called(" ps_kd(alpha=0.8)"), called("plain")
+    ('ps_kd', 'plain')
+    """
+    return text.split("(", maxsplit=1)[0].strip()
+
+
 def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """The known names closest to a misspelt one, comma separated; empty if none is close.
 

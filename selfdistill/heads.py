@@ -124,7 +124,7 @@ class Group:
         """What builds the product: the factory of one peer."""
         return build
 
-    def of_values(self) -> ValueGroup:
+    def of_values(self) -> Group:
         """The same for models of values."""
         return ValueGroup(self.peers)
 
@@ -233,12 +233,14 @@ def _wrapping(build: Callable[..., nn.Module], wrap: str, outputs: int) -> Calla
     return lambda: WRAPS[wrap](lambda: build(**told))
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Prepares a model factory for a mean and a log variance: see `WithVariance`."""
+class _Around:
+    """Prepares a model factory: asks it for ``outputs`` and puts ``wrap`` around its models."""
+
+    wrap: ClassVar[str]
+    outputs: ClassVar[int] = 2
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return _wrapping(build, "gaussian", 2)
+        return _wrapping(build, self.wrap, self.outputs)
 
     def single(self, build: Any) -> Any:
         """What builds the product."""
@@ -246,41 +248,40 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class GaussianGroup(Gaussian):
+class Gaussian(_Around):
+    """Prepares a model factory for a mean and a log variance: see `WithVariance`."""
+
+    wrap: ClassVar[str] = "gaussian"
+
+
+@dataclass(frozen=True)
+class GaussianPair(_Around):
+    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
+
+    wrap: ClassVar[str] = "gaussians"
+    peers: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class Ranked(_Around):
+    """Prepares a model factory for a value and two ranking logits: see `WithRanks`."""
+
+    wrap: ClassVar[str] = "ranks"
+    outputs: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class GaussianGroup(Group):
     """Prepares a model factory for K peers with a mean and a log variance each; the first is the product."""
 
-    peers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.peers < 2:
-            raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
-
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        one = _wrapping(build, "gaussian", 2)
+        one = self.single(build)
         return lambda: GaussianPeers([one() for _ in range(self.peers)])
 
     def single(self, build: Any) -> Any:
         """What builds the product: the factory of one peer."""
-        return _wrapping(build, "gaussian", 2)
+        return Gaussian()(build)
 
-
-@dataclass(frozen=True)
-class GaussianPair(Gaussian):
-    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
-
-    peers: ClassVar[int] = 2
-
-    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return _wrapping(build, "gaussians", 2)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Prepares a model factory for a value and two ranking logits: see `WithRanks`."""
-
-    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return _wrapping(build, "ranks", 3)
-
-    def single(self, build: Any) -> Any:
-        """What builds the product."""
-        return self(build)
+    def of_values(self) -> GaussianGroup:
+        """Itself: it is of values already."""
+        return self

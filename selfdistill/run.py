@@ -245,6 +245,7 @@ class Run:
             {
                 "format": FORMAT,
                 "request": self.request.to_json(),
+                "kind": "learner" if isinstance(ready, Choice) else "network",
                 "method": ready.expression,
                 "model": str(ready.build),
                 "settings": ready.settings,

@@ -17,13 +17,13 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     plain = result.get("plain")
     if plain:
         chosen = ", the product" if result.get("chosen") == "plain" else ""
-        alone = f"{result['model']} alone" if _learner(result) else f"plain, after {plain['steps']} steps{chosen}"
+        alone = f"{result['model']} alone" if is_learner(result) else f"plain, after {plain['steps']} steps{chosen}"
         table.append((alone, plain["end"]))
         if stopped := plain.get("early_stopped"):
             table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
     if plain and plain["from"] == "itself":
         return table
-    if _learner(result):
+    if is_learner(result):
         return [*table, (f"{result['method']}, {_called(result, {'generation': result['product']})}", result["test"])]
     generations = result["generations"]
     for g in generations:
@@ -32,7 +32,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     return table
 
 
-def _learner(result: dict[str, Any]) -> bool:
+def is_learner(result: dict[str, Any]) -> bool:
     """Was a learner of scikit-learn trained, and no network?"""
     return result.get("kind") == "learner"
 
@@ -74,14 +74,14 @@ def sentence(result: dict[str, Any]) -> str:
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
     plainly = result.get("chosen") == "plain"
     ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
-    against = f"{result['model']} alone" if _learner(result) else "plain"
+    against = f"{result['model']} alone" if is_learner(result) else "plain"
     gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
     untaught = several and result.get("product") == 0
     what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
-    equal = "" if _learner(result) else " at equal steps"
+    equal = "" if is_learner(result) else " at equal steps"
     return (
         f"{what} against {against}: {gains[0]}{equal}{stopped}.{kept} One seed is an anecdote; repeat with other "
         "--seed values before you believe it."
@@ -97,7 +97,7 @@ def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
-    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model", _learner(result))])
+    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model", is_learner(result))])
 
 
 def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
         "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
         f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
-        "", *_loading(".", _learner(result)),
+        "", *_loading(".", is_learner(result)),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -136,7 +136,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
 
 
 def _trained(result: dict[str, Any], record: dict[str, Any], took: str) -> list[str]:
-    if _learner(result):
+    if is_learner(result):
         return [f"- model: {result['model']}", f"- trainings: {result['steps']}{took}, seed {result['seed']}"]
     return [
         f"- model: {result['model']}, {result['parameters']} parameters",

@@ -175,8 +175,8 @@ class Comparison:
 
     def _check(self, ready: Prepared | Choice) -> None:
         """Every seed's audit split must be able to choose, and every method must be readable."""
-        if isinstance(ready, Choice):  # folds audit
-            for expression in self.ask.methods:
+        if isinstance(ready, Choice):  # folds audit; the first was chosen to be here
+            for expression in self.ask.methods[1:]:
                 choose(replace(self.request, method=expression, seed=self.ask.seeds[0]))
             return
         for expression in self.ask.methods:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from ..evaluate import halfwidth
 from .base import available_if, delegates
 from .chain import Classes, Values, able
 from .distilling import SelfDistilled
@@ -135,13 +137,12 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         check_is_fitted(self, "estimator_")
         if self.residuals_ is None:
             raise ValueError("no row was left out to learn errors from; fit with an audit and 2 generations or more")
-        errors = np.sort(np.abs(self.residuals_))
-        rank = int(np.ceil((len(errors) + 1) * coverage)) if 0 < coverage < 1 else 0
-        if not 1 <= rank <= len(errors):
-            most = len(errors) / (len(errors) + 1)
+        half = halfwidth(torch.from_numpy(self.residuals_), coverage) if 0 < coverage < 1 else np.inf
+        if half == np.inf:
+            most = len(self.residuals_) / (len(self.residuals_) + 1)
             raise ValueError(f"coverage {coverage:g} is not between 0 and {most:.3g}, the most these rows can promise")
         said = self.predict(X)
-        return said - errors[rank - 1], said + errors[rank - 1]
+        return said - half, said + half
 
     def _best(self, y: NDArray[Any], without: Floats, taught: Floats, rows: Rows) -> float:
         return held_out(y, without, taught, rows).xi

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError, RecipeError
-from ..expressions import nearest
+from ..expressions import called, nearest
 from ..methods import recipes
 from ..request import Request
 from ..tasks import frames, sources, tabular
@@ -19,10 +19,6 @@ NETWORKS = "mlp"  # what to give for the other side
 _OURS = ("audit",)  # the settings of a training that learners have too
 
 
-def _name(expression: str) -> str:
-    return expression.split("(", maxsplit=1)[0].strip()
-
-
 def for_learners(request: Request) -> bool:
     """Does the request ask for a learner of scikit-learn? Tables do, unless a network or its recipe is named.
 
@@ -30,7 +26,7 @@ def for_learners(request: Request) -> bool:
         RecipeError, DataError: it asks for both, or for a learner on images.
     """
     table = tabular.is_table(request.data) or request.data in sources.TABLES
-    model, method = request.model, None if request.method is None else _name(request.method)
+    model, method = request.model, None if request.method is None else called(request.method)
     learner = model is not None and (kinds.named(model) or kinds.foreign(model) is not None)
     known = method is not None and method in ways()
     ours = known and method not in recipes()  # plain() is both
@@ -75,9 +71,11 @@ class Choice:
 
     def learner(self, seed: int) -> Any:
         """The learner alone, seeded."""
+        from numpy.random import RandomState
+
         from ..estimators.weights import seeded
 
-        return seeded(self._learner(), _random(seed))
+        return seeded(self._learner(), RandomState(seed))
 
     def _learner(self) -> Any:
         return kinds.learner(self.build, self.classify, self.data.sample, len(self.data.labelled))
@@ -94,12 +92,6 @@ class Choice:
             return self.learner(seed)
         options = {"random_state": seed, "audit": self.settings["audit"], "audit_folds": self.settings["audit_folds"]}
         return self.way.make(self._learner(), self.peers(), self.classify, **options, **more)
-
-
-def _random(seed: int) -> Any:
-    from numpy.random import RandomState
-
-    return RandomState(seed)
 
 
 def choose(request: Request) -> Choice:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..expressions import one_line, read
+from ..expressions import called, one_line, read
 
 ROWS_A_LEAF = 15  # labelled rows for each one in a leaf of boosting, as far as scikit-learn's default goes
 Bare = Callable[[bool], Any]  # classify -> an estimator for columns of numbers
@@ -104,7 +104,7 @@ def named(spec: str) -> bool:
     >>> named("boosting(iterations=50)"), named("mlp")
     (True, False)
     """
-    return spec.split("(", maxsplit=1)[0].strip() in LEARNERS
+    return called(spec) in LEARNERS
 
 
 def kind(spec: str) -> Kind:

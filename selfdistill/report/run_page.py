@@ -10,10 +10,11 @@ from typing import Any
 from ..collapse import Drift, accumulated, alarm, expected, replaced, told
 from ..errors import SelfdistillError
 from ..explain import explain
+from ..expressions import called
 from ..learners import ways
 from ..prepared import read_method
 from ..request import Lines, read_lines, read_record
-from ..summary import cells, head, rows, sentence
+from ..summary import cells, head, is_learner, rows, sentence
 from .page import code, figure, page, paragraph, section, table
 from .svg import Mark, Series, bars, curves, lineage, reliability, scatter
 
@@ -65,7 +66,7 @@ def _verdict(record: dict[str, Any], folder: Path) -> str:
 
 
 def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> list[str]:
-    if result and result.get("kind") == "learner":
+    if result and is_learner(result):
         return _left_out(result)
     ends = _ends(lines)
     series = []
@@ -191,7 +192,7 @@ def vitals(lines: Lines) -> list[str]:
 def _cost(result: dict[str, Any] | None) -> list[str]:
     if not result:
         return []
-    if result.get("kind") == "learner":
+    if is_learner(result):
         spent = [(result["method"], result["steps"], f"{result['steps']} trainings, {result['seconds']} s")]
         spent.append((f"{result['model']} alone", 1, "1 training"))
         return [figure(bars(spent, "trainings"), "Trainings of all learners: peers and the folds of the audit too.")]
@@ -212,8 +213,11 @@ def _cost(result: dict[str, Any] | None) -> list[str]:
 def equation(expression: str) -> list[str]:
     """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
     try:
-        name = expression.split("(", maxsplit=1)[0]
-        card = ways.explain(expression) if name in ways.ways() else explain(expression, read_method(expression))
+        card = (
+            ways.explain(expression)
+            if called(expression) in ways.ways()
+            else explain(expression, read_method(expression))
+        )
     except SelfdistillError:
         return [code(expression)]
     return [paragraph(card["summary"]), code(card["equation"]), paragraph(f"Source: {card['source']}", "soft")]

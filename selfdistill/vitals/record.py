@@ -63,7 +63,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
     record, _ = read_record(folder / "run.json")
-    if record.get("result", {}).get("kind") == "learner" or "audit_folds" in record.get("settings", {}):
+    if record.get("kind") == "learner":
         raise CheckpointError(
             f"{folder} trained a learner of scikit-learn, which has no steps to look at; its audit is in "
             f"`selfdistill report {folder}`"
