@@ -1,4 +1,4 @@
-"""Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
+"""Gates that look at one target by itself: its confidence, its precision, its agreement with the label."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .core import Always, Gate, Step, Target, Term
-from .errors import RecipeError
-from .targets import DISTRIBUTIONS
+from ..core import Always, Gate, Step, Target, Term
+from ..errors import RecipeError
+from ..targets import DISTRIBUTIONS
 
 __all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision"]
 
