@@ -30,8 +30,10 @@ def is_task(spec: str) -> bool:
     return spec.strip().startswith(PREFIX)
 
 
-def make(spec: str) -> list[Example]:
+def make(spec: str, size: int = ROWS) -> list[Example]:
     """The rows of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value, ...)``: the same ones at every call.
+
+    ``size`` is how many, if the text does not say.
 
     Raises:
         DataError: reasoning-gym is missing, has no such task, or the task refuses its settings.
@@ -39,7 +41,7 @@ def make(spec: str) -> list[Example]:
     >>> [(row.prompt[-7:], row.answer) for row in make("reasoning-gym:chain_sum(size=2, max_terms=2, max_digits=1)")]
     [('0 - 4 =', '-4'), ('4 - 1 =', '3')]
     """
-    dataset = _dataset(spec, size=ROWS, seed=SEED)
+    dataset = _dataset(spec, size=size, seed=SEED)
     try:
         entries = [dataset[i] for i in range(len(dataset))]
     except Exception as error:  # tasks refuse in many ways
