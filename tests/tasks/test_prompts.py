@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -206,8 +207,12 @@ def test_has_gives_ids(file):
 
 def test_the_fingerprint_sees_every_field_and_split():
     rows = [Example((("user", f"{i}"),)) for i in range(10)]
-    known = [replace(rows[0], **{name: "1"}) for name in FIELDS]
-    variants = [rows, *([row, *rows[1:]] for row in known), [Example((("system", "0"), ("user", "0"))), *rows[1:]]]
+    known: list[dict[str, Any]] = [{name: "1"} for name in FIELDS]
+    variants = [
+        rows,
+        *([replace(rows[0], **more), *rows[1:]] for more in known),
+        [Example((("system", "0"), ("user", "0"))), *rows[1:]],
+    ]
     seen = {of_examples(variant).fingerprint for variant in variants}
     seen |= {of_examples(rows, test=0).fingerprint, of_examples(rows, audit=0).fingerprint}
     seen |= {of_examples(rows, labels=2).fingerprint, of_examples(rows, seed=1).fingerprint}
