@@ -23,7 +23,9 @@ class Request:
     None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
     (about 2,000 steps), the device (a CUDA device if there is one). ``audit_folds`` audits on all labels, by so
-    many trainings more. ``training`` are further fields of `Settings`.
+    many trainings more. ``keep``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior
+    tasks that must not be forgotten, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    ``training`` are further fields of `Settings`.
     """
 
     data: str = "digits"
@@ -33,6 +35,10 @@ class Request:
     label_noise: float = 0.0
     image_size: int | None = None
     augment: str | None = None
+    keep: str | None = None
+    lora: int | None = None
+    max_tokens: int | None = None
+    checkpointing: bool = False
     model: str | None = None
     method: str | None = None
     epochs: int | None = None

@@ -28,6 +28,7 @@ from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
+from .sums import add_up
 from .tasks.data import Data
 from .vitals import record
 from .vitals.starts import fresh_start
@@ -35,14 +36,6 @@ from .vitals.starts import fresh_start
 __all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
 
 Watch = Callable[[Clock, list[Batch], float], None]
-
-
-def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
-    """Add a micro-batch: per term its total, count, kept and valid, and under "" the loss."""
-    more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
-    more[""] = loss.detach().reshape(1)
-    for name, row in more.items():
-        rows[name] = rows[name] + row if name in rows else row
 
 
 class Trainer:
@@ -75,7 +68,7 @@ class Trainer:
         self.elapsed, self._since, self.saved_at, self.steps_done = 0.0, time.monotonic(), time.monotonic(), 0
 
     def say(self, line: str) -> None:
-        """A line for the person who watches; one process speaks."""
+        """A line for who watches; one process speaks."""
         if self.tell and ranks.rank() == 0:
             self.tell(line)
 
@@ -246,7 +239,7 @@ class Trainer:
                 loss = self.objective.combine(measured, shared)
                 self._refuse_unless_finite(measured, loss)
                 self.scaler.scale(loss * world).backward()
-            _add(rows, measured, loss)
+            add_up(rows, measured, loss)
             total += float(loss.detach())
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -330,7 +323,7 @@ class Trainer:
                 self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
-        line |= record.entry(self.objective.pulse, self.history, clock.generation)
+        line |= record.entry(self.objective.pulse, self.history, clock.generation) | self.remarks()
         for warning in line.get("warnings", []):
             self.warn(f"warning: {warning}")
         self.sums = {}
@@ -353,12 +346,16 @@ class Trainer:
         self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
         return score(self.model, self.data, self.data.audit, device=self.device)
 
+    def remarks(self) -> dict[str, Any]:
+        """What a trainer of another kind adds to an epoch's line."""
+        return {}
+
     def extra(self) -> dict[str, Any]:
-        """What a checkpoint of a trainer of another kind holds besides."""
+        """What it adds to a checkpoint."""
         return {}
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
-        """Take it back, before the generation begins."""
+        """Take it back before the generation begins."""
 
     def audited(self) -> list[float]:
         """The loss of each audit row; none where nothing is audited."""

@@ -75,7 +75,7 @@ def sdpo(
         L = (1 - g) mean_t JS(q_t, p_t) + g L_GRPO,  q = p_ema(. | x, solution or feedback, y_<t), top k of p and tail
 
     Needs: a checker on each prompt.
-    Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments (eq. 1 is the reverse KL); ``grpo``: its hybrid (4.5).
+    Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments, the reverse KL in eq. 1; ``grpo``: sec. 4.5.
 
     >>> sdpo().terms["distil"].support
     Top(k=100, of='student')
