@@ -123,7 +123,8 @@ class Trainer:
             vitals=s.vitals,
         )
         self.objective.to(self.device)
-        carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
+        accepted = self.accepted()  # none, where the first generation too was audited and rolled back
+        carried.hand_on(self.done[accepted[-1]].carried if accepted else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
         self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)

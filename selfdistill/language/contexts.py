@@ -46,7 +46,7 @@ def asked(example: Example, text: str) -> list[Message]:
 
 def filled(template: str, **parts: str | None) -> str:
     """``{name}`` replaced by its part; other braces stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1]) or found[0], template)
+    return re.sub(r"\{(\w+)\}", lambda found: found[0] if (part := parts.get(found[1])) is None else part, template)
 
 
 @dataclass(frozen=True)
