@@ -123,8 +123,7 @@ class Trainer:
             vitals=s.vitals,
         )
         self.objective.to(self.device)
-        accepted = self.accepted()  # none, where the first generation too was audited and rolled back
-        carried.hand_on(self.done[accepted[-1]].carried if accepted else {}, self.objective)
+        carried.hand_on(self.done[taken[-1]].carried if (taken := self.accepted()) else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
         self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)
