@@ -116,7 +116,7 @@ class Trainer:
             vitals=s.vitals,
         )
         self.objective.to(self.device)
-        carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
+        carried.hand_on(self.done[taken[-1]].carried if (taken := self.accepted()) else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
         self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)

@@ -92,8 +92,9 @@ class Distil(_Term):
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         model, source, ids, real = self.said(step)
-        zero = 0.0 * sum(t.float().sum() for t in (source if isinstance(source, tuple) else (source,)) if t is not None)
         if not step.rows("context"):
+            parts = source if isinstance(source, tuple) else (source,)
+            zero = 0.0 * sum(t.float().sum() for t in parts if t is not None)
             return self.measured(torch.as_tensor(zero), torch.zeros_like(real))
         rows = step.batch["context"].id
         here = torch.zeros_like(real)
