@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,16 +244,10 @@ def _dequantise(file: Path, folder: Path) -> None:
         config = quantised.config
         del config.quantization_config
         config._name_or_path = ""  # else where it was installed would be written down
-        with _without_init(library):
+        with torch.random.fork_rng(devices=[]):  # whoever asked draws what it would have drawn
             model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())
         model.tie_weights()  # else what is one matrix would be stored twice
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         library.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
-
-
-def _without_init(library: Any) -> Any:
-    """Weights that are overwritten at once need no random numbers; the caller's generator is not moved either."""
-    fresh = getattr(library.initialization, "no_init_weights", None)
-    return fresh() if fresh else nullcontext()
