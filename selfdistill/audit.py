@@ -23,7 +23,8 @@ from torch import Tensor
 from .errors import DataError
 from .stats import mcnemar, one_sided_t, smallest_visible, spend
 
-MEASURES = {"classify": ("accuracy", "nll", "brier"), "regress": ("mse",)}  # by task; the first is the usual one
+MEASURES = {"classify": ("accuracy", "nll", "brier"), "regress": ("mse",), "generate": ("accuracy", "nll")}
+# by task; the first is the usual one
 FEW = 200  # audit rows, below which cross-fitting is offered
 POLICIES = ("safe", "strict", "off")
 POWER = 0.8  # of a test that is said to see a change
@@ -217,7 +218,7 @@ def measure_for(task: str, asked: str | None) -> str:
     'mse'
     """
     if asked is not None and asked not in MEASURES[task]:
-        what = "values are" if task == "regress" else "classes are"
+        what = {"regress": "values are", "classify": "classes are", "generate": "answers are"}[task]
         raise DataError(f"{what} audited by {' or '.join(MEASURES[task])}, not by {asked}; leave --audit-measure out")
     return asked or MEASURES[task][0]
 

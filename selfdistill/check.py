@@ -17,7 +17,7 @@ from .heads import space_of
 from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
-from .teachers import External
+from .teachers import External, Held
 from .vitals.pulse import fail
 
 if TYPE_CHECKING:
@@ -128,6 +128,18 @@ def _another_s_code(what: str, remedy: str) -> Iterator[None]:
         raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
 
 
+@contextmanager
+def kept_buffers(objective: Objective) -> Iterator[None]:
+    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
+    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
+    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
 def dry_run(trainer: Trainer) -> None:
     """One step without learning: shapes are checked where the trouble would otherwise come up later, or never.
 
@@ -135,8 +147,6 @@ def dry_run(trainer: Trainer) -> None:
         SpaceError: an output's width is not the number of classes, or an output has no such head.
         RecipeError: the model or a teacher fails on these rows.
     """
-    from .trainer import kept_buffers
-
     objective, shape = trainer.objective, trainer.data.shape
     with torch.no_grad(), kept_buffers(trainer.objective):
         for batch in trainer.batches()[:1]:

@@ -65,14 +65,17 @@ def losses(model: nn.Module, data: Data, ids: Tensor, measure: str, device: torc
 
 
 def better(metrics: dict[str, float], than: dict[str, float] | None) -> bool:
-    """Is a model with these metrics better: by accuracy, or by the root of its squared error?
+    """Is a model with these metrics better: by accuracy, or by its error (RMSE) or loss (NLL)?
 
     >>> better({"accuracy": 0.9}, {"accuracy": 0.8}), better({"rmse": 2.0}, {"rmse": 1.0}), better({"rmse": 2.0}, None)
     (True, False, True)
     """
     if than is None:
         return True
-    return metrics["accuracy"] > than["accuracy"] if "accuracy" in metrics else metrics["rmse"] < than["rmse"]
+    if "accuracy" in metrics:
+        return metrics["accuracy"] > than["accuracy"]
+    name = "rmse" if "rmse" in metrics else "nll"
+    return metrics[name] < than[name]
 
 
 def halfwidth(errors: Tensor, coverage: float = COVERAGE) -> float:

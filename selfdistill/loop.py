@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from . import carried, collapse, ranks, saving
 from .audit import whole_classes
-from .check import check_method, dry_run
+from .check import check_method
 from .core import Clock, Method, Objective
 from .errors import CheckpointError, DataError
 from .expressions import one_line
@@ -111,7 +111,7 @@ def join(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def _refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path) -> None:
     """A new run among an older one's files would be taken for it when it is resumed."""
     if (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*")):
         raise CheckpointError(f"{folder} holds a run already; go on with it by resume=True or give another folder")
@@ -160,12 +160,17 @@ def fit(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            _refuse_used(folder)
+            refuse_used(folder)
     method = suited(method, data)
     check_method(method, data)
     trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
+    return drive(trainer, resume, progress)
+
+
+def drive(trainer: Trainer, resume: bool, progress: Callable[[Clock, dict[str, float]], None] | None = None) -> Result:
+    """Train to the end, from the newest checkpoint if ``resume`` and there is one; raises as `fit`."""
     with _stop_on_signal() as asked:
-        if not (resume and folder and saving.restore(trainer)):
+        if not (resume and trainer.folder and saving.restore(trainer)):
             _begin(trainer)
         _train(trainer, asked, progress)
     return Result(
@@ -178,7 +183,7 @@ def _begin(trainer: Trainer) -> None:
     """The first generation: a dry run of it, and what is to be said before."""
     data, method = trainer.data, trainer.method
     trainer.begin(0)
-    dry_run(trainer)
+    trainer.rehearse()
     if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
         if len(data.audit) and data.task == "classify":
             whole_classes(data.y[data.audit], data.classes, data.name)

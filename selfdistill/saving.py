@@ -193,6 +193,7 @@ def save(trainer: Trainer) -> None:
             "steps_done": trainer.steps_done,
             "elapsed": trainer.seconds(),
             "passes": list(trainer.passes),
+            "extra": trainer.extra(),
             "pulse": {name: asdict(pulse) for name, pulse in trainer.objective.pulse.items()},
             "done": [
                 {
@@ -241,6 +242,7 @@ def restore(trainer: Trainer) -> bool:
     progress = saved["progress"]
     _refuse_another(trainer, progress["run"])
     trainer.done = [_read_generation(folder, index, row) for index, row in enumerate(progress["done"])]
+    trainer.restore_extra(progress.get("extra", {}))
     trainer.begin(progress["generation"])
     trainer.start = progress["start"]
     shards.load_module(trainer.model, saved["student"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import carried, checkpoint, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
+from .check import dry_run, kept_buffers
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import better, losses, predict_rows, score
@@ -28,25 +29,12 @@ from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
-from .teachers import Held
 from .vitals import record
 from .vitals.starts import fresh_start
 
 __all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
 
 Watch = Callable[[Clock, list[Batch], float], None]
-
-
-@contextlib.contextmanager
-def kept_buffers(objective: Objective) -> Iterator[None]:
-    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
-    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
@@ -124,9 +112,7 @@ class Trainer:
         s, method = self.settings, self.method
         self.model = self._fresh(generation)
         self.start = digest(copied(self.model.state_dict()))
-        again = fresh_start(self.start, [(t.start, digest(t.weights)) for t in self.done]) if s.vitals else None
-        if again:
-            self.warn(f"warning: {again}")
+        self.warn_of_start()
         clock = Clock(generation, method.generations)
         self.objective: Objective = method.bind(
             self.model,
@@ -150,6 +136,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}
         self.sums, self.kept = {}, {}
+
+    def warn_of_start(self) -> None:
+        """Say so if a generation begins as an earlier one did, or with its weights."""
+        again = fresh_start(self.start, [(t.start, digest(t.weights)) for t in self.done])
+        if again and self.settings.vitals:
+            self.warn(f"warning: {again}")
+
+    def rehearse(self) -> None:
+        """What can be found out before step 0, is."""
+        dry_run(self)
 
     def sample(self, generation: int) -> None:
         """Make the generation's sampler; teachers may have chosen which unlabelled rows it draws."""
@@ -329,8 +325,7 @@ class Trainer:
             share = kept / valid if valid else None
             line["terms"][name] = {"loss": total / count if count else None, "weight": weight, "kept": share}
         if len(self.data.audit):
-            line["audit"] = score(self.model, self.data, self.data.audit, device=self.device)
-            self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
+            line["audit"] = self.scored()
             if better(line["audit"], self.best["audit"]):
                 self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
@@ -352,6 +347,18 @@ class Trainer:
         done.carried = carried.collect(self.objective)
         done.decision = asdict(self._decide(len(self.done), done))
         self.done.append(done)
+
+    def scored(self) -> dict[str, float]:
+        """Metrics of the model as it is, on the audit split."""
+        self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
+        return score(self.model, self.data, self.data.audit, device=self.device)
+
+    def extra(self) -> dict[str, Any]:
+        """What a checkpoint of a trainer of another kind holds besides."""
+        return {}
+
+    def restore_extra(self, saved: dict[str, Any]) -> None:
+        """Take it back, before the generation begins."""
 
     def audited(self) -> list[float]:
         """The loss of each audit row; none where nothing is audited."""

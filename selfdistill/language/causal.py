@@ -1,0 +1,162 @@
+"""A causal language model as the engine sees it: rows of token ids in, the hidden states before each completion token
+out; its output matrix is read by `divergences`, so that logits are never all in memory.
+
+A row is two lines of integers, (2, length): token ids, and roles (0 padding, 1 prompt, 2 completion). The completion is
+right of the prompt and padding right of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import DataError, RecipeError
+from .sources import Head, Source
+
+PROMPT, COMPLETION = 1, 2
+Ids = Sequence[int]
+
+
+def packed(pairs: Sequence[tuple[Ids, Ids]]) -> Tensor:
+    """Rows (rows, 2, length) of prompts with their completions.
+
+    >>> packed([([5, 6], [7]), ([5], [8])]).tolist()
+    [[[5, 6, 7], [1, 1, 2]], [[5, 8, 0], [1, 2, 0]]]
+    """
+    rows = [
+        torch.tensor([[*prompt, *said], [PROMPT] * len(prompt) + [COMPLETION] * len(said)]).t()
+        for prompt, said in pairs
+    ]
+    return pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
+
+
+def completions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids (rows, T) of the completions, left-aligned, and which of them are real, (rows, T)."""
+    lengths = (x[:, 1] == COMPLETION).sum(1)
+    mask = torch.arange(int(lengths.max()) if len(x) else 0, device=x.device) < lengths[:, None]
+    ids = x.new_zeros(mask.shape)
+    ids[mask] = x[:, 0][x[:, 1] == COMPLETION]
+    return ids, mask
+
+
+class Causal(nn.Module):
+    """A Hugging Face causal model, with or without LoRA, whose output is {"hidden": (rows, T, width)}.
+
+    Position t holds the state that predicts the t-th completion token. Weights that do not learn (under LoRA all but
+    the adapter) are no part of its state: a checkpoint holds what training changed.
+
+    Args:
+        lm: the model, or a `peft.PeftModel` around it.
+        tokenizer: its tokenizer.
+        origin: gives the weights that training began with, where they are asked for after it has begun.
+    """
+
+    def __init__(self, lm: Any, tokenizer: Any, origin: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
+        super().__init__()
+        self.lm, self.tokenizer, self.origin = lm, tokenizer, origin
+        self.vocabulary = min(len(tokenizer), self.plain.get_output_embeddings().weight.shape[0])
+        self.register_state_dict_post_hook(_learning_only)  # type: ignore[no-untyped-call]
+        self._linear: bool | None = None
+
+    @property
+    def plain(self) -> Any:
+        """The model itself, its adapter's layers inside it."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    @property
+    def adapted(self) -> bool:
+        """Has it an adapter?"""
+        return self.plain is not self.lm
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        ids, roles = x[:, 0], x[:, 1]
+        if self._linear is None:
+            self._linear = self._reads_linearly()
+        said, real = completions(x)
+        before = torch.zeros_like(roles, dtype=torch.bool)
+        before[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
+        if self._linear:
+            states = self.plain.get_decoder()(ids, attention_mask=(roles > 0).long(), use_cache=False).last_hidden_state
+        else:
+            states = self.plain(ids, attention_mask=(roles > 0).long(), use_cache=False).logits
+        hidden = states.new_zeros(*said.shape, states.shape[-1])
+        hidden[real] = states[before]
+        return {"hidden": hidden}
+
+    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+        """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
+        if not self._linear:
+            return hidden
+        head = self.plain.get_output_embeddings()
+        given = weights or {}  # a tied matrix goes by its first name
+        matrix = next((given[n] for n, p in self.named_parameters() if p is head.weight and n in given), None)
+        return Head(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
+
+    @torch.no_grad()
+    def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
+        with self.asking():
+            said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
+        return said["hidden"]
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
+        before = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(before)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The pre-trained weights, for as long as it lasts; nothing changes where there is no adapter."""
+        with self.lm.disable_adapter() if self.adapted else contextlib.nullcontext():
+            yield
+
+    def learning(self) -> dict[str, Tensor]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _reads_linearly(self) -> bool:
+        """Are its logits its last states times its output matrix? Some models cap or scale them."""
+        probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
+        with torch.no_grad():
+            states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
+            return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights that do not learn are not expected to be there."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        wanted = set(self.learning()) & set(found.missing_keys)
+        if strict and (wanted or found.unexpected_keys):
+            raise RecipeError(f"the weights do not fit the model: {sorted([*wanted, *found.unexpected_keys])[:3]}")
+        return found
+
+
+def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    names = {prefix + name for name in module.learning()}
+    for name in [n for n in state if n.startswith(prefix) and n not in names]:
+        del state[name]
+
+
+def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
+    """Refuse a prompt that leaves no room for its completion: nothing is ever cut off.
+
+    Raises:
+        DataError: prompt and completion are longer than the model's context.
+    """
+    longest = getattr(model.plain.config, "max_position_embeddings", None)
+    if longest is not None and len(prompt) + room > longest:
+        raise DataError(
+            f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
+            f"{longest}; shorten it, or lower --max-tokens"
+        )

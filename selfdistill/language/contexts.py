@@ -1,0 +1,220 @@
+"""What the teacher reads and the student does not: a context makes messages of an example and of what was tried.
+
+A context is called with the example, the rollouts of its prompt and the number of the one to be judged, and returns
+messages, or None where it has nothing to add; any such function is one. Student and teacher are rendered by the same
+template and end in the same way, the completion is joined as token ids, and nothing is cut off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ..errors import DataError, VitalsError
+from ..tasks.examples import Example
+from ..vitals.prompts import check_prompts
+
+Message = tuple[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion: of which example, prompt and completion as ids, and what a checker said of it.
+
+    ``log_probs`` are those of the sampler, where it was another engine than the one that learns.
+    """
+
+    example: int
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str = ""
+    reward: float | None = None
+    feedback: str | None = None
+    log_probs: tuple[float, ...] | None = None
+
+
+Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
+_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+def asked(example: Example, text: str) -> list[Message]:
+    """The example's messages with another last turn."""
+    return [*example.messages[:-1], ("user", text)]
+
+
+def filled(template: str, **parts: str | None) -> str:
+    """``{name}`` replaced by its part; other braces stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1]) or found[0], template)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The prompt alone: a control, in which the teacher knows no more than the student."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        return example.messages
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A demonstration after the question. Default template: SDFT (arXiv 2601.19897)."""
+
+    template: str = (
+        "{prompt}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
+        "Now answer with a response of your own, including the thinking process."
+    )
+    field: str = "demonstration"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        known = getattr(example, self.field)
+        text = filled(self.template, prompt=example.prompt, **{self.field: known})
+        return None if known is None else asked(example, text)
+
+
+def reference() -> Demonstration:
+    """A reference solution, to be retold in one's own words. Source: OPSD (arXiv 2601.18734)."""
+    return Demonstration(
+        "{prompt}\n\nHere is a reference solution to this problem:\n{demonstration}\n\nAfter understanding the "
+        "reference solution, now articulate your own step-by-step reasoning to solve the problem."
+    )
+
+
+def rewriting() -> Demonstration:
+    """A reference answer as a guide for one's own. Source: SDFT 2024 (arXiv 2402.13669)."""
+    return Demonstration(
+        "Below are an instruction that describes a task along with a reference answer. Using the reference answer as a "
+        "guide, write your own response.\n\n### Instruction:\n{prompt}\n\n### Reference Answer:\n{demonstration}\n\n"
+        "### Response:"
+    )
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The answer as a hint, for what was not solved without. Source: STaR (Zelikman et al. 2022), rationalization."""
+
+    template: str = "{prompt}\n\nHint: the answer is {answer}. Explain step by step how to arrive at it."
+    needs: ClassVar[tuple[str, ...]] = ("answer",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        if example.answer is None:
+            return None
+        return asked(example, filled(self.template, prompt=example.prompt, answer=example.answer))
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction that is to be followed without being given. Source: Askell et al. 2021; Snell et al. 2022."""
+
+    text: str
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        earlier = [content for role, content in example.messages if role == "system"]
+        rest = [message for message in example.messages if message[0] != "system"]
+        return [("system", "\n\n".join([self.text, *earlier])), *rest]
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """A sibling's correct solution, and feedback on the own attempt where there is none; neither: nothing.
+
+    The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too.
+    Source: SDPO (arXiv 2601.20802).
+    """
+
+    threshold: float = 1.0
+    both: bool = False
+    solution: str = "\n\nCorrect solution:\n\n{solution}"
+    feedback: str = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+    closing: str = "\n\nCorrectly solve the original question."
+    needs: ClassVar[tuple[str, ...]] = ("checker",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        mine = rollouts[own]
+        solved = [r for i, r in enumerate(rollouts) if i != own and (r.reward or 0.0) >= self.threshold]
+        text = filled(self.solution, solution=_THOUGHT.sub("", solved[0].text).strip()) if solved else ""
+        said = mine.feedback or example.feedback
+        if said and (mine.reward or 0.0) < self.threshold and (self.both or not text):
+            text += filled(self.feedback, feedback=said)
+        return asked(example, example.prompt + text + self.closing) if text else None
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong solution in the place of the demonstration: what a contrastive teacher turns away from."""
+
+    like: Demonstration = Demonstration()
+    needs: ClassVar[tuple[str, ...]] = ("wrong",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        if example.wrong is None:
+            return None
+        return self.like(replace(example, demonstration=example.wrong, answer=example.wrong), rollouts, own)
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of messages by the tokenizer's own chat template, with the turn of the assistant begun; a tokenizer
+    without one gets the contents, a line each."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": role, "content": content} for role, content in messages]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer("\n".join(content for _, content in messages) + "\n")["input_ids"])
+
+
+def suffix(tokenizer: Any) -> list[int]:
+    """What the template writes between the last turn and the completion: how two prompts with other questions end."""
+    a, b = (rendered(tokenizer, [("user", text)]) for text in ("0 x", "y 1"))
+    length = 0
+    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
+        length += 1
+    return a[len(a) - length :]
+
+
+def paired(
+    tokenizer: Any, context: Context, example: Example, rollouts: Sequence[Rollout], own: int
+) -> list[int] | None:
+    """The teacher's prompt for a rollout as ids, checked against the student's; None where the context has none.
+
+    Raises:
+        DataError: the context is broken: it raises, or returns something that is no conversation.
+        VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's.
+    """
+    name = getattr(context, "__name__", type(context).__name__)
+    try:
+        messages = context(example, rollouts, own)
+        if messages is None:
+            return None
+        if not messages or any(not isinstance(part, str) for message in messages for part in message):
+            raise TypeError("no conversation came back")
+        prompt = rendered(tokenizer, [(str(role), str(content)) for role, content in messages])
+    except Exception as error:  # a context may be anybody's code
+        raise DataError(f"context {name} fails on line {example.line} ({error}); it takes (example, rollouts, own) and "
+                        "returns messages (role, content), or None") from error  # fmt: skip
+    said = list(rollouts[own].ids)
+    try:
+        check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))
+    except VitalsError as error:
+        raise VitalsError(error.vital, f"context {name}, line {example.line}: {error}") from None
+    return prompt
+
+
+def difference(context: Context, example: Example, rollouts: Sequence[Rollout], own: int) -> list[str]:
+    """The two conversations line by line: what both read, and with + what the teacher alone reads (- the student)."""
+    import difflib
+
+    def lines(messages: Sequence[Message]) -> list[str]:
+        return [f"{role}: {line}" for role, content in messages for line in content.splitlines()]
+
+    theirs = context(example, rollouts, own)
+    if theirs is None:
+        return ["(this context has nothing to add here)"]
+    return [line for line in difflib.ndiff(lines(example.messages), lines(theirs)) if not line.startswith("?")]

@@ -1,0 +1,202 @@
+"""A recipe for language models: terms, where completions come from, what the teacher reads, how generations follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .. import draws
+from ..core import Clock, Method
+from ..errors import RecipeError
+from .contexts import Context, Nothing, Rollout, paired
+from .rollouts import Sampling, distinct
+
+if TYPE_CHECKING:
+    from .trainer import LanguageTrainer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the completions of a step come from."""
+
+    once: ClassVar[bool] = False  # are they made once a generation?
+    samples: int = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        """``samples`` completions for each prompt, those of a prompt one after another."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OnPolicy(Source):
+    """The student writes them, at every step."""
+
+    sampling: Sampling = Sampling()
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        address = (trainer.settings.seed, "rollout", clock.generation, clock.step)
+        return trainer.roll(ids, self.sampling, address, self.samples)
+
+
+@dataclass(frozen=True)
+class Given(Source):
+    """The demonstrations of the data."""
+
+    needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        return [trainer.given(i) for i in ids]
+
+
+@dataclass(frozen=True)
+class Mixed(Source):
+    """With probability ``share`` the student writes the batch, otherwise demonstrations stand. Source: GKD."""
+
+    share: float = 0.5
+    sampling: Sampling = Sampling()
+    needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        u = draws.uniform((trainer.settings.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
+        source: Source = OnPolicy(1, self.sampling) if float(u) <= self.share else Given()
+        return source.rollouts(trainer, ids, clock)
+
+
+@dataclass(frozen=True)
+class Once(Source):
+    """The model that a generation begins with writes all of them before its first step; each is kept once.
+
+    Args:
+        context: what it reads more than the prompt while it writes.
+        threshold: keep completions of at least this reward; a schedule of the generation number, or None for all.
+        rescue: write anew, with this context, for prompts of which nothing was kept.
+        instead: the demonstration stands in for what was not kept.
+    """
+
+    once: ClassVar[bool] = True
+    sampling: Sampling = Sampling()
+    context: Context = Nothing()
+    threshold: float | tuple[float, ...] | None = None
+    rescue: Context | None = None
+    instead: bool = False
+
+    def least(self, generation: int) -> float | None:
+        """The threshold in a generation; the last of several stays."""
+        if isinstance(self.threshold, tuple):
+            return self.threshold[min(generation, len(self.threshold) - 1)]
+        return self.threshold
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        least, part = self.least(clock.generation), ids[0] if ids else 0
+        address = (trainer.settings.seed, "written", clock.generation, part)
+        drawn = trainer.roll(ids, self.sampling, address, self.samples, self.context)
+        kept = [r for r in drawn if worth(r, trainer.stop) and (least is None or (r.reward or 0.0) >= least)]
+        missing = [i for i in ids if i not in {r.example for r in kept}]
+        if self.rescue is not None and missing:
+            again = trainer.roll(missing, self.sampling, (*address, 1), 1, self.rescue)
+            kept += [r for r in again if worth(r, trainer.stop) and (r.reward or 0.0) >= (least or 0.0)]
+        if self.instead:
+            kept += [trainer.given(i) for i in ids if i not in {r.example for r in kept}]
+        return sorted(distinct(kept), key=lambda r: ids.index(r.example))
+
+
+def worth(rollout: Rollout, stop: Sequence[int]) -> bool:
+    """Is there a completion to learn from? An empty one is only the token that ends it."""
+    return bool(rollout.text.strip()) and any(i not in stop for i in rollout.ids)
+
+
+@dataclass(frozen=True)
+class Language(Method):
+    """A `Method` whose terms are those of `language.terms`.
+
+    Args:
+        source: where completions come from.
+        context: what the teacher reads more than the student; ``against`` what a contrastive one turns away from.
+        restart: every generation begins with the pre-trained weights, and not with the last accepted ones.
+        advice: settings that the paper trains with, used where nothing else is asked for.
+    """
+
+    terms: Mapping[str, Any]
+    source: Source = OnPolicy()
+    context: Context = Nothing()
+    against: Context | None = None
+    restart: bool = False
+    advice: tuple[tuple[str, Any], ...] = ()
+    forward: str = "separate"
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.source, self.context, self.against, self.restart, self.advice))
+
+    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        views = (view for term in self.terms.values() for view in getattr(term, "views", (term.view,)))
+        return tuple(dict.fromkeys(views)), ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields that each prompt must have."""
+        parts = (self.source, self.context, self.against, getattr(self.source, "context", None),
+                 getattr(self.source, "rescue", None))  # fmt: skip
+        wanted = [need for part in parts for need in getattr(part, "needs", ())]
+        source = self.source
+        if "advantage" in self.terms or (isinstance(source, Once) and source.threshold is not None):
+            wanted.append("checker")
+        if "preferred" in self.terms:
+            wanted.append("demonstration")
+        return tuple(dict.fromkeys(wanted))
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How completions are drawn; None where none are."""
+        return getattr(self.source, "sampling", None)
+
+    def drawing(self, change: Callable[[Sampling], Sampling]) -> Language:
+        """The same with another sampling."""
+        if self.sampling is None:
+            return self
+        return replace(self, source=replace(self.source, sampling=change(self.sampling)))  # type: ignore[call-arg]
+
+
+def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """What the terms read of these rollouts: view -> (pairs of prompt and completion, rewards, ids)."""
+    groups: dict[int, list[int]] = {}
+    for row, rollout in enumerate(rollouts):
+        groups.setdefault(rollout.example, []).append(row)
+    found: dict[str, Any] = {
+        "x": [(r.prompt, r.ids) for r in rollouts],
+        "rewards": torch.tensor([r.reward or 0.0 for r in rollouts]),
+        "examples": torch.tensor([r.example for r in rollouts]),
+    }
+    for name, context in (("context", method.context), ("against", method.against)):
+        if context is None or not any(hasattr(t, "contrast") for t in method.terms.values()):
+            continue
+        rows, pairs = list[int](), list[tuple[list[int], tuple[int, ...]]]()
+        for example, members in groups.items():
+            siblings = [rollouts[m] for m in members]
+            for own, row in enumerate(members):
+                prompt = paired(trainer.tokenizer, context, trainer.data.rows[example], siblings, own)
+                if prompt is not None:
+                    trainer.refuse_long(prompt, rollouts[row], name)
+                    rows.append(row)
+                    pairs.append((prompt, rollouts[row].ids))
+        found[name] = (pairs, torch.tensor(rows, dtype=torch.int64))
+    if "preferred" in method.terms:
+        found["other"] = found["x"]
+        found["x"] = [(r.prompt, trainer.given(r.example).ids) for r in rollouts]
+    return found
+
+
+def check(method: Language) -> None:
+    """Do the parts fit each other?
+
+    Raises:
+        RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from.
+    """
+    for name, term in method.terms.items():
+        if name == "advantage" and method.source.samples < 2:
+            raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
+        if getattr(term, "contrast", 0.0) and method.against is None:
+            raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

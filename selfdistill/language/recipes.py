@@ -1,0 +1,289 @@
+"""The published methods on language models, each as the choices that its paper makes, and its controls."""
+
+from __future__ import annotations
+
+from . import contexts
+from .divergences import ForwardKL, JensenShannon, Kind, ReverseKL, Top
+from .method import Given, Language, Mixed, Once, OnPolicy
+from .rollouts import Sampling
+from .teachers import Base, Ema, External, Judge, Previous, TrustRegion
+from .terms import Advantage, Distil, NextToken, Preferred
+
+_KINDS: dict[str, Kind] = {"forward": ForwardKL(), "reverse": ReverseKL(), "js": JensenShannon()}
+
+
+def sft(epochs: int = 1) -> Language:
+    """Learn the demonstrations: the control of all others.
+
+    Equation::
+
+        L = -mean_t log p(c_t | x, c_<t)
+
+    Needs: a demonstration on each prompt.
+    Source: maximum likelihood.
+
+    >>> list(sft().terms)
+    ['label']
+    """
+    return Language({"label": NextToken()}, source=Given(), advice=(("epochs", epochs), ("lr", 2e-5)))
+
+
+def sdft(rate: float = 0.01, skip: int = 3, max_tokens: int = 1024) -> Language:
+    """Write answers, and judge them by your slow average that has read a demonstration.
+
+    Equation::
+
+        L = mean_i mean_{t >= skip} KL(q_t || p_t),  y ~ p(.|x),  q = p_ema(. | x, c, y_<t),  ema <- (1 - r) ema + r w
+
+    Needs: a demonstration on each prompt.
+    Source: SDFT, arXiv 2601.19897, 2026. Eq. 1 has KL(p || q); all results were made with KL(q || p).
+
+    >>> sdft().terms["distil"].skip
+    3
+    """
+    term = Distil(Ema(rate), ForwardKL(), skip=skip, mean_over="sequence", per="sequence")
+    source, context = OnPolicy(1, Sampling(max_tokens=max_tokens)), contexts.Demonstration()
+    advice = (("batch_size", 32), ("clip", 1.0), ("lr", 2e-5))
+    return Language({"distil": term}, source=source, context=context, advice=advice)
+
+
+def sdft_2024(max_tokens: int = 512) -> Language:
+    """Retell each demonstration in your own words, keep what is still right, and learn that.
+
+    Equation::
+
+        y ~ p_0(. | x, c);  y := c if the checker refuses y;  L = -mean_t log p(y_t | x, y_<t)
+
+    Needs: a demonstration on each prompt; a checker and an answer decide what is kept.
+    Source: Self-Distillation Bridges Distribution Gap, arXiv 2402.13669, 2024.
+
+    >>> sdft_2024().source.instead
+    True
+    """
+    source = Once(1, Sampling(max_tokens=max_tokens), contexts.rewriting(), 1.0, instead=True)
+    advice = (("batch_size", 8), ("epochs", 2), ("lora", 8), ("lr", 1e-4))
+    return Language({"label": NextToken()}, source=source, advice=advice)
+
+
+def sdpo(
+    samples: int = 8, rate: float = 0.01, k: int = 100, grpo: float = 0.0, trust: bool = False, max_tokens: int = 1024
+) -> Language:
+    """Try several times; your average that has seen a right attempt or the feedback judges each token of the others.
+
+    Equation::
+
+        L = (1 - g) mean_t JS(q_t, p_t) + g L_GRPO,  q = p_ema(. | x, solution or feedback, y_<t), top k of p and tail
+
+    Needs: a checker on each prompt.
+    Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments (eq. 1 is the reverse KL); ``grpo``: its hybrid (4.5).
+
+    >>> sdpo().terms["distil"].support
+    Top(k=100, of='student')
+    """
+    teacher: Judge = TrustRegion(rate) if trust else Ema(rate)
+    distil = Distil(teacher, JensenShannon(0.5), Top(k, "student"), weight=1.0 - grpo)
+    terms = {"distil": distil, **({"advantage": Advantage(weight=grpo)} if grpo else {})}
+    source, context = OnPolicy(samples, Sampling(max_tokens=max_tokens)), contexts.Attempts()
+    return Language(terms, source=source, context=context, advice=(("batch_size", 32), ("clip", 1.0), ("lr", 1e-5)))
+
+
+def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
+    """Write solutions, and judge each token by the model you were, which has read the reference solution.
+
+    Equation::
+
+        L = mean_t sum_v min(q_v (log q_v - log p_v), c),  q = p_0(. | x, reference, y_<t),  y ~ p at T 1.1
+
+    Needs: a demonstration (the reference solution) on each prompt.
+    Source: OPSD, arXiv 2601.18734 v3, 2026.
+
+    >>> opsd().terms["distil"].divergence.clip
+    0.05
+    """
+    source = OnPolicy(1, Sampling(1.1, 0.95, 20, max_tokens))
+    advice = (("batch_size", 32), ("clip", 0.1), ("lora", 64), ("lr", 5e-6), ("steps", 100))
+    term = Distil(Base(), ForwardKL(clip=clip))
+    return Language({"distil": term}, source=source, context=contexts.reference(), advice=advice)
+
+
+def ssd(temperature: float = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: int = 1024) -> Language:
+    """Learn your own samples, drawn once with truncation: at temperature 1 without it nothing would change.
+
+    Equation::
+
+        y ~ truncate(p_0(. | x)^(1/T));  L = -mean_t log p(y_t | x, y_<t)
+
+    Needs: prompts alone.
+    Source: simple self-distillation, arXiv 2604.01193, 2026.
+
+    >>> ssd().source.sampling.top_k
+    20
+    """
+    source = Once(1, Sampling(temperature, top_p, top_k, max_tokens))
+    return Language({"label": NextToken()}, source=source, restart=True, advice=(("lr", 5e-6),))
+
+
+def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) -> Language:
+    """Follow an instruction, or a demonstration, without being given it: on-policy context distillation.
+
+    Equation::
+
+        L = mean_t KL(p_t || q_t),  y ~ p(. | x),  q = p_0(. | context, x, y_<t), top k of the student and tail
+
+    Needs: an instruction, or a demonstration on each prompt.
+    Source: on-policy context distillation, arXiv 2602.12275, 2026.
+
+    >>> opcd("Answer in rhyme.").needs
+    ()
+    """
+    context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
+    term, source = Distil(Base(), ReverseKL(), Top(k, "student")), OnPolicy(1, Sampling(max_tokens=max_tokens))
+    return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
+
+
+def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: int = 512) -> Language:
+    """Learn what you write with a context, without it: its tokens, or the distributions behind them.
+
+    Equation::
+
+        y ~ p_0(. | c, x);  soft: L = mean_t KL(p_0(. | c, x, y_<t) || p_t);  hard: L = -mean_t log p(y_t | x, y_<t)
+
+    Needs: an instruction, or a demonstration on each prompt.
+    Source: Snell, Klein and Zhong, arXiv 2209.15189, 2022; Askell et al., arXiv 2112.00861, 2021.
+
+    >>> context_distillation("Be brief.", hard=True).terms["label"]
+    NextToken(view='x', head='hidden', weight=1.0, mean_over='token')
+    """
+    context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
+    source = Once(1, Sampling(max_tokens=max_tokens), context)
+    terms = {"label": NextToken()} if hard else {"distil": Distil(Base(), ForwardKL())}
+    return Language(terms, source=source, context=context, advice=(("lr", 1e-5),))
+
+
+def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: int = 512) -> Language:
+    """Traditional distillation on what the student writes; without a teacher's name its own weights, with the context.
+
+    Equation::
+
+        L = mean_t JS_beta(q_t, p_t),  y ~ p with probability lambda, else from the data
+
+    Needs: a demonstration on each prompt.
+    Source: GKD, Agarwal et al., ICLR 2024. JS is divided by beta (1 - beta) here, which scales the learning rate alone.
+
+    >>> gkd().source.share
+    0.5
+    """
+    judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
+    source = Mixed(1, share, Sampling(max_tokens=max_tokens))
+    return Language(
+        {"distil": Distil(judge, JensenShannon(beta))}, source=source, context=context, advice=(("lr", 1e-5),)
+    )
+
+
+def minillm(teacher: str | None = None, max_tokens: int = 512, pretraining: float = 0.0) -> Language:
+    """Descend the reverse KL of whole answers, step by step exactly over the vocabulary.
+
+    Equation::
+
+        L = mean_t KL(p_t || q_t),  y ~ p(. | x)   (the single-step part; rewards of later tokens are left out)
+
+    Needs: a teacher, or a demonstration on each prompt.
+    Source: MiniLLM, Gu et al., ICLR 2024, eq. 3 to 6, without its long-range part, mixed sampling and PPO clip.
+
+    >>> minillm("smollm2").terms["distil"].divergence
+    ReverseKL(temperature=1.0, clip=None)
+    """
+    judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
+    term, source = Distil(judge, ReverseKL(), labels=pretraining), OnPolicy(1, Sampling(max_tokens=max_tokens))
+    return Language({"distil": term}, source=source, context=context, advice=(("lr", 5e-6),))
+
+
+def star(generations: int = 3, max_tokens: int = 512) -> Language:
+    """Learn your own reasoning where it led to the answer; where not, reason again with the answer as a hint.
+
+    Equation::
+
+        y ~ p_k(. | x), or p_k(. | x, answer) if wrong; keep the right ones; p_{k+1} = CE from p_0 on them
+
+    Needs: an answer and a checker on each prompt.
+    Source: STaR, Zelikman et al., NeurIPS 2022, algorithm 1.
+
+    >>> star().restart
+    True
+    """
+    source = Once(1, Sampling(max_tokens=max_tokens), threshold=1.0, rescue=contexts.Hint())
+    return Language({"label": NextToken()}, generations=generations, source=source, restart=True)
+
+
+def rest(generations: int = 3, samples: int = 4, max_tokens: int = 512) -> Language:
+    """Grow a set of your own answers, learn those above a bar that rises, and repeat.
+
+    Equation::
+
+        y ~ p_k(. | x);  keep r(y) >= tau_k, tau = 0.5, 0.75, 1;  p_{k+1} = CE from p_k on them
+
+    Needs: a checker on each prompt.
+    Source: ReST, Gulcehre et al., arXiv 2308.08998, 2023.
+
+    >>> rest().source.least(5)
+    1.0
+    """
+    source = Once(samples, Sampling(max_tokens=max_tokens), threshold=(0.5, 0.75, 1.0))
+    return Language({"label": NextToken()}, generations=generations, source=source)
+
+
+def rft(samples: int = 8, temperature: float = 0.7, max_tokens: int = 512) -> Language:
+    """Sample many answers, keep the distinct right ones, and learn them once from the pre-trained weights.
+
+    Equation::
+
+        y_1..k ~ p_0(. | x)^(1/T);  L = -mean_t log p(y_t | x, y_<t) over the distinct right ones
+
+    Needs: a checker on each prompt.
+    Source: RFT, Yuan et al., arXiv 2308.01825, 2023; T 0.7 there, with 100 samples a prompt.
+
+    >>> rft().source.samples
+    8
+    """
+    source = Once(samples, Sampling(temperature, max_tokens=max_tokens), threshold=1.0)
+    return Language({"label": NextToken()}, source=source, restart=True)
+
+
+def spin(lam: float = 0.1, generations: int = 3, max_tokens: int = 256) -> Language:
+    """Tell the given answer from the one that your previous generation wrote.
+
+    Equation::
+
+        L = mean log(1 + exp(-lam (log p(c)/p_k(c) - log p(y')/p_k(y')))),  y' ~ p_k(. | x)
+
+    Needs: a demonstration on each prompt.
+    Source: SPIN, Chen et al., ICML 2024, eq. 4.7; lam 0.1.
+
+    >>> spin().terms["preferred"].lam
+    0.1
+    """
+    source, advice = Once(1, Sampling(max_tokens=max_tokens)), (("epochs", 2), ("lr", 5e-7))
+    terms = {"preferred": Preferred(Previous(), lam)}
+    return Language(terms, generations=generations, source=source, advice=advice)
+
+
+def grpo(samples: int = 8, clip: float = 0.2, max_tokens: int = 512) -> Language:
+    """Reinforce what was better than your other attempts at the same prompt: the control with a reward and no teacher.
+
+    Equation::
+
+        L = -mean_t min(r A, clip(r, 1 - e, 1 + e) A),  A = (reward - mean) / (std + 1e-4) over the samples of a prompt
+
+    Needs: a checker on each prompt.
+    Source: DeepSeekMath, Shao et al., arXiv 2402.03300, 2024; no KL term.
+
+    >>> grpo().source.samples
+    8
+    """
+    terms = {"advantage": Advantage(clip=clip)}
+    return Language(terms, source=OnPolicy(samples, Sampling(max_tokens=max_tokens)), advice=(("lr", 1e-6),))
+
+
+RECIPES = {f.__name__: f for f in (
+    context_distillation, gkd, grpo, minillm, opcd, opsd, rest, rft, sdft, sdft_2024, sdpo, sft, spin, ssd, star,
+)}  # fmt: skip

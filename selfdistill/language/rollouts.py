@@ -1,0 +1,253 @@
+"""Rollouts: the model writes completions, in batches of prompts sorted by length, each batch with a seed of its own.
+
+What is drawn depends on the address of the batch alone, so that a run cut between two of them goes on exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from .. import draws, shards
+from ..errors import DataError, RecipeError
+from ..files import write
+from ..tasks.checkers import Checker
+from ..tasks.examples import Example
+from .causal import Causal, fits
+from .contexts import Rollout
+
+CHUNK = 32  # prompts that are written to at once
+
+Prompt = tuple[int, Sequence[int]]  # example, token ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: softmax(z / temperature) over the ``top_k`` most probable tokens (0: all) that make up
+    ``top_p``; temperature 0 takes the most probable one. At most ``max_tokens`` tokens."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_tokens < 1:
+            raise RecipeError(f"no tokens can be drawn with {self}; temperature >= 0, 0 < top_p <= 1, top_k >= 0")
+
+    def options(self) -> dict[str, Any]:
+        """As `generate` takes them; what the model's own generation config adds is switched off."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
+                "repetition_penalty": 1.0}  # fmt: skip
+
+
+class Engine(Protocol):
+    """What writes completions for left-padded batches: ids without the end padding, and log-probabilities if known."""
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]: ...
+
+
+def ends(model: Causal) -> list[int]:
+    """The tokens that end a completion."""
+    known = [model.plain.generation_config.eos_token_id, model.tokenizer.eos_token_id]
+    return sorted({i for one in known if one is not None for i in (one if isinstance(one, list) else [one])})
+
+
+def by_transformers(
+    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+) -> list[tuple[list[int], tuple[float, ...] | None]]:
+    """Batched sampling by transformers' `generate`, with its cache of keys and values."""
+    device, stop = next(model.parameters()).device, ends(model)
+    longest = max(map(len, prompts))
+    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else (stop or [0])[0]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), model.asking():
+        torch.manual_seed(seed)
+        out = model.plain.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
+            eos_token_id=stop or None, synced_gpus=shards.is_sharded(model), use_cache=True, **sampling.options(),
+        )[:, longest:].tolist()  # fmt: skip
+    return [(_until(row, stop), None) for row in out]
+
+
+def _until(row: list[int], stop: Sequence[int]) -> list[int]:
+    """Up to and with the first token that ends it."""
+    place = next((i for i, token in enumerate(row) if token in stop), None)
+    return row if place is None else row[: place + 1]
+
+
+class Vllm:
+    """Sampling by vLLM, where it is installed: the weights are handed over as files whenever they have changed.
+
+    Its log-probabilities differ from the trainer's by rounding; they come with the completions and `importance`
+    corrects for them. ``load(folder)`` makes the engine.
+    """
+
+    def __init__(self, load: Callable[[str], Any] | None = None) -> None:
+        self._load, self._engine, self._of = load or _vllm, None, ""
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]:
+        from ..saving import digest
+
+        now = digest(model.learning())
+        if now != self._of:
+            self._engine = None  # free its memory first
+            with tempfile.TemporaryDirectory() as folder:
+                export(model, folder)
+                self._engine, self._of = self._load(folder), now
+        assert self._engine is not None
+        found = self._engine.generate(
+            [{"prompt_token_ids": list(p)} for p in prompts],
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
+             "max_tokens": sampling.max_tokens, "seed": seed, "logprobs": 0},
+        )  # fmt: skip
+        return [_read(one.outputs[0]) for one in found]
+
+
+def _vllm(folder: str) -> Any:
+    try:
+        import vllm  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise DataError("vLLM is not installed; install it, or leave the engine to transformers") from None
+    engine = vllm.LLM(model=folder)
+
+    class Loaded:
+        def generate(self, prompts: Any, options: dict[str, Any]) -> Any:
+            return engine.generate(prompts, vllm.SamplingParams(**options), use_tqdm=False)
+
+    return Loaded()
+
+
+def _read(output: Any) -> tuple[list[int], tuple[float, ...] | None]:
+    ids = list(output.token_ids)
+    chosen = None if output.logprobs is None else tuple(
+        float(at[i].logprob) for at, i in zip(output.logprobs, ids, strict=True)
+    )  # fmt: skip
+    return ids, chosen
+
+
+def export(model: Causal, folder: str | Path) -> None:
+    """The model as plain transformers load it, its adapter merged in a copy, with its tokenizer; safetensors only."""
+    import copy
+
+    from ..pretrained import quiet
+
+    with quiet():
+        whole = copy.deepcopy(model.lm).merge_and_unload() if model.adapted else model.lm
+        whole.save_pretrained(folder, safe_serialization=True)
+        model.tokenizer.save_pretrained(folder)
+
+
+def roll(
+    model: Causal,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    address: draws.Address,
+    engine: Engine = by_transformers,
+    told: Callable[[int, int], None] | None = None,
+) -> list[Rollout]:
+    """One completion for each prompt, in their order. Batches are of similar length; an empty completion stays empty.
+
+    ``told`` hears how many of how many are written.
+    """
+    for _, ids in prompts:
+        fits(ids, model, sampling.max_tokens, "a prompt")
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
+    found: dict[int, Rollout] = {}
+    for number, start in enumerate(range(0, len(order), CHUNK)):
+        few = order[start : start + CHUNK]
+        seed = draws.seed(*address, number)
+        said = engine(model, [prompts[i][1] for i in few], sampling, seed)
+        for i, (ids, log_probs) in zip(few, said, strict=True):
+            text = model.tokenizer.decode(ids, skip_special_tokens=True)
+            found[i] = Rollout(prompts[i][0], tuple(prompts[i][1]), tuple(ids), text, log_probs=log_probs)
+        if told:
+            told(len(found), len(prompts))
+    return [found[i] for i in range(len(prompts))]
+
+
+class Referee:
+    """Checks rollouts by the checkers of their examples, and counts those that raise; none is fatal."""
+
+    def __init__(self) -> None:
+        self.checkers: dict[str, Checker] = {}
+
+    def __call__(self, rollout: Rollout, example: Example) -> Rollout:
+        if example.checker is None:
+            return rollout
+        checker = self.checkers.setdefault(example.checker, Checker(example.checker))
+        found = checker(rollout.text, example)
+        return replace(rollout, reward=found.reward, feedback=found.feedback)
+
+    def trouble(self) -> str | None:
+        """Which checkers raised, how often and how first; None if none did."""
+        bad = [c for c in self.checkers.values() if c.failures]
+        return "; ".join(
+            f"checker {c.spec} failed on {c.failures} of {c.calls} completions, which count as wrong (first: "
+            f"{c.first_error})" for c in bad
+        ) or None  # fmt: skip
+
+
+class Written:
+    """The completions of one generation in a file, a line each: cut off while it is made, it goes on where it was."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def made(self, parts: int, make: Callable[[int], list[Rollout]]) -> list[Rollout]:
+        """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all."""
+        found, kept = list[Rollout](), self._read()
+        for part in range(parts):
+            if part not in kept:
+                kept[part] = make(part)
+                self._write(kept)
+            found += kept[part]
+        return found
+
+    def _read(self) -> dict[int, list[Rollout]]:
+        if self.path is None or not self.path.exists():
+            return {}
+        kept: dict[int, list[Rollout]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged part is written anew
+                row = json.loads(line)
+                kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
+        return kept
+
+    def _write(self, kept: dict[int, list[Rollout]]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"part": part, "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]
+        write(self.path, "\n".join(lines) + "\n")
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    chosen = row["log_probs"]
+    return Rollout(
+        row["example"], tuple(row["prompt"]), tuple(row["ids"]), row["text"], row["reward"], row["feedback"],
+        None if chosen is None else tuple(chosen),
+    )  # fmt: skip
+
+
+def distinct(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The first of each completion of a prompt."""
+    kept: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Rollout] = {}
+    for rollout in rollouts:
+        kept.setdefault((rollout.example, rollout.prompt, rollout.ids), rollout)
+    return list(kept.values())

@@ -1,0 +1,326 @@
+"""The trainer of language models: the engine's, with prompts for rows and completions that are written on the way."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import draws, ranks, shards
+from ..audit import Decision, champion
+from ..core import Batch, Clock, Rows
+from ..errors import DataError
+from ..loop import Result, choose_device, drive, join, refuse_used
+from ..settings import Settings
+from ..step import Passes
+from ..tasks.prompts import Prompts, need
+from ..trainer import Trained, Trainer
+from . import vitals
+from .causal import Causal, fits, packed
+from .contexts import Context, Nothing, Rollout, paired, rendered
+from .method import Language, check, views
+from .rollouts import Engine, Referee, Sampling, Written, by_transformers, ends, roll
+
+PART = 32  # prompts that are written to between two saves
+
+
+class Order:
+    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
+        self.rows, self.seed, self.generation = rows, seed, generation
+        self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
+
+    def drawn(self, clock: Clock) -> Tensor:
+        order = draws.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
+        step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
+        return order[step * self.rows // steps : (step + 1) * self.rows // steps]
+
+
+class LanguageTrainer(Trainer):
+    """Trains a `Language` method; ``suite`` holds prior tasks, on which it must not get worse."""
+
+    data: Prompts  # type: ignore[assignment]
+    method: Language
+    model: Causal
+
+    def __init__(self, *args: Any, suite: Prompts | None = None, engine: Engine = by_transformers,
+                 max_tokens: int = 256, **options: Any) -> None:  # fmt: skip
+        super().__init__(*args, **options)
+        self.suite, self.engine, self.referee = suite, engine, Referee()
+        self.greedy = Sampling(0.0, max_tokens=max_tokens)
+        self.audit = replace(
+            self.audit, planned=self.method.generations
+        )  # also the first is audited: a model was there
+        self.before: dict[str, Any] = {}  # what the model that training began with says
+        self.written: list[Rollout] = []
+        self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @property
+    def stop(self) -> list[int]:
+        return ends(self.model)
+
+    # generations ---------------------------------------------------------------------------------------------------
+
+    def _fresh(self, generation: int) -> nn.Module:
+        """The pre-trained model, or the last accepted generation where the method goes on from it."""
+        model = super()._fresh(generation)
+        before = [g for g in self.accepted() if g < generation]
+        if before and not self.method.restart:
+            model.load_state_dict(self.done[before[-1]].weights)
+        return model
+
+    def _previous(self, generation: int) -> nn.Module | None:
+        if generation == 0:
+            return None
+        model = super()._fresh(0)
+        if accepted := self.accepted():
+            model.load_state_dict(self.done[accepted[-1]].weights)
+        return model.eval()
+
+    def warn_of_start(self) -> None:
+        """Generations of a pre-trained model may begin alike."""
+
+    def sample(self, generation: int) -> None:
+        s = self.settings
+        if not self.before:
+            self.before = self._judged()
+        if self.method.source.once:
+            self.written = self._write(generation)
+        rows = len(self.written) if self.method.source.once else len(self.data.labelled)
+        if not rows:
+            raise DataError(
+                f"{self.data.name}: no completion of generation {generation} was worth keeping (empty, or below the "
+                "threshold); give more samples, easier prompts, or a method with a rescue"
+            )
+        self.sampler = Order(rows, min(s.batch_size, rows), s.seed, generation)  # type: ignore[assignment]
+
+    def _write(self, generation: int) -> list[Rollout]:
+        """The completions of a generation: by the last accepted one where there is one, else as training began."""
+        ids, clock = self.data.labelled.tolist(), Clock(generation, self.method.generations)
+        parts = [ids[i : i + PART] for i in range(0, len(ids), PART)]
+        place = self.folder / "rollouts" / f"{generation}.jsonl" if self.folder else None
+        student, previous = self.model, self._previous(generation)
+        if previous is not None:
+            self.model = cast(Causal, previous)
+
+        def make(part: int) -> list[Rollout]:
+            self.say(f"generation {generation} writes: part {part + 1} of {len(parts)}")
+            return self.method.source.rollouts(self, parts[part], clock)
+
+        try:
+            return Written(place).made(len(parts), make)
+        finally:
+            self.model = student
+
+    # rows ----------------------------------------------------------------------------------------------------------
+
+    def prompt(self, example: int, context: Context | None = None) -> list[int]:
+        """Token ids of an example's prompt, or of a context's; of the plain prompt where that has nothing to add."""
+        row = self.data.rows[example]
+        plain = rendered(self.tokenizer, row.messages)
+        if context is None or isinstance(context, Nothing):
+            return plain
+        return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
+
+    def given(self, example: int) -> Rollout:
+        """The demonstration as a completion, ended as the model ends its own."""
+        text = self.data.rows[example].demonstration or ""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        found = Rollout(example, tuple(self.prompt(example)), (*ids, *end), text, 1.0)
+        self.refuse_long(found.prompt, found, "a demonstration")
+        return found
+
+    def refuse_long(self, prompt: Sequence[int], rollout: Rollout, what: str) -> None:
+        line = self.data.rows[rollout.example].line
+        fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
+
+    def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
+             context: Context | None = None) -> list[Rollout]:  # fmt: skip
+        """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt."""
+        asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
+        self.passes += Passes(teacher=len(asked))
+        with self._autocast():
+            found = roll(self.model, asked, sampling, address, self.engine)
+        if context is not None and not isinstance(context, Nothing):
+            found = [replace(r, prompt=tuple(self.prompt(r.example))) for r in found]
+        return [self.referee(r, self.data.rows[r.example]) for r in found]
+
+    def batches(self) -> list[Batch]:
+        clock, parts = self.objective.clock, self.settings.accumulate
+        rows = ranks.share(self.sampler.drawn(clock))  # type: ignore[call-arg,arg-type]
+        if self.method.source.once:
+            rollouts = [self.written[i] for i in rows.tolist()]
+        else:
+            rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
+        kept = [r for r in rollouts if r.ids]
+        groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
+        parts = max(1, min(parts, len(groups)))
+        cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
+        return [self._batch([r for r in kept if r.example in part]) for part in cut]
+
+    def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
+        found = views(self.method, self, rollouts)
+        batch = Batch({"x": Rows(packed(found["x"]), found["rewards"], found["examples"])})
+        for name in ("context", "against"):
+            if name in found and found[name][0]:
+                batch[name] = Rows(packed(found[name][0]), None, found[name][1])
+        if "other" in found:
+            batch["other"] = Rows(packed(found["other"]), None, found["examples"])
+        if rollouts and all(r.log_probs is not None for r in rollouts):
+            known = [torch.tensor(r.log_probs) for r in rollouts]
+            batch["sampler"] = Rows(nn.utils.rnn.pad_sequence(known, batch_first=True))
+        moved = {
+            n: Rows(x.to(self.device), *(None if v is None else v.to(self.device) for v in (y, i)))
+            for n, (x, y, i) in batch.items()
+        }
+        return Batch(moved)
+
+    # what is said of it --------------------------------------------------------------------------------------------
+
+    def _answers(self, data: Prompts, ids: Sequence[int], model: Causal) -> list[float]:
+        """The loss of each row: 1 minus its reward where a checker is, else the mean NLL of its demonstration."""
+        return vitals.losses(model, data, ids, self.greedy, self.referee, self.engine)
+
+    def _judged(self) -> dict[str, Any]:
+        """Losses on the audit rows and on the suite, of the model as it is."""
+        found: dict[str, Any] = {"losses": self._answers(self.data, self.data.audit.tolist(), self.model)}
+        if self.suite is not None:
+            found["suite"] = self._answers(self.suite, self.suite.test.tolist(), self.model)
+        self.passes += Passes(evaluation=sum(map(len, found.values())))
+        return found
+
+    def scored(self) -> dict[str, float]:
+        self.last = self._judged()
+        return self._figures(self.last)
+
+    def _figures(self, judged: dict[str, Any]) -> dict[str, float]:
+        name = "accuracy" if self.checked else "nll"
+        mean = math.fsum(judged["losses"]) / max(1, len(judged["losses"]))
+        kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := judged.get("suite")) else {}
+        return {name: 1 - mean if self.checked else mean, **kept}
+
+    @property
+    def checked(self) -> bool:
+        """Are the audit rows judged by checkers?"""
+        return vitals.checked(self.data)
+
+    def audited(self) -> list[float]:
+        self.last = self.last or self._judged()  # a run that goes on here has not asked yet
+        return list(self.last["losses"]) if self.audit.policy != "off" else []
+
+    def _decide(self, generation: int, done: Trained) -> Decision:
+        """As the engine's, from the model that training began with on; forgetting counts as much as failing."""
+        done.drift = {"suite": self.last["suite"]} if "suite" in self.last else {}
+        if not done.losses:
+            return Decision(generation, True, f"generation {generation} accepted: nothing audits it")
+        best = self.product()
+        against = self.before["losses"] if best < 0 else self.done[best].losses
+        found = self.audit.decide(generation + 1, done.losses, against, against=best)
+        found = replace(found, generation=generation, why=_worded(found.why, generation))
+        if found.accepted and self.suite is not None:
+            measure = replace(self.audit, measure="accuracy", policy="safe")
+            kept = measure.decide(generation + 1, self.last["suite"], self.before["suite"], against=-1)
+            if not kept.accepted:
+                why = _worded(kept.why, generation).replace("rolled back", "rolled back, it forgets what it knew")
+                found = replace(found, accepted=False, why=why)
+        return found
+
+    def product(self) -> int:
+        """The best audited generation; -1 is the model that training began with."""
+        accepted = self.accepted()
+        if not all(t.losses for t in self.done) or not self.before.get("losses"):
+            return len(self.done) - 1
+        if not accepted:
+            return -1
+        best = champion([t.losses for t in self.done], accepted)
+        return -1 if math.fsum(self.done[best].losses) > math.fsum(self.before["losses"]) else best
+
+    def whole(self) -> nn.Module:
+        product = self.product()
+        if product == len(self.done) - 1 and not shards.is_sharded(self.model):
+            return self.model.eval()
+        model = Trainer._fresh(self, 0)
+        if product >= 0:
+            model.load_state_dict(self.done[product].weights)
+        return model.eval()
+
+    def extra(self) -> dict[str, Any]:
+        return {"before": self.before}
+
+    def restore_extra(self, saved: dict[str, Any]) -> None:
+        self.before = saved.get("before", {})
+
+    def rehearse(self) -> None:
+        """Prompts, contexts and the first batch are made before step 0; what does not fit says so there."""
+        if not self.method.source.once:
+            shown = self.data.labelled[:4].tolist()
+            for i in shown:
+                fits(self.prompt(i), self.model, getattr(self.method.sampling, "max_tokens", 0), f"prompt {i}")
+
+
+def _worded(why: str, generation: int) -> str:
+    """The engine numbers decisions; people read of generations, and of the model at the start."""
+    return why.replace(f"generation {generation + 1} ", f"generation {generation} ", 1).replace(
+        "generation -1", "the model it started from"
+    )
+
+
+def fit(
+    build: Callable[[], Causal],
+    data: Prompts,
+    method: Language,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    suite: Prompts | None = None,
+    engine: Engine = by_transformers,
+    max_tokens: int = 256,
+    progress: Callable[[Clock, dict[str, float]], None] | None = None,
+    warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    tell: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a method on prompts; as `selfdistill.fit`, with a ``suite`` of prior tasks that must not be forgotten.
+
+    Args:
+        build: a factory of students: `Pretrained`, or any function that returns a `Causal`.
+        engine: what writes completions; ``max_tokens`` bounds the greedy answers that are judged.
+        settings: fields of `Settings`; the method's advice takes the place of their defaults.
+
+    Raises:
+        DataError: prompts lack what the method needs, or do not fit the model's context.
+        VitalsError: a context is broken, so that student and teacher would not read the same completion.
+        Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
+    """
+    check(method)
+    for field in method.needs:
+        need(data, field, "this method")
+    device = choose_device(device)
+    join(device)
+    folder = Path(out) if out is not None else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            refuse_used(folder)
+    if not vitals.checked(data):
+        settings.setdefault("audit_measure", "nll")
+    known = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
+    usual = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **known}
+    trainer = LanguageTrainer(
+        build, data.sealed(), method, Settings(**{**usual, **settings}), folder, None, device, None, warn, tell,
+        suite=suite, engine=engine, max_tokens=max_tokens,
+    )  # fmt: skip
+    return drive(trainer, resume, progress)
