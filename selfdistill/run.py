@@ -140,6 +140,8 @@ class Run:
             return done
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         ready = choose(self.request) if for_learners(self.request) else prepare(self.request)
+        if tell and (note := getattr(ready.data, "note", "")):
+            tell(note)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
         wanted = threads.cores() if isinstance(ready, Choice) else suitable_threads(ready)
