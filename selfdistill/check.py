@@ -78,6 +78,8 @@ def _check_external(name: str, source: str, data: Data) -> None:
     columns = tuple(tabular.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
     wanted = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
     knows = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
+    if data.reader is not None:  # the same numbers under another tokenizer are other words
+        wanted["the tokenizer"], knows["the tokenizer"] = (data.reader.mark,), (card.get("tokenizer"),)
     for what, mine in wanted.items():
         if knows[what] is not None and tuple(knows[what]) != mine:
             raise RecipeError(

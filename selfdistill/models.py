@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from . import encoders
 from .errors import CheckpointError, RecipeError
 from .expressions import check_arguments, nearest, one_line, read
 from .heads import WRAPS
@@ -107,11 +108,12 @@ class Build:
         return replace(self, wrap=wrap, outputs=outputs * self.outputs)
 
     def __str__(self) -> str:
-        return self.spec + (f"({', '.join(f'{k}={v!r}' for k, v in self.options)})" if self.options else "")
+        told = [f"{k}={v!r}" for k, v in self.options if not isinstance(v, dict)]  # an encoder's config is long
+        return self.spec + (f"({', '.join(told)})" if told else "")
 
 
 def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
-    """Read "mlp", "cnn(width=64)", "module:function" or "path/to/file.py:function" (with options, if any).
+    """Read "mlp", "cnn(width=64)", "module:function", "path/to/file.py:function" or "gt-minilm", a pretrained encoder.
 
     A user's function is called with (shape, outputs) if its signature asks for two positional arguments or
     names them so, otherwise with none. Modules are also looked for in the current folder.
@@ -142,6 +144,8 @@ class _Options:
 
 def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     name = spec.partition("(")[0].strip()
+    if name not in MODELS and (text := encoders.named(spec)) is not None:
+        return encoders.SPEC, text
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
@@ -256,6 +260,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         CheckpointError: ``build()`` does not make such a model, ``extra`` is no JSON, or the disk refuses.
     """
     stored = _stored(model)
+    build = build.having(**encoders.kept(model))
     with torch.random.fork_rng(devices=[]):  # saving must not change what the run draws next
         _compare(build(), stored, f"the model is not what {build} builds; save it with build.having(...)")
     config = {
@@ -358,8 +363,8 @@ def _read_config(folder: Path) -> Build:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")

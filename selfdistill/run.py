@@ -149,6 +149,8 @@ class Run:
             return done
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         ready = _ready(self.request)
+        if tell and (note := getattr(ready.data, "note", "")):
+            tell(note)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
         wanted = suitable_threads(ready) if isinstance(ready, Prepared) else threads.cores()

@@ -168,7 +168,8 @@ class Sampler:
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips)
+        tokens = getattr(self.data, "tokens", None)  # of texts
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
 
 
 def _occurrences(ids: Tensor) -> Tensor:

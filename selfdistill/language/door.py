@@ -37,7 +37,7 @@ from .trainer import fit
 
 USUAL = "smollm2"  # the model where none is named
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
-_NETWORKS = ("target", "unlabelled", "image_size", "augment", "audit_folds")
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "audit_folds")
 
 
 def for_language(request: Request) -> bool:
