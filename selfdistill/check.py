@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .core import Measured, Method, Objective, Teacher, Term
+from .counting import kept_buffers
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
 from .heads import space_of
@@ -135,8 +136,6 @@ def dry_run(trainer: Trainer) -> None:
         SpaceError: an output's width is not the number of classes, or an output has no such head.
         RecipeError: the model or a teacher fails on these rows.
     """
-    from .trainer import kept_buffers
-
     objective, shape = trainer.objective, trainer.data.shape
     with torch.no_grad(), kept_buffers(trainer.objective):
         for batch in trainer.batches()[:1]:

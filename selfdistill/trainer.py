@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import carried, checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, counting, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
@@ -28,25 +28,12 @@ from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
-from .teachers import Held
 from .vitals import record
 from .vitals.starts import fresh_start
 
-__all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
+__all__ = ["Trained", "Trainer", "Watch", "digest"]
 
 Watch = Callable[[Clock, list[Batch], float], None]
-
-
-@contextlib.contextmanager
-def kept_buffers(objective: Objective) -> Iterator[None]:
-    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
-    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
@@ -217,15 +204,7 @@ class Trainer:
 
     def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
         """What to divide each term by, over all micro-batches: a pass without gradient, where there are several."""
-        if len(batches) == 1:
-            return None
-        counts: dict[str, Tensor] = {}
-        with torch.no_grad(), kept_buffers(self.objective):
-            for i, batch in enumerate(batches):
-                self._seeded(i)
-                for name, m in self.objective.measure(batch).items():
-                    counts[name] = counts.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
-        return {name: ranks.add(count) for name, count in counts.items()}
+        return None if len(batches) == 1 else counting.counts(self.objective, batches, self._seeded)
 
     def step(self) -> float:
         """One optimizer step; returns the loss.
