@@ -30,9 +30,7 @@ class SelfDistillMixin(cast(Any, TrainerCallback)):  # type: ignore[misc]  # it 
         super().__init__(*args, **more)
         self.names, self.distillation = inputs, bound(method, self.model, inputs, bind or {})  # `objective` is taken
         self._batch: Any = lambda batch: batch_of(self._prepare_inputs(batch), inputs, fixed)
-        self.__dict__.update(
-            loss_is_scaled_for_ga=False, model_accepts_loss_kwargs=False
-        )  # it divides by micro-batches
+        self.__dict__.update(loss_is_scaled_for_ga=False, model_accepts_loss_kwargs=False)  # so it divides
         self.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, *rest: Any, train_dataloader: Any = (), **more: Any) -> None:
