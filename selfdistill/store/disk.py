@@ -148,6 +148,8 @@ class Store:
             raise DataError(
                 f"{len(keys)} keys, {len(lengths)} lengths and {len(marks)} marks; give one of each a record"
             )
+        if bool((keys == _END).any()):
+            raise DataError(f"a key is a whole number below {_END}")
 
     def flush(self) -> None:
         """Bring what was written to the disk.
@@ -229,7 +231,7 @@ class Store:
             begin[here], lengths[here] = starts[rows], starts[rows + 1] - starts[rows]
         bounds = np.zeros(len(which) + 1, np.int64)
         lengths.cumsum(out=bounds[1:])
-        if bounds[-1] == len(which):
+        if bool((lengths == 1).all()):
             return self._rows(sources, which, begin), bounds
         pieces = list(zip(which.tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True))
         found = {name: [sources[i].columns[name][a:b] for i, a, b in pieces] for name in self.layout.columns()}

@@ -125,7 +125,7 @@ def write(folder: Path, finding: Arrays, columns: Arrays) -> Path:
         if size < length:
             first.append(piece)
             size += len(piece)
-    number = 1 + sum(1 for _ in folder.glob(f"*{SUFFIX}"))
+    number = 1 + len(shards(folder))
     path = folder / f"{number:06d}-{_name(b''.join(first))}{SUFFIX}"
     appear(path, pieces)
     return path
