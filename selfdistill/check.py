@@ -19,6 +19,7 @@ from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
 from .teachers import External
+from .teachers.cached import asked
 from .vitals.pulse import fail
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def check_method(method: Method, data: Data | None = None) -> None:
 
     for name, term in method.terms.items():
         for part in term.parts():
-            if data is not None and isinstance(part, External) and part.source is not None:
-                _check_external(name, part.source, data)
+            if data is not None and isinstance(who := asked(part), External) and who.source is not None:
+                _check_external(name, who.source, data)
 
 
 def _check_task(method: Method, data: Data) -> None:

@@ -28,6 +28,7 @@ from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
+from .teachers.cached import pinned
 from .vitals import record
 from .vitals.starts import fresh_start
 
@@ -143,7 +144,7 @@ class Trainer:
         s, admitted = self.settings, self.objective.admitted()
         self.sampler = Sampler(
             self.data,
-            self.method.views,
+            pinned(self.method),
             s.batch_size,
             seed=s.seed,
             generation=generation,

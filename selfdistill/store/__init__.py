@@ -4,8 +4,8 @@
 the `Top` outputs with their true probabilities and that of all others. `teachers.Cached` puts one behind a teacher.
 """
 
-from .disk import Store
+from .disk import CARD, Store
 from .layouts import Dense, Layout, Sparse, Top
 from .marks import marks
 
-__all__ = ["Dense", "Layout", "Sparse", "Store", "Top", "marks"]
+__all__ = ["CARD", "Dense", "Layout", "Sparse", "Store", "Top", "marks"]

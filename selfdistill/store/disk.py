@@ -79,9 +79,15 @@ class Store:
             if there.get(name) != value:
                 has = f"{there[name]}, here {value}" if name in there else f"not named, here {value}"
                 raise CheckpointError(f"{self.folder} holds targets of another {name} ({has}); give another folder")
-        if layout is not None and kept != layout:
-            raise CheckpointError(f"{self.folder} holds targets as {kept}, asked for is {layout}; give another folder")
+        self.layout = kept
+        self.require(layout or kept)
         return kept, there
+
+    def require(self, layout: Layout) -> None:
+        """Refuse another layout than the store's (`CheckpointError`)."""
+        if layout != self.layout:
+            asked = f"asked for is {layout}; give another folder"
+            raise CheckpointError(f"{self.folder} holds targets as {self.layout}, {asked}")
 
     def _card(self, path: Path) -> tuple[Layout, dict[str, str]]:
         try:

@@ -125,9 +125,11 @@ def write(folder: Path, finding: Arrays, columns: Arrays) -> Path:
         if size < length:
             first.append(piece)
             size += len(piece)
-    number = 1 + len(shards(folder))
-    path = folder / f"{number:06d}-{_name(b''.join(first))}{SUFFIX}"
-    appear(path, pieces)
+    present = shards(folder)
+    name = _name(b"".join(first))
+    path = next((p for p in present if p.stem.endswith(name)), folder / f"{len(present) + 1:06d}-{name}{SUFFIX}")
+    if path not in present:  # several processes that train together write the same
+        appear(path, pieces)
     return path
 
 
