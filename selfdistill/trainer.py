@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import carried, checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, counting, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
-from .check import dry_run, kept_buffers
+from .check import dry_run
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import better, losses, predict_rows, score
@@ -28,12 +28,12 @@ from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
-from .sums import add_up
 from .tasks.data import Data
+from .teachers.cached import pinned
 from .vitals import record
 from .vitals.starts import fresh_start
 
-__all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
+__all__ = ["Trained", "Trainer", "Watch", "digest"]
 
 Watch = Callable[[Clock, list[Batch], float], None]
 
@@ -145,7 +145,7 @@ class Trainer:
         s, admitted = self.settings, self.objective.admitted()
         self.sampler = Sampler(
             self.data,
-            self.method.views,
+            pinned(self.method),
             s.batch_size,
             seed=s.seed,
             generation=generation,
@@ -206,15 +206,7 @@ class Trainer:
 
     def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
         """What to divide each term by, over all micro-batches: a pass without gradient, where there are several."""
-        if len(batches) == 1:
-            return None
-        counts: dict[str, Tensor] = {}
-        with torch.no_grad(), kept_buffers(self.objective):
-            for i, batch in enumerate(batches):
-                self._seeded(i)
-                for name, m in self.objective.measure(batch).items():
-                    counts[name] = counts.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
-        return {name: ranks.add(count) for name, count in counts.items()}
+        return None if len(batches) == 1 else counting.counts(self.objective, batches, self._seeded)
 
     def step(self) -> float:
         """One optimizer step; returns the loss.
@@ -239,7 +231,7 @@ class Trainer:
                 loss = self.objective.combine(measured, shared)
                 self._refuse_unless_finite(measured, loss)
                 self.scaler.scale(loss * world).backward()
-            add_up(rows, measured, loss)
+            counting.add_up(rows, measured, loss)
             total += float(loss.detach())
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
