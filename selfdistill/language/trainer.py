@@ -182,8 +182,8 @@ class LanguageTrainer(Trainer):
         kept = [r for r in rollouts if r.ids]
         if not kept:
             raise DataError(
-                f"all completions of step {clock.step} of generation {clock.generation} are empty, without even the token "
-                "that ends them; look at the engine that writes them"
+                f"all completions of step {clock.step} of generation {clock.generation} are empty, without even the "
+                "token that ends them; look at the engine that writes them"
             )
         groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
         parts = max(1, min(parts, len(groups)))

@@ -131,7 +131,7 @@ def test_ema_of_an_adapter_averages_its_product() -> None:
     with torch.no_grad():
         for n, p in lm.named_parameters():
             if n.endswith("base_layer.weight"):
-                p += mean[n.removesuffix(".base_layer.weight")]
+                p.add_(mean[n.removesuffix(".base_layer.weight")])
     with lm.disable_adapter():
         close(said(judge, state, model), lm, model)
         separate = said(Base(), Base().start(model, GIVEN), model)
