@@ -205,8 +205,8 @@ def paired(
         prompt = rendered(tokenizer, messages)
     except Exception as error:  # a context may be anybody's code
         why = one_line(f"{type(error).__name__}: {error}", 120)
-        raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns messages "
-                        "(role, content), or None") from error  # fmt: skip
+        raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns "
+                        "messages (role, content), or None") from error  # fmt: skip
     said = list(rollouts[own].ids)
     try:
         check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))

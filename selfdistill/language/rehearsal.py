@@ -1,4 +1,4 @@
-"""Before step 0: every prompt and every context is made once, so that what does not fit says so there, with its line."""
+"""Before step 0: every prompt and context is made once, so that what does not fit says so there, with its line."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class LanguageTrainer(Trainer):
         kept = [r for r in rollouts if r.ids]
         if not kept:
             raise DataError(
-                f"all completions of step {clock.step} of generation {clock.generation} are empty, without even the token "
+                f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the token "
                 "that ends them; look at the engine that writes them"
             )
         groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
