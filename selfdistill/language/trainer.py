@@ -182,7 +182,7 @@ class LanguageTrainer(Trainer):
         kept = [r for r in rollouts if r.ids]
         if not kept:
             raise DataError(
-                f"all completions of step {clock.step} of generation {clock.generation} are empty, without even the "
+                f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the "
                 "token that ends them; look at the engine that writes them"
             )
         groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
@@ -292,13 +292,6 @@ class LanguageTrainer(Trainer):
         if product >= 0:
             model.load_state_dict(self.done[product].weights)
         return model.eval()
-
-    def remarks(self) -> dict[str, Any]:
-        """The vitals of language, once a generation: they cost two rounds of answers."""
-        clock = self.objective.clock
-        if not self.settings.vitals or clock.step < clock.length:
-            return {}
-        return {"language": vitals.look(self)}
 
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core import Batch, Clock, Given, Step
+from selfdistill.core import Batch, Clock, Given, Step, Term
 from selfdistill.errors import DataError
 from selfdistill.language.causal import Causal
 from selfdistill.language.method import Language
@@ -39,7 +39,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 def stepped(judge: Judge, state: nn.Module, model: Causal, step: int) -> None:
     looked = Step(model, batch(), Clock(0, 1, 0, 1, step, 100), fused=False, owner=model)
-    judge.update(state, [looked], Distil(judge))
+    judge.update(state, [looked], cast(Term, Distil(judge)))
 
 
 @pytest.mark.parametrize("lora", [0, 4])

@@ -100,8 +100,8 @@ CASES: dict[str, tuple[dict[str, Any], Formula]] = {
 
 
 def judged(
-    lm: object, base: object, model: Causal, skip: int = 0, pairs: list = CONTEXT
-) -> list[tuple[Tensor, Tensor]]:  # type: ignore[type-arg]
+    lm: object, base: object, model: Causal, skip: int = 0, pairs: list[Any] = CONTEXT
+) -> list[tuple[Tensor, Tensor]]:
     """(log q, log p) of each row with a context, from a token on."""
     theirs = spoken(base, pairs, model.vocabulary)
     mine = spoken(lm, [PAIRS[i] for i in ROWS], model.vocabulary)
@@ -217,12 +217,12 @@ def test_advantage_is_grpo(over: str, model: Causal) -> None:
         own = log_p[range(len(said)), said]
         drawn[i, : len(said)] = (own.detach() + shift[i]).float()
         ratio = (own - drawn[i, : len(said)]).exp()
-        gain = [
-            min(r * a, max(0.8, min(1.2, float(r.detach()))) * a, key=lambda g: float(torch.as_tensor(g).detach()))
-            for r in ratio
-        ]
-        cut += sum(not torch.is_tensor(g) or not g.requires_grad for g in gain)
-        values.append(-torch.stack([torch.as_tensor(g, dtype=torch.float64) for g in gain]))
+        gain = []
+        for r in ratio:
+            held = max(0.8, min(1.2, r.item())) * a
+            gain.append(r * a if (r * a).item() <= held else torch.tensor(held, dtype=torch.float64))
+        cut += sum(not g.requires_grad for g in gain)
+        values.append(-torch.stack(gain))
     assert cut
     batch["sampler"] = Rows(drawn)
     agree(model, objective(batch), lm, mean(values, over))

@@ -47,9 +47,8 @@ def student(lora: int = 0, seed: int = 0, context: int = 512, template: str | No
     """A model that knows nothing, the same each time."""
     torch.manual_seed(seed)
     words = tokenizer(template=template)
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                             "initializer_range": 0.3, "tie_word_embeddings": True}  # fmt: skip
-    shape |= more
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": True} | more
     config = LlamaConfig(vocab_size=len(words) + PADDED, max_position_embeddings=context, pad_token_id=0,
                          eos_token_id=EOS, bos_token_id=None, **shape)  # fmt: skip
     return of_model(LlamaForCausalLM(config), words, Pretrained("tiny", lora=lora))
