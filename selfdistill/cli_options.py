@@ -88,6 +88,14 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
             "module:function.",
         ),
+        click.option("--keep", metavar="SUITE", help="Prompts: prior tasks (.jsonl, reasoning-gym:TASK) to keep."),
+        click.option(
+            "--lora", type=click.IntRange(min=0), metavar="RANK", help="Prompts: of the adapter; 0 trains all weights."
+        ),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Prompts: tokens of an answer [256]."
+        ),
+        click.option("--checkpointing", is_flag=True, help="Prompts: less memory, more time in the backward pass."),
         click.option(
             "--epochs",
             type=click.IntRange(min=1),

@@ -16,6 +16,7 @@ from .heads import space_of
 from .methods import recipes
 from .step import Clock
 from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
+from .teachers.cached import asked
 from .values import of_values
 from .views import Views
 
@@ -95,7 +96,7 @@ def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
     if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
         return 0.0
-    members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
+    members = 1.0 if isinstance(asked(term.teacher), External) else float(getattr(method.prepare, "peers", 1))
     if isinstance(term.teacher, Sampled):
         return members * _rows(method.views, term.view) * term.teacher.passes
     return members * _rows(method.views, term.teacher.view or term.view)

@@ -12,6 +12,7 @@ from . import encoders, expressions, models, threads
 from .arguments import checked
 from .core import Method
 from .errors import DataError
+from .language.recipes import RECIPES
 from .methods import recipes
 from .request import Request
 from .sampling import Sampler
@@ -28,7 +29,8 @@ def read_method(expression: str) -> Method:
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True
     """
-    method = expressions.read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    known = {**RECIPES, **recipes()}
+    method = expressions.read(expression, {name: checked(recipe) for name, recipe in known.items()})
     assert isinstance(method, Method)
     return method
 

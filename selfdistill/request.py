@@ -24,7 +24,9 @@ class Request:
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
-    trainings more. ``training`` are further fields of `Settings`.
+    trainings more. ``keep``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
+    must not be forgotten, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    ``training`` are further fields of `Settings`.
     """
 
     data: str = "digits"
@@ -35,6 +37,10 @@ class Request:
     label_noise: float = 0.0
     image_size: int | None = None
     augment: str | None = None
+    keep: str | None = None
+    lora: int | None = None
+    max_tokens: int | None = None
+    checkpointing: bool = False
     model: str | None = None
     method: str | None = None
     epochs: int | None = None

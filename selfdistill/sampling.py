@@ -151,18 +151,22 @@ class Sampler:
 
     def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
-        batch = Batch()
-        fixed = set()
+        batch, fixed, addresses = Batch(), set[str](), dict[str, Tensor]()
         for look in self.views.looks:
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
             x = self.data.rows(rows.ids)
             if how == "none":
                 fixed.add(look.name)
+            elif look.fixed:
+                fixed.add(look.name)
+                way = (epoch + rows.visits) % look.fixed
+                addresses[look.name] = (rows.ids * look.fixed + way).to(device)
+                x = self._fixed(how, look, x, rows.ids + (way << 40))
             elif len(x):
                 x = self._augmented(how, look, x, rows, epoch)
             batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
-        batch.fixed = frozenset(fixed)
+        batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
@@ -170,6 +174,11 @@ class Sampler:
         key = rows.ids + (rows.visits << 40)
         tokens = getattr(self.data, "tokens", None)  # of texts
         return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+
+    def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
+        """By sample and way alone: whoever trains on these data sees the same."""
+        address = ("fixed", look.name)
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
 
 
 def _occurrences(ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +28,12 @@ class Rows(NamedTuple):
 class Batch(dict[str, Rows]):
     """Views by name. `Batch.of` reads the flat form ``{"x": ..., "y": ..., "id": ..., "weak": ...}`` of a plain loop.
 
-    ``fixed`` names the views whose inputs depend on the sample alone: there a frozen teacher is asked only once.
+    ``fixed`` names the views whose inputs depend on the sample alone: there a frozen teacher is asked only once. One
+    that shows each sample in several ways has in ``addresses`` a number (rows,) for each sample and way.
     """
 
     fixed: frozenset[str] = frozenset()
+    addresses: Mapping[str, Tensor] = MappingProxyType({})
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Batch:
@@ -217,6 +220,7 @@ class Step:
                 cut = cuts[view] = slice(*[(0, int(share * len(x))), (int(share * len(x)), None)][i])
                 part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
             part.batch.fixed = self.batch.fixed
+            part.batch.addresses = {view: a[cuts[view]] for view, a in self.batch.addresses.items()}
             part._outputs = {
                 key: {head: value[cuts[key if isinstance(key, str) else key[1]]] for head, value in outputs.items()}
                 for key, outputs in self._outputs.items()
@@ -245,6 +249,10 @@ class Step:
             raise SpaceError(f"the sample ids of view {view!r} are {ids.dtype}; they are whole numbers")
         self.keyed.add(view)
         return self._for_each_row(view, "sample ids", ids)
+
+    def addresses(self, view: str) -> Tensor:
+        """What a fixed view's rows are remembered by: their sample ids, or the numbers of sample and way."""
+        return self.batch.addresses.get(view, self.ids(view))
 
     def _for_each_row(self, view: str, what: str, given: Tensor) -> Tensor:
         rows = len(self._view(view).x)

@@ -25,16 +25,24 @@ AUGMENT = ("default", "none", "weak", "strong")
 
 @dataclass(frozen=True)
 class Look:
-    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples."""
+    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
+
+    ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
+    """
 
     name: str
     rows: str = "labelled"
     augment: str = "default"
+    fixed: int = 0
 
     def __post_init__(self) -> None:
         for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
             if value not in known:
                 raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
+        if self.fixed < 0:
+            raise RecipeError(
+                f"fixed counts the ways in which a sample is shown, 0 for ever new ones, not {self.fixed}"
+            )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from selfdistill.losses import (
 )
 from selfdistill.teachers import (
     Aligned,
+    Cached,
     Ema,
     External,
     Frozen,
@@ -50,6 +51,7 @@ TEACHERS = [
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
+    Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -75,7 +77,7 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
-    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
+    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch()), SPACE.__getitem__),
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",

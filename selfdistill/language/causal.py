@@ -129,7 +129,7 @@ class Causal(nn.Module):
     def _reads_linearly(self) -> bool:
         """Are its logits its last states times its output matrix? Some models cap or scale them."""
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
-        with torch.no_grad():
+        with self.asking():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
             return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
 
