@@ -72,7 +72,7 @@ class Encoder(nn.Module):
     Columns in which every row has ``padding`` are not read. Without exits, ``forward`` returns (rows, outputs); with
     them ``logits``, ``feature`` (rows, D), ``exits`` (rows, 2, outputs) and ``features`` (rows, 2, D), of the hidden
     states after a third and two thirds of the layers. ``kept`` are the options that build the same module without the
-    pretrained weights.
+    pretrained weights: a model folder has them.
     """
 
     def __init__(self, body: nn.Module, outputs: int, padding: int, dropout: float, exits: bool) -> None:
@@ -113,11 +113,6 @@ class Encoder(nn.Module):
     def _trimmed(self, ids: Tensor) -> Tensor:
         real = (ids != self.padding).any(0).nonzero()
         return ids[:, : int(real[-1]) + 1] if len(real) else ids[:, :1]
-
-
-def kept(model: nn.Module) -> dict[str, Any]:
-    """The options that build a model's encoder without the pretrained weights; none if there is no encoder in it."""
-    return next((part.kept for part in model.modules() if isinstance(part, Encoder)), {})
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

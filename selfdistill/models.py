@@ -27,8 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import encoders
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError, RecipeError, SelfdistillError
 from .expressions import check_arguments, nearest, one_line, read
 from .heads import WRAPS
 from .networks import Scaled, cnn, mlp, resnet
@@ -81,7 +80,7 @@ class Build:
         check_arguments(self.spec, function, args, options)
         try:
             model = function(*args, **options)
-        except RecipeError:
+        except SelfdistillError:
             raise
         except Exception as error:  # another's code: whatever it raises is about this model
             what = f"{type(error).__name__}: {one_line(error)}"
@@ -144,6 +143,7 @@ class _Options:
 
 def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     name = spec.partition("(")[0].strip()
+    encoders = importlib.import_module("selfdistill.encoders")  # late: nothing that is saved needs it but texts
     if name not in MODELS and (text := encoders.named(spec)) is not None:
         return encoders.SPEC, text
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
@@ -260,7 +260,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         CheckpointError: ``build()`` does not make such a model, ``extra`` is no JSON, or the disk refuses.
     """
     stored = _stored(model)
-    build = build.having(**encoders.kept(model))
+    build = build.having(**next((vars(m)["kept"] for m in model.modules() if "kept" in vars(m)), {}))
     with torch.random.fork_rng(devices=[]):  # saving must not change what the run draws next
         _compare(build(), stored, f"the model is not what {build} builds; save it with build.having(...)")
     config = {
@@ -311,7 +311,7 @@ def load(folder: Path | str) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # nor must loading
             model = build()
-    except RecipeError as error:
+    except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
