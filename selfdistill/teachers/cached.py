@@ -207,6 +207,8 @@ class Shelf(nn.Module):
         """Keep what was said of the rows that were shown last; under several processes each keeps the rows of all."""
         from ..store import Store
 
+        if not bool(ranks.add((~self._known()).any().float().to(keys.device))):
+            return  # then nobody asked the teacher either
         keys, seen, raw = (ranks.gather(part) for part in (keys, self._marks.to(keys.device), self._raw))
         layout = self._layout(raw.shape[1])
         if self.store is None:
