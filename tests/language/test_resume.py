@@ -26,7 +26,7 @@ DATA = prompts(30, checker="tests.language.test_recipes:lenient")
 SUITE = replace(prompts(12, seed=3), test=torch.arange(12))
 
 
-class Cut(Exception):
+class Cut(Exception):  # noqa: N818
     """The power fails."""
 
 

@@ -1,4 +1,4 @@
-"""Rewards of later tokens: the term against its formula, and the formula against the gradient of the whole divergence."""
+"""Rewards of later tokens: the term against its formula, and that against the gradient of the whole divergence."""
 
 from __future__ import annotations
 
