@@ -89,7 +89,7 @@ def _plainly(lm: Any) -> Iterator[None]:
     """Without what the model's own generation config adds (penalties, banned tokens, cut-offs): it comes back."""
     from transformers import GenerationConfig
 
-    before, lm.generation_config = lm.generation_config, GenerationConfig()
+    before, lm.generation_config = lm.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
