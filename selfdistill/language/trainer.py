@@ -258,8 +258,8 @@ class LanguageTrainer(Trainer):
         self.warn_of_checkers()
         if self.unread:
             self.warn(
-                f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into the "
-                f"model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
+                f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
+                f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
             )
         self.unread = 0
 

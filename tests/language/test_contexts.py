@@ -1,4 +1,4 @@
-"""Prompt pairs: what a broken context does is found out before step 0, and said in one line with the line of the file."""
+"""Prompt pairs: what a broken context does is found out before step 0, and said with the line of the file."""
 
 from __future__ import annotations
 
