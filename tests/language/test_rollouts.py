@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,9 @@ def test_batches_of_similar_length_and_answers_in_order(monkeypatch: pytest.Monk
     monkeypatch.setattr(rollouts, "CHUNK", 3)
     seen = list[tuple[list[list[int]], int]]()
 
-    def engine(model: Causal, asked: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Any:
-        seen.append(([list(p) for p in asked], seed))
-        return [([p[-1]], None) for p in asked]
+    def engine(model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Any:
+        seen.append(([list(p) for p in prompts], seed))
+        return [([p[-1]], None) for p in prompts]
 
     found = roll(student(), ASKED, GREEDY, (4, "x"), engine)
     assert [(r.example, r.ids) for r in found] == [(i, (p[-1],)) for i, p in ASKED]
@@ -112,12 +112,9 @@ def test_several_tokens_may_end_it() -> None:
     assert {r.ids[-1] for r in found} >= {EOS, 20, 21}
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(max_tokens=1), Sampling(0.5, max_tokens=1), Sampling(1.6, 0.8, 20, max_tokens=1), Sampling(top_k=3, max_tokens=1)],
-)  # fmt: skip
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5), Sampling(1.6, 0.8, 20), Sampling(top_k=3)])
 def test_tokens_are_drawn_from_the_distribution_that_is_asked_for(sampling: Sampling) -> None:
-    model, prompt = student(), [10, 11]
+    model, prompt, sampling = student(), [10, 11], replace(sampling, max_tokens=1)
     (log_p,) = spoken(doubled(model), [(prompt, [0])], model.vocabulary)
     p = torch.softmax(log_p[0].detach() / sampling.temperature, -1)
     order = p.argsort(descending=True)[: sampling.top_k or len(p)]
@@ -290,8 +287,8 @@ def test_its_log_probabilities_weigh_the_loss() -> None:
     """exp(0.3) too rare by the sampler: every token counts exp(0.3) times; the cap is 2."""
     means = dict[float, float]()
     for off in (0.0, -0.3, -5.0):
-        result = fit(student, prompts(20), sdft(skip=0, max_tokens=4), device="cpu", steps=1, batch_size=4, max_tokens=4,
-                     engine=Vllm(Fake(off)))  # fmt: skip
+        options: dict[str, Any] = {"device": "cpu", "steps": 1, "batch_size": 4, "max_tokens": 4}
+        result = fit(student, prompts(20), sdft(skip=0, max_tokens=4), engine=Vllm(Fake(off)), **options)
         means[off] = result.history[-1]["loss"]
     assert means[0.0] > 0
     assert means[-0.3] / means[0.0] == pytest.approx(math.exp(0.3), rel=1e-3)
