@@ -70,6 +70,11 @@ class Causal(nn.Module):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at most, prompt and completion together; None where it knows no end."""
+        return getattr(self.plain.config, "max_position_embeddings", None)
+
+    @property
     def adapted(self) -> bool:
         """Has it an adapter?"""
         return self.plain is not self.lm
@@ -154,8 +159,7 @@ def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    longest = getattr(model.plain.config, "max_position_embeddings", None)
-    if longest is not None and len(prompt) + room > longest:
+    if (longest := model.longest) is not None and len(prompt) + room > longest:
         raise DataError(
             f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
             f"{longest}; shorten it, or lower --max-tokens"

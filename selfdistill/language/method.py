@@ -178,8 +178,7 @@ def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout
             siblings = [rollouts[m] for m in members]
             for own, row in enumerate(members):
                 prompt = paired(trainer.tokenizer, context, trainer.data.rows[example], siblings, own)
-                if prompt is not None:
-                    trainer.refuse_long(prompt, rollouts[row], name)
+                if prompt is not None and trainer.holds(prompt, rollouts[row]):
                     made[row] = (prompt, rollouts[row].ids)
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))

@@ -35,9 +35,8 @@ def check(trainer: LanguageTrainer) -> None:
         for context in judged:
             for rollouts in imagined(trainer, i):
                 prompt = paired(trainer.tokenizer, context, data.rows[i], rollouts, 0)
-                more = room if len(rollouts) > 1 and not isinstance(context, Nothing) else 0  # of a sibling's solution
                 if prompt is not None:
-                    _fit(trainer, data, i, prompt, room + more, "what the teacher reads")
+                    _fit(trainer, data, i, prompt, room, "what the teacher reads")
     for rows, ids in ((data, data.audit), *([(suite, suite.test)] if (suite := trainer.suite) else [])):
         room = trainer.greedy.max_tokens if checked(rows) else 0
         for i in ids.tolist():

@@ -65,6 +65,7 @@ class LanguageTrainer(Trainer):
         self.written: list[Rollout] = []
         self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
         self.told: str | None = None  # the trouble of checkers that was warned of
+        self.unread = 0  # teacher's prompts that were too long in this generation
 
     @property
     def tokenizer(self) -> Any:
@@ -160,6 +161,13 @@ class LanguageTrainer(Trainer):
         line = self.data.rows[rollout.example].line
         fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
 
+    def holds(self, prompt: Sequence[int], rollout: Rollout) -> bool:
+        """Does the model's context hold a prompt made of rollouts, with its completion? If not it is counted, and the
+        teacher has nothing to say there: prompts that do not depend on rollouts were all measured before step 0."""
+        held = self.model.longest is None or len(prompt) + len(rollout.ids) <= self.model.longest
+        self.unread += not held
+        return held
+
     def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
              context: Context | None = None) -> list[Rollout]:  # fmt: skip
         """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt."""
@@ -248,6 +256,12 @@ class LanguageTrainer(Trainer):
     def end_generation(self) -> None:
         super().end_generation()
         self.warn_of_checkers()
+        if self.unread:
+            self.warn(
+                f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
+                f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
+            )
+        self.unread = 0
 
     def warn_of_checkers(self) -> None:
         """Say which checkers raised, where it is news."""

@@ -26,7 +26,7 @@ DATA = prompts(30, checker="tests.language.test_recipes:lenient")
 SUITE = replace(prompts(12, seed=3), test=torch.arange(12))
 
 
-class Cut(Exception):  # noqa: N818
+class PowerError(Exception):
     """The power fails."""
 
 
@@ -38,7 +38,7 @@ class Counting:
 
     def __call__(self, model: Causal, asked: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Any:
         if self.calls == self.most:
-            raise Cut
+            raise PowerError
         self.calls += 1
         return by_transformers(model, asked, sampling, seed)
 
@@ -94,9 +94,9 @@ def test_cut_between_steps(name: str, lora: int, tmp_path: Path) -> None:
 
     def cut(clock: Any, figures: dict[str, float]) -> None:
         if clock.generation == method.generations - 1:
-            raise Cut
+            raise PowerError
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerError):
         run(method, lora, tmp_path, save_steps=1, progress=every(cut, 3))
     assert checkpoint.newest(tmp_path / "checkpoints") is not None
     equal(run(method, lora, tmp_path, resume=True), whole)
@@ -116,7 +116,7 @@ def test_cut_amid_rollouts(method: Language, generation: int, tmp_path: Path, mo
     most = 4 if generation == 0 else count.calls - 4  # a call or two each for audit and suite at the start and the end
     while len(found) not in (1, 2, 3):
         shutil.rmtree(tmp_path)
-        with pytest.raises(Cut):
+        with pytest.raises(PowerError):
             run(method, out=tmp_path, engine=Counting(most))
         found, most = (file.read_text().splitlines() if file.exists() else []), most - 1
         assert most > 0, "no cut was amid the rollouts"
@@ -131,7 +131,7 @@ def test_cut_amid_rollouts(method: Language, generation: int, tmp_path: Path, mo
 def test_rollouts_of_another_run_are_not_taken(tmp_path: Path) -> None:
     """Cut in its first rollouts a run has no checkpoint; what it wrote must not become another run's."""
     method, most = ssd(max_tokens=5), 3
-    with pytest.raises(Cut):
+    with pytest.raises(PowerError):
         run(method, out=tmp_path, engine=Counting(most), seed=9)
     assert (tmp_path / "rollouts/0.jsonl").exists()
     assert not (tmp_path / "checkpoints").exists()
@@ -143,9 +143,9 @@ def test_before_is_kept(tmp_path: Path) -> None:
     whole = run(method, out=tmp_path / "whole")
 
     def cut(clock: Any, figures: dict[str, float]) -> None:
-        raise Cut
+        raise PowerError
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerError):
         run(method, out=tmp_path / "cut", save_steps=1, progress=every(cut, 3))
 
     def before(folder: Path) -> Any:
