@@ -302,6 +302,17 @@ def bench_divergence(as_json: bool, quick: bool) -> None:
     _measure(measured, as_json, quick)
 
 
+@bench.command("store")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--quick", is_flag=True, help="Small sizes, to see that it works; the numbers mean nothing.")
+@refusing
+def bench_store(as_json: bool, quick: bool) -> None:
+    """What targets on disk take and cost: bytes, reading, the gradient's error, a training step."""
+    from .bench import store as measured
+
+    _measure(measured, as_json, quick)
+
+
 def _measure(bench: Any, as_json: bool, quick: bool) -> None:
     result = bench.run(quick=quick, progress=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(result, sort_keys=True) if as_json else bench.render(result))

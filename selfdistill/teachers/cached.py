@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..core import Clock, Given, Method, Step, Target, Term
-from ..errors import CheckpointError, DataError, RecipeError, SpaceError
+from ..errors import DataError, RecipeError, SpaceError
 from ..heads import space_of
 from ..networks import Scaled
 from ..views import Views
@@ -121,14 +121,13 @@ def pinned(method: Method) -> Views:
 class Shelf(nn.Module):
     """Stands where a `Table` of what was said stands; its rows lie in a `Store`, opened when the first is asked for.
 
-    Its state is how many targets are on disk, and saving it brings them there.
+    Its state is how many targets there are: saving it brings them to the disk, where a resumed run finds them.
     """
 
     def __init__(self, folder: Path, bound: dict[str, str], top: int, dtype: str) -> None:
         super().__init__()
         self.folder, self.bound, self.top, self.dtype = folder, bound, top, dtype
         self.store: Store | None = None
-        self._owed = 0
         self._shown, self._marks, self._raw = torch.zeros(0), torch.zeros(0), torch.zeros(0)
 
     @property
@@ -144,7 +143,7 @@ class Shelf(nn.Module):
         """What the teacher sees now, of which view and for which head; opens the store if it is there.
 
         Raises:
-            CheckpointError: the folder has targets of another teacher, view or head, or fewer than it must have.
+            CheckpointError: the folder has targets of another teacher, view or head.
             DataError: a sample is another input than the one its target was made for.
         """
         from ..store import marks
@@ -173,12 +172,6 @@ class Shelf(nn.Module):
         if (self.folder / CARD).exists():
             self.store = Store(self.folder, None, self.bound)
             self.store.require(self._layout(self.width))
-        there = 0 if self.store is None else len(self.store)
-        if there < self._owed:
-            raise CheckpointError(
-                f"{self.folder} has {there} targets and the checkpoint knows of {self._owed}; restore the folder, or "
-                "start again"
-            )
 
     def _known(self) -> Tensor:
         if self.store is None:
@@ -221,10 +214,9 @@ class Shelf(nn.Module):
             self.store.flush()
 
     def get_extra_state(self) -> Tensor:
-        if self.store is None:
-            return torch.tensor(self._owed)
-        self.store.flush()
-        return torch.tensor(len(self.store))
+        if self.store is not None:
+            self.store.flush()
+        return torch.tensor(0 if self.store is None else len(self.store))
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._owed = int(state)
+        """What is no longer there (a shard that was damaged, say) the teacher is asked for again."""

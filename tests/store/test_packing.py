@@ -15,7 +15,7 @@ from selfdistill.errors import DataError
 from selfdistill.language.divergences import divergence
 from selfdistill.language.kinds import ForwardKL, ReverseKL
 from selfdistill.language.sources import Cached
-from selfdistill.store import Dense, Top
+from selfdistill.store import Dense, Store, Top
 from selfdistill.store.packing import LEAST, id_bits, pack, unpack
 
 WIDTHS = [2, 1000, 131_072, 131_073, 151_936, 262_144, 2**20]
@@ -138,6 +138,24 @@ def test_the_language_divergences_take_what_the_store_gives(kind):
         results.append((compared.values, student.grad.clone()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=2e-3, atol=2e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=2e-2, atol=2e-4)
+
+
+def test_sequences_of_unequal_length_go_from_the_store_to_a_divergence(tmp_path):
+    """Of a teacher that is the student, for two sequences read in another order than written: no divergence."""
+    store = Store(tmp_path, Top(60, 20), {"teacher": "a", "tokenizer": "b"})
+    sequences = {5: logits(9, 60, 1), 2: logits(4, 60, 2), 8: logits(1, 60, 3)}
+    for key, z in sequences.items():
+        store.write([key], store.layout.encode(z), [len(z)])
+    store.flush()
+    found, starts = Store(tmp_path).sparse([8, 5])
+    assert starts.tolist() == [0, 1, 10]
+    assert found.ids.shape == found.log_probs.shape == (10, 20)
+    student = torch.cat([sequences[8], sequences[5]])
+    values = divergence(student, Cached(found.ids, found.log_probs), ForwardKL()).values
+    assert values.shape == (10,)
+    assert float(values.max()) < 1e-5
+    other = divergence(student.flip(0), Cached(found.ids, found.log_probs), ForwardKL()).values
+    assert float(other.min()) > 0.1
 
 
 @settings(max_examples=50, deadline=None)
