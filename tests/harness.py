@@ -125,6 +125,10 @@ class Recorded:
             torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
             yield clock, batch
 
+    def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
+        """What a part draws for each sample in this step: as for batches, an address decides."""
+        return draws.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
+
 
 class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
