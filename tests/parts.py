@@ -22,6 +22,7 @@ from selfdistill.losses import (
 from selfdistill.teachers import (
     Aligned,
     BetaRanked,
+    Beyond,
     ClassMean,
     Ema,
     External,
@@ -35,6 +36,7 @@ from selfdistill.teachers import (
     Peers,
     PseudoLabels,
     Sampled,
+    Snapshot,
     Virtual,
 )  # fmt: skip
 
@@ -53,7 +55,8 @@ TEACHERS = [
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
-    ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0),
+    ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
+    Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.

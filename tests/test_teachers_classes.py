@@ -14,9 +14,10 @@ from selfdistill.teachers import BetaRanked, ClassMean, Virtual
 
 def said(objective, batch):
     """What the method's only teacher says of a batch."""
-    name = next(key for key in objective.states if key.startswith("t_") and "always" not in key)
     term = objective.method.terms["t"]
-    return term.teacher.target(objective.states[name], objective.look(batch), term)
+    return term.teacher.target(
+        objective.states[f"t_{type(term.teacher).__name__.lower()}"], objective.look(batch), term
+    )
 
 
 def bound(teacher, weight, clock=None):
