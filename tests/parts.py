@@ -15,6 +15,7 @@ from selfdistill.losses import (
     GaussianNLL,
     LogOneMinusInner,
     LogVariances,
+    MeanDistance,
     MeanNLL,
     PairCrossEntropy,
     Squared,
@@ -44,7 +45,7 @@ LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
-    (Absolute(), 0.0), (PairCrossEntropy(), None),
+    (Absolute(), 0.0), (PairCrossEntropy(), None), (MeanDistance(), 0.0),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),

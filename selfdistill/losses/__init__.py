@@ -6,6 +6,7 @@ them before step 0. A loss on distributions that may be negative says ``signed =
 differ says ``flat = True``; of others the vitals expect a divergence. All arithmetic is in the student's float32.
 """
 
+from .batchwise import MeanDistance
 from .common import (
     KL,
     Absolute,
@@ -21,6 +22,6 @@ from .common import (
 )  # fmt: skip
 
 __all__ = [
-    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanNLL",
-    "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance",
+    "MeanNLL", "PairCrossEntropy", "Squared", "check_spaces",
 ]  # fmt: skip

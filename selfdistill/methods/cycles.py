@@ -19,7 +19,7 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     Only the teacher is softened. Under the cosine schedule (the default) each cycle starts at the full learning rate.
     No code was published; 4 cycles and T = 2 are ours, from the range that the paper tries.
 
-    Source: Yang et al., Snapshot Distillation: Teacher-Student Optimization in One Generation, CVPR 2019, section 3.
+    Source: Yang et al., Snapshot Distillation: Teacher-Student Optimization in One Generation, CVPR 2019.
 
     >>> snapshot_distillation().terms["label"].weight
     ByCycle(cycles=4, first=1.0, later=1.5)

@@ -23,7 +23,7 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
     the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut is ours.
     Squared distances of probabilities are bounded for every xi.
 
-    Source: Das and Sanghavi, Understanding Self-Distillation in the Presence of Label Noise, ICML 2023, equation 1.
+    Source: Das and Sanghavi, Understanding Self-Distillation in the Presence of Label Noise, ICML 2023.
 
     >>> beyond(2.0).terms["past"].teacher.xi
     2.0

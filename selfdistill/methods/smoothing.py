@@ -42,7 +42,7 @@ def ols(alpha: float = 0.5) -> Method:
     S is uniform in the first epoch, as in the paper, and for a class of which no row was right. In the authors' code it
     is 0 in the first epoch, which leaves a CE(y, p) alone.
 
-    Source: Zhang et al., Delving Deep into Label Smoothing, IEEE Transactions on Image Processing 2021, section III.
+    Source: Zhang et al., Delving Deep into Label Smoothing, IEEE Transactions on Image Processing 2021.
 
     >>> ols().terms["class_mean"].teacher
     ClassMean()
@@ -66,7 +66,7 @@ def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> 
 
     The average sees the same view in train mode, as in the authors' code. The batch is the micro-batch of a process.
 
-    Source: Zhang and Sabuncu, Self-Distillation as Instance-Specific Label Smoothing, NeurIPS 2020, section 5.
+    Source: Zhang and Sabuncu, Self-Distillation as Instance-Specific Label Smoothing, NeurIPS 2020.
 
     >>> beta_smoothing().terms["ranked"].teacher.a
     3.0
