@@ -39,13 +39,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones."""
+    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones; with ``mates``
+    so many rows of a batch accompany each one that is drawn: others of its class."""
 
     looks: tuple[Look, ...] = (Look("x"),)
     ratio: float = 1.0
     overlap: bool = False
+    mates: int = 0
 
     def __post_init__(self) -> None:
+        if self.mates < 0:
+            raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
         kinds = sorted({look.rows for look in self.looks} & {"labelled", *TOGETHER})
