@@ -14,7 +14,7 @@ from .errors import SpaceError
 from .expressions import called
 from .heads import space_of
 from .methods import recipes
-from .step import Clock
+from .step import BETWEEN, Clock
 from .teachers import Ema, External, Frozen, PseudoLabels, Sampled, Snapshot
 from .values import of_values
 from .views import Views
@@ -81,7 +81,7 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = method.seen()
+    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
     peers = float(getattr(method.prepare, "peers", 1))
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))

@@ -175,7 +175,7 @@ class Sampler:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch = Batch()
         fixed = set()
-        for look in self.views.looks:
+        for look in (look for look in self.views.looks if look.rows != "mixed"):
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
             x = self.data.rows(rows.ids)

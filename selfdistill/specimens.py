@@ -132,6 +132,8 @@ def views_of(method: Method) -> dict[str, str]:
     seen = [term.view for term in method.terms.values()]
     seen += [view for term in method.terms.values() for part in term.parts() if (view := getattr(part, "view", None))]
     seen += [view for group in method.seen() for view in group]
+    if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
+        seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]
     return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}
 
 
