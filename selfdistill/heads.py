@@ -32,6 +32,7 @@ SPACE_OF_HEAD: dict[str, str] = {
     "ranks": "ranks",  # (rows, 2): of two rows, the softmax of the difference says which has the larger value
     "feature": "features",  # (rows, width): what the deepest classifier sits on
     "features": "features",  # (rows, exits, width)
+    "levels": "features",  # (rows, classifiers, width)
     "dense": "logits",  # read from a layer, ``dense:layer``, as is the next; all others say features (`features`)
     "classify": "logits",
 }

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import SpaceError
+from ..errors import SpaceError
 
 HOW = ("vector", "input", "map", "attention", "energy", "dense", "project", "classify")
 LEARNT = ("project", "classify")
@@ -120,16 +120,16 @@ class Featured(Extended):
         self.learnt = nn.ModuleList()
         self.places = dict[str, int]()
         if len(self.heads) < len(heads):
-            _last_linear(model)[1].register_forward_hook(Tap(self.kept, "feature", given=True))
+            last_linear(model).register_forward_hook(Tap(self.kept, "feature", given=True))
         for how, layer, other in dict.fromkeys(self.heads.values()):
             for name in filter(None, (layer, other if how in ("attention", "energy") else None)):
                 key = f"input:{name}" if how == "input" else name
                 layer_of(model, name).register_forward_hook(Tap(self.kept, key, given=how == "input"))
             if how == "dense":
-                _last_linear(model)[1].register_forward_hook(Dense(self.kept, layer))
+                last_linear(model).register_forward_hook(Dense(self.kept, layer))
         for head, (how, layer, other) in self.heads.items():
             if how in LEARNT:
-                wide = width_of(model, other) if other else _last_linear(model)[1].get_parameter("weight").shape[0]
+                wide = width_of(model, other) if other else last_linear(model).get_parameter("weight").shape[0]
                 self.places[head] = len(self.learnt)
                 self.learnt.append(nn.Linear(width_of(model, layer), wide))
 
@@ -223,8 +223,13 @@ def width_of(model: nn.Module, name: str) -> int:
     raise SpaceError(f"layer {name!r} has no linear, convolution or norm that tells its width; name another")
 
 
-def _last_linear(model: nn.Module) -> tuple[str, nn.Module]:
-    found = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The linear layer that was made last: the classifier, as a rule.
+
+    Raises:
+        SpaceError: there is none.
+    """
+    found = [part for part in model.modules() if isinstance(part, nn.Linear)]
     if not found:
         raise SpaceError("the model has no linear layer as classifier; name the layer that is read")
     return found[-1]

@@ -1,0 +1,9 @@
+"""What is put around any model: heads that read its layers, and what learns beside it. The product is the model alone.
+
+Each is prepared by a frozen value, the ``prepare`` of a method: `Features`, `Levels`.
+"""
+
+from .levels import Levels, Several
+from .reading import Extended, Featured, Features, Reading, width_of
+
+__all__ = ["Extended", "Featured", "Features", "Levels", "Reading", "Several", "width_of"]
