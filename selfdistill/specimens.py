@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,34 +49,43 @@ class Tiny(nn.Module):
 class Stages(nn.Module):
     """Three stages of maps on images of one channel, 8x8, and a linear classifier: for methods that read layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, exits: bool = False) -> None:
         super().__init__()
         pairs = [(1, 4), (4, 4), (4, 6)]
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, 2 if i else 1, 1), nn.BatchNorm2d(b), nn.Tanh())
             for i, (a, b) in enumerate(pairs)
         )
+        self.necks = nn.ModuleList(nn.Linear(4, 6) for _ in range(2 * exits))
+        self.exits = nn.ModuleList(nn.Linear(6, CLASSES) for _ in range(2 * exits))
         self.classifier = nn.Linear(6, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
+        pooled = []
         for stage in self.stages:
             x = stage(x)
-        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+            pooled.append(x.mean((2, 3)))
+        logits = self.classifier(pooled[-1])
+        if not self.exits:
+            return logits
+        shallow = [neck(p) for neck, p in zip(self.necks, pooled, strict=False)]
+        exits = torch.stack([head(f) for head, f in zip(self.exits, shallow, strict=True)], 1)
+        return {"logits": logits, "feature": pooled[-1], "exits": exits, "features": torch.stack(shallow, 1)}
 
 
-def specimen(method: Method, seed: int, outputs: int = 1) -> nn.Module:
+def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -> nn.Module:
     """A model that the method can be tried on, before its own `prepare`."""
     if not maps_of(method):
         return tiny(seed, outputs=outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Stages()
+        return Stages(exits)
 
 
 def built(method: Method, seed: int) -> nn.Module:
     """The same as the method prepares it."""
-    made: nn.Module = method.prepare(lambda: specimen(method, seed))() if method.prepare else specimen(method, seed)
-    return made
+    build = partial(specimen, method, seed)
+    return method.prepare(build)() if method.prepare else build()
 
 
 def batch_for(method: Method, step: int) -> Batch:

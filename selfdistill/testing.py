@@ -16,6 +16,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -312,7 +313,7 @@ def check_method(
         check.check_method(method)
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
-    build = build or (lambda: specimen(method, 3))
+    build = build or partial(specimen, method, 3)
     build = method.prepare(build) if method.prepare else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)

@@ -34,6 +34,7 @@ from selfdistill.teachers import (
     Labels,
     LastBatch,
     LastEpoch,
+    MixedLabels,
     Neighbours,
     Peers,
     PseudoLabels,
@@ -59,7 +60,7 @@ TEACHERS = [
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
     ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
     Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
-    Neighbours(), Neighbours(0.0, 1.0),
+    Neighbours(), Neighbours(0.0, 1.0), MixedLabels(),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.

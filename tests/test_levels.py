@@ -10,6 +10,7 @@ from selfdistill.errors import SpaceError
 from selfdistill.features import Levels, Several
 from selfdistill.finished import product
 from selfdistill.models import parse
+from selfdistill.specimens import tiny
 from tests.harness import build
 
 
@@ -30,7 +31,7 @@ def test_every_ordered_pair_of_classifiers_comes_once():
 
 def test_what_is_fused_is_linear_in_the_features():
     """So what is said between two rows is what is said of the features between them."""
-    model = Several(build(exits=True), fused=3)
+    model = Several(build(exits=True), fused=True)
     levels = torch.randn(2, 3, 6)
     both = model.fused(levels.flatten(1))
     between = model.fused((0.3 * levels[0] + 0.7 * levels[1]).flatten()[None])
@@ -40,9 +41,10 @@ def test_what_is_fused_is_linear_in_the_features():
 
 def test_the_default_models_give_their_exits_and_others_are_refused_by_name():
     for spec, shape, levels in (("cnn(width=8)", (1, 8, 8), 3), ("mlp(width=8, depth=2)", (5,), 2)):
-        made = Levels(fused=levels)(parse(spec, shape, 3))()
-        assert made(torch.zeros(2, *shape))["classifiers"].shape == (2, levels, 3)
-        with pytest.raises(SpaceError, match=f"give levels={levels}"):
-            Levels(fused=4)(parse(spec, shape, 3))()(torch.zeros(2, *shape))
+        said = Levels(fused=True)(parse(spec, shape, 3))()(torch.zeros(2, *shape))
+        assert said["classifiers"].shape == (2, levels, 3)
+        assert said["fused"].shape == (2, 3)
+    with pytest.raises(SpaceError, match="4 classifiers, its own included, and 1 linear"):
+        Several(tiny(0), fused=True)(torch.zeros(2, 6))
     with pytest.raises(SpaceError, match="no early exits"):
         Levels()(lambda: nn.Linear(3, 2))()(torch.zeros(2, 3))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from selfdistill.core import Batch, Clock, Method, Rows, Step, Term
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.explain import cost
-from selfdistill.losses import KL
+from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import function_matching
-from selfdistill.teachers import Itself
+from selfdistill.teachers import Itself, MixedLabels
 from selfdistill.views import Look, Views, mixtures
 
 
@@ -73,3 +73,15 @@ def test_what_cannot_be_mixed_is_refused():
     for wrong in ((Look("x"), Look("blend", "mixed")), (Look("x"), Look("mixed", "mixed"))):
         with pytest.raises(RecipeError, match="mixing above 0"):
             Views(wrong, mixing=0.0 if wrong[1].name == "mixed" else 1.0)
+
+
+def test_a_mixture_has_both_labels_and_a_row_beside_one_without_has_none():
+    step = looked(torch.randn(3, 3))
+    step.batch["x"] = step.batch["x"]._replace(y=torch.tensor([1, 0, -1]))
+    found = MixedLabels().target(nn.Module(), step, Term(MixedLabels(), CrossEntropy(), view="mixed"))
+    assert found.valid is not None
+    assert found.valid.tolist() == [False, True, False]
+    assert found.value[1].tolist() == pytest.approx([1.0, 0.0])
+    step.batch["x"] = step.batch["x"]._replace(y=torch.tensor([1, 0, 0]))
+    found = MixedLabels().target(nn.Module(), step, Term(MixedLabels(), CrossEntropy(), view="mixed"))
+    assert found.value[0].tolist() == pytest.approx([1 - step.share, step.share])

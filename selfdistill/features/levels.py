@@ -19,18 +19,21 @@ class Several(Extended):
 
     Heads: ``classifiers`` (rows, K, classes), ``levels`` (rows, K, width), and for every ordered pair of classifiers
     ``pupils`` and ``tutors`` (rows, K (K - 1), classes), so that in each place another one teaches. With ``fused`` the
-    head of that name (rows, classes) is learnt: linear on the features of all K, first to their width.
+    head of that name (rows, classes) is learnt: linear on the features of all K, first to their width. K is then the
+    number of linear layers as large as the last one.
 
     Raises:
-        SpaceError: the model has no exits, or another number of them than ``fused`` was made for.
+        SpaceError: the model has no exits, or they do not end in linear layers of one size.
     """
 
-    def __init__(self, model: nn.Module, fused: int = 0) -> None:
+    def __init__(self, model: nn.Module, fused: bool = False) -> None:
         super().__init__()
-        self.model, self.number = model, fused
+        self.model, self.number = model, 0
         if fused:
-            classes, width = last_linear(model).get_parameter("weight").shape
-            self.fused = nn.Sequential(nn.Linear(fused * width, width, bias=False), nn.Linear(width, classes))
+            classes, width = last_linear(model).weight.shape
+            layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+            self.number = sum(layer.weight.shape == (classes, width) for layer in layers)
+            self.fused = nn.Sequential(nn.Linear(self.number * width, width, bias=False), nn.Linear(width, classes))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         said = self.model(x)
@@ -50,8 +53,8 @@ class Several(Extended):
         if self.number:
             if "levels" not in named or count != self.number:
                 raise SpaceError(
-                    f"the model has {count} classifiers, its own included, and the method was made for {self.number} "
-                    f"on features of one width; give levels={count}"
+                    f"the model has {count} classifiers, its own included, and {self.number} linear layers as large as "
+                    "its last one; let each exit end in such a layer, on features of one width"
                 )
             named["fused"] = self.fused(named["levels"].flatten(1))
         return named
@@ -61,7 +64,8 @@ class Several(Extended):
 class Levels(Exits):
     """Prepares a model factory for K classifiers side by side: see `Several`. The product is the model with exits."""
 
-    fused: int = 0
+    fused: bool = False
+    maps = property(lambda self: self.fused)  # for trials: a model whose exits end in linear layers of their own
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         with_exits: Callable[..., Any] = super().__call__(build)
