@@ -82,7 +82,7 @@ def cost(method: Method) -> dict[str, float]:
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
     graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
-    peers = float(getattr(method.prepare, "peers", 1))
+    peers = float(getattr(method.prepare, "peers", 1) * getattr(method.prepare, "copies", 1))
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)

@@ -14,6 +14,7 @@ from torch.distributions import Beta
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SpaceError
+from .features import Extended
 from .heads import Peers, output_of
 
 BETWEEN = "between"  # the view that is not forwarded: what is said of "x", mixed
@@ -111,6 +112,11 @@ def members(module: nn.Module | None) -> int:
     return len(module.members) if isinstance(module, Peers) else 1
 
 
+def copies(module: nn.Module | None) -> int:
+    """How many copies of a row a module looks at: in training some transform it in several ways."""
+    return module.copies if isinstance(module, Extended) and module.training else 1
+
+
 class Step:
     """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
 
@@ -168,7 +174,7 @@ class Step:
         if not views:
             return
         xs = [self.batch[view].x for view in views]
-        rows = members(self.owner) * sum(map(len, xs))
+        rows = members(self.owner) * copies(self.owner) * sum(map(len, xs))
         self.passes += Passes(forward=rows, backward=rows if torch.is_grad_enabled() else 0)
         if len(xs) == 1:
             self._outputs[views[0]] = self._named(self.model, xs[0])

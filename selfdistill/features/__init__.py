@@ -1,9 +1,10 @@
 """What is put around any model: heads that read its layers, and what learns beside it. The product is the model alone.
 
-Each is prepared by a frozen value, the ``prepare`` of a method: `Features`, `Levels`.
+Each is prepared by a frozen value, the ``prepare`` of a method: `Features`, `Levels`, `Rotations`.
 """
 
 from .levels import Levels, Several
 from .reading import Extended, Featured, Features, Reading, width_of
+from .rotated import Rotated, Rotations
 
-__all__ = ["Extended", "Featured", "Features", "Levels", "Reading", "Several", "width_of"]
+__all__ = ["Extended", "Featured", "Features", "Levels", "Reading", "Rotated", "Rotations", "Several", "width_of"]

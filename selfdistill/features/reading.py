@@ -88,9 +88,10 @@ class Dense(Tap):
 
 
 class Extended(nn.Module):
-    """A model and what is learnt beside it: the product is the model alone."""
+    """A model and what is learnt beside it: the product is the model alone. In training it sees ``copies`` of a row."""
 
     model: nn.Module
+    copies: int = 1
 
     def product(self) -> nn.Module:
         """What a training leaves."""

@@ -7,7 +7,7 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 from .classes import BetaRanked, ClassMean, Virtual
 from .earlier import Beyond, Snapshot
 from .memories import History, LastBatch, LastEpoch
-from .mixtures import MixedLabels
+from .mixtures import JointLabels, MixedLabels
 from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
@@ -15,6 +15,6 @@ from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
     "Aligned", "BetaRanked", "Beyond", "ClassMean", "Ema", "External", "Frozen", "Generation", "Held", "History",
-    "Itself", "Labels", "LastBatch", "LastEpoch", "MixedLabels", "Neighbours", "Peers", "PseudoLabels", "Sampled",
-    "Snapshot", "Virtual",
+    "Itself", "JointLabels", "Labels", "LastBatch", "LastEpoch", "MixedLabels", "Neighbours", "Peers", "PseudoLabels",
+    "Sampled", "Snapshot", "Virtual",
 ]  # fmt: skip
