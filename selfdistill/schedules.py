@@ -57,6 +57,21 @@ class Rise:
 
 
 @dataclass(frozen=True)
+class From:
+    """Nothing in the first ``share`` of the epochs, then ``weight``.
+
+    >>> [From(0.5, 2.0)(Clock(epochs=4, epoch=epoch)) for epoch in range(4)]
+    [0.0, 0.0, 2.0, 2.0]
+    """
+
+    share: float
+    weight: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.weight if clock.epoch >= self.share * clock.epochs else 0.0
+
+
+@dataclass(frozen=True)
 class ByCycle:
     """One value for the first of ``cycles`` parts of a generation (which has no snapshot) and one for all later ones.
 

@@ -162,7 +162,7 @@ def refused(model: nn.Module, *heads: str) -> str:
 
 def test_what_cannot_be_read_is_refused_by_name():
     assert "no layer 'layer9' (it has: layer1, layer1.0" in refused(net(), "vector:layer9")
-    assert "single position" in refused(net(), "attention:fc")
+    assert "no positions to compare" in refused(net(), "attention:fc")
     assert "took no part" in refused(nn.Sequential(nn.Flatten(), Unused()), "vector:1.spare")
     assert "no linear layer" in refused(nn.Conv2d(1, 2, 3), "feature")
     assert "no linear, convolution or norm" in refused(net(), "project:layer2.1@layer1")
@@ -202,3 +202,20 @@ def test_a_mean_distance_is_that_of_the_means_of_rows_that_have_a_target():
     valid = torch.tensor([True, True, False, True, False])
     wanted = float((s[valid].mean(0) - t[valid].mean(0)).square().sum())
     assert MeanDistance()(s, Target(t, "features", valid)).tolist() == pytest.approx([wanted] * 5)
+
+
+def test_sad_reads_the_layers_it_is_told_and_needs_two():
+    from selfdistill.errors import RecipeError
+    from selfdistill.methods import sad
+
+    method = sad(layers=("layer1", "layer2"), wait=0.0, weight=100.0)
+    assert method.prepare is not None
+    objective = method.bind(method.prepare(net)())
+    objective({"x": X, "y": torch.tensor([0, 1])}).backward()
+    assert float(objective.figures["attention_0"].loss) > 0
+    with pytest.raises(RecipeError, match="at least two"):
+        sad(layers=("layer1",))
+    with pytest.raises(SpaceError, match="no positions to compare"):
+        vectors = sad(layers=("stages.0", "stages.1")).prepare
+        assert vectors is not None
+        vectors(parse("mlp(width=8)", (4,), 3))()(torch.zeros(2, 4))

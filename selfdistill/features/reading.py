@@ -184,8 +184,8 @@ def attention(value: Tensor, layer: str, how: str = "attention", like: Tensor | 
     Raises:
         SpaceError: the layer says one vector a row, which has no positions.
     """
-    if positions(value, layer).shape[1] < 2:
-        raise SpaceError(f"layer {layer!r} has a single position, and attention compares several; use a model of maps")
+    if value.dim() not in (3, 4):
+        raise SpaceError(f"layer {layer!r} says {tuple(value.shape)}: no positions to compare; use a model of maps")
     squares = value.square().sum(1, keepdim=True) if value.dim() == 4 else value.square().sum(-1)
     if how == "energy":
         squares = squares / (value.shape[1] if value.dim() == 4 else value.shape[-1])
