@@ -10,6 +10,7 @@ from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precisi
 from selfdistill.losses import (
     KL,
     Absolute,
+    AmongOthers,
     CrossEntropy,
     GaussianKL,
     GaussianNLL,
@@ -18,6 +19,7 @@ from selfdistill.losses import (
     MeanDistance,
     MeanNLL,
     PairCrossEntropy,
+    SelfWeighted,
     Squared,
 )
 from selfdistill.teachers import (
@@ -47,7 +49,8 @@ LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
-    (Absolute(), 0.0), (PairCrossEntropy(), None), (MeanDistance(), 0.0),
+    (Absolute(), 0.0), (PairCrossEntropy(), None), (MeanDistance(), 0.0), (AmongOthers(), 0.0),
+    (SelfWeighted(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),

@@ -215,7 +215,8 @@ def test_sad_reads_the_layers_it_is_told_and_needs_two():
     assert float(objective.figures["attention_0"].loss) > 0
     with pytest.raises(RecipeError, match="at least two"):
         sad(layers=("layer1",))
+    prepare = sad(layers=("stages.0", "stages.1")).prepare
+    assert prepare is not None
+    vectors = prepare(parse("mlp(width=8)", (4,), 3))()
     with pytest.raises(SpaceError, match="no positions to compare"):
-        vectors = sad(layers=("stages.0", "stages.1")).prepare
-        assert vectors is not None
-        vectors(parse("mlp(width=8)", (4,), 3))()(torch.zeros(2, 4))
+        vectors(torch.zeros(2, 4))

@@ -106,6 +106,7 @@ class Extended(nn.Module):
 class Featured(Extended):
     """A model that also returns ``heads`` read from its layers.
 
+    >>> import torch
     >>> model = Featured(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), ("vector:1", "project:0@2"))
     >>> {name: tuple(said.shape) for name, said in model(torch.zeros(4, 3)).items()}
     {'logits': (4, 2), 'vector:1': (4, 5), 'project:0@2': (4, 2)}

@@ -20,8 +20,9 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .ranked import AmongOthers, SelfWeighted
 
 __all__ = [
-    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance",
-    "MeanNLL", "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "AmongOthers", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances",
+    "MeanDistance", "MeanNLL", "PairCrossEntropy", "SelfWeighted", "Squared", "check_spaces",
 ]  # fmt: skip

@@ -11,10 +11,11 @@ from .mixtures import JointLabels, MixedLabels
 from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
+from .ranked import WeakRanks, ZipfRanks
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
     "Aligned", "BetaRanked", "Beyond", "ClassMean", "Ema", "External", "Frozen", "Generation", "Held", "History",
     "Itself", "JointLabels", "Labels", "LastBatch", "LastEpoch", "MixedLabels", "Neighbours", "Peers", "PseudoLabels",
-    "Sampled", "Snapshot", "Virtual",
+    "Sampled", "Snapshot", "Virtual", "WeakRanks", "ZipfRanks",
 ]  # fmt: skip
