@@ -143,8 +143,13 @@ class Featured(Extended):
             named[head] = self._read(head, *reading)
         if "feature" in self.kept:
             named.setdefault("feature", pooled(self.kept["feature"], "feature"))
+        named |= self.beside()
         self.kept.clear()
         return named
+
+    def beside(self) -> dict[str, Tensor]:
+        """Further heads, from what the layers have said in this forward pass (``kept``, by name)."""
+        return {}
 
     def _read(self, head: str, how: str, layer: str, other: str | None) -> Tensor:
         key = f"{how}:{layer}" if how in ("input", "dense") else layer

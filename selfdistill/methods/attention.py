@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from ..core import Method, Term
 from ..errors import RecipeError
-from ..features import Features
-from ..losses import CrossEntropy, Squared
+from ..features import Features, SelfTeacher
+from ..losses import KL, CrossEntropy, Squared
 from ..schedules import From
 from ..teachers import Itself, Labels
 
@@ -42,3 +42,36 @@ def sad(weight: float = 0.1, wait: float = 0.5, layers: tuple[str, ...] = STAGES
         terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
         heads += [mine, theirs]
     return Method(terms, prepare=Features(tuple(heads)))
+
+
+def frskd(
+    weight: float = 2.0, feature: float = 100.0, temperature: float = 4.0, width: int = 2,
+    layers: tuple[str, ...] = STAGES,
+) -> Method:  # fmt: skip
+    """Feature refinement: a pyramid fuses the model's own maps, learns the labels, and teaches the model its own maps.
+
+    Equation::
+
+        L = CE(y, p) + CE(y, p_T) + w T^2 KL(sg p_T^T || p^T) + f sum_l mean over positions of (A(F_l) - sg A(T_l))^2
+        A(F) = mean_c F_c^2 over positions, of unit length;  T_l the pyramid's map at layer l, p_T its classifier
+
+    ``layers`` are names of the model's own, shallow to deep; the pyramid is ``width`` times as wide. Its cross-entropy
+    trains the model too. The paper writes a norm where its code, to which the weight 100 belongs, has the mean of
+    squares; the code's second set of lateral convolutions, which the paper has not, is left out.
+
+    Source: Ji et al., Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021.
+
+    Needs: a model whose layers say maps (cnn, resnet).
+
+    >>> frskd().terms["teacher"].teacher
+    Itself(view=None, head='taught')
+    """
+    terms = {
+        "label": Term(Labels(), CrossEntropy()),
+        "taught": Term(Labels(), CrossEntropy(), head="taught"),
+        "teacher": Term(Itself(head="taught"), KL(temperature), weight=weight),
+    }
+    for number, layer in enumerate(layers):
+        told = Itself(head=f"pyramid:{layer}")
+        terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
+    return Method(terms, prepare=SelfTeacher(tuple(layers), width))
