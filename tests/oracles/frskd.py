@@ -13,7 +13,7 @@ OTHER = {"weight": 1.0, "feature": 30.0, "temperature": 2.0, "width": 1, "layers
 
 def strong(maps: Tensor) -> Tensor:
     squares = (maps**2).mean(1).flatten(1)
-    return squares / squares.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+    return F.normalize(squares, dim=1)  # with these weights a rounding grows to 1e-5 within two epochs
 
 
 def oracle(
