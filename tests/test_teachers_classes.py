@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from selfdistill.core import Clock, Method, Term
-from selfdistill.errors import RecipeError
+from selfdistill.errors import RecipeError, VitalsError
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import BetaRanked, ClassMean, Virtual
+from selfdistill.teachers import BetaRanked, ClassMean, Labels, Virtual
 
 
 def said(objective, batch):
@@ -73,3 +73,32 @@ def test_draws_have_the_mean_and_the_spread_of_their_distribution():
     assert abs(float(drawn.mean()) - 0.75) < 5 * (variance / 4000) ** 0.5
     assert abs(float(drawn.var()) - variance) < 0.1 * variance
     assert len(drawn.unique()) > 3900
+
+
+def test_a_teacher_that_is_even_on_purpose_is_not_taken_for_a_broken_one():
+    """Sure students beside a uniform first epoch: neither refused nor warned of; another teacher would be refused."""
+    x = torch.eye(10).repeat(4, 1)
+    y = torch.arange(10).repeat(4)
+
+    class Uniform(Virtual):
+        pass
+
+    for teacher in (ClassMean(), Uniform(0.1)):
+        model = nn.Linear(10, 10)
+        terms = {"label": Term(Labels(), CrossEntropy()), "even": Term(teacher, CrossEntropy(), weight=0.1)}
+        objective = Method(terms).bind(model, clock=Clock(epochs=1, per_epoch=60))
+        optimizer = torch.optim.SGD(model.parameters(), lr=50.0)
+
+        def train(steps: int, objective=objective, optimizer=optimizer) -> None:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                objective({"x": x, "y": y}).backward()
+                optimizer.step()
+                objective.update()
+
+        if teacher == ClassMean():
+            train(55)
+            assert objective.vitals().warnings == []
+            continue
+        with pytest.raises(VitalsError, match="uniform-target"):
+            train(55)

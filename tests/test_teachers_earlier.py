@@ -121,3 +121,13 @@ def test_the_squared_form_is_bounded_below_for_every_xi():
             parts = (1 - xi) * (y - p).square().sum() + xi * (t - p).square().sum()
             whole = (xi * t + (1 - xi) * y - p).square().sum() + xi * (1 - xi) * (t - y).square().sum()
             assert float(parts) == pytest.approx(float(whole), abs=1e-6)
+
+
+def test_a_first_cycle_without_a_teacher_is_no_reason_for_a_warning():
+    """Eight looks in the first cycle: the term waits; with a teacher that is never there it would be told."""
+    whole = fit(build, tiny_data(0), snapshot_distillation(cycles=2), steps=120, batch_size=11)
+    assert not any(line.get("warnings") for line in whole.history)
+    assert whole.objective is not None
+    assert whole.objective.vitals().terms["past"]["looks"] == 8
+    assert Snapshot(3).waits(Clock(epochs=9).at(2))
+    assert not Snapshot(3).waits(Clock(epochs=9).at(3))

@@ -27,11 +27,6 @@ def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mate
     >>> bake().views.mates
     3
     """
-    return Method(
-        {
-            "label": Term(Labels(), CrossEntropy()),
-            "batch": Term(Neighbours(omega, temperature), KL(temperature), weight=weight),
-        },
-        views=Views(mates=mates),
-        prepare=Features(("feature",), maps=False),
-    )
+    batch = Term(Neighbours(omega, temperature), KL(temperature), weight=weight)
+    terms = {"label": Term(Labels(), CrossEntropy()), "batch": batch}
+    return Method(terms, Views(mates=mates), Features(("feature",), maps=False))

@@ -28,13 +28,8 @@ def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages
     ZipfRanks(votes='dense:stages.2', power=1.0)
     """
     votes = f"dense:{layer}"
-    return Method(
-        {
-            "label": Term(Labels(), CrossEntropy()),
-            "others": Term(ZipfRanks(votes, power), AmongOthers(), weight=weight),
-        },
-        prepare=Features((votes,)),
-    )
+    others = Term(ZipfRanks(votes, power), AmongOthers(), weight=weight)
+    return Method({"label": Term(Labels(), CrossEntropy()), "others": others}, prepare=Features((votes,)))
 
 
 def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str = "stages.1") -> Method:

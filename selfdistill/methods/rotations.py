@@ -26,11 +26,9 @@ def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
     >>> sla_sd().terms["joint"].teacher
     JointLabels(transforms=4)
     """
-    return Method(
-        {
-            "joint": Term(JointLabels(), CrossEntropy(), head="joint"),
-            "label": Term(Labels(), CrossEntropy()),
-            "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
-        },
-        prepare=Rotations(),
-    )
+    terms = {
+        "joint": Term(JointLabels(), CrossEntropy(), head="joint"),
+        "label": Term(Labels(), CrossEntropy()),
+        "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
+    }
+    return Method(terms, prepare=Rotations())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Given, Step, Target, Teacher, Term
+from ..core import Clock, Given, Step, Target, Teacher, Term
 from ..errors import RecipeError
 from .memories import first_word, one_per_row
 from .weights import Generation, Held
@@ -47,6 +47,10 @@ class Snapshot(Teacher):
 
     def key(self, term: Term) -> Hashable:
         return Snapshot, self.cycles
+
+    def waits(self, clock: Clock) -> bool:
+        """Is there no snapshot yet?"""
+        return clock.step < clock.length // self.cycles
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
