@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,9 +81,18 @@ def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -
         return Stages(exits)
 
 
+def factory(method: Method, seed: int) -> Callable[..., nn.Module]:
+    """What builds them, with exits if asked for."""
+
+    def build(exits: bool = False) -> nn.Module:
+        return specimen(method, seed, exits=exits)
+
+    return build
+
+
 def built(method: Method, seed: int) -> nn.Module:
     """The same as the method prepares it."""
-    build = partial(specimen, method, seed)
+    build = factory(method, seed)
     return method.prepare(build)() if method.prepare else build()
 
 

@@ -16,7 +16,6 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -29,7 +28,7 @@ from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
 from .heads import element_shape
 from .losses import check_spaces
-from .specimens import ROWS, batch_for, batch_of, bound, same_bits, sample, specimen, storages, tiny, views_of
+from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 from .targets import DISTRIBUTIONS, SPACES
 
 __all__ = ["check_gate", "check_loss", "check_method", "check_teacher", "check_value", "names"]
@@ -313,7 +312,7 @@ def check_method(
         check.check_method(method)
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
-    build = build or partial(specimen, method, 3)
+    build = build or factory(method, 3)
     build = method.prepare(build) if method.prepare else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
