@@ -211,7 +211,8 @@ def _check_outputs(trainer: Trainer, step: Step) -> None:
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the target is one "
                 "value; build the model with 1 output"
             )
-        if space_of(term.head) == "logits" and output.shape[-1] != classes:
+        copies = getattr(getattr(term, "teacher", None), "transforms", 1)  # which are told apart too
+        if space_of(term.head) == "logits" and output.shape[-1] != classes * copies:
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
                 f"have {classes} classes; build the model with {classes} outputs"

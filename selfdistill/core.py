@@ -296,9 +296,9 @@ class Objective(nn.Module):
 
     def look(self, batch: Mapping[str, Any]) -> Step:
         """Forward every view that the method names, once."""
-        (model, forward), (graded, quiet) = self._student, self._plan
+        (model, forward), (graded, quiet), views = self._student, self._plan, self.method.views
         fused = self.method.forward == "fused"
-        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model)
+        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model, views.mixing)
 
     def _state(self, name: str, part: Part) -> nn.Module:
         return self.states[self._keys[name, part]]

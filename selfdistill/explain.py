@@ -14,8 +14,8 @@ from .errors import SpaceError
 from .expressions import called
 from .heads import space_of
 from .methods import recipes
-from .step import Clock
-from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
+from .step import BETWEEN, Clock
+from .teachers import Ema, External, Frozen, PseudoLabels, Sampled, Snapshot
 from .teachers.cached import asked
 from .values import of_values
 from .views import Views
@@ -82,8 +82,8 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = method.seen()
-    peers = float(getattr(method.prepare, "peers", 1))
+    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
+    peers = float(getattr(method.prepare, "peers", 1) * getattr(method.prepare, "copies", 1))
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
@@ -94,12 +94,12 @@ def cost(method: Method) -> dict[str, float]:
 
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
+    if not isinstance(term.teacher, (Ema, Frozen, Sampled, Snapshot)):
         return 0.0
     members = 1.0 if isinstance(asked(term.teacher), External) else float(getattr(method.prepare, "peers", 1))
     if isinstance(term.teacher, Sampled):
         return members * _rows(method.views, term.view) * term.teacher.passes
-    return members * _rows(method.views, term.teacher.view or term.view)
+    return members * _rows(method.views, getattr(term.teacher, "view", None) or term.view)
 
 
 def schedule(weight: Any, clock: Clock) -> list[float]:
@@ -153,6 +153,8 @@ def _cost_note(method: Method) -> str:
         notes.append("one forward pass over the pool before each but the first")
     for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
         notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
+    for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
+        notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")
     if method.views.overlap:
         notes.append("each row comes twice an epoch")
     return "; ".join(notes)

@@ -57,6 +57,37 @@ class Rise:
 
 
 @dataclass(frozen=True)
+class From:
+    """Nothing in the first ``share`` of the epochs, then ``weight``.
+
+    >>> [From(0.5, 2.0)(Clock(epochs=4, epoch=epoch)) for epoch in range(4)]
+    [0.0, 0.0, 2.0, 2.0]
+    """
+
+    share: float
+    weight: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.weight if clock.epoch >= self.share * clock.epochs else 0.0
+
+
+@dataclass(frozen=True)
+class ByCycle:
+    """One value for the first of ``cycles`` parts of a generation (which has no snapshot) and one for all later ones.
+
+    >>> [ByCycle(2, 1.0, 1.5)(Clock(epochs=4, step=step)) for step in range(4)]
+    [1.0, 1.0, 1.5, 1.5]
+    """
+
+    cycles: int
+    first: float
+    later: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.first if clock.step < clock.length // self.cycles else self.later
+
+
+@dataclass(frozen=True)
 class ByGeneration:
     """One value for generation 0 (which has no predecessor) and one for all later ones.
 

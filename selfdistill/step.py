@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Beta
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SpaceError
+from .features import Extended
 from .heads import Peers, output_of
+
+BETWEEN = "between"  # the view that is not forwarded: what is said of "x", mixed
 
 
 class Rows(NamedTuple):
@@ -111,6 +115,11 @@ def members(module: nn.Module | None) -> int:
     return len(module.members) if isinstance(module, Peers) else 1
 
 
+def copies(module: nn.Module | None) -> int:
+    """How many copies of a row a module looks at: in training some transform it in several ways."""
+    return module.copies if isinstance(module, Extended) and module.training else 1
+
+
 class Step:
     """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
 
@@ -128,7 +137,10 @@ class Step:
         fused: bool = True,
         autocast: Callable[[], Any] = nullcontext,
         owner: nn.Module | None = None,
+        mixing: float = 0.0,
     ) -> None:
+        self.share = float(Beta(mixing, mixing).sample()) if mixing else 1.0  # of a row beside its partner
+        batch = _with_mixtures(batch, self.share) if mixing else batch
         self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
         self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
         self.passes = Passes()
@@ -139,25 +151,33 @@ class Step:
                 f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "
                 f"{', '.join(map(repr, batch)) or 'nothing'}); give inputs under those names"
             )
-        self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
+        between = BETWEEN in (*graded, *quiet)
+        names = (*graded, "x") if between and "x" not in graded else graded
+        self._graded, self._quiet = ([v for v in n if self.rows(v) and v != BETWEEN] for n in (names, quiet))
         if fused:
             self._forward(self._graded + self._quiet)
-            return
-        for view in self._graded:
-            self._forward([view])
-        with torch.no_grad():
-            for view in self._quiet:
+        else:
+            for view in self._graded:
                 self._forward([view])
+            with torch.no_grad():
+                for view in self._quiet:
+                    self._forward([view])
+        if between:
+            self._outputs[BETWEEN] = {head: self.mixed(value) for head, value in self._outputs["x"].items()}
 
     def rows(self, view: str) -> int:
         """How many rows a view has in this batch; an absent view has none."""
         return len(self.batch[view].x) if view in self.batch else 0
 
+    def mixed(self, value: Tensor) -> Tensor:
+        """Rows mixed with their partners by this step's share: the first with the last, and so on."""
+        return self.share * value + (1.0 - self.share) * value.flip(0)
+
     def _forward(self, views: list[str]) -> None:
         if not views:
             return
         xs = [self.batch[view].x for view in views]
-        rows = members(self.owner) * sum(map(len, xs))
+        rows = members(self.owner) * copies(self.owner) * sum(map(len, xs))
         self.passes += Passes(forward=rows, backward=rows if torch.is_grad_enabled() else 0)
         if len(xs) == 1:
             self._outputs[views[0]] = self._named(self.model, xs[0])
@@ -274,6 +294,16 @@ class Step:
         for outputs in self._outputs.values():
             for head, value in outputs.items():
                 outputs[head] = value.detach()
+
+
+def _with_mixtures(batch: Batch, share: float) -> Batch:
+    """The batch with the views ``mixed`` and ``between``; see `views`."""
+    x = batch["x"].x if "x" in batch else None
+    if x is None or not x.is_floating_point():
+        raise SpaceError("rows are mixed by their numbers: the batch needs a view 'x' of floating-point inputs")
+    whole = Batch({**batch, "mixed": Rows(share * x + (1.0 - share) * x.flip(0)), BETWEEN: batch["x"]})
+    whole.fixed = batch.fixed
+    return whole
 
 
 def _as_weights(x: Tensor, module: nn.Module) -> Tensor:

@@ -125,7 +125,8 @@ class Trainer:
         self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
         self._wrap()
         self.optimizer = s.make_optimizer(self.model)
-        self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length)
+        cycles = max(getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts())
+        self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length, cycles)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}
         self.sums, self.kept = {}, {}

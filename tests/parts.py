@@ -10,18 +10,24 @@ from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precisi
 from selfdistill.losses import (
     KL,
     Absolute,
+    AmongOthers,
     CrossEntropy,
     GaussianKL,
     GaussianNLL,
     LogOneMinusInner,
     LogVariances,
+    MeanDistance,
     MeanNLL,
     PairCrossEntropy,
+    SelfWeighted,
     Squared,
 )
 from selfdistill.teachers import (
     Aligned,
+    BetaRanked,
+    Beyond,
     Cached,
+    ClassMean,
     Ema,
     External,
     Frozen,
@@ -31,16 +37,21 @@ from selfdistill.teachers import (
     Labels,
     LastBatch,
     LastEpoch,
+    MixedLabels,
+    Neighbours,
     Peers,
     PseudoLabels,
     Sampled,
+    Snapshot,
+    Virtual,
 )  # fmt: skip
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
-    (Absolute(), 0.0), (PairCrossEntropy(), None),
+    (Absolute(), 0.0), (PairCrossEntropy(), None), (MeanDistance(), 0.0), (AmongOthers(), 0.0),
+    (SelfWeighted(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
@@ -52,6 +63,9 @@ TEACHERS = [
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
     Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
+    ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
+    Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
+    Neighbours(), Neighbours(0.0, 1.0), MixedLabels(),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.

@@ -132,7 +132,7 @@ class Causal(nn.Module):
     def merged(self) -> Iterator[None]:
         """The adapter folded into the weights, for as long as it lasts: a completion reads them once a token. The very
         weights that were there come back."""
-        layers = [m for m in self.modules() if hasattr(m, "get_delta_weight")] if self.adapted else []
+        layers: list[Any] = [m for m in self.modules() if hasattr(m, "get_delta_weight")] if self.adapted else []
         if not layers or shards.is_sharded(self):
             yield
             return

@@ -5,12 +5,18 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 """
 
 from .cached import Cached
+from .classes import BetaRanked, ClassMean, Virtual
+from .earlier import Beyond, Snapshot
 from .memories import History, LastBatch, LastEpoch
+from .mixtures import JointLabels, MixedLabels
+from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
+from .ranked import WeakRanks, ZipfRanks
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Cached", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch",
-    "LastEpoch", "Peers", "PseudoLabels", "Sampled",
+    "Aligned", "BetaRanked", "Beyond", "Cached", "ClassMean", "Ema", "External", "Frozen", "Generation", "Held",
+    "History", "Itself", "JointLabels", "Labels", "LastBatch", "LastEpoch", "MixedLabels", "Neighbours", "Peers",
+    "PseudoLabels", "Sampled", "Snapshot", "Virtual", "WeakRanks", "ZipfRanks",
 ]  # fmt: skip
