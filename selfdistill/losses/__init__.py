@@ -19,8 +19,11 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .entropy import Entropy
+from .excluding import Excluding
+from .sharpened import Sharpened
 
 __all__ = [
-    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanNLL",
-    "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "CrossEntropy", "Entropy", "Excluding", "GaussianKL", "GaussianNLL", "LogOneMinusInner",
+    "LogVariances", "MeanNLL", "PairCrossEntropy", "Sharpened", "Squared", "check_spaces",
 ]  # fmt: skip

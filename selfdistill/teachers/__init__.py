@@ -4,12 +4,13 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 ``state_dict``, copies of the student in float32; memories are keyed by sample id.
 """
 
+from .aligned import ClassAligned
 from .memories import History, LastBatch, LastEpoch
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch",
-    "LastEpoch", "Peers", "PseudoLabels", "Sampled",
+    "Aligned", "ClassAligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels",
+    "LastBatch", "LastEpoch", "Peers", "PseudoLabels", "Sampled",
 ]  # fmt: skip
