@@ -5,8 +5,39 @@ from __future__ import annotations
 from ..core import Method, Term
 from ..gates import Confident
 from ..losses import CrossEntropy
+from ..schedules import Rise
 from ..teachers import Itself, Labels, PseudoLabels
 from ..views import Look, Views, weak_strong
+
+
+def pseudo_label(
+    weight: float = 3.0, start: float = 0.1, end: float = 0.6, ratio: float = 8.0, confidence: float = 0.0
+) -> Method:
+    """Pseudo-label: take your own best class for the label, the more so the longer you have learnt.
+
+    Equation::
+
+        L = CE(y, p(x)) + a(t) mean_u 1[max p >= c] CE(argmax p(u), p(u)),  both from the same forward
+        a(t) = 0 until ``start`` of the training, then a line up to ``weight``, reached at ``end`` of it
+
+    The paper has no threshold (c = 0), a(t) from step 100 to 600 (here of 1,000), batches of 32 and 256, and sigmoid
+    outputs with a cross-entropy each, where this takes softmax. Common code adds c = .95 and an early ramp.
+
+    Source: Lee, Pseudo-Label, ICML 2013 workshop on Challenges in Representation Learning, equations 15 and 16.
+
+    Needs: unlabelled rows.
+
+    >>> pseudo_label().terms["pseudo"].weight
+    Rise(peak=3.0, share=0.6, start=0.1)
+    """
+    gate, taught = Confident(confidence), CrossEntropy(hard=True)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), view="labelled"),
+            "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
+        },
+        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+    )
 
 
 def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) -> Method:
