@@ -125,6 +125,10 @@ class Recorded:
             torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
             yield clock, batch
 
+    def directions(self, clock: Clock, ids: Tensor, count: int) -> Tensor:
+        """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
+        return draws.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
+
 
 class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
