@@ -284,7 +284,11 @@ class Objective(nn.Module):
         if self.clock.generation and previous is None and method.generations > 1:
             raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
-        self._plan, self._keys, self._owners = method.seen(), dict[tuple[str, Part], str](), list[tuple[str, Part, Term]]()
+        self._plan, self._keys, self._owners = (
+            method.seen(),
+            dict[tuple[str, Part], str](),
+            list[tuple[str, Part, Term]](),
+        )
         self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
         self._vigil = Vigil(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
