@@ -68,6 +68,19 @@ def build_values(outputs: int = 1) -> nn.Module:
     return TinyNet(outputs=outputs, dropout=0.2)
 
 
+def build_dropping() -> nn.Module:
+    """For recipes of classes that ask a model several times: with dropout, or all answers would be one."""
+    return TinyNet(dropout=0.3)
+
+
+def factory(method: Method) -> Any:
+    """What builds the models of a recipe's runs."""
+    if of_values(method):
+        return build_values
+    several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
+    return build_dropping if several else build
+
+
 def of_values(method: Method) -> bool:
     """Does a recipe learn values, and no classes?"""
     return any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values())
@@ -129,6 +142,10 @@ class Recorded:
         """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
         return draws.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
 
+    def seeded(self, *address: int | str) -> None:
+        """Set torch's generator as a run of seed 0 does for something it draws between steps."""
+        torch.manual_seed(draws.seed(0, *address))
+
 
 class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
@@ -139,7 +156,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
     unlabelled = 24 if method.views.need_unlabelled() else 0
     values = of_values(method)
     run = Recorded(value_data(unlabelled) if values else tiny_data(unlabelled))
-    building = build_values if values else build
+    building = factory(method)
     run.lr = LR / 5 if values else LR  # a weight of 10 on values blows the last bits up at the larger one
 
     def watch(clock: Clock, batches: list[Batch], loss: float) -> None:

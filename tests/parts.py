@@ -39,6 +39,7 @@ from selfdistill.losses import (
 )
 from selfdistill.teachers import (
     Aligned,
+    CertainLabels,
     ClassAligned,
     Ema,
     External,
@@ -73,7 +74,8 @@ TEACHERS = [
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
-    ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9),
+    ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9), CertainLabels(0.3, 0.05, 0.25, 0.05),
+    CertainLabels(0.9, 0.05, 0.25, 0.05, 3, True),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -112,6 +114,8 @@ SAYS: dict[Any, Any] = {
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
+    CertainLabels(0.3): {"logits": "probabilities"}.get,
+    CertainLabels(0.9, negative=0.3, excludes=True): {"logits": "excluded"}.get,
     **{
         ClassAligned(t, 0.9): lambda head: "probabilities" if SPACE[head] == "logits" else None
         for t in (Itself(), Labels())

@@ -255,7 +255,7 @@ def test_dlb_remembers_the_new_half_of_a_batch_that_has_a_sample_twice(monkeypat
 
 def test_pool_methods_admit_rows_in_the_recorded_runs() -> None:
     """Otherwise their comparison would say nothing about pseudo-labels."""
-    taught = {"noisy_student": "unlabelled", "curriculum": "x"}
+    taught = {"noisy_student": "unlabelled", "curriculum": "x", "ups": "x"}
     for name, view in taught.items():
         run = other(name)
         counts = [sum(int((b[view].y < 0).sum()) for _, b in run.batches(g)) for g in range(len(run.steps))]

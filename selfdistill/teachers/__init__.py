@@ -5,12 +5,13 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 """
 
 from .aligned import ClassAligned
+from .certain import CertainLabels
 from .memories import History, LastBatch, LastEpoch
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "ClassAligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels",
-    "LastBatch", "LastEpoch", "Peers", "PseudoLabels", "Sampled",
+    "Aligned", "CertainLabels", "ClassAligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself",
+    "Labels", "LastBatch", "LastEpoch", "Peers", "PseudoLabels", "Sampled",
 ]  # fmt: skip
