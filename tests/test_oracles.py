@@ -31,7 +31,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.6, "temperature": 2.0, "loss": "ce"},
     "byot": {"alpha": 0.5, "temperature": 2.0, "feature": 0.2},
     "cs_kd": {"weight": 2.0, "temperature": 2.0},
-    "curriculum": {"stages": 2},
+    "curriculum": {"stages": 2, "balanced": False, "hard": False, "confidence": 0.36},
     "distil": {"alpha": 0.5, "temperature": 2.0},
     "dlb": {"alpha": 0.5, "temperature": 2.0},
     "elr": {"weight": 1.5, "decay": 0.9},

@@ -99,17 +99,19 @@ def noisy_student(
     )
 
 
-def curriculum(stages: int = 5) -> Method:
+def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confidence: float = 0.0) -> Method:
     """Curriculum labelling: take the surest pseudo-labels first, class by class, and start afresh at every stage.
 
     Equation::
 
         L = CE(t, p) over labelled rows (t = y) and the chosen ones (t = best class of the last stage's model)
-        stage s of S takes the most confident s / S of the pool, as many of each class
+        stage s of S takes the most confident s / S of the pool, as many of each class, of confidence c or more
 
-    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again.
+    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again. ``balanced=False``
+    is the paper's percentile, over all classes together; the class balance is ours. The paper's comparison with a
+    fixed threshold is ``stages=1`` with ``confidence``; ``hard=False`` learns probabilities.
 
-    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5); the class balance is ours.
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5).
 
     Needs: unlabelled rows.
 
@@ -117,8 +119,9 @@ def curriculum(stages: int = 5) -> Method:
     (0.5, 1.0)
     """
     shares = tuple((s + 1) / stages for s in range(stages))
+    chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
-        {"label": Term(PseudoLabels(hard=True, shares=shares), CrossEntropy())},
+        {"label": Term(chosen, CrossEntropy())},
         views=Views((Look("x", "union"),)),
         generations=stages + 1,
     )
