@@ -12,6 +12,7 @@ from ..core import Loss, Step, Teacher, Term
 from ..errors import RecipeError, SpaceError
 from ..heads import space_of
 from ..losses import KL
+from ..step import Passes, members
 from ..targets import Target
 from ..teachers import Itself
 
@@ -60,6 +61,10 @@ class Perturbed(Term):
             raise SpaceError(f"view {self.view!r} shows {x.dtype}, and only inputs that are real numbers can be moved")
         return step.answer(x + self.size * self.direction(step, x), self.head)
 
+    def further(self) -> tuple[float, float]:
+        """Forward and backward passes of a row beyond those of its view."""
+        return 1.0 + self.iterations, 1.0 + 2.0 * self.iterations
+
     @torch.enable_grad()
     def direction(self, step: Step, x: Tensor) -> Tensor:
         """Where the student changes most, a unit vector for each row."""
@@ -73,5 +78,6 @@ class Perturbed(Term):
             apart = self.loss(said, Target(said.detach(), space_of(self.head))).sum()
             (slope,) = torch.autograd.grad(apart, r, create_graph=True)
             (curve,) = torch.autograd.grad((slope * d).sum(), r)
+            step.passes += Passes(backward=members(step.owner) * len(x))  # the first was counted with its forward
             d = _unit(curve)
         return d.detach()
