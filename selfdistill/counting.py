@@ -17,7 +17,7 @@ from .teachers import Held
 @contextlib.contextmanager
 def kept_buffers(objective: Objective) -> Iterator[None]:
     """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
+    held = [state.module for state in objective.states.modules() if isinstance(state, Held)]  # inside others too
     before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
     try:
         yield

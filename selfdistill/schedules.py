@@ -43,17 +43,19 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Rise:
-    """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation.
+    """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation; 0 until ``start`` of it.
 
-    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100))
-    1.0
+    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100)), Rise(2.0, 0.5, start=0.25)(Clock(step=25, epochs=100))
+    (1.0, 0.0)
     """
 
     peak: float
     share: float = 0.4
+    start: float = 0.0
 
     def __call__(self, clock: Clock) -> float:
-        return self.peak * min(1.0, clock.progress / self.share) if self.share > 0 else self.peak
+        done, length = clock.progress - self.start, self.share - self.start
+        return self.peak * min(1.0, max(0.0, done / length)) if length > 0 else self.peak * (done >= 0)
 
 
 @dataclass(frozen=True)

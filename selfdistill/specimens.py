@@ -177,6 +177,8 @@ def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = No
         return torch.randint(CLASSES, shape, generator=generator)
     width = width or {"gaussian": 2, "ranks": 2, "values": 3}.get(space, CLASSES)
     raw = torch.randn(*shape, width, generator=generator)
+    if space == "excluded":
+        return (raw > 0).to(raw.dtype)
     return F.softmax(raw, dim=-1) if space == "probabilities" else raw
 
 

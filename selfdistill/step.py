@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -145,6 +145,7 @@ class Step:
         self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
         self.passes = Passes()
         self.keyed: set[str] = set()  # the views whose sample ids were asked for
+        self.notes: dict[Hashable, Any] = {}  # what a part saw in this step and learns in its update, by the part's key
         self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
         if not any(view in batch for view in graded):
             raise SpaceError(
@@ -230,6 +231,19 @@ class Step:
                 said = [self._named(module, self._view(view).x) for _ in range(passes)]
             self._outputs[key] = {name: torch.stack([s[name] for s in said], dim=1) for name in said[0]}
         return output_of(self._outputs[key], head).float()
+
+    def answer(self, x: Tensor, head: str = "logits", wrapped: bool = True) -> Tensor:
+        """The student's output for other inputs, in a forward of its own: (rows, ..., components).
+
+        Batch norm uses these rows and keeps its running statistics. Without ``wrapped`` the module itself is called,
+        not the engine around it: for gradients that the engine is to know nothing of.
+        """
+        grown = torch.is_grad_enabled()
+        rows = members(self.owner) * len(x)
+        self.passes += Passes(forward=rows, backward=rows if grown else 0)
+        with _unmoved(self.owner):
+            named = self._named(self.model if wrapped or self.owner is None else self.owner, x)
+        return output_of(named, head).float()
 
     def parted(self, share: float) -> tuple[Step, Step]:
         """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""

@@ -73,11 +73,19 @@ def build_maps(exits: bool = False) -> nn.Module:
     return TinyNet(exits, last=1)
 
 
+def build_dropping() -> nn.Module:
+    """For recipes of classes that ask a model several times: with dropout, or all answers would be one."""
+    return TinyNet(dropout=0.3)
+
+
 def building_for(method: Method) -> Any:
     """The factory of models that the recipe is tried on."""
     if of_values(method):
         return build_values
-    return build_maps if getattr(method.prepare, "maps", False) else build
+    if getattr(method.prepare, "maps", False):
+        return build_maps
+    several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
+    return build_dropping if several else build
 
 
 def of_values(method: Method) -> bool:
@@ -140,6 +148,14 @@ class Recorded:
     def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
         """What a part draws for each sample in this step: as for batches, an address decides."""
         return draws.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
+
+    def directions(self, clock: Clock, ids: Tensor, count: int) -> Tensor:
+        """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
+        return draws.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
+
+    def seeded(self, *address: int | str) -> None:
+        """Set torch's generator as a run of seed 0 does for something it draws between steps."""
+        torch.manual_seed(draws.seed(0, *address))
 
 
 class _EnoughError(Exception):

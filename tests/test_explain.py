@@ -91,6 +91,14 @@ PASSES = {
     "mutual(peers=3)": (3, 3),
     "fixmatch()": (15, 15),  # 1 labelled row, 7 weak and 7 strong ones in one batch with one graph
     "fixmatch(ratio=2)": (5, 5),
+    "vat()": (
+        13,
+        17,
+    ),  # 1 labelled row, 4 others; for each of those one pass moved, one to find where, differentiated twice
+    "vat(iterations=3, ratio=1)": (6, 9),
+    "uda()": (15, 15),
+    "pi_model()": (2, 2),  # both passes learn
+    "pseudo_label()": (9, 9),
     "noisy_student()": (2, 2),  # a labelled and an unlabelled row; the labels were made before
     "noisy_student(ratio=3)": (4, 4),
 }

@@ -20,9 +20,13 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .entropy import Entropy
+from .excluding import Excluding
 from .ranked import AmongOthers, SelfWeighted
+from .sharpened import Sharpened
 
 __all__ = [
-    "KL", "Absolute", "AmongOthers", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances",
-    "MeanDistance", "MeanNLL", "PairCrossEntropy", "SelfWeighted", "Squared", "check_spaces",
+    "KL", "Absolute", "AmongOthers", "CrossEntropy", "Entropy", "Excluding", "GaussianKL", "GaussianNLL",
+    "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL", "PairCrossEntropy", "SelfWeighted", "Sharpened",
+    "Squared", "check_spaces",
 ]  # fmt: skip
