@@ -1,14 +1,13 @@
 """The whole idea: a method is a sum of terms, a term is teacher + loss + gate + schedule.
 
 A **recipe** (`Method`, `Term` and every part in them) is a frozen value: equal, hashable, and its ``repr`` reads back.
-What changes during training lives in the `Objective` that ``method.bind(model)`` makes; it is an ``nn.Module``, so
-its ``state_dict`` is all there is to save. One batch goes through::
+What changes in training lives in the `Objective` that ``method.bind(model)`` makes, a module whose ``state_dict``
+is all there is to save. A term of another kind has ``view``, ``head``, ``parts``, ``weight_at``, ``tally``. One batch::
 
     Batch -> Step (each view forwarded once) -> per term: target, per-element loss, gate -> Tally(total, count)
           -> loss = sum over terms of weight x total / count -> backward, optimizer -> update() of every state
 
-Losses never reduce; tallies add over micro-batches and ranks, and the division comes last.
-"""
+Losses never reduce; tallies add over micro-batches and ranks, and the division comes last."""
 
 from __future__ import annotations
 
@@ -99,15 +98,14 @@ class Teacher(Part):
         return None
 
     def admitted(self, state: nn.Module) -> Tensor | None:
-        """Ids of the unlabelled rows that may be drawn (with multiplicity), or of all rows where a view takes what is
-        ``chosen``; None leaves it to the data."""
+        """Ids of the unlabelled rows (of all, for views of ``chosen`` rows) to draw from; None: the data decide."""
         return None
 
 
 class Gate(Part):
     """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any);
-    ``prefers`` says whether it keeps the more confident ones (None: it claims nothing); how sure each is, a method
-    ``measures(student, target)`` may say, otherwise it is the confidence, and the agreement of values."""
+    ``prefers``, whether it keeps the more confident ones (None: it claims nothing); ``measures(student, target)``,
+    where there is one, how sure each is."""
 
     spaces: ClassVar[frozenset[str] | None] = None
     prefers: ClassVar[str | None] = "confident"
@@ -140,8 +138,7 @@ class Term:
 
     ``mean_over`` divides by the number of valid elements (``"valid"``: what the gate drops counts as zero), by the
     trust given (``"kept"``), by the rows (``"rows"``: exits or peers of a row add up), or by all elements of the view
-    (``"view"``: terms with targets for different rows add up to one mean). A method that does not fit writes a class of
-    its own with ``view``, ``head``, ``parts``, ``weight_at`` and ``tally``.
+    (``"view"``: terms with targets for different rows add up to one mean). What does not fit writes a class of its own.
     """
 
     teacher: Teacher
@@ -303,9 +300,8 @@ class Objective(nn.Module):
 
     def look(self, batch: Mapping[str, Any]) -> Step:
         """Forward every view that the method names, once."""
-        (model, forward), (graded, quiet), views = self._student, self._plan, self.method.views
-        fused = self.method.forward == "fused"
-        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model, views.mixing)
+        (model, forward), fused, mixing = self._student, self.method.forward == "fused", self.method.views.mixing
+        return Step(forward, Batch.of(batch), self.clock, *self._plan, fused, self.autocast, model, mixing)
 
     def _state(self, name: str, part: Part) -> nn.Module:
         return self.states[self._keys[name, part]]
