@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import shards
 from ..errors import DataError, RecipeError
 from .sources import Head, Source
 
@@ -126,6 +127,26 @@ class Causal(nn.Module):
         """The pre-trained weights, for as long as it lasts; nothing changes where there is no adapter."""
         with self.lm.disable_adapter() if self.adapted else contextlib.nullcontext():
             yield
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """The adapter folded into the weights, for as long as it lasts: a completion reads them once a token. The very
+        weights that were there come back."""
+        layers: list[Any] = [m for m in self.modules() if hasattr(m, "get_delta_weight")] if self.adapted else []
+        if not layers or shards.is_sharded(self):
+            yield
+            return
+        before = [layer.base_layer.weight.data for layer in layers]
+        try:
+            with torch.no_grad(), self.without_adapter():
+                for layer, weight in zip(layers, before, strict=True):
+                    layer.base_layer.weight.data = weight + layer.get_delta_weight(layer.active_adapters[0]).to(
+                        weight.dtype
+                    )
+                yield
+        finally:
+            for layer, weight in zip(layers, before, strict=True):
+                layer.base_layer.weight.data = weight
 
     def learning(self) -> dict[str, Tensor]:
         """The parameters that learn, by name."""

@@ -100,6 +100,19 @@ def rewriting() -> Demonstration:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """The demonstration as an answer already given to the same question, in an earlier turn: small models follow what
+    was done before rather than what they are told."""
+
+    needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        if example.demonstration is None:
+            return None
+        return [*example.messages, ("assistant", example.demonstration), example.messages[-1]]
+
+
+@dataclass(frozen=True)
 class Hint:
     """The answer as a hint, for what was not solved without. Source: STaR (Zelikman et al. 2022), rationalization."""
 

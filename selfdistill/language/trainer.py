@@ -307,6 +307,13 @@ class LanguageTrainer(Trainer):
             model.load_state_dict(self.done[product].weights)
         return model.eval()
 
+    def remarks(self) -> dict[str, Any]:
+        """The vitals of language, once a generation: they cost two rounds of answers."""
+        clock = self.objective.clock
+        if not self.settings.vitals or clock.step < clock.length:
+            return {}
+        return {"language": vitals.look(self)}
+
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}
 
