@@ -81,17 +81,15 @@ class Trainer:
 
     def first(self) -> nn.Module:
         """Generation 0 as it ended."""
-        model = self._fresh(0)
-        model.load_state_dict(self.done[0].weights)
+        return self._ended(0)
+
+    def _ended(self, generation: int) -> nn.Module:
+        model = self._fresh(generation)
+        model.load_state_dict(self.done[generation].weights)
         return model
 
     def _previous(self, generation: int) -> nn.Module | None:
-        if generation == 0:
-            return None
-        teacher = self.accepted()[-1]
-        model = self._fresh(teacher)
-        model.load_state_dict(self.done[teacher].weights)
-        return model.eval()
+        return self._ended(self.accepted()[-1]).eval() if generation else None
 
     @cached_property
     def blueprint(self) -> str:
@@ -386,6 +384,4 @@ class Trainer:
         product = self.product()
         if product == len(self.done) - 1 and not shards.is_sharded(self.model):
             return self.model.eval()
-        model = self._fresh(product)
-        model.load_state_dict(self.done[product].weights)
-        return model.eval()
+        return self._ended(product).eval()

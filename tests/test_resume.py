@@ -220,8 +220,10 @@ def test_the_controls_are_all_there_is(snapshots: Snapshots) -> None:
     assert {key for key in saved["objective"] if not key.startswith("states.")} == {"_extra_state"}
     assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "kept", "progress"}
     assert saved["kept"] == {}  # without --audit-epochs; with it, see test_audit
-    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the other two are only told
-    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes"}
+    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the other two are only told; what
+    # ``extra`` holds for language models is followed in tests/language/test_resume.py
+    assert saved["progress"]["extra"] == {}
+    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes", "extra"}
 
 
 def test_the_loss_scale_of_float16_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
