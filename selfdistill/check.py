@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from .core import Measured, Method, Objective, Teacher, Term
+from .counting import kept_buffers
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
 from .heads import space_of
 from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
-from .teachers import External, Held
+from .teachers import External
+from .teachers.cached import asked
 from .vitals.pulse import fail
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ def check_method(method: Method, data: Data | None = None) -> None:
 
     for name, term in method.terms.items():
         for part in term.parts():
-            if data is not None and isinstance(part, External) and part.source is not None:
-                _check_external(name, part.source, data)
+            if data is not None and isinstance(who := asked(part), External) and who.source is not None:
+                _check_external(name, who.source, data)
 
 
 def _check_task(method: Method, data: Data) -> None:
@@ -78,6 +80,8 @@ def _check_external(name: str, source: str, data: Data) -> None:
     columns = tuple(tabular.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
     wanted = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
     knows = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
+    if data.reader is not None:  # the same numbers under another tokenizer are other words
+        wanted["the tokenizer"], knows["the tokenizer"] = (data.reader.mark,), (card.get("tokenizer"),)
     for what, mine in wanted.items():
         if knows[what] is not None and tuple(knows[what]) != mine:
             raise RecipeError(
@@ -126,18 +130,6 @@ def _another_s_code(what: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
-
-
-@contextmanager
-def kept_buffers(objective: Objective) -> Iterator[None]:
-    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.values() if isinstance(state, Held)]
-    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 def dry_run(trainer: Trainer) -> None:
@@ -219,7 +211,8 @@ def _check_outputs(trainer: Trainer, step: Step) -> None:
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the target is one "
                 "value; build the model with 1 output"
             )
-        if space_of(term.head) == "logits" and output.shape[-1] != classes:
+        copies = getattr(getattr(term, "teacher", None), "transforms", 1)  # which are told apart too
+        if space_of(term.head) == "logits" and output.shape[-1] != classes * copies:
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
                 f"have {classes} classes; build the model with {classes} outputs"

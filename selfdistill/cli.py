@@ -14,6 +14,7 @@ import click
 
 from . import __version__
 from .cli_compare import compare
+from .cli_language import preflight
 from .cli_options import data_options, given, refusing, training_options
 from .cli_report import report, vitals
 from .cli_theory import theory
@@ -24,6 +25,7 @@ Examples:
   selfdistill run digits --label-noise 0.4
   selfdistill run digits --labels 100 --method 'curriculum()'
   selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
+  selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
 
@@ -84,7 +86,8 @@ def main() -> None:
 @training_options
 @refusing
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
-    """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table) with a method.
+    """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table, prompts in a .jsonl file
+    or reasoning-gym:TASK) with a method.
 
     Trains the plain model for as many steps beside it, and prints what the test split says of both. A run that was
     cut goes on when the same command is given again, or by `selfdistill resume`.
@@ -163,13 +166,20 @@ def _table(result: dict[str, Any]) -> None:
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
 @refusing
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
-    """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV."""
+    """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV; for
+    prompts its answers, as JSON lines."""
     import csv
     import io
 
     from .run import Run, model_card
 
     found = Run.open(run_folder)
+    if found.spoken():
+        from .language.door import answer
+
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answer(found.folder, data))
+        click.echo(lines, nl=False) if out is None else write(Path(out), lines)
+        return
     names, numbers, columns = found.predict(data, exit_number)
     classifies = model_card(found.folder)["task"] == "classify"
     text = io.StringIO(newline="")
@@ -190,11 +200,14 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
 def methods(as_json: bool) -> None:
     """List the recipes: what they are, what they need, what they cost."""
     from .explain import card
+    from .language.explain import card as spoken_card
+    from .language.recipes import RECIPES
     from .learners.ways import card as way_card
     from .learners.ways import ways
     from .methods import recipes
 
     cards = [card(name) for name in recipes()] + [way_card(name) for name in ways() if name not in recipes()]
+    cards += [spoken_card(name) for name in RECIPES]
     if as_json:
         click.echo(json.dumps(cards, sort_keys=True))
         return
@@ -206,24 +219,49 @@ def methods(as_json: bool) -> None:
 
 @main.command()
 @click.argument("expression", metavar="EXPR")
+@click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
 @click.option("--json", "as_json", is_flag=True)
 @refusing
-def explain(expression: str, as_json: bool) -> None:
+def explain(expression: str, as_json: bool, example: str | None) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
+    from .errors import RecipeError
     from .explain import explain as explained
     from .explain import text
     from .expressions import called
+    from .language import recipes as spoken
     from .learners import ways
     from .methods import recipes
     from .prepared import read_method
 
     name = called(expression)
+    if name in spoken.RECIPES:
+        _explain_spoken(expression, as_json, example)
+        return
+    if example is not None:
+        raise RecipeError(f"{name}() has no context to show; --example is for recipes for language models")
     if name in ways.ways() and name not in recipes():
         found = ways.explain(expression)
         click.echo(json.dumps(found, sort_keys=True) if as_json else ways.text(found))
         return
     found = explained(expression, read_method(expression))
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+
+
+def _explain_spoken(expression: str, as_json: bool, example: str | None) -> None:
+    """The same for a recipe for language models."""
+    from .language import explain as spoken
+    from .language.door import read_recipe
+    from .tasks.prompts import load_prompts
+
+    method = read_recipe(expression)
+    found = spoken.explain(expression, method)
+    shown = None if example is None else spoken.example(method, load_prompts(example))
+    if as_json:
+        click.echo(json.dumps({**found, "example": shown} if shown else found, sort_keys=True))
+        return
+    click.echo(spoken.text(found))
+    if shown:
+        click.echo(f"\nOne prompt of {example}; + is read by the teacher alone, - by the student alone:\n{shown}")
 
 
 @main.group()
@@ -264,6 +302,17 @@ def bench_divergence(as_json: bool, quick: bool) -> None:
     _measure(measured, as_json, quick)
 
 
+@bench.command("store")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--quick", is_flag=True, help="Small sizes, to see that it works; the numbers mean nothing.")
+@refusing
+def bench_store(as_json: bool, quick: bool) -> None:
+    """What targets on disk take and cost: bytes, reading, the gradient's error, a training step."""
+    from .bench import store as measured
+
+    _measure(measured, as_json, quick)
+
+
 def _measure(bench: Any, as_json: bool, quick: bool) -> None:
     result = bench.run(quick=quick, progress=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(result, sort_keys=True) if as_json else bench.render(result))
@@ -284,6 +333,7 @@ def doctor() -> None:
 
 
 main.add_command(compare)
+main.add_command(preflight)
 main.add_command(report)
 main.add_command(vitals)
 main.add_command(theory)

@@ -56,6 +56,11 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--target", metavar="COL", help="Column to predict, for tables; rows where it is empty are unlabelled."
         ),
+        click.option(
+            "--text",
+            metavar="COL",
+            help="Column of texts, read by a pretrained encoder (--model gt-minilm or another).",
+        ),
         click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels."),
         click.option(
             "--labels",
@@ -79,14 +84,26 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model",
             metavar="SPEC",
-            help="mlp, cnn(width=64), resnet; for tables boosting, forest, extra_trees, linear, neighbours; or "
+            help="mlp, cnn(width=64), resnet; for tables boosting, forest, extra_trees, linear, neighbours; for --text "
+            "gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
             "module:function.",
         ),
+        click.option("--keep", metavar="SUITE", help="Prompts: prior tasks (.jsonl, reasoning-gym:TASK) to keep."),
         click.option(
-            "--epochs", type=click.IntRange(min=1), metavar="N", help="Per generation [default: about 2,000 steps]."
+            "--lora", type=click.IntRange(min=0), metavar="RANK", help="Prompts: of the adapter; 0 trains all weights."
+        ),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Prompts: tokens of an answer [256]."
+        ),
+        click.option("--checkpointing", is_flag=True, help="Prompts: less memory, more time in the backward pass."),
+        click.option(
+            "--epochs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Per generation [default: about 2,000 steps, of texts 500].",
         ),
         click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Per generation, instead of epochs."),
-        click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64]"),
+        click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64, of texts 32]"),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
     ]
@@ -98,13 +115,15 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that become fields of `Settings`; None keeps the default there."""
     options = [
-        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001]."),
-        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001]."),
+        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001, of texts 5e-5]."),
+        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001, of texts 0.01]."),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
         click.option(
             "--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate [default: cosine]."
         ),
-        click.option("--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none]."),
+        click.option(
+            "--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none, of texts 1]."
+        ),
         click.option(
             "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; their loss is that of the batch."
         ),

@@ -162,12 +162,16 @@ class Term:
     def weight_at(self, clock: Clock) -> float:
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 
+    def said(self, step: Step) -> Tensor:
+        """The student's side of the comparison, with gradient: (rows, ..., components)."""
+        return step.student(self.view, self.head)
+
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         """Sum of trust x loss over the elements, and the count to divide by."""
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
             return Measured(Tally(zero, zero), zero, zero)
-        student = step.student(self.view, self.head)
+        student = self.said(step)
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
         loss = self.loss(student, target)  # (rows, ...): one number an element
         if loss.shape != element_shape(student):
@@ -280,8 +284,11 @@ class Objective(nn.Module):
         if self.clock.generation and previous is None and method.generations > 1:
             raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
-        self._plan = method.seen()
-        self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, Term]]()
+        self._plan, self._keys, self._owners = (
+            method.seen(),
+            dict[tuple[str, Part], str](),
+            list[tuple[str, Part, Term]](),
+        )
         self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
         self._vigil = Vigil(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
@@ -296,9 +303,9 @@ class Objective(nn.Module):
 
     def look(self, batch: Mapping[str, Any]) -> Step:
         """Forward every view that the method names, once."""
-        (model, forward), (graded, quiet) = self._student, self._plan
+        (model, forward), (graded, quiet), views = self._student, self._plan, self.method.views
         fused = self.method.forward == "fused"
-        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model)
+        return Step(forward, Batch.of(batch), self.clock, graded, quiet, fused, self.autocast, model, views.mixing)
 
     def _state(self, name: str, part: Part) -> nn.Module:
         return self.states[self._keys[name, part]]
@@ -331,9 +338,8 @@ class Objective(nn.Module):
         parts = []
         for name, term in self.method.terms.items():
             tally, kept, valid, _ = measured[name]
-            count = tally.count if counts is None else counts[name]
+            count, weight = tally.count if counts is None else counts[name], term.weight_at(self.clock)
             mean = tally.total / (count + (count == 0))  # without any element 0 / 1
-            weight = term.weight_at(self.clock)
             self.figures[name] = Figure(mean.detach(), weight, kept, valid)
             parts.append(weight * mean if weight else mean.detach() * 0.0)
         return reduce(torch.add, parts)
@@ -375,8 +381,7 @@ class Objective(nn.Module):
         """The first term whose total is not finite, and up to eight samples whose output is not."""
         name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
-        rows = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1)
-        ids = step.batch[term.view].id
+        rows, ids = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1), step.batch[term.view].id
         picked = (~rows if not bool(rows.all()) else rows).nonzero().squeeze(1)
         return name, (picked if ids is None else ids[picked])[:8].tolist()
 

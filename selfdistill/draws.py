@@ -79,3 +79,13 @@ def normal(address: Address, ids: Tensor, count: int) -> Tensor:
 def permutation(address: Address, n: int) -> Tensor:
     """A shuffled ``arange(n)``, a function of the address alone."""
     return torch.from_numpy(np.random.Generator(np.random.Philox(seed(*address))).permutation(n))
+
+
+def sample(address: Address, n: int, count: int) -> list[int]:
+    """``count`` of the numbers below ``n``, each at most once where there are enough; a function of the address alone.
+
+    >>> len(set(sample((0, "mates"), 5, 5))), len(sample((0, "mates"), 2, 5))
+    (5, 5)
+    """
+    generator = np.random.Generator(np.random.Philox(seed(*address)))
+    return generator.choice(n, count, replace=count > n).tolist()  # type: ignore[no-any-return]

@@ -14,8 +14,9 @@ from .errors import SpaceError
 from .expressions import called
 from .heads import space_of
 from .methods import recipes
-from .step import Clock
-from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
+from .step import BETWEEN, Clock
+from .teachers import CertainLabels, ClassAligned, Ema, External, Frozen, PseudoLabels, Sampled, Snapshot
+from .teachers.cached import asked
 from .values import of_values
 from .views import Views
 
@@ -81,24 +82,27 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = method.seen()
-    peers = float(getattr(method.prepare, "peers", 1))
+    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
+    peers = float(getattr(method.prepare, "peers", 1) * getattr(method.prepare, "copies", 1))
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
     held = {term.teacher.key(term): _held(method, term) for term in method.terms.values()}
-    forward, backward = with_graph + without + sum(held.values()), with_graph
+    more = [(peers * _rows(method.views, t.view), t.further()) for t in method.terms.values() if hasattr(t, "further")]
+    forward = with_graph + without + sum(held.values()) + sum(rows * passes[0] for rows, passes in more)
+    backward = with_graph + sum(rows * passes[1] for rows, passes in more)
     return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
 
 
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
+    teacher = term.teacher.teacher if isinstance(term.teacher, ClassAligned) else term.teacher
+    if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot)):
         return 0.0
-    members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
-    if isinstance(term.teacher, Sampled):
-        return members * _rows(method.views, term.view) * term.teacher.passes
-    return members * _rows(method.views, term.teacher.view or term.view)
+    members = 1.0 if isinstance(asked(teacher), External) else float(getattr(method.prepare, "peers", 1))
+    if isinstance(teacher, Sampled):
+        return members * _rows(method.views, term.view) * teacher.passes
+    return members * _rows(method.views, getattr(teacher, "view", None) or term.view)
 
 
 def schedule(weight: Any, clock: Clock) -> list[float]:
@@ -150,8 +154,12 @@ def _cost_note(method: Method) -> str:
         notes = [f"{method.generations} trainings one after another, the first of them at 1 x"]
     if any(isinstance(term.teacher, PseudoLabels) for term in method.terms.values()):
         notes.append("one forward pass over the pool before each but the first")
+    for passes in {t.teacher.passes for t in method.terms.values() if isinstance(t.teacher, CertainLabels)}:
+        notes.append(f"{passes} forward passes over the pool before each but the first")
     for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
         notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
+    for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
+        notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")
     if method.views.overlap:
         notes.append("each row comes twice an epoch")
     return "; ".join(notes)

@@ -13,6 +13,7 @@ from . import models
 from .errors import CheckpointError, DataError, SpaceError
 from .evaluate import predict
 from .expressions import one_line
+from .features import Extended
 from .heads import Peers
 from .tasks.data import CARD, inputs_for
 
@@ -20,8 +21,9 @@ ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, w
 
 
 def product(model: nn.Module) -> nn.Module:
-    """The model that a training leaves: of a group of peers the first, or all that predict jointly; else itself."""
-    return model.product() if isinstance(model, Peers) else model
+    """The model that a training leaves: of a group of peers the first, or all that predict jointly; without what was
+    learnt beside it; else itself."""
+    return model.product() if isinstance(model, (Peers, Extended)) else model
 
 
 def load_model(folder: str | Path) -> nn.Module:

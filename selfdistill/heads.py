@@ -32,6 +32,9 @@ SPACE_OF_HEAD: dict[str, str] = {
     "ranks": "ranks",  # (rows, 2): of two rows, the softmax of the difference says which has the larger value
     "feature": "features",  # (rows, width): what the deepest classifier sits on
     "features": "features",  # (rows, exits, width)
+    "levels": "features",  # (rows, classifiers, width)
+    "dense": "logits",  # read from a layer, ``dense:layer``, as is the next; all others say features (`features`)
+    "classify": "logits",
 }
 MAIN = ("logits", "values", "gaussian")
 #: head of classes -> the same head where the target is a value. A model may call both by the first name.
@@ -42,10 +45,11 @@ _ALSO = {values: logits for logits, values in VALUES.items()}
 def space_of(head: str) -> str:
     """The space of a head's output.
 
-    >>> space_of("exits"), space_of("feature")
-    ('logits', 'features')
+    >>> space_of("exits"), space_of("feature"), space_of("vector:layer4")
+    ('logits', 'features', 'features')
     """
-    return SPACE_OF_HEAD.get(head, "logits")
+    how, read, _ = head.partition(":")
+    return SPACE_OF_HEAD.get(how, "features" if read else "logits")
 
 
 def element_shape(output: Tensor) -> torch.Size:

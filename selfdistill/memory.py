@@ -41,6 +41,18 @@ class Table(Buffers):
         self.register_buffer("values", torch.zeros(0, 0))
         self.register_buffer("seen", torch.zeros(0, dtype=torch.bool))
 
+    @property
+    def width(self) -> int:
+        """Of a value."""
+        return self.values.shape[1]
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """What will be read of values that are written."""
+        return values
+
+    def settle(self, clock: object) -> None:
+        """A step is over."""
+
     def _room(self, ids: Tensor, width: int) -> None:
         """Make room for the largest id; doubling keeps the cost of growing constant per row."""
         low, high = (int(end) for end in ids.aminmax()) if len(ids) else (0, -1)

@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError, RecipeError, SelfdistillError
 from .expressions import check_arguments, nearest, one_line, read
 from .heads import WRAPS
 from .networks import Scaled, cnn, mlp, resnet
@@ -80,7 +80,7 @@ class Build:
         check_arguments(self.spec, function, args, options)
         try:
             model = function(*args, **options)
-        except RecipeError:
+        except SelfdistillError:
             raise
         except Exception as error:  # another's code: whatever it raises is about this model
             what = f"{type(error).__name__}: {one_line(error)}"
@@ -107,11 +107,12 @@ class Build:
         return replace(self, wrap=wrap, outputs=outputs * self.outputs)
 
     def __str__(self) -> str:
-        return self.spec + (f"({', '.join(f'{k}={v!r}' for k, v in self.options)})" if self.options else "")
+        told = [f"{k}={v!r}" for k, v in self.options if not isinstance(v, dict)]  # an encoder's config is long
+        return self.spec + (f"({', '.join(told)})" if told else "")
 
 
 def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
-    """Read "mlp", "cnn(width=64)", "module:function" or "path/to/file.py:function" (with options, if any).
+    """Read "mlp", "cnn(width=64)", "module:function", "path/to/file.py:function" or "gt-minilm", a pretrained encoder.
 
     A user's function is called with (shape, outputs) if its signature asks for two positional arguments or
     names them so, otherwise with none. Modules are also looked for in the current folder.
@@ -142,6 +143,9 @@ class _Options:
 
 def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     name = spec.partition("(")[0].strip()
+    encoders = importlib.import_module("selfdistill.encoders")  # late: nothing that is saved needs it but texts
+    if name not in MODELS and (text := encoders.named(spec)) is not None:
+        return encoders.SPEC, text
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
@@ -256,6 +260,7 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         CheckpointError: ``build()`` does not make such a model, ``extra`` is no JSON, or the disk refuses.
     """
     stored = _stored(model)
+    build = build.having(**next((vars(m)["kept"] for m in model.modules() if "kept" in vars(m)), {}))
     with torch.random.fork_rng(devices=[]):  # saving must not change what the run draws next
         _compare(build(), stored, f"the model is not what {build} builds; save it with build.having(...)")
     config = {
@@ -306,7 +311,7 @@ def load(folder: Path | str) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # nor must loading
             model = build()
-    except RecipeError as error:
+    except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -358,8 +363,8 @@ def _read_config(folder: Path) -> Build:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
         raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from . import expressions, models, threads
+from . import encoders, expressions, models, threads
 from .arguments import checked
 from .core import Method
+from .errors import DataError
+from .language.recipes import RECIPES
 from .methods import recipes
 from .request import Request
 from .sampling import Sampler
+from .tasks import text
 from .tasks.data import Data, load
 from .views import TOGETHER
 
@@ -26,7 +29,8 @@ def read_method(expression: str) -> Method:
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True
     """
-    method = expressions.read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    known = {**RECIPES, **recipes()}
+    method = expressions.read(expression, {name: checked(recipe) for name, recipe in known.items()})
     assert isinstance(method, Method)
     return method
 
@@ -44,6 +48,11 @@ class Prepared:
 
 def prepare(request: Request) -> Prepared:
     """Load the data and fill in what the request leaves open."""
+    spec, reader = request.model, None
+    if request.text is not None:
+        spec, reader = request.model or encoders.USUAL, text.reader(request.model, request.text)
+    elif spec is not None and spec.partition("(")[0].strip() not in models.MODELS and encoders.named(spec):
+        raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
     data = load(
         request.data,
         target=request.target,
@@ -52,15 +61,16 @@ def prepare(request: Request) -> Prepared:
         label_noise=request.label_noise,
         image_size=request.image_size,
         seed=request.seed,
+        reader=reader,
     )
     if request.augment:
         data = replace(data, augment=request.augment)
     expression = request.method or _usual(data)
     method = read_method(expression)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
-    spec = request.model if request.model is not None else "mlp" if small else "cnn"
-    build = models.parse(spec, data.shape, data.outputs)
-    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
+    build = models.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)
+    usual = text.SETTINGS if reader else {}
+    settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
     return Prepared(data, method, expression, build, settings)
@@ -79,13 +89,16 @@ def default_method(request: Request) -> str:
 
 
 def batch_size_for(data: Data, method: Method) -> int:
-    """64 rows, or all if there are fewer."""
+    """64 rows, 32 of texts, or all if there are fewer."""
     both = any(look.rows in TOGETHER for look in method.views.looks)
-    return max(1, min(64, len(data.labelled) + (len(data.unlabelled) if both else 0)))
+    usual = text.BATCH if data.kind == "text" else 64
+    return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 
 
 def _epochs(data: Data, method: Method, batch_size: int) -> int:
     steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
+    if data.kind == "text":
+        return min(text.EPOCHS[1], max(text.EPOCHS[0], math.ceil(text.STEPS / steps)))
     return min(100, max(3, math.ceil(STEPS / steps)))
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,14 @@ def _packaged(name: str) -> Path:
     return Path(places[0]) / inside
 
 
+def weights_in(folder: Path) -> list[str]:
+    """The files of a folder that hold weights without being pickles."""
+    return sorted(path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
+
+
 def _refuse_unsafe(folder: Path) -> None:
     """A pickle can run code while it is read, so nothing is loaded of a folder that has no other weights."""
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+    if weights_in(folder):
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -109,6 +114,45 @@ def encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         DataError: no such model, or weights of it are missing.
     """
     return _load("AutoModel", name, unpacked(locate(name), None), torch.float32)
+
+
+def reading(name: str) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer of a model, and the most tokens that the model reads at once; no weights are loaded.
+
+    Raises:
+        DataError: no such model.
+    """
+    place = unpacked(locate(name), None)
+    options = {"local_files_only": isinstance(place, Path), "trust_remote_code": False}
+    with _readable(name), quiet() as library:
+        tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
+        config = library.AutoConfig.from_pretrained(place, **options)
+    most = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return tokenizer, min(int(most), int(tokenizer.model_max_length))
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that `save_pretrained` wrote into a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    with _readable(str(folder)), quiet() as library:
+        return library.AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+
+def padding_of(name: str, tokenizer: Any) -> int:
+    """The id of the token that fills short rows.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the tokenizer of {name} has no padding token, so rows of different lengths make no batch; "
+                        "set one and save it again, or give another model")  # fmt: skip
+    return int(tokenizer.pad_token_id)
 
 
 def transformers() -> Any:
@@ -244,16 +288,10 @@ def _dequantise(file: Path, folder: Path) -> None:
         config = quantised.config
         del config.quantization_config
         config._name_or_path = ""  # else where it was installed would be written down
-        with _without_init(library):
+        with torch.random.fork_rng(devices=[]):  # whoever asked draws what it would have drawn
             model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())
         model.tie_weights()  # else what is one matrix would be stored twice
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         library.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
-
-
-def _without_init(library: Any) -> Any:
-    """Weights that are overwritten at once need no random numbers; the caller's generator is not moved either."""
-    fresh = getattr(library.initialization, "no_init_weights", None)
-    return fresh() if fresh else nullcontext()

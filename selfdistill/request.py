@@ -22,17 +22,25 @@ class Request:
 
     None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
-    (about 2,000 steps), the device (a CUDA device if there is one). ``audit_folds`` audits on all labels, by so
-    many trainings more. ``training`` are further fields of `Settings`.
+    (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
+    pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
+    trainings more. ``keep``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
+    must not be forgotten, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    ``training`` are further fields of `Settings`.
     """
 
     data: str = "digits"
     target: str | None = None
+    text: str | None = None
     unlabelled: str | None = None
     labels: int | None = None
     label_noise: float = 0.0
     image_size: int | None = None
     augment: str | None = None
+    keep: str | None = None
+    lora: int | None = None
+    max_tokens: int | None = None
+    checkpointing: bool = False
     model: str | None = None
     method: str | None = None
     epochs: int | None = None
@@ -45,7 +53,8 @@ class Request:
     training: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "training": dict(self.training)}
+        unsaid = {"text"} if self.text is None else set()  # so that what was asked before it existed is still the same
+        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:

@@ -36,6 +36,8 @@ from .errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from .evaluate import COVERAGE, answers, final_score, points
 from .expressions import one_line
 from .finished import Predicted, load_model, model_card, product, says
+from .language import door
+from .language.door import Spoken
 from .learners.choice import Choice, choose, for_learners
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
@@ -73,6 +75,13 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _ready(request: Request) -> Prepared | Choice | Spoken:
+    """The request with every choice made, by the door that its data ask for."""
+    if door.for_language(request):
+        return door.choose(request)
+    return choose(request) if for_learners(request) else prepare(request)
 
 
 class Run:
@@ -139,17 +148,19 @@ class Run:
         if done is not None:
             return done
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
-        ready = choose(self.request) if for_learners(self.request) else prepare(self.request)
+        ready = _ready(self.request)
+        if tell and (note := getattr(ready.data, "note", "")):
+            tell(note)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        wanted = threads.cores() if isinstance(ready, Choice) else suitable_threads(ready)
+        wanted = suitable_threads(ready) if isinstance(ready, Prepared) else threads.cores()
         with threads.using(self._record().get("threads") or wanted):
             self._claim(ready, warn)
             return self._alone(ready, progress or (lambda name: None), warn, tell, made if fresh else None)
 
     def _alone(
         self,
-        ready: Prepared | Choice,
+        ready: Prepared | Choice | Spoken,
         make: Callable[[str], Progress | None],
         warn: Callable[[str], None],
         tell: Callable[[str], None] | None,
@@ -160,6 +171,10 @@ class Run:
             with _locked(self.folder):
                 if isinstance(ready, Choice):
                     return self._teach(ready, make, tell or (lambda line: None))
+                if isinstance(ready, Spoken):
+                    result = door.train(ready, self.request, self.folder, make, warn, tell or (lambda line: None))
+                    self._close(result)
+                    return result
                 return self._train(ready, make, warn, tell)
         except (DataError, RecipeError, NotFiniteError):
             if made is not None and ranks.rank() == 0:
@@ -228,7 +243,7 @@ class Run:
         self._close(result)
         return result
 
-    def _claim(self, ready: Prepared | Choice, warn: Callable[[str], None]) -> None:
+    def _claim(self, ready: Prepared | Choice | Spoken, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""
         described = ready.data.describe()
         before = self._record()
@@ -245,7 +260,7 @@ class Run:
             {
                 "format": FORMAT,
                 "request": self.request.to_json(),
-                "kind": "learner" if isinstance(ready, Choice) else "network",
+                "kind": {Choice: "learner", Spoken: "language"}.get(type(ready), "network"),
                 "method": ready.expression,
                 "model": str(ready.build),
                 "settings": ready.settings,
@@ -336,6 +351,10 @@ class Run:
         (self.folder / "model" / "README.md").write_text(model_card_text(result, self._record()))
         write_json(self.folder / "run.json", {**self._record(), "result": result})
         write_report(self.folder)
+
+    def spoken(self) -> bool:
+        """Is it a language model's run?"""
+        return self._record().get("kind") == "language"
 
     def predict(self, source: str, exit_number: int | None = None) -> Predicted:
         """What the product says of new data; see `finished.says`."""

@@ -102,7 +102,8 @@ class Sampler:
         self._per_epoch = (
             max(everything, steps * min(chunk, everything)) if steps > math.ceil(everything / chunk) else everything
         )
-        self._by_class = _rows_by_class(data) if "pair" in kinds else {}
+        self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
+        self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
 
     def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
@@ -126,10 +127,12 @@ class Sampler:
                 old = self._chunk(self._main, *before, self._per_epoch)
                 again = Drawn(old.ids, old.visits + 1)
                 main = Drawn(torch.cat([again.ids, main.ids]), torch.cat([again.visits, main.visits]))
+        if self.views.mates:
+            main = self._with_mates(main, epoch, step)
         drawn = {self._main: main}
         if self._second:
             drawn["unlabelled"] = self._chunk("unlabelled", epoch, step, self.steps_per_epoch * self._second)
-        if self._by_class:
+        if self._pairs:
             drawn["pair"] = self._partners(main, epoch)
         return drawn
 
@@ -149,26 +152,55 @@ class Sampler:
             partners.append(members[(place[i] + skip) % len(members)])
         return Drawn(torch.tensor(partners, dtype=torch.int64), main.visits)
 
+    def _with_mates(self, main: Drawn, epoch: int, step: int) -> Drawn:
+        """The first rows of a batch, each followed by others of its class in the place of the rest.
+
+        The mates of a row differ from each other where its class has enough rows; each is augmented in its own way.
+        """
+        rows, mates = len(main.ids), self.views.mates
+        ids, visits = list[int](), list[int]()
+        firsts = main.ids[: math.ceil(rows / (mates + 1))].tolist()
+        for group, (i, visit) in enumerate(zip(firsts, main.visits.tolist(), strict=False)):
+            members, place = self._by_class.get(int(self.data.y[i]), ([i], {i: 0}))
+            others = draws.sample(
+                (self.seed, "mates", self.generation, epoch, step, group), max(1, len(members) - 1), mates
+            )
+            skip = int(len(members) > 1)
+            ids += [i, *(members[(place[i] + skip + other) % len(members)] for other in others)]
+            first = 1 + (step * rows + group * mates)
+            visits += [visit, *(range(first, first + mates))]
+        return Drawn(torch.tensor(ids[:rows], dtype=torch.int64), torch.tensor(visits[:rows], dtype=torch.int64))
+
     def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
-        batch = Batch()
-        fixed = set()
-        for look in self.views.looks:
+        batch, fixed, addresses = Batch(), set[str](), dict[str, Tensor]()
+        for look in (look for look in self.views.looks if look.rows != "mixed"):
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
             x = self.data.rows(rows.ids)
             if how == "none":
                 fixed.add(look.name)
+            elif look.fixed:
+                fixed.add(look.name)
+                way = (epoch + rows.visits) % look.fixed
+                addresses[look.name] = (rows.ids * look.fixed + way).to(device)
+                x = self._fixed(how, look, x, rows.ids + (way << 40))
             elif len(x):
                 x = self._augmented(how, look, x, rows, epoch)
             batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
-        batch.fixed = frozenset(fixed)
+        batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips)
+        tokens = getattr(self.data, "tokens", None)  # of texts
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+
+    def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
+        """By sample and way alone: whoever trains on these data sees the same."""
+        address = ("fixed", look.name)
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
 
 
 def _occurrences(ids: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Log:
         return [json.loads(line) for line in text[:size].decode().splitlines()]
 
 
-def _identity(trainer: Trainer) -> dict[str, Any]:
+def identity(trainer: Trainer) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
     settings = {name: value for name, value in asdict(trainer.settings).items() if name not in _FREE}
     method = re.sub(r" at 0x[0-9a-f]+", "", repr(trainer.method))  # functions without a name have addresses
@@ -120,7 +120,7 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
 
 
 def _refuse_another(trainer: Trainer, saved: Mapping[str, Any]) -> None:
-    now = _identity(trainer)
+    now = identity(trainer)
     changed = [f"{k} {saved.get(k)!r}, now {v!r}" for k, v in now.items() if saved.get(k) != v]
     if changed:
         raise CheckpointError(f"{trainer.folder} holds another run ({'; '.join(changed)}); give another --out")
@@ -184,7 +184,7 @@ def save(trainer: Trainer) -> None:
         "best": trainer.best,
         "kept": trainer.kept,
         "progress": {
-            "run": _identity(trainer),
+            "run": identity(trainer),
             "generation": trainer.objective.clock.generation,
             "start": trainer.start,
             "sums": _per_rank(trainer.sums),

@@ -43,17 +43,50 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Rise:
-    """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation.
+    """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation; 0 until ``start`` of it.
 
-    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100))
-    1.0
+    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100)), Rise(2.0, 0.5, start=0.25)(Clock(step=25, epochs=100))
+    (1.0, 0.0)
     """
 
     peak: float
     share: float = 0.4
+    start: float = 0.0
 
     def __call__(self, clock: Clock) -> float:
-        return self.peak * min(1.0, clock.progress / self.share) if self.share > 0 else self.peak
+        done, length = clock.progress - self.start, self.share - self.start
+        return self.peak * min(1.0, max(0.0, done / length)) if length > 0 else self.peak * (done >= 0)
+
+
+@dataclass(frozen=True)
+class From:
+    """Nothing in the first ``share`` of the epochs, then ``weight``.
+
+    >>> [From(0.5, 2.0)(Clock(epochs=4, epoch=epoch)) for epoch in range(4)]
+    [0.0, 0.0, 2.0, 2.0]
+    """
+
+    share: float
+    weight: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.weight if clock.epoch >= self.share * clock.epochs else 0.0
+
+
+@dataclass(frozen=True)
+class ByCycle:
+    """One value for the first of ``cycles`` parts of a generation (which has no snapshot) and one for all later ones.
+
+    >>> [ByCycle(2, 1.0, 1.5)(Clock(epochs=4, step=step)) for step in range(4)]
+    [1.0, 1.0, 1.5, 1.5]
+    """
+
+    cycles: int
+    first: float
+    later: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.first if clock.step < clock.length // self.cycles else self.later
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -82,7 +85,23 @@ class Settings:
             )
         return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
 
-    def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    def make_scheduler(
+        self, optimizer: torch.optim.Optimizer, steps: int, cycles: int = 1
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate over so many steps; in each of the ``cycles`` the cosine starts at the full rate again."""
+        if self.schedule == "cosine" and cycles > 1:
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_restarted, steps=steps, cycles=cycles))
         if self.schedule == "cosine":
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _restarted(step: int, steps: int, cycles: int) -> float:
+    """Half a cosine from 1 towards 0 in each cycle; cycle k starts at step k steps / cycles, rounded down.
+
+    >>> [round(_restarted(step, 8, 2), 2) for step in range(8)]
+    [1.0, 0.85, 0.5, 0.15, 1.0, 0.85, 0.5, 0.15]
+    """
+    starts = [k * steps // cycles for k in range(cycles + 1)]
+    start, end = next(((a, b) for a, b in pairwise(starts) if a <= step < b), (0, 1))  # after the last step: asked once
+    return 0.5 * (1.0 + math.cos(math.pi * (step - start) / (end - start)))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Beta
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SpaceError
+from .features import Extended
 from .heads import Peers, output_of
+
+BETWEEN = "between"  # the view that is not forwarded: what is said of "x", mixed
 
 
 class Rows(NamedTuple):
@@ -27,10 +32,12 @@ class Rows(NamedTuple):
 class Batch(dict[str, Rows]):
     """Views by name. `Batch.of` reads the flat form ``{"x": ..., "y": ..., "id": ..., "weak": ...}`` of a plain loop.
 
-    ``fixed`` names the views whose inputs depend on the sample alone: there a frozen teacher is asked only once.
+    ``fixed`` names the views whose inputs depend on the sample alone: there a frozen teacher is asked only once. One
+    that shows each sample in several ways has in ``addresses`` a number (rows,) for each sample and way.
     """
 
     fixed: frozenset[str] = frozenset()
+    addresses: Mapping[str, Tensor] = MappingProxyType({})
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Batch:
@@ -108,6 +115,11 @@ def members(module: nn.Module | None) -> int:
     return len(module.members) if isinstance(module, Peers) else 1
 
 
+def copies(module: nn.Module | None) -> int:
+    """How many copies of a row a module looks at: in training some transform it in several ways."""
+    return module.copies if isinstance(module, Extended) and module.training else 1
+
+
 class Step:
     """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
 
@@ -125,36 +137,48 @@ class Step:
         fused: bool = True,
         autocast: Callable[[], Any] = nullcontext,
         owner: nn.Module | None = None,
+        mixing: float = 0.0,
     ) -> None:
+        self.share = float(Beta(mixing, mixing).sample()) if mixing else 1.0  # of a row beside its partner
+        batch = _with_mixtures(batch, self.share) if mixing else batch
         self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
         self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
         self.passes = Passes()
         self.keyed: set[str] = set()  # the views whose sample ids were asked for
+        self.notes: dict[Hashable, Any] = {}  # what a part saw in this step and learns in its update, by the part's key
         self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
         if not any(view in batch for view in graded):
             raise SpaceError(
                 f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "
                 f"{', '.join(map(repr, batch)) or 'nothing'}); give inputs under those names"
             )
-        self._graded, self._quiet = ([v for v in names if self.rows(v)] for names in (graded, quiet))
+        between = BETWEEN in (*graded, *quiet)
+        names = (*graded, "x") if between and "x" not in graded else graded
+        self._graded, self._quiet = ([v for v in n if self.rows(v) and v != BETWEEN] for n in (names, quiet))
         if fused:
             self._forward(self._graded + self._quiet)
-            return
-        for view in self._graded:
-            self._forward([view])
-        with torch.no_grad():
-            for view in self._quiet:
+        else:
+            for view in self._graded:
                 self._forward([view])
+            with torch.no_grad():
+                for view in self._quiet:
+                    self._forward([view])
+        if between:
+            self._outputs[BETWEEN] = {head: self.mixed(value) for head, value in self._outputs["x"].items()}
 
     def rows(self, view: str) -> int:
         """How many rows a view has in this batch; an absent view has none."""
         return len(self.batch[view].x) if view in self.batch else 0
 
+    def mixed(self, value: Tensor) -> Tensor:
+        """Rows mixed with their partners by this step's share: the first with the last, and so on."""
+        return self.share * value + (1.0 - self.share) * value.flip(0)
+
     def _forward(self, views: list[str]) -> None:
         if not views:
             return
         xs = [self.batch[view].x for view in views]
-        rows = members(self.owner) * sum(map(len, xs))
+        rows = members(self.owner) * copies(self.owner) * sum(map(len, xs))
         self.passes += Passes(forward=rows, backward=rows if torch.is_grad_enabled() else 0)
         if len(xs) == 1:
             self._outputs[views[0]] = self._named(self.model, xs[0])
@@ -208,6 +232,19 @@ class Step:
             self._outputs[key] = {name: torch.stack([s[name] for s in said], dim=1) for name in said[0]}
         return output_of(self._outputs[key], head).float()
 
+    def answer(self, x: Tensor, head: str = "logits", wrapped: bool = True) -> Tensor:
+        """The student's output for other inputs, in a forward of its own: (rows, ..., components).
+
+        Batch norm uses these rows and keeps its running statistics. Without ``wrapped`` the module itself is called,
+        not the engine around it: for gradients that the engine is to know nothing of.
+        """
+        grown = torch.is_grad_enabled()
+        rows = members(self.owner) * len(x)
+        self.passes += Passes(forward=rows, backward=rows if grown else 0)
+        with _unmoved(self.owner):
+            named = self._named(self.model if wrapped or self.owner is None else self.owner, x)
+        return output_of(named, head).float()
+
     def parted(self, share: float) -> tuple[Step, Step]:
         """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""
         parts = (copy.copy(self), copy.copy(self))
@@ -217,6 +254,7 @@ class Step:
                 cut = cuts[view] = slice(*[(0, int(share * len(x))), (int(share * len(x)), None)][i])
                 part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
             part.batch.fixed = self.batch.fixed
+            part.batch.addresses = {view: a[cuts[view]] for view, a in self.batch.addresses.items()}
             part._outputs = {
                 key: {head: value[cuts[key if isinstance(key, str) else key[1]]] for head, value in outputs.items()}
                 for key, outputs in self._outputs.items()
@@ -246,6 +284,10 @@ class Step:
         self.keyed.add(view)
         return self._for_each_row(view, "sample ids", ids)
 
+    def addresses(self, view: str) -> Tensor:
+        """What a fixed view's rows are remembered by: their sample ids, or the numbers of sample and way."""
+        return self.batch.addresses.get(view, self.ids(view))
+
     def _for_each_row(self, view: str, what: str, given: Tensor) -> Tensor:
         rows = len(self._view(view).x)
         if given.dim() == 0 or len(given) != rows:
@@ -266,6 +308,16 @@ class Step:
         for outputs in self._outputs.values():
             for head, value in outputs.items():
                 outputs[head] = value.detach()
+
+
+def _with_mixtures(batch: Batch, share: float) -> Batch:
+    """The batch with the views ``mixed`` and ``between``; see `views`."""
+    x = batch["x"].x if "x" in batch else None
+    if x is None or not x.is_floating_point():
+        raise SpaceError("rows are mixed by their numbers: the batch needs a view 'x' of floating-point inputs")
+    whole = Batch({**batch, "mixed": Rows(share * x + (1.0 - share) * x.flip(0)), BETWEEN: batch["x"]})
+    whole.fixed = batch.fixed
+    return whole
 
 
 def _as_weights(x: Tensor, module: nn.Module) -> Tensor:

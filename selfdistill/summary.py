@@ -7,6 +7,7 @@ from typing import Any
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
     "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
+    "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
 }
 
@@ -15,6 +16,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """What was compared, on the test split: (name, metrics)."""
     table: list[tuple[str, dict[str, float]]] = []
     plain = result.get("plain")
+    if speaks(result):
+        return _spoken(result)
     if plain:
         chosen = ", the product" if result.get("chosen") == "plain" else ""
         alone = f"{result['model']} alone" if is_learner(result) else f"plain, after {plain['steps']} steps{chosen}"
@@ -30,6 +33,37 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
         name = result["method"] if len(generations) == 1 else f"{result['method']}, {_called(result, g)}"
         table.append((name, g["test"]))
     return table
+
+
+def speaks(result: dict[str, Any]) -> bool:
+    """Was a language model trained?"""
+    return result.get("kind") == "language"
+
+
+def _spoken(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """The model before, the control, and the generations."""
+    name = f"{result['model']}, before" + (", the product" if result["product"] < 0 else "")
+    table = [(name, result["before"])]
+    if plain := result.get("plain"):
+        table.append((f"sft(), after {plain['steps']} steps", plain["end"]))
+    return table + [(f"{result['method']}, {_called(result, g)}", g["test"]) for g in result["generations"]]
+
+
+def _verdicts(result: dict[str, Any]) -> str:
+    """What a language model's run shows, on the test prompts and on prior tasks."""
+    said = []
+    for name, one in result["against"].items():
+        than = "the model before" if name == "before" else "sft() at equal steps"
+        for part, found in one.items():
+            unit, scale = (" nats", 1) if part == "test" and "nll" in result["test"] else (" points", 100)
+            gain = f"{scale * found['gain']:+.3g} ± {scale * found['half']:.2g}{unit}"
+            said.append(f"{found['verdict']} {than}{' on prior tasks' if part == 'kept' else ''} by {gain}")
+    kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
+    trouble = f" {result['trouble']}." if result.get("trouble") else ""
+    return (
+        f"The product {'; '.join(said)} (over {result['data']['rows']['test']} test prompts).{kept}{trouble} One seed "
+        "is an anecdote; repeat with other --seed values before you believe it."
+    )
 
 
 def is_learner(result: dict[str, Any]) -> bool:
@@ -53,14 +87,16 @@ def head(result: dict[str, Any]) -> list[str]:
 
 def cells(metrics: dict[str, float]) -> list[str]:
     """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point."""
-    task = "classify" if "accuracy" in metrics else "regress"
+    task = "generate" if "length" in metrics else "classify" if "accuracy" in metrics else "regress"
     return [_cell(name, metrics.get(name)) for name in COLUMNS[task]]
 
 
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name in ("accuracy", "coverage"):
+    if name == "length":
+        return f"{value:.0f}"
+    if name in ("accuracy", "coverage", "kept"):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
@@ -69,6 +105,8 @@ def _cell(name: str, value: float | None) -> str:
 
 def sentence(result: dict[str, Any]) -> str:
     """One run's outcome in words. One seed is an anecdote and is called one."""
+    if speaks(result):
+        return _verdicts(result)
     plain, first = result.get("plain"), head(result)[0]
     if not plain or plain["from"] == "itself":
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
@@ -97,7 +135,7 @@ def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 def readme(result: dict[str, Any], record: dict[str, Any]) -> str:
     """The run folder's README."""
-    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model", is_learner(result))])
+    return "\n".join([*_facts(result, record, f" in {result['seconds']} s"), *_loading("model", result)])
 
 
 def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
@@ -110,7 +148,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
         "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
         f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
-        "", *_loading(".", is_learner(result)),
+        "", *_loading(".", result),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -144,7 +182,15 @@ def _trained(result: dict[str, Any], record: dict[str, Any], took: str) -> list[
     ]
 
 
-def _loading(folder: str, learner: bool = False) -> list[str]:
+def _loading(folder: str, result: dict[str, Any]) -> list[str]:
+    learner = is_learner(result)
+    if speaks(result):
+        return [
+            "Load the model by transformers alone:", "", "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")', "```", "",
+        ]  # fmt: skip
     loader, file = ("estimators", f"{folder}/estimator.skops") if learner else ("models", folder)
     return [
         "Load the model without the training code:",

@@ -11,7 +11,8 @@ from torch import Tensor
 from .errors import SpaceError
 
 #: What a target can be. ``classes`` are integer labels (rows, ...); every other space has its components last.
-SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features")
+#: ``excluded`` has a one for each class that the row is said *not* to have.
+SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features", "excluded")
 #: Spaces that stand for a distribution over classes.
 DISTRIBUTIONS = frozenset({"classes", "probabilities", "logits"})
 
@@ -51,7 +52,7 @@ class Target(NamedTuple):
         if temperature == 1.0:
             return self.value
         powered = self.value.pow(1.0 / temperature)
-        return powered / powered.sum(-1, keepdim=True)
+        return powered / powered.sum(-1, keepdim=True).clamp(min=1e-30)  # a row that says nothing is 0, and stays it
 
     def fits(self, width: int) -> None:
         """Refuse components that broadcasting would silently stretch, or a loss read past."""

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import carried, check, gates, heads, losses, methods, schedules, teachers, views
+from . import carried, check, features, gates, heads, losses, methods, schedules, teachers, terms, views
 from .core import Always, Batch, Clock, Gate, Given, Loss, Method, Objective, Rows, Step, Target, Teacher, Term
 from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
 from .heads import element_shape
 from .losses import check_spaces
-from .specimens import ROWS, batch_of, numbers_of, pool, same_bits, sample, storages, tiny, views_of
+from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 from .targets import DISTRIBUTIONS, SPACES
 
 __all__ = ["check_gate", "check_loss", "check_method", "check_teacher", "check_value", "names"]
@@ -43,7 +43,7 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    for module in (losses, teachers, carried, gates, schedules, views, heads):
+    for module in (losses, teachers, carried, gates, terms, schedules, views, heads, features):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
@@ -215,7 +215,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
     method = Method({"term": Term(teacher, _Anything(), head=head)})
     for fixed in (False, True):
         model = tiny(0, dropout=0.2)
-        objective = _bind(method, model, Clock(1, 2, per_epoch=3, epochs=2))
+        objective = bound(method, model, Clock(1, 2, per_epoch=3, epochs=2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         _check_apart(str(teacher), objective, model)
         for k in range(4):
@@ -241,17 +241,6 @@ def _head_of(teacher: Teacher) -> str:
         _require(space in SPACES, f"{teacher} declares the space {space!r}; known are {', '.join(SPACES)}")
         return head
     raise AssertionError(f"{teacher} accepts no head")
-
-
-def _bind(method: Method, model: nn.Module, clock: Clock, external: nn.Module | None = None) -> Objective:
-    previous = None if clock.generation == 0 else _previous(method)
-    objective = method.bind(model, previous=previous, external=external or tiny(8), clock=clock)
-    objective.prepare(pool(clock))
-    return objective
-
-
-def _previous(method: Method) -> nn.Module:
-    return (method.prepare(lambda: tiny(7, outputs=1)) if method.prepare else lambda: tiny(7, outputs=1))()
 
 
 def _asked(teacher: Teacher, objective: Objective, batch: Batch) -> Target:
@@ -295,7 +284,7 @@ def _check_apart(what: str, objective: Objective, model: nn.Module) -> None:
 def _check_kept(teacher: Teacher, objective: Objective, method: Method, batch: Batch) -> None:
     """The state that is saved is all there is."""
     student = copy.deepcopy(objective._student[0])
-    again = _bind(method, student, objective.clock)
+    again = bound(method, student, objective.clock)
     again.load_state_dict(copy.deepcopy(objective.state_dict()))
     wanted, given = _asked(teacher, objective, batch), _asked(teacher, again, batch)
     same = same_bits(wanted.value, given.value) and same_bits(wanted.valid, given.valid)
@@ -323,7 +312,7 @@ def check_method(
         check.check_method(method)
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
-    build = build or (lambda: tiny(3, outputs=1))
+    build = build or factory(method, 3)
     build = method.prepare(build) if method.prepare else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
@@ -338,14 +327,14 @@ def _check_generation(
 ) -> None:
     torch.manual_seed(0)
     model = build()
-    objective = _bind(method, model, clock, external)
+    objective = bound(method, model, clock, external)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     list(_steps(objective, model, optimizer, range(2)))
     saved = copy.deepcopy((model.state_dict(), objective.state_dict(), optimizer.state_dict()))
     uncut = [*_steps(objective, model, optimizer, range(2, 4)), copy.deepcopy(model.state_dict())]
 
     twin = build()
-    resumed = _bind(method, twin, clock, external)
+    resumed = bound(method, twin, clock, external)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     parts: tuple[Any, ...] = (twin, resumed, optimizer)
     for part, state in zip(parts, saved, strict=True):
@@ -362,7 +351,7 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
     """Train for some steps and look at each; yields the losses."""
     what = f"generation {objective.clock.generation}"
     for k in steps:
-        batch = batch_of(views_of(objective.method), k, numbers_of(objective.method))
+        batch = batch_for(objective.method, k)
         _check_doubled(objective, batch, what)
         torch.manual_seed(k)
         loss = objective(batch)
@@ -385,6 +374,8 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
 def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
     """Each row twice is the same mean; memories are asked without learning from it."""
     twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
+    if any(getattr(part, "mixes", False) for term in objective.method.terms.values() for part in term.parts()):
+        return  # the rows of a batch are each other's teachers
     with torch.no_grad():
         torch.manual_seed(0)
         once = float(objective(batch))

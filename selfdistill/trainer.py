@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import carried, checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, counting, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
-from .check import dry_run, kept_buffers
+from .check import dry_run
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import better, losses, predict_rows, score
@@ -29,20 +29,13 @@ from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
+from .teachers.cached import pinned
 from .vitals import record
 from .vitals.starts import fresh_start
 
-__all__ = ["Trained", "Trainer", "Watch", "digest", "kept_buffers"]
+__all__ = ["Trained", "Trainer", "Watch", "digest"]
 
 Watch = Callable[[Clock, list[Batch], float], None]
-
-
-def _add(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
-    """Add a micro-batch: per term its total, count, kept and valid, and under "" the loss."""
-    more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
-    more[""] = loss.detach().reshape(1)
-    for name, row in more.items():
-        rows[name] = rows[name] + row if name in rows else row
 
 
 class Trainer:
@@ -75,7 +68,7 @@ class Trainer:
         self.elapsed, self._since, self.saved_at, self.steps_done = 0.0, time.monotonic(), time.monotonic(), 0
 
     def say(self, line: str) -> None:
-        """A line for the person who watches; one process speaks."""
+        """A line for who watches; one process speaks."""
         if self.tell and ranks.rank() == 0:
             self.tell(line)
 
@@ -123,7 +116,7 @@ class Trainer:
             vitals=s.vitals,
         )
         self.objective.to(self.device)
-        carried.hand_on(self.done[self.accepted()[-1]].carried if self.done else {}, self.objective)
+        carried.hand_on(self.done[taken[-1]].carried if (taken := self.accepted()) else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
         self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)
@@ -132,7 +125,8 @@ class Trainer:
         self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
         self._wrap()
         self.optimizer = s.make_optimizer(self.model)
-        self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length)
+        cycles = max(getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts())
+        self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length, cycles)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}
         self.sums, self.kept = {}, {}
@@ -152,7 +146,7 @@ class Trainer:
         s, admitted = self.settings, self.objective.admitted()
         self.sampler = Sampler(
             self.data,
-            self.method.views,
+            pinned(self.method),
             s.batch_size,
             seed=s.seed,
             generation=generation,
@@ -213,15 +207,7 @@ class Trainer:
 
     def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
         """What to divide each term by, over all micro-batches: a pass without gradient, where there are several."""
-        if len(batches) == 1:
-            return None
-        counts: dict[str, Tensor] = {}
-        with torch.no_grad(), kept_buffers(self.objective):
-            for i, batch in enumerate(batches):
-                self._seeded(i)
-                for name, m in self.objective.measure(batch).items():
-                    counts[name] = counts.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
-        return {name: ranks.add(count) for name, count in counts.items()}
+        return None if len(batches) == 1 else counting.counts(self.objective, batches, self._seeded)
 
     def step(self) -> float:
         """One optimizer step; returns the loss.
@@ -246,7 +232,7 @@ class Trainer:
                 loss = self.objective.combine(measured, shared)
                 self._refuse_unless_finite(measured, loss)
                 self.scaler.scale(loss * world).backward()
-            _add(rows, measured, loss)
+            counting.add_up(rows, measured, loss)
             total += float(loss.detach())
         if self.settings.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -330,7 +316,7 @@ class Trainer:
                 self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
-        line |= record.entry(self.objective.pulse, self.history, clock.generation)
+        line |= record.entry(self.objective.pulse, self.history, clock.generation) | self.remarks()
         for warning in line.get("warnings", []):
             self.warn(f"warning: {warning}")
         self.sums = {}
@@ -353,12 +339,16 @@ class Trainer:
         self.passes += Passes(evaluation=members(self.model) * len(self.data.audit))
         return score(self.model, self.data, self.data.audit, device=self.device)
 
+    def remarks(self) -> dict[str, Any]:
+        """What a trainer of another kind adds to an epoch's line."""
+        return {}
+
     def extra(self) -> dict[str, Any]:
-        """What a checkpoint of a trainer of another kind holds besides."""
+        """What it adds to a checkpoint."""
         return {}
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
-        """Take it back, before the generation begins."""
+        """Take it back before the generation begins."""
 
     def audited(self) -> list[float]:
         """The loss of each audit row; none where nothing is audited."""

@@ -37,6 +37,8 @@ def of_values(method: Method) -> Method:
     Term(teacher=Generation(view=None), loss=Squared(mean=True), view='x', head='values', gate=Always(), \
 weight=ByGeneration(first=0.0, later=1.0), mean_over='valid')
     """
+    if method.views.mates:
+        raise SpaceError("a batch has rows of the same class for each one that is drawn, and values have no classes")
     for look in method.views.looks:
         if look.rows == "pair":
             raise SpaceError(f"view {look.name!r} shows another row of the same class, and values have no classes")

@@ -7,7 +7,9 @@ A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` i
 * ``union``: labelled rows and the unlabelled ones that a teacher has admitted;
 * ``chosen``: the rows that a teacher has admitted, labelled or not, as often as it names them;
 * ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
-* ``pair``: for each labelled row of the batch another row of its class.
+* ``pair``: for each labelled row of the batch another row of its class;
+* ``mixed``: rows of the view ``x``, mixed with each other when they are looked at: the view ``mixed`` is that of their
+  inputs, and ``between`` has no inputs, but what is said of ``x``, mixed in the same way.
 
 ``augment`` is ``none``, ``weak``, ``strong``, or ``default`` (what suits the data).
 """
@@ -18,34 +20,51 @@ from dataclasses import dataclass
 
 from .errors import RecipeError
 
-ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair")
+ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair", "mixed")
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
 AUGMENT = ("default", "none", "weak", "strong")
 
 
 @dataclass(frozen=True)
 class Look:
-    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples."""
+    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
+
+    ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
+    """
 
     name: str
     rows: str = "labelled"
     augment: str = "default"
+    fixed: int = 0
 
     def __post_init__(self) -> None:
         for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
             if value not in known:
                 raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
+        if self.fixed < 0:
+            raise RecipeError(
+                f"fixed counts the ways in which a sample is shown, 0 for ever new ones, not {self.fixed}"
+            )
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones."""
+    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones; with ``mates``
+    so many rows of a batch accompany each one that is drawn: others of its class. ``mixing`` is a of Beta(a, a), from
+    which each batch draws the share of a row beside that of its partner; the partner of the first row is the last."""
 
     looks: tuple[Look, ...] = (Look("x"),)
     ratio: float = 1.0
     overlap: bool = False
+    mates: int = 0
+    mixing: float = 0.0
 
     def __post_init__(self) -> None:
+        mixed = {look.name for look in self.looks if look.rows == "mixed"}
+        if not mixed <= {"mixed", "between"} or (mixed and not self.mixing > 0):
+            raise RecipeError("views of mixed rows are 'mixed' and 'between', and need a mixing above 0")
+        if self.mates < 0:
+            raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
         kinds = sorted({look.rows for look in self.looks} & {"labelled", *TOGETHER})
@@ -82,3 +101,8 @@ def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
         ),
         ratio,
     )
+
+
+def mixtures(mixing: float) -> Views:
+    """``x``, its rows ``mixed`` with each other, and ``between``: what is said of ``x``, mixed in the same way."""
+    return Views((Look("x"), Look("mixed", "mixed"), Look("between", "mixed")), mixing=mixing)

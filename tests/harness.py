@@ -28,18 +28,18 @@ LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-3
 class TinyNet(nn.Module):
     """8x8 images -> logits, with batch norm, so that it matters which rows share a forward; two shallow exits."""
 
-    def __init__(self, exits: bool = False, outputs: int = CLASSES, dropout: float = 0.0) -> None:
+    def __init__(self, exits: bool = False, outputs: int = CLASSES, dropout: float = 0.0, last: int = 2) -> None:
         super().__init__()
         self.exits, self.dropout = exits, nn.Dropout(dropout)
-        self.stages = nn.ModuleList([self._stage(1, 4), self._stage(4, 4), self._stage(4, 6)])
+        self.stages = nn.ModuleList([self._stage(1, 4), self._stage(4, 4), self._stage(4, 6, last)])
         self.necks = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 6)])
         self.classifiers = nn.ModuleList([nn.Linear(6, outputs) for _ in range(3)])
         if not exits:
             del self.necks, self.classifiers[:2]
 
     @staticmethod
-    def _stage(before: int, after: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+    def _stage(before: int, after: int, stride: int = 2) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU())
 
     def forward(self, x: Tensor) -> Any:
         pooled = []
@@ -66,6 +66,26 @@ def build(exits: bool = False) -> nn.Module:
 def build_values(outputs: int = 1) -> nn.Module:
     """For recipes of values: with dropout, so that it matters what a pass draws."""
     return TinyNet(outputs=outputs, dropout=0.2)
+
+
+def build_maps(exits: bool = False) -> nn.Module:
+    """For recipes that read maps: the last one has four positions, where the other's has one."""
+    return TinyNet(exits, last=1)
+
+
+def build_dropping() -> nn.Module:
+    """For recipes of classes that ask a model several times: with dropout, or all answers would be one."""
+    return TinyNet(dropout=0.3)
+
+
+def building_for(method: Method) -> Any:
+    """The factory of models that the recipe is tried on."""
+    if of_values(method):
+        return build_values
+    if getattr(method.prepare, "maps", False):
+        return build_maps
+    several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
+    return build_dropping if several else build
 
 
 def of_values(method: Method) -> bool:
@@ -125,6 +145,18 @@ class Recorded:
             torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
             yield clock, batch
 
+    def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
+        """What a part draws for each sample in this step: as for batches, an address decides."""
+        return draws.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
+
+    def directions(self, clock: Clock, ids: Tensor, count: int) -> Tensor:
+        """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
+        return draws.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
+
+    def seeded(self, *address: int | str) -> None:
+        """Set torch's generator as a run of seed 0 does for something it draws between steps."""
+        torch.manual_seed(draws.seed(0, *address))
+
 
 class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
@@ -135,7 +167,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
     unlabelled = 24 if method.views.need_unlabelled() else 0
     values = of_values(method)
     run = Recorded(value_data(unlabelled) if values else tiny_data(unlabelled))
-    building = build_values if values else build
+    building = building_for(method)
     run.lr = LR / 5 if values else LR  # a weight of 10 on values blows the last bits up at the larger one
 
     def watch(clock: Clock, batches: list[Batch], loss: float) -> None:

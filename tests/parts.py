@@ -6,21 +6,48 @@ from typing import Any
 
 from selfdistill.carried import Carried
 from selfdistill.core import Always
-from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precision
+from selfdistill.gates import (
+    Agreement,
+    Annealed,
+    ClassProgress,
+    Confidence,
+    Confident,
+    Correct,
+    FallingLoss,
+    Precision,
+    SelfAdaptive,
+    Singleton,
+    Spared,
+    Steady,
+    TruncatedGaussian,
+    Unanimous,
+)
 from selfdistill.losses import (
     KL,
     Absolute,
+    AmongOthers,
     CrossEntropy,
+    Entropy,
+    Excluding,
     GaussianKL,
     GaussianNLL,
     LogOneMinusInner,
     LogVariances,
+    MeanDistance,
     MeanNLL,
     PairCrossEntropy,
+    SelfWeighted,
+    Sharpened,
     Squared,
 )
 from selfdistill.teachers import (
     Aligned,
+    BetaRanked,
+    Beyond,
+    Cached,
+    CertainLabels,
+    ClassAligned,
+    ClassMean,
     Ema,
     External,
     Frozen,
@@ -30,26 +57,42 @@ from selfdistill.teachers import (
     Labels,
     LastBatch,
     LastEpoch,
+    MixedLabels,
+    Neighbours,
     Peers,
     PseudoLabels,
     Sampled,
+    Snapshot,
+    Virtual,
 )  # fmt: skip
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
-    (Absolute(), 0.0), (PairCrossEntropy(), None),
+    (MeanDistance(), 0.0), (AmongOthers(), 0.0),
+    (SelfWeighted(), None),
+    (Absolute(), 0.0), (PairCrossEntropy(), None), (Sharpened(), None), (Sharpened(KL(), 2.0), None), (Entropy(), None),
+    (Excluding(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
-    Precision(0.1),
+    Precision(0.1), Annealed(), Annealed("log"), Annealed("exp"), ClassProgress(), ClassProgress(0.4, "concave", False),
+    ClassProgress(0.3, "linear"), SelfAdaptive(), SelfAdaptive(0.5), TruncatedGaussian(),
+    TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
+    Steady(), Steady(0.01, head="peers"),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
-    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
-    Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
+    Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
+    ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
+    Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
+    Neighbours(), Neighbours(0.0, 1.0), MixedLabels(),
+    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), PseudoLabels(balanced=False),
+    Carried(), Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
+    ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9), CertainLabels(0.3, 0.05, 0.25, 0.05),
+    CertainLabels(0.9, 0.05, 0.25, 0.05, 3, True),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -59,6 +102,7 @@ SPACE = {
     "ranks": "ranks",
 }  # fmt: skip
 DISTRIBUTIONS = {"classes", "probabilities", "logits"}
+SPACES = {*DISTRIBUTIONS, *SPACE.values(), "excluded"}
 COMPARES: dict[Any, set[tuple[str, str]]] = {
     CrossEntropy(): {("logits", t) for t in DISTRIBUTIONS},
     CrossEntropy(hard=True, smoothing=0.1): {("logits", t) for t in DISTRIBUTIONS},
@@ -70,12 +114,15 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     MeanNLL(): {("gaussian", "gaussian")},
     LogVariances(): {("gaussian", "gaussian")},
     Absolute(): {("values", "values")},
-    PairCrossEntropy(0.9): {("ranks", "values"), ("ranks", "ranks")},
+    PairCrossEntropy(0.1): {("ranks", "values"), ("ranks", "ranks")},
+    Sharpened(KL(), 0.4): {("logits", t) for t in DISTRIBUTIONS},
+    Entropy(): {("logits", t) for t in SPACES},
+    Excluding(): {("logits", "excluded")},
 }
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
-    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), LastBatch()), SPACE.__getitem__),
+    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch()), SPACE.__getitem__),
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",
@@ -84,6 +131,12 @@ SAYS: dict[Any, Any] = {
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
+    CertainLabels(0.3): {"logits": "probabilities"}.get,
+    CertainLabels(0.9, negative=0.3, excludes=True): {"logits": "excluded"}.get,
+    **{
+        ClassAligned(t, 0.9): lambda head: "probabilities" if SPACE[head] == "logits" else None
+        for t in (Itself(), Labels())
+    },
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -92,6 +145,12 @@ JUDGES: dict[Any, Any] = {
     Correct(): DISTRIBUTIONS,
     Agreement(0.5): {"values", "gaussian"},
     Precision(0.5): {"gaussian"},
-}
+    Spared(0.3): None,
+    **dict.fromkeys(
+        (Annealed(), ClassProgress(0.3), SelfAdaptive(), TruncatedGaussian(), Unanimous(), Steady(1.0),
+         FallingLoss(1.0, warm_up=0.0, labelled="x"), Singleton(0.8, 0.5, "x"), Steady(1.0, head="peers")),
+        DISTRIBUTIONS,
+    ),
+}  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

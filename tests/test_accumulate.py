@@ -72,6 +72,7 @@ def some_labels() -> Method:
 
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: recipes()[name] for name in ("plain", "elr", "ps_kd", "mutual", "byot", "mean_teacher", "dlb", "cs_kd")},
+    **{name: recipes()[name] for name in ("ols", "tf_kd_reg", "beyond", "snapshot_distillation")},
     "self_adaptive": partial(recipes()["self_adaptive"], wait=0.0),
     "born_again": partial(recipes()["born_again"], xi=0.5),
     "fixmatch": fixmatch_that_keeps_some,

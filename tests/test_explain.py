@@ -17,7 +17,7 @@ from selfdistill.explain import card, cost, explain, text
 from selfdistill.loop import fit
 from selfdistill.methods import recipes
 from selfdistill.prepared import read_method
-from tests.harness import build, build_values, external_teacher, of_values, tiny_data, value_data
+from tests.harness import build_values, building_for, external_teacher, of_values, tiny_data, value_data
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -91,6 +91,14 @@ PASSES = {
     "mutual(peers=3)": (3, 3),
     "fixmatch()": (15, 15),  # 1 labelled row, 7 weak and 7 strong ones in one batch with one graph
     "fixmatch(ratio=2)": (5, 5),
+    "vat()": (
+        13,
+        17,
+    ),  # 1 labelled row, 4 others; for each of those one pass moved, one to find where, differentiated twice
+    "vat(iterations=3, ratio=1)": (6, 9),
+    "uda()": (15, 15),
+    "pi_model()": (2, 2),  # both passes learn
+    "pseudo_label()": (9, 9),
     "noisy_student()": (2, 2),  # a labelled and an unlabelled row; the labels were made before
     "noisy_student(ratio=3)": (4, 4),
 }
@@ -164,7 +172,7 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
     values = of_values(method)
 
     def counted(exits: bool = False, outputs: int = 1) -> nn.Module:
-        return counter.watched(build_values(outputs) if values else build(exits))
+        return counter.watched(build_values(outputs) if values else building_for(method)(exits))
 
     def note(clock: Clock, batches: list[Batch], loss: float) -> None:
         counter.note(method, clock, batches[0])
@@ -180,4 +188,5 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
             rows = claimed["backward"] if expression.startswith("heteroscedastic") else 1.0  # drawn, and unlabelled yet
             wanted = (rows, rows)  # there is no teacher yet
         assert len(steps) >= 10
-        assert set(steps) == {wanted}
+        first = {(1.0, 1.0)} if expression.startswith("snapshot") else set()  # a cycle without a teacher
+        assert set(steps) == {wanted} | first

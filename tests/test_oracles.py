@@ -31,7 +31,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.6, "temperature": 2.0, "loss": "ce"},
     "byot": {"alpha": 0.5, "temperature": 2.0, "feature": 0.2},
     "cs_kd": {"weight": 2.0, "temperature": 2.0},
-    "curriculum": {"stages": 2},
+    "curriculum": {"stages": 2, "balanced": False, "hard": False, "confidence": 0.36},
     "distil": {"alpha": 0.5, "temperature": 2.0},
     "dlb": {"alpha": 0.5, "temperature": 2.0},
     "elr": {"weight": 1.5, "decay": 0.9},
@@ -255,7 +255,7 @@ def test_dlb_remembers_the_new_half_of_a_batch_that_has_a_sample_twice(monkeypat
 
 def test_pool_methods_admit_rows_in_the_recorded_runs() -> None:
     """Otherwise their comparison would say nothing about pseudo-labels."""
-    taught = {"noisy_student": "unlabelled", "curriculum": "x"}
+    taught = {"noisy_student": "unlabelled", "curriculum": "x", "ups": "x"}
     for name, view in taught.items():
         run = other(name)
         counts = [sum(int((b[view].y < 0).sum()) for _, b in run.batches(g)) for g in range(len(run.steps))]

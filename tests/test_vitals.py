@@ -19,7 +19,7 @@ from selfdistill.methods import recipes
 from selfdistill.teachers import Ema, Frozen, History, Itself, Labels
 from selfdistill.vitals import figures, looked_at
 
-from .harness import build, build_values, external_teacher, of_values, tiny_data, value_data
+from .harness import building_for, external_teacher, of_values, tiny_data, value_data
 from .signals import CLASSES, Net, Says, caught, clear, train
 
 
@@ -125,4 +125,4 @@ def test_no_recipe_is_called_dead(name, tmp_path):
     values = of_values(method)
     data = (value_data if values else tiny_data)(24 if method.views.need_unlabelled() else 0)
     options: Any = {"external": external_teacher(), "out": tmp_path, "batch_size": 12}
-    fit(build_values if values else build, data, method, steps=40, lr=0.05, optimizer="sgd", **options)
+    fit(building_for(method), data, method, steps=40, lr=0.05, optimizer="sgd", **options)

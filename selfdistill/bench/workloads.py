@@ -200,8 +200,22 @@ def objective_of(work: Workload, mode: str, model: nn.Module, **options: Any) ->
 def through_objective(work: Workload, mode: str) -> Call:
     """One step of a mode, as the README's loop has it."""
     model = work.build().train()
+    return _stepping(work, model, *objective_of(work, mode, model))
+
+
+def taught(work: Workload, method: Method) -> Call:
+    """One step of any method of one fixed view, with a frozen copy of the model as external teacher."""
+    model = work.build().train()
+    objective, batches = method.bind(model, external=_frozen(model)), []
+    for x, y, ids in work.batches:
+        batch = Batch(x=Rows(x, y, ids))
+        batch.fixed = frozenset({"x"})
+        batches.append(batch)
+    return _stepping(work, model, objective, batches)
+
+
+def _stepping(work: Workload, model: nn.Module, objective: Objective, batches: list[Batch]) -> Call:
     optimizer = work.optimizer(model)
-    objective, batches = objective_of(work, mode, model)
 
     def step(i: int) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -230,4 +244,14 @@ def bare_costs(work: Workload) -> dict[str, Call]:
     return {"teacher forward": forward, "pass over the weights": average}
 
 
-__all__ = ["BATCHES", "METHODS", "WORKLOADS", "Workload", "bare_costs", "by_hand", "objective_of", "through_objective"]
+__all__ = [
+    "BATCHES",
+    "METHODS",
+    "WORKLOADS",
+    "Workload",
+    "bare_costs",
+    "by_hand",
+    "objective_of",
+    "taught",
+    "through_objective",
+]

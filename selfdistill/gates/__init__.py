@@ -1,5 +1,11 @@
 """Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
 
+from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
 from .common import Agreement, Always, Confidence, Confident, Correct, Precision
+from .labelled import Annealed, FallingLoss, Singleton, Spared
+from .voices import Steady, Unanimous
 
-__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision"]
+__all__ = [
+    "Agreement", "Always", "Annealed", "ClassProgress", "Confidence", "Confident", "Correct", "FallingLoss",
+    "Precision", "SelfAdaptive", "Singleton", "Spared", "Steady", "TruncatedGaussian", "Unanimous",
+]  # fmt: skip

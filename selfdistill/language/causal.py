@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import shards
 from ..errors import DataError, RecipeError
 from .sources import Head, Source
 
@@ -70,6 +71,11 @@ class Causal(nn.Module):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at most, prompt and completion together; None where it knows no end."""
+        return getattr(self.plain.config, "max_position_embeddings", None)
+
+    @property
     def adapted(self) -> bool:
         """Has it an adapter?"""
         return self.plain is not self.lm
@@ -122,6 +128,26 @@ class Causal(nn.Module):
         with self.lm.disable_adapter() if self.adapted else contextlib.nullcontext():
             yield
 
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """The adapter folded into the weights, for as long as it lasts: a completion reads them once a token. The very
+        weights that were there come back."""
+        layers: list[Any] = [m for m in self.modules() if hasattr(m, "get_delta_weight")] if self.adapted else []
+        if not layers or shards.is_sharded(self):
+            yield
+            return
+        before = [layer.base_layer.weight.data for layer in layers]
+        try:
+            with torch.no_grad(), self.without_adapter():
+                for layer, weight in zip(layers, before, strict=True):
+                    layer.base_layer.weight.data = weight + layer.get_delta_weight(layer.active_adapters[0]).to(
+                        weight.dtype
+                    )
+                yield
+        finally:
+            for layer, weight in zip(layers, before, strict=True):
+                layer.base_layer.weight.data = weight
+
     def learning(self) -> dict[str, Tensor]:
         """The parameters that learn, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -129,7 +155,7 @@ class Causal(nn.Module):
     def _reads_linearly(self) -> bool:
         """Are its logits its last states times its output matrix? Some models cap or scale them."""
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
-        with torch.no_grad():
+        with self.asking():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
             return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
 
@@ -154,8 +180,7 @@ def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    longest = getattr(model.plain.config, "max_position_embeddings", None)
-    if longest is not None and len(prompt) + room > longest:
+    if (longest := model.longest) is not None and len(prompt) + room > longest:
         raise DataError(
             f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
             f"{longest}; shorten it, or lower --max-tokens"

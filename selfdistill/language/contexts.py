@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..errors import DataError, VitalsError
+from ..expressions import one_line
 from ..tasks.examples import Example
 from ..vitals.prompts import check_prompts
 
@@ -36,6 +38,7 @@ class Rollout:
 
 
 Context = Callable[[Example, Sequence[Rollout], int], Sequence[Message] | None]
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -46,7 +49,7 @@ def asked(example: Example, text: str) -> list[Message]:
 
 def filled(template: str, **parts: str | None) -> str:
     """``{name}`` replaced by its part; other braces stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1]) or found[0], template)
+    return re.sub(r"\{(\w+)\}", lambda found: found[0] if (part := parts.get(found[1])) is None else part, template)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,19 @@ def rewriting() -> Demonstration:
         "guide, write your own response.\n\n### Instruction:\n{prompt}\n\n### Reference Answer:\n{demonstration}\n\n"
         "### Response:"
     )
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The demonstration as an answer already given to the same question, in an earlier turn: small models follow what
+    was done before rather than what they are told."""
+
+    needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
+        if example.demonstration is None:
+            return None
+        return [*example.messages, ("assistant", example.demonstration), example.messages[-1]]
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,11 @@ def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 def suffix(tokenizer: Any) -> list[int]:
     """What the template writes between the last turn and the completion: how two prompts with other questions end."""
+    return list(_suffix(tokenizer, getattr(tokenizer, "chat_template", None)))
+
+
+@lru_cache(maxsize=8)
+def _suffix(tokenizer: Any, template: str | None) -> list[int]:
     a, b = (rendered(tokenizer, [("user", text)]) for text in ("0 x", "y 1"))
     length = 0
     while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
@@ -188,23 +209,41 @@ def paired(
         DataError: the context is broken: it raises, or returns something that is no conversation.
         VitalsError: the two prompts do not end alike, so that the completion would not continue the teacher's.
     """
-    name = getattr(context, "__name__", type(context).__name__)
+    name, where = getattr(context, "__name__", type(context).__name__), place(example)
     try:
         messages = context(example, rollouts, own)
         if messages is None:
             return None
-        if not messages or any(not isinstance(part, str) for message in messages for part in message):
-            raise TypeError("no conversation came back")
-        prompt = rendered(tokenizer, [(str(role), str(content)) for role, content in messages])
+        _conversation(messages, example.messages[-1][0])
+        prompt = rendered(tokenizer, messages)
     except Exception as error:  # a context may be anybody's code
-        raise DataError(f"context {name} fails on line {example.line} ({error}); it takes (example, rollouts, own) and "
-                        "returns messages (role, content), or None") from error  # fmt: skip
+        why = one_line(f"{type(error).__name__}: {error}", 120)
+        raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns "
+                        "messages (role, content), or None") from error  # fmt: skip
     said = list(rollouts[own].ids)
     try:
         check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))
     except VitalsError as error:
-        raise VitalsError(error.vital, f"context {name}, line {example.line}: {error}") from None
+        raise VitalsError(error.vital, f"context {name}, {where}: {error}") from None
     return prompt
+
+
+def place(example: Example) -> str:
+    """Where a person finds an example: its line, or how its prompt begins."""
+    return f"line {example.line}" if example.line else f"the prompt {one_line(example.prompt, 40)!r}"
+
+
+def _conversation(messages: Sequence[Message], last: str) -> None:
+    """Refuse what is none, or ends with another's turn than the student's prompt."""
+    if isinstance(messages, str) or not messages:
+        raise TypeError("no conversation came back")
+    for message in messages:
+        if isinstance(message, str) or len(message) != 2 or not all(isinstance(part, str) for part in message):
+            raise TypeError(f"{one_line(message, 40)} is no message")
+        if message[0] not in ROLES:
+            raise ValueError(f"{one_line(message[0], 20)!r} is no role")
+    if messages[-1][0] != last:
+        raise ValueError(f"its last turn is the {messages[-1][0]}'s, the prompt's the {last}'s")
 
 
 def difference(context: Context, example: Example, rollouts: Sequence[Rollout], own: int) -> list[str]:

@@ -173,16 +173,15 @@ def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout
     for name, context in (("context", method.context), ("against", method.against)):
         if context is None or not any(hasattr(t, "contrast") for t in method.terms.values()):
             continue
-        rows, pairs = list[int](), list[tuple[list[int], tuple[int, ...]]]()
+        made: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         for example, members in groups.items():
             siblings = [rollouts[m] for m in members]
             for own, row in enumerate(members):
                 prompt = paired(trainer.tokenizer, context, trainer.data.rows[example], siblings, own)
-                if prompt is not None:
-                    trainer.refuse_long(prompt, rollouts[row], name)
-                    rows.append(row)
-                    pairs.append((prompt, rollouts[row].ids))
-        found[name] = (pairs, torch.tensor(rows, dtype=torch.int64))
+                if prompt is not None and trainer.holds(prompt, rollouts[row]):
+                    made[row] = (prompt, rollouts[row].ids)
+        rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
+        found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
     if "preferred" in method.terms:
         found["other"] = found["x"]
         found["x"] = [(r.prompt, trainer.given(r.example).ids) for r in rollouts]

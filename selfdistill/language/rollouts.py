@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,11 +43,10 @@ class Sampling:
             raise RecipeError(f"no tokens can be drawn with {self}; temperature >= 0, 0 < top_p <= 1, top_k >= 0")
 
     def options(self) -> dict[str, Any]:
-        """As `generate` takes them; what the model's own generation config adds is switched off."""
+        """As `generate` takes them."""
         if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
-                "repetition_penalty": 1.0}  # fmt: skip
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
 class Engine(Protocol):
@@ -73,14 +72,28 @@ def by_transformers(
     pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else (stop or [0])[0]
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), model.asking():
+    with torch.random.fork_rng(devices), model.asking(), model.merged(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
-            eos_token_id=stop or None, synced_gpus=shards.is_sharded(model), use_cache=True, **sampling.options(),
+            eos_token_id=stop or None, synced_gpus=shards.is_sharded(model), use_cache=True,
+            suppress_tokens=list(padding) or None, **sampling.options(),
         )[:, longest:].tolist()  # fmt: skip
     return [(_until(row, stop), None) for row in out]
+
+
+@contextlib.contextmanager
+def _plainly(lm: Any) -> Iterator[None]:
+    """Without what the model's own generation config adds (penalties, banned tokens, cut-offs): it comes back."""
+    from transformers import GenerationConfig
+
+    before, lm.generation_config = lm.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        lm.generation_config = before
 
 
 def _until(row: list[int], stop: Sequence[int]) -> list[int]:
@@ -204,10 +217,13 @@ class Referee:
 
 
 class Written:
-    """The completions of one generation in a file, a line each: cut off while it is made, it goes on where it was."""
+    """The completions of one generation in a file, a line each: cut off while it is made, it goes on where it was.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    ``of`` tells runs apart: parts that another run left in the file (other weights, prompts, settings) are not read.
+    """
+
+    def __init__(self, path: Path | None, of: str = "") -> None:
+        self.path, self.of = path, of
 
     def made(self, parts: int, make: Callable[[int], list[Rollout]]) -> list[Rollout]:
         """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all."""
@@ -223,17 +239,19 @@ class Written:
         if self.path is None or not self.path.exists():
             return {}
         kept: dict[int, list[Rollout]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged part is written anew
                 row = json.loads(line)
-                kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
+                if row["of"] == self.of:
+                    kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
         return kept
 
     def _write(self, kept: dict[int, list[Rollout]]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"part": part, "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]
+        lines = [json.dumps({"of": self.of, "part": part, "rollouts": [asdict(r) for r in rows]})
+                 for part, rows in kept.items()]  # fmt: skip
         write(self.path, "\n".join(lines) + "\n")
 
 

@@ -194,6 +194,9 @@ class TrustRegion(Judge):
         live = Live().said(state, model, x)
         return blended([(1 - self.alpha, self.reference.said(state, model, x)), (self.alpha, live)])
 
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        self.reference.update(state, steps, term)
+
 
 class _Other(nn.Module):
     """Another model, out of the way of state dicts: it is loaded again, never saved."""

@@ -74,6 +74,7 @@ class Distil(_Term):
         quantile: keep the tokens of largest student entropy only, from this quantile on.
         labels: weight of the cross-entropy on the tokens themselves, from the same logits.
         cap: largest importance weight where another engine drew the tokens; ``per`` token or sequence.
+        returns: weight of the rewards of later tokens, for divergences that are descended on whole answers.
         contrast: turn from what the ``against`` view makes likely: log q = (1 + c) log q_context - c log q_against.
     """
 
@@ -86,14 +87,16 @@ class Distil(_Term):
     cap: float = 2.0
     per: str = "token"
     contrast: float = 0.0
+    returns: float = 0.0
 
     def parts(self) -> tuple[Part, ...]:
         return (self.teacher,)
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         model, source, ids, real = self.said(step)
-        zero = 0.0 * sum(t.float().sum() for t in (source if isinstance(source, tuple) else (source,)) if t is not None)
         if not step.rows("context"):
+            parts = source if isinstance(source, tuple) else (source,)
+            zero = 0.0 * sum(t.float().sum() for t in parts if t is not None)
             return self.measured(torch.as_tensor(zero), torch.zeros_like(real))
         rows = step.batch["context"].id
         here = torch.zeros_like(real)
@@ -111,7 +114,22 @@ class Distil(_Term):
         labels = {"labels": ids[here], "label_weight": self.labels * weight} if self.labels else {}
         found = divergence(student, teacher, self.divergence, support=sampled, weight=weight, mask=mask,
                            vocabulary=model.vocabulary, **labels)  # type: ignore[arg-type]  # fmt: skip
-        return self.measured(found.total, kept)
+        total = found.total
+        if self.returns:
+            total = total + self.returns * self._later(student, teacher, ids, here, weight, model)
+        return self.measured(total, kept)
+
+    def _later(
+        self, student: Source, teacher: Source, ids: Tensor, here: Tensor, weight: Tensor, model: Causal
+    ) -> Tensor:
+        """-sum_t w_t R_t log p(y_t), R_t the mean of log q(y) - log p(y) over the tokens after t."""
+        now, theirs = torch.zeros(here.shape, device=here.device), torch.zeros(here.shape, device=here.device)
+        now[here] = log_probabilities(student, ids[here], vocabulary=model.vocabulary)
+        with torch.no_grad():
+            theirs[here] = log_probabilities(teacher, ids[here], vocabulary=model.vocabulary)
+        r = (theirs - now.detach()) * here
+        rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (r, here.float()))
+        return -(weight * (rest / count.clamp(min=1) * now)[here]).sum()
 
     def _teacher(self, state: torch.nn.Module, step: Step) -> Source:
         context = self.teacher.source(state, step, "context")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -17,11 +19,12 @@ from ..audit import Decision, champion
 from ..core import Batch, Clock, Rows
 from ..errors import DataError
 from ..loop import Result, choose_device, drive, join, refuse_used
+from ..saving import digest, identity
 from ..settings import Settings
 from ..step import Passes
 from ..tasks.prompts import Prompts, need
 from ..trainer import Trained, Trainer
-from . import vitals
+from . import rehearsal, vitals
 from .causal import Causal, fits, packed
 from .contexts import Context, Nothing, Rollout, paired, rendered
 from .method import Language, check, views
@@ -61,6 +64,8 @@ class LanguageTrainer(Trainer):
         self.before: dict[str, Any] = {}  # what the model that training began with says
         self.written: list[Rollout] = []
         self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
+        self.told: str | None = None  # the trouble of checkers that was warned of
+        self.unread = 0  # teacher's prompts that were too long in this generation
 
     @property
     def tokenizer(self) -> Any:
@@ -74,9 +79,11 @@ class LanguageTrainer(Trainer):
 
     def _fresh(self, generation: int) -> nn.Module:
         """The pre-trained model, or the last accepted generation where the method goes on from it."""
-        model = super()._fresh(generation)
+        model = cast(Causal, super()._fresh(generation))
         before = [g for g in self.accepted() if g < generation]
         if before and not self.method.restart:
+            if model.origin is None:  # a model in memory: what training began with is what the factory gives
+                model.origin = lambda: cast(Causal, Trainer._fresh(self, 0)).learning()
             model.load_state_dict(self.done[before[-1]].weights)
         return model
 
@@ -93,7 +100,9 @@ class LanguageTrainer(Trainer):
 
     def sample(self, generation: int) -> None:
         s = self.settings
+        self.last = {}
         if not self.before:
+            rehearsal.check(self)
             self.before = self._judged()
         if self.method.source.once:
             self.written = self._write(generation)
@@ -109,7 +118,6 @@ class LanguageTrainer(Trainer):
         """The completions of a generation: by the last accepted one where there is one, else as training began."""
         ids, clock = self.data.labelled.tolist(), Clock(generation, self.method.generations)
         parts = [ids[i : i + PART] for i in range(0, len(ids), PART)]
-        place = self.folder / "rollouts" / f"{generation}.jsonl" if self.folder else None
         student, previous = self.model, self._previous(generation)
         if previous is not None:
             self.model = cast(Causal, previous)
@@ -119,9 +127,16 @@ class LanguageTrainer(Trainer):
             return self.method.source.rollouts(self, parts[part], clock)
 
         try:
-            return Written(place).made(len(parts), make)
+            return self._file(generation).made(len(parts), make)
         finally:
             self.model = student
+
+    def _file(self, generation: int) -> Written:
+        """Where the completions of a generation go, marked by the run and the weights that write them."""
+        if self.folder is None:
+            return Written(None)
+        run = json.dumps([identity(self), digest(self.model.state_dict())], sort_keys=True, default=str)
+        return Written(self.folder / "rollouts" / f"{generation}.jsonl", hashlib.sha256(run.encode()).hexdigest()[:16])
 
     # rows ----------------------------------------------------------------------------------------------------------
 
@@ -146,6 +161,13 @@ class LanguageTrainer(Trainer):
         line = self.data.rows[rollout.example].line
         fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
 
+    def holds(self, prompt: Sequence[int], rollout: Rollout) -> bool:
+        """Does the model's context hold a prompt made of rollouts, with its completion? If not it is counted, and the
+        teacher has nothing to say there: prompts that do not depend on rollouts were all measured before step 0."""
+        held = self.model.longest is None or len(prompt) + len(rollout.ids) <= self.model.longest
+        self.unread += not held
+        return held
+
     def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
              context: Context | None = None) -> list[Rollout]:  # fmt: skip
         """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt."""
@@ -154,7 +176,8 @@ class LanguageTrainer(Trainer):
         with self._autocast():
             found = roll(self.model, asked, sampling, address, self.engine)
         if context is not None and not isinstance(context, Nothing):
-            found = [replace(r, prompt=tuple(self.prompt(r.example))) for r in found]
+            # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
+            found = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in found]
         return [self.referee(r, self.data.rows[r.example]) for r in found]
 
     def batches(self) -> list[Batch]:
@@ -165,6 +188,11 @@ class LanguageTrainer(Trainer):
         else:
             rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
         kept = [r for r in rollouts if r.ids]
+        if not kept:
+            raise DataError(
+                f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the "
+                "token that ends them; look at the engine that writes them"
+            )
         groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
         parts = max(1, min(parts, len(groups)))
         cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
@@ -220,16 +248,38 @@ class LanguageTrainer(Trainer):
         self.last = self.last or self._judged()  # a run that goes on here has not asked yet
         return list(self.last["losses"]) if self.audit.policy != "off" else []
 
+    def end_epoch(self, clock: Clock) -> None:
+        super().end_epoch(clock)
+        if self.history[-1].get("decision", {}).get("restored"):
+            self.last = {}  # that was said of weights which are gone
+
+    def end_generation(self) -> None:
+        super().end_generation()
+        self.warn_of_checkers()
+        if self.unread:
+            self.warn(
+                f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
+                f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
+            )
+        self.unread = 0
+
+    def warn_of_checkers(self) -> None:
+        """Say which checkers raised, where it is news."""
+        trouble = self.referee.trouble()
+        if trouble and trouble != self.told:
+            self.warn(f"warning: {trouble}")
+        self.told = trouble
+
     def _decide(self, generation: int, done: Trained) -> Decision:
         """As the engine's, from the model that training began with on; forgetting counts as much as failing."""
         done.drift = {"suite": self.last["suite"]} if "suite" in self.last else {}
-        if not done.losses:
-            return Decision(generation, True, f"generation {generation} accepted: nothing audits it")
-        best = self.product()
-        against = self.before["losses"] if best < 0 else self.done[best].losses
-        found = self.audit.decide(generation + 1, done.losses, against, against=best)
-        found = replace(found, generation=generation, why=_worded(found.why, generation))
-        if found.accepted and self.suite is not None:
+        found = Decision(generation, True, f"generation {generation} accepted: nothing audits it")
+        if done.losses:
+            best = self.product()
+            against = self.before["losses"] if best < 0 else self.done[best].losses
+            found = self.audit.decide(generation + 1, done.losses, against, against=best)
+            found = replace(found, generation=generation, why=_worded(found.why, generation))
+        if found.accepted and self.suite is not None and self.audit.policy != "off":
             measure = replace(self.audit, measure="accuracy", policy="safe")
             kept = measure.decide(generation + 1, self.last["suite"], self.before["suite"], against=-1)
             if not kept.accepted:
@@ -239,11 +289,12 @@ class LanguageTrainer(Trainer):
 
     def product(self) -> int:
         """The best audited generation; -1 is the model that training began with."""
-        accepted = self.accepted()
-        if not all(t.losses for t in self.done) or not self.before.get("losses"):
+        if self.audit.policy == "off":
             return len(self.done) - 1
-        if not accepted:
+        if not (accepted := self.accepted()):
             return -1
+        if not all(t.losses for t in self.done) or not self.before.get("losses"):
+            return accepted[-1]
         best = champion([t.losses for t in self.done], accepted)
         return -1 if math.fsum(self.done[best].losses) > math.fsum(self.before["losses"]) else best
 
@@ -256,6 +307,13 @@ class LanguageTrainer(Trainer):
             model.load_state_dict(self.done[product].weights)
         return model.eval()
 
+    def remarks(self) -> dict[str, Any]:
+        """The vitals of language, once a generation: they cost two rounds of answers."""
+        clock = self.objective.clock
+        if not self.settings.vitals or clock.step < clock.length:
+            return {}
+        return {"language": vitals.look(self)}
+
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}
 
@@ -263,11 +321,9 @@ class LanguageTrainer(Trainer):
         self.before = saved.get("before", {})
 
     def rehearse(self) -> None:
-        """Prompts, contexts and the first batch are made before step 0; what does not fit says so there."""
-        if not self.method.source.once:
-            shown = self.data.labelled[:4].tolist()
-            for i in shown:
-                fits(self.prompt(i), self.model, getattr(self.method.sampling, "max_tokens", 0), f"prompt {i}")
+        """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""
+        rehearsal.alive(self)
+        self.warn_of_checkers()
 
 
 def _worded(why: str, generation: int) -> str:
@@ -315,7 +371,7 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             refuse_used(folder)
-    if not vitals.checked(data):
+    if not vitals.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")
     known = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
     usual = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **known}

@@ -66,6 +66,14 @@ def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling,
     return found
 
 
+def length(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling) -> float:
+    """Mean tokens of the greedy answers to some prompts."""
+    from .contexts import rendered
+
+    said = roll(model, [(i, rendered(model.tokenizer, data.rows[i].messages)) for i in ids], sampling, (0, "greedy"))
+    return sum(len(r.ids) for r in said) / max(1, len(said))
+
+
 def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)

@@ -25,6 +25,8 @@ def for_learners(request: Request) -> bool:
     Raises:
         RecipeError, DataError: it asks for both, or for a learner on images.
     """
+    if request.text is not None:  # read by an encoder
+        return False
     table = tabular.is_table(request.data) or request.data in sources.TABLES
     model, method = request.model, None if request.method is None else called(request.method)
     learner = model is not None and (kinds.named(model) or kinds.foreign(model) is not None)

@@ -6,6 +6,7 @@ them before step 0. A loss on distributions that may be negative says ``signed =
 differ says ``flat = True``; of others the vitals expect a divergence. All arithmetic is in the student's float32.
 """
 
+from .batchwise import MeanDistance
 from .common import (
     KL,
     Absolute,
@@ -19,8 +20,13 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .entropy import Entropy
+from .excluding import Excluding
+from .ranked import AmongOthers, SelfWeighted
+from .sharpened import Sharpened
 
 __all__ = [
-    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanNLL",
-    "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "AmongOthers", "CrossEntropy", "Entropy", "Excluding", "GaussianKL", "GaussianNLL",
+    "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL", "PairCrossEntropy", "SelfWeighted", "Sharpened",
+    "Squared", "check_spaces",
 ]  # fmt: skip

@@ -5,8 +5,39 @@ from __future__ import annotations
 from ..core import Method, Term
 from ..gates import Confident
 from ..losses import CrossEntropy
+from ..schedules import Rise
 from ..teachers import Itself, Labels, PseudoLabels
 from ..views import Look, Views, weak_strong
+
+
+def pseudo_label(
+    weight: float = 3.0, start: float = 0.1, end: float = 0.6, ratio: float = 8.0, confidence: float = 0.0
+) -> Method:
+    """Pseudo-label: take your own best class for the label, the more so the longer you have learnt.
+
+    Equation::
+
+        L = CE(y, p(x)) + a(t) mean_u 1[max p >= c] CE(argmax p(u), p(u)),  both from the same forward
+        a(t) = 0 until ``start`` of the training, then a line up to ``weight``, reached at ``end`` of it
+
+    The paper has no threshold (c = 0), a(t) from step 100 to 600 (here of 1,000), batches of 32 and 256, and sigmoid
+    outputs with a cross-entropy each, where this takes softmax. Common code adds c = .95 and an early ramp.
+
+    Source: Lee, Pseudo-Label, ICML 2013 workshop on Challenges in Representation Learning, equations 15 and 16.
+
+    Needs: unlabelled rows.
+
+    >>> pseudo_label().terms["pseudo"].weight
+    Rise(peak=3.0, share=0.6, start=0.1)
+    """
+    gate, taught = Confident(confidence), CrossEntropy(hard=True)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), view="labelled"),
+            "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
+        },
+        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+    )
 
 
 def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) -> Method:
@@ -68,17 +99,19 @@ def noisy_student(
     )
 
 
-def curriculum(stages: int = 5) -> Method:
+def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confidence: float = 0.0) -> Method:
     """Curriculum labelling: take the surest pseudo-labels first, class by class, and start afresh at every stage.
 
     Equation::
 
         L = CE(t, p) over labelled rows (t = y) and the chosen ones (t = best class of the last stage's model)
-        stage s of S takes the most confident s / S of the pool, as many of each class
+        stage s of S takes the most confident s / S of the pool, as many of each class, of confidence c or more
 
-    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again.
+    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again. ``balanced=False``
+    is the paper's percentile, over all classes together; the class balance is ours. The paper's comparison with a
+    fixed threshold is ``stages=1`` with ``confidence``; ``hard=False`` learns probabilities.
 
-    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5); the class balance is ours.
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5).
 
     Needs: unlabelled rows.
 
@@ -86,8 +119,9 @@ def curriculum(stages: int = 5) -> Method:
     (0.5, 1.0)
     """
     shares = tuple((s + 1) / stages for s in range(stages))
+    chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
-        {"label": Term(PseudoLabels(hard=True, shares=shares), CrossEntropy())},
+        {"label": Term(chosen, CrossEntropy())},
         views=Views((Look("x", "union"),)),
         generations=stages + 1,
     )

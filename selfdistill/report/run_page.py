@@ -11,6 +11,8 @@ from ..collapse import Drift, accumulated, alarm, expected, replaced, told
 from ..errors import SelfdistillError
 from ..explain import explain
 from ..expressions import called
+from ..language import explain as spoken
+from ..language.recipes import RECIPES
 from ..learners import ways
 from ..prepared import read_method
 from ..request import Lines, read_lines, read_record
@@ -213,9 +215,12 @@ def _cost(result: dict[str, Any] | None) -> list[str]:
 def equation(expression: str) -> list[str]:
     """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
     try:
+        name = called(expression)
         card = (
             ways.explain(expression)
-            if called(expression) in ways.ways()
+            if name in ways.ways()
+            else spoken.card(name)
+            if name in RECIPES
             else explain(expression, read_method(expression))
         )
     except SelfdistillError:

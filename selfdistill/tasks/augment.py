@@ -6,12 +6,14 @@ the order. To keep that true bit for bit, pixels are summed as integers and rota
 The pair is that of FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685): weak is a shift and a mirror;
 strong adds two operations in the manner of RandAugment (Cubuk et al., CVPR-W 2020, arXiv:1909.13719) and a
 cutout (DeVries and Taylor, arXiv:1708.04552). For tables, strong masks features in the manner of SCARF (Bahri
-et al., ICLR 2022, arXiv:2106.15147), but with the mean in place of another row's value: no batch leaks in.
+et al., ICLR 2022, arXiv:2106.15147), but with the mean in place of another row's value: no batch leaks in. Of texts,
+tokens are masked at random; the model's dropout makes two views of it differ all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,31 +27,50 @@ Address = tuple[int | str, ...]
 SHIFT = 1 / 8  # of the side
 WEAK_NOISE, STRONG_NOISE = 0.1, 0.2  # tables: standard deviations of standardised inputs
 MASKED = 0.2  # tables: share of features set to 0
+WEAK_MASK, STRONG_MASK = 0.15, 0.3  # texts: share of the tokens
 ENHANCE = 0.9  # brightness, contrast and sharpness change by up to this factor
 SLANT, TURN, MOVE = 0.3, 0.268, 0.3  # shear; tangent of half of 30 degrees; translation in sides
 
 
-def weak(x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool) -> Tensor:
-    """Images: a reflected shift by up to 1/8 of the side, mirrored if ``flips``. Tables: Gaussian noise, 0.1.
+class Tokens(NamedTuple):
+    """Of a tokenizer: the id that hides a token, None if it has none, and the ids that are never hidden."""
 
-    ``x`` is (n, channels, height, width) in [0, 1] or (n, features) standardised; ``ids`` is (n,).
+    mask: int | None
+    kept: tuple[int, ...]
+
+
+def weak(
+    x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool = False, tokens: Tokens | None = None
+) -> Tensor:
+    """Images: a reflected shift by up to 1/8 of the side, mirrored if ``flips``. Tables: Gaussian noise, 0.1. Texts:
+    15 % of the tokens are masked.
+
+    ``x`` is (n, channels, height, width) in [0, 1], (n, features) standardised, or token ids (n, length); ``ids`` is
+    (n,).
 
     >>> x = torch.rand(2, 1, 8, 8)
     >>> both = weak(x, torch.tensor([5, 6]), (0, "weak", 1), kind="image", flips=True)
     >>> both[1:].equal(weak(x[1:], torch.tensor([6]), (0, "weak", 1), kind="image", flips=True))
     True
     """
+    if kind == "text":
+        return _hidden(x, draws.uniform((*address, "tokens"), ids, x.shape[1]) < WEAK_MASK, tokens)
     if kind == "table":
         return x + WEAK_NOISE * draws.normal((*address, "noise"), ids, x.shape[1])
     return _shift(x, draws.uniform((*address, "shift"), ids, 3), flips)
 
 
-def strong(x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool) -> Tensor:
-    """Images: a weak view, two drawn operations, one cutout. Tables: 20 % of features at 0, noise of 0.2.
+def strong(
+    x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool = False, tokens: Tokens | None = None
+) -> Tensor:
+    """Images: a weak view, two drawn operations, one cutout. Tables: 20 % of features at 0, noise of 0.2. Texts: 30 %
+    of the tokens are masked.
 
     Shapes as in ``weak``. The shift is drawn apart from the weak view's, so one address may serve both. Of
     the drawn operations those on pixel values come first, then all that move pixels, in one resampling.
     """
+    if kind == "text":
+        return _hidden(x, draws.uniform((*address, "strong tokens"), ids, x.shape[1]) < STRONG_MASK, tokens)
     if kind == "table":
         masked = draws.uniform((*address, "mask"), ids, x.shape[1]) < MASKED
         return x.masked_fill(masked, 0.0) + STRONG_NOISE * draws.normal((*address, "strong noise"), ids, x.shape[1])
@@ -62,7 +83,9 @@ def strong(x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool) 
     return _cutout(x, u[:, 4:7])
 
 
-def apply(name: str, x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool) -> Tensor:
+def apply(
+    name: str, x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool, tokens: Tokens | None = None
+) -> Tensor:
     """The view called ``name``: "none" (``x`` itself), "weak" or "strong".
 
     Raises:
@@ -72,10 +95,23 @@ def apply(name: str, x: Tensor, ids: Tensor, address: Address, *, kind: str, fli
         return x
     if name not in VIEWS:
         raise RecipeError(f"no augmentation is called '{name}': use one of none, {', '.join(VIEWS)}")
-    return VIEWS[name](x, ids, address, kind=kind, flips=flips)
+    return VIEWS[name](x, ids, address, kind=kind, flips=flips, tokens=tokens)
 
 
 VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong}
+
+
+def _hidden(x: Tensor, chosen: Tensor, tokens: Tokens | None) -> Tensor:
+    """The chosen tokens under the mask; what frames a text, and padding, is never hidden.
+
+    Raises:
+        RecipeError: the tokenizer has no mask token.
+    """
+    if tokens is None or tokens.mask is None:
+        raise RecipeError("the tokenizer of this model has no mask token, so that no view can hide words; give another "
+                          "model, or a recipe without weak and strong views")  # fmt: skip
+    fixed = torch.isin(x, torch.tensor(tokens.kept, dtype=x.dtype, device=x.device))
+    return x.masked_fill(chosen & ~fixed, tokens.mask)
 
 
 # ---- moving pixels ------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selfdistill.errors import DataError
 from selfdistill.tasks import images, sources, splits, tabular
+from selfdistill.tasks.augment import Tokens
 from selfdistill.tasks.sources import NAMES, Source
 
 CARD, PREPROCESSOR = "data.json", "preprocessor.skops"
@@ -31,9 +32,9 @@ class Data:
     """
 
     name: str
-    kind: str  # "image" | "table"
+    kind: str  # "image" | "table" | "text"
     task: str  # "classify" | "regress"
-    x: Tensor  # (n, channels, height, width) uint8 or float32; (n, features) float32
+    x: Tensor  # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
     y: Tensor  # (n,) int64, -1 for no label; or float32, nan for no label
     classes: tuple[str, ...]  # empty for regression
     labelled: Tensor  # sample ids that teach with their label
@@ -49,10 +50,14 @@ class Data:
         0.0  # values: mean and standard deviation of the labels that teach; models learn (y - center) / scale
     )
     scale: float = 1.0
+    reader: Any = None  # texts: a `text.Reader`, with the tokenizer
+    cut: int = 0  # texts: rows with more tokens than are read
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Model input of these samples: float32, images in [0, 1], shape (len(ids), *shape)."""
+        """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
         chosen = self.x[ids]
+        if self.kind == "text":
+            return chosen.long()
         return chosen.float() / self.white if chosen.dtype == torch.uint8 else chosen
 
     @property
@@ -69,6 +74,20 @@ class Data:
     def outputs(self) -> int:
         """The width of that head."""
         return len(self.classes) or 1
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What views of texts have to know."""
+        return self.reader.tokens if self.reader is not None else None
+
+    @property
+    def note(self) -> str:
+        """What a person should know of these rows before they are learnt, if anything."""
+        if not self.cut:
+            return ""
+        return (
+            f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {self.shape[0]} tokens and were cut there"
+        )
 
     @cached_property
     def targets(self) -> Tensor:
@@ -103,6 +122,7 @@ class Data:
             "flips": self.flips,
             "augment": self.augment,
             "fingerprint": self.fingerprint,
+            **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
         }
 
 
@@ -117,12 +137,14 @@ def load(
     test: float | None = None,
     seed: int = 0,
     image_size: int | None = None,
+    reader: Any = None,
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, a CSV or Parquet file.
 
     ``target`` names a table's target column; rows without one teach unlabelled, as those of ``unlabelled``.
     ``labels`` keeps that many training labels, ``label_noise`` makes that share of them wrong, ``test`` is a
-    share of the labelled rows and ``audit`` one of the rest. The test split does not depend on ``seed``.
+    share of the labelled rows and ``audit`` one of the rest. The test split does not depend on ``seed``. A
+    ``reader`` (`text.reader`) makes token ids of a table's column of texts.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -131,8 +153,12 @@ def load(
     80
     """
     more = Path(unlabelled) if unlabelled is not None else None
-    found = sources.find(source, target=target, unlabelled=more, image_size=image_size)
-    return _assemble(found, audit, test, labels=labels, label_noise=label_noise, seed=seed)
+    options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
+    if reader is None:
+        found = sources.find(source, target=target, unlabelled=more, image_size=image_size)
+        return _assemble(found, audit, test, **options)
+    found, cut = reader.source(source, target, more)
+    return replace(_assemble(found, audit, test, **options), reader=reader, cut=cut)
 
 
 def from_tensors(
@@ -181,6 +207,8 @@ def write_card(data: Data, folder: Path) -> None:
     if data.preprocessor is not None:
         tabular.save(data.preprocessor, folder / PREPROCESSOR)
         card["columns"] = tabular.columns(data.preprocessor)[0]
+    if data.reader is not None:
+        card |= data.reader.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
@@ -195,6 +223,10 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     """
     card = _read_card(model_folder / CARD)
     kind, shape = str(card["kind"]), tuple(card["shape"])
+    if kind == "text":
+        from selfdistill.tasks import text
+
+        return text.inputs(source, card, model_folder)
     if tabular.is_table(source) and kind != "table":
         raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
     if tabular.is_table(source):
@@ -328,7 +360,7 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        return {"kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
+        return {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None

@@ -147,26 +147,39 @@ def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool 
         DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
     """
     frame = _OneByOne(path) if compact and path.name.lower().endswith(".parquet") else read_frame(path)
-    columns = ", ".join(frame.columns)
-    if target is None:
-        raise DataError(f"{path}: say which column is the target (target=, --target), one of: {columns}")
-    if target not in frame.columns:
-        raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
+    y, classes = labels(path, frame, target)
     names = [column for column in frame.columns if column != target]
     if not names:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
-    numeric = [name for name in names if _is_number(frame[name])]
-    column = frame[target]
+    numeric = [name for name in names if is_number(frame[name])]
     features = prepare(frame, names, numeric, str(path), compact)
-    if not _is_number(column) and not path.name.lower().endswith(".parquet"):
-        # "None" or "NA" may be the name of a class: in a target of words only an empty cell is missing
-        column = _read_text(path, usecols=[target], keep_default_na=False, na_values=[""])[target]
-    y, classes = _targets(column, f"{path}: column '{target}'")
     if unlabelled is not None:
         more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
         features = _below(features, more)
         y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
     return Table(features, y, classes)
+
+
+def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[str, ...]]:
+    """The target of a table and the names of its classes; of values there are none.
+
+    Raises:
+        DataError: no such column, or nothing in it.
+    """
+    columns = ", ".join(frame.columns)
+    if target is None:
+        raise DataError(f"{path}: say which column is the target (target=, --target), one of: {columns}")
+    if target not in frame.columns:
+        raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
+    column = frame[target]
+    return _targets(column if is_number(column) else words(path, column), f"{path}: column '{target}'")
+
+
+def words(path: Path, column: Any) -> Any:
+    """A column of words as it is written: "None" or "NA" may be one of them, and only an empty cell is missing."""
+    if path.name.lower().endswith(".parquet"):
+        return column
+    return _read_text(path, usecols=[column.name], keep_default_na=False, na_values=[""])[column.name]
 
 
 def _below(features: Any, more: Any) -> Any:
@@ -217,7 +230,7 @@ def _categories(column: Any) -> Any:
     return library.Categorical.from_codes(placed, categories=names)
 
 
-def _is_number(column: Any) -> bool:
+def is_number(column: Any) -> bool:
     """Numbers, decimals and times; also a column with nothing in it."""
     types = pandas().api.types
     if types.is_bool_dtype(column):
@@ -257,7 +270,7 @@ def _texts(column: Any) -> np.ndarray[Any, Any]:
 
 def _targets(column: Any, place: str) -> tuple[Tensor, tuple[str, ...]]:
     """Labels and class names, or values and no names, by the column's kind; an empty cell is no label."""
-    if _is_number(column):
+    if is_number(column):
         values = _numbers(column, place)
         distinct = np.unique(values[~np.isnan(values)])
         if len(distinct) > MOST_CLASSES:

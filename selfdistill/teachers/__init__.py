@@ -4,12 +4,21 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 ``state_dict``, copies of the student in float32; memories are keyed by sample id.
 """
 
+from .aligned import ClassAligned
+from .cached import Cached
+from .certain import CertainLabels
+from .classes import BetaRanked, ClassMean, Virtual
+from .earlier import Beyond, Snapshot
 from .memories import History, LastBatch, LastEpoch
+from .mixtures import JointLabels, MixedLabels
+from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
+from .ranked import WeakRanks, ZipfRanks
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch",
-    "LastEpoch", "Peers", "PseudoLabels", "Sampled",
+    "Aligned", "BetaRanked", "Beyond", "Cached", "CertainLabels", "ClassAligned", "ClassMean", "Ema", "External",
+    "Frozen", "Generation", "Held", "History", "Itself", "JointLabels", "Labels", "LastBatch", "LastEpoch",
+    "MixedLabels", "Neighbours", "Peers", "PseudoLabels", "Sampled", "Snapshot", "Virtual", "WeakRanks", "ZipfRanks",
 ]  # fmt: skip

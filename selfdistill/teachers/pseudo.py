@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Given, Pool, Step, Target, Teacher, Term
-from ..errors import SpaceError
+from ..errors import RecipeError, SpaceError
 from ..memory import Buffers, Table
 from .memories import first_word, one_per_row
 
@@ -32,14 +32,23 @@ class PseudoLabels(Teacher):
 
     The clean view goes through the last generation in eval mode. Of each predicted class the most confident rows are
     taken, ``share`` (by generation, from the second on) of the pool divided by the classes; ``fill`` repeats them
-    where a class has fewer, so that every class counts the same. ``hard`` keeps the best class only.
-    Generation 0 has no teacher and draws no unlabelled row.
+    where a class has fewer, so that every class counts the same. Without ``balanced`` they are the most confident
+    ``share`` of the pool, whatever their class. ``hard`` keeps the best class only. Generation 0 has no teacher and
+    draws no unlabelled row.
+
+    Raises:
+        RecipeError: rows cannot fill up classes that are not balanced.
     """
 
     hard: bool = True
     shares: tuple[float, ...] = (1.0,)
     min_confidence: float = 0.0
     fill: bool = False
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.fill and not self.balanced:
+            raise RecipeError("rows are repeated to balance classes: fill goes with balanced=True")
 
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         state = _Chosen()
@@ -59,10 +68,11 @@ class PseudoLabels(Teacher):
         p = F.softmax(pool.look(previous, pool.unlabelled), dim=-1)
         confidence, best = p.max(-1)
         share = self.shares[min(pool.clock.generation - 1, len(self.shares) - 1)]
-        each = -int(-share * len(p) // p.shape[1])  # rows a class may have, rounded up
+        groups = [best == c for c in range(p.shape[1])] if self.balanced else [torch.ones_like(best, dtype=torch.bool)]
+        each = -int(-share * len(p) // len(groups))  # rows a class may have, rounded up
         picked = []
-        for c in range(p.shape[1]):
-            rows = torch.nonzero((best == c) & (confidence >= self.min_confidence)).squeeze(1)
+        for group in groups:
+            rows = torch.nonzero(group & (confidence >= self.min_confidence)).squeeze(1)
             rows = rows[confidence[rows].argsort(descending=True, stable=True)][:each]
             if self.fill and 0 < len(rows) < each:
                 rows = rows[torch.arange(each, device=rows.device) % len(rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Held(nn.Module):
     def __init__(self, module: nn.Module, train: bool = False) -> None:
         super().__init__()
         self.module = module.requires_grad_(False)
-        self.said = Table()
+        self.said: Any = Table()  # or what stands in its place
         self._mode = train
         self.train(train)
 
@@ -78,7 +78,8 @@ class Ema(Teacher):
 class Frozen(Teacher):
     """A frozen copy of the model as it was when the objective was bound, in eval mode.
 
-    On views without randomness its answers are cached by sample id, so the second epoch costs no teacher pass.
+    On views without randomness its answers are cached by sample id, so the second epoch costs no teacher pass;
+    `Cached` keeps them on disk, and of several fixed augmentations.
     """
 
     view: str | None = None
@@ -101,11 +102,11 @@ class Frozen(Teacher):
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
         if view not in step.batch.fixed:
             return Target(step.look(state.module, view, term.head), space)
-        ids = step.ids(view)
-        cached, seen = state.said.read(ids, state.said.values.shape[1])
+        keys = step.addresses(view)
+        cached, seen = state.said.read(keys, state.said.width)
         if not bool(ranks.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
             return Target(cached, space)
-        fresh = step.look(state.module, view, term.head)
+        fresh = state.said.rounded(step.look(state.module, view, term.head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
@@ -119,7 +120,8 @@ class Frozen(Teacher):
             if view in step.batch.fixed and (ranks.size() > 1 or step.asked(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
-                    state.said.write_new(step.ids(view), value)
+                    state.said.write_new(step.addresses(view), value)
+        state.said.settle(steps[0].clock)
 
 
 @dataclass(frozen=True)

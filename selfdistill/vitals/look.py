@@ -137,7 +137,8 @@ class Look(NamedTuple):
 
     def _labels(self, seen: Seen, target: Target, index: Tensor) -> None:
         y, best = self.watch.step.batch[self.term.view].y, target.best()
-        if seen.student.shape[-1] <= MOST:
+        even = getattr(getattr(self.term, "teacher", None), "even", False)  # then its best class means nothing
+        if seen.student.shape[-1] <= MOST and not even:
             _count(self.pulse.targets, best)
         shape = seen.student.shape[:-1]
         if y is None or y.is_floating_point() or y.shape != shape[: y.dim()]:

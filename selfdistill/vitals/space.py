@@ -67,8 +67,13 @@ def _padding(look: Look, value: Tensor) -> None:
 
 
 def uniform(look: Look, classes: int, sure: float) -> None:
-    """A target that was softmaxed twice never exceeds a bound, however sure the student is."""
+    """A target that was softmaxed twice never exceeds a bound, however sure the student is.
+
+    A teacher that is even on purpose, at times, says ``even = True``.
+    """
     pulse = look.pulse
+    if getattr(getattr(look.term, "teacher", None), "even", False):
+        return
     bound = math.e / (math.e + classes - 1)
     needed = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
     flat = pulse.spoke >= needed and pulse.peak <= bound + 1e-6 and pulse.twice

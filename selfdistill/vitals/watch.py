@@ -68,7 +68,9 @@ class Watch:
                 pulse = pulses[name] = Pulse()
             new, pulse.last = pulse.last[1] != clock.step, (clock.generation, clock.step)
             pulse.looks += int(new)
-            pulse.frozen, pulse.waiting = frozen, clock.generation == 0 and clock.generations > 1
+            waits = getattr(getattr(term, "teacher", None), "waits", None)  # has it nothing to say yet?
+            pulse.waiting = (clock.generation == 0 and clock.generations > 1) or bool(waits and waits(clock))
+            pulse.frozen = frozen
             weight = float(term.weight_at(clock))
             pulse.weighs |= weight != 0
             Look(self, name, term, pulse, weight, new).at(measured[name])

@@ -14,7 +14,7 @@ from selfdistill import methods
 from selfdistill.core import Clock, Method
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.expressions import read
-from selfdistill.specimens import batch_of, numbers_of, pool, same_bits, storages, tiny, views_of
+from selfdistill.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
 from selfdistill.teachers import Held
 from selfdistill.testing import check_method, check_value, names
 from tests.test_oracles import changed
@@ -25,7 +25,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
     "cs_kd": {"weight": 2.0, "temperature": 3.0},
-    "curriculum": {"stages": 3},
+    "curriculum": {"stages": 3, "balanced": False, "hard": False, "confidence": 0.3},
     "distil": {"teacher": "runs/large", "alpha": 0.5, "temperature": 1.0},
     "dlb": {"alpha": 0.7, "temperature": 1.5},
     "elr": {"weight": 7.0, "decay": 0.9},
@@ -86,7 +86,7 @@ def test_the_docstring_has_what_explain_prints(name):
 def test_the_recipe_keeps_the_protocol(name, other):
     """Spaces, gradients, reduction (each row twice is the same loss), aliasing and exact resume."""
     options = SETTINGS[name] if other else {}
-    check_method(RECIPES[name](**options), external=tiny(8))
+    check_method(RECIPES[name](**options))
 
 
 # teachers stay apart --------------------------------------------------------------------------------------------------
@@ -94,11 +94,10 @@ def test_the_recipe_keeps_the_protocol(name, other):
 
 def started(method: Method, generation: int) -> tuple[nn.Module, Any, Any]:
     torch.manual_seed(generation)
-    build = method.prepare(lambda: tiny(3, outputs=1)) if method.prepare else lambda: tiny(3, outputs=1)
-    model, previous = build(), build() if generation else None
+    model, previous = built(method, 3), built(method, 3) if generation else None
     clock = Clock(generation, method.generations, epochs=3, per_epoch=2)
-    objective = method.bind(model, previous=previous, external=tiny(8), clock=clock)
-    objective.prepare(pool(clock))
+    objective = method.bind(model, previous=previous, external=specimen(method, 8, 2), clock=clock)
+    objective.prepare(pool(clock, maps_of(method)))
     return model, objective, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
@@ -106,7 +105,7 @@ def train(model: nn.Module, objective: Any, optimizer: Any, steps: range) -> lis
     found = []
     for k in steps:
         torch.manual_seed(k)
-        loss = objective(batch_of(views_of(objective.method), k, numbers_of(objective.method)))
+        loss = objective(batch_for(objective.method, k))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -126,7 +125,7 @@ def test_the_teacher_is_another_module(name, generation):
     assert not storages(teacher) & storages(model)
     assert len(storages(teacher)) > 10
     objective.train()
-    objective(batch_of(views_of(objective.method), 0)).backward()
+    objective(batch_for(objective.method, 0)).backward()
     before, student = copy.deepcopy(teacher.state_dict()), copy.deepcopy(model.state_dict())
     optimizer.step()
     assert same_bits(teacher.state_dict(), before)

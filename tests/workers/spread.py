@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from selfdistill import checkpoint, ranks
 from selfdistill.core import Clock, Method, Term
 from selfdistill.errors import SelfdistillError
+from selfdistill.features import Features
 from selfdistill.gates import Confident
 from selfdistill.loop import Stopped, fit
-from selfdistill.losses import KL, CrossEntropy
+from selfdistill.losses import KL, AmongOthers, CrossEntropy, Squared
 from selfdistill.methods import recipes
 from selfdistill.tasks.data import Data
-from selfdistill.teachers import Generation, Itself, Labels
+from selfdistill.teachers import Ema, Generation, Itself, Labels, ZipfRanks
 from selfdistill.views import Look, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
 from tests.workers.runs import Net, everything
@@ -48,6 +49,34 @@ class Bare(nn.Module):
             x = torch.tanh(layer(x))
         out: Tensor = self.classifier(x)
         return out
+
+
+class Mapped(nn.Module):
+    """8x8 images -> logits by maps, without batch norm and dropout: for heads that read layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shallow, self.deep = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 3, 2, 1)
+        self.classifier = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(torch.tanh(self.deep(torch.tanh(self.shallow(x)))).mean((2, 3)))
+        return out
+
+
+def reading() -> Method:
+    """Layers teach layers: by attention, through a projector, by an average's map, and by votes of positions."""
+    heads = ("attention:shallow", "attention:deep@shallow", "project:shallow@deep", "vector:deep", "dense:deep")
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy()),
+            "attention": Term(Itself(head=heads[1]), Squared(), head=heads[0], weight=10.0),
+            "hint": Term(Itself(head=heads[3]), Squared(), head=heads[2]),
+            "past": Term(Ema(0.9), Squared(), head=heads[3]),
+            "votes": Term(ZipfRanks(heads[4]), AmongOthers()),
+        },
+        prepare=Features(heads),
+    )
 
 
 def fixmatch() -> Method:
@@ -112,6 +141,9 @@ METHODS: dict[str, Case] = {
     "dlb": Case(recipes()["dlb"]),
     "mutual": Case(recipes()["mutual"]),
     "cached": Case(cached, {"epochs": 3}),
+    "ols": Case(recipes()["ols"], {"accumulate": 2}),
+    "snapshot_distillation": Case(partial(recipes()["snapshot_distillation"], cycles=2)),
+    "reading": Case(reading, {"optimizer": "sgd", "lr": 0.05}, Mapped),
 }
 OTHERS: dict[str, Case] = {
     "everything": Case(everything, {"batch_size": 24}, Net),

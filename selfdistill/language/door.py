@@ -1,0 +1,256 @@
+"""The door for language models: a request becomes prompts, a student and a method, and a run folder's result.
+
+::
+
+    rollouts/         what each generation wrote, where it writes before it learns
+    control/          sft() for as many steps, where all prompts have demonstrations
+    model/            the product as plain transformers load it, and selfdistill's card of it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import expressions, ranks, stats
+from ..arguments import checked
+from ..checkpoint import write_json
+from ..errors import DataError, RecipeError
+from ..expressions import called
+from ..loop import Result, choose_device
+from ..methods import recipes
+from ..pretrained import locate
+from ..request import Request
+from ..tasks.prompts import Prompts, load_prompts, load_suite
+from . import vitals
+from .build import Pretrained
+from .causal import Causal
+from .method import Language
+from .recipes import RECIPES, sft
+from .rollouts import Referee, Sampling, export, roll
+from .trainer import fit
+
+USUAL = "smollm2"  # the model where none is named
+TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "audit_folds")
+
+
+def for_language(request: Request) -> bool:
+    """Does the request ask for a language model? Prompts do: a .jsonl file or a task of reasoning-gym.
+
+    Raises:
+        RecipeError: the method is for prompts and the data are none, or the other way round.
+    """
+    prompts = request.data.endswith((".jsonl", ".ndjson")) or request.data.startswith("reasoning-gym:")
+    name = None if request.method is None else called(request.method)
+    if prompts and name is not None and name not in RECIPES:
+        if name in recipes():
+            raise RecipeError(f"{name}() learns classes or values and {request.data} holds prompts; give one of "
+                              f"{', '.join(f'{one}()' for one in RECIPES)}")  # fmt: skip
+        close = expressions.nearest(name, list(RECIPES))
+        raise RecipeError(f"unknown method {name!r}; {f'nearest: {close}. ' if close else ''}known for prompts: "
+                          f"{', '.join(RECIPES)}")  # fmt: skip
+    if not prompts and name in RECIPES and name not in recipes():
+        raise RecipeError(f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a "
+                          "line, or reasoning-gym:TASK")  # fmt: skip
+    return prompts
+
+
+def read_recipe(expression: str) -> Language:
+    """A recipe's own expression, such as ``sdft(rate=0.05)``, read without evaluating code.
+
+    >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
+    Ema(rate=0.05)
+    """
+    found = expressions.read(expression, {name: checked(recipe) for name, recipe in RECIPES.items()})
+    assert isinstance(found, Language)
+    return found
+
+
+@dataclass
+class Spoken:
+    """A request with every choice made."""
+
+    data: Prompts
+    method: Language
+    expression: str
+    build: Pretrained
+    settings: dict[str, Any]
+    suite: Prompts | None
+    max_tokens: int
+
+
+def choose(request: Request) -> Spoken:
+    """Load the prompts and fill in what the request leaves open.
+
+    Raises:
+        DataError: the prompts, the suite or the model; or an option that only networks have.
+    """
+    for name in _NETWORKS:
+        if getattr(request, name) is not None:
+            raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
+    data = load_prompts(request.data, labels=request.labels, seed=request.seed)
+    suite = None if request.keep is None else load_suite(request.keep)
+    expression = request.method or _usual(data)
+    method = read_recipe(expression)
+    most = request.max_tokens or TOKENS
+    method = method.drawing(lambda s: replace(s, max_tokens=min(s.max_tokens, most)))
+    advice = dict(method.advice)
+    model = request.model or USUAL
+    if model in ("minilm", "gt-minilm"):
+        raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
+    locate(model)
+    lora = advice.get("lora", 0) if request.lora is None else request.lora
+    build = Pretrained(model, lora=lora, checkpointing=request.checkpointing)
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps or advice.get("steps")}
+    settings["batch_size"] = min(request.batch_size or advice.get("batch_size", 8), len(data.labelled))
+    settings["epochs"] = request.epochs or advice.get("epochs", 1)
+    if request.epochs:
+        settings["steps"] = None
+    settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
+    settings.setdefault("clip", advice.get("clip", 1.0))
+    return Spoken(data, method, expression, build, settings, suite, most)
+
+
+def _usual(data: Prompts) -> str:
+    """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
+    have = [field for field in ("demonstration", "checker") if len(data.has(field)) == len(data.rows)]
+    return "sdft()" if "demonstration" in have else "sdpo()" if "checker" in have else "ssd()"
+
+
+def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], Any], warn: Callable[[str], None],
+          tell: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    """Train the method and, beside it, sft() for as many steps; then ask the test prompts, once.
+
+    A run that was cut goes on where it was.
+    """
+    more: dict[str, Any] = {"suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device}
+    options = {**more, "resume": True, "warn": warn}
+    trained = fit(ready.build, ready.data, ready.method, out=folder, progress=make(ready.expression), tell=tell,
+                  **options, **ready.settings)  # fmt: skip
+    demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
+    control = None
+    if request.control and demonstrated and called(ready.expression) != "sft":
+        longer = {**ready.settings, "steps": trained.steps}
+        control = fit(ready.build, ready.data, sft(), out=folder / "control", progress=make("sft(), the control"),
+                      **options, **longer)  # fmt: skip
+    judge = Judge(ready, choose_device(request.device))
+    result = _result(ready, request, folder, trained, control, judge)
+    if ranks.rank() == 0:
+        export(judge.product(trained), folder / "model")
+        card = {
+            "method": ready.expression,
+            "model": str(ready.build),
+            "max_tokens": ready.max_tokens,
+        }
+        write_json(folder / "model" / "selfdistill.json", card)
+    return result
+
+
+class Judge:
+    """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
+
+    def __init__(self, ready: Spoken, device: torch.device) -> None:
+        self.ready, self.referee, self.device = ready, Referee(), device
+        self.model: Causal = ready.build().to(device).eval()
+        self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
+
+    def of(self, weights: dict[str, torch.Tensor] | None) -> Causal:
+        """The student with given weights; None: as training began."""
+        self.model.load_state_dict(self.start if weights is None else weights)
+        return self.model
+
+    def product(self, trained: Result) -> Causal:
+        return self.of(None if trained.product < 0 else trained.generations[trained.product].weights)
+
+    def asked(self, weights: dict[str, torch.Tensor] | None) -> dict[str, Any]:
+        """Losses by row on test and suite, and how long the answers are."""
+        model, data, sampling = self.of(weights), self.ready.data, Sampling(0.0, max_tokens=self.ready.max_tokens)
+        ids = data.test.tolist()
+        losses = vitals.losses(model, data, ids, sampling, self.referee)
+        found: dict[str, Any] = {"losses": losses, "length": vitals.length(model, data, ids[:32], sampling)}
+        if self.ready.suite is not None:
+            suite = self.ready.suite
+            found["suite"] = vitals.losses(model, suite, suite.test.tolist(), sampling, self.referee)
+        return found
+
+
+def figures(asked: dict[str, Any], right: bool) -> dict[str, float]:
+    """Accuracy (or NLL), accuracy on the suite, and length, from `Judge.asked`."""
+    mean = math.fsum(asked["losses"]) / max(1, len(asked["losses"]))
+    kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := asked.get("suite")) else {}
+    return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept, "length": asked["length"]}
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """The mean gain of the first over the second on the same rows, with an interval of 95 % (Student, over rows)."""
+    gains = [b - a for a, b in zip(ours, theirs, strict=True)]
+    mean, half = stats.interval(gains)
+    half = 0.0 if len(set(gains)) == 1 else half
+    said = "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
+    return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
+
+
+def _result(ready: Spoken, request: Request, folder: Path, trained: Result, control: Result | None,
+            judge: Judge) -> dict[str, Any]:  # fmt: skip
+    right = vitals.checked(ready.data)
+    before = judge.asked(None)
+    asked = [judge.asked(t.weights) for t in trained.generations]
+    product = before if trained.product < 0 else asked[trained.product]
+    last = ready.data.describe()
+    result: dict[str, Any] = {
+        "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
+        "parameters": sum(p.numel() for p in judge.model.parameters()),
+        "learning": sum(p.numel() for p in judge.model.learning().values()),
+        "data": last, "seed": request.seed, "product": trained.product, "chosen": "method",
+        "test": figures(product, right), "before": figures(before, right),
+        "generations": [
+            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": figures(a, right)}
+            for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
+        ],
+        "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
+        "against": {"before": _against(product, before)},
+        "trouble": judge.referee.trouble(),
+    }  # fmt: skip
+    if control is not None:
+        theirs = judge.asked(control.generations[-1].weights)
+        result["plain"] = {"steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
+                           "passes": control.passes._asdict(),
+                           "end": figures(theirs, right)}  # fmt: skip
+        result["against"]["sft"] = _against(product, theirs)
+    return result
+
+
+def _against(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    found = {"test": paired(ours["losses"], theirs["losses"])}
+    return found | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+
+
+def answer(folder: Path, source: str) -> list[dict[str, Any]]:
+    """What the product of a run says to new prompts: one row a prompt, with its reward where a checker is.
+
+    Raises:
+        CheckpointError: the run has no model yet. DataError: the prompts.
+    """
+    import json
+
+    from ..errors import CheckpointError
+    from ..pretrained import causal
+    from ..tasks.prompts import load_prompts as load
+    from .build import of_model
+    from .contexts import rendered
+
+    place = folder / "model"
+    if not (place / "selfdistill.json").exists():
+        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
+    card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
+    data, model, referee = load(source), of_model(*causal(str(place))), Referee()
+    prompts = [(i, rendered(model.tokenizer, row.messages)) for i, row in enumerate(data.rows)]
+    said = roll(model.eval(), prompts, Sampling(0.0, max_tokens=card["max_tokens"]), (0, "greedy"))
+    judged = [referee(r, data.rows[r.example]) for r in said]
+    return [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in judged]

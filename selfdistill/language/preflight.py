@@ -1,0 +1,150 @@
+"""Will self-distillation help here? Asked of a few prompts before an hour is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import stats
+from ..errors import DataError
+from ..settings import Settings
+from ..step import Batch, Clock, Rows, Step
+from . import vitals
+from .causal import packed
+from .contexts import Rollout
+from .divergences import ForwardKL, Head, Source, divergence
+from .door import Spoken
+from .method import views
+from .rollouts import Sampling
+from .terms import Distil
+from .trainer import LanguageTrainer
+
+LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
+MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
+
+
+def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Score the student, the student with the context, and the teacher on a few prompts, and say go or no-go.
+
+    Go: with the context more prompts are solved (95 % interval over prompts above 0), the teacher differs from the
+    student by more than `LEAST_KL`, and few of its answers speak of the context. Without checkers the first is not
+    asked. A method without a context goes by whether some, and not all, prompts are solved.
+
+    Raises:
+        DataError: the method has no teacher and no checker, so that there is nothing to ask.
+    """
+    data, method = ready.data, ready.method
+    settings = Settings(audit="off", seed=ready.settings["seed"])
+    trainer = LanguageTrainer(ready.build, data, method, settings, device=device, max_tokens=ready.max_tokens)
+    trainer.model = ready.build().to(device).train()
+    trainer.objective = method.bind(trainer.model, vitals=False)
+    ids, right = data.labelled[:prompts].tolist(), vitals.checked(data)
+    greedy = Sampling(0.0, max_tokens=ready.max_tokens)
+    plain = trainer.roll(ids, greedy, (settings.seed, "preflight"))
+    found: dict[str, Any] = {"prompts": len(ids), "student": _side(plain)}
+    term = next((t for t in method.terms.values() if isinstance(t, Distil)), None)
+    context = method.context if term else getattr(method.source, "context", None)
+    if type(context).__name__ not in ("Nothing", "NoneType") and context is not None:
+        shown = _shown(trainer, ids, plain)
+        told = [r for r in trainer.roll(shown, greedy, (settings.seed, "preflight"), 1, context) if r.ids]
+        found["student_with_context"] = _side(told) | {"shown": len(shown)}
+        if right and told:
+            mine = {r.example: r.reward or 0.0 for r in plain}
+            gains = [(r.reward or 0.0) - mine[r.example] for r in told]
+            mean, half = stats.interval(gains)
+            found["gap"] = {"mean": mean, "half": 0.0 if len(set(gains)) == 1 else half, "prompts": len(gains)}
+    if term:
+        found["teacher"] = _compared(trainer, term, plain)
+    elif not right and context is None:
+        raise DataError(f"{ready.expression} has no teacher and {data.name} no checkers: there is nothing to ask")
+    go, why = _verdict(found, right)
+    return {"method": ready.expression, "model": str(ready.build), **found, "go": go, "why": why}
+
+
+def _shown(trainer: LanguageTrainer, ids: Sequence[int], plain: Sequence[Rollout]) -> list[int]:
+    """The prompts for which the context has something to add before any attempt."""
+    return [i for i, r in zip(ids, plain, strict=True) if trainer.prompt(i, trainer.method.context) != list(r.prompt)
+            or trainer.method.source.once]  # fmt: skip
+
+
+def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Accuracy, length in tokens and share of answers that leak."""
+    count = max(1, len(rollouts))
+    known = [r.reward for r in rollouts if r.reward is not None]
+    return {
+        "accuracy": math.fsum(known) / len(known) if known else None,
+        "length": sum(len(r.ids) for r in rollouts) / count,
+        "leakage": sum(bool(vitals.LEAK.search(r.text)) for r in rollouts) / count,
+    }
+
+
+@torch.no_grad()
+def _compared(trainer: LanguageTrainer, term: Distil, plain: Sequence[Rollout]) -> dict[str, Any]:
+    """KL of the teacher's distributions and the student's on the student's answers, where it lies, and how much of
+    the teacher the support holds."""
+    answers = [r for r in plain if r.ids]
+    pairs, rows = views(trainer.method, trainer, answers)["context"]
+    if not pairs:
+        return {"judged": 0.0, "kl": None, "top_mass": None}
+    chosen = [answers[i] for i in rows.tolist()]
+    x = packed([(r.prompt, r.ids) for r in chosen]).to(trainer.device)
+    batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(trainer.device), None, rows)})
+    with trainer.model.asking():
+        step = Step(trainer.model, batch, Clock(), fused=False, owner=trainer.model)
+        name = next(n for n, t in trainer.method.terms.items() if t is term)
+        teacher = term.teacher.source(trainer.objective._state(name, cast(Any, term.teacher)), step, "context")
+        source, _ = vitals.read(trainer.model, x)
+    far = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
+    k = min(term.support.k if term.support else 100, trainer.model.vocabulary)
+    return {"judged": len(pairs) / len(answers), "kl": float(far.mean()), "k": k, "top_mass": _top_mass(teacher, k)}
+
+
+def _top_mass(source: Source, k: int) -> float:
+    """Probability that the k likeliest tokens have, on the mean over at most 256 tokens."""
+    few: Tensor = source[:256] if isinstance(source, Tensor) else _logits(source._replace(hidden=source.hidden[:256]))
+    return float(few.float().softmax(-1).topk(min(k, few.shape[-1]), -1).values.sum(-1).mean())
+
+
+def _logits(head: Head) -> Tensor:
+    return torch.nn.functional.linear(*head)
+
+
+def _verdict(found: dict[str, Any], right: bool) -> tuple[bool, str]:
+    gap, teacher, told = found.get("gap"), found.get("teacher"), found.get("student_with_context")
+    if teacher and (teacher["kl"] is None or teacher["kl"] < LEAST_KL):
+        seen = "judges no answer yet" if teacher["kl"] is None else f"differs by {teacher['kl']:.2g} nats a token"
+        return False, f"the teacher {seen}: there is nothing to learn from it"
+    if told and told["leakage"] > MOST_LEAKS:
+        return (
+            False,
+            f"{told['leakage']:.0%} of the answers with the context speak of it, and so would the student",
+        )
+    if gap:
+        said = (
+            f"{100 * gap['mean']:+.0f} ± {100 * gap['half']:.0f} points with the context, over {gap['prompts']} prompts"
+        )
+        if gap["mean"] - gap["half"] > 0:
+            return True, f"the teacher knows more: {said}"
+        return False, f"the teacher is not shown to know more: {said}; take more --prompts or a better context"
+    solved = found["student"]["accuracy"]
+    if right and solved is not None and not told:
+        some = 0 < solved < 1
+        return some, f"{solved:.0%} of the prompts are solved" + ("" if some else ": there is nothing to tell apart")
+    return True, "nothing speaks against it; without checkers the accuracy is not known"
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"{'':<24}{'right':>8}{'tokens':>8}{'leakage':>9}"]
+    for name in ("student", "student_with_context"):
+        if side := found.get(name):
+            share = "-" if side["accuracy"] is None else f"{side['accuracy']:.0%}"
+            lines.append(f"{name.replace('_', ' '):<24}{share:>8}{side['length']:>8.0f}{side['leakage']:>9.0%}")
+    if (t := found.get("teacher")) and t["kl"] is not None:
+        lines.append(f"teacher: {t['kl']:.3g} nats a token from the student; its {t['k']} likeliest tokens have "
+                     f"{t['top_mass']:.1%}; it judges {t['judged']:.0%} of the answers")  # fmt: skip
+    return "\n".join([*lines, f"{'GO' if found['go'] else 'NO-GO'}: {found['why']}"])

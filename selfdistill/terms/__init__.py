@@ -1,0 +1,6 @@
+"""Terms of their own kind: where what is compared is not simply an output of the student and a target for it."""
+
+from .fairness import Fairness
+from .perturbed import Perturbed
+
+__all__ = ["Fairness", "Perturbed"]

@@ -1,0 +1,341 @@
+"""Prompt pairs: what a broken context does is found out before step 0, and said with the line of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from selfdistill.errors import DataError, SelfdistillError, VitalsError
+from selfdistill.language.contexts import (
+    Attempts,
+    Demonstration,
+    Hint,
+    Instruction,
+    Nothing,
+    Rollout,
+    Wrong,
+    difference,
+    filled,
+    paired,
+    rendered,
+    suffix,
+)  # fmt: skip
+from selfdistill.language.method import Language, Once, OnPolicy
+from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, ssd
+from selfdistill.language.rollouts import Sampling
+from selfdistill.language.teachers import Base, Ema, Judge, Live, TrustRegion
+from selfdistill.language.terms import Distil, NextToken
+from selfdistill.language.trainer import LanguageTrainer, fit
+from selfdistill.tasks.examples import Example
+from tests.language.tiny import TEMPLATE, prompts, student, tokenizer
+
+EXAMPLE = Example((("system", "S"), ("user", "Why?")), demonstration="So.", answer="42", wrong="No.", line=7)
+OTHER = TEMPLATE.replace("<a>{% endif %}", "<a>{% if 'think' in messages[-1]['content'] %}##{% endif %}{% endif %}")
+Build = Callable[..., Any]
+
+
+def roll(reward: float | None = None, text: str = "abc", feedback: str | None = None) -> Rollout:
+    return Rollout(0, (1, 2), (3,), text, reward, feedback)
+
+
+def tried(method: Language, build: Build = student, rows: int = 20, **more: Any) -> Any:
+    options: dict[str, Any] = {"steps": 1, "batch_size": 4, "max_tokens": 4, "vitals": True} | more
+    return fit(build, prompts(rows), method, device="cpu", **options)
+
+
+def one_line(error: SelfdistillError, line: int | None = None) -> None:
+    assert "\n" not in str(error)
+    assert line is None or f"line {line}" in str(error)
+
+
+def first_line() -> int:
+    data = prompts(20)
+    return data.rows[int(data.labelled[0])].line
+
+
+def only_on(line: int, broken: Callable[[], Any]) -> Any:
+    """A context that works but for one line of the file."""
+
+    def context(example: Example, rollouts: Sequence[Rollout], own: int) -> Any:
+        return broken() if example.line == line else [("user", f"{example.prompt} {example.demonstration}")]
+
+    return context
+
+
+def raises() -> Any:
+    raise KeyError("answer")
+
+
+NONSENSE: dict[str, Callable[[], Any]] = {
+    "raises": raises,
+    "a string": lambda: "what?",
+    "nothing in it": list,
+    "strings": lambda: ["us", "er"],
+    "three parts": lambda: [("user", "a", "b")],
+    "numbers": lambda: [("user", 3)],
+    "no role": lambda: [("teacher", "a")],
+    "the assistant's turn": lambda: [("user", "a"), ("assistant", "b")],
+    "an int": lambda: 3,
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+@pytest.mark.parametrize("once", [False, True])
+def test_a_broken_context_stops_before_step_0(kind: str, once: bool) -> None:
+    line = prompts(20).rows[int(prompts(20).labelled[-1])].line
+    context, sampling, asked = only_on(line, NONSENSE[kind]), Sampling(max_tokens=4), []
+
+    def engine(*given: Any) -> Any:
+        asked.append(given)
+        raise AssertionError("a completion was written first")
+
+    source = Once(1, sampling, context) if once else OnPolicy(1, sampling)
+    terms: dict[str, Any] = {"label": NextToken()} if once else {"distil": Distil(Base())}
+    with pytest.raises(DataError, match="context context fails on line") as found:
+        tried(Language(terms, source=source, context=Nothing() if once else context), engine=engine)
+    one_line(found.value, line)
+    assert not asked
+
+
+def test_another_ending_of_the_template_is_refused() -> None:
+    line = prompts(20).rows[int(prompts(20).labelled[-1])].line
+    context = only_on(line, lambda: [("user", "think well")])
+    method = replace(sdft(max_tokens=4), context=context)
+    tried(method)  # by a template that ends all prompts alike it is right
+    with pytest.raises(VitalsError, match="template-mismatch") as found:
+        tried(method, lambda: student(template=OTHER))
+    one_line(found.value, line)
+    assert found.value.vital == "template-mismatch"
+
+
+def test_a_prompt_too_long_names_its_line() -> None:
+    data = prompts(20)
+    long = int(data.labelled[-1])
+    rows = tuple(replace(r, demonstration="x" * 200) if i == long else r for i, r in enumerate(data.rows))
+    for method in (
+        sdft(max_tokens=4),
+        context_distillation(max_tokens=4),
+        gkd(max_tokens=4),
+        gkd(share=0.0, max_tokens=4),
+    ):
+        with pytest.raises(DataError, match="more than the model's context of 200") as found:
+            fit(lambda: student(context=200), replace(data, rows=rows), method, device="cpu", steps=4, max_tokens=4)
+        one_line(found.value, rows[long].line)
+
+
+def test_feedback_too_long_teaches_nobody_and_is_told() -> None:
+    """How long it will be is not known before; the run goes on, and every such row is counted."""
+    warned = list[str]()
+    data = prompts(20, checker="tests.language.test_contexts:verbose")
+    method = sdpo(samples=2, k=3, max_tokens=4)
+    fit(
+        lambda: student(context=150),
+        data,
+        method,
+        device="cpu",
+        steps=1,
+        batch_size=4,
+        max_tokens=4,
+        warn=warned.append,
+    )
+    assert [line for line in warned if line.startswith("warning: 6 solutions or feedbacks of generation 0 did not fit")]
+    assert all("\n" not in line for line in warned)
+
+
+def verbose(completion: str, answer: str) -> tuple[float, str]:
+    return 0.0, "x" * 100
+
+
+def test_audit_prompts_must_fit_too() -> None:
+    data = prompts(20)
+    long = int(data.audit[-1])
+    rows = tuple(replace(r, messages=(("user", "x" * 60),)) if i == long else r for i, r in enumerate(data.rows))
+    with pytest.raises(DataError, match=f"line {rows[long].line} of prompts") as found:
+        fit(lambda: student(context=60), replace(data, rows=rows), ssd(max_tokens=4), device="cpu", max_tokens=4)
+    one_line(found.value)
+
+
+# is there a signal?
+
+
+@dataclass(frozen=True)
+class Same:
+    """A context that takes pains to add nothing."""
+
+    def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Any:
+        return list(example.messages)
+
+
+@pytest.mark.parametrize("context", [Nothing(), Same()])
+@pytest.mark.parametrize("teacher", [Live(), Base(), Ema(0.1), TrustRegion(0.5)])
+def test_a_teacher_that_is_the_student(context: Any, teacher: Judge) -> None:
+    warned = list[str]()
+    method = Language({"distil": Distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
+    if teacher == Live():
+        with pytest.raises(VitalsError, match="dead-signal") as found:
+            tried(method)
+        one_line(found.value)
+    else:  # a control that may be wanted: the student moves away from it
+        tried(method, warn=warned.append)
+        assert [line for line in warned if "adds nothing" in line]
+
+
+def test_a_context_that_helps_one_row_is_no_dead_signal() -> None:
+    line, warned = first_line(), list[str]()
+
+    def context(example: Example, rollouts: Sequence[Rollout], own: int) -> Any:
+        return [("user", "other")] if example.line == line else example.messages
+
+    for teacher in (Live(), Base()):
+        method = Language({"distil": Distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
+        tried(method, warn=warned.append)
+    assert not warned
+
+
+def test_no_recipe_is_taken_for_dead() -> None:
+    warned = list[str]()
+    for method in (sdft(max_tokens=4), sdpo(samples=2, k=3, max_tokens=4), gkd(max_tokens=4)):
+        tried(method, warn=warned.append)
+    assert not warned
+
+
+def test_a_checker_that_raises_is_told_and_never_fatal() -> None:
+    warned = list[str]()
+    data = prompts(30, checker="tests.language.test_contexts:fragile")
+    method = replace(ssd(max_tokens=4), generations=2)
+    fit(student, data, method, device="cpu", steps=1, batch_size=4, max_tokens=4, warn=warned.append)
+    told = [line for line in warned if "checker" in line]
+    assert told
+    assert all("ZeroDivisionError" in line and "\n" not in line for line in told)
+    assert len(told) <= 3  # before step 0, and once a generation
+
+
+def fragile(completion: str, answer: str) -> float:
+    return 1.0 / (len(completion) - len(completion))
+
+
+# what the contexts say
+
+
+def test_demonstration_and_hint() -> None:
+    assert Demonstration("{prompt}|{demonstration}")(EXAMPLE, [], 0) == [("system", "S"), ("user", "Why?|So.")]
+    assert Demonstration()(replace(EXAMPLE, demonstration=None), [], 0) is None
+    assert Hint("{prompt}|{answer}")(EXAMPLE, [], 0) == [("system", "S"), ("user", "Why?|42")]
+    assert Wrong(Demonstration("{demonstration}"))(EXAMPLE, [], 0) == [("system", "S"), ("user", "No.")]
+    assert Instruction("Rhyme.")(EXAMPLE, [], 0) == [("system", "Rhyme.\n\nS"), ("user", "Why?")]
+
+
+def test_what_is_filled_in_is_never_read_as_a_template() -> None:
+    assert filled("{a}{b}{c}", a="{b}", b="") == "{b}{c}"
+
+
+def test_attempts_show_a_siblings_solution() -> None:
+    group = [roll(1.0, "<think>hm</think> mine"), roll(0.0, "bad", "wrong!"), roll(1.0, "<think>x\ny</think>\nyours")]
+    said = [Attempts()(EXAMPLE, group, own) for own in range(3)]
+    texts = [None if s is None else s[-1][1] for s in said]
+    end = "\n\nCorrectly solve the original question."
+    assert texts == [
+        "Why?\n\nCorrect solution:\n\nyours" + end,
+        "Why?\n\nCorrect solution:\n\nmine" + end,
+        "Why?\n\nCorrect solution:\n\nmine" + end,  # not its own
+    ]
+    alone = Attempts()(EXAMPLE, [roll(0.0, "bad", "wrong!")], 0)
+    told = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\nwrong!"
+    assert alone == [("system", "S"), ("user", f"Why?{told}{end}")]
+    assert Attempts()(EXAMPLE, [roll(1.0)], 0) is None  # solved, and nobody else did
+    assert Attempts()(EXAMPLE, [roll(0.0), roll(0.0)], 0) is None
+    both = Attempts(both=True)(EXAMPLE, group, 1)
+    assert both is not None
+    assert both[-1][1] == f"Why?\n\nCorrect solution:\n\nmine{told}{end}"
+
+
+def test_prompts_are_rendered_with_the_assistants_turn_begun() -> None:
+    words = tokenizer()
+    assert words.decode(rendered(words, EXAMPLE.messages)) == "<s>S<u>Why?<a>"
+    assert suffix(words) == words("<a>", add_special_tokens=False)["input_ids"]
+    bare = tokenizer(template=None)
+    assert bare.decode(rendered(bare, EXAMPLE.messages)) == "S\nWhy?\n"
+
+
+def test_a_pair_shares_its_completion() -> None:
+    words = tokenizer()
+    plain = tuple(rendered(words, EXAMPLE.messages))
+    prompt = paired(words, Demonstration("{prompt} {demonstration}"), EXAMPLE, [Rollout(0, plain, (9, 9))], 0)
+    assert prompt == rendered(words, [("system", "S"), ("user", "Why? So.")])
+
+
+def test_the_difference_is_shown() -> None:
+    shown = difference(Demonstration("{prompt}\n{demonstration}"), EXAMPLE, [roll()], 0)
+    assert shown == ["  system: S", "  user: Why?", "+ user: So."]
+    assert difference(Attempts(), EXAMPLE, [roll(1.0)], 0) == ["(this context has nothing to add here)"]
+
+
+def made(method: Language, rows: int = 20, **more: Any) -> LanguageTrainer:
+    """A trainer that has begun."""
+    from selfdistill.settings import Settings
+
+    trainer = LanguageTrainer(student, prompts(rows).sealed(), method, Settings(steps=2, batch_size=8), **more)
+    trainer.begin(0)
+    trainer.model.train()
+    return trainer
+
+
+def test_rows_of_an_example_need_not_stand_together() -> None:
+    """The teacher's tokens follow the order of the student's rows, also where siblings are apart."""
+    from selfdistill.language.method import views
+
+    trainer = made(replace(sdft(max_tokens=4)))
+    ids = trainer.data.labelled[:2].tolist()
+    rolls = trainer.roll([ids[0], ids[1], ids[0]], Sampling(max_tokens=4), (0, "apart"))
+    pairs, rows = views(trainer.method, trainer, rolls)["context"]
+    assert rows.tolist() == [0, 1, 2]
+    assert [tuple(said) for _, said in pairs] == [r.ids for r in rolls]
+
+
+def test_empty_completions_teach_nobody() -> None:
+    """An engine may return nothing; such rows are left out, and a generation keeps no completion without text."""
+
+    def engine(model: Any, asked: Sequence[Any], sampling: Sampling, seed: int) -> Any:
+        return [([], None) if i % 2 else ([20, 21, 1], None) for i in range(len(asked))]
+
+    trainer = made(sdft(max_tokens=4), engine=engine)
+    (batch,) = trainer.batches()
+    assert len(batch["x"].x) == len(batch["context"].x) == 3
+    trainer = made(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None) if i % 2 else ([20, 1], None) for i in range(len(a))])  # fmt: skip  # noqa: E501
+    assert {r.ids for r in trainer.written} == {(20, 1)}
+    with pytest.raises(DataError, match="worth keeping"):
+        made(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None)] * len(a))
+    trainer = made(sdft(max_tokens=4), engine=lambda m, a, s, k: [([], None)] * len(a))
+    with pytest.raises(DataError, match="are empty"):
+        trainer.step()
+
+
+def test_a_context_that_was_written_after_is_not_corrected_for() -> None:
+    """Completions drawn with a context come from another distribution on purpose."""
+
+    def engine(model: Any, asked: Sequence[Any], sampling: Sampling, seed: int) -> Any:
+        return [([20, 21, 1], (-1.0, -1.0, -1.0)) for _ in asked]
+
+    on_policy, once = made(sdft(max_tokens=4), engine=engine), made(context_distillation(max_tokens=4), engine=engine)
+    assert "sampler" in on_policy.batches()[0]
+    assert "sampler" not in once.batches()[0]
+
+
+def test_accumulation_has_the_loss_of_one_batch() -> None:
+    """In the trainer: the same rollouts in two micro-batches, split between prompts and never within one."""
+    losses, weights = list[float](), list[dict[str, torch.Tensor]]()
+    for parts in (1, 3):
+        method = sdpo(samples=2, k=5, grpo=0.5, max_tokens=6)
+        data = prompts(30, checker="tests.language.test_recipes:lenient")
+        result = fit(
+            student, data, method, device="cpu", steps=2, batch_size=6, accumulate=parts, max_tokens=4, lr=1e-3
+        )
+        losses.append(result.history[-1]["loss"])
+        weights.append(result.generations[0].weights)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4, msg=name)

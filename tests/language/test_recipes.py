@@ -1,0 +1,180 @@
+"""Every recipe: its paper's own choices, and that it trains."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from selfdistill.errors import RecipeError
+from selfdistill.language import recipes
+from selfdistill.language.causal import Causal
+from selfdistill.language.contexts import Attempts, Demonstration, Hint, Instruction, Nothing
+from selfdistill.language.method import Language
+from selfdistill.language.recipes import RECIPES
+from selfdistill.language.trainer import fit
+from tests.language.tiny import prompts, student
+
+# what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,
+# samples; context; generations, restart; advice
+PAPERS: dict[str, dict[str, Any]] = {
+    "sft": {"label": "NextToken", "source": "Given", "generations": 1, "lr": 2e-5, "needs": ("demonstration",)},
+    "sdft": {"teacher": "Ema", "rate": 0.01, "divergence": "ForwardKL", "entries": None, "support": None, "skip": 3,
+             "mean_over": "sequence", "per": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0,
+             "top_p": 1.0, "top_k": 0, "context": "Demonstration", "lr": 2e-5, "clip": 1.0, "batch_size": 32,
+             "needs": ("demonstration",)},
+    "sdft_2024": {"label": "NextToken", "source": "Once", "samples": 1, "threshold": 1.0, "instead": True,
+                  "writes_with": "Demonstration", "lora": 8, "lr": 1e-4, "batch_size": 8, "epochs": 2},
+    "sdpo": {"teacher": "Ema", "rate": 0.01, "divergence": "JensenShannon", "beta": 0.5, "support": (100, "student"),
+             "skip": 0, "mean_over": "token", "source": "OnPolicy", "samples": 8, "temperature": 1.0, "top_p": 1.0,
+             "context": "Attempts", "lr": 1e-5, "batch_size": 32, "needs": ("checker",)},
+    "opsd": {"teacher": "Base", "divergence": "ForwardKL", "entries": 0.05, "support": None, "skip": 0,
+             "mean_over": "token", "source": "OnPolicy", "samples": 1, "temperature": 1.1, "top_p": 0.95, "top_k": 20,
+             "max_tokens": 1024, "context": "Demonstration", "lora": 64, "lr": 5e-6, "clip": 0.1, "batch_size": 32,
+             "steps": 100, "needs": ("demonstration",)},
+    "ssd": {"label": "NextToken", "source": "Once", "samples": 1, "temperature": 1.6, "top_p": 0.8, "top_k": 20,
+            "threshold": None, "restart": True, "generations": 1, "lr": 5e-6, "needs": ()},
+    "opcd": {"teacher": "Base", "divergence": "ReverseKL", "support": (100, "student"), "source": "OnPolicy",
+             "samples": 1, "temperature": 1.0, "context": "Demonstration"},
+    "context_distillation": {"teacher": "Base", "divergence": "ForwardKL", "support": None, "source": "Once",
+                             "context": "Demonstration", "writes_with": "Demonstration"},
+    "gkd": {"teacher": "Base", "divergence": "JensenShannon", "beta": 0.5, "source": "Mixed", "share": 0.5},
+    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "OnPolicy"},
+    "star": {"label": "NextToken", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
+             "generations": 3, "needs": ("answer", "checker")},
+    "rest": {"label": "NextToken", "source": "Once", "threshold": (0.5, 0.75, 1.0), "restart": False,
+             "generations": 3, "needs": ("checker",)},
+    "rft": {"label": "NextToken", "source": "Once", "temperature": 0.7, "threshold": 1.0, "restart": True,
+            "generations": 1, "needs": ("checker",)},
+    "spin": {"preferred": "Preferred", "lam": 0.1, "source": "Once", "samples": 1, "generations": 3, "restart": False,
+             "lr": 5e-7, "epochs": 2, "needs": ("demonstration",)},
+    "grpo": {"advantage": "Advantage", "ratio": 0.2, "scaled": True, "source": "OnPolicy", "samples": 8,
+             "needs": ("checker",)},
+}  # fmt: skip
+
+
+MAKE: dict[str, Any] = dict(RECIPES)
+
+
+def named(value: object) -> str | None:
+    return None if value is None else type(value).__name__
+
+
+def plain(method: Language) -> dict[str, Any]:
+    """A method as plain values."""
+    found: dict[str, Any] = {name: named(term) for name, term in method.terms.items()} | dict(method.advice)
+    source, drawing = method.source, method.sampling
+    found |= {"source": named(source), "samples": source.samples, "generations": method.generations,
+              "restart": method.restart, "needs": tuple(sorted(method.needs)), "context": named(method.context),
+              "threshold": getattr(source, "threshold", None), "rescue": named(getattr(source, "rescue", None)),
+              "instead": getattr(source, "instead", None), "share": getattr(source, "share", None),
+              "writes_with": named(getattr(source, "context", None))}  # fmt: skip
+    if drawing:
+        found |= {part: getattr(drawing, part) for part in ("temperature", "top_p", "top_k", "max_tokens")}
+    if term := method.terms.get("distil"):
+        found |= {"teacher": named(term.teacher), "rate": getattr(term.teacher, "rate", None), "skip": term.skip,
+                  "divergence": named(term.divergence), "entries": getattr(term.divergence, "clip", None),
+                  "beta": getattr(term.divergence, "beta", None), "mean_over": term.mean_over, "per": term.per,
+                  "support": term.support and (term.support.k, term.support.of), "contrast": term.contrast,
+                  "quantile": term.quantile, "labels": term.labels}  # fmt: skip
+    if "preferred" in method.terms:
+        found |= {"lam": method.terms["preferred"].lam}
+    if "advantage" in method.terms:
+        found |= {"ratio": method.terms["advantage"].clip, "scaled": method.terms["advantage"].scaled}
+    return found
+
+
+def test_every_recipe_is_pinned() -> None:
+    written = {name for name, f in vars(recipes).items() if inspect.isfunction(f) and not name.startswith("_")}
+    assert written == set(MAKE) == set(PAPERS)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_defaults_are_those_of_the_paper(name: str) -> None:
+    found = plain(MAKE[name]())
+    assert {key: found.get(key) for key in PAPERS[name]} == PAPERS[name]
+    for neutral in ("contrast", "quantile", "labels"):
+        assert not found.get(neutral), f"no paper has {neutral}"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_recipe_is_a_value(name: str) -> None:
+    one, other = MAKE[name](), MAKE[name]()
+    assert one == other
+    assert hash(one) == hash(other)
+    assert repr(one) == repr(other)
+    assert " at 0x" not in repr(one)
+    assert one != replace(one, generations=one.generations + 1)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_recipe_has_at_most_twenty_lines(name: str) -> None:
+    function = ast.parse(inspect.getsource(MAKE[name])).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    first = function.body[1]  # after the docstring
+    signature = function.body[0].lineno - function.lineno
+    assert signature + (function.end_lineno or 99) - first.lineno + 1 <= 20
+    assert ast.get_docstring(function)
+
+
+TEMPLATES = {
+    "sdft": "{x}\n\nThis is an example for a response to the question:\n{c}\n\nNow answer with a response of your own, "
+    "including the thinking process.",
+    "sdft_2024": "Below are an instruction that describes a task along with a reference answer. Using the reference "
+    "answer as a guide, write your own response.\n\n### Instruction:\n{x}\n\n### Reference Answer:\n{c}\n\n"
+    "### Response:",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_of_the_papers(name: str) -> None:
+    method = MAKE[name]()
+    context = method.context if name == "sdft" else method.source.context
+    example = replace(prompts(5).rows[0], demonstration="D {prompt} {x}")
+    before, after = TEMPLATES[name].split("{c}")
+    assert context(example, [], 0) == [("user", before.replace("{x}", example.prompt) + "D {prompt} {x}" + after)]
+
+
+def test_options_reach_their_parts() -> None:
+    assert set(MAKE["sdpo"](grpo=0.25).terms) == {"distil", "advantage"}
+    hybrid = MAKE["sdpo"](grpo=0.25).terms
+    assert (hybrid["distil"].weight, hybrid["advantage"].weight) == (0.75, 0.25)
+    assert named(MAKE["sdpo"](trust=True).terms["distil"].teacher) == "TrustRegion"
+    assert named(MAKE["gkd"]("smollm2").terms["distil"].teacher) == "External"
+    assert isinstance(MAKE["gkd"]("smollm2").context, Nothing)
+    assert isinstance(MAKE["opcd"]("Rhyme.").context, Instruction)
+    assert isinstance(MAKE["opcd"]().context, Demonstration)
+    assert isinstance(MAKE["sdpo"]().context, Attempts)
+    assert isinstance(MAKE["star"]().source.rescue, Hint)
+    assert set(MAKE["context_distillation"](hard=True).terms) == {"label"}
+    with pytest.raises(RecipeError, match="at least 2 samples"):
+        fit(student, prompts(20), MAKE["grpo"](samples=1), device="cpu", steps=1)
+
+
+def lenient(completion: str, answer: str) -> float:
+    """About half of all completions are right."""
+    return float(len(completion) % 2)
+
+
+SMALL: dict[str, dict[str, Any]] = {"sdpo": {"samples": 2, "k": 5}, "grpo": {"samples": 2}, "rest": {"samples": 2},
+                                    "rft": {"samples": 2}}  # fmt: skip
+CASES = [(name, 0) for name in PAPERS] + [(name, 4) for name in ("sdft", "sdpo", "opsd", "spin", "star")]
+
+
+@pytest.mark.parametrize(("name", "lora"), CASES)
+def test_every_recipe_trains(name: str, lora: int) -> None:
+    options = SMALL.get(name, {}) | ({} if name == "sft" else {"max_tokens": 5})
+    method = MAKE[name](**options)
+    data = prompts(30, checker="tests.language.test_recipes:lenient")
+    build: Callable[[], Any] = lambda: student(lora)
+    begun = build().learning()
+    method = replace(method, generations=min(2, method.generations))
+    result = fit(build, data, method, device="cpu", steps=2, batch_size=6, max_tokens=5, lr=1e-3, audit="off")
+    assert result.steps == 2 * method.generations
+    assert all(line["loss"] == line["loss"] for line in result.history)
+    assert any(not torch.equal(w, begun[n]) for n, w in cast(Causal, result.model).learning().items())

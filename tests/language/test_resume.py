@@ -1,0 +1,178 @@
+"""A run that was cut anywhere ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfdistill import checkpoint
+from selfdistill.language import trainer
+from selfdistill.language.causal import Causal
+from selfdistill.language.method import Language
+from selfdistill.language.recipes import opsd, sdft, sdpo, spin, ssd, star
+from selfdistill.language.rollouts import Sampling, by_transformers
+from selfdistill.language.trainer import fit
+from selfdistill.loop import Result
+from tests.language.tiny import prompts, student
+
+DATA = prompts(30, checker="tests.language.test_recipes:lenient")
+SUITE = replace(prompts(12, seed=3), test=torch.arange(12))
+
+
+class PowerError(Exception):
+    """The power fails."""
+
+
+class Counting:
+    """An engine that counts its calls and stops after some."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most, self.calls = most, 0
+
+    def __call__(self, model: Causal, asked: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Any:
+        if self.calls == self.most:
+            raise PowerError
+        self.calls += 1
+        return by_transformers(model, asked, sampling, seed)
+
+
+def run(method: Language, lora: int = 0, out: Path | None = None, **more: Any) -> Result:
+    options: dict[str, Any] = {"steps": 4, "batch_size": 6, "max_tokens": 5, "lr": 1e-2, "seed": 3} | more
+    return fit(
+        lambda: student(lora, attention_dropout=0.1), DATA, method, out=out, device="cpu", suite=SUITE, **options
+    )
+
+
+def everything(result: Result) -> dict[str, Any]:
+    """What a run ends with."""
+    assert result.objective is not None
+    return {
+        "product": result.product,
+        "weights": [g.weights for g in result.generations],
+        "decisions": [g.decision for g in result.generations],
+        "losses": [g.losses for g in result.generations],
+        "teachers": dict(result.objective.states.state_dict()),
+        "history": result.history,
+        "steps": result.steps,
+    }
+
+
+def same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Tensor):
+        return torch.equal(found, wanted)
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(same(found[k], v) for k, v in wanted.items())
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    return bool(found == wanted)
+
+
+def equal(found: Result, wanted: Result) -> None:
+    mine, theirs = everything(found), everything(wanted)
+    assert [k for k in theirs if not same(mine[k], theirs[k])] == []
+
+
+METHODS: dict[str, Language] = {
+    "sdft": sdft(rate=0.3, max_tokens=5),
+    "sdpo": sdpo(samples=2, k=5, rate=0.3, grpo=0.5, max_tokens=5),
+    "opsd": opsd(max_tokens=5),
+    "spin": spin(generations=2, max_tokens=5),
+}
+
+
+@pytest.mark.parametrize(("name", "lora"), [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4)])
+def test_cut_between_steps(name: str, lora: int, tmp_path: Path) -> None:
+    method = METHODS[name]
+    whole = run(method, lora)
+
+    def cut(clock: Any, figures: dict[str, float]) -> None:
+        if clock.generation == method.generations - 1:
+            raise PowerError
+
+    with pytest.raises(PowerError):
+        run(method, lora, tmp_path, save_steps=1, progress=every(cut, 3))
+    assert checkpoint.newest(tmp_path / "checkpoints") is not None
+    equal(run(method, lora, tmp_path, resume=True), whole)
+
+
+def every(cut: Any, step: int) -> Any:
+    return lambda clock, figures: cut(clock, figures) if clock.step >= step else None
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+@pytest.mark.parametrize("method", [ssd(max_tokens=5), star(generations=2, max_tokens=5)], ids=["ssd", "star"])
+def test_cut_amid_rollouts(method: Language, generation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "PART", 5)
+    method, count = replace(method, generations=2), Counting()
+    whole = run(method, engine=count)
+    file, found = tmp_path / f"rollouts/{generation}.jsonl", list[str]()
+    most = 4 if generation == 0 else count.calls - 4  # a call or two each for audit and suite at the start and the end
+    while len(found) not in (1, 2, 3):
+        shutil.rmtree(tmp_path)
+        with pytest.raises(PowerError):
+            run(method, out=tmp_path, engine=Counting(most))
+        found, most = (file.read_text().splitlines() if file.exists() else []), most - 1
+        assert most > 0, "no cut was amid the rollouts"
+    rest = Counting()
+    equal(run(method, out=tmp_path, resume=True, engine=rest), whole)
+    assert rest.calls < count.calls
+    parts = file.read_text().splitlines()
+    assert parts[: len(found)] == found
+    assert len(parts) == 4
+
+
+def test_rollouts_of_another_run_are_not_taken(tmp_path: Path) -> None:
+    """Cut in its first rollouts a run has no checkpoint; what it wrote must not become another run's."""
+    method, most = ssd(max_tokens=5), 3
+    with pytest.raises(PowerError):
+        run(method, out=tmp_path, engine=Counting(most), seed=9)
+    assert (tmp_path / "rollouts/0.jsonl").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    equal(run(method, out=tmp_path), run(method))
+
+
+def test_before_is_kept(tmp_path: Path) -> None:
+    method = METHODS["sdft"]
+    whole = run(method, out=tmp_path / "whole")
+
+    def cut(clock: Any, figures: dict[str, float]) -> None:
+        raise PowerError
+
+    with pytest.raises(PowerError):
+        run(method, out=tmp_path / "cut", save_steps=1, progress=every(cut, 3))
+
+    def before(folder: Path) -> Any:
+        newest = checkpoint.newest(folder / "checkpoints")
+        assert newest is not None
+        return checkpoint.read(newest)["progress"]["extra"]["before"]
+
+    known = before(tmp_path / "cut")
+    assert known == before(tmp_path / "whole")
+    assert set(known) == {"losses", "suite"}
+    equal(run(method, out=tmp_path / "cut", resume=True), whole)
+
+
+@pytest.mark.parametrize("name", ["sdft", "opsd", "spin", "sdpo"])
+def test_checkpoints_under_lora_hold_no_frozen_weights(name: str, tmp_path: Path) -> None:
+    run(METHODS[name], 4, tmp_path)
+    newest = checkpoint.newest(tmp_path / "checkpoints")
+    assert newest is not None
+    saved = checkpoint.read(newest)
+    frozen = [p for p in student(4, attention_dropout=0.1).parameters() if not p.requires_grad]
+    held = [v for part in ("student", "objective", "best") for v in tensors(saved[part])]
+    assert len(held) > 10
+    assert not [v for v in held for p in frozen if p.shape == v.shape and torch.equal(p, v)]
+    assert all("lora_" in n for n in saved["student"])
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value.values() for t in tensors(v)] if isinstance(value, dict) else []

@@ -1,0 +1,223 @@
+"""The teachers of language models: each is checked against weights that a plain model was given by hand."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from selfdistill.core import Batch, Clock, Given, Step, Term
+from selfdistill.errors import DataError
+from selfdistill.language.causal import Causal
+from selfdistill.language.method import Language
+from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
+from selfdistill.language.terms import Distil
+from tests.language.tiny import batch_of, doubled, shaken, spoken, student, tokenizer
+
+PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]
+GIVEN = Given(None, None, None)
+
+
+def batch() -> Batch:
+    return batch_of(PAIRS, context=(PAIRS, [0, 1]))
+
+
+def said(judge: Judge, state: nn.Module, model: Causal) -> Tensor:
+    """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
+    step = Step(model, batch(), Clock(), fused=False, owner=model)
+    source = judge.source(state, step, "x")
+    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
+    return torch.log_softmax(logits[:, : model.vocabulary].detach(), -1)
+
+
+def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> None:
+    wanted = torch.cat(spoken(lm, PAIRS, model.vocabulary)).detach()
+    torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+def stepped(judge: Judge, state: nn.Module, model: Causal, step: int) -> None:
+    looked = Step(model, batch(), Clock(0, 1, 0, 1, step, 100), fused=False, owner=model)
+    judge.update(state, [looked], cast(Term, Distil(judge)))
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("judge", [Base(), Previous()])
+def test_what_training_began_with_stays(judge: Judge, lora: int) -> None:
+    model = student(lora)
+    if lora and judge == Previous():
+        shaken(model, seed=3)  # a previous generation's adapter
+    start = doubled(model)
+    state = judge.start(model, GIVEN)
+    shaken(model)
+    close(said(judge, state, model), start, model)
+
+
+def test_the_adapter_off_is_the_base_even_where_training_begins_with_an_adapter() -> None:
+    model = shaken(student(4))
+    state = Base().start(model, GIVEN)
+    assert not list(state.state_dict())
+    lm = doubled(model)
+    with lm.disable_adapter():
+        close(said(Base(), state, model), lm, model)
+    assert any(p.abs().max() > 0 for n, p in model.learning().items() if "lora_B" in n)
+
+
+def test_base_holds_what_origin_gives() -> None:
+    first = student()
+    model = shaken(student())
+    model.origin = first.learning
+    close(said(Base(), Base().start(model, GIVEN), model), doubled(first), model)
+
+
+def test_previous_is_the_model_that_is_given() -> None:
+    model, before = student(), shaken(student(), seed=5)
+    state = Previous().start(model, Given(before, None, None))
+    shaken(before, seed=6)  # it may be reused
+    again = shaken(student(), seed=5)
+    close(said(Previous(), state, model), doubled(again), model)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_live_is_the_student(lora: int) -> None:
+    model = student(lora)
+    state = Live().start(model, GIVEN)
+    shaken(model)
+    close(said(Live(), state, model), doubled(model), model)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_refresh_follows_every_so_many_steps(lora: int) -> None:
+    model, judge = student(lora), Refresh(2)
+    state = judge.start(model, GIVEN)
+    copies = [doubled(model)]
+    for step in range(4):
+        shaken(model, seed=step)
+        copies.append(doubled(model))
+        stepped(judge, state, model, step)
+        close(said(judge, state, model), copies[(step + 1) // 2 * 2], model)
+
+
+def test_ema_of_all_weights() -> None:
+    model, judge = student(), Ema(0.3)
+    shaken(model, seed=9)  # as it is passed, not as it came from anywhere
+    lm, state = doubled(model), judge.start(model, GIVEN)
+    mean = {n: p.detach().double().clone() for n, p in model.lm.named_parameters()}
+    for step in range(5):
+        shaken(model, seed=step)
+        stepped(judge, state, model, step)
+        mean = {n: 0.7 * m + 0.3 * dict(model.lm.named_parameters())[n].detach().double() for n, m in mean.items()}
+    lm.load_state_dict(mean, strict=False)
+    close(said(judge, state, model), lm, model)
+
+
+def test_ema_of_an_adapter_averages_its_product() -> None:
+    model, judge = student(4), Ema(0.3)
+    shaken(model, 0.2, seed=9)
+    state, scale = judge.start(model, GIVEN), 2.0  # alpha is twice the rank
+
+    def updates() -> dict[str, Tensor]:
+        own = {n: p.detach().double() for n, p in model.lm.named_parameters()}
+        return {n.removesuffix(".lora_A.default.weight"): scale * own[n.replace("lora_A", "lora_B")] @ own[n]
+                for n in own if "lora_A" in n}  # fmt: skip
+
+    mean = updates()
+    for step in range(5):
+        shaken(model, 0.2, seed=step)
+        stepped(judge, state, model, step)
+        mean = {n: 0.7 * m + 0.3 * updates()[n] for n, m in mean.items()}
+    lm = doubled(model)
+    with torch.no_grad():
+        for n, p in lm.named_parameters():
+            if n.endswith("base_layer.weight"):
+                p.add_(mean[n.removesuffix(".base_layer.weight")])
+    with lm.disable_adapter():
+        close(said(judge, state, model), lm, model)
+        separate = said(Base(), Base().start(model, GIVEN), model)
+    assert (said(judge, state, model) - separate).abs().max() > 0.1
+
+
+def test_a_bfloat16_student_has_an_average_that_moves() -> None:
+    model, judge = student(), Ema(0.01)
+    model.to(torch.bfloat16)
+    state = judge.start(model, GIVEN)
+    exact = {n: p.detach().double().clone() for n, p in model.learning().items()}
+    start = {n: e.clone() for n, e in exact.items()}
+    for step in range(20):
+        shaken(model, 0.002, seed=step)
+        stepped(judge, state, model, step)
+        exact = {n: 0.99 * e + 0.01 * model.learning()[n].detach().double() for n, e in exact.items()}
+    held = state.weights()  # type: ignore[operator]
+    assert all(w.dtype == torch.float32 for w in held.values())
+    error = sum(float((held[n].double() - e).square().sum()) for n, e in exact.items()) ** 0.5
+    moved = sum(float((e - start[n]).square().sum()) for n, e in exact.items()) ** 0.5
+    assert error < 1e-3 * moved  # an average in bfloat16 misses most of it
+    assert said(judge, state, model).isfinite().all()
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_trust_region_mixes_logits(lora: int) -> None:
+    model, judge = student(lora), TrustRegion(0.25)
+    start, state = doubled(model), judge.start(model, GIVEN)
+    shaken(model)
+    with torch.no_grad():
+        q, p = (torch.cat(spoken(lm, PAIRS, model.vocabulary)) for lm in (start, doubled(model)))
+    wanted = torch.log_softmax(0.75 * q + 0.25 * p, -1)
+    torch.testing.assert_close(said(judge, state, model).double(), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_reference_of_a_trust_region_may_move() -> None:
+    model, judge = student(), TrustRegion(0.0, Refresh(1))
+    state = judge.start(model, GIVEN)
+    shaken(model)
+    stepped(judge, state, model, 0)
+    close(said(judge, state, model), doubled(model), model)
+
+
+def test_external_is_another_model() -> None:
+    model, other = student(), student(seed=7, hidden_size=16, num_hidden_layers=1)
+    judge = External(lambda: other)
+    state = judge.start(model, GIVEN)
+    assert not list(state.state_dict())
+    close(said(judge, state, model), doubled(other), model)
+
+
+def test_external_with_another_tokenizer_is_refused() -> None:
+    other = student()
+    other.tokenizer = tokenizer("zyxwvu")
+    with pytest.raises(DataError, match="another tokenizer"):
+        External(lambda: other).start(student(), GIVEN)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("judge", [Base(), Previous(), Refresh(3), Ema(0.1), TrustRegion(0.5), Live()])
+def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
+    """The gradient is that of a loss whose teacher is a table of numbers."""
+    model = student(lora)
+    context = [([40, 41, *p], c) for p, c in PAIRS]
+    objective = Language({"distil": Distil(judge)}).bind(model)
+    shaken(model)
+    rows = batch_of(PAIRS, context=(context, [0, 1]))
+    objective(rows).backward()
+    found = {n: p.grad.clone() for n, p in model.learning().items() if p.grad is not None}
+    assert all(not b.requires_grad for b in objective.states.buffers())
+    assert set(found) == set(model.learning())
+    model.zero_grad()
+    step = Step(model, rows, Clock(), fused=False, owner=model)
+    source = judge.source(objective.states["distil_" + type(judge).__name__.lower()], step, "context")
+    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
+    table = logits.detach().clone()
+    lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]
+    z = nn.functional.linear(torch.cat(lines), model.plain.get_output_embeddings().weight)[:, : model.vocabulary]
+    log_q = torch.log_softmax(table[:, : model.vocabulary], -1)
+    (log_q.exp() * (log_q - torch.log_softmax(z, -1))).sum(-1).mean().backward()
+    for n, p in model.learning().items():
+        torch.testing.assert_close(found[n], p.grad, atol=1e-5, rtol=1e-3, msg=n)
+
+
+def test_an_untied_head_is_put_in_place_too() -> None:
+    model = student(tie_word_embeddings=False)
+    start, state = doubled(model), Base().start(model, GIVEN)
+    shaken(model)
+    close(said(Base(), state, model), start, model)

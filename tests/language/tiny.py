@@ -1,0 +1,131 @@
+"""A Llama of two layers over single characters, its tokenizer and prompts, made on the spot; and what the formulas of
+the papers say of it, one row at a time, in float64, with plain transformers alone."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from selfdistill.core import Batch, Rows
+from selfdistill.language.build import Pretrained, of_model
+from selfdistill.language.causal import Causal
+from selfdistill.tasks.examples import Example
+from selfdistill.tasks.prompts import Prompts, of_examples
+
+SPECIAL = ["<pad>", "<eos>", "<u>", "<a>", "<s>"]
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .:,;!?+-*/=()'#\n"
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role']=='system' %}<s>{{m['content']}}{% elif m['role']=='user' %}<u>"
+    "{{m['content']}}{% else %}<a>{{m['content']}}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<a>"
+    "{% endif %}"
+)
+EOS, PADDED = 1, 3  # outputs beyond the vocabulary, which have no probability
+
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt, completion
+
+
+def tokenizer(letters: str = LETTERS, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    characters.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=characters, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=SPECIAL[2:]
+    )
+    made.chat_template = template
+    return made
+
+
+def student(lora: int = 0, seed: int = 0, context: int = 512, template: str | None = TEMPLATE, **more: Any) -> Causal:
+    """A model that knows nothing, the same each time."""
+    torch.manual_seed(seed)
+    words = tokenizer(template=template)
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "initializer_range": 0.3, "tie_word_embeddings": True} | more
+    config = LlamaConfig(vocab_size=len(words) + PADDED, max_position_embeddings=context, pad_token_id=0,
+                         eos_token_id=EOS, bos_token_id=None, **shape)  # fmt: skip
+    return of_model(LlamaForCausalLM(config), words, Pretrained("tiny", lora=lora))
+
+
+def shaken(model: Causal, by: float = 0.05, seed: int = 1) -> Causal:
+    """Its weights that learn, moved: what training would do."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.learning().values():
+            weight.add_(by * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+    return model
+
+
+def prompts(rows: int = 40, checker: str | None = "exact", seed: int = 0, **more: Any) -> Prompts:
+    """Words to be turned round."""
+    r = random.Random(seed)
+    made = []
+    for i in range(rows):
+        word = "".join(r.choice("abcd") for _ in range(3))
+        known = {"demonstration": word[::-1], "answer": word[::-1], "wrong": word} | more
+        made.append(Example((("user", f"{word} {i}?"),), checker=checker, line=i + 1, **known))
+    return of_examples(made)
+
+
+def rows_of(pairs: Sequence[Pair]) -> Tensor:
+    """(rows, 2, length): ids, and 1 for a prompt, 2 for a completion."""
+    length = max(len(p) + len(c) for p, c in pairs)
+    x = torch.zeros(len(pairs), 2, length, dtype=torch.int64)
+    for i, (p, c) in enumerate(pairs):
+        x[i, 0, : len(p) + len(c)] = torch.tensor([*p, *c])
+        x[i, 1, : len(p)], x[i, 1, len(p) : len(p) + len(c)] = 1, 2
+    return x
+
+
+def batch_of(pairs: Sequence[Pair], rewards: Sequence[float] | None = None, groups: Sequence[int] | None = None,
+             **views: tuple[Sequence[Pair], Sequence[int]]) -> Batch:  # fmt: skip
+    """A batch: the student's rows, and for named views some pairs with the rows that they belong to."""
+    rewards, groups = rewards or [0.0] * len(pairs), groups or range(len(pairs))
+    batch = Batch({"x": Rows(rows_of(pairs), torch.tensor(rewards), torch.tensor(list(groups)))})
+    for name, (others, ids) in views.items():
+        batch[name] = Rows(rows_of(others), None, torch.tensor(list(ids)))
+    return batch
+
+
+def doubled(model: Causal) -> Any:
+    """The Hugging Face model alone, copied, in float64."""
+    return copy.deepcopy(model.lm).double().eval()
+
+
+def spoken(lm: Any, pairs: Sequence[Pair], vocabulary: int) -> list[Tensor]:
+    """log p of every token of the vocabulary at every token of each completion: one row at a time, without padding."""
+    found = []
+    for prompt, said in pairs:
+        logits = lm(input_ids=torch.tensor([[*prompt, *said]])).logits[0, :, :vocabulary]
+        found.append(torch.log_softmax(logits[len(prompt) - 1 : -1], -1))
+    return found
+
+
+def gradients(loss: Tensor, lm: Any) -> dict[str, Tensor]:
+    """By name; the weights that the loss does not reach have none."""
+    for weight in lm.parameters():
+        weight.grad = None
+    loss.backward()
+    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+
+
+def agree(model: Causal, loss: Tensor, lm: Any, expected: Tensor, tolerance: float = 2e-5) -> None:
+    """The engine's loss and gradients, in float32, are those of the formula in float64."""
+    torch.testing.assert_close(loss.double(), expected, atol=tolerance, rtol=tolerance)
+    mine, theirs = gradients(loss, model.lm), gradients(expected, lm)
+    learning = {n for n, p in model.lm.named_parameters() if p.requires_grad}
+    assert set(mine) == learning & set(theirs)
+    largest = max(float(theirs[name].abs().max()) for name in mine)
+    assert largest > 1e-4, "a gradient of nothing tells nothing"
+    for name, g in mine.items():
+        torch.testing.assert_close(g.double(), theirs[name], atol=tolerance * max(1.0, largest), rtol=1e-3, msg=name)
+
+
+Build = Callable[[], Causal]
