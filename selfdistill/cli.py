@@ -16,6 +16,7 @@ from . import __version__
 from .cli_compare import compare
 from .cli_language import preflight
 from .cli_options import data_options, given, refusing, training_options
+from .cli_pretrain import pretrain
 from .cli_report import report, vitals
 from .cli_theory import theory
 from .files import write
@@ -334,6 +335,7 @@ def doctor() -> None:
 
 main.add_command(compare)
 main.add_command(preflight)
+main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
 main.add_command(theory)

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         return said if self.depths else said["logits"]
 
     def _read(self, ids: Tensor) -> dict[str, Tensor]:
-        ids = self._trimmed(ids)
+        ids = trimmed(ids, self.padding)
         mask = ids != self.padding  # (rows, length)
         mask[:, 0] = True  # a row of nothing has no mean
         said = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(self.depths))
@@ -110,9 +110,15 @@ class Encoder(nn.Module):
         exits = [head(self.dropout(f)) for head, f in zip(self.classifiers, shallow, strict=True)]
         return {**whole, "exits": torch.stack(exits, 1), "feature": feature, "features": torch.stack(shallow, 1)}
 
-    def _trimmed(self, ids: Tensor) -> Tensor:
-        real = (ids != self.padding).any(0).nonzero()
-        return ids[:, : int(real[-1]) + 1] if len(real) else ids[:, :1]
+
+def trimmed(ids: Tensor, padding: int) -> Tensor:
+    """Token ids without the last columns in which every row has padding.
+
+    >>> trimmed(torch.tensor([[2, 7, 3, 0, 0], [2, 3, 0, 0, 0]]), 0).shape
+    torch.Size([2, 3])
+    """
+    real = (ids != padding).any(0).nonzero()
+    return ids[:, : int(real[-1]) + 1] if len(real) else ids[:, :1]
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -151,10 +157,10 @@ def encoder(
         body = _from_config(name, config)
     if padding is None:
         raise RecipeError(f"{name} has a config and no padding; give both")
-    return Encoder(_bare(body), outputs, padding, dropout, exits)
+    return Encoder(bare(body), outputs, padding, dropout, exits)
 
 
-def _bare(body: Any) -> nn.Module:
+def bare(body: Any) -> nn.Module:
     """What reads, without what nothing here asks for: a weight without a gradient stops distributed training."""
     if getattr(body.config, "is_encoder_decoder", False):
         body = body.get_encoder()
