@@ -7,12 +7,7 @@ take turns: one step here, one step there, so that both meet the same other load
 from __future__ import annotations
 
 import json
-import math
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +17,10 @@ from ..language import contexts, recipes
 from ..language.build import Pretrained
 from ..language.causal import Causal
 from ..language.trainer import LanguageTrainer
-from ..pretrained import BUILT_IN, causal, locate, unpacked
 from ..settings import Settings
 from ..tasks.examples import Example
 from ..tasks.prompts import of_examples
 from . import trl_peer
-from .timing import CLOCKS, Spread, Taken
 
 OURS, PEER, PEER_LEAN = "selfdistill", "TRL", "TRL, gradient checkpointing off"
 BATCH, TOKENS, RANK, RATE, SKIP = 8, 48, 16, 0.01, 3
