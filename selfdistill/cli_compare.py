@@ -81,6 +81,7 @@ def compare(
     from .compare.runner import Comparison
     from .compare.table import show
     from .errors import DataError
+    from .language.door import holds_prompts
     from .learners.choice import default_way, for_learners
     from .prepared import default_method
     from .request import Request
@@ -90,6 +91,11 @@ def compare(
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
+    if holds_prompts(request.data):
+        remedy = "run has its own controls, the model before and sft(), and --seed repeats it"
+        raise DataError(
+            f"{request.data} holds prompts, which are not compared over seeds; `selfdistill run` {remedy[4:]}"
+        )
     asked = methods or (default_way(request) if for_learners(request) else default_method(request),)
     if among_learners(request, asked):
         if budget is not None:

@@ -123,7 +123,7 @@ class Trainer:
         self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
         self._wrap()
         self.optimizer = s.make_optimizer(self.model)
-        cycles = max(getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts())
+        cycles = max((getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts()), default=1)
         self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length, cycles)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}

@@ -40,13 +40,18 @@ TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe 
 _NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "audit_folds")
 
 
+def holds_prompts(data: str) -> bool:
+    """Is it a file of prompts, or a task of reasoning-gym?"""
+    return data.endswith((".jsonl", ".ndjson")) or data.startswith("reasoning-gym:")
+
+
 def for_language(request: Request) -> bool:
     """Does the request ask for a language model? Prompts do: a .jsonl file or a task of reasoning-gym.
 
     Raises:
         RecipeError: the method is for prompts and the data are none, or the other way round.
     """
-    prompts = request.data.endswith((".jsonl", ".ndjson")) or request.data.startswith("reasoning-gym:")
+    prompts = holds_prompts(request.data)
     name = None if request.method is None else called(request.method)
     if prompts and name is not None and name not in RECIPES:
         if name in recipes():
