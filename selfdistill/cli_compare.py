@@ -92,9 +92,9 @@ def compare(
     training = given(options)
     request = Request(**options, training=training)
     if holds_prompts(request.data):
-        remedy = "run has its own controls, the model before and sft(), and --seed repeats it"
         raise DataError(
-            f"{request.data} holds prompts, which are not compared over seeds; `selfdistill run` {remedy[4:]}"
+            f"{request.data} holds prompts, which are not compared over seeds; a run has its own controls, and --seed "
+            "repeats it"
         )
     asked = methods or (default_way(request) if for_learners(request) else default_method(request),)
     if among_learners(request, asked):
