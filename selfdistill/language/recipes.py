@@ -36,14 +36,16 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int
         L = mean_i mean_{t >= skip} KL(q_t || p_t),  y ~ p(.|x),  q = p_ema(. | x, c, y_<t),  ema <- (1 - r) ema + r w
 
     Needs: a demonstration on each prompt.
-    ``turns`` shows the demonstration as an earlier turn, which small models follow better than the template.
+    ``turns`` shows the demonstration as an earlier turn, which small models follow better than the template,
+    and ``rate`` 0 keeps the teacher as it began: where few steps must do, an average follows the student too soon.
 
     Source: SDFT, arXiv 2601.19897, 2026. Eq. 1 has KL(p || q); all results were made with KL(q || p).
 
     >>> sdft().terms["distil"].skip
     3
     """
-    term = Distil(Ema(rate), ForwardKL(), skip=skip, mean_over="sequence", per="sequence")
+    teacher: Judge = Ema(rate) if rate else Base()
+    term = Distil(teacher, ForwardKL(), skip=skip, mean_over="sequence", per="sequence")
     source = OnPolicy(1, Sampling(max_tokens=max_tokens))
     context = contexts.Turns() if turns else contexts.Demonstration()
     advice = (("batch_size", 32), ("clip", 1.0), ("lr", 2e-5))
