@@ -312,7 +312,9 @@ class LanguageTrainer(Trainer):
         clock = self.objective.clock
         if not self.settings.vitals or clock.step < clock.length:
             return {}
-        return {"language": vitals.look(self)}
+        unread, found = self.unread, vitals.look(self)
+        self.unread = unread  # these completions teach nobody, whether they are read or not
+        return {"language": found}
 
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}
