@@ -316,7 +316,7 @@ def train_tiny(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         slope.step()
-    return model.eval(), tokens
+    return model.eval(), tokens  # type: ignore[no-untyped-call]
 
 
 def _encoded(rows: Sequence[_Row], tokens: PreTrainedTokenizerFast, seed: int) -> tuple[Tensor, Tensor]:
@@ -346,7 +346,10 @@ def answers(
     seed: int = 0,
 ) -> list[str]:
     """What the model says; with a ``context`` template it sees each example's demonstration (or answer) in it."""
-    shown = [row.prompt if context is None else context.format(x=row.prompt, c=row.demonstration or row.answer) for row in asked]
+    shown = [
+        row.prompt if context is None else context.format(x=row.prompt, c=row.demonstration or row.answer)
+        for row in asked
+    ]
     texts = [
         tokens.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
         for text in shown
