@@ -56,11 +56,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--target", metavar="COL", help="Column to predict, for tables; rows where it is empty are unlabelled."
         ),
-        click.option(
-            "--text",
-            metavar="COL",
-            help="Column of texts, read by a pretrained encoder (--model gt-minilm or another).",
-        ),
+        click.option("--text", metavar="COL", help="Column of texts, for an encoder (--model gt-minilm or another)."),
         click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels."),
         click.option(
             "--labels",

@@ -73,9 +73,9 @@ def build_maps(exits: bool = False) -> nn.Module:
     return TinyNet(exits, last=1)
 
 
-def build_dropping() -> nn.Module:
+def build_dropping(exits: bool = False) -> nn.Module:
     """For recipes of classes that ask a model several times: with dropout, or all answers would be one."""
-    return TinyNet(dropout=0.3)
+    return TinyNet(exits, dropout=0.3)
 
 
 def building_for(method: Method) -> Any:

@@ -176,7 +176,7 @@ def test_a_teacher_that_is_the_student(context: Any, teacher: Judge) -> None:
     warned = list[str]()
     method = Language({"distil": Distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
     if teacher == Live():
-        with pytest.raises(VitalsError, match="dead-signal") as found:
+        with pytest.raises(VitalsError, match="teacher-is-student") as found:
             tried(method)
         one_line(found.value)
     else:  # a control that may be wanted: the student moves away from it

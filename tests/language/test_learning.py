@@ -84,7 +84,7 @@ def test_sdft_learns_a_new_task_and_forgets_less(able: Able) -> None:
     start, (ours, theirs) = before(able, toys.NEW, 1), sdft_and_sft(able, 1)
     assert start.test < 0.05
     assert start.kept > 0.9
-    assert ours.test > 0.8
+    assert ours.test > start.test + 0.4
     assert ours.kept > theirs.kept
 
 
@@ -94,7 +94,7 @@ def test_sdft_forgets_less_than_sft_over_five_seeds(able: Able) -> None:
     learnt, around = stats.interval([ours.test for ours, _ in pairs])
     less, half = stats.interval([ours.kept - theirs.kept for ours, theirs in pairs])
     print(f"sdft learns {learnt:.3f} ± {around:.3f}; keeps {less:.3f} ± {half:.3f} more than sft", pairs)
-    assert learnt > 0.8
+    assert learnt - around > 0.4
     assert less - half > 0
 
 

@@ -14,7 +14,7 @@ import torch
 
 from selfdistill import models
 from selfdistill.core import Batch, Clock
-from selfdistill.errors import DataError, RecipeError
+from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.loop import Stopped, fit
 from selfdistill.methods import recipes
 from selfdistill.prepared import prepare
@@ -188,7 +188,21 @@ def test_fixmatch_sees_words_hidden_in_two_ways(here: Path) -> None:
 # ---- learning --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(recipes()))
+#: What reads maps of an image, turns it, or moves or mixes numbers.
+OF_IMAGES = ("frskd", "function_matching", "mixskd", "sad", "sla_sd", "uskd", "vat", "zipf_smoothing")
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_recipes_of_images_refuse_texts_in_one_line(here: Path, name: str) -> None:
+    data = reviews("mood", labels=30)
+    with pytest.raises(SelfdistillError) as found:
+        fit(
+            models.parse("tiny", data.shape, 2), data, recipes()[name](), steps=3, batch_size=12, warn=lambda line: None
+        )
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes()) - set(OF_IMAGES)))
 def test_every_recipe_learns_from_texts(here: Path, name: str) -> None:
     values = of_values(recipes()[name]("nowhere") if name == "distil" else recipes()[name]())
     data = reviews("score" if values else "mood", labels=30)
