@@ -57,8 +57,8 @@ def alive(trainer: LanguageTrainer) -> None:
         if isinstance(term.teacher, Live):
             raise VitalsError(
                 "teacher-is-student",
-                f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to any "
-                f"of {len(trainer.data.labelled)} prompts, so that there is nothing to learn; give a context that does",
+                f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "
+                f"any of {len(trainer.data.labelled)} prompts, so that there is nothing to learn; give a context that does",
             )
         trainer.warn(
             f"warning: the context of term {name!r} adds nothing to any of {len(trainer.data.labelled)} prompts: its "
