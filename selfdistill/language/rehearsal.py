@@ -58,7 +58,7 @@ def alive(trainer: LanguageTrainer) -> None:
             raise VitalsError(
                 "teacher-is-student",
                 f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "
-                f"any of {len(trainer.data.labelled)} prompts, so that there is nothing to learn; give a context that does",
+                f"any of {len(trainer.data.labelled)} prompts, so there is nothing to learn; give one that does",
             )
         trainer.warn(
             f"warning: the context of term {name!r} adds nothing to any of {len(trainer.data.labelled)} prompts: its "
