@@ -95,6 +95,18 @@ class LanguageTrainer(Trainer):
             model.load_state_dict(self.done[accepted[-1]].weights)
         return model.eval()
 
+    def _wrap(self) -> None:
+        """Nothing is put around the model: its output matrix is read outside its forward pass.
+
+        Raises:
+            DataError: several processes are to train it together.
+        """
+        if ranks.size() > 1:
+            raise DataError(
+                f"language models train in one process, and there are {ranks.size()}; start without torchrun"
+            )
+        super()._wrap()
+
     def warn_of_start(self) -> None:
         """Generations of a pre-trained model may begin alike."""
 
