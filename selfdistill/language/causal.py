@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from .. import shards
 from ..errors import DataError, RecipeError
 from .sources import Head, Source
 
@@ -75,6 +74,10 @@ class Causal(nn.Module):
         """Tokens that it reads at most, prompt and completion together; None where it knows no end."""
         return getattr(self.plain.config, "max_position_embeddings", None)
 
+    def holds(self, tokens: int) -> bool:
+        """Does it read so many?"""
+        return self.longest is None or tokens <= self.longest
+
     @property
     def adapted(self) -> bool:
         """Has it an adapter?"""
@@ -111,6 +114,11 @@ class Causal(nn.Module):
             said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
         return said["hidden"]
 
+    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+        """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
+        _, real = completions(x)
+        return self.source(self.look(x, weights)[real], weights)
+
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
@@ -132,21 +140,20 @@ class Causal(nn.Module):
     def merged(self) -> Iterator[None]:
         """The adapter folded into the weights, for as long as it lasts: a completion reads them once a token. The very
         weights that were there come back."""
-        layers: list[Any] = [m for m in self.modules() if hasattr(m, "get_delta_weight")] if self.adapted else []
-        if not layers or shards.is_sharded(self):
-            yield
-            return
+        layers = list(self.adapters().values())
         before = [layer.base_layer.weight.data for layer in layers]
         try:
             with torch.no_grad(), self.without_adapter():
                 for layer, weight in zip(layers, before, strict=True):
-                    layer.base_layer.weight.data = weight + layer.get_delta_weight(layer.active_adapters[0]).to(
-                        weight.dtype
-                    )
+                    layer.base_layer.weight.data = weight + update_of(layer).to(weight.dtype)
                 yield
         finally:
             for layer, weight in zip(layers, before, strict=True):
                 layer.base_layer.weight.data = weight
+
+    def adapters(self) -> dict[str, Any]:
+        """LoRA's layers by name."""
+        return {name: m for name, m in self.named_modules() if hasattr(m, "get_delta_weight")}
 
     def learning(self) -> dict[str, Tensor]:
         """The parameters that learn, by name."""
@@ -168,6 +175,11 @@ class Causal(nn.Module):
         return found
 
 
+def update_of(layer: Any) -> Tensor:
+    """What a layer of LoRA adds to its weight: s B A."""
+    return layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[no-any-return]
+
+
 def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     names = {prefix + name for name in module.learning()}
     for name in [n for n in state if n.startswith(prefix) and n not in names]:
@@ -180,8 +192,8 @@ def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    if (longest := model.longest) is not None and len(prompt) + room > longest:
+    if not model.holds(len(prompt) + room):
         raise DataError(
             f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
-            f"{longest}; shorten it, or lower --max-tokens"
+            f"{model.longest}; shorten it, or lower --max-tokens"
         )

@@ -186,6 +186,12 @@ def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return list(tokenizer("\n".join(content for _, content in messages) + "\n")["input_ids"])
 
 
+def completed(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a given text as a completion, ended as the model ends its own."""
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+
+
 def suffix(tokenizer: Any) -> list[int]:
     """What the template writes between the last turn and the completion: how two prompts with other questions end."""
     return list(_suffix(tokenizer, getattr(tokenizer, "chat_template", None)))

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,32 +17,35 @@ from typing import Any
 
 import torch
 
-from .. import expressions, ranks, stats
-from ..arguments import checked
+from .. import stats
 from ..checkpoint import write_json
-from ..errors import DataError, RecipeError
-from ..expressions import called
+from ..errors import CheckpointError, DataError, RecipeError
+from ..expressions import called, nearest
 from ..loop import Result, choose_device
 from ..methods import recipes
-from ..pretrained import locate
+from ..prepared import read_method
+from ..pretrained import ENCODERS, causal, locate
 from ..request import Request
+from ..tasks.jsonl import SUFFIX
 from ..tasks.prompts import Prompts, load_prompts, load_suite
+from ..tasks.reasoning import is_task
 from . import vitals
-from .build import Pretrained
+from .build import Pretrained, of_model
 from .causal import Causal
 from .method import Language
 from .recipes import RECIPES, sft
-from .rollouts import Referee, Sampling, export, roll
+from .rollouts import Referee, Sampling, export
 from .trainer import fit
 
 USUAL = "smollm2"  # the model where none is named
+MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 _NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "audit_folds")
 
 
 def holds_prompts(data: str) -> bool:
     """Is it a file of prompts, or a task of reasoning-gym?"""
-    return data.endswith((".jsonl", ".ndjson")) or data.startswith("reasoning-gym:")
+    return data.endswith((SUFFIX, ".ndjson")) or is_task(data)
 
 
 def for_language(request: Request) -> bool:
@@ -57,7 +60,7 @@ def for_language(request: Request) -> bool:
         if name in recipes():
             raise RecipeError(f"{name}() learns classes or values and {request.data} holds prompts; give one of "
                               f"{', '.join(f'{one}()' for one in RECIPES)}")  # fmt: skip
-        close = expressions.nearest(name, list(RECIPES))
+        close = nearest(name, list(RECIPES))
         raise RecipeError(f"unknown method {name!r}; {f'nearest: {close}. ' if close else ''}known for prompts: "
                           f"{', '.join(RECIPES)}")  # fmt: skip
     if not prompts and name in RECIPES and name not in recipes():
@@ -72,7 +75,7 @@ def read_recipe(expression: str) -> Language:
     >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
     Ema(rate=0.05)
     """
-    found = expressions.read(expression, {name: checked(recipe) for name, recipe in RECIPES.items()})
+    found = read_method(expression, RECIPES)
     assert isinstance(found, Language)
     return found
 
@@ -107,7 +110,7 @@ def choose(request: Request) -> Spoken:
     method = method.drawing(lambda s: replace(s, max_tokens=min(s.max_tokens, most)))
     advice = dict(method.advice)
     model = request.model or USUAL
-    if model in ("minilm", "gt-minilm"):
+    if model in ENCODERS:
         raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
     locate(model)
     lora = advice.get("lora", 0) if request.lora is None else request.lora
@@ -134,8 +137,9 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
 
     A run that was cut goes on where it was.
     """
-    more: dict[str, Any] = {"suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device}
-    options = {**more, "resume": True, "warn": warn}
+    options: dict[str, Any] = {
+        "suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device, "resume": True, "warn": warn,
+    }  # fmt: skip
     trained = fit(ready.build, ready.data, ready.method, out=folder, progress=make(ready.expression), tell=tell,
                   **options, **ready.settings)  # fmt: skip
     demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
@@ -146,14 +150,9 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
                       **options, **longer)  # fmt: skip
     judge = Judge(ready, choose_device(request.device))
     result = _result(ready, request, folder, trained, control, judge)
-    if ranks.rank() == 0:
-        export(judge.product(trained), folder / "model")
-        card = {
-            "method": ready.expression,
-            "model": str(ready.build),
-            "max_tokens": ready.max_tokens,
-        }
-        write_json(folder / "model" / "selfdistill.json", card)
+    export(judge.product(trained), folder / "model")
+    card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
+    write_json(folder / "model" / "selfdistill.json", card)
     return result
 
 
@@ -161,7 +160,7 @@ class Judge:
     """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
 
     def __init__(self, ready: Spoken, device: torch.device) -> None:
-        self.ready, self.referee, self.device = ready, Referee(), device
+        self.ready, self.referee, self.right = ready, Referee(), vitals.checked(ready.data)
         self.model: Causal = ready.build().to(device).eval()
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
 
@@ -174,48 +173,50 @@ class Judge:
         return self.of(None if trained.product < 0 else trained.generations[trained.product].weights)
 
     def asked(self, weights: dict[str, torch.Tensor] | None) -> dict[str, Any]:
-        """Losses by row on test and suite, and how long the answers are."""
+        """Losses by row on test and suite, and how long the first answers are."""
         model, data, sampling = self.of(weights), self.ready.data, Sampling(0.0, max_tokens=self.ready.max_tokens)
         ids = data.test.tolist()
-        losses = vitals.losses(model, data, ids, sampling, self.referee)
-        found: dict[str, Any] = {"losses": losses, "length": vitals.length(model, data, ids[:32], sampling)}
-        if self.ready.suite is not None:
-            suite = self.ready.suite
+        answers = vitals.answered(model, data, ids if self.right else ids[:MEASURED], sampling, self.referee)
+        found: dict[str, Any] = {
+            "losses": vitals.wrong(answers) if self.right else vitals.unlikely(model, data, ids),
+            "length": sum(len(r.ids) for r in answers[:MEASURED]) / max(1, len(answers[:MEASURED])),
+        }
+        if (suite := self.ready.suite) is not None:
             found["suite"] = vitals.losses(model, suite, suite.test.tolist(), sampling, self.referee)
         return found
 
+    def figures(self, asked: dict[str, Any]) -> dict[str, float]:
+        """Accuracy (or NLL), accuracy on the suite, and length."""
+        return {**vitals.figures(asked, self.right), "length": asked["length"]}
 
-def figures(asked: dict[str, Any], right: bool) -> dict[str, float]:
-    """Accuracy (or NLL), accuracy on the suite, and length, from `Judge.asked`."""
-    mean = math.fsum(asked["losses"]) / max(1, len(asked["losses"]))
-    kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := asked.get("suite")) else {}
-    return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept, "length": asked["length"]}
+
+def spread(gains: Sequence[float]) -> tuple[float, float]:
+    """Mean gain over rows and half of its interval of 95 % (Student); 0 where all rows gain alike."""
+    mean, half = stats.interval(gains)
+    return mean, 0.0 if len(set(gains)) == 1 else half
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """The mean gain of the first over the second on the same rows, with an interval of 95 % (Student, over rows)."""
+    """The mean gain of the first over the second on the same rows, with its interval."""
     gains = [b - a for a, b in zip(ours, theirs, strict=True)]
-    mean, half = stats.interval(gains)
-    half = 0.0 if len(set(gains)) == 1 else half
+    mean, half = spread(gains)
     said = "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
     return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
 
 
 def _result(ready: Spoken, request: Request, folder: Path, trained: Result, control: Result | None,
             judge: Judge) -> dict[str, Any]:  # fmt: skip
-    right = vitals.checked(ready.data)
     before = judge.asked(None)
     asked = [judge.asked(t.weights) for t in trained.generations]
     product = before if trained.product < 0 else asked[trained.product]
-    last = ready.data.describe()
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
         "parameters": sum(p.numel() for p in judge.model.parameters()),
         "learning": sum(p.numel() for p in judge.model.learning().values()),
-        "data": last, "seed": request.seed, "product": trained.product, "chosen": "method",
-        "test": figures(product, right), "before": figures(before, right),
+        "data": ready.data.describe(), "seed": request.seed, "product": trained.product, "chosen": "method",
+        "test": judge.figures(product), "before": judge.figures(before),
         "generations": [
-            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": figures(a, right)}
+            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": judge.figures(a)}
             for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
         ],
         "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
@@ -224,9 +225,10 @@ def _result(ready: Spoken, request: Request, folder: Path, trained: Result, cont
     }  # fmt: skip
     if control is not None:
         theirs = judge.asked(control.generations[-1].weights)
-        result["plain"] = {"steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
-                           "passes": control.passes._asdict(),
-                           "end": figures(theirs, right)}  # fmt: skip
+        result["plain"] = {
+            "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
+            "passes": control.passes._asdict(), "end": judge.figures(theirs),
+        }  # fmt: skip
         result["against"]["sft"] = _against(product, theirs)
     return result
 
@@ -242,20 +244,11 @@ def answer(folder: Path, source: str) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: the run has no model yet. DataError: the prompts.
     """
-    import json
-
-    from ..errors import CheckpointError
-    from ..pretrained import causal
-    from ..tasks.prompts import load_prompts as load
-    from .build import of_model
-    from .contexts import rendered
-
     place = folder / "model"
     if not (place / "selfdistill.json").exists():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
     card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
-    data, model, referee = load(source), of_model(*causal(str(place))), Referee()
-    prompts = [(i, rendered(model.tokenizer, row.messages)) for i, row in enumerate(data.rows)]
-    said = roll(model.eval(), prompts, Sampling(0.0, max_tokens=card["max_tokens"]), (0, "greedy"))
-    judged = [referee(r, data.rows[r.example]) for r in said]
-    return [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in judged]
+    data, model = load_prompts(source), of_model(*causal(str(place))).eval()
+    sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
+    said = vitals.answered(model, data, every, sampling, Referee())
+    return [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in said]

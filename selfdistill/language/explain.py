@@ -7,18 +7,18 @@ from typing import Any
 from ..explain import described
 from ..expressions import called
 from ..tasks.prompts import Prompts
-from .contexts import Rollout, difference
+from .contexts import Nothing, Rollout, difference
 from .method import Language
 from .recipes import RECIPES
 
 
-def card(name: str) -> dict[str, Any]:
-    """A recipe's docstring and choices as data."""
-    return {**described(name, RECIPES[name]), **_chosen(RECIPES[name]()), "for": "language models", "targets": "text"}
-
-
-def _chosen(method: Language) -> dict[str, Any]:
+def card(name: str, method: Language | None = None) -> dict[str, Any]:
+    """A recipe's docstring and choices as data; of a method that it made, or of what it makes by default."""
+    method = method or RECIPES[name]()
     return {
+        **described(name, RECIPES[name]),
+        "for": "language models",
+        "targets": "text",
         "completions": repr(method.source),
         "context": repr(method.context),
         "terms": {name: repr(term) for name, term in method.terms.items()},
@@ -37,8 +37,7 @@ def _cost(method: Language) -> float:
 
 def explain(expression: str, method: Language) -> dict[str, Any]:
     """Everything that `selfdistill explain` prints of such a recipe."""
-    name = called(expression)
-    return {**card(name), **_chosen(method), "expression": expression}
+    return {**card(called(expression), method), "expression": expression}
 
 
 def text(found: dict[str, Any]) -> str:
@@ -66,6 +65,6 @@ def example(method: Language, data: Prompts, number: int = 0) -> str:
     right = row.demonstration or row.answer or "(a right attempt)"
     tried = [Rollout(0, (), (), "(a wrong attempt)", 0.0, row.feedback or "(what the checker said of it)"),
              Rollout(0, (), (), right, 1.0)]  # fmt: skip
-    context = getattr(method.source, "context", None) or method.context
-    shown = method.context if type(context).__name__ == "Nothing" else context
+    writing = getattr(method.source, "context", Nothing())
+    shown = method.context if isinstance(writing, Nothing) else writing
     return "\n".join(difference(shown, row, tried, 0))

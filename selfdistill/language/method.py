@@ -13,6 +13,7 @@ from ..core import Clock, Method
 from ..errors import RecipeError
 from .contexts import Context, Nothing, Rollout, paired
 from .rollouts import Sampling, distinct
+from .terms import Distil
 
 if TYPE_CHECKING:
     from .trainer import LanguageTrainer
@@ -149,6 +150,11 @@ class Language(Method):
         return tuple(dict.fromkeys(wanted))
 
     @property
+    def distils(self) -> dict[str, Distil]:
+        """The terms that have a teacher judge completions after the context."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, Distil)}
+
+    @property
     def sampling(self) -> Sampling | None:
         """How completions are drawn; None where none are."""
         return getattr(self.source, "sampling", None)
@@ -161,7 +167,11 @@ class Language(Method):
 
 
 def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """What the terms read of these rollouts: view -> (pairs of prompt and completion, rewards, ids)."""
+    """What the terms read of these rollouts: view -> (pairs of prompt and completion, rewards, ids).
+
+    ``unread`` counts teacher's prompts that, made of rollouts, do not fit into the model's context: the teacher has
+    nothing to say there. Prompts that do not depend on rollouts were all measured before step 0.
+    """
     groups: dict[int, list[int]] = {}
     for row, rollout in enumerate(rollouts):
         groups.setdefault(rollout.example, []).append(row)
@@ -169,17 +179,22 @@ def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout
         "x": [(r.prompt, r.ids) for r in rollouts],
         "rewards": torch.tensor([r.reward or 0.0 for r in rollouts]),
         "examples": torch.tensor([r.example for r in rollouts]),
+        "unread": 0,
     }
     for name, context in (("context", method.context), ("against", method.against)):
-        if context is None or not any(hasattr(t, "contrast") for t in method.terms.values()):
+        if context is None or not method.distils:
             continue
         made: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         for example, members in groups.items():
             siblings = [rollouts[m] for m in members]
             for own, row in enumerate(members):
                 prompt = paired(trainer.tokenizer, context, trainer.data.rows[example], siblings, own)
-                if prompt is not None and trainer.holds(prompt, rollouts[row]):
+                if prompt is None:
+                    continue
+                if trainer.model.holds(len(prompt) + len(rollouts[row].ids)):
                     made[row] = (prompt, rollouts[row].ids)
+                else:
+                    found["unread"] += 1
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
     if "preferred" in method.terms:
@@ -194,8 +209,8 @@ def check(method: Language) -> None:
     Raises:
         RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from.
     """
-    for name, term in method.terms.items():
-        if name == "advantage" and method.source.samples < 2:
-            raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
-        if getattr(term, "contrast", 0.0) and method.against is None:
+    if "advantage" in method.terms and method.source.samples < 2:
+        raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
+    for name, term in method.distils.items():
+        if term.contrast and method.against is None:
             raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

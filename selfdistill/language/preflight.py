@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import stats
 from ..errors import DataError
 from ..settings import Settings
-from ..step import Batch, Clock, Rows, Step
 from . import vitals
-from .causal import packed
-from .contexts import Rollout
-from .divergences import ForwardKL, Head, Source, divergence
-from .door import Spoken
-from .method import views
+from .contexts import Nothing, Rollout
+from .divergences import Source
+from .door import Spoken, spread
 from .rollouts import Sampling
-from .terms import Distil
 from .trainer import LanguageTrainer
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
@@ -46,19 +42,19 @@ def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cp
     greedy = Sampling(0.0, max_tokens=ready.max_tokens)
     plain = trainer.roll(ids, greedy, (settings.seed, "preflight"))
     found: dict[str, Any] = {"prompts": len(ids), "student": _side(plain)}
-    term = next((t for t in method.terms.values() if isinstance(t, Distil)), None)
-    context = method.context if term else getattr(method.source, "context", None)
-    if type(context).__name__ not in ("Nothing", "NoneType") and context is not None:
+    name = next(iter(method.distils), None)
+    context = method.context if name else getattr(method.source, "context", None)
+    if context is not None and not isinstance(context, Nothing):
         shown = _shown(trainer, ids, plain)
         told = [r for r in trainer.roll(shown, greedy, (settings.seed, "preflight"), 1, context) if r.ids]
         found["student_with_context"] = _side(told) | {"shown": len(shown)}
         if right and told:
             mine = {r.example: r.reward or 0.0 for r in plain}
             gains = [(r.reward or 0.0) - mine[r.example] for r in told]
-            mean, half = stats.interval(gains)
-            found["gap"] = {"mean": mean, "half": 0.0 if len(set(gains)) == 1 else half, "prompts": len(gains)}
-    if term:
-        found["teacher"] = _compared(trainer, term, plain)
+            mean, half = spread(gains)
+            found["gap"] = {"mean": mean, "half": half, "prompts": len(gains)}
+    if name:
+        found["teacher"] = _compared(trainer, name, plain)
     elif not right and context is None:
         raise DataError(f"{ready.expression} has no teacher and {data.name} no checkers: there is nothing to ask")
     go, why = _verdict(found, right)
@@ -82,35 +78,24 @@ def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def _compared(trainer: LanguageTrainer, term: Distil, plain: Sequence[Rollout]) -> dict[str, Any]:
-    """KL of the teacher's distributions and the student's on the student's answers, where it lies, and how much of
-    the teacher the support holds."""
+def _compared(trainer: LanguageTrainer, name: str, plain: Sequence[Rollout]) -> dict[str, Any]:
+    """KL of the teacher's distributions and the student's on the student's answers, and how much of the teacher the
+    support holds."""
     answers = [r for r in plain if r.ids]
-    pairs, rows = views(trainer.method, trainer, answers)["context"]
-    if not pairs:
+    found = vitals.opinion(trainer, name, answers)
+    if found is None:
         return {"judged": 0.0, "kl": None, "top_mass": None}
-    chosen = [answers[i] for i in rows.tolist()]
-    x = packed([(r.prompt, r.ids) for r in chosen]).to(trainer.device)
-    batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(trainer.device), None, rows)})
-    with trainer.model.asking():
-        step = Step(trainer.model, batch, Clock(), fused=False, owner=trainer.model)
-        name = next(n for n, t in trainer.method.terms.items() if t is term)
-        teacher = term.teacher.source(trainer.objective._state(name, cast(Any, term.teacher)), step, "context")
-        source, _ = vitals.read(trainer.model, x)
-    far = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
-    k = min(term.support.k if term.support else 100, trainer.model.vocabulary)
-    return {"judged": len(pairs) / len(answers), "kl": float(far.mean()), "k": k, "top_mass": _top_mass(teacher, k)}
+    support = trainer.method.distils[name].support
+    k = min(support.k if support else 100, trainer.model.vocabulary)
+    share = len(found.rows) / len(answers)
+    return {"judged": share, "kl": float(found.kl.mean()), "k": k, "top_mass": _top_mass(found.teacher, k)}
 
 
+@torch.no_grad()
 def _top_mass(source: Source, k: int) -> float:
     """Probability that the k likeliest tokens have, on the mean over at most 256 tokens."""
-    few: Tensor = source[:256] if isinstance(source, Tensor) else _logits(source._replace(hidden=source.hidden[:256]))
+    few = source[:256] if isinstance(source, Tensor) else F.linear(source.hidden[:256], *source[1:])
     return float(few.float().softmax(-1).topk(min(k, few.shape[-1]), -1).values.sum(-1).mean())
-
-
-def _logits(head: Head) -> Tensor:
-    return torch.nn.functional.linear(*head)
 
 
 def _verdict(found: dict[str, Any], right: bool) -> tuple[bool, str]:

@@ -10,7 +10,6 @@ from ..tasks.prompts import Prompts
 from .causal import fits
 from .contexts import Context, Nothing, Rollout, paired, place, rendered
 from .teachers import External, Live
-from .terms import Distil
 from .vitals import checked
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def check(trainer: LanguageTrainer) -> None:
     method, data = trainer.method, trainer.data
     room = method.sampling.max_tokens if method.sampling else 0
     written = [c for c in (getattr(method.source, n, None) for n in ("context", "rescue")) if c is not None]
-    judged = [c for c in (method.context, method.against) if c is not None] if _distils(trainer) else []
+    judged = [c for c in (method.context, method.against) if c is not None] if method.distils else []
     for i in data.labelled.tolist():
         _fit(trainer, data, i, rendered(trainer.tokenizer, data.rows[i].messages), room, "the prompt")
         for context in written:
@@ -49,7 +48,7 @@ def alive(trainer: LanguageTrainer) -> None:
     Raises:
         VitalsError: it is the student itself and reads nothing more, so that the loss is 0 whatever it says.
     """
-    for name, term in _distils(trainer).items():
+    for name, term in trainer.method.distils.items():
         if isinstance(term.teacher, External) or _adds(trainer, trainer.method.context) or (
             term.contrast and trainer.method.against is not None and _adds(trainer, trainer.method.against)
         ):  # fmt: skip
@@ -86,10 +85,6 @@ def _adds(trainer: LanguageTrainer, context: Context) -> bool:
         if any(prompt is not None and prompt != plain for prompt in made):
             return True
     return False
-
-
-def _distils(trainer: LanguageTrainer) -> dict[str, Distil]:
-    return {name: term for name, term in trainer.method.terms.items() if isinstance(term, Distil)}
 
 
 def _fit(trainer: LanguageTrainer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .. import draws, shards
+from .. import draws
 from ..errors import DataError, RecipeError
 from ..files import write
 from ..tasks.checkers import Checker
@@ -78,8 +78,7 @@ def by_transformers(
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
-            eos_token_id=stop or None, synced_gpus=shards.is_sharded(model), use_cache=True,
-            suppress_tokens=list(padding) or None, **sampling.options(),
+            eos_token_id=stop or None, use_cache=True, suppress_tokens=list(padding) or None, **sampling.options(),
         )[:, longest:].tolist()  # fmt: skip
     return [(_until(row, stop), None) for row in out]
 
@@ -172,12 +171,8 @@ def roll(
     sampling: Sampling,
     address: draws.Address,
     engine: Engine = by_transformers,
-    told: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
-    """One completion for each prompt, in their order. Batches are of similar length; an empty completion stays empty.
-
-    ``told`` hears how many of how many are written.
-    """
+    """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty."""
     for _, ids in prompts:
         fits(ids, model, sampling.max_tokens, "a prompt")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
@@ -189,8 +184,6 @@ def roll(
         for i, (ids, log_probs) in zip(few, said, strict=True):
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
             found[i] = Rollout(prompts[i][0], tuple(prompts[i][1]), tuple(ids), text, log_probs=log_probs)
-        if told:
-            told(len(found), len(prompts))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -203,8 +196,9 @@ class Referee:
     def __call__(self, rollout: Rollout, example: Example) -> Rollout:
         if example.checker is None:
             return rollout
-        checker = self.checkers.setdefault(example.checker, Checker(example.checker))
-        found = checker(rollout.text, example)
+        if example.checker not in self.checkers:
+            self.checkers[example.checker] = Checker(example.checker)
+        found = self.checkers[example.checker](rollout.text, example)
         return replace(rollout, reward=found.reward, feedback=found.feedback)
 
     def trouble(self) -> str | None:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Given, Part, Step, Term
 from ..errors import DataError, RecipeError
-from .causal import Causal
+from .causal import Causal, update_of
 from .divergences import Head, Source
 
 
@@ -50,18 +50,11 @@ class Judge(Part):
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
         """The same for rows (rows, 2, length)."""
-        weights = self.weights(state, model)
-        return model.source(_flat(model.look(x, weights), x), weights)
+        return model.says(x, self.weights(state, model))
 
     def weights(self, state: nn.Module, model: Causal) -> dict[str, Tensor] | None:
         """What is put in the place of the student's weights; None leaves them."""
         return cast(Snapshot, state).weights()
-
-
-def _flat(hidden: Tensor, x: Tensor) -> Tensor:
-    """(rows, T, width) -> (tokens, width), padding left out."""
-    lengths = (x[:, 1] == 2).sum(1)
-    return hidden[torch.arange(hidden.shape[1], device=x.device) < lengths[:, None]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class Base(Judge):
         if not model.adapted:
             return super().said(state, model, x)
         with model.without_adapter():
-            return model.source(_flat(model.look(x), x))
+            return model.says(x)
 
 
 @dataclass(frozen=True)
@@ -134,31 +127,26 @@ class Ema(Judge):
     def _now(model: Causal) -> dict[str, Tensor]:
         if not model.adapted:
             return {n: p.detach() for n, p in model.learning().items()}
-        found = {name: layer.get_delta_weight(layer.active_adapters[0]).detach() for name, layer in _layers(model)}
+        found = {name: update_of(layer).detach() for name, layer in model.adapters().items()}
         return found | {n: p.detach() for n, p in model.learning().items() if "lora_" not in n}
 
     def weights(self, state: nn.Module, model: Causal) -> dict[str, Tensor] | None:
         held, own = cast(Snapshot, state).weights(), dict(model.named_parameters())
         if not model.adapted:
             return {n: w.to(own[n].dtype) for n, w in held.items()}
-        bases = {name: f"{name}.base_layer.weight" for name, _ in _layers(model)}
+        bases = {name: f"{name}.base_layer.weight" for name in model.adapters()}
         return {bases.get(n, n): (w + own[bases[n]].float() if n in bases else w).to(own[bases.get(n, n)].dtype)
                 for n, w in held.items()}  # fmt: skip
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
         weights = self.weights(state, model)
         with model.without_adapter():
-            return model.source(_flat(model.look(x, weights), x), weights)
+            return model.says(x, weights)
 
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         held, now = cast(Snapshot, state).weights(), self._now(cast(Causal, steps[0].owner))
         torch._foreach_lerp_(list(held.values()), [now[n].to(w.dtype) for n, w in held.items()], self.rate)
-
-
-def _layers(model: Causal) -> list[tuple[str, Any]]:
-    """LoRA's layers by name."""
-    return [(name, m) for name, m in model.named_modules() if hasattr(m, "get_delta_weight")]
 
 
 def blended(parts: Sequence[tuple[float, Source]]) -> Source:
@@ -229,5 +217,4 @@ class External(Judge):
         return _Other(other.to(next(student.parameters()).device))
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
-        other = cast(_Other, state).held[0]
-        return other.source(_flat(other.look(x), x))
+        return cast(_Other, state).held[0].says(x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import Measured, Part, Schedule, StateOf, Step, Tally
 from .causal import Causal, completions
-from .divergences import ForwardKL, Head, Kind, Source, Top, divergence, importance, log_probabilities
+from .divergences import ForwardKL, Kind, Source, Top, divergence, entropies, importance, log_probabilities
 from .teachers import Base, Judge, blended
 
 
@@ -52,6 +52,13 @@ class _Term:
         """1 for each token, or one over the length of its sequence, (rows, T)."""
         ones = kept.float()
         return ones if self.mean_over == "token" else ones / kept.sum(1, keepdim=True).clamp(min=1)
+
+
+def _given(source: Source, ids: Tensor, where: Tensor, model: Causal) -> Tensor:
+    """log p(y) of the tokens ``where`` they are, (rows, T), 0 elsewhere; ``source`` has those tokens in one row."""
+    found = torch.zeros(where.shape, device=where.device)
+    found[where] = log_probabilities(source, ids[where], vocabulary=model.vocabulary)
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,9 @@ class Distil(_Term):
         self, student: Source, teacher: Source, ids: Tensor, here: Tensor, weight: Tensor, model: Causal
     ) -> Tensor:
         """-sum_t w_t R_t log p(y_t), R_t the mean of log q(y) - log p(y) over the tokens after t."""
-        now, theirs = torch.zeros(here.shape, device=here.device), torch.zeros(here.shape, device=here.device)
-        now[here] = log_probabilities(student, ids[here], vocabulary=model.vocabulary)
+        now = _given(student, ids, here, model)
         with torch.no_grad():
-            theirs[here] = log_probabilities(teacher, ids[here], vocabulary=model.vocabulary)
+            theirs = _given(teacher, ids, here, model)
         r = (theirs - now.detach()) * here
         rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (r, here.float()))
         return -(weight * (rest / count.clamp(min=1) * now)[here]).sum()
@@ -139,22 +145,17 @@ class Distil(_Term):
         return blended([(1 + self.contrast, context), (-self.contrast, against)])
 
     def _surprising(self, model: Causal, student: Source, here: Tensor) -> Tensor:
-        """Tokens whose student entropy reaches the quantile: log V - KL(p, uniform)."""
-        with torch.no_grad():
-            tokens, device = int(here.sum()), here.device
-            uniform = Head(torch.zeros(tokens, 1, device=device), torch.zeros(model.vocabulary, 1, device=device))
-            far = divergence(uniform, student, ForwardKL(), vocabulary=model.vocabulary).values
-        found = torch.zeros_like(here)
-        found[here] = far <= far.quantile(1 - self.quantile)
+        """Tokens whose student entropy reaches the quantile."""
+        found, h = torch.zeros_like(here), entropies(student, model.vocabulary)
+        found[here] = h >= h.quantile(self.quantile)
         return found
 
     def _corrected(self, step: Step, student: Source, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
         """Importance weights of the tokens, where the batch knows how another engine drew them."""
         if not step.rows("sampler"):
             return torch.ones((), device=here.device)
-        now = torch.zeros(here.shape, device=here.device)
         with torch.no_grad():
-            now[here] = log_probabilities(student, ids[here], vocabulary=model.vocabulary)
+            now = _given(student, ids, here, model)
         drawn = step.batch["sampler"].x[:, : here.shape[1]]
         return importance(now, drawn, self.cap, mask=here, per=self.per)[here]
 
@@ -173,8 +174,7 @@ class Advantage(_Term):
         rewards, groups = step.batch[self.view].y, step.batch[self.view].id
         assert rewards is not None
         assert groups is not None
-        now = torch.zeros(real.shape, device=real.device)
-        now[real] = log_probabilities(source, ids[real], vocabulary=model.vocabulary)
+        now = _given(source, ids, real, model)
         old = step.batch["sampler"].x[:, : real.shape[1]] if step.rows("sampler") else now.detach()
         ratio, a = torch.exp(now - old), advantages(rewards, groups, self.scaled)[:, None]
         gain = torch.minimum(ratio * a, ratio.clamp(1 - self.clip, 1 + self.clip) * a)
@@ -219,10 +219,6 @@ class Preferred(_Term):
         """log p(y) - log q(y) of whole completions, (rows,)."""
         model, source, ids, real = self.said(step, view)
         theirs = self.teacher.source(state_of(self.teacher), step, view)
-        ratio = torch.zeros(real.shape, device=real.device)
-        ratio[real] = log_probabilities(source, ids[real], vocabulary=model.vocabulary)
         with torch.no_grad():
-            base = log_probabilities(theirs, ids[real], vocabulary=model.vocabulary)
-        held = torch.zeros_like(ratio)
-        held[real] = base
-        return (ratio - held).sum(1)
+            held = _given(theirs, ids, real, model)
+        return (_given(source, ids, real, model) - held).sum(1)

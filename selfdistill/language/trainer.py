@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import draws, ranks, shards
+from .. import draws, ranks
 from ..audit import Decision, champion
 from ..core import Batch, Clock, Rows
 from ..errors import DataError
-from ..loop import Result, choose_device, drive, join, refuse_used
+from ..loop import Result, choose_device, drive, join, run_folder
 from ..saving import digest, identity
 from ..settings import Settings
 from ..step import Passes
@@ -26,7 +26,7 @@ from ..tasks.prompts import Prompts, need
 from ..trainer import Trained, Trainer
 from . import rehearsal, vitals
 from .causal import Causal, fits, packed
-from .contexts import Context, Nothing, Rollout, paired, rendered
+from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .method import Language, check, views
 from .rollouts import Engine, Referee, Sampling, Written, by_transformers, ends, roll
 
@@ -58,9 +58,7 @@ class LanguageTrainer(Trainer):
         super().__init__(*args, **options)
         self.suite, self.engine, self.referee = suite, engine, Referee()
         self.greedy = Sampling(0.0, max_tokens=max_tokens)
-        self.audit = replace(
-            self.audit, planned=self.method.generations
-        )  # also the first is audited: a model was there
+        self.audit = replace(self.audit, planned=self.method.generations)  # the first is audited too: a model was there
         self.before: dict[str, Any] = {}  # what the model that training began with says
         self.written: list[Rollout] = []
         self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
@@ -94,18 +92,6 @@ class LanguageTrainer(Trainer):
         if accepted := self.accepted():
             model.load_state_dict(self.done[accepted[-1]].weights)
         return model.eval()
-
-    def _wrap(self) -> None:
-        """Nothing is put around the model: its output matrix is read outside its forward pass.
-
-        Raises:
-            DataError: several processes are to train it together.
-        """
-        if ranks.size() > 1:
-            raise DataError(
-                f"language models train in one process, and there are {ranks.size()}; start without torchrun"
-            )
-        super()._wrap()
 
     def warn_of_start(self) -> None:
         """Generations of a pre-trained model may begin alike."""
@@ -163,22 +149,13 @@ class LanguageTrainer(Trainer):
     def given(self, example: int) -> Rollout:
         """The demonstration as a completion, ended as the model ends its own."""
         text = self.data.rows[example].demonstration or ""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        found = Rollout(example, tuple(self.prompt(example)), (*ids, *end), text, 1.0)
+        found = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
         self.refuse_long(found.prompt, found, "a demonstration")
         return found
 
     def refuse_long(self, prompt: Sequence[int], rollout: Rollout, what: str) -> None:
         line = self.data.rows[rollout.example].line
         fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
-
-    def holds(self, prompt: Sequence[int], rollout: Rollout) -> bool:
-        """Does the model's context hold a prompt made of rollouts, with its completion? If not it is counted, and the
-        teacher has nothing to say there: prompts that do not depend on rollouts were all measured before step 0."""
-        held = self.model.longest is None or len(prompt) + len(rollout.ids) <= self.model.longest
-        self.unread += not held
-        return held
 
     def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
              context: Context | None = None) -> list[Rollout]:  # fmt: skip
@@ -194,7 +171,7 @@ class LanguageTrainer(Trainer):
 
     def batches(self) -> list[Batch]:
         clock, parts = self.objective.clock, self.settings.accumulate
-        rows = ranks.share(self.sampler.drawn(clock))  # type: ignore[call-arg,arg-type]
+        rows = cast(Order, self.sampler).drawn(clock)
         if self.method.source.once:
             rollouts = [self.written[i] for i in rows.tolist()]
         else:
@@ -212,6 +189,7 @@ class LanguageTrainer(Trainer):
 
     def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
         found = views(self.method, self, rollouts)
+        self.unread += found["unread"]
         batch = Batch({"x": Rows(packed(found["x"]), found["rewards"], found["examples"])})
         for name in ("context", "against"):
             if name in found and found[name][0]:
@@ -229,32 +207,18 @@ class LanguageTrainer(Trainer):
 
     # what is said of it --------------------------------------------------------------------------------------------
 
-    def _answers(self, data: Prompts, ids: Sequence[int], model: Causal) -> list[float]:
-        """The loss of each row: 1 minus its reward where a checker is, else the mean NLL of its demonstration."""
-        return vitals.losses(model, data, ids, self.greedy, self.referee, self.engine)
-
     def _judged(self) -> dict[str, Any]:
         """Losses on the audit rows and on the suite, of the model as it is."""
-        found: dict[str, Any] = {"losses": self._answers(self.data, self.data.audit.tolist(), self.model)}
+        how = (self.greedy, self.referee, self.engine)
+        found: dict[str, Any] = {"losses": vitals.losses(self.model, self.data, self.data.audit.tolist(), *how)}
         if self.suite is not None:
-            found["suite"] = self._answers(self.suite, self.suite.test.tolist(), self.model)
+            found["suite"] = vitals.losses(self.model, self.suite, self.suite.test.tolist(), *how)
         self.passes += Passes(evaluation=sum(map(len, found.values())))
         return found
 
     def scored(self) -> dict[str, float]:
         self.last = self._judged()
-        return self._figures(self.last)
-
-    def _figures(self, judged: dict[str, Any]) -> dict[str, float]:
-        name = "accuracy" if self.checked else "nll"
-        mean = math.fsum(judged["losses"]) / max(1, len(judged["losses"]))
-        kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := judged.get("suite")) else {}
-        return {name: 1 - mean if self.checked else mean, **kept}
-
-    @property
-    def checked(self) -> bool:
-        """Are the audit rows judged by checkers?"""
-        return vitals.checked(self.data)
+        return vitals.figures(self.last, vitals.checked(self.data))
 
     def audited(self) -> list[float]:
         self.last = self.last or self._judged()  # a run that goes on here has not asked yet
@@ -312,7 +276,7 @@ class LanguageTrainer(Trainer):
 
     def whole(self) -> nn.Module:
         product = self.product()
-        if product == len(self.done) - 1 and not shards.is_sharded(self.model):
+        if product == len(self.done) - 1:
             return self.model.eval()
         model = Trainer._fresh(self, 0)
         if product >= 0:
@@ -324,9 +288,7 @@ class LanguageTrainer(Trainer):
         clock = self.objective.clock
         if not self.settings.vitals or clock.step < clock.length:
             return {}
-        unread, found = self.unread, vitals.look(self)
-        self.unread = unread  # these completions teach nobody, whether they are read or not
-        return {"language": found}
+        return {"language": vitals.look(self)}
 
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}
@@ -371,7 +333,7 @@ def fit(
         settings: fields of `Settings`; the method's advice takes the place of their defaults.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context.
+        DataError: prompts lack what the method needs, or do not fit the model's context; several processes.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
@@ -380,11 +342,9 @@ def fit(
         need(data, field, "this method")
     device = choose_device(device)
     join(device)
-    folder = Path(out) if out is not None else None
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            refuse_used(folder)
+    if ranks.size() > 1:  # the output matrix is read outside the forward pass, which neither DDP nor FSDP expects
+        raise DataError(f"language models train in one process, and there are {ranks.size()}; start without torchrun")
+    folder = run_folder(out, resume)
     if not vitals.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")
     known = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,10 @@ from torch import Tensor
 from ..step import Batch, Clock, Rows, Step
 from ..tasks.prompts import Prompts
 from .causal import Causal, completions, packed
-from .contexts import Rollout
-from .divergences import ForwardKL, Head, Source, divergence, log_probabilities
+from .contexts import Context, Rollout, completed, rendered
+from .divergences import ForwardKL, Source, divergence, entropies, log_probabilities
 from .method import views
 from .rollouts import Engine, Referee, Sampling, by_transformers, roll
-from .terms import Distil
 
 if TYPE_CHECKING:
     from .trainer import LanguageTrainer
@@ -41,43 +40,51 @@ def checked(data: Prompts) -> bool:
     return bool(rows) and all(row.checker is not None for row in rows)
 
 
-@torch.no_grad()
-def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: Referee,
-           engine: Engine = by_transformers) -> list[float]:  # fmt: skip
-    """The loss of each row: 1 minus the reward of its greedy answer, or without checkers the mean NLL of a token of its
-    demonstration, in nats."""
-    from .contexts import rendered
-
-    if not ids:
-        return []
+def answered(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: Referee,
+             engine: Engine = by_transformers) -> list[Rollout]:  # fmt: skip
+    """What a model says to some rows, checked where a checker is."""
     prompts = [(i, rendered(model.tokenizer, data.rows[i].messages)) for i in ids]
-    if checked(data):
-        said = roll(model, prompts, sampling, (0, "greedy"), engine)
-        return [1.0 - (referee(r, data.rows[r.example]).reward or 0.0) for r in said]
+    return [referee(r, data.rows[r.example]) for r in roll(model, prompts, sampling, (0, "greedy"), engine)]
+
+
+def wrong(answers: Sequence[Rollout]) -> list[float]:
+    """The loss of each checked answer: 1 minus its reward."""
+    return [1.0 - (r.reward or 0.0) for r in answers]
+
+
+@torch.no_grad()
+def unlikely(model: Causal, data: Prompts, ids: Sequence[int]) -> list[float]:
+    """The mean NLL of a token of the demonstration, in nats, of each row that has one."""
     found = list[float]()
-    end = [model.tokenizer.eos_token_id] if model.tokenizer.eos_token_id is not None else []
-    for i, prompt in prompts:
-        text = data.rows[i].demonstration
-        if text is None:
+    for row in (data.rows[i] for i in ids):
+        if row.demonstration is None:
             continue
-        x = packed([(prompt, [*model.tokenizer(text, add_special_tokens=False)["input_ids"], *end])])
-        source, said_ids = read(model, x.to(next(model.parameters()).device))
+        prompt, said = rendered(model.tokenizer, row.messages), completed(model.tokenizer, row.demonstration)
+        source, said_ids = read(model, packed([(prompt, said)]).to(next(model.parameters()).device))
         found.append(float(-log_probabilities(source, said_ids, vocabulary=model.vocabulary).mean()))
     return found
 
 
-def length(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling) -> float:
-    """Mean tokens of the greedy answers to some prompts."""
-    from .contexts import rendered
+def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: Referee,
+           engine: Engine = by_transformers) -> list[float]:  # fmt: skip
+    """The loss of each row: 1 minus the reward of its answer or, where rows have no checkers, the NLL of its
+    demonstration."""
+    if checked(data):
+        return wrong(answered(model, data, ids, sampling, referee, engine))
+    return unlikely(model, data, ids)
 
-    said = roll(model, [(i, rendered(model.tokenizer, data.rows[i].messages)) for i in ids], sampling, (0, "greedy"))
-    return sum(len(r.ids) for r in said) / max(1, len(said))
+
+def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
+    """Means of losses by row: accuracy (or NLL, unless ``right``), and accuracy on the suite where there is one."""
+    mean = math.fsum(judged["losses"]) / max(1, len(judged["losses"]))
+    kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := judged.get("suite")) else {}
+    return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept}
 
 
 def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)
-    return model.source(model.look(x)[real]), ids[real]
+    return model.says(x), ids[real]
 
 
 def look(trainer: LanguageTrainer) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def look(trainer: LanguageTrainer) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accuracy": _mean([r.reward for r in answers]),
         "length": sum(len(r.ids) for r in answers) / len(answers),
-        "entropy": entropy(source, trainer.model.vocabulary),
+        "entropy": float(entropies(source, trainer.model.vocabulary).mean()),
         "doubt": 100 * sum(len(DOUBT.findall(r.text)) for r in answers) / words,
         "leakage": sum(bool(LEAK.search(r.text)) for r in answers) / len(answers),
         "kl_to_start": _to_start(trainer, x, source),
@@ -112,15 +119,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def entropy(source: Source, vocabulary: int) -> float:
-    """Mean entropy of a token in nats: log V - KL(p || uniform)."""
-    first = source if isinstance(source, Tensor) else source.hidden
-    uniform = Head(first.new_zeros(len(first), 1), first.new_zeros(vocabulary, 1))
-    with torch.no_grad():
-        far = divergence(uniform, source, ForwardKL(), vocabulary=vocabulary).values
-    return math.log(vocabulary) - float(far.mean())
-
-
 def _to_start(trainer: LanguageTrainer, x: Tensor, source: Source) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
     if not trainer.model.adapted:
@@ -131,31 +129,49 @@ def _to_start(trainer: LanguageTrainer, x: Tensor, source: Source) -> float | No
         return float(divergence(start, source, ForwardKL(), vocabulary=trainer.model.vocabulary).values.mean())
 
 
-def _teacher(trainer: LanguageTrainer, context: Any, answers: Sequence[Rollout], ids: Sequence[int]) -> dict[str, Any]:
-    """What the teacher says of the student's answers, and the student's own score with the context before it."""
-    terms = {n: t for n, t in trainer.method.terms.items() if hasattr(t, "divergence")}
-    if not terms:
-        return {}
-    name, term = next(iter(terms.items()))
-    assert isinstance(term, Distil)
-    made = views(trainer.method, trainer, answers)
-    pairs, rows = made["context"]
+class Opinion(NamedTuple):
+    """A teacher of some answers: the rows that it judges, what it says and the KL from the student token by token, and
+    the tokens' ids; all of the rows judged, in one row."""
+
+    rows: list[int]
+    teacher: Source
+    kl: Tensor
+    ids: Tensor
+
+
+@torch.no_grad()
+def opinion(trainer: LanguageTrainer, name: str, answers: Sequence[Rollout]) -> Opinion | None:
+    """What the teacher of a term says of the student's answers; None where its context adds to none of them."""
+    pairs, rows = views(trainer.method, trainer, answers)["context"]
     if not pairs:
-        return {"context_share": 0.0}
+        return None
     chosen = [answers[i] for i in rows.tolist()]
     x = packed([(r.prompt, r.ids) for r in chosen]).to(trainer.device)
     batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(trainer.device), None, rows)})
+    term = trainer.method.distils[name]
     with trainer.model.asking():
         step = Step(trainer.model, batch, Clock(), fused=False, owner=trainer.model)
-        state = trainer.objective._state(name, term.teacher)
-        teacher = term.teacher.source(state, step, "context")
-        source, said = read(trainer.model, x)
-        values = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
-    total = float(values.sum())
-    styled = [bool(STYLE.match(trainer.tokenizer.decode([i]))) for i in said.tolist()]
-    share = float(values[torch.tensor(styled, device=values.device)].sum()) / total if total > 0 else None
+        teacher = term.teacher.source(trainer.objective._state(name, term.teacher), step, "context")
+        source, ids = read(trainer.model, x)
+        kl = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
+    return Opinion(rows.tolist(), teacher, kl, ids)
+
+
+def _teacher(
+    trainer: LanguageTrainer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]
+) -> dict[str, Any]:
+    """What the teacher says of the student's answers, and the student's own score with the context before it."""
+    name = next(iter(trainer.method.distils), None)
+    if name is None:
+        return {}
+    found = opinion(trainer, name, answers)
+    if found is None:
+        return {"context_share": 0.0}
+    total = float(found.kl.sum())
+    styled = [bool(STYLE.match(trainer.tokenizer.decode([i]))) for i in found.ids.tolist()]
+    share = float(found.kl[torch.tensor(styled, device=found.kl.device)].sum()) / total if total > 0 else None
     told = trainer.roll(ids, trainer.method.sampling or trainer.greedy, (0, "told"), 1, context)
     return {
-        "kl": float(values.mean()), "style": share, "context_share": len(pairs) / len(answers),
+        "kl": float(found.kl.mean()), "style": share, "context_share": len(found.rows) / len(answers),
         "teacher_accuracy": _mean([r.reward for r in told]),
     }  # fmt: skip

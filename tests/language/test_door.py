@@ -10,8 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from selfdistill.cli import main
+from selfdistill.errors import DataError
+from selfdistill.language.recipes import RECIPES
 from selfdistill.language.rollouts import export
-from tests.language.tiny import student
+from selfdistill.language.trainer import fit
+from tests.language.tiny import prompts, student
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,15 @@ def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_several_processes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.ranks.size", lambda: 2)
+    with pytest.raises(DataError, match="train in one process, and there are 2"):
+        fit(student, prompts(20), RECIPES["sft"](), out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
     code, out, _ = call(
         "preflight", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "sdft()", "--max-tokens", "4",
@@ -108,6 +120,7 @@ def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
         (("run", "p.jsonl", "--model", "minilm"), "writes none"),
         (("run", "p.jsonl", "--target", "x"), "--target"),
         (("compare", "p.jsonl", "--methods", "sdft()"), "not compared over seeds"),
+        (("compare", "digits", "--methods", "sdft()", "--quiet"), "unknown method"),
         (("preflight", "digits"), "holds no prompts"),
     ],
 )
