@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -270,53 +271,29 @@ def bench() -> None:
     """Measure speed, as ratios within one run."""
 
 
-@bench.command()
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--quick", is_flag=True, help="A few tiny steps, to see that it works; the numbers mean nothing.")
-@refusing
-def steps(as_json: bool, quick: bool) -> None:
-    """What a step of each kind of method costs, against a plain step and against a hand-written loop."""
-    from .bench import steps as measured
+def _benchmark(name: str, what: str, quick: str) -> None:
+    """Add the command of a module of `bench`: it has ``run`` and ``render``."""
 
-    _measure(measured, as_json, quick)
-
-
-@bench.command("vitals")
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--quick", is_flag=True, help="A few tiny steps, to see that it works; the numbers mean nothing.")
-@refusing
-def bench_vitals(as_json: bool, quick: bool) -> None:
-    """What looking at the signal costs, as a share of run time."""
-    from .bench import vitals as measured
-
-    _measure(measured, as_json, quick)
+    @bench.command(name, help=what)
+    @click.option("--json", "as_json", is_flag=True)
+    @click.option("--quick", is_flag=True, help=f"{quick}, to see that it works; the numbers mean nothing.")
+    @refusing
+    def command(as_json: bool, quick: bool) -> None:
+        measured = importlib.import_module(f".bench.{name}", __package__)
+        result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True))
+        click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
 
 
-@bench.command("divergence")
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--quick", is_flag=True, help="A small vocabulary, to see that it works; the numbers mean nothing.")
-@refusing
-def bench_divergence(as_json: bool, quick: bool) -> None:
-    """What a divergence over a large vocabulary costs in time and memory, against holding all logits."""
-    from .bench import divergence as measured
-
-    _measure(measured, as_json, quick)
-
-
-@bench.command("store")
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--quick", is_flag=True, help="Small sizes, to see that it works; the numbers mean nothing.")
-@refusing
-def bench_store(as_json: bool, quick: bool) -> None:
-    """What targets on disk take and cost: bytes, reading, the gradient's error, a training step."""
-    from .bench import store as measured
-
-    _measure(measured, as_json, quick)
-
-
-def _measure(bench: Any, as_json: bool, quick: bool) -> None:
-    result = bench.run(quick=quick, progress=lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(result, sort_keys=True) if as_json else bench.render(result))
+for _name, _what, _quick in (
+    ("steps", "What a step of each kind of method costs, against a plain step and against a hand-written loop.",
+     "A few tiny steps"),
+    ("vitals", "What looking at the signal costs, as a share of run time.", "A few tiny steps"),
+    ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
+     "A small vocabulary"),
+    ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
+     "Small sizes"),
+):  # fmt: skip
+    _benchmark(_name, _what, _quick)
 
 
 @main.command()

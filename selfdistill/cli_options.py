@@ -170,16 +170,24 @@ TRAINING = (
 )  # fmt: skip
 
 
+def one_length(steps: int | None, epochs: int | None) -> None:
+    """Refuse two lengths of one training.
+
+    Raises:
+        DataError: steps and epochs were both given.
+    """
+    if steps is not None and epochs is not None:
+        from .errors import DataError
+
+        raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
+
+
 def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Take the training options out; those that were given, as a request has them.
 
     Raises:
         DataError: steps and epochs were both given.
     """
-    steps, epochs = options.get("steps"), options.get("epochs")
-    if steps is not None and epochs is not None:
-        from .errors import DataError
-
-        raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
+    one_length(options.get("steps"), options.get("epochs"))
     training = {name: options.pop(name) for name in TRAINING}
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))

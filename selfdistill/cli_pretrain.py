@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_options import Finite, refusing
+from .cli_options import Finite, one_length, refusing
 
 
 @click.command()
@@ -32,12 +32,10 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     Words are hidden and filled in, twice: what the first training makes of the encoder teaches the second, which starts
     from the original weights. No labels are read. A cut run goes on when the same command is given again.
     """
-    from .errors import DataError
     from .progress import reporting
     from .tasks import pretraining
 
-    if options["steps"] is not None and options["epochs"] is not None:
-        raise DataError(f"--steps {options['steps']} and --epochs {options['epochs']} both say how long; give one")
+    one_length(options["steps"], options["epochs"])
     given = {name: value for name, value in options.items() if value is not None}
     with reporting(quiet) as reporter:
         record = pretraining.pretrain(

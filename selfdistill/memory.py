@@ -1,4 +1,4 @@
-"""Memories: one row per sample, keyed by sample id, so that no shuffling can mix them up."""
+"""Memories: one row per sample, keyed by sample id, so that no shuffling can mix them up; and running means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ranks
-from .errors import DataError
+from .errors import DataError, RecipeError
 
 
 class Buffers(nn.Module):
@@ -85,3 +85,18 @@ class Table(Buffers):
         self._room(ids, values.shape[1])
         new = ~self.seen[ids]
         self.write(ids[new], values[new])
+
+
+def averages(decay: float) -> None:
+    """Refuse what no running mean can keep of itself a step.
+
+    Raises:
+        RecipeError: a decay outside [0, 1).
+    """
+    if not 0.0 <= decay < 1.0:
+        raise RecipeError(f"the decay of a running mean lies in [0, 1), not {decay}")
+
+
+def spoken(p: Tensor, valid: Tensor | None) -> Tensor:
+    """Distributions (rows, ..., classes) of the elements that say something, of all processes: (elements, classes)."""
+    return ranks.gather(p.flatten(0, -2) if valid is None else p[valid])

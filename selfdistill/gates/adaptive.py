@@ -14,24 +14,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
 from ..core import Gate, Given, Pool, Step, Target, Term
 from ..errors import RecipeError
-from ..memory import Buffers, Table
+from ..memory import Buffers, Table, averages, spoken
 from ..targets import DISTRIBUTIONS
 
 MAPPINGS = ("convex", "linear", "concave")
-
-
-def _spoken(student: Tensor, target: Target) -> Tensor:
-    """The distributions of the elements that say something, of all processes: (elements, classes)."""
-    p = target.probabilities(student.shape[-1])
-    return ranks.gather(p.flatten(0, -2) if target.valid is None else p[target.valid])
-
-
-def _averages(decay: float) -> None:
-    if not 0.0 <= decay < 1.0:
-        raise RecipeError(f"the decay of a running mean lies in [0, 1), not {decay}")
 
 
 class _Progress(Table):
@@ -147,7 +135,7 @@ class _Follows(Gate):
     prefers: ClassVar[str | None] = None  # thresholds differ by class
 
     def __post_init__(self) -> None:
-        _averages(self.decay)
+        averages(self.decay)
 
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return Running()
@@ -158,7 +146,7 @@ class _Follows(Gate):
 
     def now(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Running:
         """The running means with the batch at hand."""
-        p = _spoken(student, target)
+        p = spoken(target.probabilities(student.shape[-1]), target.valid)
         step.notes.setdefault(self.key(term), p)
         return cast(Running, state).moved(p, self.decay, self.aligns())
 

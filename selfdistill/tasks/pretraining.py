@@ -27,10 +27,8 @@ from ..loop import fit
 from ..losses import Squared
 from ..teachers import External
 from ..views import Look, Views
-from . import tabular
 from .data import Data
-from .sources import existing
-from .text import SETTINGS, Reader, column, reader
+from .text import SETTINGS, Reader, reader
 
 BATCH, EPOCHS = 32, 3
 RECORD, WORK = "pretraining.json", "work"
@@ -123,14 +121,11 @@ def texts(source: str, found: Reader) -> tuple[Data, int]:
     Raises:
         DataError: no such table or column, or a model that cannot hide words.
     """
-    if not tabular.is_table(source):
-        raise DataError(f"{source}: --text {found.column} names a column, and this is no table; give a file ending in "
-                        f"{', '.join(tabular.SUFFIXES)}")  # fmt: skip
+    path, _, said = found.table(source)
     if found.tokens.mask is None:
         raise DataError("the tokenizer of this model has no mask token, so that no words can be hidden; give another "
                         "model")  # fmt: skip
-    path = existing(source)
-    x, cut = found.ids(column(path, tabular.read_frame(path), found.column))
+    x, cut = found.ids(said)
     none, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
     data = Data(
         name=path.name, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(), labelled=every,

@@ -55,12 +55,7 @@ class Reader:
         Raises:
             DataError: no such column, a cell without text, or no target.
         """
-        if not tabular.is_table(name):
-            raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
-                            f"{', '.join(tabular.SUFFIXES)}")  # fmt: skip
-        path = existing(name)
-        frame = tabular.read_frame(path)
-        texts = column(path, frame, self.column)
+        path, frame, texts = self.table(name)
         if target == self.column:
             raise DataError(f"{path}: '{target}' is both --text and --target; give another column as one of them")
         y, classes = tabular.labels(path, frame, target)
@@ -70,6 +65,19 @@ class Reader:
             y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
         return Source(path.name, "text", y, classes, x=x), cut
+
+    def table(self, name: str) -> tuple[Path, Any, list[str]]:
+        """A table's path, its frame, and the texts of the column.
+
+        Raises:
+            DataError: it is no table, or has no such column of texts.
+        """
+        if not tabular.is_table(name):
+            raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
+                            f"{', '.join(tabular.SUFFIXES)}")  # fmt: skip
+        path = existing(name)
+        frame = tabular.read_frame(path)
+        return path, frame, column(path, frame, self.column)
 
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Token ids (n, length) int32 of texts, and how many of them were longer."""
@@ -99,15 +107,13 @@ def reader(model: str | None, name: str) -> Reader:
     options = encoders.named(spec)
     if options is None:
         raise DataError(
-            f"--text {one_line(name, 40)}: the model {one_line(spec, 60)} reads no text; give {', '.join(_BUILT_IN)}, "
+            f"--text {one_line(name, 40)}: the model {one_line(spec, 60)} reads no text; give "
+            f"{', '.join(pretrained.ENCODERS)}, "
             "the folder of a pretrained encoder, or owner/name of the Hugging Face hub"
         )
     tokenizer, most = pretrained.reading(str(options["name"]))
     pretrained.padding_of(str(options["name"]), tokenizer)
     return Reader(name, tokenizer, min(int(options.get("length", encoders.LENGTH)), most))
-
-
-_BUILT_IN = ("gt-minilm", "minilm")
 
 
 def column(path: Path, frame: Any, name: str) -> list[str]:

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
 from ..core import Given, Pool, Step, Target, Teacher, Term
 from ..errors import RecipeError, SpaceError
-from ..memory import Buffers
+from ..memory import Buffers, averages, spoken
 from ..targets import DISTRIBUTIONS
 from .now import Itself
 
@@ -58,8 +57,7 @@ class ClassAligned(Teacher):
     def __post_init__(self) -> None:
         if self.to not in ("uniform", "labels"):
             raise RecipeError(f"classes are aligned to='uniform' or to='labels', not {self.to!r}")
-        if not 0.0 <= self.decay < 1.0:
-            raise RecipeError(f"the decay of a running mean lies in [0, 1), not {self.decay}")
+        averages(self.decay)
 
     @property
     def view(self) -> str | None:
@@ -97,7 +95,7 @@ class ClassAligned(Teacher):
         shares, classes = cast(_Shares, state), step.student(term.view, term.head).shape[-1]
         word = self.teacher.target(shares.inner, step, term).detached()
         p = word.probabilities(classes)
-        said = ranks.gather(p.flatten(0, -2) if word.valid is None else p[word.valid])
+        said = spoken(p, word.valid)
         step.notes.setdefault(self.key(term), said)
         ratio = p * self._wanted(shares, classes) / shares.moved(said, self.decay).clamp(min=1e-6)
         return Target(ratio / ratio.sum(-1, keepdim=True).clamp(min=1e-12), "probabilities", word.valid)

@@ -14,27 +14,8 @@ from selfdistill.errors import DataError
 from selfdistill.tasks import jsonl
 from selfdistill.tasks.data import from_tensors
 from selfdistill.tasks.examples import FIELDS
-from selfdistill.tasks.prompts import Example, load_prompts, load_suite, need, of_examples
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Writes lines, objects or text, and gives the path."""
-
-    def write(*lines, name="x.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-        return str(path)
-
-    return write
-
-
-def ask(text, **more):
-    return {"prompt": text, **more}
-
-
-def many(count, **more):
-    return [ask(f"question {i}", **more) for i in range(count)]
+from selfdistill.tasks.prompts import Example, load_prompts, of_examples
+from tests.tasks.asking import ask, many
 
 
 def asked(loaded, split):
@@ -249,51 +230,6 @@ def test_a_task_makes_600_rows_whatever_the_seed():
     assert rows.rows == other.rows
     assert rows.test.equal(other.test)
     assert not rows.audit.equal(other.audit)
-
-
-# ---- suites ----------------------------------------------------------------------------------------
-
-
-def test_a_suite_is_all_test_rows_that_can_be_checked(file):
-    suite = load_suite(file(ask("a", answer="1", checker="exact"), ask("b"), ask("c", answer="1", checker="numeric")))
-    assert (suite.test.tolist(), len(suite.labelled), len(suite.audit)) == ([0, 2], 0, 0)
-    assert len(load_suite("reasoning-gym:chain_sum(size=7)").test) == 7
-
-
-def test_a_suite_without_anything_to_check_is_refused(file):
-    path = file(ask("a", answer="1"))
-    with pytest.raises(DataError, match=r'x.jsonl: none of its 1 rows can be checked; add the fields "answer" and'):
-        load_suite(path)
-    assert load_suite(path, checker="exact").test.tolist() == [0]
-
-
-# ---- needs -----------------------------------------------------------------------------------------
-
-
-def test_need_names_recipe_field_rows_and_line(file):
-    loaded = load_prompts(file(*many(8, demonstration="so"), *[ask("x"), ask("y")]), audit=0, test=0)
-    with pytest.raises(DataError) as caught:
-        need(loaded, "demonstration", "sdft")
-    assert str(caught.value) == (
-        "sdft needs a demonstration on each prompt and 2 of 10 rows of x.jsonl have none (first: line 9); "
-        'add the field "demonstration", or use ssd, which needs none'
-    )
-    with pytest.raises(DataError, match=r"opsd needs an answer on each prompt and 10 of 10 .*, or use sft$"):
-        need(loaded, "answer", "opsd", "use sft")
-
-
-def test_need_asks_only_the_rows_that_teach(file):
-    named = [ask("x", split="test"), ask("y", split="audit"), *many(3, demonstration="so", split="train")]
-    need(load_prompts(file(*named)), "demonstration", "sdft")
-
-
-def test_need_tells_fields_that_were_not_read(file):
-    loaded = load_prompts(file(*many(5, demonstation="so", id="1")))
-    with pytest.raises(DataError, match=r'add the field "demonstration" \(not read: demonstation\), or'):
-        need(loaded, "demonstration", "sdft")
-    loaded = load_prompts(file(*many(5, completion="so", id="1")))
-    with pytest.raises(DataError, match=r"\(not read: completion, id\)"):
-        need(loaded, "demonstration", "sdft")
 
 
 # ---- refusals --------------------------------------------------------------------------------------
