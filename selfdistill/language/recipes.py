@@ -36,8 +36,8 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int
         L = mean_i mean_{t >= skip} KL(q_t || p_t),  y ~ p(.|x),  q = p_ema(. | x, c, y_<t),  ema <- (1 - r) ema + r w
 
     Needs: a demonstration on each prompt.
-    ``turns`` shows the demonstration as an earlier turn, which small models follow better than the template,
-    and ``rate`` 0 keeps the teacher as it began: where few steps must do, an average follows the student too soon.
+    ``turns`` shows the demonstration as an earlier turn, which small models follow better than the template;
+    ``rate`` 0 keeps the teacher as it began.
 
     Source: SDFT, arXiv 2601.19897, 2026. Eq. 1 has KL(p || q); all results were made with KL(q || p).
 
