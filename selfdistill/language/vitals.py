@@ -91,8 +91,9 @@ def look(trainer: LanguageTrainer) -> dict[str, Any]:
     """How the teacher fares, how far the student went, and what its answers are like.
 
     ``accuracy``, and ``teacher_accuracy`` of the same weights with the context before them; ``kl`` of teacher and
-    student and ``kl_to_start`` in nats a token; ``entropy`` of the student in nats; ``length`` in tokens; ``doubt``: words of uncertainty in a hundred;
-    ``style``: share of the KL on tokens of style; ``leakage``: share of answers that speak of what was not shown.
+    student and ``kl_to_start`` in nats a token; ``entropy`` of the student in nats; ``length`` in tokens; ``doubt``:
+    words of uncertainty in a hundred; ``style``: share of the KL on tokens of style; ``leakage``: share of answers that
+    speak of what was not shown.
     """
     ids = (trainer.data.audit if len(trainer.data.audit) else trainer.data.labelled)[:LOOKED_AT].tolist()
     method, sampling = trainer.method, trainer.method.sampling or trainer.greedy
