@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ Examples:
   selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
+
+
+Command = Callable[..., None]
 
 
 class OneLine(click.Group):
@@ -271,16 +274,24 @@ def bench() -> None:
     """Measure speed, as ratios within one run."""
 
 
+def _more(name: str) -> Callable[[Command], Command]:
+    """What one of the measurements can be told beside the usual."""
+    if name != "language":
+        return lambda command: command
+    return click.option("--peer", metavar="PYTHON", help="An interpreter that has trl, transformers and peft.")
+
+
 def _benchmark(name: str, what: str, quick: str) -> None:
     """Add the command of a module of `bench`: it has ``run`` and ``render``."""
 
     @bench.command(name, help=what)
+    @_more(name)
     @click.option("--json", "as_json", is_flag=True)
     @click.option("--quick", is_flag=True, help=f"{quick}, to see that it works; the numbers mean nothing.")
     @refusing
-    def command(as_json: bool, quick: bool) -> None:
+    def command(as_json: bool, quick: bool, **more: Any) -> None:
         measured = importlib.import_module(f".bench.{name}", __package__)
-        result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True))
+        result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True), **more)
         click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
 
 
@@ -290,6 +301,7 @@ for _name, _what, _quick in (
     ("vitals", "What looking at the signal costs, as a share of run time.", "A few tiny steps"),
     ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
      "A small vocabulary"),
+    ("language", "What a teacher adds to a language model's step, and a whole SDFT step beside TRL's.", "Small sizes"),
     ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
      "Small sizes"),
 ):  # fmt: skip

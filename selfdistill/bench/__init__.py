@@ -1,1 +1,1 @@
-"""Measurements of this package's own cost: ``selfdistill bench steps``, ``bench vitals`` and ``bench divergence``."""
+"""Measurements of this package's own cost: the modules of ``selfdistill bench``."""

@@ -137,19 +137,27 @@ class Causal(nn.Module):
             yield
 
     @contextlib.contextmanager
-    def merged(self) -> Iterator[None]:
-        """The adapter folded into the weights, for as long as it lasts: a completion reads them once a token. The very
-        weights that were there come back."""
-        layers = list(self.adapters().values())
-        before = [layer.base_layer.weight.data for layer in layers]
+    def shifted(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Updates (by the names of `adapters`) in the adapter's place, for as long as it lasts. A layer's weights are
+        added up when the layer is asked and forgotten afterwards, so that one layer of them is in memory at a time.
+        """
+        bases = {name: self.adapters()[name].base_layer for name in updates}
+
+        def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                weight = (base.weight.float() + update).to(base.weight.dtype)
+                return nn.functional.linear(x, weight, base.bias)
+
+            return forward
+
         try:
-            with torch.no_grad(), self.without_adapter():
-                for layer, weight in zip(layers, before, strict=True):
-                    layer.base_layer.weight.data = weight + update_of(layer).to(weight.dtype)
+            for name, base in bases.items():
+                base.forward = asked(base, updates[name])
+            with self.without_adapter():
                 yield
         finally:
-            for layer, weight in zip(layers, before, strict=True):
-                layer.base_layer.weight.data = weight
+            for base in bases.values():
+                del base.forward  # the class's own is found again
 
     def adapters(self) -> dict[str, Any]:
         """LoRA's layers by name."""

@@ -74,7 +74,7 @@ def by_transformers(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), model.asking(), model.merged(), _plainly(model.plain):
+    with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,

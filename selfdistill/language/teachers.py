@@ -4,7 +4,7 @@ model where the student's own layers will do: weights are put in its place for o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -121,32 +121,28 @@ class Ema(Judge):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         if not 0 < self.rate <= 1:
             raise RecipeError(f"Ema: rate lies above 0 and at most at 1, not at {self.rate}")
-        return Snapshot(self._now(cast(Causal, model)), torch.float32)
+        return Snapshot(dict(self._now(cast(Causal, model))), torch.float32)
 
     @staticmethod
-    def _now(model: Causal) -> dict[str, Tensor]:
-        if not model.adapted:
-            return {n: p.detach() for n, p in model.learning().items()}
-        found = {name: update_of(layer).detach() for name, layer in model.adapters().items()}
-        return found | {n: p.detach() for n, p in model.learning().items() if "lora_" not in n}
-
-    def weights(self, state: nn.Module, model: Causal) -> dict[str, Tensor] | None:
-        held, own = cast(Snapshot, state).weights(), dict(model.named_parameters())
-        if not model.adapted:
-            return {n: w.to(own[n].dtype) for n, w in held.items()}
-        bases = {name: f"{name}.base_layer.weight" for name in model.adapters()}
-        return {bases.get(n, n): (w + own[bases[n]].float() if n in bases else w).to(own[bases.get(n, n)].dtype)
-                for n, w in held.items()}  # fmt: skip
+    def _now(model: Causal) -> Iterator[tuple[str, Tensor]]:
+        """What is averaged, one layer at a time: an adapter's update as one matrix, and what else learns."""
+        for name, layer in model.adapters().items():
+            yield name, update_of(layer).detach()
+        for name, value in model.learning().items():
+            if not model.adapted or "lora_" not in name:
+                yield name, value.detach()
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
-        weights = self.weights(state, model)
-        with model.without_adapter():
-            return model.says(x, weights)
+        held, own = cast(Snapshot, state).weights(), dict(model.named_parameters())
+        whole = {n: w.to(own[n].dtype) for n, w in held.items() if n in own}
+        with model.shifted({n: w for n, w in held.items() if n not in own}):
+            return model.says(x, whole)
 
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        held, now = cast(Snapshot, state).weights(), self._now(cast(Causal, steps[0].owner))
-        torch._foreach_lerp_(list(held.values()), [now[n].to(w.dtype) for n, w in held.items()], self.rate)
+        held = cast(Snapshot, state).weights()
+        for name, now in self._now(cast(Causal, steps[0].owner)):
+            held[name].lerp_(now.to(held[name].dtype), self.rate)
 
 
 def blended(parts: Sequence[tuple[float, Source]]) -> Source:

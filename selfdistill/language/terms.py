@@ -12,7 +12,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from ..core import Measured, Part, Schedule, StateOf, Step, Tally
+from ..core import Batch, Measured, Part, Schedule, StateOf, Step, Tally
 from .causal import Causal, completions
 from .divergences import ForwardKL, Kind, Source, Top, divergence, entropies, importance, log_probabilities
 from .teachers import Base, Judge, blended
@@ -42,11 +42,26 @@ class _Term:
         model, (ids, real) = cast(Causal, step.owner), completions(step.batch[view].x)
         return model, model.source(step.student(view, self.head)[real]), ids, real
 
+    @property
+    def separable(self) -> bool:
+        """Does it say the same of a batch in pieces?"""
+        return True
+
+    def kept(self, batch: Batch) -> Tensor:
+        """The tokens of its view that count, (rows, T), as far as no pass is needed to know it."""
+        return completions(batch[self.view].x)[1]
+
+    def counted(self, batch: Batch) -> Tensor:
+        """What its sum over a batch will be divided by, if it is `separable`."""
+        return self._count(self.kept(batch))
+
+    def _count(self, kept: Tensor) -> Tensor:
+        return (kept if self.mean_over == "token" else kept.any(1)).sum().float()
+
     def measured(self, total: Tensor, kept: Tensor) -> Measured:
         """The tally of a sum over tokens that were ``kept`` (rows, T) and weighed by `spread`."""
         valid = kept.sum().to(total.dtype)
-        rows = kept.any(1).sum().to(total.dtype)
-        return Measured(Tally(total, valid if self.mean_over == "token" else rows), valid, valid)
+        return Measured(Tally(total, self._count(kept).to(total.dtype)), valid, valid)
 
     def spread(self, kept: Tensor) -> Tensor:
         """1 for each token, or one over the length of its sequence, (rows, T)."""
@@ -99,16 +114,30 @@ class Distil(_Term):
     def parts(self) -> tuple[Part, ...]:
         return (self.teacher,)
 
+    def kept(self, batch: Batch) -> Tensor:
+        here = self._judged(batch, super().kept(batch))
+        return here & (torch.arange(here.shape[1], device=here.device) >= self.skip)
+
+    @property
+    def separable(self) -> bool:
+        return not self.quantile  # which is one of the whole batch
+
+    @staticmethod
+    def _judged(batch: Batch, real: Tensor) -> Tensor:
+        """The tokens of which a teacher has read a context."""
+        here = torch.zeros_like(real)
+        if "context" in batch:
+            rows = batch["context"].id
+            here[rows] = real[rows]
+        return here
+
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         model, source, ids, real = self.said(step)
         if not step.rows("context"):
             parts = source if isinstance(source, tuple) else (source,)
             zero = 0.0 * sum(t.float().sum() for t in parts if t is not None)
             return self.measured(torch.as_tensor(zero), torch.zeros_like(real))
-        rows = step.batch["context"].id
-        here = torch.zeros_like(real)
-        here[rows] = real[rows]
-        kept = here & (torch.arange(real.shape[1], device=real.device) >= self.skip)
+        here, kept = self._judged(step.batch, real), self.kept(step.batch)
         flat = here[real]  # the student's tokens that the teacher judges
         student = source[flat] if isinstance(source, Tensor) else source._replace(hidden=source.hidden[flat])
         if self.quantile:
@@ -208,6 +237,9 @@ class Preferred(_Term):
 
     def parts(self) -> tuple[Part, ...]:
         return (self.teacher,)
+
+    def counted(self, batch: Batch) -> Tensor:
+        return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         margin = self._ratio(state_of, step, "x") - self._ratio(state_of, step, "other")

@@ -31,6 +31,8 @@ from .method import Language, check, views
 from .rollouts import Engine, Referee, Sampling, Written, by_transformers, ends, roll
 
 PART = 32  # prompts that are written to between two saves
+#: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
+ROOM = {"cpu": 256, "cuda": 16_384}
 
 
 class Order:
@@ -183,7 +185,10 @@ class LanguageTrainer(Trainer):
                 "token that ends them; look at the engine that writes them"
             )
         groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
-        parts = max(1, min(parts, len(groups)))
+        if self._separable():
+            tokens = sum(len(r.prompt) + len(r.ids) for r in kept)
+            parts = max(parts, math.ceil(tokens / ROOM.get(self.device.type, tokens)))
+        parts = min(parts, len(groups))
         cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
         return [self._batch([r for r in kept if r.example in part]) for part in cut]
 
@@ -204,6 +209,16 @@ class LanguageTrainer(Trainer):
             for n, (x, y, i) in batch.items()
         }
         return Batch(moved)
+
+    def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
+        """As the engine's, without a pass where none is needed."""
+        if len(batches) == 1 or not self._separable():
+            return super()._counts(batches)
+        terms = self.method.terms.items()
+        return {name: ranks.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
+
+    def _separable(self) -> bool:
+        return all(term.separable for term in self.method.terms.values())
 
     # what is said of it --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,46 @@
+"""A batch that goes through in pieces, for the sake of memory, teaches what it teaches as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfdistill.language import trainer
+from selfdistill.language.method import Language
+from selfdistill.language.recipes import grpo, opsd, sdft, sdpo, sft, spin
+from selfdistill.language.trainer import LanguageTrainer
+from selfdistill.settings import Settings
+from tests.language.tiny import prompts, student
+
+DATA = prompts(30, checker="tests.language.test_recipes:lenient")
+
+
+def learnt(method: Language, room: int, monkeypatch: pytest.MonkeyPatch, lora: int = 4) -> tuple[Tensor, int]:
+    """The weights after a step, and in how many pieces the batch went."""
+    monkeypatch.setattr(trainer, "ROOM", {"cpu": room})
+    settings = Settings(epochs=1, batch_size=6, lr=1e-2, optimizer="sgd", vitals=False)
+    made = LanguageTrainer(lambda: student(lora), DATA.sealed(), method, settings, max_tokens=4)
+    made.begin(0)
+    pieces: list[int] = []
+    made.watch = lambda clock, batches, loss: pieces.append(len(batches))
+    made.step()
+    return torch.cat([p.detach().flatten() for p in made.model.learning().values()]), pieces[0]
+
+
+@pytest.mark.parametrize("recipe", [sft, sdft, opsd, sdpo, spin, grpo], ids=lambda recipe: recipe.__name__)
+def test_a_step_in_pieces_is_a_step(recipe: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = recipe() if recipe is sft else recipe(max_tokens=4)
+    whole, one = learnt(method, 10**6, monkeypatch)
+    pieces, many = learnt(method, 20, monkeypatch)
+    assert one == 1
+    assert many > 1
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_quantile_is_one_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = sdft(max_tokens=4)
+    method = replace(method, terms={"distil": replace(method.terms["distil"], quantile=0.5)})
+    assert learnt(method, 20, monkeypatch)[1] == 1
