@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_benchmark import benchmark
 from .cli_compare import compare
 from .cli_language import preflight
 from .cli_options import data_options, given, refusing, training_options
@@ -310,6 +311,7 @@ def doctor() -> None:
     sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
 
 
+main.add_command(benchmark)
 main.add_command(compare)
 main.add_command(preflight)
 main.add_command(pretrain)
