@@ -28,6 +28,7 @@ from ..prepared import batch_size_for, read_method
 from ..step import Passes
 from ..tasks.data import Data
 from .fitting import HALF, PLAIN, SELF_TRAINING, build_for, wants_teacher
+from .probe import probed
 from .records import read
 from .settings import TIMES, Cell, data_of
 
@@ -168,7 +169,8 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     else:
         found, each = training(known)[0], known
     last = found.generations[found.product]
-    said, early = (spoken(found.model, data, weights) for weights in (last.weights, last.best))
+    asked = probed if cell.setting.probing else spoken
+    said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
     return {
         "test": {"last": _scored(said.test(), data), "stopped": _scored(early.test(), data)},

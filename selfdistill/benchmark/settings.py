@@ -95,7 +95,7 @@ def folder_of(method: str) -> str:
     """A folder's name for an expression; a recipe at its defaults has its own.
 
     >>> folder_of("elr()"), folder_of("elr(weight=7.0)")
-    ('elr', 'elr-weight-7-0-64f9')
+    ('elr', 'elr-weight-7-0-9914')
     """
     if re.fullmatch(r"\w+\(\)", method):
         return method[:-2]
