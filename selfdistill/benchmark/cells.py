@@ -34,7 +34,7 @@ from .settings import TIMES, Cell, data_of
 
 FORMAT = 1
 TRIES = 3  # full trainings at most
-SHORT = 8  # steps of the first of two short ones
+SHORT = 2  # steps of the first of two short ones
 
 
 class Tried(NamedTuple):
@@ -57,19 +57,30 @@ def steps_within(tried: list[Tried], budget: float) -> int:
     each = (high - low) / (b - a)
     steps = int((budget - low) / each + a + 0.5)
     if steps < 1:
-        raise RecipeError(
-            f"one step in each generation, with what is done between them, takes {low + each * (1 - a):,.0f} passes, "
-            f"and the budget is {budget:,.0f}"
-        )
+        raise RecipeError(_dear(Tried(1, low + each * (1 - a)), budget))
     return steps
+
+
+def _dear(tried: Tried, budget: float) -> str:
+    several = f"{tried.steps} steps" if tried.steps > 1 else "one step"
+    return (
+        f"{several} in each generation, with what is done between them, take {tried.cost:,.0f} passes, and the budget "
+        f"is {budget:,.0f}"
+    )
 
 
 def matched(train: Callable[[int], tuple[Any, float]], budget: float) -> tuple[Any, int]:
     """What ``train`` (steps -> what it gives, its cost) gives at a cost within 3 % of the budget, and its steps.
 
     After three tries the nearest; costs need not be linear in the steps, for answers of frozen teachers are kept.
+
+    Raises:
+        RecipeError: the first short training alone takes more than the budget.
     """
-    tried = [Tried(steps, train(steps)[1]) for steps in (SHORT, 2 * SHORT)]
+    tried = [Tried(SHORT, train(SHORT)[1])]
+    if tried[0].cost > budget:
+        raise RecipeError(_dear(tried[0], budget))
+    tried.append(Tried(2 * SHORT, train(2 * SHORT)[1]))
     found: list[tuple[float, Any, int]] = []
     for _ in range(TRIES):
         steps = steps_within(tried, budget)

@@ -124,8 +124,8 @@ def _digits(model: str, mark: str = "") -> list[Setting]:
 
 def _clothes(model: str, mark: str = "") -> list[Setting]:
     few, kind = "labels, the other training rows unlabelled", f"Fashion-MNIST, {model}"
-    many: dict[str, Any] = {"model": model, "steps": 400, "seeds": 5, "labels": 5000, "audit": 1000}
-    less: dict[str, Any] = {"model": model, "steps": 1000, "seeds": 5, "unlabelled": True}
+    many: dict[str, Any] = {"model": model, "steps": 800, "seeds": 5, "labels": 5000, "audit": 1000}
+    less: dict[str, Any] = {"model": model, "steps": 1500, "seeds": 5, "unlabelled": True}
     return [
         Setting(f"fashion-100{mark}", f"{kind}: 100 {few}", *CLOTHES, **less, labels=100),
         Setting(f"fashion-noise{mark}", f"{kind}: 5,000 labels, 40 % of them wrong", *CLOTHES, noise=0.4, **many),
@@ -144,7 +144,8 @@ MEMORISE = Setting(
 SETTINGS = {
     one.name: one
     for one in (
-        *_digits("mlp"), MEMORISE, *_clothes("cnn(width=8)"), *_digits("cnn(width=8)", "-cnn"), *_clothes("mlp", "-mlp")
+        *_digits("mlp"), MEMORISE, *_clothes("cnn(width=8, stem=2)"), *_digits("cnn(width=8)", "-cnn"),
+        *_clothes("mlp", "-mlp"),
     )
 }  # fmt: skip
 QUICK = {

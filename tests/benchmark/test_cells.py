@@ -119,8 +119,20 @@ def test_matched_finds_the_steps_on_a_line_and_near_it(fixed: float, bend: float
 
 def test_steps_are_counted_on_the_last_two_trainings() -> None:
     assert steps_within([Tried(1, 9e9), Tried(8, 180.0), Tried(16, 260.0)], 1100.0) == 100
-    with pytest.raises(RecipeError, match=r"takes 1,010 passes, and the budget is 900"):
+    with pytest.raises(RecipeError, match=r"one step .* take 1,010 passes, and the budget is 900"):
         steps_within([Tried(8, 1080.0), Tried(16, 1160.0)], 900.0)
+
+
+def test_what_a_short_training_spends_beyond_the_budget_is_not_trained_further() -> None:
+    asked = list[int]()
+
+    def train(steps: int) -> tuple[None, float]:
+        asked.append(steps)
+        return None, 5000.0
+
+    with pytest.raises(RecipeError, match=r"2 steps .* take 5,000 passes, and the budget is 900"):
+        matched(train, 900.0)
+    assert asked == [2]
 
 
 def test_dropout_is_given_where_a_card_asks_for_it() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from selfdistill.benchmark import running
+from selfdistill.benchmark import cells, running
 from selfdistill.benchmark.fitting import PLAIN
+from selfdistill.benchmark.records import read
 from selfdistill.benchmark.running import plan, run
 from selfdistill.benchmark.settings import Cell
 from selfdistill.errors import CheckpointError, DataError
@@ -30,7 +31,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         cell.path(out).write_text(json.dumps(made))
         return made
 
-    monkeypatch.setattr(running.cells, "run", stand_in)
+    monkeypatch.setattr(cells, "run", stand_in)
     return found
 
 
@@ -57,14 +58,14 @@ def test_it_stops_before_the_minutes_are_over(trained: list[Cell], tmp_path: Pat
 def test_stopped_in_the_midst_what_is_done_stays(
     trained: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = running.cells.run
+    usual = cells.run
 
     def stopped(cell: Cell, out: Path) -> Any:
         if len(trained) == 4:
             raise KeyboardInterrupt
         return usual(cell, out)
 
-    monkeypatch.setattr(running.cells, "run", stopped)
+    monkeypatch.setattr(cells, "run", stopped)
     wanted = plan([NOISE], ["elr()"])
     with pytest.raises(KeyboardInterrupt):
         run(wanted, tmp_path)
@@ -112,7 +113,7 @@ def test_two_processes_leave_what_one_does(tmp_path: Path) -> None:
     assert run(wanted, tmp_path / "one") == 0
     assert time.monotonic() - begun < 600
     for cell in wanted:
-        one, two = (running.read(cell, tmp_path / name) for name in ("one", "two"))
+        one, two = (read(cell, tmp_path / name) for name in ("one", "two"))
         assert one is not None
         assert two is not None
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
