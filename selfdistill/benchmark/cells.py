@@ -205,13 +205,15 @@ def _learner(data: Data) -> dict[str, Any]:
     """Self-training of scikit-learn over logistic regression, with their usual settings but for more iterations."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.semi_supervised import SelfTrainingClassifier
+    from threadpoolctl import threadpool_limits
 
     def rows(ids: torch.Tensor) -> Any:
         return data.rows(ids).flatten(1).numpy()
 
     taught = torch.cat([data.labelled, data.unlabelled])
     learner = SelfTrainingClassifier(LogisticRegression(max_iter=500))
-    learner.fit(rows(taught), data.y[taught].numpy())
+    with threadpool_limits(1):
+        learner.fit(rows(taught), data.y[taught].numpy())
     said = torch.from_numpy(learner.predict_proba(rows(data.test))).clamp(min=1e-12).log()
     found = _scored(said, data)
     return {"test": {"last": found, "stopped": found}, "passes": None, "steps": 0, "budget": None}

@@ -61,8 +61,9 @@ class Setting:
         return round(TIMES * self.steps * 3 * rows / math.ceil(rows / BATCH))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that decides a cell; not what it is called in words, nor how often it is repeated."""
-        return {k: list(v) if k == "shape" else v for k, v in asdict(self).items() if k not in ("about", "seeds")}
+        """Everything that decides a cell: not its words, nor how often it is repeated and who takes part."""
+        said = {k: v for k, v in asdict(self).items() if k not in ("about", "seeds", "remembering")}
+        return {**said, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,9 @@ def folder_of(method: str) -> str:
 
 def _digits(model: str, mark: str = "") -> list[Setting]:
     few, kind = "labels, the other training rows unlabelled", f"digits, {model}"
-    usual: dict[str, Any] = {"model": model, "steps": 500, "seeds": 10}
+    usual: dict[str, Any] = {"model": model, "steps": 750, "seeds": 10}
     return [
-        Setting(
-            f"digits-noise{mark}",
-            f"{kind}: all labels, 40 % of them wrong",
-            *DIGITS,
-            noise=0.4,
-            **usual | {"steps": 900},
-        ),
+        Setting(f"digits-noise{mark}", f"{kind}: all labels, 40 % of them wrong", *DIGITS, noise=0.4, **usual),
         Setting(f"digits-100{mark}", f"{kind}: 100 {few}", *DIGITS, labels=100, unlabelled=True, **usual),
         Setting(f"digits-all{mark}", f"{kind}: all labels", *DIGITS, **usual),
         Setting(f"digits-50{mark}", f"{kind}: 50 {few}", *DIGITS, labels=50, unlabelled=True, **usual),
