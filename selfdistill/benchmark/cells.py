@@ -184,8 +184,8 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
     return {
-        "test": {"last": _scored(said.test(), data), "stopped": _scored(early.test(), data)},
-        "audit": scored(said.audit, data.y[data.audit], data.task),
+        "audit": {"last": _scored(said.audit, data, data.audit), "stopped": _scored(early.audit, data, data.audit)},
+        "test": {"last": _scored(said.test(), data, data.test), "stopped": _scored(early.test(), data, data.test)},
         "best_epoch": last.best_epoch,
         "start": found.generations[0].start,
         "product": found.product,
@@ -197,8 +197,8 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     }
 
 
-def _scored(said: torch.Tensor, data: Data) -> dict[str, float]:
-    return scored(said, data.y[data.test], data.task)
+def _scored(said: torch.Tensor, data: Data, rows: torch.Tensor) -> dict[str, float]:
+    return scored(said, data.y[rows], data.task)
 
 
 def _learner(data: Data) -> dict[str, Any]:
@@ -214,6 +214,8 @@ def _learner(data: Data) -> dict[str, Any]:
     learner = SelfTrainingClassifier(LogisticRegression(max_iter=500))
     with threadpool_limits(1):
         learner.fit(rows(taught), data.y[taught].numpy())
-    said = torch.from_numpy(learner.predict_proba(rows(data.test))).clamp(min=1e-12).log()
-    found = _scored(said, data)
-    return {"test": {"last": found, "stopped": found}, "passes": None, "steps": 0, "budget": None}
+    found = {}
+    for name, ids in (("audit", data.audit), ("test", data.test)):
+        said = torch.from_numpy(learner.predict_proba(rows(ids))).clamp(min=1e-12).log()
+        found[name] = dict.fromkeys(("last", "stopped"), _scored(said, data, ids))
+    return {**found, "passes": None, "steps": 0, "budget": None}

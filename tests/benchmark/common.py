@@ -20,7 +20,7 @@ def record(setting: Any, method: str, seed: int, accuracy: float, **more: Any) -
         "setting": setting.to_json(),
         "method": method,
         "seed": seed,
-        "test": {"last": last, "stopped": {**last, "accuracy": accuracy + 0.01}},
+        **{split: {"last": last, "stopped": {**last, "accuracy": accuracy + 0.01}} for split in ("audit", "test")},
         "passes": {"total": 1000.0},
         "budget": 1000,
         "seconds": 1.0,

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import t, ttest_rel
 
 from selfdistill.benchmark.fitting import HALF, PLAIN, STOPPED
-from selfdistill.benchmark.judging import judge, two_sided
+from selfdistill.benchmark.judging import best_control, judge, two_sided
 from tests.benchmark.common import NOISE, record
 
 GAINS = {"elr()": 0.05, "ps_kd()": -0.05, "ols()": 0.0, "dlb()": 0.008, "mutual()": 0.012}
@@ -31,10 +31,14 @@ def accuracies(records: dict[int, dict[str, Any]]) -> list[float]:
     return [records[s]["test"]["last"]["accuracy"] for s in sorted(records)]
 
 
-def test_verdicts_are_those_of_a_plain_computation() -> None:
+@pytest.mark.parametrize("against", ["plain", "best"])
+def test_verdicts_are_those_of_a_plain_computation(against: str) -> None:
+    """Against the plain training, and against the best control: the same training stopped early, a point better."""
     records = made()
     rows = {row.name: row for row in judge(records)}
-    p = {name: float(ttest_rel(accuracies(records[name]), accuracies(records[PLAIN])).pvalue) for name in GAINS}
+    reference = [a + (0.01 if against == "best" else 0.0) for a in accuracies(records[PLAIN])]
+    assert best_control(records) == STOPPED
+    p = {name: float(ttest_rel(accuracies(records[name]), reference).pvalue) for name in GAINS}
     rejected: list[str] = []
     for place, name in enumerate(sorted(p, key=p.__getitem__)):
         if p[name] > 0.05 / (len(p) - place):
@@ -42,42 +46,53 @@ def test_verdicts_are_those_of_a_plain_computation() -> None:
         rejected.append(name)
     assert {"elr()", "ps_kd()"} <= set(rejected) < set(GAINS), "the example has all three verdicts"
     for name in GAINS:
-        differences = [a - b for a, b in zip(accuracies(records[name]), accuracies(records[PLAIN]), strict=True)]
+        differences = [a - b for a, b in zip(accuracies(records[name]), reference, strict=True)]
         mean = statistics.fmean(differences)
         half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-        row = rows[name]
-        assert row.p == pytest.approx(p[name], rel=1e-9)
-        assert row.difference == pytest.approx(mean)
-        assert row.half == pytest.approx(half)
-        assert row.verdict == ("TIES" if name not in rejected else "BEATS" if mean > 0 else "LOSES")
-        assert row.accuracy == pytest.approx(statistics.fmean(accuracies(records[name])))
+        found = getattr(rows[name], against)
+        assert found.p == pytest.approx(p[name], rel=1e-9)
+        assert found.difference == pytest.approx(mean)
+        assert found.half == pytest.approx(half)
+        assert found.verdict == ("TIES" if name not in rejected else "BEATS" if mean > 0 else "LOSES")
+        assert rows[name].accuracy == pytest.approx(statistics.fmean(accuracies(records[name])))
 
 
 def test_stopping_early_is_a_control_row_of_the_same_trainings() -> None:
     rows = {row.name: row for row in judge(made())}
-    assert rows[STOPPED].difference == pytest.approx(0.01)
+    stopped = rows[STOPPED].plain
+    assert stopped is not None
+    assert stopped.difference == pytest.approx(0.01)
     assert rows[STOPPED].control
-    assert rows[PLAIN].difference is None
+    assert rows[PLAIN].plain is None
+    assert rows[HALF].best is None
     assert rows["elr()"].stopped == pytest.approx(rows["elr()"].accuracy + 0.01)
+
+
+def test_the_best_control_is_chosen_on_the_audit_split_among_those_with_all_seeds() -> None:
+    records = made()
+    for seed in range(8):  # on the test split it stays the worst
+        records[HALF][seed]["audit"]["last"] = {"accuracy": 0.99}
+    assert best_control(records) == HALF
+    del records[HALF][3]
+    assert best_control(records) == STOPPED
+    assert best_control({"elr()": records["elr()"]}) is None
 
 
 def test_only_seeds_of_both_sides_are_paired_and_failures_are_left_out() -> None:
     records = made()
     del records[PLAIN][0]
     records["elr()"][7] = {**records["elr()"][7], "status": "failed", "error": "x"}
-    rows = {row.name: row for row in judge(records)}
-    both = range(1, 7)
-    expected = statistics.fmean(accuracies({s: records["elr()"][s] for s in both})) - statistics.fmean(
-        accuracies({s: records[PLAIN][s] for s in both})
-    )
-    assert rows["elr()"].difference == pytest.approx(expected)
-    assert rows["elr()"].seeds == tuple(range(7))
+    (row,) = [row for row in judge(records) if row.name == "elr()"]
+    ours, theirs = (statistics.fmean(accuracies({s: records[m][s] for s in range(1, 7)})) for m in ("elr()", PLAIN))
+    assert row.plain is not None
+    assert row.plain.difference == pytest.approx(ours - theirs)
+    assert row.seeds == tuple(range(7))
 
 
 def test_too_few_pairs_have_no_verdict_and_no_reference_no_difference() -> None:
-    assert all(row.verdict is None for row in judge(made(2)))
+    assert all(row.plain is None or row.plain.verdict is None for row in judge(made(2)))
     alone = judge({"elr()": made()["elr()"]})
-    assert [(row.difference, row.verdict) for row in alone] == [(None, None)]
+    assert [(row.plain, row.best) for row in alone] == [(None, None)]
 
 
 def test_equal_differences_are_judged_by_signs() -> None:

@@ -47,11 +47,13 @@ def written(out: Path, methods: tuple[str, ...] = METHODS) -> tuple[str, int]:
 def test_rows_have_figures_verdict_and_command(out: Path) -> None:
     text, _ = written(out)
     (row,) = [line for line in text.splitlines() if line.startswith("| `elr()` |")]
-    assert [cell.strip() for cell in row.split("|")[2:6]] == ["82.10", "+10.10 ± 0.25", "BEATS", "0.000"]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["82.10", "+10.10 ± 0.25", "BEATS", "< 0.001"]
     assert "`selfdistill benchmark methods --settings digits-noise --methods 'elr()'`" in row
     assert "| 3 of 3 |" in row
     (other,) = [line for line in text.splitlines() if line.startswith("| `ps_kd()` |")]
     assert [cell.strip() for cell in other.split("|")[2:6]] == ["70.00", "-5.00", "", ""]
+    assert [cell.strip() for cell in row.split("|")[6:8]] == ["+9.10 ± 0.25", "BEATS"]
+    assert "The best control, by mean accuracy on the audit split, is `plain(), stopped early`." in text
     (stopped,) = [line for line in text.splitlines() if line.startswith("| `plain(), stopped early` (control) |")]
     assert "| +1.00 ± 0.00 |" in stopped
 
@@ -83,7 +85,7 @@ def test_the_drawing_is_a_file_of_its_own(out: Path) -> None:
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     words = " ".join(drawn.itertext())
     assert "elr(): BEATS" in words
-    assert "ps_kd()" not in words, "one seed has no interval"
+    assert "ps_kd()" not in words, "one seed has no verdict"
 
 
 def test_findings_by_hand_survive(out: Path) -> None:
