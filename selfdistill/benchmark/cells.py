@@ -128,12 +128,13 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     """Train a cell and write its record, on one thread; a failure is recorded too, in one line.
 
     Raises:
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or the first seed is not trained yet.
     """
+    first = _first(cell, out)
     data, begun = data_of(cell.setting, cell.seed), time.monotonic()
     try:
         with threads.using(1):
-            found = _learner(data) if cell.method == SELF_TRAINING else _network(cell, data, _first(cell, out))
+            found = _learner(data) if cell.method == SELF_TRAINING else _network(cell, data, _known(first))
         record = {"status": "finished", **found}
     except Exception as error:  # a new recipe's own fault is a row of the table too
         said = f"{type(error).__name__}: {one_line(error)}"
@@ -154,21 +155,25 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     return record
 
 
-def _first(cell: Cell, out: Path) -> int | None:
-    """The steps that the first seed found; None for the first itself.
-
-    Raises:
-        RecipeError: the method fails with the first seed, and is not tried with the others.
-        DataError: the first seed is not trained yet.
-    """
+def _first(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """The record of the first seed, which comes before the others; None for the first itself."""
     if cell.seed == 0:
         return None
     record = read(Cell(cell.setting, cell.method, 0), out)
     if record is None:
         raise DataError(f"{cell.method} in {cell.setting.name} is trained with seed 0 before seed {cell.seed}")
-    if record["status"] == "failed":
-        raise RecipeError(f"not tried, for seed 0 has failed ({record['error']})")
-    return int(record.get("steps_each", 0))
+    return record
+
+
+def _known(first: dict[str, Any] | None) -> int | None:
+    """The steps that the first seed found.
+
+    Raises:
+        RecipeError: the method fails with the first seed, and is not tried with the others.
+    """
+    if first is not None and first["status"] == "failed":
+        raise RecipeError(f"not tried, for seed 0 has failed ({first['error']})")
+    return int(first["steps_each"]) if first is not None else None
 
 
 def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:

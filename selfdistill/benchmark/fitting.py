@@ -50,8 +50,8 @@ def is_control(expression: str) -> bool:
     """Is it there to be beaten: no distillation at all, or by a teacher from outside?"""
     if expression in ABOUT:
         return True
-    recipe = recipes()[name_of(expression)]
-    return recipe.__module__.endswith(".controls") or wants_teacher(read_method(expression))
+    recipe = recipes().get(name_of(expression))  # None where a record is older than the recipes
+    return recipe is not None and (recipe.__module__.endswith(".controls") or wants_teacher(read_method(expression)))
 
 
 def wants_teacher(method: Method) -> bool:

@@ -46,8 +46,9 @@ the best mean accuracy on the audit split: stopping early and half of the budget
 
 **Nothing is tuned.** Every recipe runs at its defaults, most of which come from papers with larger models, data and
 budgets: AdamW, rate 0.001, weight decay 0.0001, a cosine, batches of at most 64 labelled rows. A loss here is a loss of
-these defaults at this budget. "Stopped early" is the epoch of the same training that is best on the audit split, whose
-labels are as wrong as those that teach; with few labels it has as many rows as teach.
+these defaults at this budget. Where a recipe's card asks for dropout, it gets the same model with it. "Stopped early"
+is the epoch of the same training that is best on the audit split, whose labels are as wrong as those that teach; with
+few labels it has as many rows as teach.
 """
 
 
@@ -158,8 +159,7 @@ def section(
         lines += [f"The best control, by mean accuracy on the audit split, is `{best}`.", ""]
     if drawing:
         lines += [f"![differences to plain at equal compute]({drawing})", ""]
-    failed = {name: r["error"] for name, found in records.items() for r in found.values() if r["status"] == "failed"}
-    reasons = {**sorted_out(setting)[1], **failed}
+    reasons = {**sorted_out(setting)[1], **_failures(records)}
     lines += _listed("Not run here, or failed", reasons)
     if left:
         count = sum(map(len, left.values()))
@@ -175,6 +175,17 @@ def section(
     elif not rows:
         lines += ["No recipe fits this setting yet.", ""]
     return "\n".join(lines)
+
+
+def _failures(records: Records) -> dict[str, str]:
+    """The methods that failed, with the error of the first seed that did."""
+    found: dict[str, str] = {}
+    for name, of in records.items():
+        errors = [record["error"] for _, record in sorted(of.items()) if record["status"] == "failed"]
+        if errors:
+            whole = "" if len(errors) == len(of) else f"{len(errors)} of {len(of)} seeds: "
+            found[name] = f"{whole}{errors[0]}"
+    return found
 
 
 def _amounts(setting: Setting) -> str:

@@ -71,11 +71,19 @@ def test_missing_cells_are_stated(out: Path) -> None:
 
 def test_methods_without_a_row_have_their_reason(out: Path) -> None:
     keep(out, "dks()", 0, 0.0, status="failed", error="VitalsError: dead")
+    keep(out, "dks()", 1, 0.0, status="failed", error="RecipeError: not tried, for seed 0 has failed")
+    keep(out, "elr()", 3, 0.0, status="failed", error="NotFiniteError: nan")
     text, _ = written(out)
     assert "`fixmatch()`" in text
     assert "needs unlabelled rows" in text
     assert "- `dks()`: VitalsError: dead" in text
+    assert "- `elr()`: 1 of 4 seeds: NotFiniteError: nan" in text
     assert "| `dks()` |" not in text
+
+
+def test_records_of_recipes_that_are_gone_are_still_rows(out: Path) -> None:
+    keep(out, "of_old()", 0, 0.6)
+    assert "| `of_old()` | 60.00 |" in written(out)[0]
 
 
 def test_the_drawing_is_a_file_of_its_own(out: Path) -> None:
