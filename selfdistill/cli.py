@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_benchmark import benchmark
 from .cli_compare import compare
 from .cli_language import preflight
 from .cli_options import data_options, given, refusing, training_options
@@ -201,22 +202,17 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True)
+@click.option("--markdown", "as_markdown", is_flag=True, help="The page docs/methods.md.")
 @refusing
-def methods(as_json: bool) -> None:
+def methods(as_json: bool, as_markdown: bool) -> None:
     """List the recipes: what they are, what they need, what they cost."""
-    from .explain import card
-    from .language.explain import card as spoken_card
-    from .language.recipes import RECIPES
-    from .learners.ways import card as way_card
-    from .learners.ways import ways
-    from .methods import recipes
+    from .catalogue import cards, markdown
 
-    cards = [card(name) for name in recipes()] + [way_card(name) for name in ways() if name not in recipes()]
-    cards += [spoken_card(name) for name in RECIPES]
-    if as_json:
-        click.echo(json.dumps(cards, sort_keys=True))
+    found = cards()
+    if as_json or as_markdown:
+        click.echo(json.dumps(found, sort_keys=True) if as_json else markdown(found), nl=as_json)
         return
-    for c in cards:
+    for c in found:
         click.echo(f"{c['signature']}\n    {c['summary']}")
         step = f"{c['cost']['of_plain']:g} x a plain step, " if "of_plain" in c["cost"] else ""
         click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{c['generations']} generation(s)")
@@ -322,6 +318,7 @@ def doctor() -> None:
     sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
 
 
+main.add_command(benchmark)
 main.add_command(compare)
 main.add_command(preflight)
 main.add_command(pretrain)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from selfdistill.errors import RecipeError
 from selfdistill.models import MODELS
 from selfdistill.networks import cnn, mlp, resnet
 
@@ -113,3 +114,16 @@ def test_dropout_acts_in_training_only(name):
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+def test_a_stem_makes_the_maps_of_a_cnn_smaller() -> None:
+    """Of 28 pixels a side the first stage sees 14, the second 7, and the third too, for 3 is too small."""
+    model = cnn((1, 28, 28), 10, width=4, stem=2)
+    x, sides = torch.zeros(2, 1, 28, 28), []
+    for stage in model.stages:  # type: ignore[union-attr]
+        x = stage(x)
+        sides.append(x.shape[-1])
+    assert sides == [14, 7, 7]
+    assert cnn((1, 28, 28), 10, width=4, stem=2, exits=True)(torch.zeros(2, 1, 28, 28))["exits"].shape == (2, 2, 10)
+    with pytest.raises(RecipeError, match="stem"):
+        cnn((1, 28, 28), 10, stem=0)

@@ -257,3 +257,13 @@ def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> s
                 f'<path class="arrow" d="M{a} {gap}C{a} {rise} {b} {rise} {b} {gap - 2}" marker-end="url(#tip)"/>'
             )
     return drawing(width, height, title, parts).replace("<svg ", f'<svg style="max-width:{width}px" ', 1)
+
+
+def standalone(drawn: str) -> str:
+    """The same drawing as a file of its own, with the style that a page would give it; empty without a drawing."""
+    if not drawn:
+        return ""
+    from .page import STYLE
+
+    head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:var(--bg);font-family:sans-serif" '
+    return drawn.replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n"
