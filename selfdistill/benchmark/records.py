@@ -10,6 +10,7 @@ from ..errors import CheckpointError, DataError
 from ..expressions import one_line
 from .settings import Cell, Setting
 
+FORMAT = 2  # 1: generations were audited
 Records = dict[str, dict[int, dict[str, Any]]]  # method -> seed -> record
 
 
@@ -30,6 +31,8 @@ def _read(path: Path, setting: Setting) -> dict[str, Any]:
         was, seed, status = record["setting"], record["seed"], record["status"]
         if not isinstance(record["method"], str) or seed != int(path.stem) or status not in ("finished", "failed"):
             raise ValueError("it is not what its name says")
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({one_line(error, 80)}); delete it and go on") from error
     now = setting.to_json()

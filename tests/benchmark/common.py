@@ -16,7 +16,7 @@ def record(setting: Any, method: str, seed: int, accuracy: float, **more: Any) -
     last = {"accuracy": accuracy, "nll": 0.5, "ece": 0.1, "brier": 0.2}
     return {
         "status": "finished",
-        "format": 1,
+        "format": 2,
         "setting": setting.to_json(),
         "method": method,
         "seed": seed,

@@ -13,6 +13,7 @@ from selfdistill.benchmark.cells import Tried, matched, steps_within
 from selfdistill.benchmark.fitting import HALF, PLAIN, SELF_TRAINING
 from selfdistill.benchmark.settings import Cell, data_of
 from selfdistill.errors import DataError, RecipeError
+from selfdistill.loop import fit
 from tests.benchmark.common import FEW, NOISE
 
 
@@ -29,6 +30,21 @@ def test_every_method_spends_the_same_passes(method: str, out: Path) -> None:
     assert passes["total"] == passes["forward"] + 2 * passes["backward"] + passes["teacher"]
     # one step of `distil` is 1 in 15 of what its teacher leaves
     assert passes["total"] == pytest.approx(NOISE.budget, rel=0.05)
+
+
+def test_no_generation_is_rolled_back(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the row of a method would be the plain model that its first generation is."""
+    said: list[dict[str, Any]] = []
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        found = fit(*args, **settings)
+        said.extend(one.decision for one in found.generations)
+        return found
+
+    monkeypatch.setattr(cells, "fit", watched)
+    found = cells.run(Cell(NOISE, "born_again(generations=3)", 0), out)
+    assert (found["product"], found["generations"]) == (2, 3)
+    assert {(one["accepted"], one["rows"]) for one in said} == {(True, 0)}, "accepted, for nothing was audited"
 
 
 def test_labelling_the_pool_is_paid_from_the_budget(out: Path) -> None:
