@@ -141,7 +141,7 @@ class Causal(nn.Module):
         """Updates (by the names of `adapters`) in the adapter's place, for as long as it lasts. A layer's weights are
         added up when the layer is asked and forgotten afterwards, so that one layer of them is in memory at a time.
         """
-        bases = {name: self.adapters()[name].base_layer for name in updates}
+        bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
 
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
