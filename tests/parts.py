@@ -10,7 +10,9 @@ from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precisi
 from selfdistill.losses import (
     KL,
     Absolute,
+    ClassPrior,
     CrossEntropy,
+    Entropy,
     GaussianKL,
     GaussianNLL,
     LogOneMinusInner,
@@ -40,6 +42,7 @@ LOSSES = [
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
     (Absolute(), 0.0), (PairCrossEntropy(), None),
+    (Entropy(), None), (ClassPrior(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
@@ -63,6 +66,8 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     CrossEntropy(): {("logits", t) for t in DISTRIBUTIONS},
     CrossEntropy(hard=True, smoothing=0.1): {("logits", t) for t in DISTRIBUTIONS},
     KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
+    Entropy(): {("logits", t) for t in DISTRIBUTIONS},
+    ClassPrior(): {("logits", t) for t in DISTRIBUTIONS},
     Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
     LogOneMinusInner(): {("logits", "probabilities")},
     GaussianNLL(): {("gaussian", "values")},

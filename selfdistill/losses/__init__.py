@@ -19,8 +19,9 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .noise import ClassPrior, Entropy
 
 __all__ = [
-    "KL", "Absolute", "CrossEntropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanNLL",
-    "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "ClassPrior", "CrossEntropy", "Entropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner",
+    "LogVariances", "MeanNLL", "PairCrossEntropy", "Squared", "check_spaces",
 ]  # fmt: skip
