@@ -6,7 +6,7 @@ from typing import Any
 
 from selfdistill.carried import Carried
 from selfdistill.core import Always
-from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precision
+from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
 from selfdistill.losses import (
     KL,
     Absolute,
@@ -47,6 +47,7 @@ LOSSES = [
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
     Precision(0.1),
+    SmallLoss(), SmallLoss(0.5, 0.0, crossed=True),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
@@ -97,6 +98,7 @@ JUDGES: dict[Any, Any] = {
     Correct(): DISTRIBUTIONS,
     Agreement(0.5): {"values", "gaussian"},
     Precision(0.5): {"gaussian"},
+    SmallLoss(0.3): DISTRIBUTIONS,
 }
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

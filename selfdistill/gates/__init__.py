@@ -1,5 +1,6 @@
 """Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
 
 from .common import Agreement, Always, Confidence, Confident, Correct, Precision
+from .small_loss import SmallLoss
 
-__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision"]
+__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "Precision", "SmallLoss"]
