@@ -15,7 +15,7 @@ import click
 from . import __version__
 from .cli_compare import compare
 from .cli_options import data_options, given, refusing, training_options
-from .cli_report import report, vitals
+from .cli_report import doubts, report, vitals
 from .cli_theory import theory
 from .files import write
 
@@ -286,6 +286,7 @@ def doctor() -> None:
 main.add_command(compare)
 main.add_command(report)
 main.add_command(vitals)
+main.add_command(doubts)
 main.add_command(theory)
 
 

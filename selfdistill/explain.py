@@ -15,7 +15,7 @@ from .expressions import called
 from .heads import space_of
 from .methods import recipes
 from .step import Clock
-from .teachers import Ema, External, Frozen, PseudoLabels, Sampled
+from .teachers import Ancestors, Ema, External, Frozen, PseudoLabels, Sampled, Stale
 from .values import of_values
 from .views import Views
 
@@ -76,7 +76,7 @@ def cost(method: Method) -> dict[str, float]:
 
     A backward pass counts as two forward ones. A method of several generations costs this in all but the first, which
     has no teacher. A frozen teacher counts as one forward; on a view without randomness its answers are kept, and it
-    costs that in the first epoch only. Early exits are not counted.
+    costs that in the first epoch only; all earlier generations cost one each, told of the last. Early exits are free.
 
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
@@ -93,12 +93,14 @@ def cost(method: Method) -> dict[str, float]:
 
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    if not isinstance(term.teacher, (Ema, Frozen, Sampled)):
+    if not isinstance(term.teacher, (Ema, Frozen, Sampled, Stale)):
         return 0.0
     members = 1.0 if isinstance(term.teacher, External) else float(getattr(method.prepare, "peers", 1))
     if isinstance(term.teacher, Sampled):
         return members * _rows(method.views, term.view) * term.teacher.passes
-    return members * _rows(method.views, term.teacher.view or term.view)
+    if isinstance(term.teacher, Ancestors):
+        members *= method.generations - 1
+    return members * _rows(method.views, getattr(term.teacher, "view", None) or term.view)
 
 
 def schedule(weight: Any, clock: Clock) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import SpaceError
 
 #: What a target can be. ``classes`` are integer labels (rows, ...); every other space has its components last.
-SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features")
+SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features", "members")
 #: Spaces that stand for a distribution over classes.
 DISTRIBUTIONS = frozenset({"classes", "probabilities", "logits"})
 

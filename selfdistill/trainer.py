@@ -18,17 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import carried, checkpoint, draws, ranks, rollback, shards
+from . import carried, checkpoint, diversity, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import better, losses, predict_rows, score
+from .heads import Peers
 from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
 from .teachers import Held
+from .teachers.ancestors import wanted
 from .vitals import record
 from .vitals.starts import fresh_start
 
@@ -98,18 +100,19 @@ class Trainer:
         torch.manual_seed(draws.seed(self.settings.seed, "init", generation))
         return self.build().to(self.device).train()  # a factory may have left it in eval mode
 
-    def first(self) -> nn.Module:
-        """Generation 0 as it ended."""
-        model = self._fresh(0)
-        model.load_state_dict(self.done[0].weights)
-        return model
-
     def _previous(self, generation: int) -> nn.Module | None:
         if generation == 0:
             return None
-        teacher = self.accepted()[-1]
-        model = self._fresh(teacher)
-        model.load_state_dict(self.done[teacher].weights)
+        every = wanted(self.method)
+        if every is None:
+            return self.as_it_was(self.accepted()[-1])
+        numbers = range(generation) if every.at_last else self.accepted()
+        return Peers([self.as_it_was(g) for g in numbers], values=self.data.task == "regress").eval()
+
+    def as_it_was(self, generation: int) -> nn.Module:
+        """A generation as it ended, in eval mode."""
+        model = self._fresh(generation)
+        model.load_state_dict(self.done[generation].weights)
         return model.eval()
 
     @cached_property
@@ -335,6 +338,8 @@ class Trainer:
                 self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
+        if diverse := diversity.measure(self.model, self.data, self.device):
+            line["diversity"] = diverse
         line |= record.entry(self.objective.pulse, self.history, clock.generation)
         for warning in line.get("warnings", []):
             self.warn(f"warning: {warning}")
@@ -389,6 +394,4 @@ class Trainer:
         product = self.product()
         if product == len(self.done) - 1 and not shards.is_sharded(self.model):
             return self.model.eval()
-        model = self._fresh(product)
-        model.load_state_dict(self.done[product].weights)
-        return model.eval()
+        return self.as_it_was(product)

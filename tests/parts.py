@@ -6,7 +6,7 @@ from typing import Any
 
 from selfdistill.carried import Carried
 from selfdistill.core import Always
-from selfdistill.gates import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
+from selfdistill.gates import Agreement, Confidence, Confident, Correct, LabelledShare, Precision, SmallLoss
 from selfdistill.losses import (
     KL,
     Absolute,
@@ -24,6 +24,7 @@ from selfdistill.losses import (
 from selfdistill.teachers import (
     Aligned,
     Ema,
+    Ensembled,
     External,
     Frozen,
     Generation,
@@ -34,6 +35,8 @@ from selfdistill.teachers import (
     LastEpoch,
     Peers,
     PseudoLabels,
+    Refurbished,
+    Relabelled,
     Sampled,
 )  # fmt: skip
 
@@ -47,13 +50,14 @@ LOSSES = [
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
     Precision(0.1),
-    SmallLoss(), SmallLoss(0.5, 0.0, crossed=True),
+    SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
+    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -85,11 +89,12 @@ SAYS: dict[Any, Any] = {
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",
-    **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History())},
-    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried())},
+    **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
+    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried(), Relabelled())},
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
+    Refurbished(): {"logits": "classes"}.get,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -99,6 +104,7 @@ JUDGES: dict[Any, Any] = {
     Agreement(0.5): {"values", "gaussian"},
     Precision(0.5): {"gaussian"},
     SmallLoss(0.3): DISTRIBUTIONS,
+    LabelledShare(): None,
 }
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

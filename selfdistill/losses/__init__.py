@@ -19,9 +19,10 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .ensembles import DirichletNLL, ReverseKL
 from .noise import ClassPrior, Entropy
 
 __all__ = [
-    "KL", "Absolute", "ClassPrior", "CrossEntropy", "Entropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner",
+    "KL", "DirichletNLL", "ReverseKL", "Absolute", "ClassPrior", "CrossEntropy", "Entropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner",
     "LogVariances", "MeanNLL", "PairCrossEntropy", "Squared", "check_spaces",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class Data:
         0.0  # values: mean and standard deviation of the labels that teach; models learn (y - center) / scale
     )
     scale: float = 1.0
+    names: tuple[str, ...] = ()  # the file of each row, where rows are files
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1], shape (len(ids), *shape)."""
@@ -255,6 +256,7 @@ def _assemble(
         augment=found.augment,
         preprocessor=preprocessor,
         white=found.white,
+        names=found.names,
         center=center,
         scale=scale,
         **parts._asdict(),

@@ -4,12 +4,16 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 ``state_dict``, copies of the student in float32; memories are keyed by sample id.
 """
 
+from .ancestors import Ancestors, Members
+from .combined import Combined
 from .memories import History, LastBatch, LastEpoch
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
+from .relabelled import Ensembled, Refurbished, Relabelled
+from .stale import Stale
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Ema", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels", "LastBatch",
-    "LastEpoch", "Peers", "PseudoLabels", "Sampled",
+    "Aligned", "Ancestors", "Combined", "Members", "Stale", "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels",
+    "LastBatch", "LastEpoch", "Peers", "PseudoLabels", "Refurbished", "Relabelled", "Sampled",
 ]  # fmt: skip
