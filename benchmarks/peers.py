@@ -1,8 +1,8 @@
 """How much of an ensemble's gain does a single model keep that its members taught? Digits, 40 % of the labels wrong.
 
-Every seed trains the method and a plain control for as many steps, on the same split and labels; the ensemble is the mean
-of the method's own members. Run it as ``python benchmarks/peers.py --seeds 12``; what is done is not trained again, and
-``--first 100`` counts seeds from 100 on, to choose a method on other seeds than those that are told.
+Every seed trains the method and a plain control for as many steps, on the same split and labels; the ensemble is the
+mean of the method's own members. Run it as ``python benchmarks/peers.py --seeds 12``; what is done is not trained
+again, and ``--first 100`` counts seeds from 100 on, to choose a method on other seeds than those that are told.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/peers"))
     options = parser.parse_args()
     table = [
-        "| method | plain | stopped early | single | ensemble | two members differ | single - plain | ensemble - plain | kept "
-        "| seeds |",
+        "| method | plain | stopped early | single | ensemble | members differ | single - plain | ensemble - plain "
+        "| kept | seeds |",
         "|---" * 10 + "|",
     ]
     for method in options.methods:

@@ -20,7 +20,7 @@ Factory = Callable[..., nn.Module]
 class Branches(Peers):
     """Several models that share all stages but the last: a trunk, and for each its last stage and its classifier.
 
-    A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, at least two,
+    A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, two or more,
     and ends in an ``nn.Linear`` whose output it returns; the default models do. Heads: ``peers`` (rows, K, classes),
     ``ensemble``, and ``logits`` of the one that is deployed. The product is that one with the trunk: a model as `build`
     makes it.
@@ -29,15 +29,15 @@ class Branches(Peers):
     deployed = 0
 
     def __init__(self, models: list[nn.Module]) -> None:
-        self.depth = len(_stages(models[0])) - 1
-        trunk = [_stages(models[0])[i] for i in range(self.depth)]
-        self.last = _last_linear(models[0])
-        classifiers = [model.get_submodule(self.last) for model in models]
+        trunk = list(_stages(models[0]))[:-1]
+        last = _last_linear(models[0])
+        classifiers = [model.get_submodule(last) for model in models]
         for model in models:
-            for i in range(self.depth):
+            for i in range(len(trunk)):
                 _stages(model)[i] = nn.Identity()
-            _put(model, self.last, nn.Identity())
+            _put(model, last, nn.Identity())
         super().__init__(models)
+        self.last = last  # the name of the classifier in a whole model
         self.trunk, self.classifiers = nn.Sequential(*trunk), nn.ModuleList(classifiers)
 
     def spoken(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,8 +116,8 @@ class ApartPeers(Peers):
             return super().forward(x)
         if len(x) % len(self.members):
             raise SpaceError(
-                f"{len(self.members)} peers learn from as many views of the same rows, and a batch has {len(x)} rows in "
-                "all; give the method one view for each peer, all of the same rows"
+                f"{len(self.members)} peers learn from as many views of the same rows, and a batch has {len(x)} rows; "
+                "give the method one view for each peer, all of the same rows"
             )
         blocks = x.split(len(x) // len(self.members))
         said = [member(block) for member, block in zip(self.members, blocks, strict=True)]
@@ -134,13 +134,13 @@ def _stages(model: nn.Module) -> nn.ModuleList:
     if isinstance(stages, nn.ModuleList) and len(stages) > 1:
         return stages
     raise SpaceError(
-        f"branches share the first stages of a model, and {type(model).__name__} has no nn.ModuleList `stages` of two or "
-        "more; the default models have (mlp with a depth of 2 or more)"
+        f"branches share the first stages of a model, and {type(model).__name__} has no nn.ModuleList `stages` of two "
+        "or more; the default models have (mlp with a depth of 2 or more)"
     )
 
 
 def _last_linear(model: nn.Module) -> str:
-    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not found:
         raise SpaceError(f"branches have classifiers of their own, and {type(model).__name__} ends in no nn.Linear")
     return found[-1]
@@ -194,6 +194,12 @@ class Gated(_Branched):
 @dataclass(frozen=True)
 class Attending(_Branched):
     """Prepares a factory for ``peers`` branches, the last of which leads: see `AttendingBranches`."""
+
+    def __post_init__(self) -> None:
+        if self.peers < 3:
+            raise SpaceError(
+                f"a leader follows two peers or more: at least three branches are needed, not {self.peers}"
+            )
 
     def _joined(self, models: list[nn.Module]) -> nn.Module:
         return AttendingBranches(models)

@@ -9,8 +9,8 @@ q_i (or m_i) is what the model believes of row i: from the memory of the method,
 each sample while it trained (`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal_ensembling`, `joint_optimisation`);
 otherwise the mean over the generations of what each said of the row at its best epoch by the audit split, which comes
 before wrong labels are learnt by heart. Peers speak together. A label is *doubted* where another class is believed, or,
-of values, where the score is above 0.95. Which labels were made wrong on purpose has no part in a score; where a run did
-that, it says how well the scores find them.
+of values, where the score is above 0.95. Which labels were made wrong on purpose has no part in a score; where a run
+did that, it says how well the scores find them.
 """
 
 from __future__ import annotations

@@ -6,12 +6,22 @@ from typing import Any
 
 from selfdistill.carried import Carried
 from selfdistill.core import Always
-from selfdistill.gates import Agreement, Confidence, Confident, Correct, LabelledShare, Precision, SmallLoss
+from selfdistill.gates import (
+    Agreement,
+    Confidence,
+    Confident,
+    Correct,
+    LabelledShare,
+    Precision,
+    Shard,
+    SmallLoss,
+)  # fmt: skip
 from selfdistill.losses import (
     KL,
     Absolute,
     ClassPrior,
     CrossEntropy,
+    DirichletNLL,
     Entropy,
     GaussianKL,
     GaussianNLL,
@@ -19,10 +29,13 @@ from selfdistill.losses import (
     LogVariances,
     MeanNLL,
     PairCrossEntropy,
+    ReverseKL,
     Squared,
 )
 from selfdistill.teachers import (
     Aligned,
+    Ancestors,
+    Combined,
     Ema,
     Ensembled,
     External,
@@ -33,11 +46,13 @@ from selfdistill.teachers import (
     Labels,
     LastBatch,
     LastEpoch,
+    Members,
     Peers,
     PseudoLabels,
     Refurbished,
     Relabelled,
     Sampled,
+    Stale,
 )  # fmt: skip
 
 LOSSES = [
@@ -45,19 +60,21 @@ LOSSES = [
     (KL(), 0.0), (KL(4.0), 0.0), (Squared(), 0.0), (Squared(mean=True), 0.0), (LogOneMinusInner(), None),
     (GaussianNLL(), None), (GaussianNLL(0.5), None), (GaussianKL(), 0.0), (MeanNLL(), None), (LogVariances(), 0.0),
     (Absolute(), 0.0), (PairCrossEntropy(), None),
-    (Entropy(), None), (ClassPrior(), None),
+    (Entropy(), None), (ClassPrior(), None), (ReverseKL(), 0.0), (ReverseKL(4.0), 0.0), (DirichletNLL(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
     Precision(0.1),
     SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
+    Shard(),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), Carried(),
     Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
-    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0),
+    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0), Ancestors(), Ancestors(at_last=True), Members(),
+    Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -73,6 +90,8 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
     Entropy(): {("logits", t) for t in DISTRIBUTIONS},
     ClassPrior(): {("logits", t) for t in DISTRIBUTIONS},
+    ReverseKL(4.0): {("logits", "logits"), ("logits", "probabilities")},
+    DirichletNLL(): {("logits", "members")},
     Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
     LogOneMinusInner(): {("logits", "probabilities")},
     GaussianNLL(): {("gaussian", "values")},
@@ -95,6 +114,10 @@ SAYS: dict[Any, Any] = {
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
     Refurbished(): {"logits": "classes"}.get,
+    Ancestors(): SPACE.__getitem__,
+    Members(): {"logits": "members"}.get,
+    Stale(): {"peers": "probabilities"}.get,
+    Combined(): {"logits": "logits"}.get,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -105,6 +128,7 @@ JUDGES: dict[Any, Any] = {
     Precision(0.5): {"gaussian"},
     SmallLoss(0.3): DISTRIBUTIONS,
     LabelledShare(): None,
+    Shard(): None,
 }
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from selfdistill import fit
-from selfdistill.doubts import auroc, judge, of_classes, of_values, read
+from selfdistill.doubts import Doubt, auroc, judge, of_classes, of_values, read
 from selfdistill.errors import CheckpointError, DataError
 from selfdistill.methods import recipes
 from selfdistill.models import parse
@@ -25,10 +26,9 @@ def digits() -> Data:
     return load("digits", label_noise=NOISE)
 
 
-def trained(name: str, data: Data, **settings: object) -> tuple[list[object], dict[str, object]]:
-    result = fit(parse("mlp", data.shape, data.outputs), data, recipes()[name](), **{"steps": 300, **settings})
-    found, summary = judge(result, data)
-    return list(found), summary
+def trained(name: str, data: Data, steps: int = 300) -> tuple[list[Doubt], dict[str, Any]]:
+    result = fit(parse("mlp", data.shape, data.outputs), data, recipes()[name](), steps=steps)
+    return judge(result, data)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_wrong_labels_are_doubted_most(name: str, source: str, digits: Data) -> 
     found, summary = trained(name, digits)
     assert summary["from"] == source
     assert summary["rows"] == len(found) == len(digits.labelled)
-    assert float(summary["auroc"]) > 0.95  # type: ignore[arg-type]
-    wrong = digits.noisy[torch.tensor([one.row for one in found[:200]])]  # type: ignore[attr-defined]
+    assert float(summary["auroc"]) > 0.95
+    wrong = digits.noisy[torch.tensor([one.row for one in found[:200]])]
     assert float(wrong.float().mean()) > 0.95
 
 
@@ -54,7 +54,7 @@ def test_scores_do_not_know_which_labels_are_wrong(digits: Data) -> None:
     first, told = trained("elr", digits, steps=60)
     second, lied = trained("elr", lying, steps=60)
     assert first == second
-    assert float(lied["auroc"]) == pytest.approx(1 - float(told["auroc"]), abs=2e-4)  # type: ignore[arg-type]
+    assert float(lied["auroc"]) == pytest.approx(1 - float(told["auroc"]), abs=2e-4)
 
 
 def test_the_area_is_the_share_of_pairs_in_order() -> None:

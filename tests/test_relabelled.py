@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.carried import collect, hand_on
-from selfdistill.core import Batch, Clock, Method, Objective, Pool, Rows, Term
+from selfdistill.core import Batch, Clock, Method, Objective, Pool, Rows, Teacher, Term
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import LabelledShare, Shard
 from selfdistill.losses import ClassPrior, CrossEntropy, Entropy, Squared
 from selfdistill.targets import Target
-from selfdistill.teachers import Ensembled, Labels, Refurbished, Relabelled, Teacher
+from selfdistill.teachers import Ensembled, Labels, Refurbished, Relabelled
 
 
 class Says(nn.Module):
@@ -40,7 +41,9 @@ def visit(objective: Objective, logits: list[list[float]], y: list[int], ids: li
     batch = Batch({"x": Rows(torch.tensor(logits), torch.tensor(y), torch.tensor(ids))})
     objective(batch)
     term = objective.method.terms["t"]
-    target = term.teacher.target(objective.states["t_" + type(term.teacher).__name__.lower()], objective._steps[-1], term)
+    target = term.teacher.target(
+        objective.states["t_" + type(term.teacher).__name__.lower()], objective._steps[-1], term
+    )
     objective.update()
     return target
 
@@ -50,7 +53,7 @@ def test_the_ensembled_target_is_the_bias_corrected_average() -> None:
     said = [[[3.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]]
     assert visit(objective, said[0], [0]).valid.tolist() == [False]  # type: ignore[union-attr]
     z = torch.zeros(2)
-    for number, (before, now) in enumerate(zip(said, said[1:], strict=False), 1):
+    for number, (before, now) in enumerate(itertools.pairwise(said), 1):
         z = 0.75 * z + 0.25 * torch.tensor(before[0]).softmax(0)
         target = visit(objective, now, [0])
         torch.testing.assert_close(target.value[0], z / (1 - 0.75**number))

@@ -4,4 +4,14 @@ from .common import Agreement, Always, Confidence, Confident, Correct, Precision
 from .shares import LabelledShare, Shard
 from .small_loss import SmallLoss
 
-__all__ = ["Agreement", "Always", "Confidence", "Confident", "Correct", "LabelledShare", "Shard", "Precision", "SmallLoss"]
+__all__ = [
+    "Agreement",
+    "Always",
+    "Confidence",
+    "Confident",
+    "Correct",
+    "LabelledShare",
+    "Precision",
+    "Shard",
+    "SmallLoss",
+]

@@ -23,6 +23,6 @@ from .ensembles import DirichletNLL, ReverseKL
 from .noise import ClassPrior, Entropy
 
 __all__ = [
-    "KL", "DirichletNLL", "ReverseKL", "Absolute", "ClassPrior", "CrossEntropy", "Entropy", "GaussianKL", "GaussianNLL", "LogOneMinusInner",
-    "LogVariances", "MeanNLL", "PairCrossEntropy", "Squared", "check_spaces",
+    "KL", "Absolute", "ClassPrior", "CrossEntropy", "DirichletNLL", "Entropy", "GaussianKL", "GaussianNLL",
+    "LogOneMinusInner", "LogVariances", "MeanNLL", "PairCrossEntropy", "ReverseKL", "Squared", "check_spaces",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpaceError
-from ..targets import DISTRIBUTIONS, Target, tempered
+from ..targets import Target, tempered
 
 
 @dataclass(frozen=True)

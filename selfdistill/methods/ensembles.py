@@ -72,8 +72,8 @@ def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: f
         generation M:            L = - mean_m log Dirichlet(p_m; a),  a = exp(z / T),  p_m = softmax(z_m / T)
         T falls on a line from ``start`` to 1 over ``share`` of the training
 
-    The mean of the Dirichlet distribution is softmax(z), as of any model; its sum tells how surely. Members are smoothed
-    towards the uniform distribution. The paper has ensembles of 100.
+    The mean of the Dirichlet distribution is softmax(z), as of any model; the sum of a tells how surely. Members are
+    smoothed towards the uniform distribution. The paper has ensembles of 100.
 
     Source: Malinin, Mlodozeniec and Gales, Ensemble Distribution Distillation, ICLR 2020.
 

@@ -61,16 +61,16 @@ def selfie(
     )
 
 
-def joint_optimisation(alpha: float = 1.2, beta: float = 0.8, window: int = 10, wait: float = 0.35) -> Method:
+def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: float = 0.35) -> Method:
     """Joint optimisation: learn weights and labels in turn, then learn the labels once more from the start.
 
     Equation::
 
-        generation 0:  L = KL(s_i || p) + a KL(uniform || mean over the batch of p) + b H(p)
+        generation 0:  L = KL(s_i || p) + prior KL(uniform || mean over the batch of p) + entropy H(p)
                        s_i = y_i in epochs e < wait x epochs (from 0), then the mean of the last ``window`` epochs' p_i
         generation 1:  L = KL(s_i || p),  s_i as it stood at the end
 
-    The last two parts keep the labels from becoming one class, and one-hot. a and b are those of symmetric noise (the
+    The last two parts keep the labels from becoming one class, and flat. Their weights are those of symmetric noise (the
     code's defaults are 1 and 0.5); the wait is 70 of 200 epochs. The authors' second training is shorter (120) and
     faster; here both take the same settings.
 
@@ -82,8 +82,8 @@ def joint_optimisation(alpha: float = 1.2, beta: float = 0.8, window: int = 10, 
     return Method(
         {
             "label": Term(Relabelled(window, wait), KL()),
-            "prior": Term(Itself(), ClassPrior(), weight=ByGeneration(alpha, 0.0)),
-            "sure": Term(Itself(), Entropy(), weight=ByGeneration(beta, 0.0)),
+            "prior": Term(Itself(), ClassPrior(), weight=ByGeneration(prior, 0.0)),
+            "sure": Term(Itself(), Entropy(), weight=ByGeneration(entropy, 0.0)),
         },
         generations=2,
     )

@@ -37,7 +37,8 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
     except SelfdistillError:
         return []
     rows = [
-        (one["name"] or str(one["row"]), one["label"], one["believed"], f"{one['doubt']:.3f}") for one in found["labels"]
+        (one["name"] or str(one["row"]), one["label"], one["believed"], f"{one['doubt']:.3f}")
+        for one in found["labels"]
     ]
     said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
     return [paragraph(said), table(("row", "label", "believed", "doubt"), rows)]

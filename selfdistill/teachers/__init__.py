@@ -14,6 +14,7 @@ from .stale import Stale
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Ancestors", "Combined", "Members", "Stale", "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History", "Itself", "Labels",
-    "LastBatch", "LastEpoch", "Peers", "PseudoLabels", "Refurbished", "Relabelled", "Sampled",
+    "Aligned", "Ancestors", "Combined", "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History",
+    "Itself", "Labels", "LastBatch", "LastEpoch", "Members", "Peers", "PseudoLabels", "Refurbished", "Relabelled",
+    "Sampled", "Stale",
 ]  # fmt: skip

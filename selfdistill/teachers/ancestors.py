@@ -74,4 +74,3 @@ def wanted(method: Method) -> Ancestors | None:
     """The teacher that asks for all earlier generations, if a method has one."""
     teachers = (getattr(term, "teacher", None) for term in method.terms.values())
     return next((teacher for teacher in teachers if isinstance(teacher, Ancestors)), None)
-

@@ -21,10 +21,10 @@ MOST = 1000  # training rows that the weights of "general" are estimated from
 
 
 def convex(z: Tensor, y: Tensor) -> Tensor:
-    """The weights a (rows, K) of a convex combination of logits (rows, K, classes) with the least CE(y, sum_k a_k z_k).
+    """The weights a (rows, K) of the convex combination of logits (rows, K, classes) with the least CE(y, sum a_k z_k).
 
-    The loss is convex in a, so along the line that moves weight from one peer to another its slope rises: the best place
-    is found by halving, for each pair in turn until nothing moves. Two peers are one pair. In float64.
+    The loss is convex in a, so along the line that moves weight from one peer to another its slope rises: the best
+    place is found by halving, for each pair in turn until nothing moves. Two peers are one pair. In float64.
 
     >>> convex(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
     [[1.0, 0.0]]
@@ -63,7 +63,8 @@ def best_weights(p: Tensor, y: Tensor) -> Tensor:
     c = torch.einsum("nic,njc->ij", off, off) / len(off)
     c = c + 1e-6 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
     w = torch.linalg.solve(c, torch.ones(len(c), dtype=c.dtype, device=c.device))
-    return w / w.sum()
+    best: Tensor = w / w.sum()
+    return best
 
 
 class _Weights(Buffers):

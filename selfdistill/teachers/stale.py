@@ -18,9 +18,10 @@ from .weights import Held
 
 @dataclass(frozen=True)
 class Stale(Teacher):
-    """For each peer the mean probability of the others, by copies of their weights that are renewed every so many steps.
+    """For each peer the mean probability of the others, by copies of their weights that are renewed now and then.
 
-    The copies are in eval mode; the first ones are of the initial weights (codistillation, Anil et al. 2018).
+    Every so many steps, that is. The copies are in eval mode; the first ones are of the initial weights
+    (codistillation, Anil et al. 2018).
 
     Raises:
         RecipeError: ``every`` counts no steps.

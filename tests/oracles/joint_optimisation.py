@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.harness import CLASSES, Recorded
 
-OTHER = {"alpha": 0.5, "beta": 0.3, "window": 1, "wait": 1.0}
+OTHER = {"prior": 0.5, "entropy": 0.3, "window": 1, "wait": 1.0}
 
 
 def divergence(t: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def divergence(t: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
 
 
 def oracle(
-    run: Recorded, alpha: float = 1.2, beta: float = 0.8, window: int = 10, wait: float = 0.35
+    run: Recorded, prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: float = 0.35
 ) -> tuple[list[float], nn.Module]:
     losses, said = list[float](), dict[int, list[torch.Tensor]]()
     labels = F.one_hot(run.data.y.clamp(min=0), CLASSES).float()
@@ -34,8 +34,8 @@ def oracle(
             means = [torch.stack(said[i][-window:]).mean(0) if late and i in said else labels[i] for i in rows]
             loss = divergence(torch.stack(means), log_p) / len(rows)
             if generation == 0:
-                prior = -p.mean(0).log().mean() - math.log(CLASSES)
-                loss = loss + alpha * prior - beta * (p * log_p).sum(1).mean()
+                spread = -p.mean(0).log().mean() - math.log(CLASSES)
+                loss = loss + prior * spread - entropy * (p * log_p).sum(1).mean()
                 for i, row in zip(rows, p.detach(), strict=True):
                     said.setdefault(i, []).append(row)
             optimizer.zero_grad()

@@ -38,14 +38,14 @@ def oracle(
         said = [one.detach() for one in z]
         shifted = torch.stack([one - one.gather(1, y[:, None]) for one in said])
         own = torch.stack([F.cross_entropy(one, y, reduction="none") for one in said])
-        target = {
-            "naive": lambda said=said, own=own: torch.stack(
-                [said[int(k)][i] for i, k in enumerate(own.argmin(0))]
-            ),
-            "linear": lambda said=said, y=y: least(said, y),
-            "minlogit": lambda shifted=shifted: shifted.min(0).values,
-            "general": lambda said=said, w=w: sum(w[k] * said[k] for k in range(peers)),
-        }[combination]()
+        if combination == "naive":
+            target = torch.stack([said[int(k)][i] for i, k in enumerate(own.argmin(0))])
+        elif combination == "linear":
+            target = least(said, y)
+        elif combination == "minlogit":
+            target = shifted.min(0).values
+        else:
+            target = torch.stack([w[k] * said[k] for k in range(peers)]).sum(0)
         t = (target / temperature).softmax(1)
         loss = torch.zeros(())
         for k in range(peers):
@@ -70,4 +70,5 @@ def weights(run: Recorded, members: list[nn.Module]) -> torch.Tensor:
     c = off @ off.T / len(y)
     c += 1e-6 * c.trace() / len(members) * torch.eye(len(members))
     total = torch.linalg.inv(c).sum(1)
-    return (total / total.sum()).float()
+    best: torch.Tensor = total / total.sum()
+    return best.float()
