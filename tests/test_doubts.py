@@ -26,7 +26,7 @@ def digits() -> Data:
     return load("digits", label_noise=NOISE)
 
 
-def trained(name: str, data: Data, steps: int = 300) -> tuple[list[Doubt], dict[str, Any]]:
+def trained(name: str, data: Data, steps: int = 150) -> tuple[list[Doubt], dict[str, Any]]:
     result = fit(parse("mlp", data.shape, data.outputs), data, recipes()[name](), steps=steps)
     return judge(result, data)
 

@@ -70,8 +70,8 @@ def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 1
                        s_i = y_i in epochs e < wait x epochs (from 0), then the mean of the last ``window`` epochs' p_i
         generation 1:  L = KL(s_i || p),  s_i as it stood at the end
 
-    The last two parts keep the labels from becoming one class, and flat. Their weights are those of symmetric noise (the
-    code's defaults are 1 and 0.5); the wait is 70 of 200 epochs. The authors' second training is shorter (120) and
+    The last two parts keep the labels from becoming one class, and flat. Their weights are those of symmetric noise
+    (the code's defaults are 1 and 0.5); the wait is 70 of 200 epochs. The authors' second training is shorter (120) and
     faster; here both take the same settings.
 
     Source: Tanaka et al., Joint Optimization Framework for Learning with Noisy Labels, CVPR 2018.
