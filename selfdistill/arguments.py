@@ -40,6 +40,7 @@ RANGES = {
     "stages": Range(1),
     "fresh": Range(1),
     "generations": Range(1),
+    "members": Range(1),
 }
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("True or False", (bool,)),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import shards
+from .branches import ApartPeers
 from .core import Measured, Method, Objective, Teacher, Term
 from .counting import kept_buffers
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
-from .heads import space_of
+from .heads import Peers, space_of
 from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
@@ -146,6 +149,7 @@ def dry_run(trainer: Trainer) -> None:
             with _another_s_code(reads, "build it for that shape"):
                 step = objective.look(batch)
             _check_outputs(trainer, step)
+            _check_peers(objective.student, step)
             weighs = f"a term of the method fails on rows of shape {shape}"
             with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
                 objective.measure(batch)
@@ -193,6 +197,21 @@ _COUNTS: tuple[Callable[[Measured], Tensor], ...] = (lambda m: m.tally.count, la
 
 def _near(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= 1e-4 * abs(size) + 1e-9
+
+
+def _check_peers(student: nn.Module, step: Step) -> None:
+    """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
+    apart = isinstance(student, ApartPeers) and not step.batch.fixed
+    if not isinstance(student, Peers) or apart or shards.is_sharded(student):
+        return
+    states = [list(member.state_dict().values()) for member in student.members]
+    for i, j in itertools.combinations(range(len(states)), 2):
+        pairs = list(zip(states[i], states[j], strict=False))
+        if pairs and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise RecipeError(
+                f"peers {i + 1} and {j + 1} start from the same weights and see the same rows, so they stay equal and "
+                "teach nothing; let the model draw its weights anew each time it is built"
+            )
 
 
 def _check_outputs(trainer: Trainer, step: Step) -> None:

@@ -19,7 +19,7 @@ from .cli_compare import compare
 from .cli_language import preflight
 from .cli_options import data_options, given, refusing, training_options
 from .cli_pretrain import pretrain
-from .cli_report import report, vitals
+from .cli_report import doubts, report, vitals
 from .cli_theory import theory
 from .files import write
 
@@ -324,6 +324,7 @@ main.add_command(preflight)
 main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
+main.add_command(doubts)
 main.add_command(theory)
 
 

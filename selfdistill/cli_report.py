@@ -1,4 +1,4 @@
-"""``selfdistill report`` and ``selfdistill vitals``: what a finished or unfinished run has to say."""
+"""``selfdistill report``, ``vitals`` and ``doubts``: what a run has to say."""
 
 from __future__ import annotations
 
@@ -29,4 +29,17 @@ def vitals(run_folder: str, as_json: bool) -> None:
     from .vitals.record import read, text
 
     found = read(run_folder)
+    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="So many rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@refusing
+def doubts(run_folder: str, top: int, as_json: bool) -> None:
+    """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv."""
+    from .doubts import read, text
+
+    found = read(run_folder, top)
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))

@@ -177,7 +177,7 @@ def watch(trainer: Trainer) -> None:
 def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drift:
     """Compare the model at hand with generation 0; ``earlier`` are the shares moved in generations 1, 2, ..."""
     data, seed = trainer.data, trainer.settings.seed
-    first = trainer.first()
+    first = trainer.as_it_was(0)
     ids = {name: _some(getattr(data, name), name, seed) for name in ("unlabelled", "labelled", "audit")}
     then, now = (
         {name: _answers(trainer, model, rows) for name, rows in ids.items()} for model in (first, trainer.model)

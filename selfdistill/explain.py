@@ -15,7 +15,18 @@ from .expressions import called
 from .heads import space_of
 from .methods import recipes
 from .step import BETWEEN, Clock
-from .teachers import CertainLabels, ClassAligned, Ema, External, Frozen, PseudoLabels, Sampled, Snapshot
+from .teachers import (
+    Ancestors,
+    CertainLabels,
+    ClassAligned,
+    Ema,
+    External,
+    Frozen,
+    PseudoLabels,
+    Sampled,
+    Snapshot,
+    Stale,
+)  # fmt: skip
 from .teachers.cached import asked
 from .values import of_values
 from .views import Views
@@ -77,7 +88,7 @@ def cost(method: Method) -> dict[str, float]:
 
     A backward pass counts as two forward ones. A method of several generations costs this in all but the first, which
     has no teacher. A frozen teacher counts as one forward; on a view without randomness its answers are kept, and it
-    costs that in the first epoch only. Early exits are not counted.
+    costs that in the first epoch only; all earlier generations cost one each, told of the last. Early exits are free.
 
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
@@ -97,11 +108,13 @@ def cost(method: Method) -> dict[str, float]:
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
     teacher = term.teacher.teacher if isinstance(term.teacher, ClassAligned) else term.teacher
-    if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot)):
+    if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
         return 0.0
     members = 1.0 if isinstance(asked(teacher), External) else float(getattr(method.prepare, "peers", 1))
     if isinstance(teacher, Sampled):
         return members * _rows(method.views, term.view) * teacher.passes
+    if isinstance(teacher, Ancestors):
+        members *= method.generations - 1
     return members * _rows(method.views, getattr(teacher, "view", None) or term.view)
 
 

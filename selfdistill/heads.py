@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -106,9 +107,25 @@ class Peers(nn.Module):
         mixed = torch.logsumexp(torch.log_softmax(peers.float(), dim=-1), dim=1)  # log of a sum: logits of the mean
         return {"logits": each[0], "peers": peers, "ensemble": mixed}
 
+    @property
+    def each(self) -> int:
+        """How many of them a row goes through."""
+        return len(self.members)
+
     def product(self) -> nn.Module:
         """What a training leaves: the first of them."""
         return self.members[0]
+
+
+class Mean(Peers):
+    """Several models that predict together: their main head is the log of the mean probability, or the mean."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = super().forward(x)
+        return {**said, "values" if self.values else "logits": said["ensemble"]}
+
+    def product(self) -> nn.Module:
+        return self
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,18 @@ class Group:
     def of_values(self) -> Group:
         """The same for models of values."""
         return ValueGroup(self.peers)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Prepares nothing: it says that all accepted generations are the product together, by their `Mean`."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return build
+
+    def single(self, build: Any) -> Any:
+        """What builds one of them."""
+        return build
 
 
 @dataclass(frozen=True)
@@ -221,11 +250,20 @@ class GaussianPeers(Peers):
         return self if self.jointly else self.members[0]
 
 
+MOST_MEMBERS = 32  # of a `Mean` in a model folder
+
+
+def _mean_of(members: int, values: bool, build: Callable[[], nn.Module]) -> nn.Module:
+    return Mean([build() for _ in range(members)], values)
+
+
 #: What a `models.Build` can put around its models, by the name it keeps in a model folder.
 WRAPS: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {
     "gaussian": lambda build: WithVariance(build()),
     "gaussians": lambda build: GaussianPeers([WithVariance(build()), WithVariance(build())], jointly=True),
     "ranks": lambda build: WithRanks(build()),
+    **{f"mean{k}": partial(_mean_of, k, False) for k in range(2, MOST_MEMBERS + 1)},
+    **{f"mean{k}_values": partial(_mean_of, k, True) for k in range(2, MOST_MEMBERS + 1)},
 }
 
 

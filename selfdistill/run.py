@@ -8,6 +8,7 @@
     generations/      final and best weights of every generation
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
+    doubts.csv        how far the model doubts each label that taught
     README.md         the same facts for people; report.html draws them
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__, checkpoint, models, ranks, threads
+from . import __version__, checkpoint, doubts, ensembles, models, ranks, threads
 from .checkpoint import write_json
 from .core import Clock
 from .crossfit import all_labels, crossfit
@@ -232,6 +233,8 @@ class Run:
         if folded:
             result["folds"] = folded.to_json()
         if ranks.rank() == 0:
+            found, result["doubts"] = doubts.judge(trained, ready.data)
+            doubts.save(found, self.folder)
             self._finish(ready, control if control and preferred else trained, result)
         return result
 
@@ -326,7 +329,7 @@ class Run:
             result[shown][name] = reliability(found, data.y[test]) if data.classes else points(found, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)
-        return result
+        return ensembles.added(result, ready, trained)
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         model = product(trained.model)
@@ -335,6 +338,8 @@ class Run:
         build = ready.build if plainly or single is None else single(ready.build)
         facts: dict[str, Any] = {"classes": list(ready.data.classes)}
         facts["method"] = "plain()" if plainly else ready.expression
+        if not plainly and (together := ensembles.joined(ready, trained)):
+            model, build = together
         if ready.data.task == "regress":
             build = replace(build, scale=(ready.data.center, ready.data.scale))
             half = result["test"].get("width")

@@ -42,6 +42,22 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class EpochRamp:
+    """`Ramp` by whole epochs: peak x exp(-5 (1 - t)^2) with t = e / (share x epochs) in epoch e from 0, capped at 1.
+
+    >>> EpochRamp(2.0, share=0.5)(Clock(epoch=5, epochs=10))
+    2.0
+    """
+
+    peak: float
+    share: float = 80 / 300
+
+    def __call__(self, clock: Clock) -> float:
+        t = min(1.0, clock.epoch / (self.share * clock.epochs)) if self.share > 0 else 1.0
+        return self.peak * math.exp(-5.0 * (1.0 - t) ** 2)
+
+
+@dataclass(frozen=True)
 class Rise:
     """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation; 0 until ``start`` of it.
 
@@ -102,3 +118,33 @@ class ByGeneration:
 
     def __call__(self, clock: Clock) -> float:
         return self.first if clock.generation == 0 else self.later
+
+
+@dataclass(frozen=True)
+class AtLast:
+    """One value for the last generation and one for all before it.
+
+    >>> [AtLast(1.0, 0.1)(Clock(generation=g, generations=3)) for g in range(3)]
+    [1.0, 1.0, 0.1]
+    """
+
+    before: float
+    last: float
+
+    def __call__(self, clock: Clock) -> float:
+        return self.last if clock.generation == clock.generations - 1 else self.before
+
+
+@dataclass(frozen=True)
+class After:
+    """0 until ``share`` of the generation is done, then ``value``.
+
+    >>> [After(2.0, share=0.5)(Clock(step=s, epochs=10)) for s in (4, 5)]
+    [0.0, 2.0]
+    """
+
+    value: float
+    share: float = 0.1
+
+    def __call__(self, clock: Clock) -> float:
+        return self.value if clock.progress >= self.share else 0.0

@@ -112,7 +112,7 @@ class Passes(NamedTuple):
 
 def members(module: nn.Module | None) -> int:
     """How many models a module runs at once: a group of peers has several."""
-    return len(module.members) if isinstance(module, Peers) else 1
+    return module.each if isinstance(module, Peers) else 1
 
 
 def copies(module: nn.Module | None) -> int:

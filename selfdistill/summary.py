@@ -32,6 +32,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     for g in generations:
         name = result["method"] if len(generations) == 1 else f"{result['method']}, {_called(result, g)}"
         table.append((name, g["test"]))
+    if whole := result.get("ensemble"):
+        table.append((_mean(whole), whole["test"]))
     return table
 
 
@@ -64,6 +66,11 @@ def _verdicts(result: dict[str, Any]) -> str:
         f"The product {'; '.join(said)} (over {result['data']['rows']['test']} test prompts).{kept}{trouble} One seed "
         "is an anecdote; repeat with other --seed values before you believe it."
     )
+
+
+def _mean(whole: dict[str, Any]) -> str:
+    """What an ensemble is the mean of."""
+    return f"mean of {whole['peers']} peers" if "peers" in whole else f"mean of {len(whole['generations'])} generations"
 
 
 def is_learner(result: dict[str, Any]) -> bool:
@@ -168,9 +175,22 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         "",
         f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
         *_trained(result, record, took),
+        *together(result),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
+
+
+def together(result: dict[str, Any]) -> list[str]:
+    """What an ensemble gains, how much of it the single model keeps, and how far its members differ."""
+    whole = result.get("ensemble")
+    if not whole:
+        return []
+    said = f"- {_mean(whole)}: {_gain(whole['test'], whole['single'])} against the single model"
+    if whole.get("kept") is not None:
+        said += f", which keeps {100 * whole['kept']:.0f} % of the gain over plain"
+    differ = whole.get("disagreement")
+    return [said + ("" if differ is None else f"; two of them differ on {100 * differ:.1f} % of the test rows")]
 
 
 def _trained(result: dict[str, Any], record: dict[str, Any], took: str) -> list[str]:

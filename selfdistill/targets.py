@@ -12,7 +12,7 @@ from .errors import SpaceError
 
 #: What a target can be. ``classes`` are integer labels (rows, ...); every other space has its components last.
 #: ``excluded`` has a one for each class that the row is said *not* to have.
-SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features", "excluded")
+SPACES = ("classes", "probabilities", "logits", "values", "gaussian", "ranks", "features", "excluded", "members")
 #: Spaces that stand for a distribution over classes.
 DISTRIBUTIONS = frozenset({"classes", "probabilities", "logits"})
 

@@ -22,7 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import carried, check, features, gates, heads, losses, methods, schedules, teachers, terms, views
+from . import (
+    branches,
+    carried,
+    check,
+    features,
+    gates,
+    heads,
+    losses,
+    methods,
+    schedules,
+    teachers,
+    terms,
+    views,
+)
 from .core import Always, Batch, Clock, Gate, Given, Loss, Method, Objective, Rows, Step, Target, Teacher, Term
 from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
@@ -43,7 +56,7 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    for module in (losses, teachers, carried, gates, terms, schedules, views, heads, features):
+    for module in (losses, teachers, carried, gates, terms, schedules, views, heads, features, branches):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):

@@ -18,17 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import carried, checkpoint, counting, draws, ranks, rollback, shards
+from . import carried, checkpoint, counting, diversity, draws, ranks, rollback, shards
 from .audit import Decision, champion, exhausted
 from .check import dry_run
 from .core import Always, Batch, Clock, Measured, Method, Objective, Pool
 from .errors import DataError, NotFiniteError
 from .evaluate import better, losses, predict_rows, score
+from .heads import Peers
 from .sampling import Drawn, Sampler
 from .saving import Log, Trained, copied, digest
 from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
+from .teachers.ancestors import wanted
 from .teachers.cached import pinned
 from .vitals import record
 from .vitals.starts import fresh_start
@@ -81,15 +83,22 @@ class Trainer:
 
     def first(self) -> nn.Module:
         """Generation 0 as it ended."""
-        return self._ended(0)
+        return self.as_it_was(0)
 
-    def _ended(self, generation: int) -> nn.Module:
+    def as_it_was(self, generation: int) -> nn.Module:
+        """A generation as it ended, in eval mode."""
         model = self._fresh(generation)
         model.load_state_dict(self.done[generation].weights)
-        return model
+        return model.eval()
 
     def _previous(self, generation: int) -> nn.Module | None:
-        return self._ended(self.accepted()[-1]).eval() if generation else None
+        if generation == 0:
+            return None
+        every = wanted(self.method)
+        if every is None:
+            return self.as_it_was(self.accepted()[-1])
+        numbers = range(generation) if every.at_last else self.accepted()
+        return Peers([self.as_it_was(g) for g in numbers], values=self.data.task == "regress").eval()
 
     @cached_property
     def blueprint(self) -> str:
@@ -314,6 +323,8 @@ class Trainer:
                 self.best = {"epoch": clock.epoch, "audit": line["audit"], "weights": copied(self.model.state_dict())}
             decision = rollback.check(self, clock)
             line |= {"decision": decision} if decision else {}
+        diverse = diversity.measure(self.model, self.data, self.device)
+        line |= {"diversity": diverse} if diverse else {}
         line |= record.entry(self.objective.pulse, self.history, clock.generation) | self.remarks()
         for warning in line.get("warnings", []):
             self.warn(f"warning: {warning}")
@@ -384,4 +395,4 @@ class Trainer:
         product = self.product()
         if product == len(self.done) - 1 and not shards.is_sharded(self.model):
             return self.model.eval()
-        return self._ended(product).eval()
+        return self.as_it_was(product)

@@ -14,9 +14,12 @@ from selfdistill.gates import (
     Confident,
     Correct,
     FallingLoss,
+    LabelledShare,
     Precision,
     SelfAdaptive,
+    Shard,
     Singleton,
+    SmallLoss,
     Spared,
     Steady,
     TruncatedGaussian,
@@ -26,7 +29,9 @@ from selfdistill.losses import (
     KL,
     Absolute,
     AmongOthers,
+    ClassPrior,
     CrossEntropy,
+    DirichletNLL,
     Entropy,
     Excluding,
     GaussianKL,
@@ -36,19 +41,23 @@ from selfdistill.losses import (
     MeanDistance,
     MeanNLL,
     PairCrossEntropy,
+    ReverseKL,
     SelfWeighted,
     Sharpened,
     Squared,
 )
 from selfdistill.teachers import (
     Aligned,
+    Ancestors,
     BetaRanked,
     Beyond,
     Cached,
     CertainLabels,
     ClassAligned,
     ClassMean,
+    Combined,
     Ema,
+    Ensembled,
     External,
     Frozen,
     Generation,
@@ -57,12 +66,16 @@ from selfdistill.teachers import (
     Labels,
     LastBatch,
     LastEpoch,
+    Members,
     MixedLabels,
     Neighbours,
     Peers,
     PseudoLabels,
+    Refurbished,
+    Relabelled,
     Sampled,
     Snapshot,
+    Stale,
     Virtual,
 )  # fmt: skip
 
@@ -73,14 +86,14 @@ LOSSES = [
     (MeanDistance(), 0.0), (AmongOthers(), 0.0),
     (SelfWeighted(), None),
     (Absolute(), 0.0), (PairCrossEntropy(), None), (Sharpened(), None), (Sharpened(KL(), 2.0), None), (Entropy(), None),
-    (Excluding(), None),
+    (Excluding(), None), (ClassPrior(), None), (ReverseKL(), 0.0), (ReverseKL(4.0), 0.0), (DirichletNLL(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
     Precision(0.1), Annealed(), Annealed("log"), Annealed("exp"), ClassProgress(), ClassProgress(0.4, "concave", False),
     ClassProgress(0.3, "linear"), SelfAdaptive(), SelfAdaptive(0.5), TruncatedGaussian(),
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
-    Steady(), Steady(0.01, head="peers"),
+    Steady(), Steady(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(), Shard(),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
@@ -93,6 +106,8 @@ TEACHERS = [
     Carried(), Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
     ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9), CertainLabels(0.3, 0.05, 0.25, 0.05),
     CertainLabels(0.9, 0.05, 0.25, 0.05, 3, True),
+    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0), Ancestors(), Ancestors(at_last=True), Members(),
+    Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -102,11 +117,14 @@ SPACE = {
     "ranks": "ranks",
 }  # fmt: skip
 DISTRIBUTIONS = {"classes", "probabilities", "logits"}
-SPACES = {*DISTRIBUTIONS, *SPACE.values(), "excluded"}
+SPACES = {*DISTRIBUTIONS, *SPACE.values(), "excluded", "members"}
 COMPARES: dict[Any, set[tuple[str, str]]] = {
     CrossEntropy(): {("logits", t) for t in DISTRIBUTIONS},
     CrossEntropy(hard=True, smoothing=0.1): {("logits", t) for t in DISTRIBUTIONS},
     KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
+    ClassPrior(): {("logits", t) for t in DISTRIBUTIONS},
+    ReverseKL(4.0): {("logits", "logits"), ("logits", "probabilities")},
+    DirichletNLL(): {("logits", "members")},
     Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
     LogOneMinusInner(): {("logits", "probabilities")},
     GaussianNLL(): {("gaussian", "values")},
@@ -126,8 +144,8 @@ SAYS: dict[Any, Any] = {
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",
-    **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History())},
-    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried())},
+    **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
+    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried(), Relabelled())},
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
@@ -137,6 +155,11 @@ SAYS: dict[Any, Any] = {
         ClassAligned(t, 0.9): lambda head: "probabilities" if SPACE[head] == "logits" else None
         for t in (Itself(), Labels())
     },
+    Refurbished(): {"logits": "classes"}.get,
+    Ancestors(): {"logits": "logits", "values": "values"}.get,
+    Members(): {"logits": "members"}.get,
+    Stale(): {"peers": "probabilities"}.get,
+    Combined(): {"logits": "logits"}.get,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -151,6 +174,9 @@ JUDGES: dict[Any, Any] = {
          FallingLoss(1.0, warm_up=0.0, labelled="x"), Singleton(0.8, 0.5, "x"), Steady(1.0, head="peers")),
         DISTRIBUTIONS,
     ),
+    SmallLoss(0.3): DISTRIBUTIONS,
+    LabelledShare(): None,
+    Shard(): None,
 }  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

@@ -17,6 +17,7 @@ from selfdistill.explain import card, cost, explain, text
 from selfdistill.loop import fit
 from selfdistill.methods import recipes
 from selfdistill.prepared import read_method
+from selfdistill.teachers.ancestors import wanted as ancestors
 from tests.harness import build_values, building_for, external_teacher, of_values, tiny_data, value_data
 
 
@@ -187,6 +188,9 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
         if generation == 0 and method.generations > 1:
             rows = claimed["backward"] if expression.startswith("heteroscedastic") else 1.0  # drawn, and unlabelled yet
             wanted = (rows, rows)  # there is no teacher yet
+        elif every := ancestors(method):
+            taught = not every.at_last or generation == method.generations - 1
+            wanted = (1.0 + generation * taught, 1.0)  # all earlier generations teach
         assert len(steps) >= 10
         first = {(1.0, 1.0)} if expression.startswith("snapshot") else set()  # a cycle without a teacher
         assert set(steps) == {wanted} | first

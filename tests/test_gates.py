@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from selfdistill.core import Always, Batch, Clock, Gate, Given, Rows, Step, Target, Term
-from selfdistill.gates import Agreement, Confidence, Confident, Correct
+from selfdistill.errors import RecipeError
+from selfdistill.gates import Agreement, Confidence, Confident, Correct, SmallLoss
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Itself
+from selfdistill.teachers import Itself, Labels
 
 CLASSES = 3
 GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(), Correct()]
@@ -116,3 +117,26 @@ def test_agreement_of_a_row_does_not_depend_on_the_others():
         whole = Agreement().measures(student, Target(value, space))
         alone = [Agreement().measures(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
         assert torch.equal(whole, torch.cat(alone))
+
+
+def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
+    """Row by row in plain Python; a row without a label is never kept and is not counted."""
+    generator = torch.Generator().manual_seed(3)
+    student, y = torch.randn(9, 2, CLASSES, generator=generator), torch.tensor([0, 1, 2, 0, -1, 1, 2, -1, 0])
+    losses = -student.log_softmax(-1)
+    for crossed in (False, True):
+        gate, term = SmallLoss(0.5, 0.2, crossed), Term(Labels(), CrossEntropy(), head="peers")
+        for epoch, forget in ((0, 0.0), (1, 0.25), (2, 0.5), (9, 0.5)):
+            step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), Clock(epoch=epoch, epochs=10))
+            target = Target(y, "classes", y >= 0).spread(student)
+            trust = gate.weigh(nn.Module(), student, target, step, term)
+            for k in (0, 1):
+                judge = 1 - k if crossed else k
+                known = [i for i in range(9) if y[i] >= 0]
+                easy = sorted(known, key=lambda i: float(losses[i, judge, y[i]]))[: int((1 - forget) * len(known))]
+                assert trust[:, k].tolist() == [float(i in easy) for i in range(9)]
+
+
+def test_small_loss_refuses_a_noise_that_is_no_share():
+    with pytest.raises(RecipeError, match="from 0 to below 1"):
+        SmallLoss(1.0)

@@ -8,7 +8,7 @@ import torch
 from selfdistill import testing
 from selfdistill.core import Term
 from selfdistill.gates import Confident
-from selfdistill.losses import KL, CrossEntropy, MeanDistance, PairCrossEntropy, SelfWeighted
+from selfdistill.losses import KL, ClassPrior, CrossEntropy, MeanDistance, PairCrossEntropy, SelfWeighted
 from selfdistill.schedules import ByGeneration, Linear, Ramp
 from selfdistill.specimens import same_bits
 from selfdistill.teachers import Ema, Frozen, Itself, Labels, LastBatch, Peers, Sampled
@@ -18,8 +18,9 @@ from tests.parts import GATES, LOSSES, TEACHERS
 
 @pytest.mark.parametrize(("loss", "minimum"), LOSSES, ids=str)
 def test_our_losses_conform(loss, minimum):
-    """Divergences have a minimum of 0 where student and target agree; pairs look at other rows."""
-    check_loss(loss, minimum=minimum, mixes=isinstance(loss, PairCrossEntropy | MeanDistance | SelfWeighted))
+    """Divergences have a minimum of 0 where student and target agree; pairs and priors look at other rows."""
+    mixing = PairCrossEntropy | MeanDistance | SelfWeighted | ClassPrior
+    check_loss(loss, minimum=minimum, mixes=isinstance(loss, mixing))
 
 
 @pytest.mark.parametrize("gate", GATES, ids=str)

@@ -20,13 +20,15 @@ from .common import (
     Squared,
     check_spaces,
 )  # fmt: skip
+from .ensembles import DirichletNLL, ReverseKL
 from .entropy import Entropy
 from .excluding import Excluding
+from .noise import ClassPrior
 from .ranked import AmongOthers, SelfWeighted
 from .sharpened import Sharpened
 
 __all__ = [
-    "KL", "Absolute", "AmongOthers", "CrossEntropy", "Entropy", "Excluding", "GaussianKL", "GaussianNLL",
-    "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL", "PairCrossEntropy", "SelfWeighted", "Sharpened",
-    "Squared", "check_spaces",
+    "KL", "Absolute", "AmongOthers", "ClassPrior", "CrossEntropy", "DirichletNLL", "Entropy", "Excluding", "GaussianKL",
+    "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL", "PairCrossEntropy", "ReverseKL",
+    "SelfWeighted", "Sharpened", "Squared", "check_spaces",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from ..prepared import read_method
 from ..request import Lines, read_lines, read_record
 from ..summary import cells, head, is_learner, rows, sentence
 from .page import code, figure, page, paragraph, section, table
+from .people import doubted, peers
 from .svg import Mark, Series, bars, curves, lineage, reliability, scatter
 
 VITALS = {
@@ -50,6 +51,8 @@ def render(folder: Path) -> str:
         section("Learning", *_learning(lines, control, result)),
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
+        section("Peers", *peers(lines, result)),
+        section("Doubts", *doubted(result, folder)),
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),

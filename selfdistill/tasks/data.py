@@ -52,6 +52,7 @@ class Data:
     scale: float = 1.0
     reader: Any = None  # texts: a `text.Reader`, with the tokenizer
     cut: int = 0  # texts: rows with more tokens than are read
+    names: tuple[str, ...] = ()  # the file of each row, where rows are files
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -287,6 +288,7 @@ def _assemble(
         augment=found.augment,
         preprocessor=preprocessor,
         white=found.white,
+        names=found.names,
         center=center,
         scale=scale,
         **parts._asdict(),

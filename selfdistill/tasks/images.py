@@ -46,6 +46,7 @@ class Pictures(NamedTuple):
     classes: tuple[str, ...]
     test: Tensor | None  # sample ids, where the source itself names its test images
     audit: Tensor | None = None  # likewise
+    names: tuple[str, ...] = ()  # the file of each, where they are files
 
 
 # ---- IDX files -------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def read_folder(root: Path, unlabelled: Path | None, size: int) -> Pictures:
         rows = [row for row, (_, _, split) in enumerate(listed) if split == name]
         return torch.tensor(rows) if rows else None
 
-    return Pictures(x, y, classes, ids("test"), ids("audit"))
+    return Pictures(x, y, classes, ids("test"), ids("audit"), tuple(map(str, paths)))
 
 
 def _folders(root: Path) -> list[Path]:

@@ -36,6 +36,7 @@ class Source:
     flips: bool = False
     augment: str = "none"
     white: int = 255
+    names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
 
 
 def find(
@@ -149,6 +150,7 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None) -> Sour
         audit=AUDIT_SHARE if pictures.audit is None else pictures.audit,
         flips=True,
         augment="weak",
+        names=pictures.names,
     )
 
 

@@ -5,9 +5,11 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 """
 
 from .aligned import ClassAligned
+from .ancestors import Ancestors, Members
 from .cached import Cached
 from .certain import CertainLabels
 from .classes import BetaRanked, ClassMean, Virtual
+from .combined import Combined
 from .earlier import Beyond, Snapshot
 from .memories import History, LastBatch, LastEpoch
 from .mixtures import JointLabels, MixedLabels
@@ -15,10 +17,13 @@ from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
 from .ranked import WeakRanks, ZipfRanks
+from .relabelled import Ensembled, Refurbished, Relabelled
+from .stale import Stale
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "BetaRanked", "Beyond", "Cached", "CertainLabels", "ClassAligned", "ClassMean", "Ema", "External",
-    "Frozen", "Generation", "Held", "History", "Itself", "JointLabels", "Labels", "LastBatch", "LastEpoch",
-    "MixedLabels", "Neighbours", "Peers", "PseudoLabels", "Sampled", "Snapshot", "Virtual", "WeakRanks", "ZipfRanks",
+    "Aligned", "Ancestors", "BetaRanked", "Beyond", "Cached", "CertainLabels", "ClassAligned", "ClassMean", "Combined",
+    "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History", "Itself", "JointLabels", "Labels",
+    "LastBatch", "LastEpoch", "Members", "MixedLabels", "Neighbours", "Peers", "PseudoLabels", "Refurbished",
+    "Relabelled", "Sampled", "Snapshot", "Stale", "Virtual", "WeakRanks", "ZipfRanks",
 ]  # fmt: skip

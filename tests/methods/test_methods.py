@@ -17,10 +17,10 @@ from selfdistill.expressions import read
 from selfdistill.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
 from selfdistill.teachers import Held
 from selfdistill.testing import check_method, check_value, names
-from tests.test_oracles import changed
+from tests.test_oracles import setting
 
 RECIPES = methods.recipes()
-#: every argument changed; a recipe that is not here gets its settings from `changed`
+#: every argument changed; a recipe that is not here gets its settings from its oracle, or from `changed`
 CHANGED: dict[str, dict[str, Any]] = {
     "born_again": {"generations": 3, "xi": 0.25, "temperature": 2.5, "loss": "ce"},
     "byot": {"alpha": 0.4, "temperature": 2.0, "feature": 0.001},
@@ -39,7 +39,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "self_adaptive": {"decay": 0.8, "wait": 0.1},
     "tf_kd": {"alpha": 0.5, "temperature": 20.0},
 }
-SETTINGS = {name: CHANGED.get(name) or changed(recipe) for name, recipe in RECIPES.items()}
+SETTINGS = {name: CHANGED.get(name) or setting(name) for name in RECIPES}
 #: of the recipes in the table, those whose objective has learnt something that cannot be made again
 WITH_MEMORY = {"dlb", "elr", "mean_teacher", "ps_kd", "self_adaptive"}
 
