@@ -22,20 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import (
-    branches,
-    carried,
-    check,
-    features,
-    gates,
-    heads,
-    losses,
-    methods,
-    schedules,
-    teachers,
-    terms,
-    views,
-)
+from . import branches, carried, check, features, gates, heads, losses, methods, schedules, teachers, terms, views
 from .core import Always, Batch, Clock, Gate, Given, Loss, Method, Objective, Rows, Step, Target, Teacher, Term
 from .errors import SelfdistillError, SpaceError, VitalsError
 from .expressions import read
