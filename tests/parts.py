@@ -9,6 +9,7 @@ from selfdistill.core import Always
 from selfdistill.gates import (
     Agreement,
     Annealed,
+    Bagged,
     ClassProgress,
     Confidence,
     Confident,
@@ -94,6 +95,7 @@ GATES = [
     ClassProgress(0.3, "linear"), SelfAdaptive(), SelfAdaptive(0.5), TruncatedGaussian(),
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
     Steady(), Steady(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(), Shard(),
+    Bagged(), Bagged(0.3),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
@@ -177,6 +179,7 @@ JUDGES: dict[Any, Any] = {
     SmallLoss(0.3): DISTRIBUTIONS,
     LabelledShare(): None,
     Shard(): None,
+    Bagged(): None,
 }  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selfdistill.carried import collect, hand_on
 from selfdistill.core import Batch, Clock, Method, Objective, Pool, Rows, Teacher, Term
 from selfdistill.errors import RecipeError, SpaceError
-from selfdistill.gates import LabelledShare, Shard
+from selfdistill.gates import Bagged, LabelledShare, Shard
 from selfdistill.losses import ClassPrior, CrossEntropy, Entropy, Squared
 from selfdistill.targets import Target
 from selfdistill.teachers import Ensembled, Labels, Refurbished, Relabelled
@@ -149,6 +149,21 @@ def test_shards_part_the_samples_evenly() -> None:
     assert all(900 < float(n) < 1100 for n in mine.sum(0))
     again = Shard().weigh(nn.Module(), student, Target(step.labels("x"), "classes"), step, objective.method.terms["t"])
     assert again.equal(mine)
+
+
+def test_what_peers_have_drawn_differs_from_peer_to_peer_and_never_from_look_to_look() -> None:
+    """Of 3,000 rows a share of 0.6 each, and of any two peers 0.36 together, as independent draws have."""
+    ids, gate = torch.arange(3000), Bagged(0.6)
+    objective = Method({"t": Term(Labels(), CrossEntropy(), gate=gate)}).bind(Says())
+    step = objective.look({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
+    student, labels = torch.zeros(3000, 3, 2), Target(step.labels("x"), "classes")
+    drawn = gate.weigh(nn.Module(), student, labels, step, objective.method.terms["t"])
+    assert drawn.mean(0).sub(0.6).abs().max() < 0.03
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert abs(float((drawn[:, one] * drawn[:, other]).mean()) - 0.36) < 0.03
+    assert gate.weigh(nn.Module(), student, labels, step, objective.method.terms["t"]).equal(drawn)
+    with pytest.raises(RecipeError, match="share is that of the samples a peer sees"):
+        Bagged(0.0)
 
 
 def test_entropy_and_prior_by_explicit_sums() -> None:

@@ -3,12 +3,12 @@
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
 from .common import Agreement, Always, Confidence, Confident, Correct, Precision
 from .labelled import Annealed, FallingLoss, Singleton, Spared
-from .shares import LabelledShare, Shard
+from .shares import Bagged, LabelledShare, Shard
 from .small_loss import SmallLoss
 from .voices import Steady, Unanimous
 
 __all__ = [
-    "Agreement", "Always", "Annealed", "ClassProgress", "Confidence", "Confident", "Correct", "FallingLoss",
+    "Agreement", "Always", "Annealed", "Bagged", "ClassProgress", "Confidence", "Confident", "Correct", "FallingLoss",
     "LabelledShare", "Precision", "SelfAdaptive", "Shard", "Singleton", "SmallLoss", "Spared", "Steady",
     "TruncatedGaussian", "Unanimous",
 ]  # fmt: skip

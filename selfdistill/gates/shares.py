@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Gate, Given, Pool, Step, Target, Term
+from ..errors import RecipeError
 from ..heads import element_shape
 from ..memory import Buffers
 
@@ -57,3 +58,34 @@ class Shard(Gate):
         owner = step.ids(term.view) * 2654435761 % 2**32 // 2**16 % peers
         mine = owner[:, None] == torch.arange(peers, device=owner.device)
         return mine.to(student.dtype).expand(element_shape(student))
+
+
+@dataclass(frozen=True)
+class Bagged(Gate):
+    """1 where a peer has drawn a row, else 0: each sees a ``share`` of the samples, by chance and always the same ones.
+
+    A bootstrap of n rows has 1 - 1/e of them. All mod 2^32: h = 2654435761 id + 668265263 (k + 1), then twice
+    h = c (h xor h div 2^15) with c = 2246822519, then 3266489917; a sample is peer k's if h is below ``share`` x 2^32.
+    An output without peers has all rows.
+
+    Raises:
+        RecipeError: a share outside (0, 1].
+    """
+
+    share: float = 0.632
+    prefers: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise RecipeError(f"share is that of the samples a peer sees, above 0 and at most 1, not {self.share}")
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        if student.dim() < 3:
+            return student.new_ones(element_shape(student))
+        ids = step.ids(term.view)
+        hashed = (
+            ids[:, None] * 2654435761 + 668265263 * torch.arange(1, student.shape[1] + 1, device=ids.device)
+        ) % 2**32
+        for factor in (2246822519, 3266489917):
+            hashed = (hashed ^ hashed >> 15) * factor % 2**32  # a product beyond 2^63 wraps, which changes no remainder
+        return (hashed < self.share * 2**32).to(student.dtype).expand(element_shape(student))
