@@ -1,74 +1,104 @@
-"""How much of an ensemble's gain does a single model keep that its members taught? Digits, 40 % of the labels wrong.
+"""Peers on digits with 40 % wrong labels: one model taught by its peers, one alone, and as many alone together.
 
-Every seed trains the method and a plain control for as many steps, on the same split and labels; the ensemble is the
-mean of the method's own members. Run it as ``python benchmarks/peers.py --seeds 12``; what is done is not trained
-again, and ``--first 100`` counts seeds from 100 on, to choose a method on other seeds than those that are told.
+    python benchmarks/peers.py --seeds 12 --out runs/peers.jsonl
+
+All networks take the same number of steps on the same labels. ``alone`` is the plain network; ``together`` is the mean
+probability of as many plain networks as there are peers; a recipe's row is the single network that it leaves. The share
+of the gain that is retained is (recipe - alone) / (together - alone). A seed draws wrong labels, weights and order; the
+test split is clean and the same for all. A training adds a line to ``--out``; given again, the command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from selfdistill.request import Request
-from selfdistill.run import Run
-from selfdistill.stats import interval
+from selfdistill.evaluate import predict_rows
+from selfdistill.loop import fit
+from selfdistill.models import parse
+from selfdistill.prepared import read_method
+from selfdistill.stats import interval, paired
+from selfdistill.tasks.data import Data, load
 
-METHODS = ("mutual(peers=4)", "ensemble_distil(members=4)")
-
-
-def one_seed(method: str, seed: int, out: Path) -> dict[str, Any]:
-    """Test accuracy of the plain control, of the single model and of the ensemble, in per cent."""
-    torch.set_num_threads(1)
-    request = Request(data="digits", label_noise=0.4, method=method, seed=seed)
-    name = "".join(c if c.isalnum() else "-" for c in method).strip("-")
-    result = Run.create(request, out / f"{name}-{seed}").execute(warn=lambda line: None)
-    whole = result["ensemble"]
-    return {
-        "method": method,
-        "seed": seed,
-        "plain": 100 * result["plain"]["end"]["accuracy"],
-        "stopped": 100 * result["plain"]["early_stopped"]["accuracy"],
-        "single": 100 * whole["single"]["accuracy"],
-        "ensemble": 100 * whole["test"]["accuracy"],
-        "disagreement": 100 * whole["disagreement"],
-        "doubts": result["doubts"].get("auroc"),
-    }
+ALONE, TOGETHER = "alone", "together"
+METHODS = ("ensemble_distil(members=4)", "mutual(peers=4)", "okddip(branches=4)", "label_smoothing()")
 
 
-def line(method: str, rows: list[dict[str, Any]]) -> str:
-    """One row of the table: means, paired differences with 95 % intervals (Student's t), the share kept."""
-    names = ("plain", "stopped", "single", "ensemble", "disagreement")
-    means = " | ".join(f"{fmean(row[name] for row in rows):.1f}" for name in names)
-    gains = [interval([row[name] - row["plain"] for row in rows]) for name in ("single", "ensemble")]
-    told = " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gains)
-    return f"| `{method}` | {means} | {told} | {100 * gains[0][0] / gains[1][0]:.0f} % | {len(rows)} |"
+def train(data: Data, method: str, seed: int, given: argparse.Namespace) -> tuple[Tensor, Any]:
+    """Probabilities (rows, classes) of the network that a training leaves, on the test split; and what it took."""
+    build = parse(given.model, data.shape, data.outputs)
+    result = fit(build, data, read_method(method), seed=seed, steps=given.steps, warn=lambda line: None)
+    model = result.model.product() if hasattr(result.model, "product") else result.model
+    return torch.softmax(predict_rows(model, data, data.test, data.head).float(), -1), result
+
+
+def accuracy(said: Tensor, data: Data) -> float:
+    return 100 * float((said.argmax(-1) == data.targets[data.test]).double().mean())
+
+
+def one_seed(seed: int, given: argparse.Namespace, methods: list[str]) -> list[dict[str, Any]]:
+    """The records of a seed: the networks alone, together, and each recipe."""
+    data = load("digits", label_noise=given.noise, labels=given.labels, seed=seed)
+    data = replace(data, unlabelled=data.unlabelled[:0])
+    records, alone = list[dict[str, Any]](), list[Tensor]()
+    if ALONE in methods:
+        alone = [train(data, "plain()", 1000 * k + seed, given)[0] for k in range(given.peers)]
+        records.append({"method": ALONE, "accuracy": accuracy(alone[0], data)})
+        records.append({"method": TOGETHER, "accuracy": accuracy(torch.stack(alone).mean(0), data)})
+    for method in (one for one in methods if one not in (ALONE, TOGETHER)):
+        said, result = train(data, method, seed, given)
+        records.append({"method": method, "accuracy": accuracy(said, data), "steps": result.steps})
+    return [{"seed": seed, **record} for record in records]
+
+
+def table(records: list[dict[str, Any]]) -> None:
+    rows: dict[str, dict[int, float]] = {}
+    for one in records:
+        rows.setdefault(one["method"], {})[one["seed"]] = one["accuracy"]
+    print("| network | accuracy | over alone, points, 95 % | of the ensemble's gain | seeds |\n|---|---|---|---|---|")
+    alone, whole = rows[ALONE], rows[TOGETHER]
+    for method, found in rows.items():
+        seeds = sorted(found.keys() & alone.keys())
+        mean = statistics.fmean(found[s] for s in seeds)
+        if method == ALONE:
+            print(f"| {method} | {mean:.1f} | | | {len(seeds)} |")
+            continue
+        gain, half = interval(paired({s: found[s] for s in seeds}, {s: alone[s] for s in seeds}))
+        share = gain / statistics.fmean(whole[s] - alone[s] for s in seeds)
+        print(f"| {method} | {mean:.1f} | {gain:+.1f} ± {half:.1f} | {share:.0%} | {len(seeds)} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("methods", nargs="*", default=METHODS)
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence/peers"))
-    options = parser.parse_args()
-    table = [
-        "| method | plain | stopped early | single | ensemble | members differ | single - plain | ensemble - plain "
-        "| kept | seeds |",
-        "|---" * 10 + "|",
-    ]
-    for method in options.methods:
-        rows = []
-        for seed in range(options.first, options.first + options.seeds):
-            rows.append(one_seed(method, seed, options.out))
-            print(json.dumps(rows[-1], sort_keys=True), flush=True)
-        table.append(line(method, rows))
-    print("\n".join(table))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=12, help="how many, from --first on")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--peers", type=int, default=4, help="networks that are together")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--model", default="mlp(width=128, dropout=0)")
+    parser.add_argument("--noise", type=float, default=0.4, help="share of wrong labels")
+    parser.add_argument("--labels", type=int, default=600, help="rows that teach")
+    parser.add_argument("--steps", type=int, default=300, help="of the optimizer, for every network")
+    parser.add_argument("--out", type=Path, default=Path("runs/peers.jsonl"), help="results")
+    given = parser.parse_args()
+    asked = {key: getattr(given, key) for key in ("peers", "model", "noise", "labels", "steps")}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = given.out.read_text().splitlines() if given.out.exists() else []
+    records = [one for line in lines if (one := json.loads(line))["asked"] == asked]
+    done = {(one["seed"], one["method"]) for one in records}
+    for seed in range(given.first, given.first + given.seeds):
+        missing = [method for method in (ALONE, *given.methods) if (seed, method) not in done]
+        for record in one_seed(seed, given, missing) if missing else []:
+            records.append({"asked": asked, **record})
+            with given.out.open("a") as out:
+                out.write(json.dumps(records[-1]) + "\n")
+    table([one for one in records if given.first <= one["seed"] < given.first + given.seeds])
 
 
 if __name__ == "__main__":

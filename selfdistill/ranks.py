@@ -41,6 +41,11 @@ def gather(value: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
+def most(number: int, device: torch.device | str = "cpu") -> int:
+    """The largest of the processes' numbers."""
+    return int(gather(torch.tensor([number], device=device)).max())
+
+
 def share(rows: Tensor) -> Tensor:
     """This process's rows of a batch that all processes know: every size-th, starting at its rank."""
     return rows[rank() :: size()]

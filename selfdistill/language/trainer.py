@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import draws, ranks
+from .. import draws, ranks, shards
 from ..audit import Decision, champion
 from ..core import Batch, Clock, Rows
 from ..errors import DataError
@@ -66,6 +66,7 @@ class LanguageTrainer(Trainer):
         self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
         self.told: str | None = None  # the trouble of checkers that was warned of
         self.unread = 0  # teacher's prompts that were too long in this generation
+        self.together = False  # do all processes write the same now?
 
     @property
     def tokenizer(self) -> Any:
@@ -74,6 +75,16 @@ class LanguageTrainer(Trainer):
     @property
     def stop(self) -> list[int]:
         return ends(self.model)
+
+    def _wrap(self) -> None:
+        """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
+        forward pass, which DDP's hooks on gradients do not mind.
+        """
+        if ranks.size() == 1:
+            return super()._wrap()
+        self.forward = shards.replicated(self.model)
+        self.objective.call_through(self.forward)
+        return None
 
     # generations ---------------------------------------------------------------------------------------------------
 
@@ -126,10 +137,13 @@ class LanguageTrainer(Trainer):
             self.say(f"generation {generation} writes: part {part + 1} of {len(parts)}")
             return self.method.source.rollouts(self, parts[part], clock)
 
+        file, self.together = self._file(generation), True
         try:
-            return self._file(generation).made(len(parts), make)
+            found = file.made(len(parts), make) if ranks.rank() == 0 else []
+            ranks.most(0, self.device)  # the others wait until all is there to read
+            return found if ranks.rank() == 0 else file.made(len(parts), make)
         finally:
-            self.model = student
+            self.model, self.together = student, False
 
     def _file(self, generation: int) -> Written:
         """Where the completions of a generation go, marked by the run and the weights that write them."""
@@ -162,6 +176,8 @@ class LanguageTrainer(Trainer):
     def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
              context: Context | None = None) -> list[Rollout]:  # fmt: skip
         """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt."""
+        if ranks.size() > 1 and not self.together:
+            address = (*address, ranks.rank())
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
         self.passes += Passes(teacher=len(asked))
         with self._autocast():
@@ -174,12 +190,15 @@ class LanguageTrainer(Trainer):
     def batches(self) -> list[Batch]:
         clock, parts = self.objective.clock, self.settings.accumulate
         rows = cast(Order, self.sampler).drawn(clock)
+        if len(rows) < ranks.size():
+            raise DataError(f"{len(rows)} prompts a step are too few for {ranks.size()} processes; raise --batch-size")
+        rows = ranks.share(rows)
         if self.method.source.once:
             rollouts = [self.written[i] for i in rows.tolist()]
         else:
             rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
         kept = [r for r in rollouts if r.ids]
-        if not kept:
+        if ranks.most(int(not kept), self.device):
             raise DataError(
                 f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the "
                 "token that ends them; look at the engine that writes them"
@@ -188,7 +207,7 @@ class LanguageTrainer(Trainer):
         if self._separable():
             tokens = sum(len(r.prompt) + len(r.ids) for r in kept)
             parts = max(parts, math.ceil(tokens / ROOM.get(self.device.type, tokens)))
-        parts = min(parts, len(groups))
+        parts = -ranks.most(-min(ranks.most(parts, self.device), len(groups)), self.device)  # the same everywhere
         cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
         return [self._batch([r for r in kept if r.example in part]) for part in cut]
 
@@ -212,7 +231,7 @@ class LanguageTrainer(Trainer):
 
     def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
         """As the engine's, without a pass where none is needed."""
-        if len(batches) == 1 or not self._separable():
+        if (len(batches) == 1 and ranks.size() == 1) or not self._separable():
             return super()._counts(batches)
         terms = self.method.terms.items()
         return {name: ranks.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
@@ -357,8 +376,8 @@ def fit(
         need(data, field, "this method")
     device = choose_device(device)
     join(device)
-    if ranks.size() > 1:  # the output matrix is read outside the forward pass, which neither DDP nor FSDP expects
-        raise DataError(f"language models train in one process, and there are {ranks.size()}; start without torchrun")
+    if ranks.size() > 1 and settings.get("parallel") == "fsdp":  # teachers put weights in the place of the student's
+        raise DataError("language models train under DDP, not FSDP: leave --parallel away, or take LoRA to save memory")
     folder = run_folder(out, resume)
     if not vitals.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")

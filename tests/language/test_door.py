@@ -90,12 +90,10 @@ def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_several_processes_are_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfdistill.ranks.size", lambda: 2)
-    with pytest.raises(DataError, match="train in one process, and there are 2"):
-        fit(student, prompts(20), RECIPES["sft"](), out=tmp_path / "run", device="cpu")
+    with pytest.raises(DataError, match="train under DDP, not FSDP"):
+        fit(student, prompts(20), RECIPES["sft"](), out=tmp_path / "run", device="cpu", parallel="fsdp")
     assert not (tmp_path / "run").exists()
 
 
