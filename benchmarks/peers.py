@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.evaluate import predict_rows
+from selfdistill.heads import Peers
 from selfdistill.loop import fit
 from selfdistill.models import parse
 from selfdistill.prepared import read_method
@@ -35,7 +36,7 @@ def train(data: Data, method: str, seed: int, given: argparse.Namespace) -> tupl
     """Probabilities (rows, classes) of the network that a training leaves, on the test split; and what it took."""
     build = parse(given.model, data.shape, data.outputs)
     result = fit(build, data, read_method(method), seed=seed, steps=given.steps, warn=lambda line: None)
-    model = result.model.product() if hasattr(result.model, "product") else result.model
+    model = result.model.product() if isinstance(result.model, Peers) else result.model
     return torch.softmax(predict_rows(model, data, data.test, data.head).float(), -1), result
 
 
