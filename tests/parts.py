@@ -78,6 +78,8 @@ from selfdistill.teachers import (
     Snapshot,
     Stale,
     Virtual,
+    WeakRanks,
+    ZipfRanks,
 )  # fmt: skip
 
 LOSSES = [
@@ -138,6 +140,9 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     Sharpened(KL(), 0.4): {("logits", t) for t in DISTRIBUTIONS},
     Entropy(): {("logits", t) for t in SPACES},
     Excluding(): {("logits", "excluded")},
+    SelfWeighted(): {("logits", "classes")},
+    AmongOthers(): {("logits", "probabilities")},
+    MeanDistance(): {("features", "features")},
 }
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
@@ -157,6 +162,11 @@ SAYS: dict[Any, Any] = {
         ClassAligned(t, 0.9): lambda head: "probabilities" if SPACE[head] == "logits" else None
         for t in (Itself(), Labels())
     },
+    **{
+        t: lambda head: "probabilities" if head == "logits" else None
+        for t in (BetaRanked(), Beyond(), ClassMean(), Virtual(), Snapshot(2), ZipfRanks("exits"), WeakRanks("logits"))
+    },
+    Neighbours(): lambda head: "logits" if head == "logits" else None,
     Refurbished(): {"logits": "classes"}.get,
     Ancestors(): {"logits": "logits", "values": "values"}.get,
     Members(): {"logits": "members"}.get,
