@@ -174,7 +174,8 @@ class Run:
                     return self._teach(ready, make, tell or (lambda line: None))
                 if isinstance(ready, Spoken):
                     result = door.train(ready, self.request, self.folder, make, warn, tell or (lambda line: None))
-                    self._close(result)
+                    if ranks.rank() == 0:
+                        self._close(result)
                     return result
                 return self._train(ready, make, warn, tell)
         except (DataError, RecipeError, NotFiniteError):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .. import stats
+from .. import ranks, stats
 from ..checkpoint import write_json
 from ..errors import CheckpointError, DataError, RecipeError
 from ..expressions import called, nearest
@@ -150,9 +150,10 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
                       **options, **longer)  # fmt: skip
     judge = Judge(ready, choose_device(request.device))
     result = _result(ready, request, folder, trained, control, judge)
-    export(judge.product(trained), folder / "model")
-    card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
-    write_json(folder / "model" / "selfdistill.json", card)
+    if ranks.rank() == 0:
+        export(judge.product(trained), folder / "model")
+        card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
+        write_json(folder / "model" / "selfdistill.json", card)
     return result
 
 

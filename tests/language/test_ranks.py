@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from selfdistill.errors import DataError
 from selfdistill.language.recipes import sft
+from selfdistill.language.rollouts import export
 from selfdistill.language.trainer import fit
 from selfdistill.serialization import read_tensors
 from tests.language.tiny import prompts, student
@@ -46,6 +48,22 @@ def test_two_processes_learn_what_one_learns(two: Path, case: str, tmp_path: Pat
 def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path) -> None:
     whole, cut = (read_tensors(two / name / "weights.safetensors") for name in ("sdft-lora", "cut"))
     assert all(cut[name].equal(value) for name, value in whole.items())
+
+
+def test_the_command_trains_and_writes_once(tmp_path: Path) -> None:
+    """The answers, the table and the product are the first process's; the other one writes and says nothing."""
+    export(student(), tmp_path / "tiny")
+    rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    said = _torchrun(
+        tmp_path / "log.txt", "selfdistill", "run", str(tmp_path / "p.jsonl"), "--model", str(tmp_path / "tiny"),
+        "--method", "sdft(max_tokens=4)", "--max-tokens", "4", "--steps", "2", "--batch-size", "6", "--device", "cpu",
+        "--out", str(tmp_path / "run"), "--quiet",
+    )  # fmt: skip
+    assert said.count("One seed is an anecdote") == 1
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert result["generations"][0]["test"]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_too_few_prompts_for_the_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
