@@ -44,7 +44,7 @@ def test_the_default_models_give_their_exits_and_others_are_refused_by_name():
         said = Levels(fused=True)(parse(spec, shape, 3))()(torch.zeros(2, *shape))
         assert said["classifiers"].shape == (2, levels, 3)
         assert said["fused"].shape == (2, 3)
-    with pytest.raises(SpaceError, match="4 classifiers, its own included, and 1 linear"):
+    with pytest.raises(SpaceError, match="4 classifiers, its own included, and 2 linear"):
         Several(tiny(0), fused=True)(torch.zeros(2, 6))
     with pytest.raises(SpaceError, match="no early exits"):
         Levels()(lambda: nn.Linear(3, 2))()(torch.zeros(2, 3))
