@@ -98,7 +98,8 @@ def cost(method: Method) -> dict[str, float]:
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
-    held = {term.teacher.key(term): _held(method, term) for term in method.terms.values()}
+    looks = {(t.teacher.key(t), getattr(t.teacher, "view", None) or t.view): t for t in method.terms.values()}
+    held = {look: _held(method, term) for look, term in looks.items()}
     more = [(peers * _rows(method.views, t.view), t.further()) for t in method.terms.values() if hasattr(t, "further")]
     forward = with_graph + without + sum(held.values()) + sum(rows * passes[0] for rows, passes in more)
     backward = with_graph + sum(rows * passes[1] for rows, passes in more)

@@ -34,6 +34,9 @@ SPACE_OF_HEAD: dict[str, str] = {
     "feature": "features",  # (rows, width): what the deepest classifier sits on
     "features": "features",  # (rows, exits, width)
     "levels": "features",  # (rows, classifiers, width)
+    "projection": "features",  # (rows, width): of the features, by layers that are not kept
+    "prediction": "features",  # (rows, width): of the projection
+    "prototypes": "features",  # (rows, prototypes): scores, of as many as one likes
     "dense": "logits",  # read from a layer, ``dense:layer``, as is the next; all others say features (`features`)
     "classify": "logits",
 }

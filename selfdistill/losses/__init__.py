@@ -26,9 +26,10 @@ from .excluding import Excluding
 from .noise import ClassPrior
 from .ranked import AmongOthers, SelfWeighted
 from .sharpened import Sharpened
+from .unlabelled import CosineDistance, PrototypeCrossEntropy
 
 __all__ = [
-    "KL", "Absolute", "AmongOthers", "ClassPrior", "CrossEntropy", "DirichletNLL", "Entropy", "Excluding", "GaussianKL",
-    "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL", "PairCrossEntropy", "ReverseKL",
-    "SelfWeighted", "Sharpened", "Squared", "check_spaces",
+    "KL", "Absolute", "AmongOthers", "ClassPrior", "CosineDistance", "CrossEntropy", "DirichletNLL", "Entropy",
+    "Excluding", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL",
+    "PairCrossEntropy", "PrototypeCrossEntropy", "ReverseKL", "SelfWeighted", "Sharpened", "Squared", "check_spaces",
 ]  # fmt: skip

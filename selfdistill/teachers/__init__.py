@@ -13,6 +13,7 @@ from .combined import Combined
 from .earlier import Beyond, Snapshot
 from .memories import History, LastBatch, LastEpoch
 from .mixtures import JointLabels, MixedLabels
+from .momentum import CentredMomentum, Momentum
 from .neighbours import Neighbours
 from .now import Itself, Labels, Peers, Sampled
 from .pseudo import Aligned, PseudoLabels
@@ -22,8 +23,8 @@ from .stale import Stale
 from .weights import Ema, External, Frozen, Generation, Held
 
 __all__ = [
-    "Aligned", "Ancestors", "BetaRanked", "Beyond", "Cached", "CertainLabels", "ClassAligned", "ClassMean", "Combined",
-    "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History", "Itself", "JointLabels", "Labels",
-    "LastBatch", "LastEpoch", "Members", "MixedLabels", "Neighbours", "Peers", "PseudoLabels", "Refurbished",
-    "Relabelled", "Sampled", "Snapshot", "Stale", "Virtual", "WeakRanks", "ZipfRanks",
+    "Aligned", "Ancestors", "BetaRanked", "Beyond", "Cached", "CentredMomentum", "CertainLabels", "ClassAligned",
+    "ClassMean", "Combined", "Ema", "Ensembled", "External", "Frozen", "Generation", "Held", "History", "Itself",
+    "JointLabels", "Labels", "LastBatch", "LastEpoch", "Members", "MixedLabels", "Momentum", "Neighbours", "Peers",
+    "PseudoLabels", "Refurbished", "Relabelled", "Sampled", "Snapshot", "Stale", "Virtual", "WeakRanks", "ZipfRanks",
 ]  # fmt: skip

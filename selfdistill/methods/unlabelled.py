@@ -1,0 +1,97 @@
+"""Two views of a row say the same, and no label is read: what is learnt are features, for a probe or another run."""
+
+from __future__ import annotations
+
+from ..core import Method, Term
+from ..features import Projectors
+from ..losses import CosineDistance, PrototypeCrossEntropy
+from ..teachers import CentredMomentum, Itself, Momentum
+from ..views import two
+
+VIEWS = (("x", "other"), ("other", "x"))
+
+
+def simsiam(width: int = 256) -> Method:
+    """Simple siamese learning: predict the projection of the other view, which is held still; nothing else is needed.
+
+    Equation::
+
+        L = 1 - 1/2 [cos(q(z_1), sg z_2) + cos(q(z_2), sg z_1)],  z_v = g(f(x_v))
+
+    f are the features, g three linear layers with batch norm, q two with a quarter of the ``width`` between. The paper
+    leaves out the 1; its width is 2048, for a ResNet-50, and its batches have 512 rows. Each view is a forward of its
+    own. No label is read and the classifier learns nothing: see `probes`, and `run --init`.
+
+    Source: Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, algorithm 1.
+
+    Needs: no labels; two rows or more in a batch.
+
+    >>> sorted(term.view for term in simsiam().terms.values())
+    ['other', 'x']
+    """
+    heads = Projectors((width, width, width), (max(1, width // 4), width), closed=True)
+    terms = {
+        f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
+        for mine, theirs in VIEWS
+    }
+    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")
+
+
+def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
+    """Bootstrap your own latent: predict what a slow average of yourself projects of the other view.
+
+    Equation::
+
+        L = sum_v [2 - 2 cos(q(z_v), z'_w)],  w the other view, z = g(f(x)), ' the average
+        w' <- d w' + (1 - d) w,  d = 1 - (1 - decay)(cos(pi k / K) + 1) / 2 after step k of K
+
+    g and q are two linear layers with batch norm between; the paper's are 4096 and 256 wide, for a ResNet-50, and its
+    decay is .97, .99, .996 for 40, 300, 1000 epochs. The average starts from the student's weights (the authors draw
+    others), takes in parameters alone, and sees its views in train mode. The classifier learns nothing: see `probes`.
+
+    Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, equations 1 and 2.
+
+    Needs: no labels; two rows or more in a batch.
+
+    >>> byol(decay=0.9).terms["from_x"].teacher.view
+    'x'
+    """
+    heads = Projectors((hidden, width), (hidden, width))
+    terms = {
+        f"from_{theirs}": Term(
+            Momentum(decay, theirs, head="projection"), CosineDistance(), mine, "prediction", weight=2.0
+        )
+        for mine, theirs in VIEWS
+    }
+    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")
+
+
+def dino(
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024
+) -> Method:
+    """Self-distillation with no labels: the prototypes that a slow average of yourself sees in the other view.
+
+    Equation::
+
+        L = 1/2 sum_v CE(softmax((t_w - c) / sharp), softmax(s_v / temperature)),  w the other view
+        c <- centring c + (1 - centring) mean t, after the loss; t's weights follow s's as in `byol`
+
+    s and t are cosines with prototypes, of a projection by three linear layers with GELU, 512 wide, 128 at the end.
+    The paper's widths are 2048 and 256, with 65536 prototypes. Its eight small crops, the warm-up of ``sharp`` and the
+    prototypes' rest in the first epoch are not here. The classifier learns nothing: see `probes`, and `run --init`.
+
+    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, algorithm 1.
+
+    Needs: no labels.
+
+    >>> dino().terms["from_other"].loss
+    PrototypeCrossEntropy(temperature=0.1, sharp=0.04)
+    """
+    heads, taught = Projectors((512, 512, 128), prototypes=prototypes, norm=False), PrototypeCrossEntropy
+    terms = {
+        f"from_{theirs}": Term(
+            CentredMomentum(decay, theirs, centring=centring), taught(temperature, sharp), mine, "prototypes", weight=0.5
+        )
+        for mine, theirs in VIEWS
+    }
+    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")

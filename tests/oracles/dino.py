@@ -1,0 +1,56 @@
+"""DINO, two global views: L = mean over views of -sum softmax((t - c) / S) log softmax(s / T), t of the other view."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tests.harness import Recorded
+
+
+def scores(model: nn.Module, x: Tensor) -> Tensor:
+    for stage in model.get_submodule("model.stages").children():
+        x = stage(x)
+    z = model.get_submodule("projector")(x.mean((2, 3)))
+    w = model.get_parameter("prototypes.directions")
+    cosines: Tensor = (z / z.norm(dim=1, keepdim=True)) @ (w / w.norm(dim=1, keepdim=True)).T
+    return cosines
+
+
+def oracle(
+    run: Recorded,
+    decay: float = 0.996,
+    temperature: float = 0.1,
+    sharp: float = 0.04,
+    centring: float = 0.9,
+    prototypes: int = 1024,
+) -> tuple[list[float], nn.Module]:
+    model = run.model()
+    layers = list(model.get_submodule("projector").children())
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "GELU"] * 2 + ["Linear"]
+    shapes = [tuple(layer.get_parameter("weight").shape) for layer in layers[::2]]
+    assert shapes == [(512, 6), (512, 512), (128, 512)]
+    assert model.get_parameter("prototypes.directions").shape == (prototypes, 128)
+    teacher, centre = copy.deepcopy(model), torch.zeros(prototypes)
+    optimizer, losses = run.optimizer(model), list[float]()
+    for clock, batch in run.batches():
+        views = [batch["x"].x, batch["other"].x]
+        said = [scores(model, x) for x in views]
+        with torch.no_grad():
+            told = [scores(teacher, x) for x in views]
+            told_p = [((t - centre) / sharp).softmax(1) for t in told]
+        pairs = [-(told_p[1 - i] * (said[i] / temperature).log_softmax(1)).sum(1).mean() for i in range(2)]
+        loss = torch.stack(pairs).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        d = 1 - (1 - decay) * (math.cos(math.pi * clock.step / clock.length) + 1) / 2
+        with torch.no_grad():
+            centre = centring * centre + (1 - centring) * torch.cat(told).mean(0)
+            for mean, now in zip(teacher.parameters(), model.parameters(), strict=True):
+                mean.copy_(d * mean + (1 - d) * now)
+    return losses, model
