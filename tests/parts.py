@@ -31,6 +31,7 @@ from selfdistill.losses import (
     Absolute,
     AmongOthers,
     ClassPrior,
+    CosineDistance,
     CrossEntropy,
     DirichletNLL,
     Entropy,
@@ -42,6 +43,7 @@ from selfdistill.losses import (
     MeanDistance,
     MeanNLL,
     PairCrossEntropy,
+    PrototypeCrossEntropy,
     ReverseKL,
     SelfWeighted,
     Sharpened,
@@ -53,6 +55,7 @@ from selfdistill.teachers import (
     BetaRanked,
     Beyond,
     Cached,
+    CentredMomentum,
     CertainLabels,
     ClassAligned,
     ClassMean,
@@ -69,6 +72,7 @@ from selfdistill.teachers import (
     LastEpoch,
     Members,
     MixedLabels,
+    Momentum,
     Neighbours,
     Peers,
     PseudoLabels,
@@ -90,6 +94,7 @@ LOSSES = [
     (SelfWeighted(), None),
     (Absolute(), 0.0), (PairCrossEntropy(), None), (Sharpened(), None), (Sharpened(KL(), 2.0), None), (Entropy(), None),
     (Excluding(), None), (ClassPrior(), None), (ReverseKL(), 0.0), (ReverseKL(4.0), 0.0), (DirichletNLL(), None),
+    (CosineDistance(), 0.0), (PrototypeCrossEntropy(), None), (PrototypeCrossEntropy(1.0, 0.5), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
@@ -112,6 +117,7 @@ TEACHERS = [
     CertainLabels(0.9, 0.05, 0.25, 0.05, 3, True),
     Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0), Ancestors(), Ancestors(at_last=True), Members(),
     Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
+    Momentum(), Momentum(0.5, view="weak", head="logits"), CentredMomentum(), CentredMomentum(0.5, centring=0.3),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -143,11 +149,15 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     SelfWeighted(): {("logits", "classes")},
     AmongOthers(): {("logits", "probabilities")},
     MeanDistance(): {("features", "features")},
+    CosineDistance(): {("features", "features")},
+    PrototypeCrossEntropy(1.0, 0.5): {("features", "features")},
 }
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
-    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch()), SPACE.__getitem__),
+    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch(), Momentum()), SPACE.__getitem__),
+    CentredMomentum(0.5): SPACE.__getitem__,
+    Momentum(0.5, head="feature"): lambda head: "features",
     Itself(head="logits"): lambda head: "logits",
     Itself(head="exits"): lambda head: "logits",
     Itself(head="feature"): lambda head: "features",

@@ -6,6 +6,7 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.harness import Recorded
@@ -16,10 +17,6 @@ def projected(model: nn.Module, x: Tensor) -> Tensor:
         x = stage(x)
     z: Tensor = model.get_submodule("projector")(x.mean((2, 3)))
     return z
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=1, keepdim=True)
 
 
 def oracle(
@@ -37,8 +34,8 @@ def oracle(
         said = [q(projected(model, x)) for x in views]
         with torch.no_grad():
             told = [projected(target, x) for x in reversed(views)]
-        loss = sum((unit(p) - unit(t)).square().sum(1).mean() for p, t in zip(said, told, strict=True))
-        assert isinstance(loss, Tensor)
+        apart = [2 - 2 * (F.normalize(p) * F.normalize(t)).sum(1) for p, t in zip(said, told, strict=True)]  # squared distances
+        loss = apart[0].mean() + apart[1].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

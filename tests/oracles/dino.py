@@ -6,9 +6,12 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.harness import Recorded
+
+OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24}
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:
@@ -16,7 +19,7 @@ def scores(model: nn.Module, x: Tensor) -> Tensor:
         x = stage(x)
     z = model.get_submodule("projector")(x.mean((2, 3)))
     w = model.get_parameter("prototypes.directions")
-    cosines: Tensor = (z / z.norm(dim=1, keepdim=True)) @ (w / w.norm(dim=1, keepdim=True)).T
+    cosines: Tensor = F.normalize(z) @ F.normalize(w).T
     return cosines
 
 

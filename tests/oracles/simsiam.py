@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.harness import Recorded
@@ -26,10 +27,7 @@ def oracle(run: Recorded, width: int = 256) -> tuple[list[float], nn.Module]:
                 f = stage(f)
             z.append(g(f.mean((2, 3))))
             p.append(q(z[-1]))
-        cosines = [
-            (p[i] * z[1 - i].detach()).sum(1) / (p[i].square().sum(1) * z[1 - i].detach().square().sum(1)).sqrt()
-            for i in range(2)
-        ]
+        cosines = [(F.normalize(p[i]) * F.normalize(z[1 - i].detach())).sum(1) for i in range(2)]
         loss = 1 - torch.stack(cosines).mean()
         optimizer.zero_grad()
         loss.backward()
