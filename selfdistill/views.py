@@ -11,7 +11,8 @@ A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` i
 * ``mixed``: rows of the view ``x``, mixed with each other when they are looked at: the view ``mixed`` is that of their
   inputs, and ``between`` has no inputs, but what is said of ``x``, mixed in the same way.
 
-``augment`` is ``none``, ``weak``, ``strong``, or ``default`` (what suits the data).
+``augment`` is ``none``, ``weak``, ``strong``, ``crop`` (a large part), ``local`` (a small one), or ``default`` (what
+suits the data).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .errors import RecipeError
 
 ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair", "mixed")
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
-AUGMENT = ("default", "none", "weak", "strong")
+AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,9 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: LABELS.get(SPACE[head]),
-    **dict.fromkeys((Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch(), Momentum()), SPACE.__getitem__),
+    **dict.fromkeys(
+        (Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch(), Momentum()), SPACE.__getitem__
+    ),
     CentredMomentum(0.5): SPACE.__getitem__,
     Momentum(0.5, head="feature"): lambda head: "features",
     Itself(head="logits"): lambda head: "logits",

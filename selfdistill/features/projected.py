@@ -50,7 +50,7 @@ class Prototypes(nn.Module):
 
 
 class Projected(Featured):
-    """A model with heads beside it, all learnt: ``projection`` of its features, ``prediction`` or ``prototypes`` of that.
+    """A model with learnt heads beside it: ``projection`` of its features, ``prediction`` or ``prototypes`` of that.
 
     >>> import torch
     >>> model = Projected(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), Projectors((8, 4), (2, 4)))

@@ -90,7 +90,11 @@ def dino(
     heads, taught = Projectors((512, 512, 128), prototypes=prototypes, norm=False), PrototypeCrossEntropy
     terms = {
         f"from_{theirs}": Term(
-            CentredMomentum(decay, theirs, centring=centring), taught(temperature, sharp), mine, "prototypes", weight=0.5
+            CentredMomentum(decay, theirs, centring=centring),
+            taught(temperature, sharp),
+            mine,
+            "prototypes",
+            weight=0.5,
         )
         for mine, theirs in VIEWS
     }

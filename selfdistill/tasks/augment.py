@@ -28,6 +28,9 @@ SHIFT = 1 / 8  # of the side
 WEAK_NOISE, STRONG_NOISE = 0.1, 0.2  # tables: standard deviations of standardised inputs
 MASKED = 0.2  # tables: share of features set to 0
 WEAK_MASK, STRONG_MASK = 0.15, 0.3  # texts: share of the tokens
+GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)  # images: the share of the area that a crop shows
+ASPECT = (0.75, 4 / 3)  # of a crop, breadth to height
+LOCAL_MASK = 0.6  # tables and texts: share of what is hidden where images show little
 ENHANCE = 0.9  # brightness, contrast and sharpness change by up to this factor
 SLANT, TURN, MOVE = 0.3, 0.268, 0.3  # shear; tangent of half of 30 degrees; translation in sides
 
@@ -83,10 +86,35 @@ def strong(
     return _cutout(x, u[:, 4:7])
 
 
+def crop(
+    x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool = False, tokens: Tokens | None = None
+) -> Tensor:
+    """Images: 40 to 100 % of the area, brought to full size, mirrored if ``flips``, one operation on the values. Tables
+    and texts, which have no parts side by side: as ``strong``."""
+    if kind != "image":
+        return strong(x, ids, address, kind=kind, flips=flips, tokens=tokens)
+    return _zoomed(x, draws.uniform((*address, "crop"), ids, 7), GLOBAL, flips)
+
+
+def local(
+    x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool = False, tokens: Tokens | None = None
+) -> Tensor:
+    """The same of 10 to 40 % of the area: a small part. Tables and texts: 60 % of features or tokens are hidden.
+
+    Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS 2020.
+    """
+    if kind == "text":
+        return _hidden(x, draws.uniform((*address, "local tokens"), ids, x.shape[1]) < LOCAL_MASK, tokens)
+    if kind == "table":
+        hidden = draws.uniform((*address, "local"), ids, x.shape[1]) < LOCAL_MASK
+        return x.masked_fill(hidden, 0.0) + STRONG_NOISE * draws.normal((*address, "local noise"), ids, x.shape[1])
+    return _zoomed(x, draws.uniform((*address, "local"), ids, 7), LOCAL, flips)
+
+
 def apply(
     name: str, x: Tensor, ids: Tensor, address: Address, *, kind: str, flips: bool, tokens: Tokens | None = None
 ) -> Tensor:
-    """The view called ``name``: "none" (``x`` itself), "weak" or "strong".
+    """The view called ``name``: "none" (``x`` itself), "weak", "strong", "crop" or "local".
 
     Raises:
         RecipeError: there is no such augmentation.
@@ -98,7 +126,7 @@ def apply(
     return VIEWS[name](x, ids, address, kind=kind, flips=flips, tokens=tokens)
 
 
-VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong}
+VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong, "crop": crop, "local": local}
 
 
 def _hidden(x: Tensor, chosen: Tensor, tokens: Tokens | None) -> Tensor:
@@ -179,6 +207,25 @@ def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
     # interpolation may overshoot 1 by a rounding
     warped = F.grid_sample(x[moved], torch.stack(grid, 3), mode="bilinear", align_corners=False).clamp_(0, 1)
     return x.index_copy(0, moved, warped)
+
+
+def _zoomed(x: Tensor, u: Tensor, area: tuple[float, float], flips: bool) -> Tensor:
+    """A part of each image, bilinearly brought to full size, after one operation on its values; ``u`` is (n, 7).
+
+    Source: the random resized crop of Szegedy et al., Going Deeper with Convolutions, CVPR 2015, section 6.
+    """
+    x = _recolour(x, (u[:, 0] * len(RECOLOUR)).long(), u[:, 1])
+    share, aspect = (low + (high - low) * u[:, i] for i, (low, high) in ((2, area), (3, ASPECT)))
+    broad, tall = (share * aspect).sqrt().clamp(max=1.0), (share / aspect).sqrt().clamp(max=1.0)
+    if flips:
+        broad = torch.where(u[:, 6] < 0.5, -broad, broad)
+    axes = []
+    for side, size, where in ((x.shape[3], broad, u[:, 4]), (x.shape[2], tall, u[:, 5])):
+        steps = (2 * torch.arange(side, device=x.device) + 1) / side - 1
+        axes.append(size[:, None] * steps + ((1 - size.abs()) * _signed(where))[:, None])  # (n, side)
+    height, width = x.shape[2:]
+    grid = torch.stack([axes[0][:, None, :].expand(-1, height, -1), axes[1][:, :, None].expand(-1, -1, width)], 3)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:

@@ -19,9 +19,7 @@ def projected(model: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
-def oracle(
-    run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 128
-) -> tuple[list[float], nn.Module]:
+def oracle(run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 128) -> tuple[list[float], nn.Module]:
     model = run.model()
     target, q = copy.deepcopy(model), model.get_submodule("predictor")
     layers = [*model.get_submodule("projector").children(), *q.children()]
@@ -34,7 +32,9 @@ def oracle(
         said = [q(projected(model, x)) for x in views]
         with torch.no_grad():
             told = [projected(target, x) for x in reversed(views)]
-        apart = [2 - 2 * (F.normalize(p) * F.normalize(t)).sum(1) for p, t in zip(said, told, strict=True)]  # squared distances
+        apart = [
+            2 - 2 * (F.normalize(p) * F.normalize(t)).sum(1) for p, t in zip(said, told, strict=True)
+        ]  # squared distances
         loss = apart[0].mean() + apart[1].mean()
         optimizer.zero_grad()
         loss.backward()

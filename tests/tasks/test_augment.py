@@ -24,7 +24,7 @@ def view(name, x, ids, address=ADDRESS, *, flips=True):
     return augment.apply(name, x, ids, address, kind=kind, flips=flips)
 
 
-@pytest.mark.parametrize("name", ["weak", "strong"])
+@pytest.mark.parametrize("name", ["weak", "strong", "crop", "local"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 33, 33), (3, 20, 12), (7,), (1,)])
 class TestAddressing:
     """A view is a function of address and sample id."""
@@ -102,7 +102,30 @@ def test_strong_stays_in_range_and_differs_from_weak(shape):
     assert (changed > 0.3).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("name", ["weak", "strong"])
+@pytest.mark.parametrize(("name", "area"), [("crop", augment.GLOBAL), ("local", augment.LOCAL)])
+@pytest.mark.parametrize("flips", [True, False])
+def test_crops_show_a_part_of_the_area_as_scipy_samples_it(name, area, flips, monkeypatch):
+    """A picture whose values are its own coordinates says where each pixel of a crop was taken from."""
+    monkeypatch.setattr(augment, "_recolour", lambda x, choice, u: x)
+    side, count = 24, 400
+    places = (torch.arange(side).float() + 0.5) / side
+    image = torch.stack([places.expand(side, side), places[:, None].expand(side, side)])[None]
+    views = view(name, image.expand(count, -1, -1, -1), torch.arange(count), flips=flips)
+    middle = slice(side // 4, 3 * side // 4)  # away from the border, which is repeated
+    steps = [(views[:, i][:, middle, middle].diff(dim=2 - i) * side).mean((1, 2)) for i in range(2)]
+    shown = steps[0].abs() * steps[1]
+    assert (area[0] * 0.9 < shown.min()) and (shown.max() <= area[1] * 1.02)
+    assert shown.max() - shown.min() > 0.6 * (area[1] - area[0])
+    assert (0.4 < (steps[0] < 0).float().mean() < 0.6) if flips else bool((steps[0] > 0).all())
+    row = int(shown.argmin())
+    centres = views[row][:, middle, middle].mean((1, 2)) * side - 0.5
+    at = [float(centres[1]) + (np.arange(side) - (side - 1) / 2) * float(steps[1][row])]
+    at.append(float(centres[0]) + (np.arange(side) - (side - 1) / 2) * float(steps[0][row]))
+    theirs = ndimage.map_coordinates(image[0, 0].numpy(), np.meshgrid(*at, indexing="ij"), order=1, mode="nearest")
+    assert np.abs(views[row, 0].numpy() - theirs).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["weak", "strong", "crop", "local"])
 def test_flat_images_give_no_nan(name):
     for value in (0.0, 1.0):
         views = view(name, torch.full((200, 1, 8, 8), value), torch.arange(200))
