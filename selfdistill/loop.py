@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import carried, collapse, ranks, saving
+from . import carried, collapse, probes, ranks, saving
 from .audit import whole_classes
 from .check import check_method
 from .core import Clock, Method, Objective
@@ -220,6 +220,8 @@ def _train(
             continue
         loss = trainer.step()
         if trainer.epoch_ended():
+            if probes.untaught(trainer.method):
+                trainer.passes += Passes(evaluation=probes.settle(trainer.model, trainer.data))
             trainer.end_epoch(clock)
         if progress and (time.monotonic() - shown > 0.2 or trainer.epoch_ended()):
             shown = time.monotonic()

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .evaluate import predict_rows
-from .features.reading import last_linear
+from .features.reading import Extended, last_linear
+from .heads import space_of
 
 if TYPE_CHECKING:
+    from .core import Method
     from .tasks.data import Data
 
 NEIGHBOURS = 20
+MOST = 5000  # labelled rows that a classifier is fitted to in training, evenly drawn
 
 
 def features(model: nn.Module, data: Data, ids: Tensor, head: str = "logits") -> Tensor:
@@ -59,6 +62,56 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
 
     learner = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known.numpy(), y.numpy())
     return torch.from_numpy(learner.predict(asked.numpy()))
+
+
+def untaught(method: Method) -> bool:
+    """Does it compare features alone, so that nothing teaches the classifier?
+
+    >>> from .methods import recipes
+    >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
+    (True, False)
+    """
+    heads = [getattr(term, "head", "logits") for term in method.terms.values()]  # a language model's term has none
+    return bool(heads) and all(space_of(head) == "features" for head in heads)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, data: Data) -> int:
+    """Fit the last linear layer, in place, to the labels and the features as they are: a linear probe.
+
+    Returns how many rows it has looked at.
+
+    For classes a logistic regression on standardised features, for values a ridge regression, both with scikit-learn's
+    usual penalty of 1. Standardisation is folded into the weights; a class without a label gets the smallest bias.
+
+    Raises:
+        RecipeError: the model has no linear layer.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    bare = model.model if isinstance(model, Extended) else model
+    ids = data.labelled[:: -(-len(data.labelled) // MOST)]
+    layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
+    shifted = layer.bias is not None
+    scaler = StandardScaler(with_mean=shifted).fit(known.numpy())
+    if data.task == "regress":
+        learner, seen = Ridge(fit_intercept=shifted), torch.arange(layer.out_features)
+    else:
+        learner, seen = LogisticRegression(max_iter=200, fit_intercept=shifted), y.unique()
+    if len(seen) < min(2, layer.out_features):
+        return len(ids)  # labels of one class say nothing
+    learner.fit(scaler.transform(known.numpy()), y.numpy())
+    weight = torch.from_numpy(learner.coef_ / scaler.scale_).reshape(-1, layer.in_features)
+    bias = torch.as_tensor(learner.intercept_).reshape(-1) - weight @ torch.as_tensor(scaler.mean_ * shifted)
+    if len(weight) < len(seen):  # of two classes scikit-learn says one
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    layer.weight.zero_()
+    layer.weight[seen] = weight.to(layer.weight)
+    if shifted:
+        layer.bias.fill_(float(bias.min()) - 10.0)
+        layer.bias[seen] = bias.to(layer.bias)
+    return len(ids)
 
 
 def probe(model: nn.Module, data: Data) -> dict[str, float]:

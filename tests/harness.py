@@ -145,6 +145,13 @@ class Recorded:
             torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
             yield clock, batch
 
+    def settled(self, model: nn.Module) -> nn.Module:
+        """With the run's classifier, which was fitted when it had ended: `tests.test_probes` looks at that."""
+        assert self.final is not None
+        name = "model.classifiers.0"
+        model.get_submodule(name).load_state_dict(self.final.get_submodule(name).state_dict())
+        return model
+
     def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
         """What a part draws for each sample in this step: as for batches, an address decides."""
         return draws.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from selfdistill import probes
 from selfdistill.benchmark.probe import probed
 from selfdistill.errors import SelfdistillError
-from tests.harness import CLASSES, tiny_data
+from tests.harness import CLASSES, tiny_data, value_data
 
 
 class Net(nn.Module):
@@ -71,3 +73,57 @@ def test_nearest_is_a_brute_force_search() -> None:
 def test_a_network_without_a_linear_layer_is_refused() -> None:
     with pytest.raises(SelfdistillError):
         probes.features(nn.Sequential(nn.Flatten(), nn.Conv1d(1, 1, 1)), tiny_data(), torch.arange(3))
+
+
+def test_settled_classifier_minimises_the_penalised_loss_on_standardised_features() -> None:
+    """Against Newton-like steps of torch on the objective as it is written, in float64."""
+    torch.manual_seed(0)
+    net, data = Net(), tiny_data()
+    known, y = torch.from_numpy(by_hand(net, data.rows(data.labelled))).double(), data.targets[data.labelled]
+    spread = known.std(0, correction=0)
+    standard = (known - known.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    w, b = (torch.zeros(*shape, dtype=torch.float64, requires_grad=True) for shape in ((CLASSES, 12), (CLASSES,)))
+    steps = torch.optim.LBFGS([w, b], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def objective() -> torch.Tensor:
+        steps.zero_grad()
+        loss = nn.functional.cross_entropy(standard @ w.T + b, y, reduction="sum") + w.square().sum() / 2
+        loss.backward()
+        return loss
+
+    steps.step(objective)
+    assert probes.settle(net, data) == len(data.labelled)
+    said = net.eval()(data.rows(data.labelled)).log_softmax(1)
+    wanted = (standard @ w.T + b).log_softmax(1).detach()
+    torch.testing.assert_close(said.double(), wanted, atol=0.05, rtol=0)  # scikit-learn stops at a slope of 1e-4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("classes", [[0, 1], [1, 3], [2]])
+def test_settled_classifier_says_no_class_without_a_label(classes: list[int], bias: bool) -> None:
+    torch.manual_seed(0)
+    net, data = Net(), tiny_data()
+    net.classifier = nn.Linear(12, CLASSES, bias)
+    kept = data.labelled[torch.isin(data.y[data.labelled], torch.tensor(classes))]
+    before = net.classifier.weight.clone()
+    probes.settle(net, dataclasses.replace(data, labelled=kept))
+    if len(classes) < 2:
+        assert net.classifier.weight.equal(before)
+        return
+    said = net.eval()(data.rows(kept)).argmax(1)
+    assert (said == data.y[kept]).double().mean() > 0.6
+    if bias:
+        assert set(net(data.rows(data.test)).argmax(1).tolist()) <= set(classes)
+
+
+def test_settled_values_are_a_ridge_regression() -> None:
+    torch.manual_seed(0)
+    net, data = Net(), value_data(0)
+    net.classifier = nn.Linear(12, 1)
+    known, y = torch.from_numpy(by_hand(net, data.rows(data.labelled))).double(), data.targets[data.labelled].double()
+    spread = known.std(0, correction=0)
+    standard = (known - known.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    w = torch.linalg.solve(standard.T @ standard + torch.eye(12).double(), standard.T @ (y - y.mean()))
+    probes.settle(net, data)
+    said = net.eval()(data.rows(data.labelled))[:, 0]
+    torch.testing.assert_close(said.double(), standard @ w + y.mean(), atol=1e-4, rtol=0)

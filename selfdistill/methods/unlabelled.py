@@ -6,9 +6,10 @@ from ..core import Method, Term
 from ..features import Projectors
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..teachers import CentredMomentum, Itself, Momentum
-from ..views import two
+from ..views import Look, Views, two
 
-VIEWS = (("x", "other"), ("other", "x"))
+CROPS = two("all", "crop")
+PAIRS = (("x", "other"), ("other", "x"))  # who learns from which
 
 
 def simsiam(width: int = 256) -> Method:
@@ -20,7 +21,7 @@ def simsiam(width: int = 256) -> Method:
 
     f are the features, g three linear layers with batch norm, q two with a quarter of the ``width`` between. The paper
     leaves out the 1; its width is 2048, for a ResNet-50, and its batches have 512 rows. Each view is a forward of its
-    own. No label is read and the classifier learns nothing: see `probes`, and `run --init`.
+    own. No label is read; the classifier is fitted to the features as they are, a linear probe (`probes.settle`).
 
     Source: Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, algorithm 1.
 
@@ -32,9 +33,9 @@ def simsiam(width: int = 256) -> Method:
     heads = Projectors((width, width, width), (max(1, width // 4), width), closed=True)
     terms = {
         f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
-        for mine, theirs in VIEWS
+        for mine, theirs in PAIRS
     }
-    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, prepare=heads, forward="separate")
 
 
 def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
@@ -47,7 +48,7 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
 
     g and q are two linear layers with batch norm between; the paper's are 4096 and 256 wide, for a ResNet-50, and its
     decay is .97, .99, .996 for 40, 300, 1000 epochs. The average starts from the student's weights (the authors draw
-    others), takes in parameters alone, and sees its views in train mode. The classifier learns nothing: see `probes`.
+    others), takes in parameters alone, and sees its views in train mode. The classifier is fitted, as a probe.
 
     Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, equations 1 and 2.
 
@@ -61,41 +62,42 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
         f"from_{theirs}": Term(
             Momentum(decay, theirs, head="projection"), CosineDistance(), mine, "prediction", weight=2.0
         )
-        for mine, theirs in VIEWS
+        for mine, theirs in PAIRS
     }
-    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, prepare=heads, forward="separate")
 
 
 def dino(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024
-) -> Method:
-    """Self-distillation with no labels: the prototypes that a slow average of yourself sees in the other view.
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
+    crops: int = 2,
+) -> Method:  # fmt: skip
+    """Self-distillation with no labels: the prototypes that a slow average of yourself sees in another view.
 
     Equation::
 
-        L = 1/2 sum_v CE(softmax((t_w - c) / sharp), softmax(s_v / temperature)),  w the other view
+        L = mean over pairs (w, v), v not w, of CE(softmax((t_w - c) / sharp), softmax(s_v / temperature))
         c <- centring c + (1 - centring) mean t, after the loss; t's weights follow s's as in `byol`
 
-    s and t are cosines with prototypes, of a projection by three linear layers with GELU, 512 wide, 128 at the end.
-    The paper's widths are 2048 and 256, with 65536 prototypes. Its eight small crops, the warm-up of ``sharp`` and the
-    prototypes' rest in the first epoch are not here. The classifier learns nothing: see `probes`, and `run --init`.
+    w are two large crops, v those and ``crops`` small ones. s and t are cosines with prototypes, of a projection by
+    three linear layers with GELU, 512 wide, 128 at the end. The paper's widths are 2048 and 256, with 65536 prototypes
+    and eight small crops. Here small crops are brought to full size; the warm-up of ``sharp`` and the prototypes' rest
+    in the first epoch are left out. The classifier is fitted, as a probe.
 
     Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, algorithm 1.
 
     Needs: no labels.
 
-    >>> dino().terms["from_other"].loss
-    PrototypeCrossEntropy(temperature=0.1, sharp=0.04)
+    >>> len(dino().terms), len(dino(crops=0).terms)
+    (6, 2)
     """
-    heads, taught = Projectors((512, 512, 128), prototypes=prototypes, norm=False), PrototypeCrossEntropy
+    heads = Projectors((512, 512, 128), prototypes=prototypes, norm=False)
+    small, loss = [f"small{i + 1}" for i in range(crops)], PrototypeCrossEntropy(temperature, sharp)
+    pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
     terms = {
-        f"from_{theirs}": Term(
-            CentredMomentum(decay, theirs, centring=centring),
-            taught(temperature, sharp),
-            mine,
-            "prototypes",
-            weight=0.5,
+        f"{v}_from_{w}": Term(
+            CentredMomentum(decay, w, centring=centring), loss, v, "prototypes", weight=1 / len(pairs)
         )
-        for mine, theirs in VIEWS
+        for v, w in pairs
     }
-    return Method(terms, views=two("all", "strong"), prepare=heads, forward="separate")
+    views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
+    return Method(terms, views=views, prepare=heads, forward="separate")

@@ -44,4 +44,4 @@ def oracle(run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 1
         with torch.no_grad():
             for mean, now in zip(target.parameters(), model.parameters(), strict=True):
                 mean.copy_(d * mean + (1 - d) * now)
-    return losses, model
+    return losses, run.settled(model)

@@ -1,4 +1,4 @@
-"""DINO, two global views: L = mean over views of -sum softmax((t - c) / S) log softmax(s / T), t of the other view."""
+"""DINO: L = mean over pairs of -sum softmax((t - c) / S) log softmax(s / T), t of a large view, s of any other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.harness import Recorded
 
-OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24}
+OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24, "crops": 1}
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:
@@ -30,6 +30,7 @@ def oracle(
     sharp: float = 0.04,
     centring: float = 0.9,
     prototypes: int = 1024,
+    crops: int = 2,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     layers = list(model.get_submodule("projector").children())
@@ -40,12 +41,18 @@ def oracle(
     teacher, centre = copy.deepcopy(model), torch.zeros(prototypes)
     optimizer, losses = run.optimizer(model), list[float]()
     for clock, batch in run.batches():
-        views = [batch["x"].x, batch["other"].x]
+        assert set(batch) == {"x", "other", *(f"small{i + 1}" for i in range(crops))}
+        views = [batch[name].x for name in ("x", "other", "small1", "small2")[: 2 + crops]]
         said = [scores(model, x) for x in views]
         with torch.no_grad():
-            told = [scores(teacher, x) for x in views]
+            told = [scores(teacher, x) for x in views[:2]]
             told_p = [((t - centre) / sharp).softmax(1) for t in told]
-        pairs = [-(told_p[1 - i] * (said[i] / temperature).log_softmax(1)).sum(1).mean() for i in range(2)]
+        pairs = [
+            -(told_p[w] * (said[v] / temperature).log_softmax(1)).sum(1).mean()
+            for w in range(2)
+            for v in range(2 + crops)
+            if v != w
+        ]
         loss = torch.stack(pairs).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -56,4 +63,4 @@ def oracle(
             centre = centring * centre + (1 - centring) * torch.cat(told).mean(0)
             for mean, now in zip(teacher.parameters(), model.parameters(), strict=True):
                 mean.copy_(d * mean + (1 - d) * now)
-    return losses, model
+    return losses, run.settled(model)

@@ -33,4 +33,4 @@ def oracle(run: Recorded, width: int = 256) -> tuple[list[float], nn.Module]:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses, model
+    return losses, run.settled(model)
