@@ -84,6 +84,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
             "module:function.",
         ),
+        click.option(
+            "--init", metavar="RUN", help="Begin with the layers of this run, all but the classifier [default: afresh]."
+        ),
         click.option("--keep", metavar="SUITE", help="Prompts: prior tasks (.jsonl, reasoning-gym:TASK) to keep."),
         click.option(
             "--lora", type=click.IntRange(min=0), metavar="RANK", help="Prompts: of the adapter; 0 trains all weights."

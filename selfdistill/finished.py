@@ -32,7 +32,7 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         CheckpointError: there is no model there, or it is damaged or of a foreign format.
     """
-    return models.load(_model_folder(folder))
+    return models.load(model_folder(folder))
 
 
 def model_card(folder: str | Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def model_card(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no model there.
     """
-    path = _model_folder(folder)
+    path = model_folder(folder)
     card: dict[str, Any] = {}
     for name in (CARD, models.CONFIG):
         try:
@@ -56,7 +56,8 @@ def model_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def _model_folder(folder: str | Path) -> Path:
+def model_folder(folder: str | Path) -> Path:
+    """Where the model of a finished run, or of its model folder, lies."""
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")

@@ -306,8 +306,8 @@ def load(folder: Path | str) -> nn.Module:
         CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
     """
     folder = Path(folder)
-    build = _read_config(folder)
-    tensors = _read_tensors(folder)
+    build = read_config(folder)
+    tensors = read_tensors(folder)
     try:
         with torch.random.fork_rng(devices=[]):  # nor must loading
             model = build()
@@ -355,7 +355,7 @@ def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None
         raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
 
 
-def _read_config(folder: Path) -> Build:
+def read_config(folder: Path) -> Build:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -379,7 +379,7 @@ def _is_scale(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value) and value[1] > 0
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import encoders, expressions, models, threads
+from . import encoders, expressions, initial, models, threads
 from .arguments import checked
 from .core import Method
 from .errors import DataError
@@ -65,10 +65,15 @@ def prepare(request: Request) -> Prepared:
     )
     if request.augment:
         data = replace(data, augment=request.augment)
+    if request.init and reader:
+        raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     expression = request.method or _usual(data)
     method = read_method(expression)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
-    build = models.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)
+    usual_model = initial.spec_of(request.init) if request.init else "mlp" if small else "cnn"
+    build = models.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
+    if request.init:
+        build = initial.started(build, request.init)
     usual = text.SETTINGS if reader else {}
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)

@@ -24,8 +24,9 @@ class Request:
     for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
-    trainings more. ``keep``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
-    must not be forgotten, the rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
+    ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that must not be forgotten, the
+    rank of an adapter (0: all weights), tokens of an answer, and memory for time.
     ``training`` are further fields of `Settings`.
     """
 
@@ -42,6 +43,7 @@ class Request:
     max_tokens: int | None = None
     checkpointing: bool = False
     model: str | None = None
+    init: str | None = None
     method: str | None = None
     epochs: int | None = None
     steps: int | None = None
@@ -53,7 +55,8 @@ class Request:
     training: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        unsaid = {"text"} if self.text is None else set()  # so that what was asked before it existed is still the same
+        later = {"text", "init"}  # unsaid where not asked for, so that what was asked before they existed is the same
+        unsaid = {name for name in later if getattr(self, name) is None}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
 
     @classmethod

@@ -43,6 +43,7 @@ from .learners.choice import Choice, choose, for_learners
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
+from .probes import untaught
 from .report import write as write_report
 from .request import FORMAT, Request, differences, read_record
 from .tasks.data import write_card
@@ -230,6 +231,7 @@ class Run:
         for one in filter(None, (trained, control)):
             one.model.cpu()
         preferred = folded.plain if folded else control is not None and _better(control, trained)
+        preferred = preferred and not untaught(ready.method)  # features were asked for, whoever classifies better
         result = self._judge(ready, trained, control, preferred)
         if folded:
             result["folds"] = folded.to_json()
