@@ -48,7 +48,7 @@ def linear(known: Tensor, y: Tensor, asked: Tensor) -> Tensor:
     from sklearn.preprocessing import StandardScaler
 
     learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known.numpy(), y.numpy())
-    return torch.from_numpy(learner.predict_log_proba(asked.numpy()).astype(np.float32))
+    return torch.from_numpy(learner.predict_proba(asked.numpy()).astype(np.float32)).clamp(min=1e-12).log()
 
 
 def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:

@@ -28,7 +28,7 @@ from ..methods.controls import plain
 from ..prepared import batch_size_for, read_method
 from ..step import Passes
 from ..tasks.data import Data
-from .fitting import HALF, PLAIN, SELF_TRAINING, build_for, wants_teacher
+from .fitting import HALF, PLAIN, SELF_TRAINING, UNTRAINED, build_for, wants_teacher
 from .probe import probed
 from .records import FORMAT, read
 from .settings import TIMES, Cell, data_of
@@ -134,7 +134,12 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     data, begun = data_of(cell.setting, cell.seed), time.monotonic()
     try:
         with threads.using(1):
-            found = _learner(data) if cell.method == SELF_TRAINING else _network(cell, data, _known(first))
+            if cell.method == SELF_TRAINING:
+                found = _learner(data)
+            elif cell.method == UNTRAINED:
+                found = _untrained(cell, data)
+            else:
+                found = _network(cell, data, _known(first))
         record = {"status": "finished", **found}
     except Exception as error:  # a new recipe's own fault is a row of the table too
         said = f"{type(error).__name__}: {one_line(error)}"
@@ -204,6 +209,15 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
 
 def _scored(said: torch.Tensor, data: Data, rows: torch.Tensor) -> dict[str, float]:
     return scored(said, data.y[rows], data.task)
+
+
+def _untrained(cell: Cell, data: Data) -> dict[str, Any]:
+    """The weights that the other methods begin with, under the same probe."""
+    torch.manual_seed(draws.seed(cell.seed, "init", 0))
+    said = probed(build_for(cell.setting, PLAIN)(), data)
+    audit, test = _scored(said.audit, data, data.audit), _scored(said.test(), data, data.test)
+    found = {name: dict.fromkeys(("last", "stopped"), figures) for name, figures in (("audit", audit), ("test", test))}
+    return {**found, "passes": None, "steps": 0, "budget": None}
 
 
 def _learner(data: Data) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from .settings import Setting
 CLASSES = 10
 PLAIN, HALF, STOPPED = "plain()", "plain(), half the budget", "plain(), stopped early"
 SELF_TRAINING = "SelfTrainingClassifier(LogisticRegression())"
+UNTRAINED = "untrained"
 ABOUT = {
     PLAIN: "cross-entropy on the labels for the whole budget: what differences are to",
     HALF: "the same for half of it, the training of usual length",
     STOPPED: "`plain()` at the epoch that is best on the audit split",
     SELF_TRAINING: "scikit-learn's, on pixels; it spends no passes of a network",
+    UNTRAINED: "the network as it is drawn, under a linear probe",
 }
 _DROPOUT = re.compile(r"dropout=([\d.]+)")
 
@@ -128,7 +130,7 @@ def misfit(expression: str, setting: Setting) -> str | None:
 def controls_of(setting: Setting) -> list[str]:
     """The rows that are no recipe's, the reference first."""
     if setting.probing:
-        return []
+        return [PLAIN, UNTRAINED]
     return [PLAIN, HALF, *([SELF_TRAINING] if setting.unlabelled else [])]
 
 

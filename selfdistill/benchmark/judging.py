@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..stats import FEWEST, Verdict, holm, interval, one_sided_t, paired, sign_flip, verdict
-from .fitting import PLAIN, STOPPED, is_control
+from .fitting import PLAIN, STOPPED, UNTRAINED, is_control
 from .records import Records
 
 LEVEL = 0.05
@@ -76,7 +76,10 @@ def tables(records: Records, split: str = "test") -> dict[str, dict[int, dict[st
 
 
 def best_control(records: Records) -> str | None:
-    """The control that the audit split likes best, of those with every seed of `plain()`; None without any."""
+    """The control that the audit split likes best, of those with every seed of `plain()`; None without any. Where no
+    label teaches it is the untrained network: `plain()`, which sees them all, is what could be had with them."""
+    if UNTRAINED in records:
+        return UNTRAINED
     audits = tables(records, "audit")
     whole = {
         name: statistics.fmean(found[seed]["accuracy"] for seed in audits[PLAIN])

@@ -12,7 +12,7 @@ from ..expressions import one_line
 from ..files import write as write_file
 from ..report.svg import forest, standalone
 from ..stats import SAME_ROWS, TIED
-from .fitting import ABOUT, HALF, PLAIN, SELF_TRAINING, STOPPED, sorted_out
+from .fitting import ABOUT, HALF, PLAIN, SELF_TRAINING, STOPPED, UNTRAINED, sorted_out
 from .judging import LEVEL, Compared, Row, best_control, judge
 from .records import Records, records_of, spans
 from .running import plan
@@ -33,6 +33,10 @@ trained with half of the budget. No generation is audited or rolled back: the la
 
 **Controls.** `{PLAIN}` is {ABOUT[PLAIN]}; `{HALF}`: {ABOUT[HALF]}; `{STOPPED}`: {ABOUT[STOPPED]};
 `{SELF_TRAINING}`: {ABOUT[SELF_TRAINING]}.
+
+**No labels.** In settings without labels a linear probe (a logistic regression on standardised features) is fitted to
+the features of the training rows when a method has ended, and it is the probe that is tested. `{UNTRAINED}`:
+{ABOUT[UNTRAINED]}. It is the control there; `{PLAIN}` learns from all labels, as nobody else does, and is a ceiling.
 
 **Pairs.** Seed S of every row has the same labels, wrong labels, audit split, first weights and order of rows as far as
 the method leaves them alone. Differences are to `plain()` with the whole budget, in points of test accuracy, mean ±
@@ -156,7 +160,8 @@ def section(
     if rows:
         lines += [*table(setting, rows, said), ""]
     if best := best_control(records):
-        lines += [f"The best control, by mean accuracy on the audit split, is `{best}`.", ""]
+        why = "where no label teaches" if setting.probing else "by mean accuracy on the audit split"
+        lines += [f"The best control, {why}, is `{best}`.", ""]
     if drawing:
         lines += [f"![differences to plain at equal compute]({drawing})", ""]
     reasons = {**sorted_out(setting)[1], **_failures(records)}

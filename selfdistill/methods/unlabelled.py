@@ -69,7 +69,7 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
 
 def dino(
     decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
-    crops: int = 2,
+    crops: int = 2, norm: bool = True,
 ) -> Method:  # fmt: skip
     """Self-distillation with no labels: the prototypes that a slow average of yourself sees in another view.
 
@@ -79,9 +79,10 @@ def dino(
         c <- centring c + (1 - centring) mean t, after the loss; t's weights follow s's as in `byol`
 
     w are two large crops, v those and ``crops`` small ones. s and t are cosines with prototypes, of a projection by
-    three linear layers with GELU, 512 wide, 128 at the end. The paper's widths are 2048 and 256, with 65536 prototypes
-    and eight small crops. Here small crops are brought to full size; the warm-up of ``sharp`` and the prototypes' rest
-    in the first epoch are left out. The classifier is fitted, as a probe.
+    three linear layers, 512 wide, 128 at the end, with batch norm (``norm``; GELU alone, as for transformers, let small
+    convolutional networks say one thing to all rows). The paper's widths are 2048 and 256, with 65536 prototypes, eight
+    small crops and no norm. Here small crops are brought to full size; the warm-up of ``sharp`` and the prototypes'
+    rest in the first epoch are left out. The classifier is fitted, as a probe.
 
     Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, algorithm 1.
 
@@ -90,7 +91,7 @@ def dino(
     >>> len(dino().terms), len(dino(crops=0).terms)
     (6, 2)
     """
-    heads = Projectors((512, 512, 128), prototypes=prototypes, norm=False)
+    heads = Projectors((512, 512, 128), prototypes=prototypes, norm=norm)
     small, loss = [f"small{i + 1}" for i in range(crops)], PrototypeCrossEntropy(temperature, sharp)
     pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
     terms = {

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from selfdistill.benchmark import cells, fitting
+from selfdistill import draws
+from selfdistill.benchmark import cells, fitting, judging
 from selfdistill.benchmark.cells import Tried, matched, steps_within
 from selfdistill.benchmark.fitting import HALF, PLAIN, SELF_TRAINING
-from selfdistill.benchmark.settings import Cell, data_of
+from selfdistill.benchmark.settings import SETTINGS, Cell, data_of
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.loop import fit
+from selfdistill.models import parse
+from selfdistill.probes import probe
 from tests.benchmark.common import FEW, NOISE
 
 
@@ -155,3 +160,16 @@ def test_what_a_short_training_spends_beyond_the_budget_is_not_trained_further()
 def test_dropout_is_given_where_a_card_asks_for_it() -> None:
     assert str(fitting.build_for(FEW, "ups()")) == "mlp(width=8, dropout=0.3)"
     assert str(fitting.build_for(FEW, "elr()")) == "mlp(width=8)"
+
+
+def test_untrained_is_the_first_weights_under_a_probe(tmp_path: Path) -> None:
+    """The reference of settings without labels: what a method must add to, with its own first weights."""
+    setting = replace(SETTINGS["digits-none"], steps=6, seeds=1)
+    found = {m: cells.run(Cell(setting, m, 0), tmp_path) for m in ("untrained", "plain()", "simsiam(width=16)")}
+    assert [r["status"] for r in found.values()] == ["finished"] * 3
+    torch.manual_seed(draws.seed(0, "init", 0))
+    data, model = data_of(setting, 0), parse(setting.model, setting.shape, 10)()
+    assert found["untrained"]["test"]["last"]["accuracy"] == pytest.approx(probe(model, data)["linear"], abs=1e-9)
+    assert found["untrained"]["passes"] is None
+    assert found["simsiam(width=16)"]["passes"]["total"] == pytest.approx(setting.budget, rel=0.1)
+    assert judging.best_control({name: {0: r} for name, r in found.items()}) == "untrained"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.harness import Recorded
 
-OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24, "crops": 1}
+OTHER = {"decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24, "crops": 1, "norm": False}
 
 
 def scores(model: nn.Module, x: Tensor) -> Tensor:
@@ -31,11 +31,13 @@ def oracle(
     centring: float = 0.9,
     prototypes: int = 1024,
     crops: int = 2,
+    norm: bool = True,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     layers = list(model.get_submodule("projector").children())
-    assert [type(layer).__name__ for layer in layers] == ["Linear", "GELU"] * 2 + ["Linear"]
-    shapes = [tuple(layer.get_parameter("weight").shape) for layer in layers[::2]]
+    between = ["BatchNorm1d", "ReLU"] if norm else ["GELU"]
+    assert [type(layer).__name__ for layer in layers] == ["Linear", *between] * 2 + ["Linear"]
+    shapes = [tuple(layer.get_parameter("weight").shape) for layer in layers[:: len(between) + 1]]
     assert shapes == [(512, 6), (512, 512), (128, 512)]
     assert model.get_parameter("prototypes.directions").shape == (prototypes, 128)
     teacher, centre = copy.deepcopy(model), torch.zeros(prototypes)
