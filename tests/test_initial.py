@@ -79,7 +79,7 @@ def test_the_methods_model_is_the_product_though_plain_classifies_better(begun: 
     ("change", "why"),
     [
         ({"model": "mlp(width=8)"}, r"--init .*features: its stages.0.1.\w+ is \(12.*\(8.*\) here"),
-        ({"model": "cnn"}, r"its stages.0.1.\w+ is .* no such layer here; leave --model out to take mlp"),
+        ({"model": "cnn"}, r"its stages.0.1.\w+ is .*; leave --model out to take mlp"),
         ({"init": "nowhere"}, "there is no folder nowhere"),
         ({"data": "wine", "model": None, "method": None, "steps": None}, "--init is for networks"),
         ({"data": "reasoning-gym:chain_sum", "model": None, "method": "sft()"}, "--init has no meaning for prompts"),
