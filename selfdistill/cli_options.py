@@ -65,11 +65,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Keep N labels to teach, N more at most to audit.",
         ),
         click.option(
-            "--label-noise",
-            type=float,
-            default=0.0,
-            metavar="F",
-            help="Make this share of training and audit labels wrong.",
+            "--label-noise", type=float, default=0.0, metavar="F", help="Share of training and audit labels made wrong."
         ),
         click.option(
             "--image-size", type=click.IntRange(min=8), metavar="N", help="Side in pixels, for a folder of images."

@@ -37,6 +37,7 @@ SPACE_OF_HEAD: dict[str, str] = {
     "projection": "features",  # (rows, width): of the features, by layers that are not kept
     "prediction": "features",  # (rows, width): of the projection
     "prototypes": "features",  # (rows, prototypes): scores, of as many as one likes
+    "patch_prototypes": "features",  # (rows, patches, prototypes): the same of each patch of an image
     "dense": "logits",  # read from a layer, ``dense:layer``, as is the next; all others say features (`features`)
     "classify": "logits",
 }

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from .errors import CheckpointError, RecipeError, SelfdistillError
 from .expressions import check_arguments, nearest, one_line, read
 from .heads import WRAPS
-from .networks import Scaled, cnn, mlp, resnet
+from .networks import Scaled, cnn, mlp, resnet, vit
 
-__all__ = ["MODELS", "Build", "cnn", "load", "mlp", "parse", "resnet", "save"]
+__all__ = ["MODELS", "Build", "cnn", "load", "mlp", "parse", "resnet", "save", "vit"]
 
 #: What is known by name.
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet}
+MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "vit": vit}
 
 FORMAT = 1
 TENSORS, CONFIG = "model.safetensors", "config.json"

@@ -192,10 +192,11 @@ class Sampler:
         return batch
 
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
-        address = (self.seed, "augment", look.name, self.generation, epoch)
+        address = (self.seed, "augment", look.of or look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         tokens = getattr(self.data, "tokens", None)  # of texts
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+        x = augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+        return augment.hide(x, key, (*address, "hidden"), look.hidden, kind=self.data.kind) if look.hidden else x
 
     def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from . import draws
 from .core import Batch, Clock, Method, Objective, Pool, Rows
 from .heads import space_of
+from .networks import vit
+from .tasks.augment import hide
 
 CLASSES, WIDTH, ROWS = 4, 6, 12
 
@@ -82,6 +84,8 @@ def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -
         return tiny(seed, outputs=outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if getattr(method.prepare, "patches", False):
+            return vit((1, 8, 8), CLASSES, width=8, depth=1, heads=2)
         return Stages(exits)
 
 
@@ -102,7 +106,12 @@ def built(method: Method, seed: int) -> nn.Module:
 
 def batch_for(method: Method, step: int) -> Batch:
     """A batch with all that the method looks at."""
-    return batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
+    batch = batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
+    for look in (look for look in method.views.looks if look.hidden and look.name in batch):
+        x, y, ids = batch[look.name]
+        assert ids is not None
+        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, kind="image"), y, ids)
+    return batch
 
 
 def maps_of(method: Method) -> bool:

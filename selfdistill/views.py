@@ -31,17 +31,22 @@ class Look:
     """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
 
     ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
+    ``hidden`` is the share of an image's patches that is hidden, in what the view ``of`` shows of the same rows.
     """
 
     name: str
     rows: str = "labelled"
     augment: str = "default"
     fixed: int = 0
+    hidden: float = 0.0
+    of: str = ""
 
     def __post_init__(self) -> None:
         for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
             if value not in known:
                 raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
+        if not 0.0 <= self.hidden < 1.0 or bool(self.of) != (self.hidden > 0.0):
+            raise RecipeError(f"a view hides a share in (0, 1) of another one, not {self.hidden} of {self.of!r}")
         if self.fixed < 0:
             raise RecipeError(
                 f"fixed counts the ways in which a sample is shown, 0 for ever new ones, not {self.fixed}"
@@ -64,6 +69,11 @@ class Views:
         mixed = {look.name for look in self.looks if look.rows == "mixed"}
         if not mixed <= {"mixed", "between"} or (mixed and not self.mixing > 0):
             raise RecipeError("views of mixed rows are 'mixed' and 'between', and need a mixing above 0")
+        rows_of = {look.name: look.rows for look in self.looks}
+        for look in (look for look in self.looks if look.of and rows_of.get(look.of) != look.rows):
+            raise RecipeError(
+                f"view {look.name!r} hides parts of view {look.of!r}, which shows other rows or is missing"
+            )
         if self.mates < 0:
             raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:

@@ -19,6 +19,7 @@ from selfdistill import draws
 from selfdistill.core import Batch, Clock, Method
 from selfdistill.heads import space_of
 from selfdistill.loop import fit
+from selfdistill.networks import vit
 from selfdistill.tasks.data import Data, from_tensors
 
 EPOCHS, CLASSES = 2, 4
@@ -73,6 +74,11 @@ def build_maps(exits: bool = False) -> nn.Module:
     return TinyNet(exits, last=1)
 
 
+def build_patches() -> nn.Module:
+    """For recipes that hide patches: sixteen of side two, in one block."""
+    return vit((1, 8, 8), CLASSES, width=8, depth=1, heads=2)
+
+
 def build_dropping(exits: bool = False) -> nn.Module:
     """For recipes of classes that ask a model several times: with dropout, or all answers would be one."""
     return TinyNet(exits, dropout=0.3)
@@ -82,6 +88,8 @@ def building_for(method: Method) -> Any:
     """The factory of models that the recipe is tried on."""
     if of_values(method):
         return build_values
+    if getattr(method.prepare, "patches", False):
+        return build_patches
     if getattr(method.prepare, "maps", False):
         return build_maps
     several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
@@ -148,7 +156,7 @@ class Recorded:
     def settled(self, model: nn.Module) -> nn.Module:
         """With the run's classifier, which was fitted when it had ended: `tests.test_probes` looks at that."""
         assert self.final is not None
-        name = "model.classifiers.0"
+        name = next(n for n in ("model.classifiers.0", "model.classifier") if f"{n}.weight" in model.state_dict())
         model.get_submodule(name).load_state_dict(self.final.get_submodule(name).state_dict())
         return model
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from selfdistill.core import Batch, Clock, Method
 from selfdistill.explain import card, cost, explain, text
+from selfdistill.features.reading import last_linear
 from selfdistill.loop import fit
 from selfdistill.methods import recipes
 from selfdistill.prepared import read_method
+from selfdistill.probes import untaught
 from selfdistill.teachers.ancestors import wanted as ancestors
 from tests.harness import build_values, building_for, external_teacher, of_values, tiny_data, value_data
 
@@ -135,10 +137,17 @@ class Counter:
     forward: int = 0
     backward: int = 0
     steps: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    features: bool = False  # does nothing go backward through the classifier?
 
     def watched(self, model: nn.Module) -> nn.Module:
         model.register_forward_hook(self._count)
+        if self.features:
+            last_linear(model).register_forward_pre_hook(lambda module, args: self._graded(args[0], len(args[0])))
         return model
+
+    def _graded(self, said: Tensor, rows: int) -> None:
+        if said.requires_grad:
+            said.register_hook(lambda gradient: self._back(rows))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Counter:
         return self  # a copy of the model counts here too
@@ -147,8 +156,8 @@ class Counter:
         rows = len(args[0])
         self.forward += rows
         logits = output["logits"] if isinstance(output, dict) else output
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: self._back(rows))
+        if not self.features:
+            self._graded(logits, rows)
 
     def _back(self, rows: int) -> None:
         self.backward += rows
@@ -167,13 +176,16 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
     monkeypatch.setattr("selfdistill.vitals.watch.looked_at", lambda step: False)
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)
-    method, counter = read_method(expression), Counter()
+    method = read_method(expression)
+    counter = Counter(features=untaught(method))
     assert copy.deepcopy(counter) is counter
 
     values = of_values(method)
 
     def counted(exits: bool = False, outputs: int = 1) -> nn.Module:
-        return counter.watched(build_values(outputs) if values else building_for(method)(exits))
+        return counter.watched(
+            build_values(outputs) if values else building_for(method)(**({"exits": True} if exits else {}))
+        )
 
     def note(clock: Clock, batches: list[Batch], loss: float) -> None:
         counter.note(method, clock, batches[0])

@@ -10,7 +10,7 @@ from torch import nn
 
 from selfdistill.errors import RecipeError
 from selfdistill.models import MODELS
-from selfdistill.networks import cnn, mlp, resnet
+from selfdistill.networks import Block, cnn, mlp, resnet, vit
 
 IMAGE = (3, 16, 16)
 
@@ -127,3 +127,45 @@ def test_a_stem_makes_the_maps_of_a_cnn_smaller() -> None:
     assert cnn((1, 28, 28), 10, width=4, stem=2, exits=True)(torch.zeros(2, 1, 28, 28))["exits"].shape == (2, 2, 10)
     with pytest.raises(RecipeError, match="stem"):
         cnn((1, 28, 28), 10, stem=0)
+
+
+def test_a_block_is_torchs_own_encoder_layer() -> None:
+    """The same weights in PyTorch's layer, norm first, say the same; heads see each other's rows in no way."""
+    torch.manual_seed(0)
+    block = Block(12, 3, 0.0)
+    theirs = nn.TransformerEncoderLayer(12, 3, 48, 0.0, nn.functional.gelu, batch_first=True, norm_first=True)
+    pairs = [(theirs.norm1, block.before), (theirs.norm2, block.between), (theirs.linear1, block.wide),
+             (theirs.linear2, block.narrow), (theirs.self_attn.out_proj, block.said)]  # fmt: skip
+    with torch.no_grad():
+        for copy, original in pairs:
+            copy.load_state_dict(original.state_dict())
+        theirs.self_attn.in_proj_weight.copy_(block.asked.weight)
+        theirs.self_attn.in_proj_bias.copy_(block.asked.bias)
+    x = torch.randn(4, 7, 12)
+    torch.testing.assert_close(block(x), theirs.train()(x), atol=1e-6, rtol=1e-5)
+
+
+def test_vit_classifies_its_own_token_after_all_patches() -> None:
+    torch.manual_seed(0)
+    model = vit((3, 12, 20), 5, width=8, depth=2, heads=2)
+    assert model.places.shape == (1, 1 + 6 * 10, 8)
+    x = torch.rand(2, 3, 12, 20)
+    said = model(x)
+    assert said.shape == (2, 5)
+    changed = x.clone()
+    changed[0, :, -1, -1] += 1.0  # the last patch is seen by the first token
+    assert not model(changed)[0].equal(said[0])
+    torch.testing.assert_close(model(changed)[1], said[1])
+    moved = x.roll(2, 3)  # patches in other places are another image
+    assert not torch.allclose(model(moved), said, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"patch": 3}, "divisor"), ({"width": 10}, "divided by 4"), ({"depth": 0}, "depth"), ({"patch": 0}, "patch")],
+)
+def test_vit_refuses_what_does_not_divide(options: dict[str, int], why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        vit((1, 8, 8), 4, **options)
+    with pytest.raises(RecipeError, match="reads images"):
+        vit((5,), 4)

@@ -59,3 +59,14 @@ def test_what_each_method_looks_at():
     assert [(k.name, k.rows, k.augment) for k in weak_strong().looks] == [
         ("labelled", "labelled", "weak"), ("weak", "unlabelled", "weak"), ("strong", "unlabelled", "strong"),
     ]  # fmt: skip
+
+
+def test_a_view_hides_parts_of_another_one_of_the_same_rows():
+    """Which one and how much belong together."""
+    check_value(Look("y", "all", "crop", hidden=0.3, of="x"))
+    for options in ({"hidden": 0.3}, {"of": "x"}, {"of": "x", "hidden": 1.0}, {"of": "x", "hidden": -0.1}):
+        with pytest.raises(RecipeError, match="hides a share"):
+            Look("y", **options)
+    for looks in ((Look("y", hidden=0.3, of="x"),), (Look("x", "all"), Look("y", "unlabelled", hidden=0.3, of="x"))):
+        with pytest.raises(RecipeError, match="'y' hides parts of view 'x'"):
+            Views(looks)

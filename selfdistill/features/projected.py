@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SpaceError
-from .reading import Featured, last_linear, pooled
+from ..tasks.augment import hidden_patches
+from .reading import Featured, Hook, Tap, last_linear, layer_of, pooled
 
 
 def perceptron(widths: tuple[int, ...], norm: bool = True, closed: bool = False) -> nn.Sequential:
@@ -77,11 +79,46 @@ class Projected(Featured):
         return said
 
 
+class Hiding(Hook):
+    """A hook of the layer that makes patches: where a pixel is hidden, it says a token that is learnt instead."""
+
+    def __init__(self, token: nn.Parameter) -> None:
+        self.token = token
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], said: Tensor) -> Tensor:
+        hidden = hidden_patches(args[0], (said.shape[2], said.shape[3]))
+        return torch.where(hidden[:, None], self.token.to(said.dtype)[:, None, None], said)
+
+
+class Patched(Projected):
+    """`Projected` for transformers on patches: ``patch_prototypes`` too, and a token in the place of hidden patches.
+
+    Raises:
+        SpaceError: the model has no layer ``patches`` that makes them by a convolution, or no layer ``norm`` after it.
+    """
+
+    def __init__(self, model: nn.Module, kind: Projectors) -> None:
+        super().__init__(model, kind)
+        made = dict(model.named_modules()).get("patches")
+        if not isinstance(made, nn.Conv2d):
+            raise SpaceError("this method hides patches, and the model has no layer 'patches'; give --model vit")
+        self.hidden = nn.Parameter(torch.randn(made.out_channels) * 0.02)
+        made.register_forward_hook(Hiding(self.hidden))
+        layer_of(model, "norm").register_forward_hook(Tap(self.kept, "norm"))
+
+    def beside(self) -> dict[str, Tensor]:
+        said = super().beside()
+        if self.prototypes is not None:
+            said["patch_prototypes"] = self.prototypes(self.projector(self.kept["norm"][:, 1:]))
+        return said
+
+
 @dataclass(frozen=True)
 class Projectors:
     """Prepares a model factory for heads that compare rows: see `Projected`. The product is the bare model.
 
-    ``projector`` and ``predictor`` are widths of layers (`perceptron`); the features' own comes first by itself.
+    ``projector`` and ``predictor`` are widths of layers (`perceptron`); the features' own comes first by itself. With
+    ``patches`` the model is a transformer on patches of images, some of which may be hidden: see `Patched`.
     """
 
     projector: tuple[int, ...]
@@ -89,13 +126,20 @@ class Projectors:
     prototypes: int = 0
     norm: bool = True
     closed: bool = False
+    patches: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Does it want a model of images?"""
+        return self.patches
 
     def __post_init__(self) -> None:
         if not self.projector or min(*self.projector, *self.predictor, 1) < 1 or self.prototypes < 0:
             raise SpaceError("a projector has layers of width 1 or more; give such widths")
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: Projected(build(), self)
+        kind = Patched if self.patches else Projected
+        return lambda: kind(build(), self)
 
     def single(self, build: Any) -> Any:
         """What builds the product: the factory of the bare model."""

@@ -65,7 +65,11 @@ class Reading(NamedTuple):
         return cls(how, found["layer"], found["other"])
 
 
-class Tap:
+class Hook:
+    """Belongs to what is put around a model; the product has none of them."""
+
+
+class Tap(Hook):
     """A hook that keeps what its layer says, or is given, until the forward pass it belongs to ends."""
 
     def __init__(self, kept: dict[str, Tensor], key: str, given: bool = False) -> None:
@@ -98,7 +102,7 @@ class Extended(nn.Module):
         bare = copy.deepcopy(self.model)
         for module in bare.modules():
             for number, hook in list(module._forward_hooks.items()):
-                if isinstance(hook, Tap):
+                if isinstance(hook, Hook):
                     del module._forward_hooks[number]
         return bare
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 from ..core import Method, Term
 from ..features import Projectors
 from ..losses import CosineDistance, PrototypeCrossEntropy
@@ -102,3 +105,37 @@ def dino(
     }
     views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
     return Method(terms, views=views, prepare=heads, forward="separate")
+
+
+def ibot(
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
+    crops: int = 2, hidden: float = 0.3,
+) -> Method:  # fmt: skip
+    """Image BERT with an online tokenizer: `dino`, whose student also tells what patches it cannot see look like.
+
+    Equation::
+
+        L = dino + 1/2 sum_v mean_i CE(softmax((t_vi - c') / sharp), softmax(s_vi / temperature)),  i hidden in v
+
+    The student's two large crops have a share ``hidden`` of their patches hidden by a token that is learnt; the average
+    sees them whole, and its word on a hidden patch is the target. Patches have their own mean c', and share the
+    projection and the prototypes with the classifier's token. Patches are hidden one by one, not in blocks, in every
+    crop; the paper hides them in half of the crops, and warms ``sharp`` up to .07 for patches.
+
+    Source: Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, ICLR 2022, equations 2 and 3.
+
+    Needs: no labels; a transformer on patches of images (vit).
+
+    >>> [name for name in ibot(crops=0).terms]
+    ['x_from_other', 'other_from_x', 'patches_x', 'patches_other']
+    """
+    base = dino(decay, temperature, sharp, centring, prototypes, crops, norm=False)
+    blind = {view: f"{view}_hidden" for view in ("x", "other")}
+    terms = {name: replace(term, view=blind.get(term.view, term.view)) for name, term in base.terms.items()}
+    for view, there in blind.items():
+        told = CentredMomentum(decay, view, centring=centring, hidden=True)
+        loss = PrototypeCrossEntropy(temperature, sharp)
+        terms[f"patches_{view}"] = Term(told, loss, there, "patch_prototypes", weight=0.5)
+    looks = [Look(there, "all", "crop", hidden=hidden, of=view) for view, there in blind.items()]
+    heads = replace(cast(Projectors, base.prepare), patches=True)
+    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

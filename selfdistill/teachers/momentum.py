@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import ranks
 from ..core import Given, Step, Target, Term
+from ..errors import SpaceError
 from ..heads import space_of
 from ..memory import Buffers, averages
+from ..tasks.augment import hidden_patches
 from .weights import Ema, Held
 
 
@@ -65,26 +67,32 @@ class Momentum(Ema):
         torch._foreach_lerp_(mine, theirs, 1.0 - self.decay_at(clock.step, clock.length))
 
 
-class Centre(Buffers):
-    """A running mean of what is said, of the shape of one row; 0 before anything is."""
+class Centres(Buffers):
+    """A running mean of what is said at each head, of the shape of one element's components; 0 before anything is."""
 
-    mean: Tensor
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name in (key[len(prefix) :] for key in state_dict if key.startswith(prefix)):
+            self.of(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
+    def of(self, head: str) -> Tensor:
+        """The mean at a head."""
+        if head not in self._buffers:
+            self.register_buffer(head, torch.zeros((), device=next((b.device for b in self.buffers()), None)))
+        return self.get_buffer(head)
 
-    def follow(self, said: Tensor, decay: float) -> None:
-        """mean <- decay x mean + (1 - decay) x the mean over the rows said (rows, ...) by all processes."""
-        self.mean = decay * self.mean + (1.0 - decay) * ranks.gather(said).mean(0)
+    def follow(self, head: str, said: Tensor, decay: float) -> None:
+        """mean <- decay x mean + (1 - decay) x the mean over all elements said by all processes."""
+        now = ranks.gather(said.flatten(0, -2)).mean(0)
+        self._buffers[head] = decay * self.of(head).to(now.device) + (1.0 - decay) * now
 
 
 class Centred(Held):
-    """Held weights and the mean of what they say."""
+    """Held weights and the means of what they say."""
 
     def __init__(self, module: nn.Module, train: bool) -> None:
         super().__init__(module, train)
-        self.centre = Centre()
+        self.centres = Centres()
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,16 @@ class CentredMomentum(Momentum):
 
     Equation::
 
-        target = t - c,  c <- m c + (1 - m) mean t    after the loss, over the rows of all its views; c starts at 0
+        target = t - c,  c <- m c + (1 - m) mean t    after the loss, over all that its views said; c starts at 0
 
-    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, equation 4.
+    Each head has a mean of its own. ``hidden`` speaks of those patches alone that the student's view hides.
+
+    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, equation 4; of patches
+    Zhou et al., iBOT, ICLR 2022, equation 2.
     """
 
     centring: float = 0.9
+    hidden: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,16 +120,33 @@ class CentredMomentum(Momentum):
         return Centred(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: Term) -> Hashable:
-        return super().key(term), self.centring, self.head or term.head
+        return super().key(term), self.centring
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        said = super().target(state, step, term)
-        return said._replace(value=said.value - cast(Centred, state).centre.mean)
+        said, head = super().target(state, step, term), self.head or term.head
+        step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
+        value = said.value - cast(Centred, state).centres.of(head).to(said.value.device)
+        return said._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
 
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        held, head = cast(Centred, state), self.head or term.head
-        seen = [(step, view) for step in steps for view in step.batch if step.asked(held.module, view)]
-        if seen:
-            held.centre.follow(torch.cat([step.look(held.module, view, head) for step, view in seen]), self.centring)
+        held, heard = cast(Centred, state), dict[str, list[Tensor]]()
+        for step in steps:
+            for head, view in sorted(step.notes.get(self.key(term), ())):
+                heard.setdefault(head, []).append(step.look(held.module, view, head))
+        for head, said in heard.items():
+            held.centres.follow(head, torch.cat(said), self.centring)
         super().update(state, steps, term)
+
+
+def _hidden(step: Step, term: Term, said: Tensor) -> Tensor:
+    """Which patches (rows, patches) the student's view hides.
+
+    Raises:
+        SpaceError: the head does not speak of patches of images.
+    """
+    x = step.batch[term.view].x
+    if x.dim() != 4 or said.dim() != 3:
+        raise SpaceError(f"the head {term.head!r} says {tuple(said.shape)}; patches of images are wanted")
+    tall = max(1, round(math.sqrt(said.shape[1] * x.shape[2] / x.shape[3])))
+    return hidden_patches(x, (tall, said.shape[1] // tall)).flatten(1)

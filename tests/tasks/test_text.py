@@ -189,7 +189,7 @@ def test_fixmatch_sees_words_hidden_in_two_ways(here: Path) -> None:
 
 
 #: What reads maps of an image, turns it, or moves or mixes numbers.
-OF_IMAGES = ("frskd", "function_matching", "mixskd", "sad", "sla_sd", "uskd", "vat", "zipf_smoothing")
+OF_IMAGES = ("frskd", "function_matching", "ibot", "mixskd", "sad", "sla_sd", "uskd", "vat", "zipf_smoothing")
 OF_STAGES = ("okddip", "one")  # branches share the first stages of a model, and an encoder has none
 
 
