@@ -268,6 +268,8 @@ class Step:
     def labels(self, view: str) -> Tensor:
         """Labels of a view's rows; -1 (or nan) where a row has none."""
         y = self._view(view).y
+        if y is None and view == "mixed":
+            raise SpaceError("the rows of view 'mixed' have two labels each; MixedLabels says both, and no gate asks")
         if y is None:
             raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
         return self._for_each_row(view, "labels", y)
@@ -275,6 +277,8 @@ class Step:
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
         ids = self._view(view).id
+        if ids is None and view == "mixed":
+            raise SpaceError("a row of view 'mixed' is two samples and has no id; remember those of view 'x'")
         if ids is None:
             raise SpaceError(
                 f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
@@ -300,6 +304,8 @@ class Step:
         return self.batch[view]
 
     def _absent(self, view: str) -> SpaceError:
+        if view in self.batch:
+            return SpaceError(f"no term looks at view {view!r}, so the model was not asked about it; add one that does")
         have = ", ".join(sorted(self.batch)) or "none"
         return SpaceError(f"view {view!r} is not in the batch (views there: {have}); name it in the method's views")
 
