@@ -121,7 +121,8 @@ def _views(term: Term, rows_of: dict[str, str]) -> str | None:
     missing = [view for view in looked if view not in rows_of]
     if missing:
         return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
-    if isinstance(term.teacher, MixedLabels) and rows_of[term.view] != "mixed":
+    teacher = getattr(term, "teacher", None)
+    if isinstance(getattr(teacher, "teacher", teacher), MixedLabels) and rows_of[term.view] != "mixed":
         return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
     kinds = {rows_of[view] for view in looked}
     if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:

@@ -269,7 +269,9 @@ class Step:
         """Labels of a view's rows; -1 (or nan) where a row has none."""
         y = self._view(view).y
         if y is None and view == "mixed":
-            raise SpaceError("the rows of view 'mixed' have two labels each; MixedLabels says both, and no gate asks")
+            raise SpaceError(
+                "a row of view 'mixed' has two labels; MixedLabels gives both, and a gate must ask for none"
+            )
         if y is None:
             raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
         return self._for_each_row(view, "labels", y)
