@@ -220,12 +220,24 @@ def _check_peers(student: nn.Module, step: Step) -> None:
             )
 
 
+def _output(trainer: Trainer, step: Step, term: Term) -> Tensor:
+    """The model's output for a term; where it has none, what prepared the model knows why."""
+    try:
+        return step.student(term.view, term.head)
+    except SpaceError as error:
+        lacking = getattr(trainer.method.prepare, "lacking", None)
+        why = lacking(trainer.objective.student) if lacking else None
+        if why is None:
+            raise
+        raise SpaceError(why) from error
+
+
 def _check_outputs(trainer: Trainer, step: Step) -> None:
     classes = len(trainer.data.classes)
     for name, term in trainer.method.terms.items():
         if not step.rows(term.view):
             continue
-        output = step.student(term.view, term.head)
+        output = _output(trainer, step, term)
         if output.dim() < 2 or len(output) != step.rows(term.view):
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "
