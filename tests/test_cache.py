@@ -29,7 +29,7 @@ from selfdistill.specimens import inputs, same_bits, tiny
 from selfdistill.step import Passes
 from selfdistill.teachers import Cached, ClassAligned, Ema, External, Frozen, Labels, Members
 from selfdistill.views import Look, Views
-from tests.harness import DECAY, LR, TinyNet, build, external_teacher, tiny_data
+from tests.harness import DECAY, LR, TinyNet, build, build_values, external_teacher, of_values, tiny_data, value_data
 
 PLAIN, RANDOM = (Views((Look("x", augment=how),)) for how in ("none", "weak"))
 EPOCHS, ROWS = 4, 66
@@ -223,6 +223,37 @@ def test_explain_says_what_a_step_costs_once_the_answers_are_kept(expression: st
     assert result.passes.teacher == rows / 3
     note = explain(expression, read_method(expression))["cost_note"]
     assert "1 x from epoch 2 on, where the data are not augmented: a frozen teacher's answers are kept" in note
+
+
+KEPT = [name for name, recipe in recipes().items() if kept(recipe())]
+
+
+def test_recipes_with_a_frozen_teacher_and_no_augmentation_of_their_own_are_those_that_keep() -> None:
+    assert KEPT == [
+        "beyond", "born_again", "born_again_ensemble", "distil", "ensemble_distil", "gaussian_born_again",
+        "heteroscedastic", "mixed", "tf_kd",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_of_three_epochs_two_ask_no_teacher(name: str) -> None:
+    """On data that are not augmented, for all recipes of which explain says so."""
+    method = recipes()[name]()
+    unlabelled = 24 if method.views.need_unlabelled() else 0
+    data = replace((value_data if of_values(method) else tiny_data)(unlabelled), augment="none")
+
+    def made(outputs: int = 1) -> nn.Module:
+        return build_values(outputs) if of_values(method) else build()
+
+    ours, live = (
+        fit(
+            made, data, method, epochs=3, batch_size=12, audit="off", external=external_teacher(), cache=cache,
+            warn=lambda line: None,
+        ).passes for cache in (True, False)
+    )  # fmt: skip
+    assert ours.teacher + ours.saved == live.teacher
+    comes = 2 if method.views.need_unlabelled() else 1  # 24 unlabelled rows in 4 batches of 12
+    assert live.teacher == 3 * comes * ours.teacher > 0
 
 
 @pytest.mark.parametrize(
