@@ -133,9 +133,13 @@ def _stages(model: nn.Module) -> nn.ModuleList:
     stages = getattr(model, "stages", None)
     if isinstance(stages, nn.ModuleList) and len(stages) > 1:
         return stages
-    raise SpaceError(
+    raise SpaceError(_without_stages(model))
+
+
+def _without_stages(model: nn.Module) -> str:
+    return (
         f"branches share the first stages of a model, and {type(model).__name__} has no nn.ModuleList `stages` of two "
-        "or more; the default models have (mlp with a depth of 2 or more)"
+        "or more; cnn, resnet and mlp (of a depth of 2 or more) have, and mutual() needs none"
     )
 
 
@@ -178,6 +182,10 @@ class _Branched(Group):
             return self._joined(models) if hasattr(models[0], "stages") else models[0]
 
         return branched
+
+    def lacking(self, model: nn.Module) -> str | None:
+        """Why a model has not the heads: it was left alone, for it has no stages."""
+        return None if isinstance(model, Branches) else _without_stages(model)
 
     def of_values(self) -> Any:
         raise SpaceError(f"{type(self).__name__} makes branches that classify, and values have no classes")

@@ -139,7 +139,7 @@ class Carried(Teacher):
         return Bundle(given.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
-        if head in ("exits", "peers") or space_of(head) != "logits":
+        if head in ("exits", "peers", "joint") or space_of(head) != "logits":
             raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
         return "probabilities"
 

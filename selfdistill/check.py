@@ -21,7 +21,7 @@ from .heads import Peers, space_of
 from .losses import check_spaces
 from .step import Step
 from .tasks.data import Data
-from .teachers import External
+from .teachers import External, MixedLabels
 from .teachers.cached import asked
 from .vitals.pulse import fail
 
@@ -104,6 +104,9 @@ def _spaces(term: Term) -> str | None:
         student, target = space_of(term.head), term.teacher.space(term.head)
     except SpaceError as error:
         return str(error)
+    for part in term.parts() if term.head == "joint" else ():
+        if (asks := getattr(part, "head", None)) not in (None, "joint"):
+            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of 'joint'"
     judged = term.gate.spaces
     if judged is not None and target not in judged:
         return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
@@ -118,6 +121,9 @@ def _views(term: Term, rows_of: dict[str, str]) -> str | None:
     missing = [view for view in looked if view not in rows_of]
     if missing:
         return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
+    teacher = getattr(term, "teacher", None)
+    if isinstance(getattr(teacher, "teacher", teacher), MixedLabels) and rows_of[term.view] != "mixed":
+        return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
     kinds = {rows_of[view] for view in looked}
     if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:
         return f"views {' and '.join(map(repr, looked))} show different rows ({' and '.join(sorted(kinds))})"
@@ -214,12 +220,24 @@ def _check_peers(student: nn.Module, step: Step) -> None:
             )
 
 
+def _output(trainer: Trainer, step: Step, term: Term) -> Tensor:
+    """The model's output for a term; where it has none, what prepared the model knows why."""
+    try:
+        return step.student(term.view, term.head)
+    except SpaceError as error:
+        lacking = getattr(trainer.method.prepare, "lacking", None)
+        why = lacking(trainer.objective.student) if lacking else None
+        if why is None:
+            raise
+        raise SpaceError(why) from error
+
+
 def _check_outputs(trainer: Trainer, step: Step) -> None:
     classes = len(trainer.data.classes)
     for name, term in trainer.method.terms.items():
         if not step.rows(term.view):
             continue
-        output = step.student(term.view, term.head)
+        output = _output(trainer, step, term)
         if output.dim() < 2 or len(output) != step.rows(term.view):
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "

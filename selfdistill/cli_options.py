@@ -154,6 +154,11 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--vitals/--no-vitals", default=None, help="Look at a few steps; refuse a dead signal [default: vitals]."
         ),
+        click.option(
+            "--cache/--no-cache",
+            default=None,
+            help="Ask a frozen teacher once for each input that does not change [default: cache].",
+        ),
         click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
     ]
@@ -165,7 +170,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
     "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "save_seconds", "save_steps",
+    "cache", "save_seconds", "save_steps",
 )  # fmt: skip
 
 

@@ -362,7 +362,7 @@ class Objective(nn.Module):
 
     def passes(self) -> Passes:
         """What was computed since the last update."""
-        return sum((step.passes for step in self._steps), Passes())
+        return sum((step.spent() for step in self._steps), Passes())
 
     @property
     def student(self) -> nn.Module:

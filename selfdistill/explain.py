@@ -12,7 +12,7 @@ from .check import check_method
 from .core import Always, Method, Term
 from .errors import SpaceError
 from .expressions import called
-from .heads import space_of
+from .heads import MAIN, space_of
 from .methods import recipes
 from .step import BETWEEN, Clock
 from .teachers import (
@@ -22,12 +22,13 @@ from .teachers import (
     Ema,
     External,
     Frozen,
+    Members,
     PseudoLabels,
     Sampled,
     Snapshot,
     Stale,
 )  # fmt: skip
-from .teachers.cached import asked
+from .teachers.cached import asked, pinned
 from .values import of_values
 from .views import Views
 
@@ -106,9 +107,42 @@ def cost(method: Method) -> dict[str, float]:
     return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
 
 
+def kept(method: Method) -> dict[str, Any] | None:
+    """What a step costs once the answers of frozen teachers are kept, and in which epoch that begins; None if none are.
+
+    A view that is augmented ``by_data`` is one whose data may ask for augmentation, and then nothing is kept.
+
+    >>> kept(recipes()["distil"]())
+    {'of_plain': 1.0, 'epoch': 2, 'by_data': True}
+    """
+    looks = {look.name: look for look in pinned(method).looks}
+    saved, seen = dict[Any, float](), []
+    for term in method.terms.values():
+        teacher, look = _taught(term), looks[getattr(_taught(term), "view", None) or term.view]
+        still = look.rows != "mixed" and (look.fixed or look.augment in ("default", "none"))
+        if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
+            saved[term.teacher.key(term)] = _held(method, term)
+            seen.append(look)
+    if not seen:
+        return None
+    whole = cost(method)
+    forward = whole["forward"] - sum(saved.values())
+    return {
+        "of_plain": round((forward + 2.0 * whole["backward"]) / 3.0, 3),
+        "epoch": 1 + max(look.fixed or 1 for look in seen),
+        "by_data": any(look.augment == "default" and not look.fixed for look in seen),
+    }
+
+
+def _taught(term: Term) -> Any:
+    """Who teaches, whatever is done with its word; None for a term of its own kind."""
+    teacher = getattr(term, "teacher", None)
+    return teacher.teacher if isinstance(teacher, ClassAligned) else teacher
+
+
 def _held(method: Method, term: Term) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    teacher = term.teacher.teacher if isinstance(term.teacher, ClassAligned) else term.teacher
+    teacher = _taught(term)
     if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
         return 0.0
     members = 1.0 if isinstance(asked(teacher), External) else float(getattr(method.prepare, "peers", 1))
@@ -157,6 +191,7 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         "forward": method.forward,
         "generations": method.generations,
         "cost": cost(method),
+        "cost_kept": kept(method),
         "cost_note": _cost_note(method),
     }
 
@@ -174,6 +209,11 @@ def _cost_note(method: Method) -> str:
         notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
     for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
         notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")
+    if then := kept(method):
+        where = ", where the data are not augmented" if then["by_data"] else ""
+        notes.append(
+            f"{then['of_plain']:g} x from epoch {then['epoch']} on{where}: a frozen teacher's answers are kept"
+        )
     if method.views.overlap:
         notes.append("each row comes twice an epoch")
     return "; ".join(notes)

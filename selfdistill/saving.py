@@ -120,7 +120,7 @@ def identity(trainer: Trainer) -> dict[str, Any]:
 
 
 def _refuse_another(trainer: Trainer, saved: Mapping[str, Any]) -> None:
-    now = identity(trainer)
+    now, saved = identity(trainer), {"cache": True, **saved}  # which older checkpoints do not say
     changed = [f"{k} {saved.get(k)!r}, now {v!r}" for k, v in now.items() if saved.get(k) != v]
     if changed:
         raise CheckpointError(f"{trainer.folder} holds another run ({'; '.join(changed)}); give another --out")

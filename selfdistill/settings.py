@@ -25,7 +25,8 @@ class Settings:
     ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta``, ``audit_measure``
     (left open, accuracy for classes and mse for values) and ``patience`` say how generations are accepted; see
     `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
-    audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead.
+    audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
+    what a frozen teacher says of inputs that do not change, so that it is asked once.
     """
 
     epochs: int = 30
@@ -48,6 +49,7 @@ class Settings:
     audit_epochs: int | None = None
     patience: int | None = None
     vitals: bool = True
+    cache: bool = True
     save_seconds: float = 30.0
     save_steps: int | None = None
 

@@ -30,6 +30,7 @@ class Tiny(nn.Module):
         self.logits, self.values, self.gaussian = nn.Linear(8, CLASSES), nn.Linear(8, outputs), nn.Linear(8, 2)
         self.exits, self.peers = nn.Linear(8, 3 * CLASSES), nn.Linear(8, 2 * CLASSES)
         self.features = nn.Linear(8, 3 * 8)
+        self.joint = nn.Linear(8, 4 * 4 * CLASSES)  # of four copies of a row, 4 classes each
         self.gated, self.mean, self.attended = (nn.Linear(8, width * CLASSES) for width in (1, 1, 2))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -45,6 +46,7 @@ class Tiny(nn.Module):
             "peer_values": self.gaussian(h).unflatten(1, (2, 1)),
             "peer_gaussians": self.peers(h)[:, :4].unflatten(1, (2, 2)),
             "ranks": self.logits(h)[:, :2],
+            "joint": self.joint(h).unflatten(1, (4, 4 * CLASSES)),
             "gated": self.gated(h),
             "mean": self.mean(h),
             "attended": self.attended(h).unflatten(1, (2, CLASSES)),

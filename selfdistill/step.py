@@ -88,13 +88,15 @@ class Clock:
 class Passes(NamedTuple):
     """What was computed, in samples: forward and backward passes of the student, forward passes of teachers.
 
-    ``evaluation`` are forward passes that no training needs: the audit split.
+    ``evaluation`` are forward passes that no training needs: the audit split. ``saved`` were not computed and cost
+    nothing: a frozen teacher's answers were kept.
     """
 
     forward: int = 0
     backward: int = 0
     teacher: int = 0
     evaluation: int = 0
+    saved: int = 0
 
     def __add__(self, other: object) -> Passes:  # not a tuple's: the counts add
         if not isinstance(other, Passes):
@@ -104,7 +106,7 @@ class Passes(NamedTuple):
     def cost(self, teacher: float = 1.0) -> float:
         """Forward 1, backward 2; a teacher's forward costs ``teacher`` times the student's.
 
-        >>> Passes(forward=10, backward=10, teacher=10).cost()
+        >>> Passes(forward=10, backward=10, teacher=10, evaluation=5, saved=20).cost()
         40.0
         """
         return float(self.forward + 2 * self.backward + teacher * self.teacher)
@@ -147,6 +149,9 @@ class Step:
         self.keyed: set[str] = set()  # the views whose sample ids were asked for
         self.notes: dict[Hashable, Any] = {}  # what a part saw in this step and learns in its update, by the part's key
         self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
+        self._spared: dict[
+            tuple[int, str], int
+        ] = {}  # rows that a module was not asked about: it is known what it says
         if not any(view in batch for view in graded):
             raise SpaceError(
                 f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "
@@ -218,6 +223,14 @@ class Step:
                 self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()
 
+    def spare(self, module: nn.Module, view: str) -> None:
+        """Note that a module's answers on a view are kept, and it is not asked."""
+        self._spared[id(module), view] = members(module) * self.rows(view)
+
+    def spent(self) -> Passes:
+        """What was computed, and what was saved; a module that another term did ask has saved nothing."""
+        return self.passes + Passes(saved=sum(n for key, n in self._spared.items() if key not in self._outputs))
+
     def drawn(self, view: str, head: str, passes: int) -> Tensor:
         """The student's output in further passes, without gradient: (rows, passes, ..., components).
 
@@ -250,6 +263,7 @@ class Step:
         parts = (copy.copy(self), copy.copy(self))
         for i, part in enumerate(parts):
             part.batch, part.passes, part.keyed, cuts = Batch(), Passes(), set(), dict[str, slice]()
+            part._spared = {}
             for view, (x, y, ids) in self.batch.items():
                 cut = cuts[view] = slice(*[(0, int(share * len(x))), (int(share * len(x)), None)][i])
                 part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
@@ -268,6 +282,10 @@ class Step:
     def labels(self, view: str) -> Tensor:
         """Labels of a view's rows; -1 (or nan) where a row has none."""
         y = self._view(view).y
+        if y is None and view == "mixed":
+            raise SpaceError(
+                "a row of view 'mixed' has two labels; MixedLabels gives both, and a gate must ask for none"
+            )
         if y is None:
             raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
         return self._for_each_row(view, "labels", y)
@@ -275,6 +293,8 @@ class Step:
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
         ids = self._view(view).id
+        if ids is None and view == "mixed":
+            raise SpaceError("a row of view 'mixed' is two samples and has no id; remember those of view 'x'")
         if ids is None:
             raise SpaceError(
                 f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
@@ -300,6 +320,8 @@ class Step:
         return self.batch[view]
 
     def _absent(self, view: str) -> SpaceError:
+        if view in self.batch:
+            return SpaceError(f"no term looks at view {view!r}, so the model was not asked about it; add one that does")
         have = ", ".join(sorted(self.batch)) or "none"
         return SpaceError(f"view {view!r} is not in the batch (views there: {have}); name it in the method's views")
 

@@ -233,7 +233,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
 
 
 def _head_of(teacher: Teacher) -> str:
-    for head in ("logits", "peers", "exits", "values", "gaussian", "feature"):
+    for head in ("logits", "peers", "exits", "joint", "values", "gaussian", "feature"):
         try:
             space = teacher.space(head)
         except SpaceError:

@@ -31,7 +31,7 @@ from .settings import PRECISIONS, Settings
 from .step import Passes, members
 from .tasks.data import Data
 from .teachers.ancestors import wanted
-from .teachers.cached import pinned
+from .teachers.cached import live, pinned
 from .vitals import record
 from .vitals.starts import fresh_start
 
@@ -122,7 +122,7 @@ class Trainer:
             autocast=self._autocast,
             vitals=s.vitals,
         )
-        self.objective.to(self.device)
+        live(self.objective.to(self.device), s.cache)
         carried.hand_on(self.done[taken[-1]].carried if (taken := self.accepted()) else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
         self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))

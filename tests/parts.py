@@ -67,6 +67,7 @@ from selfdistill.teachers import (
     Generation,
     History,
     Itself,
+    JointLabels,
     Labels,
     LastBatch,
     LastEpoch,
@@ -85,6 +86,7 @@ from selfdistill.teachers import (
     WeakRanks,
     ZipfRanks,
 )  # fmt: skip
+from selfdistill.views import Look, Views
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
@@ -110,7 +112,7 @@ TEACHERS = [
     Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
     ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
     Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
-    Neighbours(), Neighbours(0.0, 1.0), MixedLabels(),
+    Neighbours(), Neighbours(0.0, 1.0), MixedLabels(), JointLabels(),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), PseudoLabels(balanced=False),
     Carried(), Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
     ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9), CertainLabels(0.3, 0.05, 0.25, 0.05),
@@ -123,6 +125,7 @@ TEACHERS = [
 # What fits, written down by hand: nothing here asks the parts.
 SPACE = {
     "logits": "logits", "exits": "logits", "peers": "logits", "values": "values", "gaussian": "gaussian",
+    "joint": "logits",
     "feature": "features", "features": "features", "peer_values": "values", "peer_gaussians": "gaussian",
     "ranks": "ranks",
 }  # fmt: skip
@@ -154,15 +157,15 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
 }
 LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}  # by space
 SAYS: dict[Any, Any] = {
-    Labels(): lambda head: LABELS.get(SPACE[head]),
+    Labels(): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     **dict.fromkeys(
         (Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch(), Momentum()), SPACE.__getitem__
     ),
     CentredMomentum(0.5): SPACE.__getitem__,
-    Momentum(0.5, head="feature"): lambda head: "features",
-    Itself(head="logits"): lambda head: "logits",
-    Itself(head="exits"): lambda head: "logits",
-    Itself(head="feature"): lambda head: "features",
+    Momentum(0.5, head="feature"): lambda head: None if head == "joint" else "features",
+    Itself(head="logits"): lambda head: None if head == "joint" else "logits",
+    Itself(head="exits"): lambda head: None if head == "joint" else "logits",
+    Itself(head="feature"): lambda head: None if head == "joint" else "features",
     **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
     **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried(), Relabelled())},
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
@@ -171,7 +174,7 @@ SAYS: dict[Any, Any] = {
     CertainLabels(0.3): {"logits": "probabilities"}.get,
     CertainLabels(0.9, negative=0.3, excludes=True): {"logits": "excluded"}.get,
     **{
-        ClassAligned(t, 0.9): lambda head: "probabilities" if SPACE[head] == "logits" else None
+        ClassAligned(t, 0.9): lambda head, t=t: "probabilities" if SAYS[t](head) in DISTRIBUTIONS else None
         for t in (Itself(), Labels())
     },
     **{
@@ -184,6 +187,8 @@ SAYS: dict[Any, Any] = {
     Members(): {"logits": "members"}.get,
     Stale(): {"peers": "probabilities"}.get,
     Combined(): {"logits": "logits"}.get,
+    JointLabels(): {"joint": "classes"}.get,
+    MixedLabels(): lambda head: "probabilities" if SPACE[head] == "logits" and head != "joint" else None,
 }
 JUDGES: dict[Any, Any] = {
     Always(): None,
@@ -202,6 +207,15 @@ JUDGES: dict[Any, Any] = {
     LabelledShare(): None,
     Shard(): None,
     Bagged(): None,
+}  # fmt: skip
+#: They ask the head 'peers', whose classes are others than those of 'joint'.
+ASKS_PEERS = {Unanimous(), Steady(1.0, head="peers")}
+#: They speak of rows that are mixed, in this view; all others of the rows as they are.
+MIXED = {MixedLabels(): Views((Look("x"), Look("mixed", "mixed")), mixing=1.0)}
+#: They ask for a sample's id or label, and a mixture has two.
+OF_A_SAMPLE = {
+    Correct(): "two labels",
+    **dict.fromkeys((ClassProgress(0.3), Spared(0.3), Shard(), Bagged()), "two samples"),
 }  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

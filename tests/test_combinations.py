@@ -19,11 +19,12 @@ from selfdistill import gates, losses, teachers
 from selfdistill.check import check_method
 from selfdistill.core import Batch, Gate, Measured, Method, Objective, Rows, Teacher, Term
 from selfdistill.errors import SpaceError
-from selfdistill.losses import AmongOthers, Entropy, LogOneMinusInner, LogVariances, MeanNLL
+from selfdistill.losses import AmongOthers, CrossEntropy, Entropy, LogOneMinusInner, LogVariances, MeanNLL
 from selfdistill.specimens import CLASSES, inputs, pool, tiny
 from selfdistill.step import Clock
-from selfdistill.teachers import Ema
-from tests.parts import COMPARES, DISTRIBUTIONS, JUDGES, SAYS, SPACE, TOO_MANY
+from selfdistill.teachers import Ema, Labels
+from selfdistill.views import Views
+from tests.parts import ASKS_PEERS, COMPARES, DISTRIBUTIONS, JUDGES, MIXED, OF_A_SAMPLE, SAYS, SPACE, TOO_MANY
 
 each_teacher = pytest.mark.parametrize("teacher", list(SAYS), ids=str)
 
@@ -40,24 +41,31 @@ def a_batch(head: str) -> Batch:
 def fits(teacher: Any, loss: Any, gate: Any, head: str) -> bool:
     target = SAYS[teacher](head)
     compared = target is not None and (SPACE[head], target) in COMPARES[loss]
+    if head == "joint" and gate in ASKS_PEERS:
+        return False
     return compared and (JUDGES[gate] is None or target in JUDGES[gate])
+
+
+def a_term(teacher: Any, loss: Any, gate: Any, head: str) -> Term:
+    return Term(teacher, loss, "mixed" if teacher in MIXED else "x", head, gate)
 
 
 def bound(teacher: Any, head: str) -> Objective | None:
     """Every legal combination of one teacher and one head, each a term of one method."""
     terms = {
-        f"{type(loss).__name__}_{i}_{type(gate).__name__}_{k}": Term(teacher, loss, head=head, gate=gate)
+        f"{type(loss).__name__}_{i}_{type(gate).__name__}_{k}": a_term(teacher, loss, gate, head)
         for i, loss in enumerate(COMPARES)
         for k, gate in enumerate(JUDGES)
-        if fits(teacher, loss, gate, head)
+        if fits(teacher, loss, gate, head) and not (teacher in MIXED and gate in OF_A_SAMPLE)
     }
     if not terms:
         return None
-    check_method(Method(terms))
+    if teacher in MIXED:  # gates that measure labelled rows need a term that looks at them
+        terms["own"] = Term(Labels(), CrossEntropy())
+    method = Method(terms, MIXED.get(teacher, Views()))
+    check_method(method)
     clock = Clock(1, 2, epochs=3, per_epoch=1)  # an epoch is a step, so that memories of epochs speak in the second
-    objective = Method(terms).bind(
-        tiny(0, outputs=1), previous=tiny(1, outputs=1), external=tiny(2, 0.0, 1), clock=clock
-    )
+    objective = method.bind(tiny(0, outputs=1), previous=tiny(1, outputs=1), external=tiny(2, 0.0, 1), clock=clock)
     objective.prepare(pool(clock))
     return objective
 
@@ -71,10 +79,12 @@ def test_what_fits_makes_a_step_and_what_does_not_is_refused_by_its_space(teache
             legal += 1
             continue
         with pytest.raises(SpaceError, match=r"^term 'it': \w+") as refused:
-            check_method(Method({"it": Term(teacher, loss, head=head, gate=gate)}))
+            check_method(Method({"it": a_term(teacher, loss, gate, head)}, MIXED.get(teacher, Views())))
         why, target = str(refused.value), SAYS[teacher](head)
         if target is None:  # the teacher has nothing to say to this head
             assert repr(head) in why or SPACE[head] in why, why
+        elif head == "joint" and gate in ASKS_PEERS:
+            assert f"{type(gate).__name__} asks the head 'peers'" in why and "'joint'" in why, why  # noqa: PT018
         elif JUDGES[gate] is not None and target not in JUDGES[gate]:
             assert f"not of {target}" in why and type(gate).__name__ in why, why  # noqa: PT018
             assert any(space in why for space in JUDGES[gate]), why
@@ -109,8 +119,20 @@ def test_every_legal_combination_is_finite_and_teaches_where_student_and_target_
                 (gradient,) = torch.autograd.grad(measured.tally.total, measured.seen.student, retain_graph=True)  # type: ignore[union-attr]
                 assert bool(gradient.isfinite().all()), name
                 assert float(gradient.abs().max()) > 1e-6, name
-                taught += 1
+                taught += name != "own"
     assert taught > 0, "nothing was compared that differs"
+
+
+@pytest.mark.parametrize("teacher", list(MIXED), ids=str)
+def test_a_mixture_has_no_id_and_no_label_to_ask_for(teacher: Any) -> None:
+    """One line says so; the same teacher on rows that are not mixed is refused before."""
+    with pytest.raises(SpaceError, match="the rows of view 'x' are not mixed"):
+        check_method(Method({"it": Term(teacher, CrossEntropy())}))
+    for gate, why in OF_A_SAMPLE.items():
+        objective = Method({"it": a_term(teacher, CrossEntropy(), gate, "peers")}, MIXED[teacher]).bind(tiny(0))
+        with pytest.raises(SpaceError, match=why) as refused:
+            objective(a_batch("logits"))
+        assert "\n" not in str(refused.value)
 
 
 def test_every_gate_of_the_table_keeps_something() -> None:
@@ -155,13 +177,9 @@ def differs(term: Term, measured: Measured) -> bool:
     return bool(((apart > 1e-2) & (trusted > 1e-3)).any())
 
 
-#: Not in the product: they need views that are mixed or models that say copies; their oracles have both.
-MISSING = {"JointLabels", "MixedLabels"}  # fmt: skip
-
-
 def test_the_table_has_every_part_of_the_package() -> None:
     """A new loss, gate or teacher enters the table, and with it the product."""
     for module, table, kind in ((losses, COMPARES, object), (gates, JUDGES, Gate), (teachers, SAYS, Teacher)):
         there = {type(part).__name__ for part in table}
         public = {n for n in module.__all__ if inspect.isclass(t := getattr(module, n)) and issubclass(t, kind)}
-        assert public - {"Held"} - MISSING == there - {"Carried"}
+        assert public - {"Held"} == there - {"Carried"}

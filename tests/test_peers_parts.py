@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from selfdistill.diversity import pairwise
 from selfdistill.ensembles import gain
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.heads import Group, Mean, Peers
-from selfdistill.losses import KL, DirichletNLL, LogOneMinusInner, ReverseKL
+from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, ReverseKL
 from selfdistill.methods import recipes
+from selfdistill.models import parse
 from selfdistill.networks import mlp
 from selfdistill.targets import Target
 from selfdistill.teachers import Ancestors, Combined, Itself, Labels, Members, Stale
@@ -242,6 +244,10 @@ def same_each_time() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
 
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
 def test_equal_peers_are_refused_in_one_line() -> None:
     """Of the same weights and the same view; with views of their own they do not stay equal."""
     options: dict[str, Any] = {"epochs": 1, "batch_size": 12, "audit": "off"}
@@ -249,6 +255,22 @@ def test_equal_peers_are_refused_in_one_line() -> None:
         fit(same_each_time, tiny_data(0), recipes()["mutual"](), **options)
     assert "\n" not in str(caught.value)
     fit(same_each_time, tiny_data(0), recipes()["kdcl"](), **options)
+
+
+@pytest.mark.parametrize("name", ["one", "okddip"])
+def test_a_model_without_stages_is_refused_with_the_models_that_have_some(name: str) -> None:
+    """What has no stages at all, and what has one alone; what says that it has none can learn by what is named."""
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "audit": "off"}
+    for build, kind in ((flat, "Sequential"), (parse("mlp(depth=1)", (1, 8, 8), 4), "Staged")):
+        with pytest.raises(SpaceError, match=f"and {kind} has no nn.ModuleList `stages` of two or more; cnn") as no:
+            fit(build, tiny_data(0), recipes()[name](), **options)
+        assert "\n" not in str(no.value)
+    for spec in ("cnn(width=4)", "resnet(width=4)", "mlp"):
+        fit(parse(spec, (1, 8, 8), 4), tiny_data(0), recipes()[name](), **options)
+    fit(flat, tiny_data(0), recipes()["mutual"](), **options)
+    joined, odd = recipes()[name](), Term(Labels(), CrossEntropy(), head="dense")
+    with pytest.raises(SpaceError, match="the model has no output 'dense'"):  # stages are not what is missing
+        fit(parse("mlp", (1, 8, 8), 4), tiny_data(0), replace(joined, terms={"odd": odd}), **options)
 
 
 def test_diversity_is_in_the_log_of_every_group() -> None:

@@ -87,7 +87,7 @@ def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any
         "metrics": {metric: _spread(list(values(cells[name], metric).values())) for metric in metrics},
         "audit": {key: statistics.fmean(r["audit"][key] for r in records) for key in records[0]["audit"]},
         "against": {where: found or None for where, found in against.items()},
-        "passes": {key: statistics.fmean(r["passes"][key] for r in records) for key in records[0]["passes"]},
+        "passes": {k: statistics.fmean(r["passes"].get(k, 0) for r in records) for k in records[0]["passes"]},
         "ensemble_gain_retained": None,
         "steps_to_plain": converged(cells, name),
         "curve": _curve(records),

@@ -76,13 +76,13 @@ class ClassProgress(Gate):
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
         sure, best = target.probabilities(student.shape[-1]).max(-1)
         said = sure > self.threshold if target.valid is None else (sure > self.threshold) & target.valid
-        step.notes.setdefault(self.key(term), (said, best))
+        step.notes.setdefault(self.key(term), (said, best, step.ids(term.view)))
         return (sure > self.thresholds(state, student.shape[-1]).to(sure.device)[best]).to(student.dtype)
 
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         for step in (step for step in steps if self.key(term) in step.notes):
-            said, best = step.notes[self.key(term)]
-            said, best, ids = said.reshape(len(said), -1), best.reshape(len(best), -1), step.ids(term.view)
+            said, best, ids = step.notes[self.key(term)]
+            said, best = said.reshape(len(said), -1), best.reshape(len(best), -1)
             before, _ = cast(_Progress, state).read(ids, said.shape[1])
             cast(_Progress, state).write(ids, torch.where(said, best + 1.0, before))
 

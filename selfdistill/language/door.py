@@ -102,6 +102,8 @@ def choose(request: Request) -> Spoken:
     for name in _NETWORKS:
         if getattr(request, name) is not None:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
+    if "cache" in dict(request.training):
+        raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
     data = load_prompts(request.data, labels=request.labels, seed=request.seed)
     suite = None if request.keep is None else load_suite(request.keep)
     expression = request.method or _usual(data)

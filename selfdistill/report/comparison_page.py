@@ -109,6 +109,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
         times = result["times"]["rows"][row["name"]]
         unit = result["budget"]["unit"]
         words = f"{row['passes']['total']:,.0f} {unit}, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
+        if saved := row["passes"].get("saved"):
+            words += f"; {saved:,.0f} passes of a teacher saved, whose answers were kept"
         whole = row["passes"]["with_teacher_training"]
         if whole is not None:
             words += f"; {whole:,.0f} passes with the teacher's training"

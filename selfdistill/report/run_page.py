@@ -210,7 +210,10 @@ def _cost(result: dict[str, Any] | None) -> list[str]:
     for name, one in compared:
         p = one["passes"]
         whole = p["forward"] + 2 * p["backward"] + p["teacher"]
-        spent.append((name, whole, f"{whole:,} passes, {one['steps']:,} steps, {one['seconds']} s"))
+        words = f"{whole:,} passes, {one['steps']:,} steps, {one['seconds']} s"
+        if saved := p.get("saved"):  # older runs have not counted it
+            words += f"; {saved:,} passes of a teacher saved, whose answers were kept"
+        spent.append((name, whole, words))
     note = "Sample passes: forward 1, backward 2, a teacher's forward 1; passes over the audit split are not in them."
     return [figure(bars(spent, "sample passes"), note)]
 

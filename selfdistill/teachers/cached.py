@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
-from ..core import Clock, Given, Method, Step, Target, Term
+from ..core import Clock, Given, Method, Objective, Step, Target, Term
 from ..errors import DataError, RecipeError, SpaceError
 from ..heads import space_of
 from ..networks import Scaled
@@ -116,6 +116,23 @@ def pinned(method: Method) -> Views:
                 )
     looks = method.views.looks
     return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+
+
+def live(objective: Objective, cache: bool) -> None:
+    """Without ``cache`` let frozen teachers be asked at every step: nothing that they say is kept.
+
+    Raises:
+        RecipeError: the method says that it is to be kept.
+    """
+    if cache:
+        return
+    for name, term in objective.method.terms.items():
+        teacher = getattr(term, "teacher", None)
+        if any(isinstance(one, Cached) for one in (teacher, getattr(teacher, "teacher", None))):
+            raise RecipeError(f"term {name!r} has Cached keep what its teacher says; leave it or --no-cache out")
+    for state in objective.states.modules():
+        if isinstance(state, Held):
+            state.keeps = False
 
 
 class Shelf(nn.Module):

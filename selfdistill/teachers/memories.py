@@ -21,7 +21,7 @@ def one_per_row(teacher: Teacher, head: str, values: bool = True) -> str:
     """The space of memories that hold one distribution, or one value, for each sample."""
     if values and head == "values":
         return "values"
-    if head in ("exits", "peers") or space_of(head) != "logits":
+    if head in ("exits", "peers", "joint") or space_of(head) != "logits":
         raise SpaceError(f"{type(teacher).__name__} remembers one distribution a sample; the head {head!r} is none")
     return "probabilities"
 

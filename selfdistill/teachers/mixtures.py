@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core import Step, Target, Teacher, Term
 from ..errors import SpaceError
-from .memories import one_per_row
+from ..heads import space_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class MixedLabels(Teacher):
     """The labels of both rows of a mixture, each with its share (mixup, Zhang et al. 2018): views of rows ``mixed``."""
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        if head == "joint" or space_of(head) != "logits":
+            raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")
+        return "probabilities"
 
     def target(self, state: nn.Module, step: Step, term: Term) -> Target:
         y, classes = step.labels("x"), step.student(term.view, term.head).shape[-1]

@@ -20,6 +20,8 @@ class Labels(Teacher):
 
     def space(self, head: str) -> str:
         spaces = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}
+        if head == "joint":
+            raise SpaceError("labels say nothing about the head 'joint', which tells copies apart; JointLabels do")
         if space_of(head) not in spaces:
             raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
         return spaces[space_of(head)]

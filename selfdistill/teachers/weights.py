@@ -25,6 +25,7 @@ class Held(nn.Module):
         super().__init__()
         self.module = module.requires_grad_(False)
         self.said: Any = Table()  # or what stands in its place
+        self.keeps = True  # may what is said be kept?
         self._mode = train
         self.train(train)
 
@@ -78,8 +79,9 @@ class Ema(Teacher):
 class Frozen(Teacher):
     """A frozen copy of the model as it was when the objective was bound, in eval mode.
 
-    On views without randomness its answers are cached by sample id, so the second epoch costs no teacher pass;
-    `Cached` keeps them on disk, and of several fixed augmentations.
+    On views without randomness its answers (one row of outputs a sample) are kept by sample id, in memory and in the
+    checkpoint, so that the second epoch costs no teacher pass; ``Settings(cache=False)`` asks it every time. `Cached`
+    keeps them on disk, and of several fixed augmentations.
     """
 
     view: str | None = None
@@ -100,11 +102,12 @@ class Frozen(Teacher):
         if not isinstance(state, Held):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
-        if view not in step.batch.fixed:
+        if view not in step.batch.fixed or not state.keeps:
             return Target(step.look(state.module, view, term.head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
         if not bool(ranks.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
+            step.spare(state.module, view)
             return Target(cached, space)
         fresh = state.said.rounded(step.look(state.module, view, term.head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
@@ -112,7 +115,7 @@ class Frozen(Teacher):
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        if not isinstance(state, Held):
+        if not isinstance(state, Held) or not state.keeps:
             return
         view = self.view or term.view
         for step in steps:
