@@ -128,6 +128,21 @@ def test_cut_amid_rollouts(method: Language, generation: int, tmp_path: Path, mo
     assert len(parts) == 4
 
 
+def test_cut_between_steps_completions_stay(tmp_path: Path) -> None:
+    """What a generation learns from was written by the weights that it began with, also where it goes on later."""
+    method = ssd(max_tokens=5)
+    whole = run(method)
+
+    def cut(clock: Any, figures: dict[str, float]) -> None:
+        raise PowerError
+
+    with pytest.raises(PowerError):
+        run(method, out=tmp_path, save_steps=1, progress=every(cut, 3))
+    written = (tmp_path / "rollouts/0.jsonl").read_text()
+    equal(run(method, out=tmp_path, resume=True), whole)
+    assert (tmp_path / "rollouts/0.jsonl").read_text() == written
+
+
 def test_rollouts_of_another_run_are_not_taken(tmp_path: Path) -> None:
     """Cut in its first rollouts a run has no checkpoint; what it wrote must not become another run's."""
     method, most = ssd(max_tokens=5), 3
