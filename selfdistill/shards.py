@@ -59,13 +59,16 @@ def shard_layers(module: nn.Module) -> None:
     """Shard every layer of the module's lists of layers, then what is left of it (FSDP2).
 
     From a forward pass to its backward pass the weights stay whole, so that whoever looks through them between the two
-    (a teacher, with other weights in their place or without the adapter) asks nothing of other processes.
+    (a teacher, with other weights in their place or without the adapter) asks nothing of other processes. In the
+    backward pass a layer fetches the one before it, and not what was called before it: processes call teachers and
+    write completions as often as their own rows need, and would fetch different layers.
     """
     from torch.distributed.fsdp import fully_shard
 
-    for layer in _layers(module):
-        fully_shard(layer, reshard_after_forward=False)
-    fully_shard(module, reshard_after_forward=False)
+    layers = [fully_shard(layer, reshard_after_forward=False) for layer in _layers(module)]
+    parts = [fully_shard(module, reshard_after_forward=False), *layers]
+    for i, part in enumerate(parts):
+        part.set_modules_to_backward_prefetch([parts[i - 1]])
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -20,7 +20,7 @@ from ..audit import Decision, champion
 from ..core import Batch, Clock, Rows
 from ..errors import DataError
 from ..loop import Result, choose_device, drive, join, run_folder
-from ..saving import copied, digest, identity
+from ..saving import digest, identity
 from ..settings import Settings
 from ..step import Passes
 from ..tasks.prompts import Prompts, need
@@ -29,24 +29,12 @@ from . import rehearsal, vitals
 from .causal import Causal, fits, packed
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .method import Language, check, views
+from .order import Order
 from .rollouts import Engine, Referee, Sampling, Vllm, Written, by_transformers, ends, roll
 
 PART = 32  # prompts that are written to between two saves
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
 ROOM = {"cpu": 256, "cuda": 16_384}
-
-
-class Order:
-    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
-
-    def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
-        self.rows, self.seed, self.generation = rows, seed, generation
-        self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
-
-    def drawn(self, clock: Clock) -> Tensor:
-        order = draws.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
-        step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
-        return order[step * self.rows // steps : (step + 1) * self.rows // steps]
 
 
 class LanguageTrainer(Trainer):
@@ -80,18 +68,17 @@ class LanguageTrainer(Trainer):
 
     def _wrap(self) -> None:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
-        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded."""
+        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
+        """
         if ranks.size() == 1:
-            super()._wrap()
-            return
+            return super()._wrap()
         if self.settings.parallel == "fsdp":
             shards.shard_layers(self.model)
             with shards.whole(self.model):  # FSDP takes the first module that is called for the outermost one
                 self.model.look(packed([([0], [0])]).to(self.device))
-            self.forward = self.model
-        else:
-            self.forward = shards.replicated(self.model)
+        self.forward = self.model if self.settings.parallel == "fsdp" else shards.replicated(self.model)
         self.objective.call_through(self.forward)
+        return None
 
     # generations ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +109,7 @@ class LanguageTrainer(Trainer):
         if not self.before:
             rehearsal.check(self)
             self.before = self._judged()
-        if self.method.source.once and self.wrote != generation:  # a resumed run comes here twice, then with new weights
+        if self.method.source.once and self.wrote != generation:  # resumed, it comes here twice
             self.written, self.wrote = self._write(generation), generation
         rows = len(self.written) if self.method.source.once else len(self.data.labelled)
         if not rows:
@@ -146,8 +133,7 @@ class LanguageTrainer(Trainer):
 
         file, self.together = self._file(generation), True
         try:
-            with shards.whole(self.model):
-                found = file.made(len(parts), make) if ranks.rank() == 0 else []
+            found = file.made(len(parts), make) if ranks.rank() == 0 else []
             ranks.most(0, self.device)  # the others wait until all is there to read
             return found if ranks.rank() == 0 else file.made(len(parts), make)
         finally:
@@ -157,7 +143,7 @@ class LanguageTrainer(Trainer):
         """Where the completions of a generation go, marked by the run and the weights that write them."""
         if self.folder is None:
             return Written(None)
-        run = json.dumps([identity(self), digest(copied(self.model.state_dict()))], sort_keys=True, default=str)
+        run = json.dumps([identity(self), digest(self.model.state_dict())], sort_keys=True, default=str)
         return Written(self.folder / "rollouts" / f"{generation}.jsonl", hashlib.sha256(run.encode()).hexdigest()[:16])
 
     # rows ----------------------------------------------------------------------------------------------------------
@@ -378,7 +364,7 @@ def fit(
         settings: fields of `Settings`; the method's advice takes the place of their defaults.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context; several processes.
+        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
