@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -51,6 +53,49 @@ def shard_children(module: nn.Module) -> None:
             shard_children(child)
         elif any(True for _ in child.parameters()) and not is_sharded(child):
             fully_shard(child, reshard_after_forward=True)
+
+
+def shard_layers(module: nn.Module) -> None:
+    """Shard every layer of the module's lists of layers, then what is left of it (FSDP2).
+
+    From a forward pass to its backward pass the weights stay whole, so that whoever looks through them between the two
+    (a teacher, with other weights in their place or without the adapter) asks nothing of other processes. In the
+    backward pass a layer fetches the one before it, and not what was called before it: processes call teachers and
+    write completions as often as their own rows need, and would fetch different layers.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    layers = [fully_shard(layer, reshard_after_forward=False) for layer in _layers(module)]
+    parts = [fully_shard(module, reshard_after_forward=False), *layers]
+    for i, part in enumerate(parts):
+        part.set_modules_to_backward_prefetch([parts[i - 1]])
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost lists."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _layers(child)
+
+
+@contextlib.contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """A sharded module's weights in one piece on every process, for as long as it lasts; all processes must enter.
+
+    Its ``state_dict`` is not to be asked for meanwhile: that would shard them again.
+    """
+    if not is_sharded(module):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:

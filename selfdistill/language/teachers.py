@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .. import shards
 from ..core import Given, Part, Step, Term
 from ..errors import DataError, RecipeError
 from .causal import Causal, update_of
@@ -104,7 +105,9 @@ class Refresh(Judge):
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         if (steps[0].clock.step + 1) % self.every == 0:
-            cast(Snapshot, state).take(cast(Causal, steps[0].owner).learning())
+            student = cast(Causal, steps[0].owner)
+            with shards.whole(student):
+                cast(Snapshot, state).take(student.learning())
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,10 @@ class Ema(Judge):
 
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        held = cast(Snapshot, state).weights()
-        for name, now in self._now(cast(Causal, steps[0].owner)):
-            held[name].lerp_(now.to(held[name].dtype), self.rate)
+        held, student = cast(Snapshot, state).weights(), cast(Causal, steps[0].owner)
+        with shards.whole(student):
+            for name, now in self._now(student):
+                held[name].lerp_(now.to(held[name].dtype), self.rate)
 
 
 def blended(parts: Sequence[tuple[float, Source]]) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -28,24 +29,12 @@ from . import rehearsal, vitals
 from .causal import Causal, fits, packed
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .method import Language, check, views
-from .rollouts import Engine, Referee, Sampling, Written, by_transformers, ends, roll
+from .order import Order
+from .rollouts import Engine, Referee, Sampling, Vllm, Written, by_transformers, ends, roll
 
 PART = 32  # prompts that are written to between two saves
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
 ROOM = {"cpu": 256, "cuda": 16_384}
-
-
-class Order:
-    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
-
-    def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
-        self.rows, self.seed, self.generation = rows, seed, generation
-        self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
-
-    def drawn(self, clock: Clock) -> Tensor:
-        order = draws.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
-        step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
-        return order[step * self.rows // steps : (step + 1) * self.rows // steps]
 
 
 class LanguageTrainer(Trainer):
@@ -63,6 +52,7 @@ class LanguageTrainer(Trainer):
         self.audit = replace(self.audit, planned=self.method.generations)  # the first is audited too: a model was there
         self.before: dict[str, Any] = {}  # what the model that training began with says
         self.written: list[Rollout] = []
+        self.wrote = -1  # the generation that they are of
         self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
         self.told: str | None = None  # the trouble of checkers that was warned of
         self.unread = 0  # teacher's prompts that were too long in this generation
@@ -78,11 +68,15 @@ class LanguageTrainer(Trainer):
 
     def _wrap(self) -> None:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
-        forward pass, which DDP's hooks on gradients do not mind.
+        forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
         """
         if ranks.size() == 1:
             return super()._wrap()
-        self.forward = shards.replicated(self.model)
+        if self.settings.parallel == "fsdp":
+            shards.shard_layers(self.model)
+            with shards.whole(self.model):  # FSDP takes the first module that is called for the outermost one
+                self.model.look(packed([([0], [0])]).to(self.device))
+        self.forward = self.model if self.settings.parallel == "fsdp" else shards.replicated(self.model)
         self.objective.call_through(self.forward)
         return None
 
@@ -115,8 +109,8 @@ class LanguageTrainer(Trainer):
         if not self.before:
             rehearsal.check(self)
             self.before = self._judged()
-        if self.method.source.once:
-            self.written = self._write(generation)
+        if self.method.source.once and self.wrote != generation:  # resumed, it comes here twice
+            self.written, self.wrote = self._write(generation), generation
         rows = len(self.written) if self.method.source.once else len(self.data.labelled)
         if not rows:
             raise DataError(
@@ -196,7 +190,8 @@ class LanguageTrainer(Trainer):
         if self.method.source.once:
             rollouts = [self.written[i] for i in rows.tolist()]
         else:
-            rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
+            with shards.whole(self.model) if self.method.sampling else contextlib.nullcontext():
+                rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
         kept = [r for r in rollouts if r.ids]
         if ranks.most(int(not kept), self.device):
             raise DataError(
@@ -244,9 +239,10 @@ class LanguageTrainer(Trainer):
     def _judged(self) -> dict[str, Any]:
         """Losses on the audit rows and on the suite, of the model as it is."""
         how = (self.greedy, self.referee, self.engine)
-        found: dict[str, Any] = {"losses": vitals.losses(self.model, self.data, self.data.audit.tolist(), *how)}
-        if self.suite is not None:
-            found["suite"] = vitals.losses(self.model, self.suite, self.suite.test.tolist(), *how)
+        with shards.whole(self.model):
+            found: dict[str, Any] = {"losses": vitals.losses(self.model, self.data, self.data.audit.tolist(), *how)}
+            if self.suite is not None:
+                found["suite"] = vitals.losses(self.model, self.suite, self.suite.test.tolist(), *how)
         self.passes += Passes(evaluation=sum(map(len, found.values())))
         return found
 
@@ -310,7 +306,7 @@ class LanguageTrainer(Trainer):
 
     def whole(self) -> nn.Module:
         product = self.product()
-        if product == len(self.done) - 1:
+        if product == len(self.done) - 1 and not shards.is_sharded(self.model):
             return self.model.eval()
         model = Trainer._fresh(self, 0)
         if product >= 0:
@@ -322,7 +318,8 @@ class LanguageTrainer(Trainer):
         clock = self.objective.clock
         if not self.settings.vitals or clock.step < clock.length:
             return {}
-        return {"language": vitals.look(self)}
+        with shards.whole(self.model):
+            return {"language": vitals.look(self)}
 
     def extra(self) -> dict[str, Any]:
         return {"before": self.before}
@@ -367,7 +364,7 @@ def fit(
         settings: fields of `Settings`; the method's advice takes the place of their defaults.
 
     Raises:
-        DataError: prompts lack what the method needs, or do not fit the model's context; several processes.
+        DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
@@ -376,8 +373,8 @@ def fit(
         need(data, field, "this method")
     device = choose_device(device)
     join(device)
-    if ranks.size() > 1 and settings.get("parallel") == "fsdp":  # teachers put weights in the place of the student's
-        raise DataError("language models train under DDP, not FSDP: leave --parallel away, or take LoRA to save memory")
+    if ranks.size() > 1 and settings.get("parallel") == "fsdp" and isinstance(engine, Vllm):
+        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
     folder = run_folder(out, resume)
     if not vitals.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")

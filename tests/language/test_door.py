@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from selfdistill.cli import main
 from selfdistill.errors import DataError
 from selfdistill.language.recipes import RECIPES
-from selfdistill.language.rollouts import export
+from selfdistill.language.rollouts import Vllm, export
 from selfdistill.language.trainer import fit
 from tests.language.tiny import prompts, student
 
@@ -90,10 +90,12 @@ def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_shards_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_on_shards_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfdistill.ranks.size", lambda: 2)
-    with pytest.raises(DataError, match="train under DDP, not FSDP"):
-        fit(student, prompts(20), RECIPES["sft"](), out=tmp_path / "run", device="cpu", parallel="fsdp")
+    with pytest.raises(
+        DataError, match="vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM"
+    ):
+        fit(student, prompts(20), RECIPES["sdft"](), out=tmp_path / "run", device="cpu", parallel="fsdp", engine=Vllm())
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""Two processes under DDP: what does not depend on who writes agrees with one process, and everybody ends alike."""
+"""Two processes under DDP and FSDP2: what does not depend on who writes agrees with one process, and all end alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from selfdistill.errors import DataError
 from selfdistill.language.recipes import sft
@@ -15,42 +17,69 @@ from selfdistill.language.trainer import fit
 from selfdistill.serialization import read_tensors
 from tests.language.tiny import prompts, student
 from tests.test_distributed import _torchrun
-from tests.workers.spoken import CASES, train
+from tests.workers.spoken import CASES, ENGINES, train
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("two")
-    _torchrun(base / "log.txt", "tests.workers.spoken", str(base), "all")
-    with pytest.raises(AssertionError, match="PowerError"):
-        _torchrun(base / "failed.txt", "tests.workers.spoken", str(base), "fail")
-    _torchrun(base / "resumed.txt", "tests.workers.spoken", str(base), "resume")
+    for what in ("all", "fail", "resume"):
+        _torchrun(base / f"{what}.txt", "tests.workers.spoken", str(base), what)
     return base
 
 
+def moved(weights: dict[str, Tensor], case: str) -> bool:
+    """Is that what training has made, and not what it began with?"""
+    start = student(CASES[case][1]).state_dict()
+    return max(float((value - start[name]).abs().max()) for name, value in weights.items()) > 1e-3
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", [*CASES, "cut"])
-def test_all_processes_end_with_the_same_weights(two: Path, case: str) -> None:
-    assert (two / case / "digest-0").read_text() == (two / case / "digest-1").read_text()
+def test_all_processes_end_with_the_same_weights(two: Path, case: str, engine: str) -> None:
+    place = two / engine / case
+    assert (place / "digest-0").read_text() == (place / "digest-1").read_text()
+
+
+@pytest.mark.parametrize("case", [*CASES, "cut"])
+def test_processes_share_what_learns_under_fsdp_alone(two: Path, case: str) -> None:
+    each, parts = ([int((two / engine / case / f"held-{i}").read_text()) for i in range(2)] for engine in ENGINES)
+    assert each[0] == each[1] == sum(parts)
+    assert max(parts) < 0.51 * sum(parts)
 
 
 @pytest.mark.parametrize("case", ["sft", "sft-lora", "rft"])
 def test_two_processes_learn_what_one_learns(two: Path, case: str, tmp_path: Path) -> None:
     """Demonstrations, and completions that are written once for all, do not depend on how prompts are spread."""
     train(tmp_path, case)
-    one, both = read_tensors(tmp_path / "weights.safetensors"), read_tensors(two / case / "weights.safetensors")
-    assert one.keys() == both.keys()
-    start = student(CASES[case][1]).state_dict()
-    assert max(float((one[n] - start[n]).abs().max()) for n in one) > 1e-3
-    for name, value in one.items():
-        torch.testing.assert_close(both[name], value, rtol=0, atol=2e-5)
+    one = read_tensors(tmp_path / "weights.safetensors")
+    assert moved(one, case)
+    for engine in ENGINES:
+        close(read_tensors(two / engine / case / "weights.safetensors"), one)
 
 
-def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path) -> None:
-    whole, cut = (read_tensors(two / name / "weights.safetensors") for name in ("sdft-lora", "cut"))
+@pytest.mark.parametrize("case", ["sdft", "sdft-lora", "sdpo", "opsd-lora", "spin-lora"])
+def test_shards_learn_what_copies_learn(two: Path, case: str) -> None:
+    """Averages, adapters switched off and answers written on the way are of the weights in one piece."""
+    ddp, fsdp = (read_tensors(two / engine / case / "weights.safetensors") for engine in ENGINES)
+    assert moved(ddp, case)
+    close(fsdp, ddp)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path, engine: str) -> None:
+    whole, cut = (read_tensors(two / engine / name / "weights.safetensors") for name in ("sdft-lora", "cut"))
     assert all(cut[name].equal(value) for name, value in whole.items())
 
 
-def test_the_command_trains_and_writes_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_command_trains_and_writes_once(tmp_path: Path, engine: str) -> None:
     """The answers, the table and the product are the first process's; the other one writes and says nothing."""
     export(student(), tmp_path / "tiny")
     rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
@@ -58,12 +87,15 @@ def test_the_command_trains_and_writes_once(tmp_path: Path) -> None:
     said = _torchrun(
         tmp_path / "log.txt", "selfdistill", "run", str(tmp_path / "p.jsonl"), "--model", str(tmp_path / "tiny"),
         "--method", "sdft(max_tokens=4)", "--max-tokens", "4", "--steps", "2", "--batch-size", "6", "--device", "cpu",
-        "--out", str(tmp_path / "run"), "--quiet",
+        "--out", str(tmp_path / "run"), "--quiet", "--parallel", engine, "--audit", "off", "--lr", "0.01",
     )  # fmt: skip
     assert said.count("One seed is an anecdote") == 1
     result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
     assert result["generations"][0]["test"]
-    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    product = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
+    learnt = read_tensors(tmp_path / "run" / "generations" / "0-final.safetensors")
+    assert all(product[name.removeprefix("lm.")].equal(value) for name, value in learnt.items())
+    assert moved(learnt, "sft")
 
 
 def test_too_few_prompts_for_the_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

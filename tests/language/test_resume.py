@@ -16,7 +16,7 @@ from selfdistill import checkpoint
 from selfdistill.language import trainer
 from selfdistill.language.causal import Causal
 from selfdistill.language.method import Language
-from selfdistill.language.recipes import opsd, sdft, sdpo, spin, ssd, star
+from selfdistill.language.recipes import opsd, rest, rft, sdft, sdpo, spin, ssd, star
 from selfdistill.language.rollouts import Sampling, by_transformers
 from selfdistill.language.trainer import fit
 from selfdistill.loop import Result
@@ -126,6 +126,30 @@ def test_cut_amid_rollouts(method: Language, generation: int, tmp_path: Path, mo
     parts = file.read_text().splitlines()
     assert parts[: len(found)] == found
     assert len(parts) == 4
+
+
+ONCE: dict[str, Language] = {
+    "ssd": ssd(max_tokens=5),
+    "star": star(generations=2, max_tokens=5),
+    "rest": rest(generations=2, samples=2, max_tokens=5),
+    "rft": rft(samples=2, max_tokens=5),
+}
+
+
+@pytest.mark.parametrize(("name", "generation"), [("ssd", 0), ("star", 0), ("star", 1), ("rest", 1), ("rft", 0)])
+def test_cut_between_steps_completions_stay(name: str, generation: int, tmp_path: Path) -> None:
+    """What a generation learns from was written by the weights that it began with, also where it goes on later."""
+    whole = run(ONCE[name])
+
+    def cut(clock: Any, figures: dict[str, float]) -> None:
+        if clock.generation == generation:
+            raise PowerError
+
+    with pytest.raises(PowerError):
+        run(ONCE[name], out=tmp_path, save_steps=1, progress=every(cut, 3))
+    written = (tmp_path / f"rollouts/{generation}.jsonl").read_text()
+    equal(run(ONCE[name], out=tmp_path, resume=True), whole)
+    assert (tmp_path / f"rollouts/{generation}.jsonl").read_text() == written
 
 
 def test_rollouts_of_another_run_are_not_taken(tmp_path: Path) -> None:
