@@ -123,8 +123,10 @@ def sentence(result: dict[str, Any]) -> str:
     gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
-    untaught = several and result.get("product") == 0
-    what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
+    first_kept = several and result.get("product") == 0
+    what = "Generation 0, which the audit keeps and no earlier one taught," if first_kept else "Self-distilled"
+    if result.get("probed"):
+        what = "A linear probe of features that no label has taught"
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     equal = "" if is_learner(result) else " at equal steps"
     return (
