@@ -145,8 +145,9 @@ def test_ema_of_an_adapter_averages_its_product() -> None:
 @pytest.mark.parametrize("judge", [Ema(0.3), TrustRegion(0.0, Ema(0.3))])
 def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Judge, targets: str) -> None:
     torch.manual_seed(0)
-    shape = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
-    config = GPT2Config(len(tokenizer()), **shape, bos_token_id=None, eos_token_id=1, tie_word_embeddings=False)
+    shape: dict[str, Any] = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    shape |= {"vocab_size": len(tokenizer()), "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}
+    config = GPT2Config(**shape)
     model = of_model(GPT2LMHeadModel(config), tokenizer(), Pretrained("tiny", lora=4, targets=targets))
     lm, state = copy.deepcopy(model.lm.get_base_model()).double().eval(), judge.start(model, GIVEN)
 
