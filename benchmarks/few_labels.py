@@ -52,18 +52,15 @@ CONTROLS = {
     "label smoothing, strong augmentation": Setup("label_smoothing()", {"x": "strong"}),
     "plain, weak augmentation": Setup("plain()", {"x": "weak"}),
 }
-BEST = "plain, strong augmentation"  # of the controls, on the tuning seeds
-RATE = 3e-3  # of AdamW
+BEST, RATE = "plain, strong augmentation", 3e-3  # of the controls on the tuning seeds; of AdamW
 
 
 def rows_of(seed: int, tuning: bool) -> tuple[Data, Tensor]:
     """What teaches, and the ids that are scored: the test split, or training rows that then teach nothing."""
     data = load(DATA, labels=100, audit=0, seed=seed)
-    if not tuning:
-        return data, data.test
     order = draws.permutation((seed, "held out"), len(data.unlabelled))
     held, rest = data.unlabelled[order[:HELD_OUT]], data.unlabelled[order[HELD_OUT:]]
-    return replace(data, unlabelled=rest.sort().values, test=data.test[:0]), held
+    return (replace(data, unlabelled=rest.sort().values), held) if tuning else (data, data.test)
 
 
 def method_of(setup: Setup) -> Method:
@@ -83,8 +80,8 @@ def network(data: Data, scored: Tensor, setup: Setup, seed: int, given: argparse
         return found, found.passes.cost()
 
     result = matched(train, given.passes)[0]
-    took = {"steps": result.steps, "taken": result.passes.cost()}
-    return predict_rows(result.model, data, scored, data.head).argmax(-1), took
+    said = predict_rows(result.model, data, scored, data.head).argmax(-1)
+    return said, {"steps": result.steps, "taken": result.passes.cost()}
 
 
 def learner(data: Data, scored: Tensor, seed: int, given: argparse.Namespace) -> Tensor:
@@ -93,8 +90,7 @@ def learner(data: Data, scored: Tensor, seed: int, given: argparse.Namespace) ->
     from sklearn.semi_supervised import SelfTrainingClassifier
 
     some = data.unlabelled[draws.permutation((seed, "sample"), len(data.unlabelled))[: given.rows]]
-    taught = torch.cat([data.labelled, some])
-    found = SelfTrainingClassifier(LogisticRegression(max_iter=500))
+    taught, found = torch.cat([data.labelled, some]), SelfTrainingClassifier(LogisticRegression(max_iter=500))
     found.fit(data.rows(taught).flatten(1).numpy(), data.y[taught].numpy())
     return torch.from_numpy(found.predict(data.rows(scored).flatten(1).numpy()))
 
