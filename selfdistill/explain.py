@@ -119,7 +119,7 @@ def kept(method: Method) -> dict[str, Any] | None:
     saved, seen = dict[Any, float](), []
     for term in method.terms.values():
         teacher, look = _taught(term), looks[getattr(_taught(term), "view", None) or term.view]
-        still = look.rows != "mixed" and (look.fixed or look.augment in ("default", "none"))
+        still = look.rows != "mixed" and not look.of and (look.fixed or look.augment in ("default", "none"))
         if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
             saved[term.teacher.key(term)] = _held(method, term)
             seen.append(look)

@@ -173,12 +173,14 @@ class Sampler:
 
     def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
-        batch, fixed, addresses = Batch(), set[str](), dict[str, Tensor]()
+        batch, fixed, addresses, shown = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
         for look in (look for look in self.views.looks if look.rows != "mixed"):
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
-            x = self.data.rows(rows.ids)
-            if how == "none":
+            x = shown[look.of] if look.of else self.data.rows(rows.ids)
+            if look.of:
+                x = self._with_hidden(look, x, rows, epoch)
+            elif how == "none":
                 fixed.add(look.name)
             elif look.fixed:
                 fixed.add(look.name)
@@ -187,16 +189,21 @@ class Sampler:
                 x = self._fixed(how, look, x, rows.ids + (way << 40))
             elif len(x):
                 x = self._augmented(how, look, x, rows, epoch)
+            shown[look.name] = x
             batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
         batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
-        address = (self.seed, "augment", look.of or look.name, self.generation, epoch)
+        address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         tokens = getattr(self.data, "tokens", None)  # of texts
-        x = augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
-        return augment.hide(x, key, (*address, "hidden"), look.hidden, kind=self.data.kind) if look.hidden else x
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+
+    def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+        """What another view shows, less some patches; others in every epoch."""
+        address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
+        return augment.hide(x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind)
 
     def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""

@@ -31,7 +31,8 @@ class Look:
     """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
 
     ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
-    ``hidden`` is the share of an image's patches that is hidden, in what the view ``of`` shows of the same rows.
+    ``hidden`` is the share of an image's patches that is hidden, other ones each time, in what the view ``of`` shows:
+    it comes before, and has the same rows and ``augment``.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Look:
                 raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
         if not 0.0 <= self.hidden < 1.0 or bool(self.of) != (self.hidden > 0.0):
             raise RecipeError(f"a view hides a share in (0, 1) of another one, not {self.hidden} of {self.of!r}")
+        if self.of and self.fixed:
+            raise RecipeError(f"view {self.name!r} hides parts of view {self.of!r} anew each time; leave fixed out")
         if self.fixed < 0:
             raise RecipeError(
                 f"fixed counts the ways in which a sample is shown, 0 for ever new ones, not {self.fixed}"
@@ -69,11 +72,14 @@ class Views:
         mixed = {look.name for look in self.looks if look.rows == "mixed"}
         if not mixed <= {"mixed", "between"} or (mixed and not self.mixing > 0):
             raise RecipeError("views of mixed rows are 'mixed' and 'between', and need a mixing above 0")
-        rows_of = {look.name: look.rows for look in self.looks}
-        for look in (look for look in self.looks if look.of and rows_of.get(look.of) != look.rows):
-            raise RecipeError(
-                f"view {look.name!r} hides parts of view {look.of!r}, which shows other rows or is missing"
-            )
+        ways = dict[str, tuple[str, str]]()  # by name of the looks so far
+        for look in self.looks:
+            if look.of and ways.get(look.of) != (look.rows, look.augment):
+                raise RecipeError(
+                    f"view {look.name!r} hides parts of view {look.of!r}, which shows other rows, in another way, or "
+                    "does not come before it"
+                )
+            ways[look.name] = look.rows, look.augment
         if self.mates < 0:
             raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:

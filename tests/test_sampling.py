@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfdistill.errors import DataError
 from selfdistill.sampling import Drawn, Sampler
+from selfdistill.tasks.augment import HIDDEN
 from selfdistill.views import Look, Views, overlapping, pairs, two, weak_strong
 
 UNION = Views((Look("x", "union"),))
@@ -286,3 +287,18 @@ def test_only_views_without_randomness_are_fixed(augment, fixed):
     """The default augmentation is the data's; a fixed view lets a frozen teacher answer once."""
     sampler = Sampler(replace(Few(), augment=augment), Views(), 5, seed=0)
     assert sampler.batch(sampler.drawn(0, 0), 0).fixed == fixed
+
+
+@pytest.mark.parametrize("shown", [Look("x", "all", "none"), Look("x", "all", "weak"), Look("x", "all", "weak", 2)])
+def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: Look) -> None:
+    """Whatever the other shows; what it hides is drawn for each visit, and it is never fixed."""
+    views = Views((shown, Look("y", "all", shown.augment, hidden=0.3, of="x")))
+    sampler = Sampler(Few(10, 8), views, 6, seed=0)
+    epochs = [sampler.batch(sampler.drawn(epoch, 0), epoch) for epoch in range(2)]
+    for batch in epochs:
+        gone = batch["y"].x == HIDDEN
+        assert batch["y"].x[~gone].equal(batch["x"].x[~gone])
+        assert gone.flatten(1).sum(1).tolist() == [20] * len(batch["y"].x)
+        assert "y" not in batch.fixed
+        assert ("x" in batch.fixed) is (shown.augment == "none" or shown.fixed > 0)
+    assert not epochs[0]["y"].x.eq(HIDDEN).equal(epochs[1]["y"].x.eq(HIDDEN))

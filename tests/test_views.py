@@ -67,6 +67,12 @@ def test_a_view_hides_parts_of_another_one_of_the_same_rows():
     for options in ({"hidden": 0.3}, {"of": "x"}, {"of": "x", "hidden": 1.0}, {"of": "x", "hidden": -0.1}):
         with pytest.raises(RecipeError, match="hides a share"):
             Look("y", **options)
-    for looks in ((Look("y", hidden=0.3, of="x"),), (Look("x", "all"), Look("y", "unlabelled", hidden=0.3, of="x"))):
+    with pytest.raises(RecipeError, match="anew each time; leave fixed out"):
+        Look("y", hidden=0.3, of="x", fixed=2)
+    hiding = Look("y", hidden=0.3, of="x")
+    for looks in (
+        (hiding,), (Look("x", "all"), Look("y", "unlabelled", hidden=0.3, of="x")), (hiding, Look("x")),
+        (Look("x", augment="weak"), hiding),
+    ):  # fmt: skip
         with pytest.raises(RecipeError, match="'y' hides parts of view 'x'"):
             Views(looks)
