@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import draws
 from .core import Given, Pool, Step, Target, Teacher, Term
 from .errors import RecipeError, SpaceError
-from .heads import space_of
+from .heads import one_distribution
 from .memory import Table
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Carried(Teacher):
         return Bundle(given.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
-        if head in ("exits", "peers", "joint") or space_of(head) != "logits":
+        if not one_distribution(head):
             raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
         return "probabilities"
 

@@ -42,6 +42,7 @@ SPACE_OF_HEAD: dict[str, str] = {
     "classify": "logits",
 }
 MAIN = ("logits", "values", "gaussian")
+_SEVERAL = ("exits", "peers", "joint")  # logits of several distributions for a row, or for copies of it
 #: head of classes -> the same head where the target is a value. A model may call both by the first name.
 VALUES = {"logits": "values", "peers": "peer_values", "exits": "exit_values"}
 _ALSO = {values: logits for logits, values in VALUES.items()}
@@ -60,6 +61,15 @@ def space_of(head: str) -> str:
 def element_shape(output: Tensor) -> torch.Size:
     """Elements of an output: everything but the components, which come last."""
     return output.shape[:-1]
+
+
+def one_distribution(head: str) -> bool:
+    """Does the head say one distribution over the classes for each row?
+
+    >>> one_distribution("logits"), one_distribution("exits"), one_distribution("values")
+    (True, False, False)
+    """
+    return head not in _SEVERAL and space_of(head) == "logits"
 
 
 def output_of(outputs: Mapping[str, Tensor], head: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ranks
 from ..core import Given, Step, Target, Teacher, Term
 from ..errors import RecipeError, SpaceError
-from ..heads import space_of
+from ..heads import one_distribution, space_of
 from ..memory import Buffers, Table
 
 
@@ -21,7 +21,7 @@ def one_per_row(teacher: Teacher, head: str, values: bool = True) -> str:
     """The space of memories that hold one distribution, or one value, for each sample."""
     if values and head == "values":
         return "values"
-    if head in ("exits", "peers", "joint") or space_of(head) != "logits":
+    if not one_distribution(head):
         raise SpaceError(f"{type(teacher).__name__} remembers one distribution a sample; the head {head!r} is none")
     return "probabilities"
 
