@@ -215,8 +215,14 @@ def _untrained(cell: Cell, data: Data) -> dict[str, Any]:
     """The weights that the other methods begin with, under the same probe."""
     torch.manual_seed(draws.seed(cell.seed, "init", 0))
     said = probed(build_for(cell.setting, PLAIN)(), data)
-    audit, test = _scored(said.audit, data, data.audit), _scored(said.test(), data, data.test)
-    found = {name: dict.fromkeys(("last", "stopped"), figures) for name, figures in (("audit", audit), ("test", test))}
+    return _without_passes(data, said.audit, said.test())
+
+
+def _without_passes(data: Data, audit: torch.Tensor, test: torch.Tensor) -> dict[str, Any]:
+    """A record of logits (rows, classes) on both splits, for which no network was trained: it has no other epoch."""
+    found = {}
+    for name, said, ids in (("audit", audit, data.audit), ("test", test, data.test)):
+        found[name] = dict.fromkeys(("last", "stopped"), _scored(said, data, ids))
     return {**found, "passes": None, "steps": 0, "budget": None}
 
 
@@ -233,8 +239,7 @@ def _learner(data: Data) -> dict[str, Any]:
     learner = SelfTrainingClassifier(LogisticRegression(max_iter=500))
     with threadpool_limits(1):
         learner.fit(rows(taught), data.y[taught].numpy())
-    found = {}
-    for name, ids in (("audit", data.audit), ("test", data.test)):
-        said = torch.from_numpy(learner.predict_proba(rows(ids))).clamp(min=1e-12).log()
-        found[name] = dict.fromkeys(("last", "stopped"), _scored(said, data, ids))
-    return {**found, "passes": None, "steps": 0, "budget": None}
+    audit, test = (
+        torch.from_numpy(learner.predict_proba(rows(ids))).clamp(min=1e-12).log() for ids in (data.audit, data.test)
+    )
+    return _without_passes(data, audit, test)
