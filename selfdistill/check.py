@@ -176,7 +176,7 @@ def _check_sums(objective: Objective, step: Step) -> None:
         def tally(part: Step, seed: int = 0, name: str = name, term: Term = term) -> Measured:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                return term.tally(partial(objective._state, name), part)
+                return term.tally(partial(objective.state_of, name), part)
 
         whole, drawn = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
         if not torch.equal(whole.tally.total, drawn.tally.total):

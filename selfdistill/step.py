@@ -149,9 +149,7 @@ class Step:
         self.keyed: set[str] = set()  # the views whose sample ids were asked for
         self.notes: dict[Hashable, Any] = {}  # what a part saw in this step and learns in its update, by the part's key
         self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
-        self._spared: dict[
-            tuple[int, str], int
-        ] = {}  # rows that a module was not asked about: it is known what it says
+        self._spared: dict[tuple[int, str], int] = {}  # rows that a module was not asked about, its answers being kept
         if not any(view in batch for view in graded):
             raise SpaceError(
                 f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "

@@ -113,7 +113,7 @@ def test_every_legal_combination_is_finite_and_teaches_where_student_and_target_
         objective.update()
         step = objective.look(a_batch(head))
         for name, term in objective.method.terms.items():
-            measured = term.tally(partial(objective._state, name), step)
+            measured = term.tally(partial(objective.state_of, name), step)
             assert bool(measured.tally.total.isfinite()), name
             if differs(term, measured):
                 (gradient,) = torch.autograd.grad(measured.tally.total, measured.seen.student, retain_graph=True)  # type: ignore[union-attr]

@@ -118,7 +118,7 @@ def test_any_teacher_can_stay_where_it_was(teacher: Any) -> None:
 def said(term: Term, batch: dict[str, Tensor]) -> Seen:
     """What a term compared."""
     objective = Method({"t": term}).bind(tiny(0))
-    seen = term.tally(partial(objective._state, "t"), objective.look(batch)).seen
+    seen = term.tally(partial(objective.state_of, "t"), objective.look(batch)).seen
     assert seen is not None
     return seen
 
@@ -150,7 +150,7 @@ def fair(z: Tensor, decay: float = 0.0) -> Tensor:
     """The figure for student logits that are their own target; every row is kept at decay 0 that is sure enough."""
     term = Fairness(gate=SelfAdaptive(decay))
     objective = Method({"fair": term}).bind(nn.Identity())
-    measured = term.tally(partial(objective._state, "fair"), objective.look({"x": z, "id": torch.arange(len(z))}))
+    measured = term.tally(partial(objective.state_of, "fair"), objective.look({"x": z, "id": torch.arange(len(z))}))
     return measured.tally.total / measured.tally.count
 
 
@@ -177,7 +177,7 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     step = Step(
         nn.Identity(), Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}), Clock(), ("x", "y")
     )
-    measured = term.tally(partial(objective._state, "fair"), step)
+    measured = term.tally(partial(objective.state_of, "fair"), step)
     assert [float(part) for part in measured.tally] == [0.0, 0.0]
 
 

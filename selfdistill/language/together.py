@@ -35,7 +35,7 @@ def beside(trainer: LanguageTrainer, examples: Sequence[int], share: float) -> B
     """The teacher of a method that has one, reading its context as it is before any attempt."""
     ((name, term),) = trainer.method.distils.items()
     prompts = [trainer.prompt(i, trainer.method.context) for i in examples]
-    return Beside(term.teacher, trainer.objective._state(name, term.teacher), share, prompts)
+    return Beside(term.teacher, trainer.objective.state_of(name, term.teacher), share, prompts)
 
 
 class Mixture:

@@ -152,7 +152,7 @@ def opinion(trainer: LanguageTrainer, name: str, answers: Sequence[Rollout]) -> 
     term = trainer.method.distils[name]
     with trainer.model.asking():
         step = Step(trainer.model, batch, Clock(), fused=False, owner=trainer.model)
-        teacher = term.teacher.source(trainer.objective._state(name, term.teacher), step, "context")
+        teacher = term.teacher.source(trainer.objective.state_of(name, term.teacher), step, "context")
         source, ids = read(trainer.model, x)
         kl = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
     return Opinion(rows.tolist(), teacher, kl, ids)

@@ -169,7 +169,7 @@ def test_bug_08_a_memory_follows_the_sample_through_shuffling() -> None:
     shuffled = {name: value[order] for name, value in first.items()}
     step: Step = objective.look(shuffled)
     name, term = next((n, t) for n, t in objective.method.terms.items() if type(t.teacher).__name__ == "LastEpoch")
-    target = term.teacher.target(objective._state(name, term.teacher), step, term)
+    target = term.teacher.target(objective.state_of(name, term.teacher), step, term)
     assert torch.allclose(target.value, said[order], atol=1e-6)
 
 
@@ -280,7 +280,7 @@ def test_bug_22_no_peer_is_taught_by_itself() -> None:
     term = method.terms["peers"]
 
     def targets() -> Tensor:
-        return term.teacher.target(objective._state("peers", term.teacher), objective.look(batch()), term).value
+        return term.teacher.target(objective.state_of("peers", term.teacher), objective.look(batch()), term).value
 
     before = targets()
     with torch.no_grad():

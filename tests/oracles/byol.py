@@ -32,9 +32,8 @@ def oracle(run: Recorded, decay: float = 0.99, hidden: int = 512, width: int = 1
         said = [q(projected(model, x)) for x in views]
         with torch.no_grad():
             told = [projected(target, x) for x in reversed(views)]
-        apart = [
-            2 - 2 * (F.normalize(p) * F.normalize(t)).sum(1) for p, t in zip(said, told, strict=True)
-        ]  # squared distances
+        cosines = [(F.normalize(p) * F.normalize(t)).sum(1) for p, t in zip(said, told, strict=True)]
+        apart = [2 - 2 * cosine for cosine in cosines]  # squared distances on the sphere
         loss = apart[0].mean() + apart[1].mean()
         optimizer.zero_grad()
         loss.backward()
