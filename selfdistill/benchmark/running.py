@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from ..compare import workers as processes
 from ..errors import CheckpointError
 from . import cells
 from .fitting import PLAIN, fits, sorted_out
@@ -99,7 +99,7 @@ def run(
 def _side_by_side(progress: Progress, out: Path) -> None:
     """Processes of their own; a method's first seed ends before its others begin, for it finds their steps."""
     queue, running = progress.left, dict[Future[dict[str, Any]], Cell]()
-    with ProcessPoolExecutor(progress.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(progress.workers) as pool:
         try:
             while True:
                 while len(running) < progress.workers and (cell := _next(queue, list(running.values()))):
@@ -107,7 +107,8 @@ def _side_by_side(progress: Progress, out: Path) -> None:
                         queue.clear()
                         break
                     queue.remove(cell)
-                    running[pool.submit(cells.run, cell, out)] = cell
+                    with processes.started():
+                        running[pool.submit(processes.alone, cells.run, cell, out)] = cell
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _asked = threading.Event()  # has this process been asked to stop?
 
 
@@ -24,8 +25,8 @@ def listen() -> None:
     _hold(False)
 
 
-def alone(work: Callable[..., None], *given: Any) -> None:
-    """One job; Ctrl-C ends it, and those that were already handed to this process are not begun.
+def alone(work: Callable[..., T], *given: Any) -> T:
+    """What one job gives; Ctrl-C ends it, and those that were already handed to this process are not begun.
 
     Raises:
         KeyboardInterrupt: this process was asked to stop.
@@ -34,7 +35,7 @@ def alone(work: Callable[..., None], *given: Any) -> None:
         raise KeyboardInterrupt
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        work(*given)
+        return work(*given)
     except KeyboardInterrupt:
         _asked.set()
         raise
