@@ -17,9 +17,10 @@ from .models import Build, read_config, read_tensors
 
 @dataclass(frozen=True)
 class Started(Build):
-    """A factory whose models begin with the layers of ``init``, the model folder of a finished run."""
+    """A factory whose models begin with the layers of ``init``, the model folder of a finished run, but one."""
 
     init: str = ""
+    classifier: str = ""  # its name in that run
 
     def __call__(self, **overrides: Any) -> nn.Module:
         """A fresh model with those layers.
@@ -29,8 +30,20 @@ class Started(Build):
         """
         model = super().__call__(**overrides)
         if not self.wrap:  # what is wrapped has been begun already
-            _take_over(model, Path(self.init))
+            self._take_over(model)
         return model
+
+    def _take_over(self, model: nn.Module) -> None:
+        folder, own = Path(self.init), model.state_dict()
+        tensors = {n: t for n, t in read_tensors(folder).items() if n.rpartition(".")[0] != self.classifier}
+        for name, tensor in tensors.items():
+            if name not in own or own[name].shape != tensor.shape:
+                here = f"{tuple(own[name].shape)} here" if name in own else "no such layer here"
+                raise DataError(
+                    f"--init {folder.parent}: its {name} is {tuple(tensor.shape)}, and there is {here}; leave --model "
+                    f"out to take {read_config(folder)}, or give a run on rows of this shape"
+                )
+        model.load_state_dict(tensors, strict=False)
 
 
 def spec_of(run: str) -> str:
@@ -45,26 +58,12 @@ def started(build: Build, run: str) -> Started:
         CheckpointError: there is no such model.
         DataError: it does not fit.
     """
+    folder = model_folder(run)
     told = {field.name: getattr(build, field.name) for field in fields(build)}
-    begun = Started(**told, init=str(model_folder(run)))
     with torch.random.fork_rng(devices=[]):
-        begun()
+        whole = read_config(folder)()
+        last = last_linear(whole)
+        classifier = next(name for name, part in whole.named_modules() if part is last)
+        begun = Started(**told, init=str(folder), classifier=classifier)
+        begun()  # does it fit?
     return begun
-
-
-def _take_over(model: nn.Module, folder: Path) -> None:
-    there = read_config(folder)
-    with torch.random.fork_rng(devices=[]):  # what is drawn afresh must not depend on it
-        whole = there()
-    last = last_linear(whole)
-    classifier = next(name for name, part in whole.named_modules() if part is last)
-    tensors = {n: t for n, t in read_tensors(folder).items() if n.rpartition(".")[0] != classifier}
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            here = f"{tuple(own[name].shape)} here" if name in own else "no such layer here"
-            raise DataError(
-                f"--init {folder.parent}: its {name} is {tuple(tensor.shape)}, and there is {here}; leave --model out "
-                f"to take {there}, or give a run on rows of this shape"
-            )
-    model.load_state_dict(tensors, strict=False)
