@@ -11,7 +11,6 @@ rows that teach nothing are read in its place. A training adds a line to ``--out
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lines import Lines
 from torch import Tensor
 
 from selfdistill import draws
@@ -133,16 +133,12 @@ def main() -> None:
     given = parser.parse_args()
     truth = find(DATA, target=None, unlabelled=None, image_size=None).y
     asked = {key: getattr(given, key) for key in ("model", "passes", "rows", "tuning")}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    records = [record for line in lines if (record := json.loads(line))["asked"] == asked]
-    done = {(record["seed"], record["method"]) for record in records}
+    lines = Lines(given.out, asked)
+    done = {(record["seed"], record["method"]) for record in lines.records}
     for seed in range(given.first, given.first + given.seeds):
         for name in (name for name in given.methods if (seed, name) not in done):
-            records.append({"asked": asked, **one(name, seed, truth, given)})
-            with given.out.open("a") as out:
-                out.write(json.dumps(records[-1]) + "\n")
-    table([record for record in records if given.first <= record["seed"] < given.first + given.seeds])
+            lines.add(one(name, seed, truth, given))
+    table([record for record in lines.records if given.first <= record["seed"] < given.first + given.seeds])
 
 
 if __name__ == "__main__":

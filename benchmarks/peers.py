@@ -11,13 +11,13 @@ test split is clean and the same for all. A training adds a line to ``--out``; g
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lines import Lines
 from torch import Tensor
 
 from selfdistill.evaluate import predict_rows
@@ -89,17 +89,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/peers.jsonl"), help="results")
     given = parser.parse_args()
     asked = {key: getattr(given, key) for key in ("peers", "model", "noise", "labels", "steps")}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    records = [one for line in lines if (one := json.loads(line))["asked"] == asked]
-    done = {(one["seed"], one["method"]) for one in records}
+    lines = Lines(given.out, asked)
+    done = {(one["seed"], one["method"]) for one in lines.records}
     for seed in range(given.first, given.first + given.seeds):
         missing = [method for method in (ALONE, *given.methods) if (seed, method) not in done]
         for record in one_seed(seed, given, missing) if missing else []:
-            records.append({"asked": asked, **record})
-            with given.out.open("a") as out:
-                out.write(json.dumps(records[-1]) + "\n")
-    table([one for one in records if given.first <= one["seed"] < given.first + given.seeds])
+            lines.add(record)
+    table([one for one in lines.records if given.first <= one["seed"] < given.first + given.seeds])
 
 
 if __name__ == "__main__":

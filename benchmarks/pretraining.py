@@ -12,13 +12,13 @@ were used to try things out.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from lines import Lines
 
 from selfdistill import models, probes
 from selfdistill.benchmark.cells import matched
@@ -40,9 +40,7 @@ def trained(build: models.Build, data: Data, expression: str, passes: float, see
     size = batch_size_for(data, method)
 
     def train(steps: int) -> tuple[Result, float]:
-        found = fit(
-            build, data, method, steps=steps, seed=seed, batch_size=size, audit="off", warn=lambda line: None
-        )  # fmt: skip
+        found = fit(build, data, method, steps=steps, seed=seed, batch_size=size, audit="off", warn=lambda line: None)
         return found, found.passes.cost()
 
     found: tuple[Result, int] = matched(train, passes)
@@ -102,20 +100,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining.jsonl"), help="results")
     given = parser.parse_args()
     asked = {key: getattr(given, key) for key in ("data", "labels", "model", "passes")}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    records = [found for line in lines if (found := json.loads(line))["asked"] == asked]
-    done = {(found["seed"], found["method"]) for found in records}
-    seeds = range(given.first, given.first + given.seeds)
+    lines, seeds = Lines(given.out, asked), range(given.first, given.first + given.seeds)
+    done = {(found["seed"], found["method"]) for found in lines.records}
     for seed in seeds:
         for method in (ALONE, UNTRAINED, *given.methods):
             if (seed, method) in done:
                 continue
             data = load(given.data, labels=given.labels, seed=seed)
-            records.append({"asked": asked, "seed": seed, "method": method, **one(data, method, seed, given)})
-            with given.out.open("a") as out:
-                out.write(json.dumps(records[-1]) + "\n")
-    table([found for found in records if found["seed"] in seeds])
+            lines.add({"seed": seed, "method": method, **one(data, method, seed, given)})
+    table([found for found in lines.records if found["seed"] in seeds])
 
 
 if __name__ == "__main__":

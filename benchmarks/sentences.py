@@ -11,11 +11,12 @@ A training adds a line to ``--out``; given again, the command goes on where it w
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from lines import Lines
 
 from selfdistill.evaluate import score
 from selfdistill.loop import fit
@@ -101,10 +102,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sentences.jsonl"), help="results")
     given = parser.parse_args()
     asked = {key: getattr(given, key) for key in ("name", "labels", "steps", "batch", "lr")}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    records = [json.loads(one) for one in given.out.read_text().splitlines()] if given.out.exists() else []
-    records = [one for one in records if one["asked"] == asked]
-    done = {(one["task"], one["method"], one["seed"]) for one in records}
+    lines = Lines(given.out, asked)
+    done = {(one["task"], one["method"], one["seed"]) for one in lines.records}
     for seed in range(given.first, given.first + given.seeds):
         for task in given.tasks:
             data = None
@@ -112,11 +111,8 @@ def main() -> None:
                 if (task, method, seed) in done:
                     continue
                 data = data or rated(given.folder, given.name, task, given.labels, seed)
-                found = train(data, method, seed, given)
-                records.append({"asked": asked, "task": task, "method": method, "seed": seed, **found})
-                with given.out.open("a") as out:
-                    out.write(json.dumps(records[-1]) + "\n")
-    table(records)
+                lines.add({"task": task, "method": method, "seed": seed, **train(data, method, seed, given)})
+    table(lines.records)
 
 
 if __name__ == "__main__":
