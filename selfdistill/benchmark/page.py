@@ -12,7 +12,7 @@ from ..expressions import one_line
 from ..files import write as write_file
 from ..report.svg import forest, standalone
 from ..stats import SAME_ROWS, TIED
-from .fitting import ABOUT, HALF, PLAIN, SELF_TRAINING, STOPPED, UNTRAINED, sorted_out
+from .fitting import ABOUT, HALF, PLAIN, SELF_TRAINING, STOPPED, UNTRAINED, controls_of, sorted_out
 from .judging import LEVEL, Compared, Row, best_control, judge
 from .records import Records, records_of, spans
 from .running import plan
@@ -194,7 +194,9 @@ def _failures(records: Records) -> dict[str, str]:
 
 
 def _amounts(setting: Setting) -> str:
-    steps = f"`plain()` {2 * setting.steps:,} steps, `{HALF}` {setting.steps:,}"
+    steps = f"`plain()` {2 * setting.steps:,} steps"
+    if HALF in controls_of(setting):
+        steps += f", `{HALF}` {setting.steps:,}"
     return f"Model `{setting.model}`; budget {setting.budget:,} passes: {steps}; {setting.seeds} seeds."
 
 

@@ -82,10 +82,10 @@ def dino(
         c <- centring c + (1 - centring) mean t, after the loss; t's weights follow s's as in `byol`
 
     w are two large crops, v those and ``crops`` small ones. s and t are cosines with prototypes, of a projection by
-    three linear layers, 512 wide, 128 at the end, with batch norm (``norm``; GELU alone, as for transformers, let small
-    convolutional networks say one thing to all rows). The paper's widths are 2048 and 256, with 65536 prototypes, eight
-    small crops and no norm. Here small crops are brought to full size; the warm-up of ``sharp`` and the prototypes'
-    rest in the first epoch are left out. The classifier is fitted, as a probe.
+    three linear layers, 512 wide, 128 at the end, with batch norm between (``norm``; without it, GELU alone, as the
+    paper has it). The paper's widths are 2048 and 256, with 65536 prototypes and eight small crops. Here small crops
+    are brought to full size; the warm-up of ``sharp`` and the prototypes' rest in the first epoch are left out. The
+    classifier is fitted, as a probe.
 
     Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, algorithm 1.
 
