@@ -214,6 +214,11 @@ def _matrix(choice: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([diagonal, across, down, diagonal], 1).view(-1, 2, 2), offset
 
 
+def _centres(side: int, x: Tensor) -> Tensor:
+    """Where the pixels of a side lie, in half sides from its middle: (side,)."""
+    return (2 * torch.arange(side, device=x.device) + 1) / side - 1
+
+
 def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
     """Rotate, shear and translate as one affine map, for the samples that drew any; the outside is black."""
     moved = (choices >= OPERATIONS.index("rotate")).any(1).nonzero()[:, 0]
@@ -225,8 +230,7 @@ def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
         return (a[:, i, 0] * b[:, 0, j] + a[:, i, 1] * b[:, 1, j])[:, None, None]
 
     height, width = x.shape[2:]
-    down = ((2 * torch.arange(height, device=x.device) + 1) / height - 1)[None, :, None]
-    right = ((2 * torch.arange(width, device=x.device) + 1) / width - 1)[None, None, :]
+    down, right = _centres(height, x)[None, :, None], _centres(width, x)[None, None, :]
     grid = [
         times(i, 0) * right
         + times(i, 1) * down
@@ -250,8 +254,7 @@ def _zoomed(x: Tensor, u: Tensor, area: tuple[float, float], flips: bool) -> Ten
         broad = torch.where(u[:, 6] < 0.5, -broad, broad)
     axes = []
     for side, size, where in ((x.shape[3], broad, u[:, 4]), (x.shape[2], tall, u[:, 5])):
-        steps = (2 * torch.arange(side, device=x.device) + 1) / side - 1
-        axes.append(size[:, None] * steps + ((1 - size.abs()) * _signed(where))[:, None])  # (n, side)
+        axes.append(size[:, None] * _centres(side, x) + ((1 - size.abs()) * _signed(where))[:, None])  # (n, side)
     height, width = x.shape[2:]
     grid = torch.stack([axes[0][:, None, :].expand(-1, height, -1), axes[1][:, :, None].expand(-1, -1, width)], 3)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
