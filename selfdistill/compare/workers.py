@@ -46,11 +46,18 @@ def alone(work: Callable[..., T], *given: Any) -> T:
 @contextmanager
 def started() -> Iterator[None]:
     """Processes that are started meanwhile hear Ctrl-C when they `listen`, not while they import; so does this one."""
+    heard, ours = list[int](), threading.current_thread() is threading.main_thread()
+    if ours:  # which acts on a signal even if another thread, that does not hold it back, has got it
+        before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     _hold(True)
     try:
         yield
     finally:
         _hold(False)
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _note(number: int, frame: object) -> None:

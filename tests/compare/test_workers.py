@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +73,21 @@ def test_while_processes_are_started_it_waits() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         reached = True
     assert reached
+
+
+def test_while_processes_are_started_it_waits_though_another_thread_hears_it() -> None:
+    """A signal for the process goes to any thread that does not hold it back."""
+    over = threading.Event()
+    threading.Thread(target=over.wait).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), workers.started():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            reached = True
+        assert reached
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        over.set()
 
 
 def test_a_process_says_nothing_when_it_is_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
