@@ -303,8 +303,7 @@ class Objective(nn.Module):
         (model, forward), fused, mixing = self._student, self.method.forward == "fused", self.method.views.mixing
         return Step(forward, Batch.of(batch), self.clock, *self._plan, fused, self.autocast, model, mixing)
 
-    def state_of(self, name: str, part: Part) -> nn.Module:
-        """The state of a part in the term of this name."""
+    def state_of(self, name: str, part: Part) -> nn.Module:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
     def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
@@ -317,10 +316,11 @@ class Objective(nn.Module):
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
         step = self.look(batch)
         watch = Watch(self.student, step, self.pulse, self._vigil, self.watched)
-        terms = self.method.terms
-        measured = {n: watch.buffers(n, t, t.tally(partial(self.state_of, n), step)) for n, t in terms.items()}
+        measured = {
+            n: watch.buffers(n, t, t.tally(partial(self.state_of, n), step)) for n, t in self.method.terms.items()
+        }
         if torch.is_grad_enabled():
-            watch.read(terms, measured)
+            watch.read(self.method.terms, measured)
             step.release()
             self._steps.append(step)
         return {name: m._replace(seen=None) for name, m in measured.items()}  # so that no graph is held
