@@ -46,16 +46,21 @@ class Problem(NamedTuple):
     teacher: Head
 
     @classmethod
-    def of(cls, sizes: Sizes) -> Problem:
+    def of(cls, sizes: Sizes, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
         torch.manual_seed(0)
-        made = [torch.randn(n, sizes.width) for n in (sizes.tokens, sizes.vocabulary) * 2]
+        drawn = [torch.randn(n, sizes.width) for n in (sizes.tokens, sizes.vocabulary) * 2]
+        hidden, weight, far, other = (x.to(device, dtype) for x in drawn)
         scale = sizes.width**-0.5
-        student = Head(made[0].requires_grad_(), made[1].mul_(scale).requires_grad_())
-        return cls(student, Head(made[2], made[3].mul_(scale)))
+        student = Head(hidden.requires_grad_(), weight.mul_(scale).requires_grad_())
+        return cls(student, Head(far, other.mul_(scale)))
+
+    def forget(self) -> None:
+        """Without gradients."""
+        self.student.hidden.grad = self.student.weight.grad = None
 
     def learnt(self, loss: Tensor) -> None:
         """Make the gradients."""
-        self.student.hidden.grad = self.student.weight.grad = None
+        self.forget()
         loss.backward()
 
 
@@ -157,7 +162,7 @@ def _times(sizes: Sizes, rounds: int, tell: Callable[[str], None]) -> dict[str, 
         return lambda _: problem.learnt(VARIANTS[variant](problem, name))
 
     groups = [{f"{name} {v}": step(v, name) for v in measured(name)} for name in TARGETS]
-    groups[0][f"KL {FLOOR}"] = groups[1][f"JS {FLOOR}"] = _products(problem)
+    groups[0][f"KL {FLOOR}"] = groups[1][f"JS {FLOOR}"] = products(problem)
     taken = in_turns(groups, rounds, warm_up=1, progress=lambda done: tell(f"time: {done} of {rounds} rounds"))
     return {
         name: {
@@ -171,14 +176,14 @@ def _times(sizes: Sizes, rounds: int, tell: Callable[[str], None]) -> dict[str, 
     }
 
 
-def _products(problem: Problem) -> Callable[[int], None]:
-    """The four matrix products that nothing can leave out, 128 tokens at a time, with their memory at hand."""
+def products(problem: Problem, at_once: int = 128) -> Callable[[int], None]:
+    """The four matrix products that nothing can leave out, a few tokens at a time, with their memory at hand."""
     (hidden, weight, _), (far, other, _) = ([x.detach() for x in side[:2]] + [None] for side in problem)
     assert hidden is not None
     assert weight is not None
     assert far is not None
     assert other is not None
-    z, gradient = hidden.new_empty(min(128, len(hidden)), len(weight)), torch.zeros_like(weight)
+    z, gradient = hidden.new_empty(min(at_once, len(hidden)), len(weight)), torch.zeros_like(weight)
 
     def step(_: int) -> None:
         for start in range(0, len(hidden), len(z)):

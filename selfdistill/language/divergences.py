@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import DataError, RecipeError
+from .blocks import Weights
 from .kinds import K2, ForwardKL, JensenShannon, Kind, LogProbability, PolicyGradient, ReverseKL, SkewKL, TotalVariation
 from .matched import matched
 from .sources import Cached, Head, Source, tensors
-from .sweep import Comparison, Top, Weights
+from .sweep import Comparison, Top
 
 
 class Compared(NamedTuple):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .blocks import Swept, Weights, block, fused, whole
 from .kinds import Kind
 from .sources import Cached, Gradients, Source, lowest, read, tensors
 
@@ -30,21 +30,6 @@ class Top:
 
     k: int
     of: str = "teacher"
-
-
-class Swept(NamedTuple):
-    """Per-token values and cross-entropies (tokens,), and the gradients of their weighted sum."""
-
-    values: Tensor
-    cross_entropy: Tensor | None
-    gradients: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-
-
-class Weights(NamedTuple):
-    """The gradients are those of sum(divergence * value + label * cross-entropy), each (tokens,)."""
-
-    divergence: Tensor
-    label: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Comparison:
         first = tensors(self.student)[0]
         tokens, device = len(first), first.device
         chunk = self.chunk or max(1, (CHUNK_ON_GPU if device.type == "cuda" else CHUNK) // self.vocabulary)
-        block = chunk if device.type == "cuda" else max(1, BLOCK // self.vocabulary)
+        few_at_once = chunk if device.type == "cuda" else max(1, BLOCK // self.vocabulary)
         values = torch.zeros(tokens, dtype=self.dtype, device=device)
         entropies = None if self.labels is None else torch.zeros_like(values)
         room = [torch.empty(min(chunk, tokens), self.vocabulary, dtype=self.dtype, device=device) for _ in range(2)]
@@ -76,8 +61,8 @@ class Comparison:
                 rows = slice(start, min(start + chunk, tokens))
                 z = read(self.student, rows, room[0][: rows.stop - start])
                 t = None if isinstance(self.teacher, Cached) else read(self.teacher, rows, room[1][: len(z)])
-                for a in range(start, rows.stop, block):
-                    few = slice(a, min(a + block, rows.stop))
+                for a in range(start, rows.stop, few_at_once):
+                    few = slice(a, min(a + few_at_once, rows.stop))
                     at = slice(a - start, few.stop - start)
                     part = self._block(z[at], None if t is None else t[at], few, weights if grads else None)
                     values[few] = part.values
@@ -89,32 +74,11 @@ class Comparison:
 
     def _block(self, z: Tensor, t: Tensor | None, rows: slice, weights: Weights | None) -> Swept:
         """Values of a few tokens from their logits; ``z`` becomes the gradient where weights are given."""
-        temperature, entropy, label = self.kind.temperature, None, None
-        plain = lp = torch.log_softmax(z, -1)
-        if temperature != 1.0:
-            lp = torch.log_softmax(z / temperature, -1)
-            t = None if t is None else t.div_(temperature)
-        if self.labels is not None:
-            label = self.labels[rows, None]
-            entropy = -plain.gather(1, label).squeeze(1)
-        p = lp.exp()
-        values, g = self._whole(lp, p, t) if self.support is None and t is not None else self._some(lp, p, t, rows)
-        if not self.kind.signed:
-            values.clamp_(min=0.0)
-        if weights is not None:
-            torch.mul(g, weights.divergence[rows, None] / temperature, out=z)
-            if label is not None and weights.label is not None:
-                w = weights.label[rows, None]
-                z.addcmul_(p if temperature == 1.0 else plain.exp_(), w).scatter_add_(1, label, -w)
-        return Swept(values, entropy)
-
-    def _whole(self, lp: Tensor, p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and gradient of the logits, over the full vocabulary."""
-        lq = torch.log_softmax(t, -1)
-        q = lq.exp()
-        d, g = self.kind.entries(lp, p, q, lq.sub_(lp))
-        values, total = d.sum(-1), g.sum(-1, keepdim=True)
-        return values, g.addcmul_(p, total, value=-1.0)
+        few = None if weights is None else weights.of(rows)
+        label = None if self.labels is None else self.labels[rows]
+        if self.support is None and t is not None:
+            return (fused if z.is_cuda else whole)(self.kind, z, t, few, label)
+        return block(self.kind, z, t, few, label, lambda lp, p, far: self._some(lp, p, far, rows))
 
     def _some(self, lp: Tensor, p: Tensor, t: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """The same over some ids and, for distributions, the tail as one bucket."""

@@ -1,0 +1,211 @@
+"""What a divergence over a large vocabulary costs on a GPU: all logits, this package, peers, and a kernel of our own.
+
+    python benchmarks/gpu_divergence.py --out divergence-gpu.json
+
+From hidden states and output matrices to gradients of both, as `selfdistill bench divergence` does it on a CPU. Every
+round calls every variant once, timed by the device's events; memory is the highest allocated above the inputs. "Triton
+kernel" puts one hand-written kernel (two passes over the logits) in the place of the compiled arithmetic: it would be
+part of the package if it were faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+from torch import Tensor
+
+from selfdistill.bench import divergence as bench
+from selfdistill.language import blocks
+from selfdistill.language.blocks import Swept, Weights
+from selfdistill.language.kinds import ForwardKL, JensenShannon, Kind
+
+SIZES = (bench.Sizes(), bench.Sizes(tokens=4096), bench.Sizes(vocabulary=49_152, tokens=4096, width=576))
+Step = Callable[[], None]
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _rows(z_of, t_of, w_of, values, V, JS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A row of logits each: both normalisations in one pass, values and the gradient in the next."""
+    row = tl.program_id(0).to(tl.int64)
+    z_of += row * V
+    t_of += row * V
+    high, sum_, high_t, sum_t = -float("inf"), 0.0, -float("inf"), 0.0
+    for start in range(0, V, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        z = tl.load(z_of + at, mask=at < V, other=-float("inf"))
+        t = tl.load(t_of + at, mask=at < V, other=-float("inf"))
+        new, new_t = tl.maximum(high, tl.max(z, 0)), tl.maximum(high_t, tl.max(t, 0))
+        sum_ = sum_ * tl.exp(high - new) + tl.sum(tl.exp(z - new), 0)
+        sum_t = sum_t * tl.exp(high_t - new_t) + tl.sum(tl.exp(t - new_t), 0)
+        high, high_t = new, new_t
+    norm, norm_t, w, value = high + tl.log(sum_), high_t + tl.log(sum_t), tl.load(w_of + row), 0.0
+    if JS:  # its gradient needs the sum of g first
+        total = 0.0
+        for start in range(0, V, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            lp = tl.load(z_of + at, mask=at < V, other=-1e30) - norm
+            u = tl.load(t_of + at, mask=at < V, other=-1e30) - norm_t - lp
+            mixed = tl.log(0.5 * tl.exp(u) + 0.5)
+            g = -2.0 * mixed * tl.exp(lp)
+            total += tl.sum(tl.where(at < V, g, 0.0), 0)
+            value += tl.sum(tl.where(at < V, 2.0 * (u - mixed) * tl.exp(u + lp) + g, 0.0), 0)
+    for start in range(0, V, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        lp = tl.load(z_of + at, mask=at < V, other=-1e30) - norm
+        u = tl.load(t_of + at, mask=at < V, other=-1e30) - norm_t - lp
+        p = tl.exp(lp)
+        if JS:
+            g = -2.0 * tl.log(0.5 * tl.exp(u) + 0.5) * p - p * total
+        else:
+            q = tl.exp(u + lp)
+            g = p - q
+            value += tl.sum(tl.where(at < V, q * u + g, 0.0), 0)
+        tl.store(z_of + at, w * g, mask=at < V)
+    tl.store(values + row, value)
+
+
+def by_kernel(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
+    """In the place of `blocks.whole`, for KL and JS at 1/2 with gradients."""
+    assert weights is not None
+    values = torch.empty(len(z), device=z.device)
+    _rows[len(z),](z, t, weights.divergence, values, z.shape[1], isinstance(kind, JensenShannon), 4096, num_warps=16)
+    return Swept(values, None)
+
+
+@contextlib.contextmanager
+def arithmetic(by: Callable[..., Swept]) -> Iterator[None]:
+    with mock.patch.object(blocks, "_compiled", return_value=by):
+        yield
+
+
+def variants(problem: bench.Problem, name: str) -> dict[str, Step]:
+    """Every variant that is here, as one step from inputs to gradients."""
+
+    def step(loss: Callable[[bench.Problem, str], Tensor]) -> Step:
+        return lambda: problem.learnt(loss(problem, name))
+
+    def mine(by: Callable[..., Swept]) -> Step:
+        def call() -> None:
+            with arithmetic(by):
+                problem.learnt(bench.ours(problem, name))
+
+        return call
+
+    compiled = torch.compile(bench.naive, dynamic=False)
+    found = {
+        "all logits": step(bench.naive),
+        "all logits, compiled": step(compiled),
+        "selfdistill": step(bench.ours),
+        "selfdistill, not compiled": mine(blocks.whole),
+        "selfdistill, Triton kernel": mine(by_kernel),
+    }
+    if find_spec("trl"):
+        found["TRL"] = step(bench.trl)
+    if find_spec("liger_kernel") and name == "JS":
+        found["Liger"] = step(_liger)
+    return found | {bench.FLOOR: functools.partial(bench.products(problem, 1024), 0)}
+
+
+def _liger(problem: bench.Problem, name: str) -> Tensor:
+    """Liger's kernel with the products around it; its value is a mean over the tokens."""
+    from liger_kernel.transformers import (  # type: ignore[import-not-found,unused-ignore]
+        LigerFusedLinearJSD,
+    )
+
+    (hidden, weight, _), (far, other, _) = problem
+    mean: Tensor = LigerFusedLinearJSD(jsd_beta=0.5)(hidden, weight, far, other)
+    return mean * len(hidden)
+
+
+def measure(sizes: bench.Sizes, name: str, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Milliseconds (median, quartiles), ratio to all logits in the same round, MiB above the inputs."""
+    torch.compiler.reset()
+    problem = bench.Problem.of(sizes, "cuda", dtype)
+    steps, failed = variants(problem, name), dict[str, str]()
+    peaks: dict[str, float] = {}
+    for variant, call in list(steps.items()):
+        try:
+            for _ in range(2):
+                call()
+            problem.forget()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            peaks[variant] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        except Exception as error:  # a peer that does not run here is named, the others are measured
+            failed[variant] = str(error).splitlines()[0][:200] if str(error) else repr(error)
+            del steps[variant]
+    times: dict[str, list[float]] = {variant: [] for variant in steps}
+    for _ in range(rounds):
+        for variant, call in steps.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            times[variant].append(start.elapsed_time(end))
+    base = times["all logits"]
+    return {
+        "sizes": sizes._asdict(), "divergence": name, "dtype": str(dtype), "failed": failed,
+        "variants": {
+            v: {
+                "ms": [round(x, 3) for x in statistics.quantiles(t, n=4)],
+                "ratio": round(statistics.median(a / b for a, b in zip(t, base, strict=True)), 4),
+                "mebibytes": round(peaks[v], 1), "memory": round(peaks[v] / peaks["all logits"], 4),
+            }
+            for v, t in times.items()
+        },
+    }  # fmt: skip
+
+
+def agree() -> None:
+    """The compiled arithmetic and the kernel say what the arithmetic as written says."""
+    for kind in (ForwardKL(), JensenShannon(0.5)):
+        z, t = torch.randn(2, 64, 5000, device="cuda")
+        weights, found = Weights(torch.rand(64, device="cuda")), []
+        for by in (blocks.whole, blocks.fused, by_kernel):
+            mine = z.clone()
+            found.append((by(kind, mine, t.clone(), weights, None).values, mine))
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", metavar="FILE")
+    given = parser.parse_args()
+    agree()
+    cases = [
+        measure(sizes, name, given.rounds, dtype)
+        for sizes in SIZES for name in ("KL", "JS") for dtype in (torch.float32, torch.bfloat16)
+    ]  # fmt: skip
+    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rounds": given.rounds}
+    if given.out:
+        with open(given.out, "w", encoding="utf-8") as file:
+            json.dump(about | {"cases": cases}, file, indent=1)
+    print(f"{about['device']}, torch {about['torch']}, {given.rounds} rounds: median")
+    for case in cases:
+        size = case["sizes"]
+        print(f"\n{case['divergence']}, {case['dtype']}, {size['tokens']:,} tokens, {size['vocabulary']:,} outputs, "
+              f"width {size['width']}")  # fmt: skip
+        for v, f in case["variants"].items():
+            print(f"  {v:<28}{f['ms'][1]:>9.2f} ms{f['ratio']:>8.3f}{f['mebibytes']:>9,.0f} MiB{f['memory']:>8.3f}")
+        for v, why in case["failed"].items():
+            print(f"  {v:<28} does not run here: {why}")
+
+
+if __name__ == "__main__":
+    main()
