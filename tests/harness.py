@@ -177,7 +177,7 @@ class _EnoughError(Exception):
     """Raised by the watcher to cut a run short."""
 
 
-def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
+def record(method: Method, folder: Path, cut: int | None = None, device: str = "cpu") -> Recorded:
     """Run `fit` for two epochs a generation; ``cut`` stops it dead after that many steps and resumes it from disk."""
     unlabelled = 24 if method.views.need_unlabelled() else 0
     values = of_values(method)
@@ -196,6 +196,7 @@ def record(method: Method, folder: Path, cut: int | None = None) -> Recorded:
     options: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": 12, "optimizer": "sgd", "lr": run.lr, "weight_decay": DECAY,
         "schedule": "constant", "save_steps": 1 if cut else 10**6, "external": external_teacher(), "out": folder,
+        "device": device,
     }  # fmt: skip
     try:
         result = fit(building, run.data, method, watch=watch, audit="off", **options)

@@ -1,7 +1,7 @@
 """The arithmetic of a block of logits: values per token, and the gradient of their weighted sum in the logits' place.
 
-On a GPU the same code runs compiled, where Triton and a C compiler are: what are a dozen passes over the logits one by
-one are then few. ``TORCH_COMPILE_DISABLE=1`` keeps it as it is written.
+On a GPU, where Triton and a C compiler are, a kernel takes its place for the usual divergences and the same code runs
+compiled for the others: what are a dozen passes over the logits one by one are then few.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def block(
 
 
 def fused(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
-    """`whole`, compiled where that works here; elsewhere, said once, as it is written."""
+    """`whole` by the kernel for it, or compiled; where neither works, said once, as it is written."""
     if _broken or not _triton():
         return whole(kind, z, t, weights, label)
     try:
-        return _compiled()(kind, z, t, weights, label)
+        return _fast(kind, z, label)(kind, z, t, weights, label)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # from the compiler, before anything was overwritten
@@ -98,6 +98,13 @@ def _triton() -> bool:
     return find_spec("triton") is not None
 
 
+def _fast(kind: Kind, z: Tensor, label: Tensor | None) -> Callable[..., Swept]:
+    from . import kernel
+
+    return kernel.rows if kernel.covers(kind, z, label) else compiled()
+
+
 @functools.cache
-def _compiled() -> Callable[..., Swept]:
+def compiled() -> Callable[..., Swept]:
+    """`whole`, compiled at its first call."""
     return torch.compile(whole, dynamic=True)

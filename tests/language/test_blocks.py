@@ -27,7 +27,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled yet; the graph is what a GPU's compiler gets, without its kernels."""
     torch.compiler.reset()
     traced = functools.cache(lambda: torch.compile(whole, dynamic=True, backend="aot_eager"))
-    monkeypatch.setattr(blocks, "_compiled", traced)
+    monkeypatch.setattr(blocks, "_fast", lambda *which: traced())
     monkeypatch.setattr(blocks, "_triton", lambda: True)
     monkeypatch.setattr(blocks, "_broken", [])
 
@@ -49,7 +49,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_block_is_computed_as_written
     def broken(*given: object) -> Swept:
         raise RuntimeError("no C compiler\nand more")
 
-    monkeypatch.setattr(blocks, "_compiled", lambda: broken)
+    monkeypatch.setattr(blocks, "_fast", lambda *which: broken)
     z, t, weights, label = problem(4)
     wanted = whole(ForwardKL(), z.clone(), t.clone(), weights, label)
     with pytest.warns(UserWarning, match="run uncompiled, which is slower: torch.compile says no C compiler$"):
@@ -61,7 +61,7 @@ def test_memory_that_is_out_is_no_fault_of_the_compiler(monkeypatch: pytest.Monk
     def full(*given: object) -> Swept:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(blocks, "_compiled", lambda: full)
+    monkeypatch.setattr(blocks, "_fast", lambda *which: full)
     z, t, weights, label = problem(4)
     with pytest.raises(torch.OutOfMemoryError):
         fused(ForwardKL(), z, t, weights, label)
