@@ -62,20 +62,7 @@ def variants(problem: bench.Problem, name: str) -> dict[str, Step]:
     }
     if find_spec("trl"):
         found["TRL"] = step(bench.trl)
-    if find_spec("liger_kernel") and name == "JS":
-        found["Liger"] = step(_liger)
     return found | {bench.FLOOR: functools.partial(bench.products(problem, 1024), 0)}
-
-
-def _liger(problem: bench.Problem, name: str) -> Tensor:
-    """Liger's kernel with the products around it; its value is a mean over the tokens."""
-    from liger_kernel.transformers import (
-        LigerFusedLinearJSD,
-    )
-
-    (hidden, weight, _), (far, other, _) = problem
-    mean: Tensor = LigerFusedLinearJSD(jsd_beta=0.5)(hidden, weight, far, other)
-    return mean * len(hidden)
 
 
 def measure(sizes: bench.Sizes, name: str, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
