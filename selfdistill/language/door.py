@@ -128,6 +128,11 @@ def choose(request: Request) -> Spoken:
     return Spoken(data, method, expression, build, settings, suite, most)
 
 
+def usual(request: Request) -> str:
+    """The recipe that a request is trained with where it names none."""
+    return request.method or _usual(load_prompts(request.data, labels=request.labels, seed=request.seed))
+
+
 def _usual(data: Prompts) -> str:
     """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
     have = [field for field in ("demonstration", "checker") if len(data.has(field)) == len(data.rows)]

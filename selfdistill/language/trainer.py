@@ -58,6 +58,7 @@ class LanguageTrainer(Trainer):
         self.told: str | None = None  # the trouble of checkers that was warned of
         self.unread = 0  # teacher's prompts that were too long in this generation
         self.together = False  # do all processes write the same now?
+        self.drawn, self.ahead = 0, 0  # completions to learn from, and those of this generation before its first step
 
     @property
     def tokenizer(self) -> Any:
@@ -133,10 +134,14 @@ class LanguageTrainer(Trainer):
             return self.method.source.rollouts(self, parts[part], clock)
 
         file, self.together = self._file(generation), True
+        drawn, passes = self.drawn, self.passes
         try:
-            found = file.made(len(parts), make) if ranks.rank() == 0 else []
+            found = file.made(len(parts), make, lambda: self.drawn) if ranks.rank() == 0 else []
             ranks.most(0, self.device)  # the others wait until all is there to read
-            return found if ranks.rank() == 0 else file.made(len(parts), make)
+            if ranks.rank():
+                return file.made(len(parts), make)
+            self.ahead, self.drawn, self.passes = file.drawn, drawn + file.drawn, passes + Passes(teacher=file.drawn)
+            return found
         finally:
             self.model, self.together = student, False
 
@@ -176,7 +181,7 @@ class LanguageTrainer(Trainer):
             address = (*address, ranks.rank())
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
         by = beside(self, [i for i, _ in asked], share) if share else None
-        self.passes += Passes(teacher=len(asked) * (1 + bool(by)))
+        self.passes, self.drawn = self.passes + Passes(teacher=len(asked) * (1 + bool(by))), self.drawn + len(asked)
         with self._autocast():
             found = roll(self.model, asked, sampling, address, self.engine, by)
         if context is not None and not isinstance(context, Nothing):
@@ -317,18 +322,20 @@ class LanguageTrainer(Trainer):
         return model.eval()
 
     def remarks(self) -> dict[str, Any]:
-        """The vitals of language, once a generation: they cost two rounds of answers."""
-        clock = self.objective.clock
+        """Completions drawn so far, and once a generation the vitals of language: they cost two rounds of answers."""
+        clock, drawn, passes = self.objective.clock, self.drawn, self.passes
         if not self.settings.vitals or clock.step < clock.length:
-            return {}
+            return {"drawn": drawn}
         with shards.whole(self.model):
-            return {"language": vitals.look(self)}
+            found = vitals.look(self)
+        self.passes, self.drawn = passes + Passes(evaluation=self.drawn - drawn), drawn  # nothing is learnt from looks
+        return {"drawn": drawn, "language": found}
 
     def extra(self) -> dict[str, Any]:
-        return {"before": self.before}
+        return {"before": self.before, "drawn": self.drawn - self.ahead}  # which the file of rollouts counts again
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
-        self.before = saved.get("before", {})
+        self.before, self.drawn = saved.get("before", {}), saved.get("drawn", 0)
 
     def rehearse(self) -> None:
         """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""
