@@ -22,8 +22,8 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     data, metrics = result["data"], ordered(result["metrics"], result["task"])
     metric, more = metrics[0], [name for name in metrics if name in MORE]
-    plain, best = result["plain"], result["best_control"]["name"]
-    where = [name for name in (PLAIN, BEFORE, "best_control") if name in called(_references(result))]
+    where = [name for name in (PLAIN, BEFORE, "best_control") if name in called(result["references"])]
+    spoken = result["task"] == "generate"
     table = Table(
         title=f"{data['name']}, test split ({data['rows']['test']} rows), {len(result['seeds'])} seeds, "
         f"{_short(result['budget']['amount'])} {result['budget']['kind']} each",
@@ -32,46 +32,52 @@ def show(result: dict[str, Any]) -> None:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    verdicts = [{PLAIN: plain, BEFORE: BEFORE}.get(name, "best") for name in where]
-    head = ["", {"accuracy": "acc."}.get(metric, metric), "± 95 %", "p", *verdicts, *(MORE[name] for name in more)]
-    head += [result["budget"]["unit"], "s"]
+    verdicts = ["best" if name == "best_control" else result["references"][name] for name in where]
+    head = ["", {"accuracy": "right" if spoken else "acc."}.get(metric, metric), "± 95 %", *([] if spoken else ["p"])]
+    head += [*verdicts, *(MORE[name] for name in more), result["budget"]["unit"], "s"]
     lines = [cells(row, metric, result["times"]["rows"][row["name"]]["seconds"], where, more) for row in result["rows"]]
     for i, name in enumerate(head):
         left, widest = name in ("", *verdicts), max(len(line[i]) for line in (head, *lines))
         # figures are never cut: where the terminal is narrow, the names wrap
-        table.add_column(name, justify="left" if left else "right", no_wrap=i > 0, min_width=widest if i else 10)
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=i > 0, min_width=widest if i else 10, overflow="fold"
+        )
     for line in lines:
         table.add_row(*line)
     console.print(table)
-    against = ", best: verdict against plain and against" if plain == PLAIN else ": verdicts; the best control is"
-    console.print(
-        f"± 95 %: difference to {plain}; p: of it, corrected (Holm); {', '.join(v for v in verdicts if v != 'best')}"
-        f"{against} {best}{', the best control' if plain == PLAIN else ''}. {TIED}",
-        highlight=False,
-    )
+    console.print(f"{_legend(result, verdicts)} {TIED}", highlight=False)
     console.print(SAME_ROWS, highlight=False)
     for line in (*result["reachable"], *result["verdict"], *result["trouble"]):
         console.print(line, highlight=False)
 
 
-def _references(result: dict[str, Any]) -> dict[str, str]:
-    """The rows that methods are judged against."""
-    there = {PLAIN: result["plain"], "best_control": result["best_control"]["name"]}
-    return {**there, BEFORE: BEFORE} if BEFORE in result["rows"][0]["against"] else there
+def _legend(result: dict[str, Any], verdicts: Sequence[str]) -> str:
+    """What the columns are."""
+    best = result["best_control"]["name"]
+    if result["task"] != "generate":
+        return (
+            "± 95 %: difference to plain; p: of it, corrected (Holm); plain, best: verdict against plain and against "
+            f"{best}, the best control."
+        )
+    prior = "; prior: prior tasks right" if "kept" in result["metrics"] else ""
+    return (
+        f"± 95 %: difference to {verdicts[0]}; {', '.join(verdicts)}: verdict against each (p-values corrected, Holm); "
+        f"the best control is {best}{prior}."
+    )
 
 
 def cells(
     row: dict[str, Any], metric: str, seconds: float, where: Sequence[str], more: Sequence[str] = ()
 ) -> list[str]:
     """One row of the table, as text; ``where`` are the verdicts and ``more`` the further metrics that are told."""
-    usual = (row["against"][PLAIN] or {}).get(metric)
+    usual, spoken = (row["against"][PLAIN] or {}).get(metric), bool(more)
     if usual is None:
-        compared = ["", ""]
+        compared = [""] if spoken else ["", ""]
     else:
         scale = 100 if metric in POINTS else 1
         mean, half = scale * usual["difference"], scale * (usual["interval"][1] - usual["interval"][0]) / 2
         digits = ".2f" if metric in POINTS else ".3g"
-        compared = [f"{mean:+{digits}} ± {half:{digits}}", f"{usual['holm']:.3f}"]
+        compared = [f"{mean:+{digits}} ± {half:{digits}}", *([] if spoken else [f"{usual['holm']:.3f}"])]
     compared += [((row["against"][one] or {}).get(metric) or {"verdict": ""})["verdict"] for one in where]
     whole, passes = row["passes"]["with_teacher_training"], _short(row["passes"]["total"])
     if whole is not None:  # the teacher's own training

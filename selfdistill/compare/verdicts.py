@@ -59,7 +59,7 @@ def judge(
     return {
         "metrics": {metric: known[metric] for metric in names[plain]},
         "rows": rows,
-        "plain": plain,
+        "references": references,
         "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
         "verdict": [
             _sentence(row, metric, task, called(references), level, able)

@@ -17,7 +17,7 @@ CORRECTED = "Holm's correction is over the rows of a table, methods and controls
 def render(result: dict[str, Any]) -> str:
     """The page of a comparison, from what its JSON holds."""
     metrics = ordered(result["metrics"], result["task"])
-    metric, plain = metrics[0], result.get("plain", "plain")  # which older comparisons do not say
+    metric, plain = metrics[0], _plain(result)
     methods = [row for row in result["rows"] if row["kind"] == "method"]
     parts = [
         *(paragraph(line, "verdict") for line in result["verdict"]),
@@ -48,6 +48,11 @@ def render(result: dict[str, Any]) -> str:
 def _counted(result: dict[str, Any]) -> str:
     """What a row's length is told in."""
     return "trainings" if result["budget"]["unit"] == "trainings" else "steps"
+
+
+def _plain(result: dict[str, Any]) -> str:
+    """The row that all others are compared with; comparisons of networks and older ones have no other than plain."""
+    return str(result.get("references", {}).get("plain", "plain"))
 
 
 def _unit(metric: str) -> str:
@@ -82,7 +87,7 @@ def _forest(rows: list[dict[str, Any]], where: str, metric: str) -> str:
 
 
 def _metrics(result: dict[str, Any], metric: str) -> str:
-    plain = result.get("plain", "plain")
+    plain = _plain(result)
     head = (metric, "mean", f"- {plain}", "95 % interval", "p", "p (Holm)", f"vs {plain}", "vs best control")
     lines = []
     for row in result["rows"]:
@@ -112,7 +117,7 @@ def _curves(result: dict[str, Any]) -> str:
 
 
 def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
-    plain = next(row for row in result["rows"] if row["name"] == result.get("plain", "plain"))
+    plain = next(row for row in result["rows"] if row["name"] == _plain(result))
     series = [(row["name"], row["reliability"]) for row in (plain, *methods) if row["reliability"]]
     caption = "On the test split, all seeds together: the dashed line is perfect calibration."
     return figure(reliability(series, "accuracy against confidence"), caption, "small") if series else ""
