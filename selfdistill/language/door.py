@@ -41,7 +41,7 @@ from .trainer import fit
 USUAL = "smollm2"  # the model where none is named
 MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds")
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
 
 
 def holds_prompts(data: str) -> bool:
