@@ -107,7 +107,6 @@ class LanguageTrainer(Trainer):
 
     def sample(self, generation: int) -> None:
         s = self.settings
-        self.last = {}
         if not self.before:
             rehearsal.check(self)
             self.before = self._judged()
@@ -259,7 +258,7 @@ class LanguageTrainer(Trainer):
         return vitals.figures(self.last, vitals.checked(self.data))
 
     def audited(self) -> list[float]:
-        self.last = self.last or self._judged()  # a run that goes on here has not asked yet
+        self.last = self.last or self._judged()  # no audit row was asked, or what was said is gone
         return list(self.last["losses"]) if self.audit.policy != "off" else []
 
     def end_epoch(self, clock: Clock) -> None:
@@ -275,7 +274,7 @@ class LanguageTrainer(Trainer):
                 f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
                 f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
             )
-        self.unread = 0
+        self.unread, self.last = 0, {}
 
     def warn_of_checkers(self) -> None:
         """Say which checkers raised, where it is news."""
@@ -332,10 +331,11 @@ class LanguageTrainer(Trainer):
         return {"drawn": drawn, "language": found}
 
     def extra(self) -> dict[str, Any]:
-        return {"before": self.before, "drawn": self.drawn - self.ahead}  # which the file of rollouts counts again
+        drawn = self.drawn - self.ahead  # which the file of rollouts counts again
+        return {"before": self.before, "last": self.last, "drawn": drawn}
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
-        self.before, self.drawn = saved.get("before", {}), saved.get("drawn", 0)
+        self.before, self.last, self.drawn = saved.get("before", {}), saved.get("last", {}), saved.get("drawn", 0)
 
     def rehearse(self) -> None:
         """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""
