@@ -83,9 +83,7 @@ def compare(
     from .compare.runner import Comparison
     from .compare.table import show
     from .errors import DataError
-    from .language.door import holds_prompts, usual
-    from .learners.choice import default_way, for_learners
-    from .prepared import default_method
+    from .language.door import holds_prompts
     from .request import Request
     from .stats import fewest_seeds
 
@@ -94,10 +92,7 @@ def compare(
     training = given(options)
     request = Request(**options, training=training)
     spoken = holds_prompts(request.data)
-    if spoken:
-        asked = methods or (usual(request),)
-    else:
-        asked = methods or (default_way(request) if for_learners(request) else default_method(request),)
+    asked = methods or (_usual(request),)
     if not spoken and among_learners(request, asked):
         if budget is not None:
             raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
@@ -118,3 +113,14 @@ def compare(
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
     click.echo(f"The comparison lies in {found.folder}, for people in {found.folder}/report.html")
+
+
+def _usual(request: Any) -> str:
+    """The method that `run` would choose."""
+    from .language.door import holds_prompts, usual
+    from .learners.choice import default_way, for_learners
+    from .prepared import default_method
+
+    if holds_prompts(request.data):
+        return usual(request)
+    return default_way(request) if for_learners(request) else default_method(request)
