@@ -228,7 +228,7 @@ def test_likelihoods_are_compared_where_nothing_is_checked(place: Path) -> None:
         ("checked", ("sft()", GRPO), [], "sft() needs a demonstration on each prompt"),
         ("checked", (SDFT,), [], "sdft() needs a demonstration on each prompt"),
         ("shown", (GRPO,), [], "grpo() needs a checker on each prompt"),
-        ("bare", ("ssd(max_tokens=4)",), [], "no prompt of the audit split of bare.jsonl can be judged"),
+        ("bare", (), [], "no prompt of the audit split of bare.jsonl can be judged"),
         ("p", (SDFT,), ["--seeds", "2"], "2 different seeds allow no verdict"),
         ("p", (SDFT, SDFT), [], "twice"),
         ("p", ("elr()",), [], "elr() learns classes or values"),
