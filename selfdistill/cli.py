@@ -86,6 +86,11 @@ def main() -> None:
     metavar="K",
     help="Few labels: audit on all of them by K trainings more, and teach by all of them.",
 )
+@click.option(
+    "--targets",
+    metavar="DIR",
+    help="Keep what a frozen outside teacher says there, for later runs on the same inputs too.",
+)
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")

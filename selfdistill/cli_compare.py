@@ -34,7 +34,7 @@ class Several(click.Command):
     "--methods",
     multiple=True,
     metavar="EXPR ...",
-    help="Recipes, such as 'born_again()' 'ps_kd()' [default: that of `run`].",
+    help="Recipes, such as 'born_again()' 'ps_kd()', or for prompts 'sdft()' 'grpo()' [default: that of `run`].",
 )
 @click.option(
     "--seeds",
@@ -45,9 +45,9 @@ class Several(click.Command):
 )
 @click.option(
     "--budget",
-    type=click.Choice(["passes", "steps", "seconds"]),
-    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, or time [default: passes; of "
-    "learners of scikit-learn always their trainings].",
+    type=click.Choice(["passes", "steps", "seconds", "completions"]),
+    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, time, or of prompts the completions "
+    "drawn [default: passes; of prompts steps; of learners of scikit-learn always their trainings].",
 )
 @click.option(
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
@@ -73,17 +73,17 @@ def compare(
     Controls of networks: plain, plain for longer, label smoothing, averaged weights, early stopping, tuned weight
     decay, independent models averaged, and distillation from a larger teacher. Of learners on tables: the learner
     alone, tuned, and bagged, each usual peer alone, all of them averaged, and scikit-learn's SelfTrainingClassifier.
-    Says BEATS, TIES or LOSES for each method, against plain and against the best control. The same command goes on
-    with what was cut.
+    Of language models: the model before and, where prompts have demonstrations, sft(), which may be among --methods
+    too. Says BEATS, TIES or LOSES for each method, against plain (sft()), the model before, and the best control. The
+    same command goes on with what was cut.
     """
     from .compare.learners import among_learners
     from .compare.plan import Ask
+    from .compare.prompts import judged
     from .compare.runner import Comparison
     from .compare.table import show
     from .errors import DataError
     from .language.door import holds_prompts
-    from .learners.choice import default_way, for_learners
-    from .prepared import default_method
     from .request import Request
     from .stats import fewest_seeds
 
@@ -91,18 +91,15 @@ def compare(
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
-    if holds_prompts(request.data):
-        raise DataError(
-            f"{request.data} holds prompts, which are not compared over seeds; a run has its own controls, and --seed "
-            "repeats it"
-        )
-    asked = methods or (default_way(request) if for_learners(request) else default_method(request),)
-    if among_learners(request, asked):
+    spoken = holds_prompts(request.data)
+    asked = methods or (_usual(request),)
+    if not spoken and among_learners(request, asked):
         if budget is not None:
             raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
         budget = "trainings"
-    several = fewest_seeds(len(asked), level) if seeds is None else max(0, seeds)
-    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), budget or "passes", level)
+    several = fewest_seeds(len(judged(asked) if spoken else asked), level) if seeds is None else max(0, seeds)
+    matched = budget or ("steps" if spoken else "passes")
+    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), matched, level)
     found = Comparison.create(request, ask, out)
     try:
         result = found.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
@@ -116,3 +113,14 @@ def compare(
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
     click.echo(f"The comparison lies in {found.folder}, for people in {found.folder}/report.html")
+
+
+def _usual(request: Any) -> str:
+    """The method that `run` would choose."""
+    from .language.door import holds_prompts, usual
+    from .learners.choice import default_way, for_learners
+    from .prepared import default_method
+
+    if holds_prompts(request.data):
+        return usual(request)
+    return default_way(request) if for_learners(request) else default_method(request)

@@ -12,12 +12,13 @@ import torch
 from . import encoders, expressions, initial, models, threads
 from .arguments import checked
 from .core import Method
-from .errors import DataError
+from .errors import DataError, RecipeError
 from .methods import Recipe, recipes
 from .request import Request
 from .sampling import Sampler
 from .tasks import text
 from .tasks.data import Data, load
+from .teachers.cached import Cached, stored
 from .views import TOGETHER
 
 STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
@@ -69,6 +70,8 @@ def prepare(request: Request) -> Prepared:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
     expression = request.method or _usual(data)
     method = read_method(expression)
+    if request.targets is not None:
+        method = _stored(method, request, data)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
     usual_model = initial.spec_of(request.init) if request.init else "mlp" if small else "cnn"
     build = models.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
@@ -79,6 +82,29 @@ def prepare(request: Request) -> Prepared:
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
     return Prepared(data, method, expression, build, settings)
+
+
+def _stored(method: Method, request: Request, data: Data) -> Method:
+    """The method with its outside teachers' answers on disk.
+
+    Raises:
+        RecipeError: there is no such teacher, or what it sees changes, or nothing is to be kept.
+    """
+    if dict(request.training).get("cache") is False:
+        raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
+    method = stored(method, str(request.targets))
+    for term in method.terms.values():
+        teacher: Any = getattr(term, "teacher", None)
+        look = next(
+            (one for one in method.views.looks if one.name == (getattr(teacher, "view", None) or term.view)), None
+        )
+        if isinstance(teacher, Cached) and look is not None:
+            how = data.augment if look.augment == "default" else look.augment
+            if look.rows == "mixed" or look.of or how != "none":
+                remedy = "add --augment none" if look.augment == "default" and how != "none" else "leave --targets out"
+                raise RecipeError(f"--targets keeps what a teacher says of inputs that stay as they are, and view "
+                                  f"{look.name!r} changes with every epoch; {remedy}")  # fmt: skip
+    return method
 
 
 def _usual(data: Data) -> str:

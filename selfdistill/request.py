@@ -26,7 +26,8 @@ class Request:
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
     ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that must not be forgotten, the
-    rank of an adapter (0: all weights), tokens of an answer, and memory for time.
+    rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
+    what a frozen outside teacher says.
     ``training`` are further fields of `Settings`.
     """
 
@@ -52,10 +53,15 @@ class Request:
     device: str | None = None
     control: bool = True
     audit_folds: int | None = None
+    targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        later = {"text", "init"}  # unsaid where not asked for, so that what was asked before they existed is the same
+        later = {
+            "text",
+            "init",
+            "targets",
+        }  # unsaid where not asked for, so that what was asked before they existed is the same
         unsaid = {name for name in later if getattr(self, name) is None}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
 

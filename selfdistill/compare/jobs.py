@@ -202,21 +202,21 @@ def _row(bench: Bench, result: Result, says: Spoken, **more: Any) -> dict[str, A
         "with_teacher_training": None,
         "steps": bench.steps,
         "generations": len(result.generations),
-        "curve": _curve(result),
+        "curve": curve(result),
         "decisions": None,
         **more,
     }
 
 
-def _curve(result: Result) -> list[dict[str, float]]:
-    """Audit accuracy, or RMSE, by step, counted over all generations."""
+def curve(result: Result) -> list[dict[str, float]]:
+    """Audit accuracy, or RMSE, or NLL, by step, counted over all generations."""
     points: list[dict[str, float]] = []
     before, generation, step = 0, 0, 0
     for line in result.history:
         if line["generation"] != generation:
             before += step
         generation, step = line["generation"], line["step"]
-        score = line["audit"].get("accuracy", line["audit"].get("rmse"))
+        score = next(line["audit"][name] for name in ("accuracy", "rmse", "nll") if name in line["audit"])
         points.append({"step": before + step, "score": score, "generation": generation})
     return points
 

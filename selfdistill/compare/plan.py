@@ -17,12 +17,13 @@ from ..prepared import Prepared
 from ..sampling import Sampler
 from .jobs import Job
 
-BUDGETS = ("passes", "steps", "seconds", "trainings")  # the last of learners, the others of networks
+BUDGETS = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
 CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
 PLAIN, SMOOTHING, DECAY, INDEPENDENT, DISTIL = (
     "plain", "label smoothing", "weight decay", "independent, averaged", "distil from larger",
 )  # fmt: skip
 PEERS = "peers, averaged"  # of learners on a table
+BEFORE = "before"  # of language models: as they were
 ABOUT = {
     PLAIN: "cross-entropy on the labels, for the requested steps",
     "plain, longer": "the same for the whole budget",
@@ -65,7 +66,17 @@ def cost(record: Mapping[str, Any], seconds: float, budget: str) -> float:
     """What a training cost, in the unit of the budget."""
     (row,) = record["rows"].values()
     whole = float(row["passes"]["total"])
-    return {"passes": whole, "trainings": whole, "steps": float(row["steps"]), "seconds": seconds}[budget]
+    known = {"passes": whole, "trainings": whole, "steps": float(row["steps"]), "seconds": seconds}
+    return float(row["drawn"]) if budget == "completions" else known[budget]
+
+
+def matched(steps: int, spent: float, amount: float) -> int:
+    """The steps with which a training that spent so much in ``steps`` spends the whole amount.
+
+    >>> matched(10, 30.0, 90.0), matched(10, 88.0, 90.0)
+    (30, 10)
+    """
+    return steps if spent >= (1 - CLOSE) * amount else max(1, round(steps * amount / spent))
 
 
 def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = True) -> tuple[float, list[Job]]:
@@ -79,12 +90,8 @@ def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = T
     (90.0, [30, 10], 3)
     """
     seed, amount = ask.seeds[0], max(costs[name] for name in ask.methods)
-
-    def longer(name: str) -> int:
-        return steps if costs[name] >= (1 - CLOSE) * amount else max(1, round(steps * amount / costs[name]))
-
     whole = max(steps, round(steps * amount / costs[PLAIN]))
-    jobs = [Job(name, "method", longer(name), seed, expression=name) for name in ask.methods]
+    jobs = [Job(name, "method", matched(steps, costs[name], amount), seed, expression=name) for name in ask.methods]
     jobs += [
         Job(PLAIN, "plain", steps, seed),
         Job("plain, longer", "longer", whole, seed),
@@ -92,7 +99,7 @@ def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = T
         Job(DECAY, "decay", whole, seed),
     ]
     if DISTIL in costs:
-        jobs.append(Job(DISTIL, "distil", longer(DISTIL), seed, count=steps))
+        jobs.append(Job(DISTIL, "distil", matched(steps, costs[DISTIL], amount), seed, count=steps))
     members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
     return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
 

@@ -29,6 +29,8 @@ from ..audit import whole_classes
 from ..checkpoint import write_json
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ..expressions import one_line
+from ..language.door import Spoken, holds_prompts
+from ..language.door import choose as choose_spoken
 from ..learners.choice import Choice, choose
 from ..prepared import Prepared, prepare, suitable_threads
 from ..report import COMPARISON
@@ -36,19 +38,21 @@ from ..report import write as write_report
 from ..request import Request
 from ..stats import reachable
 from . import jobs as trainings
-from . import learners
+from . import learners, prompts
 from . import workers as processes
 from .jobs import Job
-from .plan import Ask, checked, cost, of_seed, pilots, planned, requested_steps
+from .plan import BEFORE, PLAIN, Ask, checked, cost, of_seed, pilots, planned, requested_steps
 from .verdicts import judge
 
 FORMAT = 1
 Tell = Callable[[str], None]
+Ready = Prepared | Choice | Spoken
 
 
 def _work(job: Job, request: Request, folder: Path, count: int) -> None:
     """One job in a process of its own."""
-    run = learners.run if job.kind in learners.KINDS else trainings.run_networks
+    others = {**dict.fromkeys(learners.KINDS, learners.run), **dict.fromkeys(prompts.KINDS, prompts.run)}
+    run = others.get(job.kind, trainings.run_networks)
     with named(job), threads.using(count):
         trainings.run(job, request, folder, run)
 
@@ -77,6 +81,10 @@ class Comparison:
             DataError: the question cannot be answered, or the folder holds something else.
         """
         checked(ask)
+        if holds_prompts(request.data) and prompts.among_prompts(request, ask.methods):
+            request = prompts.settled(request, ask)
+        elif ask.budget == "completions":
+            raise DataError("--budget completions is for prompts; give passes, steps or seconds")
         default = Path("runs") / f"compare-{replace(request, method=' '.join(ask.methods)).name()}"
         found = cls(Path(out) if out is not None else default, request, ask)
         if found.plan_file.exists():
@@ -121,12 +129,12 @@ class Comparison:
         """
         begun = time.monotonic()
         ready = self._ready()
-        tell(reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level))
+        tell(self._reachable())
         fresh = not self.plan_file.exists()
         if fresh:
             self._check(ready)
             self.folder.mkdir(parents=True, exist_ok=True)
-            count = 1 if isinstance(ready, Choice) else suitable_threads(ready)
+            count = _threads(ready)
             first = {"format": FORMAT, "asked": self.asked(), "threads": count, "jobs": None}
             first |= {"command": sys.argv, "versions": _versions(), "teacher": self._teacher(ready, tell)}
             write_json(self.plan_file, first)
@@ -149,21 +157,34 @@ class Comparison:
         self._train(all_jobs, count, tell, "cell")
         return self._finish(plan, all_jobs, time.monotonic() - begun)
 
-    def _ready(self) -> Prepared | Choice:
+    def _reachable(self) -> str:
+        return reachable(len(self.ask.seeds), len(self._judged()), self.ask.level)
+
+    def _judged(self) -> tuple[str, ...]:
+        """The methods that get a verdict."""
+        return prompts.judged(self.ask.methods) if holds_prompts(self.request.data) else self.ask.methods
+
+    def _ready(self) -> Ready:
         """The first seed's data and model, whatever learns."""
         first = replace(self.request, seed=self.ask.seeds[0])
+        if prompts.among_prompts(first, self.ask.methods):
+            return choose_spoken(replace(first, method=self.ask.methods[0]))
         if learners.among_learners(first, self.ask.methods):
             return choose(replace(first, method=self.ask.methods[0]))
         return prepare(replace(first, method="plain()"))
 
-    def _pilots(self, ready: Prepared | Choice, teacher: bool) -> list[Job]:
+    def _pilots(self, ready: Ready, teacher: bool) -> list[Job]:
         if isinstance(ready, Choice):
             return learners.pilots(self.ask)
+        if isinstance(ready, Spoken):
+            return prompts.pilots(self.ask, prompts.requested_steps(ready, self.request, self.ask), teacher)
         return pilots(self.ask, requested_steps(ready), teacher)
 
-    def _planned(self, ready: Prepared | Choice, costs: dict[str, float]) -> tuple[float, list[Job]]:
+    def _planned(self, ready: Ready, costs: dict[str, float]) -> tuple[float, list[Job]]:
         if isinstance(ready, Choice):
             return learners.planned(self.ask, ready, costs)
+        if isinstance(ready, Spoken):
+            return prompts.planned(self.ask, prompts.requested_steps(ready, self.request, self.ask), costs)
         return planned(self.ask, requested_steps(ready), costs, ready.data.task == "classify")
 
     def _withdraw(self) -> None:
@@ -173,12 +194,14 @@ class Comparison:
         with suppress(OSError):  # another's files are in it
             self.folder.rmdir()
 
-    def _check(self, ready: Prepared | Choice) -> None:
+    def _check(self, ready: Ready) -> None:
         """Every seed's audit split must be able to choose, and every method must be readable."""
+        if isinstance(ready, Spoken):
+            return prompts.checked(self.request, self.ask)
         if isinstance(ready, Choice):  # folds audit; the first was chosen to be here
             for expression in self.ask.methods[1:]:
                 choose(replace(self.request, method=expression, seed=self.ask.seeds[0]))
-            return
+            return None
         for expression in self.ask.methods:
             prepare(replace(self.request, method=expression, seed=self.ask.seeds[0]))
         for seed in self.ask.seeds:
@@ -187,10 +210,14 @@ class Comparison:
                 raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
             if data.classes:
                 whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+        return None
 
-    def _teacher(self, ready: Prepared | Choice, tell: Tell) -> bool:
+    def _teacher(self, ready: Ready, tell: Tell) -> bool:
+        """Is there the control that not all models or data have: a larger teacher, of language models `sft()`?"""
         if isinstance(ready, Choice):
             return False
+        if isinstance(ready, Spoken):
+            return prompts.demonstrated(self.request, self.ask)
         try:
             trainings.larger(ready.build)
         except RecipeError as error:
@@ -267,22 +294,29 @@ class Comparison:
             for name, record in self._cell(job)["rows"].items():
                 cells.setdefault(name, {})[job.seed] = record
                 times.setdefault(name, []).append(self._times(job))
-        first = self._cell(done[0])
+        first, task = self._cell(done[0]), self._cell(done[0])["data"]["task"]
+        plain = PLAIN if task != "generate" else prompts.SFT if plan["teacher"] else BEFORE
         found = {
             "format": FORMAT,
             "kind": "comparison",
             "command": plan["command"],
             "versions": plan["versions"],
             "data": first["data"],
-            "task": first["data"]["task"],
+            "task": task,
             "model": first["model"],
             "parameters": first["parameters"],
             "threads": plan["threads"],
             "seeds": list(self.ask.seeds),
             "budget": {"kind": self.ask.budget, "amount": plan["amount"], "unit": _unit(self.ask.budget)},
             "level": self.ask.level,
-            "reachable": [reachable(len(self.ask.seeds), len(self.ask.methods), self.ask.level)],
-            **judge(cells, self.ask.methods, task=first["data"]["task"], level=self.ask.level),
+            "reachable": [self._reachable()],
+            **judge(cells, self._judged(), task=task, level=self.ask.level, plain=plain),
+            "trouble": [
+                f"{name}, seed {seed}: {record['trouble']}"
+                for name, found in cells.items()
+                for seed, record in found.items()
+                if record.get("trouble")
+            ],
             "times": {
                 "rows": {
                     name: {
@@ -297,6 +331,12 @@ class Comparison:
         write_json(self.folder / COMPARISON, found)
         write_report(self.folder)
         return found
+
+
+def _threads(ready: Ready) -> int:
+    if isinstance(ready, Choice):
+        return 1
+    return prompts.suitable_threads(ready) if isinstance(ready, Spoken) else suitable_threads(ready)
 
 
 def _unit(budget: str) -> str:
@@ -317,7 +357,7 @@ def compare(
     methods: Sequence[str],
     *,
     seeds: int = 5,
-    budget: str = "passes",
+    budget: str | None = None,
     level: float = 0.05,
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
@@ -328,7 +368,8 @@ def compare(
         request: data, model and training of every row; its method is not used, its seed is the first.
         methods: recipes' expressions, such as ``born_again()``.
         seeds: how many; each is a split, a set of wrong labels, an initialisation and a data order for all rows alike.
-        budget: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` or ``seconds``.
+        budget: what is matched: sample ``passes`` (forward 1, backward 2), optimizer ``steps`` (of prompts, where it is
+            left open), ``seconds``, or for prompts the ``completions`` drawn.
         level: of the verdicts, over the methods.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
@@ -339,5 +380,6 @@ def compare(
     Raises:
         DataError: nothing can be compared so, or the folder holds another comparison.
     """
-    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), budget, level)
+    usual = "steps" if holds_prompts(request.data) else "passes"
+    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), budget or usual, level)
     return Comparison.create(request, ask, out).execute(tell)

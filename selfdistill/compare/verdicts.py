@@ -9,21 +9,25 @@ from typing import Any
 
 from ..errors import DataError
 from ..stats import holm, interval, paired, sign_flip, smallest_p, verdict
-from ..tasks.metrics import METRICS
-from .plan import ABOUT, INDEPENDENT, PEERS, PLAIN
+from ..tasks.metrics import METRICS, POINTS
+from .plan import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
 
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
+TOLD = {"kept": "accuracy on prior tasks"}  # metrics whose names say little
 Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
 
 
-def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level: float = 0.05) -> dict[str, Any]:
+def judge(
+    cells: Cells, methods: Sequence[str], *, task: str = "classify", level: float = 0.05, plain: str = PLAIN
+) -> dict[str, Any]:
     """Rows, the best control and the verdicts, from each row's record on each seed.
 
-    Every row is compared with `plain`; methods also with the best control, chosen by mean audit score. Per metric the
-    p-values of the methods are corrected for each other (Holm), those of the controls likewise among themselves.
+    Every row is compared with the plain one, which ``plain`` names; methods also with the best control, chosen by mean
+    audit score, and with the model before, where it is a row beside a plain one. Per metric the p-values of the methods
+    are corrected for each other (Holm), those of the controls likewise among themselves.
 
     Raises:
-        DataError: a row has other seeds than `plain`, or a figure is not finite.
+        DataError: a row has other seeds than the plain one, or a figure is not finite.
     """
     known = METRICS[task]
     seeds = len(same_seeds(cells))
@@ -32,26 +36,55 @@ def judge(cells: Cells, methods: Sequence[str], *, task: str = "classify", level
     names = dict.fromkeys(cells, there)
     ranks = {name: place for place, name in enumerate(ABOUT)}
     controls = sorted((name for name in cells if name not in methods), key=lambda name: ranks.get(name, len(ranks)))
-    audited, higher = ("accuracy", True) if task == "classify" else ("rmse", False)
+    audited = next(name for name in ("accuracy", "rmse", "nll") if name in next(iter(cells[plain].values()))["audit"])
+    higher = audited == "accuracy"
     means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
     best = max(means, key=lambda c: means[c] if higher else -means[c])
-    against: dict[str, dict[str, Any]] = {name: {PLAIN: {}, "best_control": {}} for name in cells}
-    others = [name for name in controls if name != PLAIN]
-    pairs = ((methods, PLAIN, PLAIN), (others, PLAIN, PLAIN), (methods, best, "best_control"))
-    for metric in (m for m in names[PLAIN] if known[m]["higher_is_better"] is not None):
+    references = {PLAIN: plain, "best_control": best}
+    if BEFORE in cells and plain != BEFORE:
+        references[BEFORE] = BEFORE
+    against: dict[str, dict[str, Any]] = {name: {where: {} for where in references} for name in cells}
+    others = [name for name in controls if name != plain]
+    pairs = [(methods, name, where) for where, name in references.items()] + [(others, plain, PLAIN)]
+    for metric in (m for m in names[plain] if known[m]["higher_is_better"] is not None):
         for family, reference, where in pairs:
             found = _compared(cells, family, reference, metric, known[metric]["higher_is_better"], level)
             for name, what in found.items():
                 against[name][where][metric] = what
-    rows = [_row(name, cells, names[name], against[name], name in methods) for name in [*methods, *controls]]
+    rows = [_row(name, cells, plain, names[name], against[name]) for name in [*methods, *controls]]
+    for row in rows[: len(methods)]:
+        row |= {"kind": "method", "expression": row["name"], "about": "the method"}
     for ensemble in {INDEPENDENT, PEERS} & set(cells):
         _retained(rows, cells, ensemble, audited)
     return {
-        "metrics": {metric: known[metric] for metric in names[PLAIN]},
+        "metrics": {metric: known[metric] for metric in names[plain]},
         "rows": rows,
+        "references": references,
         "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
-        "verdict": [_sentence(row, best, level, able) for row in rows if row["kind"] == "method"],
+        "verdict": [
+            _sentence(row, metric, task, called(references), level, able)
+            for row in rows[: len(methods)]
+            for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
+        ],
     }
+
+
+def called(references: Mapping[str, str]) -> dict[str, str]:
+    """What methods are judged against, in words: of language models each once, and the model before first.
+
+    >>> called({"plain": "plain", "best_control": "weight decay"})
+    {'plain': 'plain', 'best_control': 'the best control (weight decay)'}
+    >>> called({"plain": "sft()", "best_control": "before", "before": "before"})
+    {'before': 'the model before', 'plain': 'sft()'}
+    """
+    plain, best = references[PLAIN], references["best_control"]
+    words = {PLAIN: plain, "best_control": f"the best control ({best})"}
+    if plain == PLAIN:
+        return words
+    if best in (plain, BEFORE):
+        del words["best_control"]
+    before = "the model before"
+    return {**words, PLAIN: before} if plain == BEFORE else {BEFORE: before, **words}
 
 
 def values(cells: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, float]:
@@ -75,13 +108,13 @@ def _compared(
     return found
 
 
-def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any], method: bool) -> dict[str, Any]:
+def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: dict[str, Any]) -> dict[str, Any]:
     records = [record for _, record in sorted(cells[name].items())]
     row: dict[str, Any] = {
         "name": name,
-        "kind": "method" if method else "control",
-        "expression": name if method else None,
-        "about": "the method" if method else records[0].get("about", ABOUT.get(name, "")),
+        "kind": "control",
+        "expression": None,
+        "about": records[0].get("about", ABOUT.get(name, "")),
         "steps": round(statistics.median(r["steps"] for r in records)),
         "generations": max(r["generations"] for r in records),
         "metrics": {metric: _spread(list(values(cells[name], metric).values())) for metric in metrics},
@@ -89,12 +122,14 @@ def _row(name: str, cells: Cells, metrics: Sequence[str], against: dict[str, Any
         "against": {where: found or None for where, found in against.items()},
         "passes": {k: statistics.fmean(r["passes"].get(k, 0) for r in records) for k in records[0]["passes"]},
         "ensemble_gain_retained": None,
-        "steps_to_plain": converged(cells, name),
+        "steps_to_plain": converged(cells, name, plain),
         "curve": _curve(records),
         "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
         "products": [r["product"] for r in records] if "product" in records[0] else None,
         "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
     }
+    if "drawn" in records[0]:
+        row["drawn"] = statistics.fmean(r["drawn"] for r in records)
     paid = [r["with_teacher_training"] for r in records]
     row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
     return row
@@ -168,35 +203,46 @@ def steps_to(curve: Sequence[Mapping[str, float]], score: float, higher: bool = 
     return next((point["step"] for point in curve if sign * point["score"] >= sign * score), math.inf)
 
 
-def converged(cells: Cells, name: str) -> int | None:
+def converged(cells: Cells, name: str, plain: str = PLAIN) -> int | None:
     """Median over seeds of the steps to plain's last audit score; None where half of the seeds never reach it, or where
     nothing is trained in steps."""
-    if not all(plain["curve"] for plain in cells[PLAIN].values()):
+    if not all(usual["curve"] for usual in cells[plain].values()):
         return None
     found = [
-        steps_to(cells[name][seed]["curve"], plain["curve"][-1]["score"], "accuracy" in plain["audit"])
-        for seed, plain in cells[PLAIN].items()
+        steps_to(cells[name][seed]["curve"], usual["curve"][-1]["score"], "accuracy" in usual["audit"])
+        for seed, usual in cells[plain].items()
     ]
     median = statistics.median_high(found)
     return None if math.isinf(median) else round(median)
 
 
-def _sentence(row: Mapping[str, Any], best: str, level: float, able: bool) -> str:
+def _sentence(
+    row: Mapping[str, Any], metric: str, task: str, against: Mapping[str, str], level: float, able: bool
+) -> str:
     """A method's verdicts in words; ``able`` says whether so many seeds can give any other verdict than a tie."""
-    metric = next(iter(row["metrics"]))
     said = []
-    for where, called in ((PLAIN, "plain"), ("best_control", f"the best control ({best})")):
+    for where, name in against.items():
         found = row["against"][where][metric]
         low, high = found["interval"]
-        scale, unit, digits = (100, " points", "+.2f") if metric == "accuracy" else (1, "", "+.3g")
+        scale, unit, digits = (100, " points", "+.2f") if metric in POINTS else (1, "", "+.3g")
         shown, *ends = (format(scale * value, digits) for value in (found["difference"], low, high))
-        said.append(f"{WORDS[found['verdict']]} {called}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
-    untaught = (row["products"] or []).count(0) if row["decisions"] else 0
-    if untaught:
-        of = len(row["products"])
-        said[-1] += f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught"
+        said.append(f"{WORDS[found['verdict']]} {name}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
+    if metric != "kept":  # which comes second
+        said[-1] += _untaught(row, task)
     caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
-    return f"{row['name']}: in {metric}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
+    what = TOLD.get(metric, metric)
+    return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
+
+
+def _untaught(row: Mapping[str, Any], task: str) -> str:
+    """In how many seeds the method taught the product nothing."""
+    products = row["products"] or []
+    of = len(products)
+    if task == "generate":
+        kept = products.count(-1)
+        return f"; in {kept} of {of} seeds the audit keeps the model before, and that is the product" if kept else ""
+    untaught = products.count(0) if row["decisions"] else 0
+    return f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught" if untaught else ""
 
 
 def same_seeds(cells: Cells) -> list[int]:

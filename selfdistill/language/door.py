@@ -41,7 +41,7 @@ from .trainer import fit
 USUAL = "smollm2"  # the model where none is named
 MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds")
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
 
 
 def holds_prompts(data: str) -> bool:
@@ -126,6 +126,11 @@ def choose(request: Request) -> Spoken:
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
     return Spoken(data, method, expression, build, settings, suite, most)
+
+
+def usual(request: Request) -> str:
+    """The recipe that a request is trained with where it names none."""
+    return request.method or _usual(load_prompts(request.data, labels=request.labels, seed=request.seed))
 
 
 def _usual(data: Prompts) -> str:

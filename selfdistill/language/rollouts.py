@@ -230,13 +230,24 @@ class Written:
 
     def __init__(self, path: Path | None, of: str = "") -> None:
         self.path, self.of = path, of
+        self.draws = dict[int, int]()  # by part: how many completions were drawn for it
 
-    def made(self, parts: int, make: Callable[[int], list[Rollout]]) -> list[Rollout]:
-        """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all."""
+    @property
+    def drawn(self) -> int:
+        """Completions that were drawn for all parts, kept or not, and before a cut too."""
+        return sum(self.draws.values())
+
+    def made(
+        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], int] = lambda: 0
+    ) -> list[Rollout]:
+        """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all. ``count`` is
+        asked how many completions were drawn so far."""
         found, kept = list[Rollout](), self._read()
         for part in range(parts):
             if part not in kept:
+                before = count()
                 kept[part] = make(part)
+                self.draws[part] = count() - before
                 self._write(kept)
             found += kept[part]
         return found
@@ -250,14 +261,15 @@ class Written:
                 row = json.loads(line)
                 if row["of"] == self.of:
                     kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
+                    self.draws[int(row["part"])] = int(row.get("drawn", 0))
         return kept
 
     def _write(self, kept: dict[int, list[Rollout]]) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"of": self.of, "part": part, "rollouts": [asdict(r) for r in rows]})
-                 for part, rows in kept.items()]  # fmt: skip
+        lines = [json.dumps({"of": self.of, "part": part, "drawn": self.draws.get(part, 0),
+                             "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]  # fmt: skip
         write(self.path, "\n".join(lines) + "\n")
 
 

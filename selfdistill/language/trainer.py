@@ -58,6 +58,7 @@ class LanguageTrainer(Trainer):
         self.told: str | None = None  # the trouble of checkers that was warned of
         self.unread = 0  # teacher's prompts that were too long in this generation
         self.together = False  # do all processes write the same now?
+        self.drawn, self.ahead = 0, 0  # completions to learn from, and those of this generation before its first step
 
     @property
     def tokenizer(self) -> Any:
@@ -106,7 +107,6 @@ class LanguageTrainer(Trainer):
 
     def sample(self, generation: int) -> None:
         s = self.settings
-        self.last = {}
         if not self.before:
             rehearsal.check(self)
             self.before = self._judged()
@@ -133,10 +133,14 @@ class LanguageTrainer(Trainer):
             return self.method.source.rollouts(self, parts[part], clock)
 
         file, self.together = self._file(generation), True
+        drawn, passes = self.drawn, self.passes
         try:
-            found = file.made(len(parts), make) if ranks.rank() == 0 else []
+            found = file.made(len(parts), make, lambda: self.drawn) if ranks.rank() == 0 else []
             ranks.most(0, self.device)  # the others wait until all is there to read
-            return found if ranks.rank() == 0 else file.made(len(parts), make)
+            if ranks.rank():
+                return file.made(len(parts), make)
+            self.ahead, self.drawn, self.passes = file.drawn, drawn + file.drawn, passes + Passes(teacher=file.drawn)
+            return found
         finally:
             self.model, self.together = student, False
 
@@ -176,7 +180,7 @@ class LanguageTrainer(Trainer):
             address = (*address, ranks.rank())
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
         by = beside(self, [i for i, _ in asked], share) if share else None
-        self.passes += Passes(teacher=len(asked) * (1 + bool(by)))
+        self.passes, self.drawn = self.passes + Passes(teacher=len(asked) * (1 + bool(by))), self.drawn + len(asked)
         with self._autocast():
             found = roll(self.model, asked, sampling, address, self.engine, by)
         if context is not None and not isinstance(context, Nothing):
@@ -254,7 +258,7 @@ class LanguageTrainer(Trainer):
         return vitals.figures(self.last, vitals.checked(self.data))
 
     def audited(self) -> list[float]:
-        self.last = self.last or self._judged()  # a run that goes on here has not asked yet
+        self.last = self.last or self._judged()  # no audit row was asked, or what was said is gone
         return list(self.last["losses"]) if self.audit.policy != "off" else []
 
     def end_epoch(self, clock: Clock) -> None:
@@ -270,7 +274,7 @@ class LanguageTrainer(Trainer):
                 f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
                 f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
             )
-        self.unread = 0
+        self.unread, self.last = 0, {}
 
     def warn_of_checkers(self) -> None:
         """Say which checkers raised, where it is news."""
@@ -317,18 +321,21 @@ class LanguageTrainer(Trainer):
         return model.eval()
 
     def remarks(self) -> dict[str, Any]:
-        """The vitals of language, once a generation: they cost two rounds of answers."""
-        clock = self.objective.clock
+        """Completions drawn so far, and once a generation the vitals of language: they cost two rounds of answers."""
+        clock, drawn, passes = self.objective.clock, self.drawn, self.passes
         if not self.settings.vitals or clock.step < clock.length:
-            return {}
+            return {"drawn": drawn}
         with shards.whole(self.model):
-            return {"language": vitals.look(self)}
+            found = vitals.look(self)
+        self.passes, self.drawn = passes + Passes(evaluation=self.drawn - drawn), drawn  # nothing is learnt from looks
+        return {"drawn": drawn, "language": found}
 
     def extra(self) -> dict[str, Any]:
-        return {"before": self.before}
+        drawn = self.drawn - self.ahead  # which the file of rollouts counts again
+        return {"before": self.before, "last": self.last, "drawn": drawn}
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
-        self.before = saved.get("before", {})
+        self.before, self.last, self.drawn = saved.get("before", {}), saved.get("last", {}), saved.get("drawn", 0)
 
     def rehearse(self) -> None:
         """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""

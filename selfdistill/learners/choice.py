@@ -128,7 +128,7 @@ def _usual(data: Frame) -> str:
 
 
 def _refuse_network_options(request: Request) -> None:
-    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init")
+    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets")
     asked = {name: getattr(request, name) for name in names}
     asked |= {name: value for name, value in request.training if name not in _OURS}
     for name, value in asked.items():

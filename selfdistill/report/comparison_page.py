@@ -5,25 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from ..stats import SAME_ROWS, TIED
-from ..tasks.metrics import ordered
+from ..tasks.metrics import POINTS, ordered
 from .page import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
 from .svg import Series, bars, curves, forest, reliability
 
+LEARNING = ("plain", "plain, longer", "label smoothing", "sft()", "sft(), longer")  # controls whose curves are drawn
 CORRECTED = "Holm's correction is over the rows of a table, methods and controls apart, and not over the metrics."
 
 
 def render(result: dict[str, Any]) -> str:
     """The page of a comparison, from what its JSON holds."""
     metrics = ordered(result["metrics"], result["task"])
-    metric = metrics[0]
+    metric, plain = metrics[0], _plain(result)
     methods = [row for row in result["rows"] if row["kind"] == "method"]
     parts = [
         *(paragraph(line, "verdict") for line in result["verdict"]),
-        *(paragraph(line, "soft") for line in (*result["reachable"], TIED, SAME_ROWS)),
+        *(paragraph(line, "soft") for line in (*result["reachable"], TIED, SAME_ROWS, *result.get("trouble", []))),
         section(
             f"Differences in {metric}",
-            figure(_forest(result["rows"], "plain", metric), f"Against plain, in {_unit(metric)}, 95 % intervals."),
+            figure(_forest(result["rows"], "plain", metric), f"Against {plain}, in {_unit(metric)}, 95 % intervals."),
+            *_before(methods, metric),
             figure(
                 _forest(methods, "best_control", metric),
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
@@ -48,12 +50,29 @@ def _counted(result: dict[str, Any]) -> str:
     return "trainings" if result["budget"]["unit"] == "trainings" else "steps"
 
 
+def _plain(result: dict[str, Any]) -> str:
+    """The row that all others are compared with; comparisons of networks and older ones have no other than plain."""
+    return str(result.get("references", {}).get("plain", "plain"))
+
+
 def _unit(metric: str) -> str:
-    return "points" if metric == "accuracy" else metric
+    return "points" if metric in POINTS else metric
 
 
 def _scale(metric: str) -> float:
-    return 100.0 if metric == "accuracy" else 1.0
+    return 100.0 if metric in POINTS else 1.0
+
+
+def _before(methods: list[dict[str, Any]], metric: str) -> list[str]:
+    """Language models are also compared with themselves as they were; on prior tasks too, where some were asked."""
+    there = methods[0]["against"]
+    where = "before" if "before" in there else "plain"
+    told = {metric: f"in {_unit(metric)}", "kept": "on prior tasks, in points"}
+    return [
+        figure(_forest(methods, where, name), f"Against the model before, {words}.")
+        for name, words in told.items()
+        if name in there[where] and (where == "before" or name == "kept")
+    ]
 
 
 def _forest(rows: list[dict[str, Any]], where: str, metric: str) -> str:
@@ -68,7 +87,8 @@ def _forest(rows: list[dict[str, Any]], where: str, metric: str) -> str:
 
 
 def _metrics(result: dict[str, Any], metric: str) -> str:
-    head = (metric, "mean", "- plain", "95 % interval", "p", "p (Holm)", "vs plain", "vs best control")
+    plain = _plain(result)
+    head = (metric, "mean", f"- {plain}", "95 % interval", "p", "p (Holm)", f"vs {plain}", "vs best control")
     lines = []
     for row in result["rows"]:
         usual, best = ((row["against"][where] or {}).get(metric) for where in ("plain", "best_control"))
@@ -89,15 +109,15 @@ def _curves(result: dict[str, Any]) -> str:
     series = [
         Series(row["name"], [(p["step"], p["score"]) for p in row["curve"]])
         for row in result["rows"]
-        if row["kind"] == "method" or row["name"] in ("plain", "plain, longer", "label smoothing")
+        if row["kind"] == "method" or row["name"] in LEARNING
     ]
-    metric = "accuracy" if result["task"] == "classify" else "RMSE"
+    metric = {"accuracy": "accuracy", "rmse": "RMSE"}.get(ordered(result["metrics"], result["task"])[0], "NLL")
     drawn = curves(series, f"audit {metric} by step", "step", f"audit {metric}")
     return figure(drawn, f"Audit {metric} by step, mean over the seeds.") if drawn else ""
 
 
 def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
-    plain = next(row for row in result["rows"] if row["name"] == "plain")
+    plain = next(row for row in result["rows"] if row["name"] == _plain(result))
     series = [(row["name"], row["reliability"]) for row in (plain, *methods) if row["reliability"]]
     caption = "On the test split, all seeds together: the dashed line is perfect calibration."
     return figure(reliability(series, "accuracy against confidence"), caption, "small") if series else ""
@@ -111,6 +131,8 @@ def _cost(result: dict[str, Any]) -> list[str]:
         words = f"{row['passes']['total']:,.0f} {unit}, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
         if saved := row["passes"].get("saved"):
             words += f"; {saved:,.0f} passes of a teacher saved, whose answers were kept"
+        if drawn := row.get("drawn"):
+            words += f"; {drawn:,.0f} completions drawn to learn from"
         whole = row["passes"]["with_teacher_training"]
         if whole is not None:
             words += f"; {whole:,.0f} passes with the teacher's training"

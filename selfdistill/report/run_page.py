@@ -252,4 +252,6 @@ def typed(command: Sequence[str]) -> str:
 def _made(record: dict[str, Any]) -> list[str]:
     facts = [*record["versions"].items(), ("threads", str(record.get("threads", "")))]
     facts += [("model", record["model"]), ("seed", str(record["settings"].get("seed", 0)))]
+    if targets := record.get("request", {}).get("targets"):
+        facts.append(("the teacher's answers lie in", targets))
     return [table(("", ""), [(str(a), str(b)) for a, b in facts], "words")]

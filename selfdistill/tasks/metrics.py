@@ -27,7 +27,14 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "width": {"higher_is_better": False, "unit": "of the target"},
         "coverage": {"higher_is_better": None, "unit": "share"},  # 0.9 is wanted: neither more nor less is better
     },
+    "generate": {
+        "accuracy": {"higher_is_better": True, "unit": "share"},
+        "nll": {"higher_is_better": False, "unit": "nats a token"},
+        "kept": {"higher_is_better": True, "unit": "share"},  # of prior tasks right
+        "length": {"higher_is_better": None, "unit": "tokens"},
+    },
 }
+POINTS = frozenset({"accuracy", "kept"})  # told in per cent, and differences in points
 
 
 def ordered(found: Mapping[str, Any], task: str) -> list[str]:

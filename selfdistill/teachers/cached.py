@@ -15,7 +15,7 @@ from ..errors import DataError, RecipeError, SpaceError
 from ..heads import space_of
 from ..networks import Scaled
 from ..views import Views
-from .weights import Frozen, Generation, Held
+from .weights import External, Frozen, Generation, Held
 
 if TYPE_CHECKING:
     from ..store import Layout, Store
@@ -116,6 +116,31 @@ def pinned(method: Method) -> Views:
                 )
     looks = method.views.looks
     return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+
+
+def stored(method: Method, folder: str) -> Method:
+    """The method with what its frozen outside teachers say kept below a folder, for this run and for later ones.
+
+    Each teacher, view and head has a folder of its own there, named by the teacher's weights.
+
+    Raises:
+        RecipeError: the method has no such teacher.
+        CheckpointError: a teacher's folder has no model.
+    """
+    from ..finished import load_model
+    from ..saving import digest
+
+    terms = dict(method.terms)
+    for name, term in method.terms.items():
+        teacher: Any = getattr(term, "teacher", None)
+        if isinstance(teacher, External) and teacher.source is not None:
+            of = digest(load_model(teacher.source).state_dict())[:12]
+            place = Path(folder, f"{of}-{teacher.view or term.view}-{term.head}")
+            terms[name] = replace(term, teacher=Cached(teacher, folder=str(place)))
+    if terms == method.terms:
+        raise RecipeError("--targets keeps what a frozen outside teacher says, as in distil('RUN'), and the method has "
+                          "none; leave it out")  # fmt: skip
+    return replace(method, terms=terms)
 
 
 def live(objective: Objective, cache: bool) -> None:

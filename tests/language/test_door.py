@@ -144,8 +144,7 @@ def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
         (("run", "bare.jsonl", "--model", "tiny", "--method", "sdft()"), "needs a demonstration"),
         (("run", "p.jsonl", "--model", "minilm"), "writes none"),
         (("run", "p.jsonl", "--target", "x"), "--target"),
-        (("compare", "p.jsonl", "--methods", "sdft()"), "not compared over seeds"),
-        (("compare", "digits", "--methods", "sdft()", "--quiet"), "unknown method"),
+        (("compare", "digits", "--methods", "sdft()", "--quiet"), "learns prompts"),
         (("preflight", "digits"), "holds no prompts"),
     ],
 )

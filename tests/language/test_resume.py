@@ -61,6 +61,7 @@ def everything(result: Result) -> dict[str, Any]:
         "teachers": dict(result.objective.states.state_dict()),
         "history": result.history,
         "steps": result.steps,
+        "passes": list(result.passes),
     }
 
 

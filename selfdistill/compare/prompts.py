@@ -1,0 +1,253 @@
+"""Trainings of a comparison of language models on prompts: how each row is trained, and the record it leaves.
+
+Controls are the model before, which is scored and not trained, and, where all prompts that teach have demonstrations,
+`sft()`: for the requested steps as the plain row and, where the budget has room for more, for the whole of it. The test
+split is read by `door.Judge` alone, after everything is trained and chosen; the audit rows rank the controls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import threads
+from ..errors import DataError, RecipeError
+from ..expressions import called
+from ..language import vitals
+from ..language.causal import packed
+from ..language.contexts import rendered
+from ..language.door import Judge, Spoken, choose, for_language, read_recipe
+from ..language.method import Once
+from ..language.method import check as fits
+from ..language.recipes import sft
+from ..language.rollouts import Sampling
+from ..language.teachers import External
+from ..language.trainer import fit
+from ..loop import Result, choose_device
+from ..request import Request
+from ..step import Passes
+from ..tasks.prompts import Prompts, load_prompts, need
+from .jobs import Job, curve
+from .plan import BEFORE, Ask, matched
+
+METHOD, CONTROL, START = "language method", "language control", "language before"
+SFT, LONGER = "sft()", "sft(), longer"
+ABOUT = {
+    BEFORE: "the model before anything is trained",
+    SFT: "cross-entropy on the demonstrations, for the requested steps",
+    LONGER: "the same for the whole budget",
+}
+
+
+def among_prompts(request: Request, methods: Sequence[str]) -> bool:
+    """Are language models compared?
+
+    Raises:
+        RecipeError: a method is for prompts and the data are none, or the other way round.
+    """
+    each = [for_language(replace(request, method=method)) for method in methods]
+    return all(each)
+
+
+def judged(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods that get a verdict: `sft()` beside others is their control, and alone a method.
+
+    >>> judged(("sdft()", "sft()")), judged(("sft()",))
+    (('sdft()',), ('sft()',))
+    """
+    others = tuple(name for name in methods if called(name) != "sft" or read_recipe(name) != sft())
+    return others or tuple(methods)
+
+
+def settled(request: Request, ask: Ask) -> Request:
+    """The request with what all rows share: the largest batch that one of the recipes advises.
+
+    Raises:
+        DataError: a recipe advises an adapter, which all rows would need; the budget is that of learners.
+    """
+    if ask.budget == "trainings":
+        raise DataError("--budget trainings is for learners on tables; for prompts give steps, passes or completions")
+    advice = {name: dict(read_recipe(name).advice) for name in ask.methods}
+    for name, given in advice.items():
+        if request.lora is None and given.get("lora"):
+            raise DataError(
+                f"{name} advises an adapter of rank {given['lora']}, and all rows of a comparison train the same "
+                "weights; give --lora, 0 for all weights"
+            )
+    batch = request.batch_size or max(given.get("batch_size", 8) for given in advice.values())
+    return replace(request, batch_size=batch)
+
+
+def checked(request: Request, ask: Ask) -> None:
+    """Refuse, before anything is trained, what a method lacks on some seed and what cannot be matched.
+
+    Raises:
+        DataError: the prompts. RecipeError: a recipe whose parts do not fit each other.
+    """
+    recipes = {name: read_recipe(name) for name in ask.methods}
+    for name, method in recipes.items():
+        fits(method)
+        if ask.budget == "completions" and isinstance(method.source, Once):
+            raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget completions "
+                              "cannot match it; give steps or passes")  # fmt: skip
+    if ask.budget == "completions" and not any(method.sampling for method in recipes.values()):
+        raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
+    for seed in ask.seeds:
+        data = load_prompts(request.data, labels=request.labels, seed=seed)
+        _judgeable(data)
+        for name, method in recipes.items():
+            for field in method.needs:
+                need(data, field, f"{called(name)}()")
+
+
+def _judgeable(data: Prompts) -> None:
+    """Is there something to rank controls by and to test?"""
+    if not len(data.audit) or not len(data.test):
+        raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
+    if vitals.checked(data):
+        return
+    for name, ids in (("audit", data.audit), ("test", data.test)):
+        if all(data.rows[i].demonstration is None for i in ids.tolist()):
+            raise DataError(
+                f"no prompt of the {name} split of {data.name} can be judged; give all of them the fields "
+                '"answer" and "checker", or "demonstration"'
+            )
+
+
+def demonstrated(request: Request, ask: Ask) -> bool:
+    """Is `sft()` a control: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
+    if SFT in judged(ask.methods):
+        return False
+    several = (load_prompts(request.data, labels=request.labels, seed=seed) for seed in ask.seeds)
+    return all(len(data.labelled) and data.rows[i].demonstration for data in several for i in data.labelled.tolist())
+
+
+def suitable_threads(ready: Spoken) -> int:
+    """Threads for a batch of prompts; a small model takes one, and trainings then run side by side."""
+    model, few = ready.build(), ready.data.labelled[: ready.settings["batch_size"]].tolist()
+    prompts = [rendered(model.tokenizer, ready.data.rows[i].messages) for i in few]
+    return threads.suitable(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def requested_steps(ready: Spoken, request: Request, ask: Ask) -> int:
+    """Steps of one generation: what was asked for, else the most that one of the recipes advises."""
+    if request.steps:
+        return request.steps
+    per_epoch: int = math.ceil(len(ready.data.labelled) / ready.settings["batch_size"])
+    if request.epochs:
+        return request.epochs * per_epoch
+    advice = [dict(read_recipe(name).advice) for name in ask.methods]
+    return max(int(given.get("steps") or given.get("epochs", 1) * per_epoch) for given in advice)
+
+
+def pilots(ask: Ask, steps: int, control: bool) -> list[Job]:
+    """The first seed's trainings at the requested steps, whose costs decide the budget."""
+    seed = ask.seeds[0]
+    jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(ask.methods)]
+    return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
+
+
+def planned(ask: Ask, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    """The budget, and the first seed's jobs; what draws no completions gets as many steps as the longest method.
+
+    >>> ask = Ask(("grpo()", "sdft()"), (0, 1, 2), "completions")
+    >>> amount, jobs = planned(ask, 10, {"grpo()": 320.0, "sdft()": 40.0, "sft()": 0.0})
+    >>> amount, [(job.name, job.steps) for job in jobs]
+    (320.0, [('grpo()', 10), ('sdft()', 80), ('before', 0), ('sft()', 10), ('sft(), longer', 80)])
+    """
+    seed, methods = ask.seeds[0], judged(ask.methods)
+    amount = max(costs[name] for name in methods)
+    longer = {name: matched(steps, costs[name], amount) for name in costs if costs[name]}
+    longest = max(longer.values(), default=steps)
+    jobs = [Job(name, METHOD, longer.get(name, longest), seed, expression=name) for name in methods]
+    jobs.append(Job(BEFORE, START, 0, seed))
+    if SFT not in costs:
+        return amount, jobs
+    jobs.append(Job(SFT, CONTROL, steps, seed, expression=SFT))
+    whole = longer.get(SFT, longest)
+    return amount, [*jobs, Job(LONGER, CONTROL, whole, seed, expression=SFT)] if whole > steps else jobs
+
+
+# ---- a training ----------------------------------------------------------------------------------------------------
+
+
+def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job: the method's product, or the control's last weights, or the model before."""
+    steps = job.steps or None
+    ready = choose(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
+    trained = None if job.kind == START else _trained(ready, request, folder / "training")
+    judge = Judge(ready, choose_device(request.device))
+    row = KINDS[job.kind](judge, trained)
+    return {
+        "rows": {job.name: {"about": ABOUT.get(job.name, ""), **row}},
+        "data": ready.data.describe(),
+        "model": str(ready.build),
+        "parameters": sum(p.numel() for p in judge.model.parameters()),
+        "seconds": trained.seconds if trained else 0.0,
+    }
+
+
+def _trained(ready: Spoken, request: Request, folder: Path) -> Result:
+    """Train from wherever it was cut; trouble that a training survives is of no interest in a table."""
+    return fit(
+        ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device, suite=ready.suite,
+        max_tokens=ready.max_tokens, warn=lambda line: None, **ready.settings,
+    )  # fmt: skip
+
+
+def _scored(judge: Judge, weights: Any, trained: Result | None) -> dict[str, Any]:
+    """A row's record of these weights (None: as training began), and of what the training took."""
+    data, greedy = judge.ready.data, Sampling(0.0, max_tokens=judge.ready.max_tokens)
+    passes = trained.passes if trained else Passes()
+    audit = vitals.losses(judge.of(weights), data, data.audit.tolist(), greedy, judge.referee)
+    total = passes.cost() + (_dearer(judge, trained) if trained else 0.0)
+    return {
+        "passes": {**passes._asdict(), "total": total},
+        "with_teacher_training": None,
+        "steps": trained.steps if trained else 0,
+        "generations": len(trained.generations) if trained else 0,
+        "curve": curve(trained) if trained else [],
+        "decisions": [t.decision["accepted"] for t in trained.generations] if trained else None,
+        "drawn": trained.history[-1].get("drawn", 0) if trained else 0,
+        "audit": vitals.figures({"losses": audit}, judge.right),
+        "metrics": judge.figures(judge.asked(weights)),
+        "trouble": judge.referee.trouble(),
+    }
+
+
+def _dearer(judge: Judge, trained: Result) -> float:
+    """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
+    assert trained.objective is not None
+    for name, term in judge.ready.method.distils.items():
+        if isinstance(term.teacher, External):
+            (other,) = trained.objective.state_of(name, term.teacher).held  # type: ignore[misc]
+            sizes = [sum(p.numel() for p in model.parameters()) for model in (other, judge.model)]
+            looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
+            return (sizes[0] / sizes[1] - 1.0) * looks
+    return 0.0
+
+
+def _method(judge: Judge, trained: Result | None) -> dict[str, Any]:
+    assert trained is not None
+    weights = None if trained.product < 0 else trained.generations[trained.product].weights
+    return {**_scored(judge, weights, trained), "product": trained.product}
+
+
+def _control(judge: Judge, trained: Result | None) -> dict[str, Any]:
+    assert trained is not None
+    return _scored(judge, trained.generations[-1].weights, trained)
+
+
+def _before(judge: Judge, trained: Result | None) -> dict[str, Any]:
+    return _scored(judge, None, None)
+
+
+KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
+    METHOD: _method, CONTROL: _control, START: _before,
+}  # fmt: skip
