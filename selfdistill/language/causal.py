@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError, RecipeError
+from .products import product
 from .sources import Head, Source
 
 PROMPT, COMPLETION = 1, 2
@@ -146,7 +147,7 @@ class Causal(nn.Module):
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 weight = (base.weight.float() + update).to(base.weight.dtype)
-                return nn.functional.linear(x, weight, base.bias)
+                return product(x.flatten(0, -2), weight, base.bias).unflatten(0, x.shape[:-1])
 
             return forward
 
