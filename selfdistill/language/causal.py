@@ -147,7 +147,7 @@ class Causal(nn.Module):
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 weight = (base.weight.float() + update).to(base.weight.dtype)
-                return product(x.flatten(0, -2), weight, base.bias).unflatten(0, x.shape[:-1])
+                return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
 
             return forward
 

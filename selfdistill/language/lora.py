@@ -43,7 +43,7 @@ class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if args or options or not self._plain(x):
-            return super().forward(x, *args, **options)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **options)  # type: ignore[no-any-return,unused-ignore]
         (name,) = self.active_adapters
         parts = self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight
         y: Tensor = Adapted.apply(x.reshape(-1, x.shape[-1]), *parts, self.scaling[name])  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
         names, base = self.active_adapters, self.base_layer
         if not x.is_cpu or torch.is_autocast_enabled("cpu") or self.disable_adapters or self.merged:
             return False
-        if len(names) != 1 or names[0] not in self.lora_A or names[0] in self.lora_variant or type(base) is not nn.Linear:
+        if type(base) is not nn.Linear or len(names) != 1 or names[0] not in self.lora_A or self.lora_variant:
             return False
         a, b, dropout = self.lora_A[names[0]], self.lora_B[names[0]], self.lora_dropout[names[0]]
         return (
