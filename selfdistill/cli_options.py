@@ -76,8 +76,8 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model",
             metavar="SPEC",
-            help="mlp, cnn(width=64), resnet; for tables boosting, forest, extra_trees, linear, neighbours; for --text "
-            "gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
+            help="mlp, cnn(width=64), resnet, vit; for tables boosting, forest, extra_trees, linear, neighbours; for "
+            "--text gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
             "module:function.",
         ),
         click.option(

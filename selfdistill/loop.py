@@ -168,6 +168,8 @@ def fit(
     folder = run_folder(out, resume)
     method = suited(method, data)
     check_method(method, data)
+    if ranks.size() > 1 and settings.get("parallel") == "fsdp" and probes.untaught(method):
+        raise DataError("the classifier of a method without labels is fitted whole; train under DDP: leave --parallel")
     trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
     return drive(trainer, resume, progress)
 

@@ -65,14 +65,15 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
 
 
 def untaught(method: Method) -> bool:
-    """Does it compare features alone, so that nothing teaches the classifier?
+    """Does it compare features alone, of a model with heads beside it, so that nothing teaches the classifier?
 
     >>> from .methods import recipes
     >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
     (True, False)
     """
-    heads = [getattr(term, "head", "logits") for term in method.terms.values()]  # a language model's term has none
-    return bool(heads) and all(space_of(head) == "features" for head in heads)
+    if getattr(method, "prepare", None) is None:  # a language model has none, nor has an encoder that fills in words
+        return False
+    return all(space_of(term.head) == "features" for term in method.terms.values())
 
 
 @torch.no_grad()

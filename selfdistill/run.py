@@ -307,6 +307,7 @@ class Run:
             "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
+            **({"probed": True} if untaught(ready.method) else {}),
         }
         said = {
             f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)

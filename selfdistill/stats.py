@@ -20,7 +20,7 @@ Verdict = Literal["BEATS", "TIES", "LOSES"]
 EXACT = 20  # most pairs whose sign vectors are enumerated
 DRAWS = 100_000  # sign vectors drawn where there are more pairs
 TIE = 1e-9  # sums this close, relative to the sum of sizes, are equal: rounding must not lose a tie
-FEWEST = 3  # seeds
+FEWEST = 3  # pairs, of seeds or of rows
 TIED = "TIES: no difference is shown, which does not show that there is none."
 SAME_ROWS = (
     "All seeds are tested on the same rows: intervals are over labels and chance in training, not over other rows."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .stats import FEWEST
+
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
     "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
@@ -58,8 +60,13 @@ def _verdicts(result: dict[str, Any]) -> str:
         than = "the model before" if name == "before" else "sft() at equal steps"
         for part, found in one.items():
             unit, scale = (" nats", 1) if part == "test" and "nll" in result["test"] else (" points", 100)
-            gain = f"{scale * found['gain']:+.3g} ± {scale * found['half']:.2g}{unit}"
-            said.append(f"{found['verdict']} {than}{' on prior tasks' if part == 'kept' else ''} by {gain}")
+            than += " on prior tasks" if part == "kept" else ""
+            gain = f"{scale * found['gain']:+.3g}"
+            if found["verdict"] is None:
+                count = f"{found['rows']} prompt{'' if found['rows'] == 1 else 's'}"
+                said.append(f"has no verdict against {than}: {gain}{unit} over {count}, and at least {FEWEST} show one")
+            else:
+                said.append(f"{found['verdict']} {than} by {gain} ± {scale * found['half']:.2g}{unit}")
     kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
     trouble = f" {result['trouble']}." if result.get("trouble") else ""
     return (
@@ -123,8 +130,10 @@ def sentence(result: dict[str, Any]) -> str:
     gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
     kept = " The audit prefers the plain model, so that is the product." if plainly else ""
     several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
-    untaught = several and result.get("product") == 0
-    what = "Generation 0, which the audit keeps and no earlier one taught," if untaught else "Self-distilled"
+    first_kept = several and result.get("product") == 0
+    what = "Generation 0, which the audit keeps and no earlier one taught," if first_kept else "Self-distilled"
+    if result.get("probed"):
+        what = "A linear probe of features that no label has taught"
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     equal = "" if is_learner(result) else " at equal steps"
     return (

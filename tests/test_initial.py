@@ -72,6 +72,9 @@ def test_the_methods_model_is_the_product_though_plain_classifies_better(begun: 
     """Features were asked for; the classifier on them is a probe."""
     found = Run.create(replace(SMALL, control=True, steps=12), tmp_path / "run").execute(warn=lambda line: None)
     assert found["chosen"] == "method"
+    assert (
+        "A linear probe of features that no label has taught against plain" in (tmp_path / "run/README.md").read_text()
+    )
     assert found["test"]["accuracy"] > 0.3  # a probe of features that were hardly trained beats chance, which is 0.1
 
 

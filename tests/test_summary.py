@@ -88,3 +88,14 @@ def test_the_readme_has_the_figures_and_how_they_came() -> None:
     for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 labelled", "5 test", "40 %",
                   "1234 parameters", "50 in 1.5 s", "batch 32", "seed 3", "torch 9.9", 'load("model")'):  # fmt: skip
         assert words in page
+
+
+def test_few_prompts_are_told_without_a_verdict() -> None:
+    one = {"gain": 1.0, "half": None, "rows": 1, "verdict": None}
+    many = {"gain": 0.5, "half": 0.125, "rows": 40, "verdict": "BEATS"}
+    spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
+              "against": {"before": {"test": one, "kept": many}, "sft": {"test": {**one, "gain": -1.0}}}}  # fmt: skip
+    assert sentence(spoken).startswith(
+        "The product has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
+        "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
+    )

@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -38,6 +37,7 @@ from ..request import Request
 from ..stats import reachable
 from . import jobs as trainings
 from . import learners
+from . import workers as processes
 from .jobs import Job
 from .plan import Ask, checked, cost, of_seed, pilots, planned, requested_steps
 from .verdicts import judge
@@ -235,14 +235,14 @@ class Comparison:
         self._side_by_side(left, count, workers, finished)
 
     def _side_by_side(self, left: list[Job], count: int, workers: int, finished: Callable[[Job, int], None]) -> None:
-        """Processes of their own, spawned: nothing is shared, so results are those of one after the other."""
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            running: dict[Future[None], Job] = {
-                pool.submit(_work, job, self.request, self.place(job), count): job for job in left
-            }
+        """Each job in a process of its own; the first that fails, or Ctrl-C, ends all."""
+        running = dict[Future[None], Job]()
+        with processes.pool(workers) as pool:
             number = 0
             try:
+                with processes.started():
+                    for job in left:
+                        running[pool.submit(processes.alone, _work, job, self.request, self.place(job), count)] = job
                 while running:
                     ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -115,6 +116,22 @@ class Causal(nn.Module):
             said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
         return said["hidden"]
 
+    @torch.no_grad()
+    def after(
+        self, ids: Tensor, mask: Tensor, cache: Any = None, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """Logits (rows, vocabulary) of what follows left-padded rows, and a cache of what was read, to go on from.
+
+        ``ids`` are what the cache does not hold yet, ``mask`` (rows, length) is 0 where all that was read is padding.
+        """
+        known, places = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
+        more = {"position_ids": places[:, -ids.shape[1] :], "logits_to_keep": 1}
+        held = "cache" if "cache" in known else "past_key_values"  # its name in earlier transformers
+        options = {"input_ids": ids, "attention_mask": mask, held: cache, "use_cache": True}
+        options |= {name: value for name, value in more.items() if name in known}
+        said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
+        return said.logits[:, -1, : self.vocabulary], said[held]
+
     def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
         """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
         _, real = completions(x)
@@ -141,13 +158,20 @@ class Causal(nn.Module):
     def shifted(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
         """Updates (by the names of `adapters`) in the adapter's place, for as long as it lasts. A layer's weights are
         added up when the layer is asked and forgotten afterwards, so that one layer of them is in memory at a time.
+        What it does with them is its own affair: GPT-2 keeps them transposed, embeddings look them up.
         """
         bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
 
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 weight = (base.weight.float() + update).to(base.weight.dtype)
-                return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
+                if type(base) is nn.Linear:
+                    return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
+                del base.forward  # the class's own, for this call
+                try:
+                    return functional_call(base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
+                finally:
+                    base.forward = forward
 
             return forward
 
@@ -182,6 +206,17 @@ class Causal(nn.Module):
         if strict and (wanted or found.unexpected_keys):
             raise RecipeError(f"the weights do not fit the model: {sorted([*wanted, *found.unexpected_keys])[:3]}")
         return found
+
+
+class _Whole(nn.Module):
+    """The model with its own outputs, its weights named as a `Causal` names them."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, **options: Any) -> Any:
+        return self.lm(**options)
 
 
 def update_of(layer: Any) -> Tensor:

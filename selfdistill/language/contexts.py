@@ -25,7 +25,8 @@ Message = tuple[str, str]  # role, content
 class Rollout:
     """One completion: of which example, prompt and completion as ids, and what a checker said of it.
 
-    ``log_probs`` are those of the sampler, where it was another engine than the one that learns.
+    ``log_probs`` are those of the sampler, where it was not the student alone as it learns: another engine, or a
+    mixture with the teacher.
     """
 
     example: int

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,17 +194,34 @@ class Judge:
         return {**vitals.figures(asked, self.right), "length": asked["length"]}
 
 
-def spread(gains: Sequence[float]) -> tuple[float, float]:
-    """Mean gain over rows and half of its interval of 95 % (Student); 0 where all rows gain alike."""
+def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
+    """Mean gain over rows and half of its interval of 95 % (Student); None for fewer than 3 rows, which show nothing.
+
+    Equation::
+
+        half = t s / sqrt(n);  where rows are right or wrong, or all alike, at least u (1 + |mean|), u = 1 - 0.025^(1/n)
+
+    A share u of all prompts may gain otherwise though none of n did (Clopper & Pearson, Biometrika, 1934), each by at
+    most 1 + |mean|, since rewards lie in [0, 1]; of likelihoods (``bounded`` False) nothing like it is known.
+
+    >>> mean, half = spread([0.0] * 20)
+    >>> mean, round(half, 2), spread([1.0])
+    (0.0, 0.17, (1.0, None))
+    """
+    if len(gains) < stats.FEWEST:
+        return math.fsum(gains) / max(1, len(gains)), None
     mean, half = stats.interval(gains)
-    return mean, 0.0 if len(set(gains)) == 1 else half
+    if bounded and (max(gains) - min(gains) < stats.TIE or set(gains) <= {-1.0, 0.0, 1.0}):
+        half = max(half, (1 - 0.025 ** (1 / len(gains))) * (1 + abs(mean)))
+    return mean, half
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """The mean gain of the first over the second on the same rows, with its interval."""
+def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True) -> dict[str, Any]:
+    """The mean gain of the first over the second on the same rows, with its interval, and a verdict if there can be
+    one. A model ties itself for certain."""
     gains = [b - a for a, b in zip(ours, theirs, strict=True)]
-    mean, half = spread(gains)
-    said = "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
+    mean, half = (0.0, 0.0) if ours is theirs else spread(gains, bounded)
+    said = None if half is None else "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
     return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
 
 
@@ -223,7 +241,7 @@ def _result(ready: Spoken, request: Request, folder: Path, trained: Result, cont
             for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
         ],
         "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
-        "against": {"before": _against(product, before)},
+        "against": {"before": _against(product, before, judge.right)},
         "trouble": judge.referee.trouble(),
     }  # fmt: skip
     if control is not None:
@@ -232,12 +250,12 @@ def _result(ready: Spoken, request: Request, folder: Path, trained: Result, cont
             "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
             "passes": control.passes._asdict(), "end": judge.figures(theirs),
         }  # fmt: skip
-        result["against"]["sft"] = _against(product, theirs)
+        result["against"]["sft"] = _against(product, theirs, judge.right)
     return result
 
 
-def _against(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    found = {"test": paired(ours["losses"], theirs["losses"])}
+def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
+    found = {"test": paired(ours["losses"], theirs["losses"], bounded)}
     return found | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
 
 

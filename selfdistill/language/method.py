@@ -44,6 +44,34 @@ class OnPolicy(Source):
 
 
 @dataclass(frozen=True)
+class Together(Source):
+    """Student and teacher write, at every step: each token is drawn from both, and importance weights correct for it.
+
+    Equation::
+
+        y_t ~ m = a q(. | context, x, y_<t) + (1 - a) p(. | x, y_<t),  w_t = p(y_t) / m(y_t) <= 1 / (1 - a)
+
+    Source: MiniLLM, Gu et al., ICLR 2024; a is 0.2 there.
+
+    Raises:
+        RecipeError: the share is not between 0 and 1, or the sampling is not that of the distribution as it is.
+    """
+
+    share: float = 0.2
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise RecipeError(f"Together: the teacher's share lies between 0 and 1, not at {self.share}")
+        if replace(self.sampling, max_tokens=1) != Sampling(max_tokens=1):
+            raise RecipeError("Together: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
+
+    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        address = (trainer.settings.seed, "rollout", clock.generation, clock.step)
+        return trainer.roll(ids, self.sampling, address, self.samples, share=self.share)
+
+
+@dataclass(frozen=True)
 class Given(Source):
     """The demonstrations of the data."""
 
@@ -207,8 +235,12 @@ def check(method: Language) -> None:
     """Do the parts fit each other?
 
     Raises:
-        RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from.
+        RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from; who writes
+            together with the student is not clear.
     """
+    if isinstance(method.source, Together) and len(method.distils) != 1:
+        raise RecipeError(f"student and teacher write together, and the method has {len(method.distils)} terms with a "
+                          "teacher; give it one")  # fmt: skip
     if "advantage" in method.terms and method.source.samples < 2:
         raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
     for name, term in method.distils.items():

@@ -108,6 +108,8 @@ def _verdict(found: dict[str, Any], right: bool) -> tuple[bool, str]:
             False,
             f"{told['leakage']:.0%} of the answers with the context speak of it, and so would the student",
         )
+    if gap and gap["half"] is None:
+        return False, f"{gap['prompts']} prompts are too few to show that the teacher knows more; take more --prompts"
     if gap:
         said = (
             f"{100 * gap['mean']:+.0f} ± {100 * gap['half']:.0f} points with the context, over {gap['prompts']} prompts"

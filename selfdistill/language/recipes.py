@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import contexts
 from .divergences import ForwardKL, JensenShannon, Kind, ReverseKL, Top
-from .method import Given, Language, Mixed, Once, OnPolicy
+from .method import Given, Language, Mixed, Once, OnPolicy, Together
 from .rollouts import Sampling
 from .teachers import Base, Ema, External, Judge, Previous, TrustRegion
 from .terms import Advantage, Distil, NextToken, Preferred
@@ -185,23 +185,26 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     )
 
 
-def minillm(teacher: str | None = None, max_tokens: int = 512) -> Language:
+def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 512) -> Language:
     """Descend the reverse KL of whole answers, step by step exactly over the vocabulary.
 
     Equation::
 
-        L = mean_t [KL(p_t || q_t) - sg(R_t) log p(y_t)],  R_t = mean_{s > t} log q_s(y_s) / p_s(y_s),  y ~ p(. | x)
+        L = mean_t w_t [KL(p_t || q_t) - sg(R_t) log p(y_t)],  R_t = mean_{s > t} log q_s(y_s) / p_s(y_s),
+        y ~ m = a q + (1 - a) p token by token,  w_t = sg(p(y_t) / m(y_t))
 
     Needs: a teacher, or a demonstration on each prompt.
-    Source: MiniLLM, Gu et al., ICLR 2024, eq. 3 to 6. Its samples are mixed with the teacher's and clipped; here the
-    student writes at every step, so that neither its importance weights nor its clip has anything to correct.
+    ``share`` is a; at 0 the student writes alone.
+
+    Source: MiniLLM, Gu et al., ICLR 2024, eq. 3 to 6. Its clip bounds several steps on the same samples; here each
+    step writes its own, so that there is nothing to clip. Its loss on a pre-training corpus is left out.
 
     >>> minillm("smollm2").terms["distil"].divergence
     ReverseKL(temperature=1.0, clip=None)
     """
     judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
-    term = Distil(judge, ReverseKL(), returns=1.0)
-    source = OnPolicy(1, Sampling(max_tokens=max_tokens))
+    term, sampling = Distil(judge, ReverseKL(), returns=1.0), Sampling(max_tokens=max_tokens)
+    source = Together(1, share, sampling) if share else OnPolicy(1, sampling)
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 5e-6),))
 
 

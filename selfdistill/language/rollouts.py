@@ -22,6 +22,7 @@ from ..tasks.checkers import Checker
 from ..tasks.examples import Example
 from .causal import Causal, fits
 from .contexts import Rollout
+from .together import Beside, Mixture
 
 CHUNK = 32  # prompts that are written to at once
 
@@ -64,9 +65,9 @@ def ends(model: Causal) -> list[int]:
 
 
 def by_transformers(
-    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, by: Beside | None = None
 ) -> list[tuple[list[int], tuple[float, ...] | None]]:
-    """Batched sampling by transformers' `generate`, with its cache of keys and values."""
+    """Batched sampling by transformers' `generate`, with its cache of keys and values; ``by``: who writes beside it."""
     device, stop = next(model.parameters()).device, ends(model)
     longest = max(map(len, prompts))
     pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else (stop or [0])[0]
@@ -74,13 +75,19 @@ def by_transformers(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
+    mixture = None if by is None else Mixture(model, by, pad, sampling.max_tokens)
     with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
-            eos_token_id=stop or None, use_cache=True, suppress_tokens=list(padding) or None, **sampling.options(),
-        )[:, longest:].tolist()  # fmt: skip
-    return [(_until(row, stop), None) for row in out]
+            eos_token_id=stop or None, use_cache=True, suppress_tokens=list(padding) or None,
+            logits_processor=None if mixture is None else [mixture], **sampling.options(),
+        )[:, longest:]  # fmt: skip
+    rows = [_until(row, stop) for row in out.tolist()]
+    if mixture is None:
+        return [(row, None) for row in rows]
+    known = mixture.log_probs(out[:, -1:])
+    return [(row, tuple(mine[: len(row)])) for row, mine in zip(rows, known, strict=True)]
 
 
 @contextlib.contextmanager
@@ -171,8 +178,12 @@ def roll(
     sampling: Sampling,
     address: draws.Address,
     engine: Engine = by_transformers,
+    by: Beside | None = None,
 ) -> list[Rollout]:
-    """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty."""
+    """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty.
+
+    With ``by`` transformers write, whatever the engine: no other one asks two models for a token.
+    """
     for _, ids in prompts:
         fits(ids, model, sampling.max_tokens, "a prompt")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
@@ -180,7 +191,8 @@ def roll(
     for number, start in enumerate(range(0, len(order), CHUNK)):
         few = order[start : start + CHUNK]
         seed = draws.seed(*address, number)
-        said = engine(model, [prompts[i][1] for i in few], sampling, seed)
+        asked = [prompts[i][1] for i in few]
+        said = by_transformers(model, asked, sampling, seed, by.of(few)) if by else engine(model, asked, sampling, seed)
         for i, (ids, log_probs) in zip(few, said, strict=True):
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
             found[i] = Rollout(prompts[i][0], tuple(prompts[i][1]), tuple(ids), text, log_probs=log_probs)

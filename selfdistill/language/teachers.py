@@ -4,6 +4,7 @@ model where the student's own layers will do: weights are put in its place for o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -51,19 +52,22 @@ class Judge(Part):
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
         """The same for rows (rows, 2, length)."""
-        return model.says(x, self.weights(state, model))
+        with self.placed(state, model) as (who, weights):
+            return who.says(x, weights)
 
-    def weights(self, state: nn.Module, model: Causal) -> dict[str, Tensor] | None:
-        """What is put in the place of the student's weights; None leaves them."""
-        return cast(Snapshot, state).weights()
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        """Who speaks for it while it lasts, and the weights to be put in the place of that model's own (None: none)."""
+        yield model, cast(Snapshot, state).weights()
 
 
 @dataclass(frozen=True)
 class Live(Judge):
     """The student itself as it is now: it knows more only by what it reads."""
 
-    def weights(self, state: nn.Module, model: Causal) -> dict[str, Tensor] | None:
-        return None
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        yield model, None
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,10 @@ class Base(Judge):
             return nn.Module()
         return Snapshot(student.learning() if student.origin is None else student.origin())
 
-    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
-        if not model.adapted:
-            return super().said(state, model, x)
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
         with model.without_adapter():
-            return model.says(x)
+            yield model, None if model.adapted else cast(Snapshot, state).weights()
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,12 @@ class Ema(Judge):
             if not model.adapted or "lora_" not in name:
                 yield name, value.detach()
 
-    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
         held, own = cast(Snapshot, state).weights(), dict(model.named_parameters())
         whole = {n: w.to(own[n].dtype) for n, w in held.items() if n in own}
         with model.shifted({n: w for n, w in held.items() if n not in own}):
-            return model.says(x, whole)
+            yield model, whole
 
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
@@ -182,6 +186,11 @@ class TrustRegion(Judge):
         live = Live().said(state, model, x)
         return blended([(1 - self.alpha, self.reference.said(state, model, x)), (self.alpha, live)])
 
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        raise RecipeError("a TrustRegion is a mixture of two models, and cannot write; let its reference write")
+        yield model, None
+
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         self.reference.update(state, steps, term)
 
@@ -216,5 +225,6 @@ class External(Judge):
             )
         return _Other(other.to(next(student.parameters()).device))
 
-    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
-        return cast(_Other, state).held[0].says(x)
+    @contextlib.contextmanager
+    def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        yield cast(_Other, state).held[0], None

@@ -95,7 +95,7 @@ class Distil(_Term):
         skip: the first tokens of a completion count for nothing (what only a reader of the context would say).
         quantile: keep the tokens of largest student entropy only, from this quantile on.
         labels: weight of the cross-entropy on the tokens themselves, from the same logits.
-        cap: largest importance weight where another engine drew the tokens; ``per`` token or sequence.
+        cap: largest importance weight where another engine or a mixture drew the tokens; ``per`` token or sequence.
         returns: weight of the rewards of later tokens, for divergences that are descended on whole answers.
         contrast: turn from what the ``against`` view makes likely: log q = (1 + c) log q_context - c log q_against.
     """
@@ -180,7 +180,7 @@ class Distil(_Term):
         return found
 
     def _corrected(self, step: Step, student: Source, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
-        """Importance weights of the tokens, where the batch knows how another engine drew them."""
+        """Importance weights of the tokens, where the batch knows that another engine or a mixture drew them."""
         if not step.rows("sampler"):
             return torch.ones((), device=here.device)
         with torch.no_grad():

@@ -28,9 +28,10 @@ from ..trainer import Trained, Trainer
 from . import rehearsal, vitals
 from .causal import Causal, fits, packed
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
-from .method import Language, check, views
+from .method import Language, Together, check, views
 from .order import Order
 from .rollouts import Engine, Referee, Sampling, Vllm, Written, by_transformers, ends, roll
+from .together import beside
 
 PART = 32  # prompts that are written to between two saves
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
@@ -168,14 +169,16 @@ class LanguageTrainer(Trainer):
         fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
 
     def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
-             context: Context | None = None) -> list[Rollout]:  # fmt: skip
-        """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt."""
+             context: Context | None = None, share: float = 0.0) -> list[Rollout]:  # fmt: skip
+        """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt.
+        The teacher has its ``share`` in each token."""
         if ranks.size() > 1 and not self.together:
             address = (*address, ranks.rank())
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
-        self.passes += Passes(teacher=len(asked))
+        by = beside(self, [i for i, _ in asked], share) if share else None
+        self.passes += Passes(teacher=len(asked) * (1 + bool(by)))
         with self._autocast():
-            found = roll(self.model, asked, sampling, address, self.engine)
+            found = roll(self.model, asked, sampling, address, self.engine, by)
         if context is not None and not isinstance(context, Nothing):
             # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
             found = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in found]
@@ -369,6 +372,8 @@ def fit(
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
     check(method)
+    if isinstance(method.source, Together) and engine is not by_transformers:
+        raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     for field in method.needs:
         need(data, field, "this method")
     device = choose_device(device)

@@ -133,8 +133,9 @@ def _refuse_network_options(request: Request) -> None:
     asked |= {name: value for name, value in request.training if name not in _OURS}
     for name, value in asked.items():
         if value is not None:
+            option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
             raise DataError(
-                f"--{name.replace('_', '-')} is for networks, and {request.data} is learnt by "
+                f"{option} is for networks, and {request.data} is learnt by "
                 f"{request.model or BOOSTING}; leave it out, or give --model {NETWORKS}"
             )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from click.testing import CliRunner
 
 from selfdistill.cli import main
 from selfdistill.errors import DataError
+from selfdistill.language import preflight
+from selfdistill.language.door import paired, spread
 from selfdistill.language.recipes import RECIPES
 from selfdistill.language.rollouts import Vllm, export
 from selfdistill.language.trainer import fit
@@ -26,7 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": f"{w} {i}?", "demonstration": w[::-1], "answer": w[::-1], "checker": "exact"}
             for i, w in enumerate(words * 2)]  # fmt: skip
     suite = [{"prompt": f"{i}?", "answer": str(i), "checker": "exact"} for i in range(4)]
-    for name, lines in (("p", rows), ("k", suite), ("bare", [{"prompt": r["prompt"]} for r in rows])):
+    for name, lines in (
+        ("p", rows),
+        ("few", rows[:5]),
+        ("k", suite),
+        ("bare", [{"prompt": r["prompt"]} for r in rows]),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
@@ -64,6 +74,21 @@ def test_the_product_loads_in_plain_transformers(place: Path, run: dict[str, Any
     assert type(model).__name__ == "LlamaForCausalLM"  # the adapter is merged
     assert model(**tokenizer("abc", return_tensors="pt")).logits.shape[1] == 3
     assert not list((place / "run").rglob("*.bin"))
+
+
+@pytest.mark.parametrize(("data", "method"), [("few", "sft()"), ("bare", "ssd(max_tokens=4)")])
+def test_a_run_that_can_judge_too_few_prompts_says_so(place: Path, data: str, method: str) -> None:
+    code, out, err = call(
+        "run", f"{place}/{data}.jsonl", "--model", f"{place}/tiny", "--method", method, "--max-tokens", "4", "--steps",
+        "1", "--audit", "off", "--out", f"{place}/{data}", "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    against = json.loads(out)["against"]["before"]["test"]
+    assert (against["rows"], against["half"], against["verdict"]) == (int(data == "few"), None, None)
+    for page in ("README.md", "report.html"):
+        said = (place / data / page).read_text(encoding="utf-8")
+        assert "has no verdict against the model before" in said
+        assert "and at least 3 show one" in said
 
 
 def test_predict_vitals_and_report_of_a_run(place: Path, run: dict[str, Any]) -> None:
@@ -133,3 +158,50 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert says in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_one_or_two_prompts_beat_nothing(n: int) -> None:
+    found = paired([0.0] * n, [1.0] * n)
+    assert (found["gain"], found["half"], found["rows"], found["verdict"]) == (float(n > 0), None, n, None)
+    json.loads(json.dumps(found, allow_nan=False))
+
+
+@pytest.mark.parametrize("n", range(3, 12))
+def test_rows_that_all_gain_alike_are_judged_as_coins_would_be(n: int) -> None:
+    chance = sum(all(coins) or not any(coins) for coins in itertools.product((0, 1), repeat=n)) / 2**n
+    assert paired([0.0] * n, [1.0] * n)["verdict"] == ("BEATS" if chance <= 0.05 else "TIES")
+    assert paired([1.0] * n, [0.0] * n)["verdict"] == ("LOSES" if chance <= 0.05 else "TIES")
+    tied = paired([1.0] * n, [1.0] * n)
+    assert tied["verdict"] == "TIES"
+    assert (1 - tied["half"]) ** n == pytest.approx(0.025)  # the chance that a share of ``half`` is never met
+
+
+def test_the_interval_of_right_and_wrong_covers_rare_losses() -> None:
+    """Of prompts that all tie but one in fifty, 20 rows mostly see none; an interval of 0 would miss the mean."""
+    generator, covered = random.Random(0), 0
+    for _ in range(400):
+        mean, half = spread([-float(generator.random() < 0.02) for _ in range(20)])
+        assert half is not None
+        covered += abs(mean + 0.02) <= half
+    assert covered >= 380
+
+
+def test_other_intervals_are_students() -> None:
+    gains = [0.1, 0.3, 0.2, 0.5, -0.1]
+    half = statistics.stdev(gains) / 5**0.5 * 2.7764451
+    for bounded in (True, False):
+        assert spread(gains, bounded) == pytest.approx((0.2, half))
+    assert spread([0.0] * 3, bounded=False) == (0.0, 0.0)
+
+
+def test_a_model_ties_itself_for_certain() -> None:
+    losses = [0.0, 1.0, 1.0]
+    assert paired(losses, losses) == {"gain": 0.0, "half": 0.0, "rows": 3, "verdict": "TIES"}
+
+
+def test_preflight_of_few_prompts_does_not_say_go() -> None:
+    found = {"gap": {"mean": 1.0, "half": None, "prompts": 2}, "student": {"accuracy": 0.0}}
+    assert preflight._verdict(found, True) == (
+        False, "2 prompts are too few to show that the teacher knows more; take more --prompts"
+    )  # fmt: skip

@@ -44,7 +44,8 @@ PAPERS: dict[str, dict[str, Any]] = {
     "context_distillation": {"teacher": "Base", "divergence": "ForwardKL", "support": None, "source": "Once",
                              "context": "Demonstration", "writes_with": "Demonstration"},
     "gkd": {"teacher": "Base", "divergence": "JensenShannon", "beta": 0.5, "source": "Mixed", "share": 0.5},
-    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "OnPolicy"},
+    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "Together", "share": 0.2, "returns": 1.0,
+                "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
     "star": {"label": "NextToken", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
              "generations": 3, "needs": ("answer", "checker")},
     "rest": {"label": "NextToken", "source": "Once", "threshold": (0.5, 0.75, 1.0), "restart": False,
@@ -81,7 +82,7 @@ def plain(method: Language) -> dict[str, Any]:
                   "divergence": named(term.divergence), "entries": getattr(term.divergence, "clip", None),
                   "beta": getattr(term.divergence, "beta", None), "mean_over": term.mean_over, "per": term.per,
                   "support": term.support and (term.support.k, term.support.of), "contrast": term.contrast,
-                  "quantile": term.quantile, "labels": term.labels}  # fmt: skip
+                  "quantile": term.quantile, "labels": term.labels, "returns": term.returns}  # fmt: skip
     if "preferred" in method.terms:
         found |= {"lam": method.terms["preferred"].lam}
     if "advantage" in method.terms:

@@ -16,7 +16,7 @@ from selfdistill import checkpoint
 from selfdistill.language import trainer
 from selfdistill.language.causal import Causal
 from selfdistill.language.method import Language
-from selfdistill.language.recipes import opsd, rest, rft, sdft, sdpo, spin, ssd, star
+from selfdistill.language.recipes import minillm, opsd, rest, rft, sdft, sdpo, spin, ssd, star
 from selfdistill.language.rollouts import Sampling, by_transformers
 from selfdistill.language.trainer import fit
 from selfdistill.loop import Result
@@ -84,10 +84,13 @@ METHODS: dict[str, Language] = {
     "sdpo": sdpo(samples=2, k=5, rate=0.3, grpo=0.5, max_tokens=5),
     "opsd": opsd(max_tokens=5),
     "spin": spin(generations=2, max_tokens=5),
+    "minillm": minillm(max_tokens=5),
 }
 
 
-@pytest.mark.parametrize(("name", "lora"), [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4)])
+@pytest.mark.parametrize(
+    ("name", "lora"), [("sdft", 0), ("sdft", 4), ("sdpo", 4), ("opsd", 0), ("spin", 4), ("minillm", 4)]
+)
 def test_cut_between_steps(name: str, lora: int, tmp_path: Path) -> None:
     method = METHODS[name]
     whole = run(method, lora)

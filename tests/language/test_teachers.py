@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from selfdistill.core import Batch, Clock, Given, Step, Term
 from selfdistill.errors import DataError
+from selfdistill.language.build import Pretrained, of_model
 from selfdistill.language.causal import Causal
 from selfdistill.language.method import Language
 from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
@@ -136,6 +139,40 @@ def test_ema_of_an_adapter_averages_its_product() -> None:
         close(said(judge, state, model), lm, model)
         separate = said(Base(), Base().start(model, GIVEN), model)
     assert (said(judge, state, model) - separate).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "wte,c_proj"])
+@pytest.mark.parametrize("judge", [Ema(0.3), TrustRegion(0.0, Ema(0.3))])
+def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Judge, targets: str) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    shape |= {"vocab_size": len(tokenizer()), "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}
+    config = GPT2Config(**shape)
+    model = of_model(GPT2LMHeadModel(config), tokenizer(), Pretrained("tiny", lora=4, targets=targets))
+    lm, state = copy.deepcopy(model.lm.get_base_model()).double().eval(), judge.start(model, GIVEN)
+
+    def updates() -> dict[str, Tensor]:  # W (inputs, outputs) <- W + 2 (B A)^T, and so does an embedding (words, width)
+        own = {n: p.detach().double() for n, p in model.lm.named_parameters()}
+        pairs = [(n, n.replace("_A", "_B")) for n in own if "lora_" in n and "_A" in n]
+        return {a.split(".lora_")[0].removeprefix("base_model.model."): 2.0 * (own[b] @ own[a]).T for a, b in pairs}
+
+    mean = {n: torch.zeros_like(u) for n, u in updates().items()}  # B begins with 0
+    for step in range(3):
+        shaken(model, 0.2, seed=step)
+        stepped(judge, state, model, step)
+        mean = {n: 0.7 * m + 0.3 * updates()[n] for n, m in mean.items()}
+    start = torch.cat(spoken(lm, PAIRS, model.vocabulary)).detach()
+    with torch.no_grad():
+        for n, p in lm.named_parameters():
+            if (name := n.removesuffix(".weight").replace(".base_layer", "")) in mean:
+                p.add_(mean.pop(name))
+    assert not mean
+    found = said(judge, state, model)
+    close(found, lm, model)
+    assert (found - start).abs().max() > 0.1
+    own = said(Live(), nn.Module(), model)
+    assert (found - own).abs().max() > 0.1
+    assert not [n for n, m in model.named_modules() if "forward" in vars(m)], "each layer does its own again"
 
 
 def test_a_bfloat16_student_has_an_average_that_moves() -> None:

@@ -76,6 +76,7 @@ REFUSED = {
     "a learner for images": ("digits --model boosting", ["digits", "CSV or Parquet"]),
     "a way for images": ("digits --method self_distilled()", ["digits", "CSV or Parquet"]),
     "steps of a learner": ("diabetes --steps 5", ["--steps is for networks", "--model mlp"]),
+    "no cache of a learner": ("diabetes --no-cache", ["--no-cache is for networks", "--model mlp"]),
     "learning rate of a learner": ("diabetes --lr 0.1", ["--lr is for networks", "--model mlp"]),
     "values without confidence": ("diabetes --labels 50 --method self_trained()", ["confidence", "peer_taught()"]),
     "no unlabelled rows": ("diabetes --method peer_taught()", ["unlabelled", "--labels N", "self_distilled()"]),

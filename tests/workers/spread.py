@@ -150,6 +150,9 @@ OTHERS: dict[str, Case] = {
     "everything-crash": Case(everything, {"batch_size": 24}, Net, 22),
     "everything-signal": Case(everything, {"batch_size": 24}, Net, 9, "signal"),
     "ps_kd-left": Case(recipes()["ps_kd"], {}, Bare, 8, "left"),
+    "dino": Case(
+        partial(recipes()["dino"], decay=0.9, prototypes=16, crops=1, norm=False), {"optimizer": "sgd", "lr": 0.05}
+    ),
     "nan": Case(recipes()["plain"], {}, Wordless),
     "small": Case(recipes()["plain"], {"batch_size": 3, "accumulate": 2}),
 }
