@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError, RecipeError
+from .products import product
 from .sources import Head, Source
 
 PROMPT, COMPLETION = 1, 2
@@ -163,9 +164,11 @@ class Causal(nn.Module):
 
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
+                weight = (base.weight.float() + update).to(base.weight.dtype)
+                if type(base) is nn.Linear:
+                    return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
                 del base.forward  # the class's own, for this call
                 try:
-                    weight = (base.weight.float() + update).to(base.weight.dtype)
                     return functional_call(base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
                 finally:
                     base.forward = forward
