@@ -22,7 +22,7 @@ class Piece(Batch):
         self.step, self.heads = step, heads
 
     def head(self, view: str, who: Hashable, says: Callable[[Tensor], Head]) -> Head:
-        """What ``says`` says of the view's rows (rows, 2, length), asked of all pieces when it is wanted of the first."""
+        """What ``says`` says of the view's rows (rows, 2, length), of all pieces when one of them is wanted."""
         if (view, who) not in self.heads:
             there = [piece for piece in self.step if view in piece]
             found = zip(there, said([piece[view].x for piece in there], says), strict=True)

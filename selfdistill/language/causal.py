@@ -18,7 +18,6 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError, RecipeError
-from .cache import named
 from .products import product
 from .sources import Head, Source
 
@@ -125,7 +124,7 @@ class Causal(nn.Module):
         """
         known, places = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
         more = {"position_ids": places[:, -ids.shape[1] :], "logits_to_keep": 1}
-        held = named(self.plain)
+        held = "cache" if "cache" in known else "past_key_values"  # its name in earlier transformers
         options = {"input_ids": ids, "attention_mask": mask, held: cache, "use_cache": True}
         options |= {name: value for name, value in more.items() if name in known}
         said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)

@@ -24,10 +24,10 @@ class Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        seen = x @ a.t()
+        y, seen = _sum(x, weight, bias, a, b, scale)
         ctx.save_for_backward(x, weight, a, b, seen)
         ctx.scale = scale
-        return product(x, weight, bias).addmm_(seen, b.t(), alpha=scale)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -38,6 +38,11 @@ class Adapted(torch.autograd.Function):
         return to_x, None, None, back.t() @ x, (g.t() @ seen).mul_(ctx.scale), None
 
 
+def _sum(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    seen = x @ a.t()
+    return product(x, weight, bias).addmm_(seen, b.t(), alpha=scale), seen
+
+
 class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
     """peft's layer, which computes by itself all that is not plain: several adapters, variants, dropout, autocast."""
 
@@ -46,7 +51,8 @@ class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
             return super().forward(x, *args, **options)  # type: ignore[no-any-return,unused-ignore]
         (name,) = self.active_adapters
         parts = self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight
-        y: Tensor = Adapted.apply(x.reshape(-1, x.shape[-1]), *parts, self.scaling[name])  # type: ignore[no-untyped-call]
+        given = x.reshape(-1, x.shape[-1]), *parts, self.scaling[name]
+        y: Tensor = Adapted.apply(*given) if torch.is_grad_enabled() else _sum(*given)[0]  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
     def _plain(self, x: Tensor) -> bool:
@@ -64,8 +70,18 @@ class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
         )
 
 
-def swift(lm: nn.Module) -> None:
-    """Let peft's own linear layers with LoRA compute as above; those of other kinds stay."""
+class Output(nn.Linear):
+    """The output matrix: while completions are written, a few rows at a time take much of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+def swift(lm: Any) -> None:
+    """Let peft's own linear layers with LoRA and the output matrix compute as above; those of other kinds stay."""
+    head = lm.get_output_embeddings() if hasattr(lm, "get_output_embeddings") else None
+    if type(head) is nn.Linear:
+        head.__class__ = Output
     for layer in lm.modules():
         if type(layer) is peft.tuners.lora.Linear:
             layer.__class__ = Linear

@@ -20,7 +20,6 @@ from ..errors import DataError, RecipeError
 from ..files import write
 from ..tasks.checkers import Checker
 from ..tasks.examples import Example
-from .cache import roomy
 from .causal import Causal, fits
 from .contexts import Rollout
 from .together import Beside, Mixture
@@ -82,7 +81,7 @@ def by_transformers(
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
             eos_token_id=stop or None, use_cache=True, suppress_tokens=list(padding) or None,
-            logits_processor=None if mixture is None else [mixture], **roomy(model.plain), **sampling.options(),
+            logits_processor=None if mixture is None else [mixture], **sampling.options(),
         )[:, longest:]  # fmt: skip
     rows = [_until(row, stop) for row in out.tolist()]
     if mixture is None:

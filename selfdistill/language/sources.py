@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .products import product
 
 #: Entries of a matrix that are converted at once where it is not in the dtype of the arithmetic.
 TILE = 2**22
+#: Tokens whose logits are made twice as fast elsewhere and copied; of more, a copy would be too large.
+FEW = 64
 
 
 class Head(NamedTuple):
@@ -77,7 +80,9 @@ def read(source: Source, rows: slice, out: Tensor) -> Tensor:
     if isinstance(source, Tensor):
         return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))  # where -inf stands for padding
     hidden, weight = source.hidden[rows].to(out.dtype), source.weight[:vocabulary]
-    if weight.dtype == out.dtype:
+    if weight.dtype == out.dtype and len(out) <= FEW:
+        out.copy_(product(hidden, weight))
+    elif weight.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)
     else:
         for tile in tiles(weight):
