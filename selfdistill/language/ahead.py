@@ -15,7 +15,10 @@ LOOK = 4096  # tokens that are looked at together, without gradient: activations
 
 
 class Piece(Batch):
-    """One of the batches of a step; it knows all of them, and what was said of each: by whom -> piece -> states."""
+    """One of the batches of a step; it knows all of them, and what was said of each: by whom -> piece -> states.
+
+    What was said is kept as long as the step lasts, in which no weight changes.
+    """
 
     def __init__(self, batch: Batch, step: list[Piece], heads: dict[Hashable, dict[int, Head]]) -> None:
         super().__init__(batch)
@@ -27,7 +30,7 @@ class Piece(Batch):
             there = [piece for piece in self.step if view in piece]
             found = zip(there, said([piece[view].x for piece in there], says), strict=True)
             self.heads[view, who] = {id(piece): head for piece, head in found}
-        return self.heads[view, who].pop(id(self))
+        return self.heads[view, who][id(self)]
 
 
 def pieces(batches: Sequence[Batch]) -> list[Batch]:

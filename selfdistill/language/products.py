@@ -9,8 +9,9 @@ MANY = 2**14  # numbers made at once, from which on oneDNN pays
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + c for x (rows, inputs); in float32 on a CPU by oneDNN: 3 to 10 % faster than MKL where
-    the CPU is AMD's, and a third for a few rows and a whole vocabulary.
+    """x W^T + c for x (rows, inputs); in float32 on a CPU by oneDNN.
+
+    Where the CPU is AMD's that is 3 to 10 % faster than MKL, and a third for a few rows and a whole vocabulary.
 
     >>> product(torch.ones(1, 2), torch.ones(3, 2)).tolist()
     [[2.0, 2.0, 2.0]]

@@ -12,7 +12,7 @@ from .products import product
 
 #: Entries of a matrix that are converted at once where it is not in the dtype of the arithmetic.
 TILE = 2**22
-#: Tokens whose logits are made twice as fast elsewhere and copied; of more, a copy would be too large.
+#: Tokens whose logits `product` makes in two thirds of the time, copying included; of more, a copy is too large.
 FEW = 64
 
 

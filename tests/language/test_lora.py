@@ -9,9 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill.language.lora import Linear, swift
+from selfdistill.language import products
+from selfdistill.language.lora import Linear, Output, swift
 
 SCALE, RANK, INPUTS, OUTPUTS = 2.0, 3, 5, 4
+
+
+class Tied(nn.Module):
+    """Has an output matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(INPUTS, OUTPUTS)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.out
 
 
 def layer(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> Linear:
@@ -35,8 +47,12 @@ def by_hand(of: Linear, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("rows", [3, 100])  # 100 go through oneDNN in float32
-def test_output_and_gradients_are_those_of_the_formula(dtype: torch.dtype, near: float, rows: int) -> None:
+@pytest.mark.parametrize("many", [1, products.MANY])  # from 1 on all in float32 go through oneDNN
+@pytest.mark.parametrize("rows", [3, 100])
+def test_output_and_gradients_are_those_of_the_formula(
+    dtype: torch.dtype, near: float, rows: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "MANY", many)
     of = layer(dtype)
     x, g = torch.randn(2, rows, INPUTS, dtype=dtype), torch.randn(2, rows, OUTPUTS, dtype=dtype)
     assert of._plain(x)
@@ -47,6 +63,23 @@ def test_output_and_gradients_are_those_of_the_formula(dtype: torch.dtype, near:
         found.append([y, *torch.autograd.grad(y, (own, *factors(of)), g)])
     for here, there in zip(*found, strict=True):
         assert torch.allclose(here, there, rtol=near, atol=near)
+    with torch.no_grad():
+        assert torch.allclose(of(x), by_hand(of, x), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("many", [1, products.MANY])
+def test_the_output_matrix_gives_what_it_gave(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "MANY", many)
+    torch.manual_seed(0)
+    lm, x, g = Tied(), torch.randn(1, 7, INPUTS), torch.randn(1, 7, OUTPUTS)
+    swift(lm)
+    assert type(lm.out) is Output
+    own = x.clone().requires_grad_()
+    (to_x,) = torch.autograd.grad(lm.out(own), own, g)
+    with torch.no_grad():
+        y = lm.out(x)
+    assert torch.allclose(y, torch.einsum("brw,ow->bro", x, lm.out.weight) + lm.out.bias, atol=1e-5)
+    assert torch.allclose(to_x, torch.einsum("bro,ow->brw", g, lm.out.weight), atol=1e-5)
 
 
 def test_what_is_not_plain_is_left_to_peft() -> None:
