@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .products import product
+from .products import MANY, product
 
 #: Entries of a matrix that are converted at once where it is not in the dtype of the arithmetic.
 TILE = 2**22
@@ -80,7 +80,7 @@ def read(source: Source, rows: slice, out: Tensor) -> Tensor:
     if isinstance(source, Tensor):
         return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))  # where -inf stands for padding
     hidden, weight = source.hidden[rows].to(out.dtype), source.weight[:vocabulary]
-    if weight.dtype == out.dtype and len(out) <= FEW:
+    if weight.dtype == out.dtype and len(out) <= FEW and len(out) * len(weight) >= MANY:
         out.copy_(product(hidden, weight))
     elif weight.dtype == out.dtype:
         torch.mm(hidden, weight.t(), out=out)
