@@ -51,7 +51,7 @@ class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
             return super().forward(x, *args, **options)  # type: ignore[no-any-return,unused-ignore]
         (name,) = self.active_adapters
         parts = self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight
-        given = x.reshape(-1, x.shape[-1]), *parts, self.scaling[name]
+        given: Any = x.reshape(-1, x.shape[-1]), *parts, self.scaling[name]
         y: Tensor = Adapted.apply(*given) if torch.is_grad_enabled() else _sum(*given)[0]  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
