@@ -70,6 +70,10 @@ def _adapted(lm: Any, how: Pretrained) -> Any:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # what peft asks of transformers is their affair
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out itself that GPT-2's are transposed
-            return peft.get_peft_model(lm, config)
+            adapted = peft.get_peft_model(lm, config)
     except ValueError as error:
         raise DataError(f"LoRA does not fit {how.name} ({error}); name its layers, such as q_proj,v_proj") from error
+    from .lora import swift
+
+    swift(adapted)
+    return adapted

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError, RecipeError
+from .products import product
 from .sources import Head, Source
 
 PROMPT, COMPLETION = 1, 2
@@ -86,22 +87,20 @@ class Causal(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         ids, roles = x[:, 0], x[:, 1]
-        if self._linear is None:
-            self._linear = self._reads_linearly()
         said, real = completions(x)
         before = torch.zeros_like(roles, dtype=torch.bool)
         before[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
-        if self._linear:
-            states = self.plain.get_decoder()(ids, attention_mask=(roles > 0).long(), use_cache=False).last_hidden_state
+        if self.linear:  # without a mask: padding lies to the right, where a causal model does not look
+            states = self.plain.get_decoder()(ids, use_cache=False).last_hidden_state
         else:
-            states = self.plain(ids, attention_mask=(roles > 0).long(), use_cache=False).logits
+            states = self.plain(ids, use_cache=False).logits
         hidden = states.new_zeros(*said.shape, states.shape[-1])
         hidden[real] = states[before]
         return {"hidden": hidden}
 
     def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
         """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
-        if not self._linear:
+        if not self.linear:
             return hidden
         head = self.plain.get_output_embeddings()
         given = weights or {}  # a tied matrix goes by its first name
@@ -163,9 +162,11 @@ class Causal(nn.Module):
 
         def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
+                weight = (base.weight.float() + update).to(base.weight.dtype)
+                if type(base) is nn.Linear:
+                    return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
                 del base.forward  # the class's own, for this call
                 try:
-                    weight = (base.weight.float() + update).to(base.weight.dtype)
                     return functional_call(base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
                 finally:
                     base.forward = forward
@@ -189,8 +190,14 @@ class Causal(nn.Module):
         """The parameters that learn, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def _reads_linearly(self) -> bool:
+    @property
+    def linear(self) -> bool:
         """Are its logits its last states times its output matrix? Some models cap or scale them."""
+        if self._linear is None:
+            self._linear = self._reads_linearly()
+        return self._linear
+
+    def _reads_linearly(self) -> bool:
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
         with self.asking():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state

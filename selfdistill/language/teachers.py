@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import shards
 from ..core import Given, Part, Step, Term
 from ..errors import DataError, RecipeError
+from .ahead import Piece
 from .causal import Causal, update_of
 from .divergences import Head, Source
 
@@ -137,6 +138,14 @@ class Ema(Judge):
         for name, value in model.learning().items():
             if not model.adapted or "lora_" not in name:
                 yield name, value.detach()
+
+    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+        """As any judge's; under LoRA, weights and updates are added up once for all pieces of a step."""
+        model, batch = cast(Causal, step.owner), step.batch
+        if not isinstance(batch, Piece) or not model.adapted or not model.linear:
+            return super().source(state, step, view)
+        step.passes += type(step.passes)(teacher=step.rows(view))
+        return batch.head(view, self, lambda x: cast(Head, self.said(state, model, x)))
 
     @contextlib.contextmanager
     def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:

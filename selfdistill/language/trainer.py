@@ -26,6 +26,7 @@ from ..step import Passes
 from ..tasks.prompts import Prompts, need
 from ..trainer import Trained, Trainer
 from . import rehearsal, vitals
+from .ahead import pieces
 from .causal import Causal, fits, packed
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .method import Language, Together, check, views
@@ -211,7 +212,8 @@ class LanguageTrainer(Trainer):
             parts = max(parts, math.ceil(tokens / ROOM.get(self.device.type, tokens)))
         parts = -ranks.most(-min(ranks.most(parts, self.device), len(groups)), self.device)  # the same everywhere
         cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
-        return [self._batch([r for r in kept if r.example in part]) for part in cut]
+        batches = [self._batch([r for r in kept if r.example in part]) for part in cut]
+        return pieces(batches) if ranks.size() == 1 else batches  # sharded ones are all asked equally often
 
     def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
         found = views(self.method, self, rollouts)
