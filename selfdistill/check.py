@@ -19,6 +19,7 @@ from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, S
 from .expressions import one_line
 from .heads import Peers, space_of
 from .losses import check_spaces
+from .probes import untaught
 from .step import Step
 from .tasks.data import Data
 from .teachers import External, MixedLabels
@@ -56,7 +57,12 @@ def check_method(method: Method, data: Data | None = None) -> None:
 
 
 def _check_task(method: Method, data: Data) -> None:
-    """Classes are learnt by heads of logits, values by the others."""
+    """Classes are learnt by heads of logits, values by the others; without labels features alone."""
+    if data.task == "features" and not untaught(method):
+        raise DataError(
+            f"{data.name}: no row has a label, and this method learns from labels; label some rows, or give a method "
+            "without labels, such as byol()"
+        )
     for name, term in method.terms.items():
         space = space_of(term.head)
         if data.task == "classify" and space in ("values", "gaussian", "ranks"):

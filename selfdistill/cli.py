@@ -160,7 +160,8 @@ def _table(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for name, metrics in rows(result):
         table.add_row(name, *cells(metrics))
-    console.print(table)
+    if table.rows:
+        console.print(table)
     console.print(sentence(result), highlight=False)
     console.print(f"The run lies in {result['run']}", highlight=False, soft_wrap=True)
 

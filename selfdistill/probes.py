@@ -97,6 +97,8 @@ def settle(model: nn.Module, data: Data) -> int:
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
+    if not len(data.labelled):
+        return 0
     bare = _itself(model)
     ids = data.labelled[:: -(-len(data.labelled) // MOST)]
     layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
