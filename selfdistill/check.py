@@ -17,7 +17,7 @@ from .core import Measured, Method, Objective, Teacher, Term
 from .counting import kept_buffers
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
-from .heads import Peers, space_of
+from .heads import Peers, space_of, tells_copies
 from .losses import check_spaces
 from .probes import untaught
 from .step import Step
@@ -110,9 +110,9 @@ def _spaces(term: Term) -> str | None:
         student, target = space_of(term.head), term.teacher.space(term.head)
     except SpaceError as error:
         return str(error)
-    for part in term.parts() if term.head == "joint" else ():
-        if (asks := getattr(part, "head", None)) not in (None, "joint"):
-            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of 'joint'"
+    for part in term.parts() if tells_copies(term.head) else ():
+        if (asks := getattr(part, "head", None)) not in (None, term.head):
+            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of {term.head!r}"
     judged = term.gate.spaces
     if judged is not None and target not in judged:
         return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
