@@ -161,9 +161,11 @@ def refused(*arguments: str) -> str:
 
 def test_what_needs_labels_is_refused_in_one_line(places: Path, done: Path, tmp_path: Path) -> None:
     photos, out = str(places / "photos"), ["--quiet", "--out", str(tmp_path / "run")]
-    assert "methods without labels, such as 'byol()'" in refused("run", photos, "--method", "elr()", *out)
-    assert "methods without labels, such as 'byol()'" in refused("run", photos, *out)
-    assert "such as --method 'byol()'" in refused("run", str(places / "plain.csv"), "--method", "plain()", *out)
+    features = "`run` learns features, by --method 'byol()' or its like"
+    assert f"without classes {features}" in refused("run", photos, "--method", "elr()", *out)
+    assert f"without classes {features}" in refused("run", photos, *out)
+    assert f"without classes {features}" in refused("compare", photos, "--methods", BYOL, "--seeds", "3", *out)
+    assert f"without one {features}" in refused("run", str(places / "plain.csv"), "--method", "plain()", *out)
     assert "is empty in every row" in refused(
         "run", str(places / "none.csv"), "--target", "y", "--method", "elr()", *out
     )

@@ -24,8 +24,9 @@ def simsiam(width: int = 256) -> Method:
         L = 1 - 1/2 [cos(q(z_1), sg z_2) + cos(q(z_2), sg z_1)],  z_v = g(f(x_v))
 
     f are the features, g three linear layers with batch norm, q two with a quarter of the ``width`` between. The paper
-    leaves out the 1; its width is 2048, for a ResNet-50, and its batches have 512 rows. Each view is a forward of its
-    own. No label is read; the classifier is fitted to the features as they are, a linear probe (`probes.settle`).
+    leaves out the 1; its width is 2048, for a ResNet-50, its batches have 512 rows, and q's learning rate does not fall
+    with the others'. Each view is a forward of its own. No label is read; the classifier is fitted to the features as
+    they are, a linear probe (`probes.settle`).
 
     Source: Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, algorithm 1.
 

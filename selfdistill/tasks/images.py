@@ -231,7 +231,7 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
         if labelled or not extra:
             raise DataError(
                 f"{root}: no sub-folder with images in it; put each class into a folder of its own"
-                + ("; images without classes are for methods without labels, such as 'byol()'" if extra else "")
+                + ("; without classes `run` learns features, by --method 'byol()' or its like" if extra else "")
             )
     classes = tuple(sorted(set().union(*splits.values())))
     number = {label: i for i, label in enumerate(classes)}

@@ -175,8 +175,8 @@ def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[st
     columns = ", ".join(frame.columns)
     if target is None:
         raise DataError(
-            f"{path}: say which column is the target (target=, --target), one of: {columns}; none is needed by methods "
-            "without labels, such as --method 'byol()'"
+            f"{path}: say which column is the target (target=, --target), one of: {columns}; without one `run` learns "
+            "features, by --method 'byol()' or its like"
         )
     if target not in frame.columns:
         raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
