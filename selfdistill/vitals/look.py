@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..core import Measured
     from .watch import Watch
 
-BESIDE = ("projection", "prediction", "prototypes")  # heads by which rows are told apart, and maps are not
+BESIDE = ("projection", "prediction")  # what rows are told apart by; scores of prototypes differ little for long
 NARROW, SETTLED = 0.05, 49  # a spread that is none, and the step from which on it counts: before, nothing is learnt
 MOST = 4096  # elements a look reads, and classes a histogram has: language models have far more of both
 
