@@ -217,6 +217,8 @@ def measure_for(task: str, asked: str | None) -> str:
     >>> measure_for("regress", None)
     'mse'
     """
+    if task == "features":  # nothing will be audited
+        return MEASURES["classify"][0]
     if asked is not None and asked not in MEASURES[task]:
         what = {"regress": "values are", "classify": "classes are", "generate": "answers are"}[task]
         raise DataError(f"{what} audited by {' or '.join(MEASURES[task])}, not by {asked}; leave --audit-measure out")

@@ -17,8 +17,9 @@ from .core import Measured, Method, Objective, Teacher, Term
 from .counting import kept_buffers
 from .errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from .expressions import one_line
-from .heads import Peers, space_of
+from .heads import Peers, space_of, tells_copies
 from .losses import check_spaces
+from .probes import untaught
 from .step import Step
 from .tasks.data import Data
 from .teachers import External, MixedLabels
@@ -56,7 +57,12 @@ def check_method(method: Method, data: Data | None = None) -> None:
 
 
 def _check_task(method: Method, data: Data) -> None:
-    """Classes are learnt by heads of logits, values by the others."""
+    """Classes are learnt by heads of logits, values by the others; without labels features alone."""
+    if data.task == "features" and not untaught(method):
+        raise DataError(
+            f"{data.name}: no row has a label, and this method learns from labels; label some rows, or give a method "
+            "without labels, such as byol()"
+        )
     for name, term in method.terms.items():
         space = space_of(term.head)
         if data.task == "classify" and space in ("values", "gaussian", "ranks"):
@@ -104,9 +110,9 @@ def _spaces(term: Term) -> str | None:
         student, target = space_of(term.head), term.teacher.space(term.head)
     except SpaceError as error:
         return str(error)
-    for part in term.parts() if term.head == "joint" else ():
-        if (asks := getattr(part, "head", None)) not in (None, "joint"):
-            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of 'joint'"
+    for part in term.parts() if tells_copies(term.head) else ():
+        if (asks := getattr(part, "head", None)) not in (None, term.head):
+            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of {term.head!r}"
     judged = term.gate.spaces
     if judged is not None and target not in judged:
         return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"

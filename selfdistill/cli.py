@@ -102,6 +102,9 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 
     Trains the plain model for as many steps beside it, and prints what the test split says of both. A run that was
     cut goes on when the same command is given again, or by `selfdistill resume`.
+
+    Recipes without labels, such as byol(), also learn of a folder of images without classes and of a table without
+    --target: nothing is scored then, and another run begins with the features by --init.
     """
     from .request import Request
     from .run import Run
@@ -165,7 +168,8 @@ def _table(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for name, metrics in rows(result):
         table.add_row(name, *cells(metrics))
-    console.print(table)
+    if table.rows:
+        console.print(table)
     console.print(sentence(result), highlight=False)
     console.print(f"The run lies in {result['run']}", highlight=False, soft_wrap=True)
 

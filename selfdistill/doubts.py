@@ -196,6 +196,8 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
     if record.get("kind") == "learner":
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
     summary = record["result"].get("doubts")
+    if record["data"].get("task") == "features":
+        raise CheckpointError(f"{folder} was trained without any label, so that none can be doubted; label some rows")
     if summary is None or not (folder / FILE).exists():
         raise CheckpointError(f"{folder} has no {FILE}: it was made by an older version; run it again in a new --out")
     try:

@@ -95,7 +95,9 @@ def halfwidth(errors: Tensor, coverage: float = COVERAGE) -> float:
 
 def final_score(model: nn.Module, data: Data) -> dict[str, float]:
     """Metrics on the test split; of values also ``coverage`` and ``width`` of intervals of 90 %, from the errors on the
-    audit split, which never taught: where it has too few rows for that, they are missing."""
+    audit split, which never taught: where it has too few rows for that, they are missing. Nothing without a row."""
+    if not len(data.test):
+        return {}
     said, y = answers(model, data, data.test), data.y[data.test]
     found = scored(said, y, data.task)
     if data.task == "regress" and len(data.audit):

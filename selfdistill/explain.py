@@ -29,8 +29,9 @@ from .teachers import (
     Stale,
 )  # fmt: skip
 from .teachers.cached import asked, pinned
+from .terms import Cooling
 from .values import of_values
-from .views import Views
+from .views import Look, Views
 
 _SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -169,7 +170,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
         {
             "term": name,
             "teacher": repr(term.teacher),
-            "loss": repr(term.loss),
+            "loss": repr(term.loss) + (f" {term.told()}" if isinstance(term, Cooling) else ""),
             "gate": "" if isinstance(term.gate, Always) else repr(term.gate),
             "view": term.view,
             "head": term.head,
@@ -186,7 +187,7 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         **card(name),
         "expression": expression,
         "terms": terms(method),
-        "views": [f"{look.name}: {look.rows} rows, {look.augment} augmentation" for look in method.views.looks],
+        "views": [_shown(look) for look in method.views.looks],
         "heads": sorted({term.head for term in method.terms.values()}),
         "forward": method.forward,
         "generations": method.generations,
@@ -194,6 +195,22 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         "cost_kept": kept(method),
         "cost_note": _cost_note(method),
     }
+
+
+def _shown(look: Look) -> str:
+    """A view in a line.
+
+    >>> _shown(Look("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
+    """
+    if not look.of:
+        return f"{look.name}: {look.rows} rows, {look.augment} augmentation"
+    least, most = (round(100 * (look.hidden + by), 1) for by in (-look.spread, look.spread))
+    share = f"{least:g} to {most:g} %" if look.spread else f"{most:g} %"
+    part = "half" if look.whole == 0.5 else f"{round(100 * (1 - look.whole), 1):g} %"
+    return f"{look.name}: what {look.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
+        look.whole > 0
+    )
 
 
 def _cost_note(method: Method) -> str:

@@ -88,6 +88,11 @@ def says(folder: str | Path, source: str, exit_number: int | None = None) -> Pre
     if not place.is_dir():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
     card = model_card(place)
+    if card.get("task") == "features":
+        raise DataError(
+            f"{folder} was trained without any label and knows no classes; learn some from its layers by `selfdistill "
+            f"run LABELLED --init {folder}`"
+        )
     if (place / ESTIMATOR).exists():
         if exit_number is not None:
             raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")

@@ -42,7 +42,8 @@ SPACE_OF_HEAD: dict[str, str] = {
     "classify": "logits",
 }
 MAIN = ("logits", "values", "gaussian")
-_SEVERAL = ("exits", "peers", "joint")  # logits of several distributions for a row, or for copies of it
+_OWN = ("joint",)  # logits of each copy of a row, of a class and of which copy it is: M classes for each of the data's
+_SEVERAL = ("exits", "peers", *_OWN)  # logits of several distributions for a row
 #: head of classes -> the same head where the target is a value. A model may call both by the first name.
 VALUES = {"logits": "values", "peers": "peer_values", "exits": "exit_values"}
 _ALSO = {values: logits for logits, values in VALUES.items()}
@@ -70,6 +71,15 @@ def one_distribution(head: str) -> bool:
     (True, False, False)
     """
     return head not in _SEVERAL and space_of(head) == "logits"
+
+
+def tells_copies(head: str) -> bool:
+    """Are its classes others than the data's: a class together with which copy of the row it is?
+
+    >>> tells_copies("joint"), tells_copies("logits")
+    (True, False)
+    """
+    return head in _OWN
 
 
 def output_of(outputs: Mapping[str, Tensor], head: str) -> Tensor:

@@ -14,6 +14,7 @@ from .arguments import checked
 from .core import Method
 from .errors import DataError, RecipeError
 from .methods import Recipe, recipes
+from .probes import untaught
 from .request import Request
 from .sampling import Sampler
 from .tasks import text
@@ -54,6 +55,7 @@ def prepare(request: Request) -> Prepared:
         spec, reader = request.model or encoders.USUAL, text.reader(request.model, request.text)
     elif spec is not None and spec.partition("(")[0].strip() not in models.MODELS and encoders.named(spec):
         raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
+    bare = request.method is not None and reader is None and untaught(read_method(request.method))
     data = load(
         request.data,
         target=request.target,
@@ -63,7 +65,10 @@ def prepare(request: Request) -> Prepared:
         image_size=request.image_size,
         seed=request.seed,
         reader=reader,
+        labelled=not bare,
     )
+    if data.task == "features":
+        _refuse_judging(request, data)
     if request.augment:
         data = replace(data, augment=request.augment)
     if request.init and reader:
@@ -107,6 +112,15 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     return method
 
 
+def _refuse_judging(request: Request, data: Data) -> None:
+    """What audits by labels has no meaning where there are none."""
+    for name in ("audit_folds", "audit_epochs", "audit_measure"):
+        if getattr(request, name, None) is not None or dict(request.training).get(name) is not None:
+            raise DataError(
+                f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"
+            )
+
+
 def _usual(data: Data) -> str:
     """What is learnt by where nothing is asked for."""
     if data.task == "regress":
@@ -135,7 +149,8 @@ def _epochs(data: Data, method: Method, batch_size: int) -> int:
 
 def suitable_threads(ready: Prepared) -> int:
     """Threads for this model and batch; where the model does not run, the dry run will say why."""
-    x = ready.data.rows(ready.data.labelled[:1]).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
+    some = torch.cat([ready.data.labelled, ready.data.unlabelled])[:1]
+    x = ready.data.rows(some).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
     try:
         return threads.suitable(ready.build(), x)
     except Exception:  # another's code may raise anything

@@ -21,19 +21,25 @@ MOST = 5000  # labelled rows that a classifier is fitted to in training, evenly 
 
 
 def features(model: nn.Module, data: Data, ids: Tensor, head: str = "logits") -> Tensor:
-    """What the last linear layer reads of these rows, in eval mode, float32, (rows, width).
+    """What the classifier reads of these rows, in eval mode, float32, (rows, width): the input of the last linear layer
+    of the model itself, whatever is learnt beside it.
 
     Raises:
-        RecipeError: the model has no linear layer.
+        SpaceError: the model has no linear layer.
     """
     read = list[Tensor]()
-    layer, device = last_linear(model), next(model.parameters()).device
+    layer, device = last_linear(_itself(model)), next(model.parameters()).device
     hook = layer.register_forward_hook(lambda module, given, out: read.append(given[0].detach().float().cpu()))
     try:
         predict_rows(model, data, ids, head, device)
     finally:
         hook.remove()
     return torch.cat(read) if read else torch.zeros(0, layer.in_features)
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    """The model that heads were put beside: their layers were made after its classifier."""
+    return model.model if isinstance(model, Extended) else model
 
 
 def linear(known: Tensor, y: Tensor, asked: Tensor) -> Tensor:
@@ -86,12 +92,14 @@ def settle(model: nn.Module, data: Data) -> int:
     usual penalty of 1. Standardisation is folded into the weights; a class without a label gets the smallest bias.
 
     Raises:
-        RecipeError: the model has no linear layer.
+        SpaceError: the model has no linear layer.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
-    bare = model.model if isinstance(model, Extended) else model
+    if not len(data.labelled):
+        return 0
+    bare = _itself(model)
     ids = data.labelled[:: -(-len(data.labelled) // MOST)]
     layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
     shifted = layer.bias is not None

@@ -206,7 +206,8 @@ class Run:
         tell: Callable[[str], None] | None,
     ) -> dict[str, Any]:
         """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
-        beside, folded = self.request.control and ready.method != plain(), None
+        taught = len(ready.data.labelled) > 0
+        beside, folded = self.request.control and ready.method != plain() and taught, None
         if self.request.audit_folds is not None:
             folded = crossfit(
                 ready.build, ready.data, ready.method, self.request.audit_folds, self.folder / "folds", control=beside,
@@ -236,8 +237,9 @@ class Run:
         if folded:
             result["folds"] = folded.to_json()
         if ranks.rank() == 0:
-            found, result["doubts"] = doubts.judge(trained, ready.data)
-            doubts.save(found, self.folder)
+            if taught:
+                found, result["doubts"] = doubts.judge(trained, ready.data)
+                doubts.save(found, self.folder)
             self._finish(ready, control if control and preferred else trained, result)
         return result
 
@@ -327,7 +329,7 @@ class Run:
                 result["test"] = result["plain"]["end"]
         shown = "reliability" if data.task == "classify" else "predicted"
         result[shown] = {}
-        for name, (one, weights) in said.items():
+        for name, (one, weights) in said.items() if len(test) else ():
             one.model.load_state_dict(weights)
             found = answers(product(one.model), data, test)
             result[shown][name] = reliability(found, data.y[test]) if data.classes else points(found, data.y[test])

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import draws
 from .errors import DataError
 from .step import Batch, Rows
-from .tasks import augment
+from .tasks import augment, hiding
 from .views import TOGETHER, Look, Views
 
 
@@ -203,7 +203,10 @@ class Sampler:
     def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         """What another view shows, less some patches; others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
-        return augment.hide(x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind)
+        return hiding.hide(
+            x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind, spread=look.spread,
+            whole=look.whole,
+        )  # fmt: skip
 
     def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""

@@ -13,7 +13,7 @@ from . import draws
 from .core import Batch, Clock, Method, Objective, Pool, Rows
 from .heads import space_of
 from .networks import vit
-from .tasks.augment import hide
+from .tasks.hiding import hide
 
 CLASSES, WIDTH, ROWS = 4, 6, 12
 
@@ -112,7 +112,8 @@ def batch_for(method: Method, step: int) -> Batch:
     for look in (look for look in method.views.looks if look.hidden and look.name in batch):
         x, y, ids = batch[look.name]
         assert ids is not None
-        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, kind="image"), y, ids)
+        how: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
+        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **how), y, ids)
     return batch
 
 

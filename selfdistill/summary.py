@@ -11,11 +11,14 @@ COLUMNS = {
     "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
     "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
+    "features": {},
 }
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """What was compared, on the test split: (name, metrics)."""
+    """What was compared, on the test split: (name, metrics); nothing where no row has a label."""
+    if not head(result):
+        return []
     table: list[tuple[str, dict[str, float]]] = []
     plain = result.get("plain")
     if speaks(result):
@@ -121,6 +124,11 @@ def sentence(result: dict[str, Any]) -> str:
     """One run's outcome in words. One seed is an anecdote and is called one."""
     if speaks(result):
         return _verdicts(result)
+    if not head(result):
+        return (
+            f"No row of {result['data']['name']} has a label, so nothing was scored or audited, and the last weights "
+            "are the product: `selfdistill run LABELLED --init RUN` learns classes or values from their layers."
+        )
     plain, first = result.get("plain"), head(result)[0]
     if not plain or plain["from"] == "itself":
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
@@ -160,9 +168,10 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any]) -> str:
     decisions = [g["decision"]["why"] for g in result["generations"] if g.get("decision")]
     lines = [
         "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
-        f"metrics: [{next(iter(COLUMNS[data['task']]))}]", "---",
+        f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",
         "", *_facts(result, record), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
-        f"Trained and tested on {data['name']} alone, with one seed: on other data nothing is known of it."
+        f"Trained {'and tested ' * bool(head(result))}on {data['name']} alone, with one seed: on other data nothing is "
+        "known of it."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
         "", *_loading(".", result),
     ]  # fmt: skip
@@ -178,16 +187,21 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         "",
         sentence(result),
         "",
-        f"| on the test split | {' | '.join(head(result))} |",
-        "|---" * (1 + len(head(result))) + "|",
-        *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
-        "",
+        *_tested(result),
         f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
         *_trained(result, record, took),
         *together(result),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
+
+
+def _tested(result: dict[str, Any]) -> list[str]:
+    """The table of `rows`."""
+    if not head(result):
+        return []
+    lines = [f"| on the test split | {' | '.join(head(result))} |", "|---" * (1 + len(head(result))) + "|"]
+    return [*lines, *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)), ""]
 
 
 def together(result: dict[str, Any]) -> list[str]:

@@ -171,7 +171,8 @@ class Trainer:
                 shards.shard_children(state)
         elif ranks.size() > 1:
             with torch.no_grad():
-                shown = self.model.eval()(self.data.rows(self.data.labelled[:2]).to(self.device))
+                some = torch.cat([self.data.labelled, self.data.unlabelled])[:2]
+                shown = self.model.eval()(self.data.rows(some).to(self.device))
             self.model.train()
             # a method need not use every head, and DDP waits for gradients that never come unless it is told
             forward = shards.replicated(forward, heads=isinstance(shown, Mapping))

@@ -31,8 +31,9 @@ class Look:
     """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
 
     ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
-    ``hidden`` is the share of an image's patches that is hidden, other ones each time, in what the view ``of`` shows:
-    it comes before, and has the same rows and ``augment``.
+    ``hidden`` is the share of an image's patches that is hidden, in blocks, other ones each time, in what the view
+    ``of`` shows: it comes before, and has the same rows and ``augment``. Each image's share lies within ``spread`` of
+    ``hidden``; a share ``whole`` of the images is shown as it is.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Look:
     fixed: int = 0
     hidden: float = 0.0
     of: str = ""
+    spread: float = 0.0
+    whole: float = 0.0
 
     def __post_init__(self) -> None:
         for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
@@ -48,6 +51,14 @@ class Look:
                 raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
         if not 0.0 <= self.hidden < 1.0 or bool(self.of) != (self.hidden > 0.0):
             raise RecipeError(f"a view hides a share in (0, 1) of another one, not {self.hidden} of {self.of!r}")
+        most = min(self.hidden, 1.0 - self.hidden)
+        if not 0.0 <= self.spread <= most or not 0.0 <= self.whole < 1.0:
+            raise RecipeError(
+                f"of {self.hidden} that is hidden a share may be off by 0 to {most:g}, not {self.spread}, and a share "
+                f"in [0, 1) of the images be whole, not {self.whole}"
+            )
+        if (self.spread or self.whole) and not self.of:
+            raise RecipeError(f"view {self.name!r} hides nothing; leave spread and whole out")
         if self.of and self.fixed:
             raise RecipeError(f"view {self.name!r} hides parts of view {self.of!r} anew each time; leave fixed out")
         if self.fixed < 0:

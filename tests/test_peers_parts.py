@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from selfdistill import fit
 from selfdistill.branches import ApartPeers, AttendingBranches, Branches, GatedBranches
-from selfdistill.core import Clock, Method, Term
+from selfdistill.core import Clock, Method, Step, Teacher, Term
 from selfdistill.diversity import pairwise
 from selfdistill.ensembles import gain
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.heads import Group, Mean, Peers
-from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, ReverseKL
+from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, PrototypeCrossEntropy, ReverseKL
 from selfdistill.methods import recipes
 from selfdistill.models import parse
 from selfdistill.networks import mlp
 from selfdistill.targets import Target
 from selfdistill.teachers import Ancestors, Combined, Itself, Labels, Members, Stale
 from selfdistill.teachers.combined import best_weights, convex
-from selfdistill.terms import Cooling
+from selfdistill.terms import Cooling, PerRow
 from tests.harness import record, tiny_data
 from tests.oracles import kdcl as kdcl_oracle
 from tests.test_oracles import LOSS, WEIGHT, differences
@@ -219,6 +219,40 @@ def test_a_term_cools_to_the_temperature_of_its_loss() -> None:
     assert [term.temperature(Clock(step=s, epochs=8)) for s in (0, 1, 2, 4, 7)] == [6.0, 5.0, 4.0, 2.0, 2.0]
     with pytest.raises(RecipeError, match="has no temperature"):
         Cooling(Itself(), LogOneMinusInner())
+    warming = Cooling(Itself(), PrototypeCrossEntropy(0.1, 0.07), start=0.04, share=0.5, which="sharp")
+    assert [round(warming.temperature(Clock(step=s, epochs=8)), 4) for s in (0, 2, 4, 7)] == [0.04, 0.055, 0.07, 0.07]
+    with pytest.raises(RecipeError, match="has no sharp"):
+        Cooling(Itself(), KL(), which="sharp")
+    with pytest.raises(RecipeError, match="above 0"):
+        Cooling(Itself(), KL(), start=0.0)
+
+
+def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
+    """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
+
+    class Told(Teacher):
+        def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+            valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
+            return Target(torch.zeros(3, 3, 1), "features", valid)
+
+    class Seen:
+        clock, batch = Clock(), {"x": None}
+
+        def rows(self, view: str) -> int:
+            return 3
+
+        def student(self, view: str, head: str) -> torch.Tensor:
+            return torch.tensor([[[1.0], [3.0], [9.0]], [[9.0], [9.0], [2.0]], [[9.0], [9.0], [9.0]]])
+
+    @dataclass(frozen=True)
+    class Far:
+        temperature: float = 1.0
+
+        def __call__(self, student: torch.Tensor, target: Target) -> torch.Tensor:
+            return (student - target.value).square().sum(-1)
+
+    found = PerRow(Told(), Far(), head="features").tally(lambda part: nn.Identity(), cast(Any, Seen()))
+    assert (found.tally.total.item(), found.tally.count.item()) == ((1 + 9) / 2 + 4 + 0, 3)
 
 
 def test_diversity_by_hand() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from selfdistill import probes
 from selfdistill.benchmark.probe import probed
 from selfdistill.errors import SelfdistillError
+from selfdistill.features import Projectors
 from tests.harness import CLASSES, tiny_data, value_data
 
 
@@ -41,6 +42,18 @@ def test_features_are_what_the_last_linear_layer_reads_and_the_network_stays_as_
     np.testing.assert_allclose(found.numpy(), by_hand(net, data.rows(data.labelled)), atol=1e-5)
     assert net.training
     assert not net.classifier._forward_hooks
+
+
+def test_features_are_the_models_own_and_not_those_of_heads_beside_it() -> None:
+    """Projector and predictor come after the classifier: what their last layer reads is no feature of the product."""
+    torch.manual_seed(0)
+    net, data = Net(), tiny_data()
+    whole = Projectors((6, 5), (3, 5))(lambda: net)()
+    wanted = by_hand(net, data.rows(data.test))
+    np.testing.assert_allclose(probes.features(whole, data, data.test).numpy(), wanted, atol=1e-5)
+    weights = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    for answered in (probed(whole, data).test(), probed(whole, data, weights).test()):
+        torch.testing.assert_close(answered, probed(net, data).test())
 
 
 def test_linear_is_a_logistic_regression_on_standardised_features() -> None:

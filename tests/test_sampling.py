@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfdistill.errors import DataError
 from selfdistill.sampling import Drawn, Sampler
-from selfdistill.tasks.augment import HIDDEN
+from selfdistill.tasks.hiding import HIDDEN
 from selfdistill.views import Look, Views, overlapping, pairs, two, weak_strong
 
 UNION = Views((Look("x", "union"),))
@@ -298,7 +298,7 @@ def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: Look) -> No
     for batch in epochs:
         gone = batch["y"].x == HIDDEN
         assert batch["y"].x[~gone].equal(batch["x"].x[~gone])
-        assert gone.flatten(1).sum(1).tolist() == [20] * len(batch["y"].x)
+        assert set(gone.flatten(1).sum(1).tolist()) <= {12, 16}  # of 64 pixels, in fours
         assert "y" not in batch.fixed
         assert ("x" in batch.fixed) is (shown.augment == "none" or shown.fixed > 0)
     assert not epochs[0]["y"].x.eq(HIDDEN).equal(epochs[1]["y"].x.eq(HIDDEN))

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill import fit
-from selfdistill.core import Method, Step, Target, Teacher, Term
+from selfdistill.core import Clock, Method, Step, Target, Teacher, Term
 from selfdistill.gates import Confident
-from selfdistill.losses import KL, CrossEntropy
+from selfdistill.losses import KL, CosineDistance, CrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.teachers import Ema, Frozen, History, Itself, Labels
+from selfdistill.views import two
 from selfdistill.vitals import figures, looked_at
+from selfdistill.vitals.look import spread
 
 from .harness import building_for, external_teacher, of_values, tiny_data, value_data
 from .signals import CLASSES, Net, Says, caught, clear, train
@@ -126,3 +128,42 @@ def test_no_recipe_is_called_dead(name, tmp_path):
     data = (value_data if values else tiny_data)(24 if method.views.need_unlabelled() else 0)
     options: Any = {"external": external_teacher(), "out": tmp_path, "batch_size": 12}
     fit(building_for(method), data, method, steps=40, lr=0.05, optimizer="sgd", **options)
+
+
+class Projecting(nn.Module):
+    """Rows projected linearly, beside a direction that all of them have."""
+
+    def __init__(self, common: float) -> None:
+        super().__init__()
+        self.own, self.common = nn.Linear(6, 4, bias=False), common
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"projection": self.own(x) + self.common}
+
+
+@pytest.mark.parametrize(("common", "narrow"), [(100.0, True), (0.0, False)])
+def test_features_of_one_direction_are_warned_of(common: float, narrow: bool) -> None:
+    """Five looks from step 50 on are enough, four are not; the spread is the standard deviation of unit vectors."""
+    method = Method(
+        {"far": Term(Itself("other"), CosineDistance(), head="projection")},
+        views=two("all", "none"),
+        forward="separate",
+    )
+    torch.manual_seed(0)
+    model = Projecting(common)
+    objective = method.bind(model, clock=Clock(epochs=1, per_epoch=300))
+    for step in range(250):
+        if step == 249:
+            assert not any("one direction" in line for line in objective.vitals().warnings)
+        x, other = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(step))
+        objective({"x": x, "other": other}).backward()
+        objective.update()
+    warned = [line for line in objective.vitals().warnings if "have nearly one direction" in line]
+    assert bool(warned) is narrow
+    unit = nn.functional.normalize(model(x)["projection"].detach(), dim=1)
+    assert spread(model(x)["projection"].detach()) == pytest.approx(
+        math.sqrt(float(unit.var(0, correction=0).sum())), abs=1e-3
+    )
+    read = objective.vitals().terms["far"]["spread"]
+    assert read is not None
+    assert (read < 0.05) is narrow

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SpaceError
-from ..tasks.augment import hidden_patches
+from ..tasks.hiding import hidden_patches
 from .reading import Featured, Hook, Tap, last_linear, layer_of, pooled
 
 

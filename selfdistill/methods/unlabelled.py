@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from ..core import Method, Term
 from ..features import Projectors
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..teachers import CentredMomentum, Itself, Momentum
+from ..terms import Cooling, PerRow
 from ..views import Look, Views, two
 
 CROPS = two("all", "crop")
@@ -23,8 +24,9 @@ def simsiam(width: int = 256) -> Method:
         L = 1 - 1/2 [cos(q(z_1), sg z_2) + cos(q(z_2), sg z_1)],  z_v = g(f(x_v))
 
     f are the features, g three linear layers with batch norm, q two with a quarter of the ``width`` between. The paper
-    leaves out the 1; its width is 2048, for a ResNet-50, and its batches have 512 rows. Each view is a forward of its
-    own. No label is read; the classifier is fitted to the features as they are, a linear probe (`probes.settle`).
+    leaves out the 1; its width is 2048, for a ResNet-50, its batches have 512 rows, and q's learning rate does not fall
+    with the others'. Each view is a forward of its own. No label is read; the classifier is fitted to the features as
+    they are, a linear probe (`probes.settle`).
 
     Source: Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, algorithm 1.
 
@@ -108,19 +110,22 @@ def dino(
 
 
 def ibot(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
-    crops: int = 2, hidden: float = 0.3,
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
+    centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
+    whole: float = 0.5,
 ) -> Method:  # fmt: skip
     """Image BERT with an online tokenizer: `dino`, whose student also tells what patches it cannot see look like.
 
     Equation::
 
-        L = dino + 1/2 sum_v mean_i CE(softmax((t_vi - c') / sharp), softmax(s_vi / temperature)),  i hidden in v
+        L = dino + 1/2 sum_v mean_rows mean_i CE(softmax((t_vi - c') / S), softmax(s_vi / temperature)),  i hidden in v
+        S = sharp + (settled - sharp) min(1, progress / warm_up), for dino's part too
 
-    The student's two large crops have a share ``hidden`` of their patches hidden by a token that is learnt; the average
-    sees them whole, and its word on a hidden patch is the target. Patches have their own mean c', and share the
-    projection and the prototypes with the classifier's token. Patches are hidden one by one, not in blocks, in every
-    crop; the paper hides them in half of the crops, and warms ``sharp`` up to .07 for patches.
+    In the student's two large crops blocks of patches are hidden by a token that is learnt; the average sees them
+    whole, and its word on a hidden patch is the target. A share ``whole`` of the crops hides nothing and counts as 0
+    in the mean over rows; each other one hides a share within ``spread`` of ``hidden``. Patches have their own mean
+    c', and share the projection and the prototypes with the classifier's token. Shares, temperatures and blocks are
+    the paper's; it warms up for 30 of 300 to 800 epochs, has 8192 prototypes, ten small crops and larger large ones.
 
     Source: Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, ICLR 2022, equations 2 and 3.
 
@@ -129,13 +134,16 @@ def ibot(
     >>> [name for name in ibot(crops=0).terms]
     ['x_from_other', 'other_from_x', 'patches_x', 'patches_other']
     """
-    base = dino(decay, temperature, sharp, centring, prototypes, crops, norm=False)
+    base = dino(decay, centring=centring, prototypes=prototypes, crops=crops, norm=False)
+    loss = PrototypeCrossEntropy(temperature, settled)
     blind = {view: f"{view}_hidden" for view in ("x", "other")}
-    terms = {name: replace(term, view=blind.get(term.view, term.view)) for name, term in base.terms.items()}
+    how: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
+    terms = dict[str, Term]()
+    for name, t in base.terms.items():
+        terms[name] = Cooling(t.teacher, loss, blind.get(t.view, t.view), t.head, weight=t.weight, **how)
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
-        loss = PrototypeCrossEntropy(temperature, sharp)
-        terms[f"patches_{view}"] = Term(told, loss, there, "patch_prototypes", weight=0.5)
-    looks = [Look(there, "all", "crop", hidden=hidden, of=view) for view, there in blind.items()]
+        terms[f"patches_{view}"] = PerRow(told, loss, there, "patch_prototypes", weight=0.5, **how)
+    looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
     heads = replace(cast(Projectors, base.prepare), patches=True)
     return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

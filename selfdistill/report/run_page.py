@@ -28,6 +28,7 @@ VITALS = {
     "kept": "share kept by the gate",
     "accuracy": "targets that agree with the labels",
     "weight_distance": "distance of the weights",
+    "spread": "spread of the directions of features",
 }
 
 
@@ -42,7 +43,7 @@ def render(folder: Path) -> str:
     result = record.get("result")
     method = record["method"]
     parts = [_verdict(record, folder)]
-    if result:
+    if result and head(result):
         metrics = table(("on the test split", *head(result)), [
             (name, *cells(figures)) for name, figures in rows(result)
         ])  # fmt: skip
@@ -91,8 +92,11 @@ def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> li
     )
     by_step += "each decision."
     losses = [Series("loss", [(ends[line["generation"]] + line["step"], line["loss"]) for line in lines])]
-    return [
+    audited = [
         figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks), by_step),
+    ]
+    return [
+        *(audited if any(line.get("audit") for line in lines) else []),
         figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
     ]
 

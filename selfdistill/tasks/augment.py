@@ -21,7 +21,6 @@ from torch import Tensor
 
 from selfdistill import draws
 from selfdistill.errors import RecipeError
-from selfdistill.networks import patch_of
 
 Address = tuple[int | str, ...]
 
@@ -31,7 +30,6 @@ MASKED = 0.2  # tables: share of features set to 0
 WEAK_MASK, STRONG_MASK = 0.15, 0.3  # texts: share of the tokens
 GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)  # images: the share of the area that a crop shows
 ASPECT = (0.75, 4 / 3)  # of a crop, breadth to height
-HIDDEN = -1.0  # what no pixel is: who reads images with hidden patches looks for it
 LOCAL_MASK = 0.6  # tables and texts: share of what is hidden where images show little
 ENHANCE = 0.9  # brightness, contrast and sharpness change by up to this factor
 SLANT, TURN, MOVE = 0.3, 0.268, 0.3  # shear; tangent of half of 30 degrees; translation in sides
@@ -111,33 +109,6 @@ def local(
         hidden = draws.uniform((*address, "local"), ids, x.shape[1]) < LOCAL_MASK
         return x.masked_fill(hidden, 0.0) + STRONG_NOISE * draws.normal((*address, "local noise"), ids, x.shape[1])
     return _zoomed(x, draws.uniform((*address, "local"), ids, 7), LOCAL, flips)
-
-
-def hide(x: Tensor, ids: Tensor, address: Address, share: float, *, kind: str) -> Tensor:
-    """Images with this share of their patches (`networks.patch_of` a side), at least one, filled with `HIDDEN`.
-
-    All images hide equally many, drawn one by one.
-
-    Raises:
-        RecipeError: the rows are no images.
-
-    >>> hide(torch.rand(3, 1, 8, 8), torch.arange(3), (0,), 0.3, kind="image").eq(HIDDEN).sum((1, 2, 3)).tolist()
-    [20, 20, 20]
-    """
-    if kind != "image":
-        raise RecipeError(f"patches are of images, and these rows are a {kind}; give a method without hidden patches")
-    patch, (height, width) = patch_of(*x.shape[2:]), x.shape[2:]
-    grid = (height // patch, width // patch)
-    count = max(1, round(share * grid[0] * grid[1]))
-    order = draws.uniform(address, ids, grid[0] * grid[1]).sort(dim=1, stable=True).indices
-    hidden = torch.zeros(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
-    hidden = hidden.scatter(1, order[:, :count], True).view(-1, 1, *grid)
-    return x.masked_fill(hidden.repeat_interleave(patch, 2).repeat_interleave(patch, 3), HIDDEN)
-
-
-def hidden_patches(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches of images (rows, channels, height, width) have a hidden pixel: (rows, *grid)."""
-    return F.adaptive_max_pool2d(x.eq(HIDDEN).any(1, keepdim=True).float(), grid)[:, 0] > 0
 
 
 def apply(

@@ -33,7 +33,7 @@ class Data:
 
     name: str
     kind: str  # "image" | "table" | "text"
-    task: str  # "classify" | "regress"
+    task: str  # "classify" | "regress" | "features": no row has a label
     x: Tensor  # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
     y: Tensor  # (n,) int64, -1 for no label; or float32, nan for no label
     classes: tuple[str, ...]  # empty for regression
@@ -69,7 +69,7 @@ class Data:
     @property
     def head(self) -> str:
         """The model's main head for this task."""
-        return "logits" if self.task == "classify" else "values"
+        return "values" if self.task == "regress" else "logits"
 
     @property
     def outputs(self) -> int:
@@ -84,6 +84,10 @@ class Data:
     @property
     def note(self) -> str:
         """What a person should know of these rows before they are learnt, if anything."""
+        if self.task == "features":
+            columns = tabular.columns(self.preprocessor)[0] if self.preprocessor is not None else []
+            inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
+            return f"{self.name}: no row has a label{inputs}; nothing can be scored, the last weights are the product"
         if not self.cut:
             return ""
         return (
@@ -93,7 +97,7 @@ class Data:
     @cached_property
     def targets(self) -> Tensor:
         """What a model learns, (n,): the class of each row, or its standardised value."""
-        return self.y if self.task == "classify" else (self.y - self.center) / self.scale
+        return (self.y - self.center) / self.scale if self.task == "regress" else self.y
 
     def in_units(self, said: Tensor) -> Tensor:
         """A model's standardised values (rows, 1) in the unit of the target, (rows,)."""
@@ -139,13 +143,15 @@ def load(
     seed: int = 0,
     image_size: int | None = None,
     reader: Any = None,
+    labelled: bool = True,
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, a CSV or Parquet file.
 
     ``target`` names a table's target column; rows without one teach unlabelled, as those of ``unlabelled``.
     ``labels`` keeps that many training labels, ``label_noise`` makes that share of them wrong, ``test`` is a
     share of the labelled rows and ``audit`` one of the rest. The test split does not depend on ``seed``. A
-    ``reader`` (`text.reader`) makes token ids of a table's column of texts.
+    ``reader`` (`text.reader`) makes token ids of a table's column of texts. Unless they must be ``labelled``, a folder
+    may have no classes and a table no target: such data teach features.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -156,7 +162,7 @@ def load(
     more = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
     if reader is None:
-        found = sources.find(source, target=target, unlabelled=more, image_size=image_size)
+        found = sources.find(source, target=target, unlabelled=more, image_size=image_size, labelled=labelled)
         return _assemble(found, audit, test, **options)
     found, cut = reader.source(source, target, more)
     return replace(_assemble(found, audit, test, **options), reader=reader, cut=cut)
@@ -272,6 +278,7 @@ def _assemble(
         labels=labels,
         label_noise=label_noise,
         seed=seed,
+        bare=found.bare,
     )
     (center, scale), x, preprocessor = _standard(found, parts), found.x, None
     if found.features is not None:
@@ -281,7 +288,7 @@ def _assemble(
     return Data(
         name=found.name,
         kind=found.kind,
-        task="classify" if found.classes else "regress",
+        task=found.task,
         x=x,
         classes=found.classes,
         flips=found.flips,
@@ -301,7 +308,7 @@ def _standard(found: Source, parts: splits.Splits) -> tuple[float, float]:
     Raises:
         DataError: they are all the same.
     """
-    if found.classes:
+    if found.task != "regress":
         return 0.0, 1.0
     y = parts.y[parts.labelled].double()
     center, scale = float(y.mean()), float(y.std(correction=0))

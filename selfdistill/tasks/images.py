@@ -211,11 +211,12 @@ def _upright(image: Image.Image, mode: str, path: Path) -> Image.Image:
 # ---- a folder of images by class -------------------------------------------------------------------
 
 
-def read_folder(root: Path, unlabelled: Path | None, size: int) -> Pictures:
+def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool = True) -> Pictures:
     """Images by class: each sub-folder is a class; ``train/``, ``test/`` and ``val/`` are splits if present.
 
     A folder called ``unlabelled`` in or beside ``root`` holds images without a class; ``unlabelled`` names
-    another one. Images become RGB unless every one is grey, and ``size`` x ``size`` pixels.
+    another one. Images become RGB unless every one is grey, and ``size`` x ``size`` pixels. Unless they must be
+    ``labelled``, the images may lie in ``root`` itself: then no class is known, and all labels are -1.
 
     Raises:
         DataError: no class folders, images beside them, an unreadable image, no unlabelled image.
@@ -226,7 +227,12 @@ def read_folder(root: Path, unlabelled: Path | None, size: int) -> Pictures:
     else:
         splits["train"] = _by_class(root)
     if not splits["train"]:
-        raise DataError(f"{root}: no sub-folder with images in it; put each class into a folder of its own")
+        extra = list(dict.fromkeys([*_loose(root), *_unlabelled_images(root, unlabelled)]))
+        if labelled or not extra:
+            raise DataError(
+                f"{root}: no sub-folder with images in it; put each class into a folder of its own"
+                + ("; without classes `run` learns features, by --method 'byol()' or its like" if extra else "")
+            )
     classes = tuple(sorted(set().union(*splits.values())))
     number = {label: i for i, label in enumerate(classes)}
     listed = [
@@ -235,7 +241,8 @@ def read_folder(root: Path, unlabelled: Path | None, size: int) -> Pictures:
         for label, paths in labels.items()
         for path in paths
     ]
-    extra = _unlabelled_images(root, unlabelled)
+    if splits["train"]:
+        extra = _unlabelled_images(root, unlabelled)
     paths = [path for path, _, _ in listed] + extra
     x = read(paths, (1 if all_grey(paths) else 3, size, size))
     y = torch.tensor([label for _, label, _ in listed] + [-1] * len(extra))
@@ -251,12 +258,17 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _loose(root: Path) -> list[Path]:
+    """Images that lie in a folder itself."""
+    return [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in SUFFIXES and p.name[0] != "."]
+
+
 def _by_class(root: Path) -> dict[str, list[Path]]:
     """Images of each class folder in ``root``; empty if ``root`` is no folder or has no sub-folders."""
     if not root.is_dir():
         return {}
     folders = [path for path in _folders(root) if path.name not in UNLABELLED]
-    loose = [path for path in sorted(root.iterdir()) if path.is_file() and path.suffix.lower() in SUFFIXES]
+    loose = _loose(root)
     if folders and loose:
         raise DataError(f"{loose[0]}: an image beside the class folders; move it into one of them")
     return {folder.name: find(folder) for folder in folders}

@@ -37,12 +37,26 @@ class Source:
     augment: str = "none"
     white: int = 255
     names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
+    bare: bool = False  # no row has a label, and that is as it should be
+
+    @property
+    def task(self) -> str:
+        """What can be learnt of these rows: classes, values, or features alone."""
+        return "features" if self.bare else "classify" if self.classes else "regress"
 
 
 def find(
-    source: str, *, target: str | None, unlabelled: Path | None, image_size: int | None, compact: bool = False
+    source: str,
+    *,
+    target: str | None,
+    unlabelled: Path | None,
+    image_size: int | None,
+    compact: bool = False,
+    labelled: bool = True,
 ) -> Source:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
+
+    Unless they must be ``labelled``, tables and folders may have no label at all.
 
     Raises:
         DataError: there is no such data, they cannot be read, or an argument does not apply to them.
@@ -50,8 +64,10 @@ def find(
     if tabular.is_table(source):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
-        table = tabular.read(existing(source), target, unlabelled, compact)
-        return Source(Path(source).name, "table", table.y, table.classes, features=table.features)
+        table = tabular.read(existing(source), target, unlabelled, compact, labelled)
+        return Source(
+            Path(source).name, "table", table.y, table.classes, features=table.features, bare=_bare(table, labelled)
+        )
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if target is not None:
@@ -63,7 +79,7 @@ def find(
     elif images.idx_files(Path(source)):
         found = _idx(Path(source))
     else:
-        return _folder(existing(source), unlabelled, image_size)
+        return _folder(existing(source), unlabelled, image_size, labelled)
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
     return _with_images(found, unlabelled) if unlabelled is not None else found
@@ -131,7 +147,7 @@ def _idx(folder: Path) -> Source:
     )
 
 
-def _folder(root: Path, unlabelled: Path | None, image_size: int | None) -> Source:
+def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> Source:
     if not root.is_dir():
         raise DataError(
             f"{root}: neither a folder nor a table; use a folder of images by class, or a file ending in "
@@ -139,7 +155,7 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None) -> Sour
         )
     if image_size is not None and image_size < 8:
         raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
-    pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE)
+    pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled)
     return Source(
         root.resolve().name,
         "image",
@@ -151,7 +167,13 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None) -> Sour
         flips=True,
         augment="weak",
         names=pictures.names,
+        bare=_bare(pictures, labelled),
     )
+
+
+def _bare(read: tabular.Table | images.Pictures, labelled: bool) -> bool:
+    """Has no row a label, and need none have one?"""
+    return not labelled and not bool(splits.has_label(read.y).any())
 
 
 def _with_images(found: Source, folder: Path) -> Source:

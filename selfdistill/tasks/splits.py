@@ -90,16 +90,20 @@ def make(
     labels: int | None = None,
     label_noise: float = 0.0,
     seed: int = 0,
+    bare: bool = False,
 ) -> Splits:
     """Split the labelled rows into training, audit and test; everything else is unlabelled training data.
 
     With ``labels``, the other training rows lose theirs, and the audit keeps at most as many: an audit must
-    not hold more labels than training. What it gives up becomes unlabelled training data too.
+    not hold more labels than training. What it gives up becomes unlabelled training data too. Of ``bare`` rows none
+    has a label, and all are unlabelled training data.
 
     Raises:
         DataError: one class only, a class too rare to split, a test class without training rows, more
             ``labels`` than rows, noise outside [0, 1), or given ids that overlap or have no label.
     """
+    if bare:
+        return _none(rows, labels, label_noise)
     _check_noise(rows, label_noise)
     _check_given(rows, {"test": test, "audit": audit})
     y, needed = rows.y.clone(), 1 + _wanted(test) + _wanted(audit)
@@ -124,6 +128,15 @@ def make(
         if label_noise:
             noisy[make_noise(y, ids, label_noise, len(rows.classes), (seed, "noise", part))] = True
     return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy)
+
+
+def _none(rows: Labels, labels: int | None, label_noise: float) -> Splits:
+    """Rows without any label: all of them teach without, and nothing is audited or tested."""
+    if labels is not None or label_noise:
+        option = "label noise" if labels is None else "a number of labels"
+        raise DataError(f"{rows.name}: no row has a label, and {option} was asked for; leave it out")
+    every = torch.arange(len(rows.y))
+    return Splits(rows.y, every[:0], every, every[:0], every[:0], torch.zeros(len(every), dtype=torch.bool))
 
 
 def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:

@@ -138,16 +138,22 @@ class _OneByOne:
     pop = __getitem__
 
 
-def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool = False) -> Table:
+def read(
+    path: Path, target: str | None, unlabelled: Path | None, compact: bool = False, labelled: bool = True
+) -> Table:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
 
-    ``compact`` features have categories in place of text, and no column is held twice while they are made.
+    ``compact`` features have categories in place of text, and no column is held twice while they are made. Unless it
+    must be ``labelled``, a table may have no target, or nothing in it; all its labels are -1 then.
 
     Raises:
         DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
     """
     frame = _OneByOne(path) if compact and path.name.lower().endswith(".parquet") else read_frame(path)
-    y, classes = labels(path, frame, target)
+    if not labelled and (target is None or (target in frame.columns and frame[target].isna().all())):
+        y, classes = torch.full((len(frame[frame.columns[0]]),), -1), tuple[str, ...]()
+    else:
+        y, classes = labels(path, frame, target)
     names = [column for column in frame.columns if column != target]
     if not names:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
@@ -156,7 +162,7 @@ def read(path: Path, target: str | None, unlabelled: Path | None, compact: bool 
     if unlabelled is not None:
         more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
         features = _below(features, more)
-        y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
+        y = torch.cat([y, y.new_full((len(more),), torch.nan if y.is_floating_point() else -1)])
     return Table(features, y, classes)
 
 
@@ -168,7 +174,10 @@ def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[st
     """
     columns = ", ".join(frame.columns)
     if target is None:
-        raise DataError(f"{path}: say which column is the target (target=, --target), one of: {columns}")
+        raise DataError(
+            f"{path}: say which column is the target (target=, --target), one of: {columns}; without one `run` learns "
+            "features, by --method 'byol()' or its like"
+        )
     if target not in frame.columns:
         raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
     column = frame[target]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core import Step, Target, Teacher, Term
 from ..errors import SpaceError
-from ..heads import space_of
+from ..heads import space_of, tells_copies
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MixedLabels(Teacher):
     """The labels of both rows of a mixture, each with its share (mixup, Zhang et al. 2018): views of rows ``mixed``."""
 
     def space(self, head: str) -> str:
-        if head == "joint" or space_of(head) != "logits":
+        if tells_copies(head) or space_of(head) != "logits":
             raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")
         return "probabilities"
 
@@ -35,7 +35,7 @@ class JointLabels(Teacher):
     transforms: int = 4
 
     def space(self, head: str) -> str:
-        if head != "joint":
+        if not tells_copies(head):
             raise SpaceError(f"JointLabels are about the head 'joint', which tells copies apart, not {head!r}")
         return "classes"
 

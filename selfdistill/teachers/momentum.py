@@ -16,7 +16,7 @@ from ..core import Given, Step, Target, Term
 from ..errors import SpaceError
 from ..heads import space_of
 from ..memory import Buffers, averages
-from ..tasks.augment import hidden_patches
+from ..tasks.hiding import hidden_patches
 from .weights import Ema, Held
 
 

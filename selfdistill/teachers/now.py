@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core import Step, Target, Teacher, Term
 from ..errors import SpaceError
-from ..heads import space_of
+from ..heads import space_of, tells_copies
 from ..targets import matched
 from .memories import remembered
 
@@ -20,8 +20,8 @@ class Labels(Teacher):
 
     def space(self, head: str) -> str:
         spaces = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}
-        if head == "joint":
-            raise SpaceError("labels say nothing about the head 'joint', which tells copies apart; JointLabels do")
+        if tells_copies(head):
+            raise SpaceError(f"labels say nothing about the head {head!r}, which tells copies apart; JointLabels do")
         if space_of(head) not in spaces:
             raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
         return spaces[space_of(head)]

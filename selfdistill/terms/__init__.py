@@ -1,7 +1,7 @@
 """Terms of their own kind: where what is compared is not simply an output of the student and a target for it."""
 
-from .cooling import Cooling
+from .cooling import Cooling, PerRow
 from .fairness import Fairness
 from .perturbed import Perturbed
 
-__all__ = ["Cooling", "Fairness", "Perturbed"]
+__all__ = ["Cooling", "Fairness", "PerRow", "Perturbed"]

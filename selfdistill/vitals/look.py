@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..core import Measured
     from .watch import Watch
 
+BESIDE = ("projection", "prediction")  # what rows are told apart by; scores of prototypes differ little for long
+NARROW, SETTLED = 0.05, 49  # a spread that is none, and the step from which on it counts: before, nothing is learnt
 MOST = 4096  # elements a look reads, and classes a histogram has: language models have far more of both
 
 
@@ -27,6 +29,19 @@ class Seen(NamedTuple):
     target: Target
     trust: Tensor | None
     loss: Tensor
+
+
+def spread(outputs: Tensor) -> float:
+    """sqrt(1 - ||mean of x_i / ||x_i|| ||^2) of outputs (N, width).
+
+    It is sqrt(width) times the standard deviation of the components of the unit vectors, by which Chen and He (SimSiam,
+    CVPR 2021, section 4.1) tell a collapse.
+
+    >>> spread(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])), spread(torch.tensor([[1.0, 2.0], [2.0, 4.0]])) < 1e-3
+    (1.0, True)
+    """
+    mean = F.normalize(outputs, dim=-1).mean(0)
+    return math.sqrt(max(0.0, 1.0 - float(mean.square().sum())))
 
 
 def figures(student: Tensor, target: Target) -> dict[str, Tensor]:
@@ -73,6 +88,8 @@ class Look(NamedTuple):
             if self.weight:
                 space.judge(self, target)
             found = figures(student, target)
+            if target.space == "features":
+                self._directions(student)
         gradient, norm = self._gradient(seen, measured, live)
         with torch.no_grad():
             sure = self._note(found, target, live, norm)
@@ -134,6 +151,13 @@ class Look(NamedTuple):
             pulse.peak = max(pulse.peak, float(p.max()))
             pulse.twice = pulse.twice and float(low) >= -1.0 / p.shape[-1] - 1e-4
         return read.get("sure", 0.0)
+
+    def _directions(self, student: Tensor) -> None:
+        """How far the directions of outputs (N, width) are apart; a method without labels fails where they are one."""
+        wide = spread(student)
+        self.pulse.add("spread", wide)
+        if self.watch.step.clock.step >= SETTLED and self.term.head in BESIDE:
+            self.pulse.narrow = self.pulse.narrow + 1 if wide < NARROW else 0
 
     def _labels(self, seen: Seen, target: Target, index: Tensor) -> None:
         y, best = self.watch.step.batch[self.term.view].y, target.best()

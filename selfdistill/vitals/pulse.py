@@ -11,7 +11,7 @@ from ..errors import VitalsError
 
 NAMES = (
     "gradient", "gradient_share", "disagreement", "entropy", "largest", "kept", "confidence_gap", "accuracy",
-    "class_distance", "weight_distance",
+    "class_distance", "weight_distance", "spread",
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ class Pulse:
     twice: bool = True  # could every target so far be a softmax of probabilities?
     spoke: int = 0  # looks with a distribution
     weighs: bool = False
+    narrow: int = 0  # looks in a row, from step 50 on, at which all elements had nearly one direction
     waiting: bool = False  # a generation that has no teacher yet
     frozen: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # warnings of its own
@@ -76,7 +77,8 @@ class Vitals:
     ``entropy`` the target's over log(classes), ``largest`` its largest probability, ``kept`` the share that the gate
     kept, ``confidence_gap`` the target's confidence where kept minus where dropped, ``accuracy`` the target's on rows
     with labels, ``class_distance`` the total variation between the classes of targets and labels,
-    ``weight_distance`` that of a teacher's weights from the student's, over the norm of the student's.
+    ``weight_distance`` that of a teacher's weights from the student's, over the norm of the student's, ``spread`` that
+    of the directions of the student's features: 1 where they cancel out, 0 where all elements have the same.
     """
 
     terms: dict[str, dict[str, float | None]]
@@ -106,6 +108,11 @@ def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
             said.append(f"term {name!r} never had a valid target in {pulse.looks} looks")
         elif not pulse.kept:
             said.append(f"the gate of term {name!r} kept nothing in {pulse.looks} looks")
+    if pulse.narrow >= 5:
+        said.append(
+            f"the outputs of term {name!r} have nearly one direction, whatever the row: the features have collapsed; "
+            "lower --lr, or take another method"
+        )
     of, most = sum(pulse.targets.values()), max(pulse.targets.values(), default=0)
     if of and labels and most > 0.9 * of and max(labels.values()) < 0.5 * sum(labels.values()):
         said.append(f"{most / of:.0%} of the targets of term {name!r} are one class; the labels are spread over more")

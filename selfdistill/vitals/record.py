@@ -19,6 +19,7 @@ COLUMNS = {
     "accuracy": "accuracy",
     "class_distance": "classes",
     "weight_distance": "weights",
+    "spread": "spread",
 }
 LEGEND = """\
 gradient: the term's share of the gradient; disagrees: total variation between
@@ -26,7 +27,8 @@ target and student, or distance in standard deviations; entropy: of the target,
 1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
 target where labels are known; classes: total variation between the classes of
 targets and labels; weights: distance of teacher and student over the student's
-norm. Means over the looks: first epoch > last epoch that had any."""
+norm; spread: of the directions of features, 0 where all are one. Means over
+the looks: first epoch > last epoch that had any."""
 
 
 def entry(pulses: Mapping[str, Pulse], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tests.harness import Recorded
 
 OTHER = {
-    "decay": 0.7, "temperature": 0.2, "sharp": 0.1, "centring": 0.5, "prototypes": 24, "crops": 1, "hidden": 0.5,
+    "decay": 0.7, "temperature": 0.2, "sharp": 0.1, "settled": 0.15, "warm_up": 0.6, "centring": 0.5, "prototypes": 24,
+    "crops": 1, "hidden": 0.5, "spread": 0.1, "whole": 0.25,
 }  # fmt: skip
 
 
@@ -46,28 +47,33 @@ def oracle(
     decay: float = 0.996,
     temperature: float = 0.1,
     sharp: float = 0.04,
+    settled: float = 0.07,
+    warm_up: float = 0.1,
     centring: float = 0.9,
     prototypes: int = 1024,
     crops: int = 2,
     hidden: float = 0.3,
+    spread: float = 0.2,
+    whole: float = 0.5,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     assert [type(layer).__name__ for layer in model.get_submodule("projector").children()][1::2] == ["GELU"] * 2
     assert model.get_parameter("prototypes.directions").shape == (prototypes, 128)
     teacher, centres = copy.deepcopy(model), [torch.zeros(prototypes), torch.zeros(prototypes)]
-    optimizer, losses = run.optimizer(model), list[float]()
+    optimizer, losses, hides = run.optimizer(model), list[float](), list[float]()
     for clock, batch in run.batches():
         assert len(batch) == 4 + crops
         small = [batch[name].x for name in ("small1", "small2")[:crops]]
-        whole, blind = [batch["x"].x, batch["other"].x], [batch["x_hidden"].x, batch["other_hidden"].x]
+        full, blind = [batch["x"].x, batch["other"].x], [batch["x_hidden"].x, batch["other_hidden"].x]
         gone = [(b == -1) for b in blind]
-        assert all(bool(((b == w) | g).all()) for b, w, g in zip(blind, whole, gone, strict=True))
-        assert all(g.flatten(1).sum(1).tolist() == [4 * round(16 * hidden)] * len(g) for g in gone)
+        assert all(bool(((b == w) | g).all()) for b, w, g in zip(blind, full, gone, strict=True))
+        hides += [float(one) for g in gone for one in g.flatten(1).float().mean(1)]
+        heat = settled + (sharp - settled) * max(0.0, 1.0 - clock.step / clock.length / warm_up)
         said = [scores(model, x) for x in [*blind, *small]]
         with torch.no_grad():
-            told = [scores(teacher, x) for x in whole]
-            first = [((t[:, 0] - centres[0]) / sharp).softmax(1) for t in told]
-            rest = [((t[:, 1:] - centres[1]) / sharp).softmax(2) for t in told]
+            told = [scores(teacher, x) for x in full]
+            first = [((t[:, 0] - centres[0]) / heat).softmax(1) for t in told]
+            rest = [((t[:, 1:] - centres[1]) / heat).softmax(2) for t in told]
         pairs = [
             -(first[w] * (said[v][:, 0] / temperature).log_softmax(1)).sum(1).mean()
             for w in range(2)
@@ -78,7 +84,7 @@ def oracle(
         for v in range(2):
             where = gone[v][:, 0, ::2, ::2].flatten(1)  # (rows, 16)
             each = -(rest[v] * (said[v][:, 1:] / temperature).log_softmax(2)).sum(2)
-            patches.append(((each * where).sum(1) / where.sum(1)).mean())
+            patches.append(((each * where).sum(1) / where.sum(1).clamp(min=1)).mean())
         loss = torch.stack(pairs).mean() + torch.stack(patches).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -91,4 +97,7 @@ def oracle(
                 centres[i] = centring * centres[i] + (1 - centring) * now
             for mean, here in zip(teacher.parameters(), model.parameters(), strict=True):
                 mean.copy_(d * mean + (1 - d) * here)
+    unseen = hides.count(0.0) / len(hides)
+    assert abs(unseen - whole) < 0.1
+    assert hidden + spread - 0.125 < max(hides) <= hidden + spread  # of sixteen patches two more or fewer
     return losses, run.settled(model)

@@ -126,29 +126,6 @@ def test_crops_show_a_part_of_the_area_as_scipy_samples_it(name, area, flips, mo
     assert np.abs(views[row, 0].numpy() - theirs).max() < 1e-4
 
 
-@pytest.mark.parametrize(("shape", "patch"), [((1, 28, 28), 4), ((3, 32, 32), 4), ((1, 8, 8), 2), ((3, 12, 20), 2)])
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
-def test_hidden_patches_are_whole_equally_many_and_told_again(shape, patch, share):
-    x, ids = picture(50, *shape), torch.arange(50)
-    hidden = augment.hide(x, ids, ADDRESS, share, kind="image")
-    gone = hidden == augment.HIDDEN
-    assert hidden[~gone].equal(x[~gone])
-    cells = gone.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3)
-    assert cells.any(3).equal(cells.all(3))
-    grid = cells.shape[1:3]
-    assert augment.hidden_patches(hidden, (grid[0], grid[1])).equal(cells.all(3))
-    assert set(cells.all(3).flatten(1).sum(1).tolist()) == {max(1, round(share * grid[0] * grid[1]))}
-    assert len({tuple(row) for row in cells.all(3).flatten(1).tolist()}) > 10
-    assert augment.hide(x[7:9], ids[7:9], ADDRESS, share, kind="image").equal(hidden[7:9])
-    chosen = cells.all(3).float().mean(0)
-    assert (chosen - share).abs().max() < 0.35
-
-
-def test_patches_of_a_table_are_refused():
-    with pytest.raises(RecipeError, match="patches are of images"):
-        augment.hide(picture(2, 5), torch.arange(2), ADDRESS, 0.3, kind="table")
-
-
 @pytest.mark.parametrize("name", ["weak", "strong", "crop", "local"])
 def test_flat_images_give_no_nan(name):
     for value in (0.0, 1.0):
