@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from .stats import FEWEST
@@ -56,17 +57,18 @@ def _spoken(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 def _verdicts(result: dict[str, Any]) -> str:
     """What a language model's run shows, on the test prompts and on prior tasks."""
     said = []
-    for name, one in result["against"].items():
-        than = "the model before" if name == "before" else "sft() at equal steps"
-        for part, found in one.items():
+    for name, part in itertools.product(("before", "sft"), ("test", "kept")):
+        if found := result["against"].get(name, {}).get(part):  # in this order: a record on disk is sorted by name
             unit, scale = (" nats", 1) if part == "test" and "nll" in result["test"] else (" points", 100)
+            than = "the model before" if name == "before" else "sft() at equal steps"
             than += " on prior tasks" if part == "kept" else ""
             gain = f"{scale * found['gain']:+.3g}"
             if found["verdict"] is None:
                 count = f"{found['rows']} prompt{'' if found['rows'] == 1 else 's'}"
                 said.append(f"has no verdict against {than}: {gain}{unit} over {count}, and at least {FEWEST} show one")
             else:
-                said.append(f"{found['verdict']} {than} by {gain} ± {scale * found['half']:.2g}{unit}")
+                won = "LOSES to" if found["verdict"] == "LOSES" else found["verdict"]
+                said.append(f"{won} {than} by {gain} ± {scale * found['half']:.2g}{unit}")
     kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
     trouble = f" {result['trouble']}." if result.get("trouble") else ""
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -98,4 +99,17 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
     assert sentence(spoken).startswith(
         "The product has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
         "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
+    )
+
+
+def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
+    """run.json is sorted by name, so "kept" comes before "test" there."""
+    one, two = ({"gain": g, "half": 0.25, "rows": 40, "verdict": v} for g, v in ((0.1, "TIES"), (-0.5, "LOSES")))
+    spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 40}}, "test": {"accuracy": 1.0},
+              "against": {name: {"test": one, "kept": two} for name in ("before", "sft")}}  # fmt: skip
+    said = sentence(json.loads(json.dumps(spoken, sort_keys=True)))
+    assert said == sentence(spoken)
+    assert said.startswith(
+        "The product TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by -50 ± 25 "
+        "points; TIES sft() at equal steps by +10 ± 25 points; LOSES to sft() at equal steps on prior tasks by -50 ± "
     )
