@@ -178,7 +178,8 @@ def _table(result: dict[str, Any]) -> None:
 @refusing
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
     """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV; for
-    prompts its answers, as JSON lines."""
+    prompts its answers, as JSON lines. Rows are counted as by `doubts`: the first row of data is 1, the header of a
+    table is not counted."""
     import csv
     import io
 
