@@ -229,6 +229,11 @@ def _loading(folder: str, result: dict[str, Any]) -> list[str]:
         "```python",
         f"from selfdistill.{loader} import load",
         f'model = load("{file}")',
+        *(
+            ["model.predict(frame)  # the columns without the target, in their order; classes by name"]
+            if learner
+            else []
+        ),
         "```",
         "",
     ]
