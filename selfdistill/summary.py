@@ -98,13 +98,19 @@ def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
 
 def head(result: dict[str, Any]) -> list[str]:
     """The names of the metrics in `cells`."""
-    return list(COLUMNS[result["data"]["task"]].values())
+    return [name for key, name in COLUMNS[result["data"]["task"]].items() if key in _known(result)]
 
 
-def cells(metrics: dict[str, float]) -> list[str]:
-    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point."""
+def _known(result: dict[str, Any]) -> set[str]:
+    """The metrics that any row of the table has: a column without a figure says nothing."""
+    return {key for _, metrics in rows(result) for key, value in metrics.items() if value is not None}
+
+
+def cells(metrics: dict[str, float], result: dict[str, Any] | None = None) -> list[str]:
+    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point; of a
+    ``result`` the columns that its table has."""
     task = "generate" if "length" in metrics else "classify" if "accuracy" in metrics else "regress"
-    return [_cell(name, metrics.get(name)) for name in COLUMNS[task]]
+    return [_cell(key, metrics.get(key)) for key in COLUMNS[task] if result is None or key in _known(result)]
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -123,7 +129,7 @@ def sentence(result: dict[str, Any]) -> str:
     """One run's outcome in words. One seed is an anecdote and is called one."""
     if speaks(result):
         return _verdicts(result)
-    plain, first = result.get("plain"), head(result)[0]
+    plain, first = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
     if not plain or plain["from"] == "itself":
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
     plainly = result.get("chosen") == "plain"
@@ -182,7 +188,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
         "",
         f"| on the test split | {' | '.join(head(result))} |",
         "|---" * (1 + len(head(result))) + "|",
-        *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)),
+        *(f"| {name} | {' | '.join(cells(metrics, result))} |" for name, metrics in rows(result)),
         "",
         f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
         *_trained(result, record, took),

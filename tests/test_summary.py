@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfdistill.summary import cells, readme, rows, sentence
+from selfdistill.summary import cells, head, readme, rows, sentence
 
 
 def metrics(accuracy: float) -> dict[str, float]:
@@ -89,6 +89,18 @@ def test_the_readme_has_the_figures_and_how_they_came() -> None:
     for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 labelled", "5 test", "40 %",
                   "1234 parameters", "50 in 1.5 s", "batch 32", "seed 3", "torch 9.9", 'load("model")'):  # fmt: skip
         assert words in page
+
+
+def test_a_column_without_a_figure_is_left_out() -> None:
+    """Checked answers have no likelihood, and without --keep there are no prior tasks."""
+    one = {"accuracy": 0.5, "length": 12.0}
+    spoken = {"kind": "language", "method": "sdft()", "model": "m", "product": 0, "data": {"task": "generate"},
+              "before": one, "generations": [{"generation": 0, "test": {**one, "accuracy": 0.75}}]}  # fmt: skip
+    assert head(spoken) == ["right", "tokens"]
+    assert [cells(metrics, spoken) for _, metrics in rows(spoken)] == [["50.0 %", "12"], ["75.0 %", "12"]]
+    spoken["before"] = {**one, "kept": 1.0}
+    assert head(spoken) == ["right", "prior tasks right", "tokens"]
+    assert cells(one, spoken) == ["50.0 %", "-", "12"]
 
 
 def test_few_prompts_are_told_without_a_verdict() -> None:

@@ -47,7 +47,7 @@ def render(folder: Path) -> str:
     parts = [_verdict(record, folder)]
     if result:
         metrics = table(("on the test split", *head(result)), [
-            (name, *cells(figures)) for name, figures in rows(result)
+            (name, *cells(figures, result)) for name, figures in rows(result)
         ])  # fmt: skip
         parts.append(section("On the test split", metrics))
     parts += [

@@ -228,6 +228,11 @@ def read_folder(root: Path, unlabelled: Path | None, size: int) -> Pictures:
     if not splits["train"]:
         raise DataError(f"{root}: no sub-folder with images in it; put each class into a folder of its own")
     classes = tuple(sorted(set().union(*splits.values())))
+    if len(classes) == 1 and len(_by_class(root / classes[0])) > 1:
+        raise DataError(
+            f"{root}: the labelled rows have only the class '{classes[0]}', a folder that holds folders of images "
+            f"itself; did you mean {root / classes[0]}?"
+        )
     number = {label: i for i, label in enumerate(classes)}
     listed = [
         (path, number[label], split)
