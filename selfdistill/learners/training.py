@@ -114,10 +114,14 @@ def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Call
 
     begun, seed, data = time.monotonic(), int(choice.settings["seed"]), choice.data
     done = [0]
-    heard = report(choice.expression)
+    heard, again = report(choice.expression), any((folder / "fits").glob("*"))
 
     def progress(number: int, planned: int, what: str) -> None:
         done[0] = number
+        if number == 1 and planned > 1 and not again:
+            about = planned * (time.monotonic() - begun)
+            tell(f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
+                 "audit ends a chain early")  # fmt: skip
         if heard:
             heard.count(number, planned, what)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ def test_plain_is_the_learner_alone(tmp_path: Path) -> None:
 def test_progress_is_told_in_trainings(tmp_path: Path) -> None:
     way = "self_trained(generations=2)"
     said = passed("run", "iris", "--labels", 30, "--model", "linear", "--method", way, "--out", tmp_path / "r").stderr
-    assert "training " in said
+    assert re.search(r"^at most (\d+) trainings, about \d+ s if all take as long as the first", said, re.MULTILINE)
+    assert re.search(r"training \d+ of at most \d+", said)
     assert "fold 1 of 5" in said
     assert "the product is generation" in said
 
