@@ -114,19 +114,21 @@ def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Call
 
     begun, seed, data = time.monotonic(), int(choice.settings["seed"]), choice.data
     done = [0]
+    learner = choice.estimator(seed)  # what it imports is no part of the first training's time
+    first = time.monotonic()
     heard, again = report(choice.expression), any((folder / "fits").glob("*"))
 
     def progress(number: int, planned: int, what: str) -> None:
         done[0] = number
         if number == 1 and planned > 1 and not again:
-            about = planned * (time.monotonic() - begun)
+            about = planned * (time.monotonic() - first)
             tell(f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
                  "audit ends a chain early")  # fmt: skip
         if heard:
             heard.count(number, planned, what)
 
     with keeping(folder / "fits", progress):
-        model = fit(choice, choice.estimator(seed))
+        model = fit(choice, learner)
     seconds = time.monotonic() - begun
     if taught(model):
         for line in model.report().splitlines():
