@@ -28,6 +28,7 @@ MEASURES = {"classify": ("accuracy", "nll", "brier"), "regress": ("mse",), "gene
 FEW = 200  # audit rows, below which cross-fitting is offered
 POLICIES = ("safe", "strict", "off")
 POWER = 0.8  # of a test that is said to see a change
+BLUNT = 0.2  # share of rows; an audit that lets a larger loss pass unseen is said to tell nothing
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ class Audit:
             return "audit: off; the last generation is the product"
         level = spend(self.level, 1, self.planned)
         if self.measure == "accuracy":
-            least = smallest_visible(rows, level)
-            sees = f"the smallest change I can see is {100 * least:.1f} points" if least <= 1 else "I can see no change"
+            sees = _sees(rows, level, "I")
             by = "accuracy (labels wrong at random still rank models by it)"
         else:
             sees, by = "what I can see depends on the spread of their losses", self.measure
@@ -124,17 +124,27 @@ class Audit:
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p, delta = self._improved(gains, better, worse) if self.policy == "strict" else self._not_worse(gains, level)
         accepted = p <= level
-        if delta is None:
-            asked = "shown to be better" if accepted else "not shown to be better"
-        else:
-            size = f"{100 * delta:.1f} points" if self.measure == "accuracy" else f"{delta:.3g} {self.measure}"
-            asked = f"{'not worse' if accepted else 'may be worse'} by {size}"
+        asked = self._asked(accepted, delta, rows, level, f"{what} {against}")
         counted = f"{better} rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g}"
         if not better and not worse:  # then p is no probability of anything
             counted = f"no row better or worse, of {rows}"
         taken = "accepted" if accepted else "rolled back"
-        why = f"{what} {number} {taken}: {asked} than {what} {against} ({counted})"
+        why = f"{what} {number} {taken}: {asked} ({counted})"
         return Decision(number, accepted, why, against, better, worse, rows, float(gains.mean()), p, level, delta)
+
+    def _asked(self, accepted: bool, delta: float | None, rows: int, level: float, other: str) -> str:
+        """What was asked of a candidate beside ``other``, and the answer; in the figure of the foreword."""
+        if delta is None:
+            return f"{'shown' if accepted else 'not shown'} to be better than {other}"
+        how = "not worse" if accepted else "may be worse"
+        if self.measure != "accuracy":
+            return f"{how} by {delta:.3g} {self.measure} than {other}"
+        if self.delta is not None:
+            return f"{how} by {100 * delta:.1f} points than {other}"
+        sees = _sees(rows, level, "the audit")
+        if accepted and max(delta, smallest_visible(rows, level)) > BLUNT:
+            return f"the audit cannot tell it from {other}, {sees}; kept"
+        return f"{how} than {other} as far as it can be seen, {sees}"
 
     def _improved(self, gains: NDArray[np.float64], better: int, worse: int) -> tuple[float, None]:
         return (mcnemar(better, worse) if self.measure == "accuracy" else one_sided_t(gains)), None
@@ -152,6 +162,14 @@ class Audit:
         if error == 0.0:  # the same row by row, or different by the same in all rows
             return (0.0 if change >= 0 else 1.0), delta
         return 1.0 - normal.cdf((change + delta) / error), delta
+
+
+def _sees(rows: int, level: float, who: str) -> str:
+    """The smallest change in accuracy that so many rows can show, in words."""
+    least = smallest_visible(rows, level)
+    return (
+        f"the smallest change {who} can see is {100 * least:.1f} points" if least <= 1 else f"{who} can see no change"
+    )
 
 
 def _score(better: int, worse: int, rows: int, delta: float) -> float:

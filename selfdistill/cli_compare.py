@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_options import Finite, data_options, given, refusing, training_options
+from .cli_options import Finite, data_options, given, refusing, told_of_default, training_options
 from .files import writable, write
 
 
@@ -75,8 +75,9 @@ def compare(
     alone, tuned, and bagged, each usual peer alone, all of them averaged, and scikit-learn's SelfTrainingClassifier.
     Of language models: the model before and, where prompts have demonstrations, sft(), which may be among --methods
     too. Says BEATS, TIES or LOSES for each method, against plain (sft()), the model before, and the best control. The
-    same command goes on with what was cut.
+    same command goes on with what was cut. Without DATA, digits.
     """
+    told_of_default(quiet)
     from .compare.learners import among_learners
     from .compare.plan import Ask
     from .compare.prompts import judged

@@ -33,7 +33,7 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
         from .errors import DataError
 
         raise DataError(f"{data} holds no prompts; give a .jsonl file with a prompt a line, or reasoning-gym:TASK")
-    found = asked(choose(request), prompts, choose_device(device))
+    found = asked(choose(request), prompts, choose_device(device), lambda line: click.echo(line, err=True))
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
     if not found["go"]:
         raise SystemExit(1)

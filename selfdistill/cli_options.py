@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .errors import SelfdistillError
 
@@ -184,6 +185,13 @@ def one_length(steps: int | None, epochs: int | None) -> None:
         from .errors import DataError
 
         raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
+
+
+def told_of_default(quiet: bool) -> None:
+    """Say which data are used where none were named; under torchrun one process speaks."""
+    source = click.get_current_context().get_parameter_source("data")
+    if source is ParameterSource.DEFAULT and not quiet and int(os.environ.get("RANK", "0")) == 0:
+        click.echo("no DATA was given: digits, 1,797 small images that come with scikit-learn", err=True)
 
 
 def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -38,7 +38,8 @@ def vitals(run_folder: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @refusing
 def doubts(run_folder: str, top: int, as_json: bool) -> None:
-    """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv."""
+    """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv. Rows are
+    counted as by `predict`: the first row of data is 1, the header of a table is not counted."""
     from .doubts import read, text
 
     found = read(run_folder, top)

@@ -191,7 +191,8 @@ def _threads() -> Finding:
         return Finding(
             "threads", "warn", f"torch uses {threads} threads on {have} cores", f"set OMP_NUM_THREADS={have}"
         )
-    return Finding("threads", "ok", f"{threads} threads on {have} cores")
+    counted = f"{threads} thread{'' if threads == 1 else 's'} on {have} core{'' if have == 1 else 's'}"
+    return Finding("threads", "ok", counted)
 
 
 def _numpy() -> Finding:

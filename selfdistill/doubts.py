@@ -10,7 +10,8 @@ each sample while it trained (`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal
 otherwise the mean over the generations of what each said of the row at its best epoch by the audit split, which comes
 before wrong labels are learnt by heart. Peers speak together. A label is *doubted* where another class is believed, or,
 of values, where the score is above 0.95. Which labels were made wrong on purpose has no part in a score; where a run
-did that, it says how well the scores find them.
+did that, it says how well the scores find them. Rows are counted as `selfdistill predict` counts them: the first row of
+data is 1, and a table's header is none.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
     from .tasks.data import Data
 
 FILE = "doubts.csv"
-COLUMNS = ("row", "name", "label", "doubt", "believed", "confidence")
+ROW = "row_from_1"  # files of older versions have "row", which counts from 0
+COLUMNS = (ROW, "name", "label", "doubt", "believed", "confidence")
 SURELY = 0.95  # from which score on a value is doubted
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """One row that taught: its sample id, its file where it has one, its label, the score in [0, 1], what is believed
-    instead and, of classes, with which probability."""
+    """One row that taught: its number (the first row of data is 1: sample id + 1), its file where it has one, its
+    label, the score in [0, 1], what is believed instead and, of classes, with which probability."""
 
     row: int
     name: str
@@ -158,7 +160,7 @@ def judge(trained: Result, data: Data) -> tuple[list[Doubt], dict[str, Any]]:
         else:
             said = data.scale * float(q[place, 0]) + data.center
             label, believed, sure = f"{float(data.y[row]):.6g}", f"{said:.6g}", None
-        found.append(Doubt(row, name, label, float(score[place]), believed, sure))
+        found.append(Doubt(row + 1, name, label, float(score[place]), believed, sure))
     summary: dict[str, Any] = {"from": source, "rows": len(found), "doubted": int(doubted.sum())}
     area = auroc(score, data.noisy[data.labelled])
     return found, summary if area is None else {**summary, "auroc": round(area, 4)}
@@ -210,13 +212,14 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
 
 def _typed(row: dict[str, str]) -> Doubt:
     sure = float(row["confidence"]) if row["confidence"] else None
-    return Doubt(int(row["row"]), row["name"], row["label"], float(row["doubt"]), row["believed"], sure)
+    number = int(row[ROW]) if ROW in row else int(row["row"]) + 1
+    return Doubt(number, row["name"], row["label"], float(row["doubt"]), row["believed"], sure)
 
 
 def text(found: dict[str, Any]) -> str:
     """`read`'s answer for people."""
     named = any(one["name"] for one in found["labels"])
-    table = [["row", *(["file"] if named else []), "label", "believed", "doubt"]]
+    table = [["row (from 1)", *(["file"] if named else []), "label", "believed", "doubt"]]
     for one in found["labels"]:
         sure = "" if one["confidence"] is None else f" ({one['confidence']:.2f})"
         name = [one["name"]] if named else []

@@ -49,7 +49,7 @@ class Shown:
     """One training: call it with clock and figures; or `count` where there are no steps."""
 
     def __init__(self, reporter: Reporter, name: str) -> None:
-        self.reporter, self.name = reporter, name
+        self.reporter, self.name, self.made = reporter, name, time.monotonic()
         self.task: TaskID | None = None
         self.begun: tuple[float, int] | None = None
 
@@ -58,26 +58,30 @@ class Shown:
         self._show(done, total, f"{_where(clock)}  step {done}/{total}", _where(clock), _words(figures))
 
     def count(self, done: int, planned: int, what: str) -> None:
-        """So many trainings of those planned have ended; the last was ``what``."""
-        self._show(done, planned, f"training {done}/{planned}", "", what)
+        """So many trainings of at most those planned have ended; the last was ``what``. An audit may end it early."""
+        self.begun = self.begun or (self.made, done - 1)
+        self._show(done, planned, f"training {done} of at most {planned}", f"at most {planned}", what,
+                   " if all are needed")  # fmt: skip
 
-    def _show(self, done: int, total: int, place: str, short: str, words: str) -> None:
-        """``place`` stands in a line, and the shorter one where a bar has the numbers already."""
+    def _show(self, done: int, total: int, place: str, short: str, words: str, unless: str = "") -> None:
+        """``place`` stands in a line, and the shorter one where a bar has the numbers already; ``unless`` after the
+        time that is left."""
         bar = self.reporter.bar
         if bar is None:
-            self._line(done, total, f"{place}  {words}")
+            self._line(done, total, f"{place}  {words}", unless)
             return
         if self.task is None:  # a resumed run does not start at 0
             self.task = bar.add_task(self.name, total=total, completed=done, figures="")
         bar.update(self.task, completed=done, total=total, figures=f"{short}  {words}")
 
-    def _line(self, done: int, total: int, said: str) -> None:
+    def _line(self, done: int, total: int, said: str, unless: str) -> None:
         now = time.monotonic()
         since, first = self.begun = self.begun or (now, done)
         if now - self.reporter.printed < LINE_SECONDS and done != total:
             return
         self.reporter.printed = now
         left = f"  {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
+        left += unless if left and done < total else ""
         print(f"{self.name}: {said}{left}", file=sys.stderr)
 
 

@@ -155,7 +155,7 @@ class Run:
             tell(note)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        wanted = suitable_threads(ready) if isinstance(ready, Prepared) else threads.cores()
+        wanted = suitable_threads(ready) if isinstance(ready, Prepared) else threads.asked()
         with threads.using(self._record().get("threads") or wanted):
             self._claim(ready, warn)
             return self._alone(ready, progress or (lambda name: None), warn, tell, made if fresh else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from .stats import FEWEST
@@ -17,7 +18,7 @@ COLUMNS = {
 
 def rows(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """What was compared, on the test split: (name, metrics); nothing where no row has a label."""
-    if not head(result):
+    if not COLUMNS[result["data"]["task"]]:
         return []
     table: list[tuple[str, dict[str, float]]] = []
     plain = result.get("plain")
@@ -59,17 +60,18 @@ def _spoken(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 def _verdicts(result: dict[str, Any]) -> str:
     """What a language model's run shows, on the test prompts and on prior tasks."""
     said = []
-    for name, one in result["against"].items():
-        than = "the model before" if name == "before" else "sft() at equal steps"
-        for part, found in one.items():
+    for name, part in itertools.product(("before", "sft"), ("test", "kept")):
+        if found := result["against"].get(name, {}).get(part):  # in this order: a record on disk is sorted by name
             unit, scale = (" nats", 1) if part == "test" and "nll" in result["test"] else (" points", 100)
+            than = "the model before" if name == "before" else "sft() at equal steps"
             than += " on prior tasks" if part == "kept" else ""
             gain = f"{scale * found['gain']:+.3g}"
             if found["verdict"] is None:
                 count = f"{found['rows']} prompt{'' if found['rows'] == 1 else 's'}"
                 said.append(f"has no verdict against {than}: {gain}{unit} over {count}, and at least {FEWEST} show one")
             else:
-                said.append(f"{found['verdict']} {than} by {gain} ± {scale * found['half']:.2g}{unit}")
+                won = "LOSES to" if found["verdict"] == "LOSES" else found["verdict"]
+                said.append(f"{won} {than} by {gain} ± {scale * found['half']:.2g}{unit}")
     kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
     trouble = f" {result['trouble']}." if result.get("trouble") else ""
     return (
@@ -99,13 +101,19 @@ def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
 
 def head(result: dict[str, Any]) -> list[str]:
     """The names of the metrics in `cells`."""
-    return list(COLUMNS[result["data"]["task"]].values())
+    return [name for key, name in COLUMNS[result["data"]["task"]].items() if key in _known(result)]
 
 
-def cells(metrics: dict[str, float]) -> list[str]:
-    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point."""
+def _known(result: dict[str, Any]) -> set[str]:
+    """The metrics that any row of the table has: a column without a figure says nothing."""
+    return {key for _, metrics in rows(result) for key, value in metrics.items() if value is not None}
+
+
+def cells(metrics: dict[str, float], result: dict[str, Any] | None = None) -> list[str]:
+    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point; of a
+    ``result`` the columns that its table has."""
     task = "generate" if "length" in metrics else "classify" if "accuracy" in metrics else "regress"
-    return [_cell(name, metrics.get(name)) for name in COLUMNS[task]]
+    return [_cell(key, metrics.get(key)) for key in COLUMNS[task] if result is None or key in _known(result)]
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -124,12 +132,12 @@ def sentence(result: dict[str, Any]) -> str:
     """One run's outcome in words. One seed is an anecdote and is called one."""
     if speaks(result):
         return _verdicts(result)
-    if not head(result):
+    if not COLUMNS[result["data"]["task"]]:
         return (
             f"No row of {result['data']['name']} has a label, so nothing was scored or audited, and the last weights "
             "are the product: `selfdistill run LABELLED --init RUN` learns classes or values from their layers."
         )
-    plain, first = result.get("plain"), head(result)[0]
+    plain, first = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
     if not plain or plain["from"] == "itself":
         return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
     plainly = result.get("chosen") == "plain"
@@ -201,7 +209,7 @@ def _tested(result: dict[str, Any]) -> list[str]:
     if not head(result):
         return []
     lines = [f"| on the test split | {' | '.join(head(result))} |", "|---" * (1 + len(head(result))) + "|"]
-    return [*lines, *(f"| {name} | {' | '.join(cells(metrics))} |" for name, metrics in rows(result)), ""]
+    return [*lines, *(f"| {name} | {' | '.join(cells(metrics, result))} |" for name, metrics in rows(result)), ""]
 
 
 def together(result: dict[str, Any]) -> list[str]:
@@ -241,6 +249,11 @@ def _loading(folder: str, result: dict[str, Any]) -> list[str]:
         "```python",
         f"from selfdistill.{loader} import load",
         f'model = load("{file}")',
+        *(
+            ["model.predict(frame)  # the columns without the target, in their order; classes by name"]
+            if learner
+            else []
+        ),
         "```",
         "",
     ]

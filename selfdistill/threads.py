@@ -36,6 +36,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def asked() -> int:
+    """Threads for what takes as many as there are: the cores, or fewer where OMP_NUM_THREADS says so."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
+
+
 @contextmanager
 def using(threads: int) -> Iterator[None]:
     """Run with this many threads, and put the number back."""

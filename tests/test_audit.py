@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,24 @@ def test_the_foreword_says_what_the_split_can_see() -> None:
     assert "with 60 audit samples the smallest change I can see is 8.3 points" in Audit(planned=1).foreword(60)
     assert "I can see no change" in Audit(planned=1).foreword(3)
     assert "off" in Audit("off").foreword(60)
+
+
+@pytest.mark.parametrize(("rows", "worse"), [(14, 2), (14, 0), (60, 1), (400, 3), (3, 0)])
+def test_a_decision_quotes_the_figure_of_the_foreword(rows: int, worse: int) -> None:
+    """Where that is large, or the loss that passes unseen, nothing is claimed; what is decided stays the same."""
+    audit, lost = Audit(planned=2), [1.0] * worse + [0.0] * (rows - worse)
+    before = [0.0] * worse + [1.0] * worse + [0.0] * (rows - 2 * worse)
+    found, sees = audit.decide(1, lost, before, against=0), audit.foreword(rows)
+    assert found.accepted
+    figures = re.findall(r"[0-9.]+ points", found.why)
+    assert figures == re.findall(r"can see is ([0-9.]+ points)", sees)
+    assert ("cannot tell" in found.why) == (rows < 60)
+    assert ("not worse than generation 0" in found.why) == (rows >= 60)
+
+
+def test_a_delta_that_was_asked_for_is_the_one_that_is_quoted() -> None:
+    found = Audit(delta=0.3, planned=1).decide(1, [0.0] * 50, [0.0] * 50, against=0)
+    assert "accepted: not worse by 30.0 points than generation 0 (" in found.why
 
 
 def test_champion_and_stop_rule_by_search() -> None:

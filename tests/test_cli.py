@@ -52,6 +52,13 @@ def test_a_run_prints_a_table_on_stdout_and_progress_on_stderr() -> None:
     assert "plain(), the control: " in result.stderr
 
 
+def test_without_data_it_says_which_are_taken() -> None:
+    assert passed("run", *PLAIN).stderr.splitlines()[0].startswith("no DATA was given: digits")
+    assert passed("run", *PLAIN, "--quiet", "--out", "q").stderr == ""
+    assert "no DATA" not in passed("run", "digits", *PLAIN, "--out", "d").stderr
+    assert "Without DATA, digits" in " ".join(passed("run", "--help").stdout.split())
+
+
 def test_quiet_says_nothing_on_stderr() -> None:
     assert passed("run", "digits", *TINY, "--quiet").stderr == ""
 

@@ -96,3 +96,12 @@ def test_the_readme_search_over_an_estimator_ends(tmp_path: Path, capsys: pytest
     shown = module("readme_search", block("README.md", "GridSearchCV("), tmp_path)
     assert set(shown.search.best_params_) == {"xi", "generations"}
     assert "the product is generation" in capsys.readouterr().out
+
+
+def test_the_readme_counts_the_recipes_that_there_are() -> None:
+    from selfdistill.language.recipes import RECIPES
+    from selfdistill.methods import recipes
+
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "more than sixty recipes for networks and fifteen for language" in text
+    assert (60 < len(recipes()) < 70, len(RECIPES)) == (True, 15)

@@ -145,6 +145,7 @@ def test_more_threads_than_cores_are_a_warning(monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         found = run("threads")
         assert found.state == state
+        assert state != "ok" or found.detail.startswith("1 thread on ")
         assert state == "ok" or f"set it to {have} or less" in found.remedy
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch, "get_num_threads", lambda: have + 1)

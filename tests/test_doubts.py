@@ -42,7 +42,7 @@ def test_wrong_labels_are_doubted_most(name: str, source: str, digits: Data) -> 
     assert summary["from"] == source
     assert summary["rows"] == len(found) == len(digits.labelled)
     assert float(summary["auroc"]) > 0.95
-    wrong = digits.noisy[torch.tensor([one.row for one in found[:200]])]
+    wrong = digits.noisy[torch.tensor([one.row - 1 for one in found[:200]])]
     assert float(wrong.float().mean()) > 0.95
 
 
@@ -87,13 +87,13 @@ def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
     lines = list(csv.DictReader((run / "doubts.csv").open()))
     scores = [float(line["doubt"]) for line in lines]
     assert scores == sorted(scores, reverse=True)
-    assert len({line["row"] for line in lines}) == len(lines) == 1097
+    assert len({line["row_from_1"] for line in lines}) == len(lines) == 1097
     text = passed("doubts", run, "--top", 3).stdout
-    assert text.splitlines()[0].split() == ["row", "label", "believed", "doubt"]
-    assert text.splitlines()[1].split()[0] == lines[0]["row"]
+    assert text.splitlines()[0].split() == ["row", "(from", "1)", "label", "believed", "doubt"]
+    assert text.splitlines()[1].split()[0] == lines[0]["row_from_1"]
     assert "of 1097 labels are doubted, by its own history" in text
     found = json.loads(passed("doubts", run, "--top", 3, "--json").stdout)
-    assert [one["row"] for one in found["labels"]] == [int(line["row"]) for line in lines[:3]]
+    assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
     assert found["doubted"] == sum(line["label"] != line["believed"] for line in lines)
     assert read(run)["labels"][:3] == found["labels"]
     assert "--top" in passed("doubts", "--help").stdout
@@ -105,13 +105,27 @@ def test_what_has_no_doubts_is_said_in_one_line(run: Path, tmp_path: Path) -> No
         read(run, 0)
     saved = (run / "doubts.csv").read_text()
     try:
-        (run / "doubts.csv").write_text(saved.replace("row,name", "row;name"))
+        (run / "doubts.csv").write_text(saved.replace("row_from_1,name", "row;name"))
         assert "is damaged" in refused("doubts", run)
         (run / "doubts.csv").unlink()
         with pytest.raises(CheckpointError, match="made by an older version"):
             read(run)
     finally:
         (run / "doubts.csv").write_text(saved)
+
+
+def test_rows_are_counted_as_by_predict_and_in_files_of_older_versions(run: Path, tmp_path: Path) -> None:
+    """Each label read back belongs to the row that has its number, the first being 1."""
+    data, new = load("digits", label_noise=NOISE), read(run)["labels"]
+    assert all(data.classes[int(data.y[one["row"] - 1])] == one["label"] for one in new)
+    assert all("first row of data is 1" in " ".join(passed(c, "--help").stdout.split()) for c in ("doubts", "predict"))
+    (tmp_path / "run.json").write_text((run / "run.json").read_text())
+    lines = list(csv.DictReader((run / "doubts.csv").open()))
+    with (tmp_path / "doubts.csv").open("w") as file:
+        writer = csv.DictWriter(file, ["row", *list(lines[0])[1:]])
+        writer.writeheader()
+        writer.writerows({"row": int(line.pop("row_from_1")) - 1, **line} for line in lines)
+    assert read(tmp_path)["labels"] == new
 
 
 def test_values_are_doubted_by_the_size_of_their_error(tmp_path: Path) -> None:
@@ -126,5 +140,5 @@ def test_values_are_doubted_by_the_size_of_their_error(tmp_path: Path) -> None:
     passed("run", tmp_path / "t.csv", "--target", "target", *options)
     found = read(folder)["labels"]
     taught = {one["row"] for one in found}
-    assert {one["row"] for one in found[: len(taught & set(range(5)))]} == taught & set(range(5))
-    assert len(taught & set(range(5))) >= 2
+    assert {one["row"] for one in found[: len(taught & set(range(1, 6)))]} == taught & set(range(1, 6))
+    assert len(taught & set(range(1, 6))) >= 2

@@ -48,6 +48,21 @@ def test_a_line_says_epoch_losses_share_kept_and_time_left(
     ]
 
 
+def test_trainings_are_counted_against_the_most_and_the_first_one_takes_time_too(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An audit ended the chain after 3 of at most 8."""
+    show = Reporter(None).begin("peer_taught()")
+    for done, planned in ((1, 8), (2, 8), (3, 3)):
+        now[0] += 20.0
+        show.count(done, planned, "fold 1")
+    assert capsys.readouterr().err.splitlines() == [
+        "peer_taught(): training 1 of at most 8  fold 1  140 s left if all are needed",
+        "peer_taught(): training 2 of at most 8  fold 1  120 s left if all are needed",
+        "peer_taught(): training 3 of at most 3  fold 1  0 s left",
+    ]
+
+
 def test_lines_come_now_and_then_and_at_the_end(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     show = Reporter(None).begin("plain()")
     for step in range(30):

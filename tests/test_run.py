@@ -311,7 +311,7 @@ def test_predictions_have_a_row_a_class_and_probabilities() -> None:
     done(TINY, "r")
     names, p, classes = Run.open("r").predict("digits")
     data = load("digits")
-    assert names == [f"test/{i}" for i in data.test.tolist()]
+    assert names == [f"test/{i + 1}" for i in data.test.tolist()]
     assert classes == [str(digit) for digit in range(10)]
     assert p.shape == (500, 10)
     assert torch.allclose(p.sum(1), torch.ones(500))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from selfdistill.summary import cells, readme, rows, sentence
+from selfdistill.summary import cells, head, readme, rows, sentence
 
 
 def metrics(accuracy: float) -> dict[str, float]:
@@ -90,6 +91,18 @@ def test_the_readme_has_the_figures_and_how_they_came() -> None:
         assert words in page
 
 
+def test_a_column_without_a_figure_is_left_out() -> None:
+    """Checked answers have no likelihood, and without --keep there are no prior tasks."""
+    one = {"accuracy": 0.5, "length": 12.0}
+    spoken = {"kind": "language", "method": "sdft()", "model": "m", "product": 0, "data": {"task": "generate"},
+              "before": one, "generations": [{"generation": 0, "test": {**one, "accuracy": 0.75}}]}  # fmt: skip
+    assert head(spoken) == ["right", "tokens"]
+    assert [cells(metrics, spoken) for _, metrics in rows(spoken)] == [["50.0 %", "12"], ["75.0 %", "12"]]
+    spoken["before"] = {**one, "kept": 1.0}
+    assert head(spoken) == ["right", "prior tasks right", "tokens"]
+    assert cells(one, spoken) == ["50.0 %", "-", "12"]
+
+
 def test_few_prompts_are_told_without_a_verdict() -> None:
     one = {"gain": 1.0, "half": None, "rows": 1, "verdict": None}
     many = {"gain": 0.5, "half": 0.125, "rows": 40, "verdict": "BEATS"}
@@ -98,4 +111,17 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
     assert sentence(spoken).startswith(
         "The product has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
         "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
+    )
+
+
+def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
+    """run.json is sorted by name, so "kept" comes before "test" there."""
+    one, two = ({"gain": g, "half": 0.25, "rows": 40, "verdict": v} for g, v in ((0.1, "TIES"), (-0.5, "LOSES")))
+    spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 40}}, "test": {"accuracy": 1.0},
+              "against": {name: {"test": one, "kept": two} for name in ("before", "sft")}}  # fmt: skip
+    said = sentence(json.loads(json.dumps(spoken, sort_keys=True)))
+    assert said == sentence(spoken)
+    assert said.startswith(
+        "The product TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by -50 ± 25 "
+        "points; TIES sft() at equal steps by +10 ± 25 points; LOSES to sft() at equal steps on prior tasks by -50 ± "
     )

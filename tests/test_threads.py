@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -27,6 +28,18 @@ def test_asking_leaves_randomness_and_threads_alone() -> None:
     threads.suitable(model, torch.zeros(2, 3))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == before
+
+
+def test_fewer_threads_are_taken_and_recorded_where_the_environment_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    for given, wanted in (("1", 1), ("7", 2), ("many", 2), ("0", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert threads.asked() == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Run.create(Request("iris", model="linear", method="plain()"), tmp_path / "r").execute()
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["threads"] == 1
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class SelfDistilledRegressor(RegressorMixin, SelfDistilled):  # type: ignore[mis
         peers: None, and a generation is taught by the one before it; a number of copies (on bootstrap samples) or a
             list of estimators, and each is taught by the mean of the others, never by itself. The product is
             ``estimator``'s.
-        synthetic: rows to make up besides, each of half the columns of one row and half of another; the teacher labels
+        synthetic: number of synthetic rows, each of half the columns of one row and half of another; the teacher labels
             them like ``X_unlabeled``. ``"auto"``: where there are unlabelled rows, as many as make 3,500 of all.
         selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
         audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on

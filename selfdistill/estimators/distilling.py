@@ -83,7 +83,7 @@ class SelfDistilled(SelfTaught):
         return [self._base(), *([] if peers is None or isinstance(peers, (int, np.integer)) else peers)]
 
     def _made(self, table: Table) -> int:
-        """How many rows are made up."""
+        """How many synthetic rows are added."""
         return 0
 
     def _rounds(self, unlabelled: bool) -> int:
@@ -184,7 +184,7 @@ class SelfDistilled(SelfTaught):
             what = "learns from labels" if xi is None else f"trusts {by} by xi = {xi + 0.0:.3g}"
             labelled = table.unknown() if number else 0
             what += f", and by their labels for {labelled} rows" if labelled else ""
-            what += f" ({table.synthetic} of them made up)" if labelled and table.synthetic else ""
+            what += f" ({table.synthetic} of them synthetic)" if labelled and table.synthetic else ""
             loss = float(audited.losses[number].mean()) if audited else None
             decision = audited.decisions[number] if audited and number else None
             lines.append(

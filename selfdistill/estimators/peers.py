@@ -21,8 +21,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         ``itself``
 
     No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
-    agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so more are made up.
-    Without unlabelled rows it is the learner alone.
+    agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so synthetic rows
+    are added. Without unlabelled rows it is the learner alone.
 
     Args:
         estimator: the learner that becomes the product; `usual_learner`, gradient boosting, by default.
@@ -31,7 +31,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         generations: rounds of labelling, the first training included.
         itself: a learner's own prediction is one of those in the mean that it learns. That saves where the learner is
             the best of them, and costs where it is the worst.
-        synthetic: rows to make up, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
+        synthetic: number of synthetic rows, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
         selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
 
@@ -39,7 +39,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         estimator_, generation_, history_: as of `SelfDistilledRegressor`.
 
     Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ;
-    Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006, for made-up rows (theirs are made of neighbours,
+    Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006, for synthetic rows (theirs are made of neighbours,
     these of any two rows).
 
     >>> from sklearn.datasets import load_diabetes

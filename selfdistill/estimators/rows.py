@@ -59,7 +59,7 @@ def _column(values: Any) -> NDArray[np.uint64]:
 
 
 def crossed(X: Any, number: int, seed: int) -> Any:
-    """So many made-up rows: each has about half of its columns from one row and the others from another.
+    """So many synthetic rows: each has about half of its columns from one row and the others from another.
 
     Columns keep their distributions and half of what ties any two of them; kinds and gaps stay what they are.
 

@@ -37,6 +37,7 @@ from .method import Language
 from .recipes import RECIPES, sft
 from .rollouts import Referee, Sampling, export
 from .trainer import fit
+from .waiting import Waiting
 
 USUAL = "smollm2"  # the model where none is named
 MEASURED = 32  # answers whose length is told
@@ -155,8 +156,8 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
     if request.control and demonstrated and called(ready.expression) != "sft":
         longer = {**ready.settings, "steps": trained.steps}
         control = fit(ready.build, ready.data, sft(), out=folder / "control", progress=make("sft(), the control"),
-                      **options, **longer)  # fmt: skip
-    judge = Judge(ready, choose_device(request.device))
+                      hear=lambda line: tell(f"sft(), the control: {line}"), **options, **longer)  # fmt: skip
+    judge = Judge(ready, choose_device(request.device), tell)
     result = _result(ready, request, folder, trained, control, judge)
     if ranks.rank() == 0:
         export(judge.product(trained), folder / "model")
@@ -168,7 +169,8 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
 class Judge:
     """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
 
-    def __init__(self, ready: Spoken, device: torch.device) -> None:
+    def __init__(self, ready: Spoken, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
+        self.hear = hear if ranks.rank() == 0 else None
         self.ready, self.referee, self.right = ready, Referee(), vitals.checked(ready.data)
         self.model: Causal = ready.build().to(device).eval()
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
@@ -181,17 +183,20 @@ class Judge:
     def product(self, trained: Result) -> Causal:
         return self.of(None if trained.product < 0 else trained.generations[trained.product].weights)
 
-    def asked(self, weights: dict[str, torch.Tensor] | None) -> dict[str, Any]:
-        """Losses by row on test and suite, and how long the first answers are."""
+    def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
+        """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
         model, data, sampling = self.of(weights), self.ready.data, Sampling(0.0, max_tokens=self.ready.max_tokens)
-        ids = data.test.tolist()
-        answers = vitals.answered(model, data, ids if self.right else ids[:MEASURED], sampling, self.referee)
+        ids, suite = data.test.tolist(), self.ready.suite
+        asked = ids if self.right else ids[:MEASURED]
+        rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
+        wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
+        answers = vitals.answered(model, data, asked, sampling, self.referee, wait)
         found: dict[str, Any] = {
-            "losses": vitals.wrong(answers) if self.right else vitals.unlikely(model, data, ids),
+            "losses": vitals.wrong(answers) if self.right else vitals.unlikely(model, data, wait.each(ids)),
             "length": sum(len(r.ids) for r in answers[:MEASURED]) / max(1, len(answers[:MEASURED])),
         }
-        if (suite := self.ready.suite) is not None:
-            found["suite"] = vitals.losses(model, suite, suite.test.tolist(), sampling, self.referee)
+        if suite is not None:
+            found["suite"] = vitals.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
         return found
 
     def figures(self, asked: dict[str, Any]) -> dict[str, float]:
@@ -232,8 +237,8 @@ def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True)
 
 def _result(ready: Spoken, request: Request, folder: Path, trained: Result, control: Result | None,
             judge: Judge) -> dict[str, Any]:  # fmt: skip
-    before = judge.asked(None)
-    asked = [judge.asked(t.weights) for t in trained.generations]
+    before = judge.asked(None, "the model before")
+    asked = [judge.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
     product = before if trained.product < 0 else asked[trained.product]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
@@ -250,7 +255,7 @@ def _result(ready: Spoken, request: Request, folder: Path, trained: Result, cont
         "trouble": judge.referee.trouble(),
     }  # fmt: skip
     if control is not None:
-        theirs = judge.asked(control.generations[-1].weights)
+        theirs = judge.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
             "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
             "passes": control.passes._asdict(), "end": judge.figures(theirs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,19 +23,23 @@ LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
 
 
-def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu") -> dict[str, Any]:
+def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu",
+              tell: Callable[[str], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Score the student, the student with the context, and the teacher on a few prompts, and say go or no-go.
 
     Go: with the context more prompts are solved (95 % interval over prompts above 0), the teacher differs from the
     student by more than `LEAST_KL`, and few of its answers speak of the context. Without checkers the first is not
-    asked. A method without a context goes by whether some, and not all, prompts are solved.
+    asked. A method without a context goes by whether some, and not all, prompts are solved. ``tell`` hears how far it
+    is, now and then.
 
     Raises:
         DataError: the method has no teacher and no checker, so that there is nothing to ask.
     """
     data, method = ready.data, ready.method
     settings = Settings(audit="off", seed=ready.settings["seed"])
-    trainer = LanguageTrainer(ready.build, data, method, settings, device=device, max_tokens=ready.max_tokens)
+    trainer = LanguageTrainer(
+        ready.build, data, method, settings, device=device, tell=tell, max_tokens=ready.max_tokens
+    )
     trainer.model = ready.build().to(device).train()
     trainer.objective = method.bind(trainer.model, vitals=False)
     ids, right = data.labelled[:prompts].tolist(), vitals.checked(data)

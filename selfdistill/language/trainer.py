@@ -33,6 +33,7 @@ from .method import Language, Together, check, views
 from .order import Order
 from .rollouts import Engine, Referee, Sampling, Vllm, Written, by_transformers, ends, roll
 from .together import beside
+from .waiting import Waiting
 
 PART = 32  # prompts that are written to between two saves
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
@@ -47,9 +48,9 @@ class LanguageTrainer(Trainer):
     model: Causal
 
     def __init__(self, *args: Any, suite: Prompts | None = None, engine: Engine = by_transformers,
-                 max_tokens: int = 256, **options: Any) -> None:  # fmt: skip
+                 max_tokens: int = 256, hear: Callable[[str], None] | None = None, **options: Any) -> None:  # fmt: skip
         super().__init__(*args, **options)
-        self.suite, self.engine, self.referee = suite, engine, Referee()
+        self.suite, self.engine, self.referee, self.hear = suite, engine, Referee(), hear or self.tell
         self.greedy = Sampling(0.0, max_tokens=max_tokens)
         self.audit = replace(self.audit, planned=self.method.generations)  # the first is audited too: a model was there
         self.before: dict[str, Any] = {}  # what the model that training began with says
@@ -68,6 +69,10 @@ class LanguageTrainer(Trainer):
     @property
     def stop(self) -> list[int]:
         return ends(self.model)
+
+    def waiting(self, what: str, prompts: int) -> Waiting:
+        """The engine for so many prompts, telling how far it is."""
+        return Waiting(self.hear if ranks.rank() == 0 else None, what, prompts, self.engine)
 
     def _wrap(self) -> None:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
@@ -110,7 +115,7 @@ class LanguageTrainer(Trainer):
         s = self.settings
         if not self.before:
             rehearsal.check(self)
-            self.before = self._judged()
+            self.before = vitals.judged(self)
         if self.method.source.once and self.wrote != generation:  # resumed, it comes here twice
             self.written, self.wrote = self._write(generation), generation
         rows = len(self.written) if self.method.source.once else len(self.data.labelled)
@@ -182,8 +187,9 @@ class LanguageTrainer(Trainer):
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
         by = beside(self, [i for i, _ in asked], share) if share else None
         self.passes, self.drawn = self.passes + Passes(teacher=len(asked) * (1 + bool(by))), self.drawn + len(asked)
+        engine = self.waiting("completions are written", len(asked))
         with self._autocast():
-            found = roll(self.model, asked, sampling, address, self.engine, by)
+            found = roll(self.model, asked, sampling, address, engine, by)
         if context is not None and not isinstance(context, Nothing):
             # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
             found = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in found]
@@ -245,22 +251,12 @@ class LanguageTrainer(Trainer):
 
     # what is said of it --------------------------------------------------------------------------------------------
 
-    def _judged(self) -> dict[str, Any]:
-        """Losses on the audit rows and on the suite, of the model as it is."""
-        how = (self.greedy, self.referee, self.engine)
-        with shards.whole(self.model):
-            found: dict[str, Any] = {"losses": vitals.losses(self.model, self.data, self.data.audit.tolist(), *how)}
-            if self.suite is not None:
-                found["suite"] = vitals.losses(self.model, self.suite, self.suite.test.tolist(), *how)
-        self.passes += Passes(evaluation=sum(map(len, found.values())))
-        return found
-
     def scored(self) -> dict[str, float]:
-        self.last = self._judged()
+        self.last = vitals.judged(self)
         return vitals.figures(self.last, vitals.checked(self.data))
 
     def audited(self) -> list[float]:
-        self.last = self.last or self._judged()  # no audit row was asked, or what was said is gone
+        self.last = self.last or vitals.judged(self)  # no audit row was asked, or what was said is gone
         return list(self.last["losses"]) if self.audit.policy != "off" else []
 
     def end_epoch(self, clock: Clock) -> None:
@@ -366,6 +362,7 @@ def fit(
     progress: Callable[[Clock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
+    hear: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Result:
     """Train a method on prompts; as `selfdistill.fit`, with a ``suite`` of prior tasks that must not be forgotten.
@@ -373,6 +370,7 @@ def fit(
     Args:
         build: a factory of students: `Pretrained`, or any function that returns a `Causal`.
         engine: what writes completions; ``max_tokens`` bounds the greedy answers that are judged.
+        hear: called now and then with how far the model is with its answers [default: tell].
         settings: fields of `Settings`; the method's advice takes the place of their defaults.
 
     Raises:
@@ -396,6 +394,6 @@ def fit(
     usual = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **known}
     trainer = LanguageTrainer(
         build, data.sealed(), method, Settings(**{**usual, **settings}), folder, None, device, None, warn, tell,
-        suite=suite, engine=engine, max_tokens=max_tokens,
+        suite=suite, engine=engine, max_tokens=max_tokens, hear=hear,
     )  # fmt: skip
     return drive(trainer, resume, progress)

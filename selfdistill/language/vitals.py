@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..step import Batch, Clock, Rows, Step
+from .. import shards
+from ..step import Batch, Clock, Passes, Rows, Step
 from ..tasks.prompts import Prompts
 from .causal import Causal, completions, packed
 from .contexts import Context, Rollout, completed, rendered
 from .divergences import ForwardKL, Source, divergence, entropies, log_probabilities
 from .method import views
 from .rollouts import Engine, Referee, Sampling, by_transformers, roll
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .trainer import LanguageTrainer
@@ -53,7 +55,7 @@ def wrong(answers: Sequence[Rollout]) -> list[float]:
 
 
 @torch.no_grad()
-def unlikely(model: Causal, data: Prompts, ids: Sequence[int]) -> list[float]:
+def unlikely(model: Causal, data: Prompts, ids: Iterable[int]) -> list[float]:
     """The mean NLL of a token of the demonstration, in nats, of each row that has one."""
     found = list[float]()
     for row in (data.rows[i] for i in ids):
@@ -71,7 +73,7 @@ def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling,
     demonstration."""
     if checked(data):
         return wrong(answered(model, data, ids, sampling, referee, engine))
-    return unlikely(model, data, ids)
+    return unlikely(model, data, engine.each(ids) if isinstance(engine, Waiting) else ids)
 
 
 def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
@@ -79,6 +81,20 @@ def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
     mean = math.fsum(judged["losses"]) / max(1, len(judged["losses"]))
     kept = {"kept": 1 - math.fsum(s) / len(s)} if (s := judged.get("suite")) else {}
     return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept}
+
+
+def judged(trainer: LanguageTrainer) -> dict[str, Any]:
+    """Losses on the audit rows and on the suite, of the model as it is."""
+    data, suite = trainer.data, trainer.suite
+    who = f"generation {trainer.objective.clock.generation}" if trainer.before else "the model before"
+    wait = trainer.waiting(f"{who} answers", len(data.audit) + (0 if suite is None else len(suite.test)))
+    how = (trainer.greedy, trainer.referee, wait)
+    with shards.whole(trainer.model):
+        found: dict[str, Any] = {"losses": losses(trainer.model, data, data.audit.tolist(), *how)}
+        if suite is not None:
+            found["suite"] = losses(trainer.model, suite, suite.test.tolist(), *how)
+    trainer.passes += Passes(evaluation=sum(map(len, found.values())))
+    return found
 
 
 def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:

@@ -110,18 +110,25 @@ def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Call
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from ..estimators import save
     from ..estimators.ledger import keeping
+    from ..estimators.naming import Named
 
     begun, seed, data = time.monotonic(), int(choice.settings["seed"]), choice.data
     done = [0]
-    heard = report(choice.expression)
+    learner = choice.estimator(seed)  # what it imports is no part of the first training's time
+    first = time.monotonic()
+    heard, again = report(choice.expression), any((folder / "fits").glob("*"))
 
     def progress(number: int, planned: int, what: str) -> None:
         done[0] = number
+        if number == 1 and planned > 1 and not again:
+            about = planned * (time.monotonic() - first)
+            tell(f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
+                 "audit ends a chain early")  # fmt: skip
         if heard:
             heard.count(number, planned, what)
 
     with keeping(folder / "fits", progress):
-        model = fit(choice, choice.estimator(seed))
+        model = fit(choice, learner)
     seconds = time.monotonic() - begun
     if taught(model):
         for line in model.report().splitlines():
@@ -130,7 +137,7 @@ def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Call
     result = _result(choice, model, alone, max(1, done[0]), seconds)
     place = folder / "model"
     place.mkdir(exist_ok=True)
-    save(model, place / ESTIMATOR)
+    save(Named.of(model, data.classes) if choice.classify else model, place / ESTIMATOR)
     half = result.pop("half")
     frames.write_card(data, place, method=choice.expression, model=choice.build, half=half, coverage=COVERAGE)
     shutil.rmtree(folder / "fits", ignore_errors=True)
@@ -168,9 +175,10 @@ def _told(row: dict[str, Any], model: Any) -> dict[str, Any]:
 def predict(folder: Path, card: dict[str, Any], source: str) -> Predicted:
     """What the finished learner of a model folder says of a table."""
     from ..estimators import load
+    from ..estimators.naming import Named
 
     model, rows = load(folder / ESTIMATOR), frames.rows_for(source, card)
-    said = says(model, rows, len(card["classes"]))
+    said = says(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
     names = [str(number + 1) for number in range(len(rows))]
     if card["classes"]:
         return Predicted(names, said.exp(), [str(name) for name in card["classes"]])

@@ -112,7 +112,7 @@ def _curves(result: dict[str, Any]) -> str:
         if row["kind"] == "method" or row["name"] in LEARNING
     ]
     metric = {"accuracy": "accuracy", "rmse": "RMSE"}.get(ordered(result["metrics"], result["task"])[0], "NLL")
-    drawn = curves(series, f"audit {metric} by step", "step", f"audit {metric}")
+    drawn = curves(series, f"audit {metric} by step", "step", f"audit {metric}", share=metric == "accuracy")
     return figure(drawn, f"Audit {metric} by step, mean over the seeds.") if drawn else ""
 
 

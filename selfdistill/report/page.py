@@ -36,6 +36,7 @@ svg.key{width:28px;height:8px;display:inline-block}
 .c5{stroke:var(--c5)}
 .d{stroke:var(--bg)}.d0{fill:var(--c0)}.d1{fill:var(--c1)}.d2{fill:var(--c2)}.d3{fill:var(--c3)}.d4{fill:var(--c4)}
 .d5{fill:var(--c5)}
+.c.apart{stroke:var(--fg);stroke-width:3;stroke-dasharray:1 5;stroke-linecap:round}.d.apart{fill:var(--fg)}
 .mark{stroke-width:1.5;stroke-dasharray:3 3}line.good{stroke:var(--good)}line.bad{stroke:var(--bad)}
 line.even{stroke:var(--soft)}
 circle.good{fill:var(--good)}circle.bad{fill:var(--bad)}circle.even{fill:var(--soft)}.span{stroke-width:3}

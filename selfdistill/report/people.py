@@ -41,4 +41,5 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
         for one in found["labels"]
     ]
     said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
-    return [paragraph(said), table(("row", "label", "believed", "doubt"), rows)]
+    head = "file" if any(one["name"] for one in found["labels"]) else "row (from 1)"
+    return [paragraph(said), table((head, "label", "believed", "doubt"), rows)]

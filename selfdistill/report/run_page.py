@@ -40,16 +40,19 @@ def render(folder: Path) -> str:
     """
     record, _ = read_record(folder / "run.json")
     lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
-    result = record.get("result")
+    result, control_name = (
+        record.get("result"),
+        f"{'sft()' if record.get('kind') == 'language' else 'plain'}, the control",
+    )
     method = record["method"]
     parts = [_verdict(record, folder)]
     if result and head(result):
         metrics = table(("on the test split", *head(result)), [
-            (name, *cells(figures)) for name, figures in rows(result)
+            (name, *cells(figures, result)) for name, figures in rows(result)
         ])  # fmt: skip
         parts.append(section("On the test split", metrics))
     parts += [
-        section("Learning", *_learning(lines, control, result)),
+        section("Learning", *_learning(lines, control, result, control_name)),
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
@@ -57,7 +60,7 @@ def render(folder: Path) -> str:
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
-        section("Cost", *_cost(result)),
+        section("Cost", *_cost(result, control_name)),
         section("The method", *equation(method)),
         section("Data", *data(record["data"])),
         section("How it was made", code(typed(record["command"])), *_made(record)),
@@ -71,7 +74,7 @@ def _verdict(record: dict[str, Any], folder: Path) -> str:
     return paragraph(said, "verdict")
 
 
-def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> list[str]:
+def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None, control_name: str) -> list[str]:
     if result and is_learner(result):
         return _left_out(result)
     ends = _ends(lines)
@@ -80,20 +83,21 @@ def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None) -> li
         own = [(ends[g] + line["step"], _audited(line)) for line in lines if line["generation"] == g]
         series.append(Series(f"generation {g}", own))
     if control:
-        series.append(Series("plain, the control", [(line["step"], _audited(line)) for line in control]))
+        series.append(Series(control_name, [(line["step"], _audited(line)) for line in control], apart=True))
     marks = [
         Mark(ends[g["generation"] + 1], "accepted" if g["decision"]["accepted"] else "rolled back", _taken(g))
         for g in (result or {}).get("generations", [])
         if g["generation"] and g["generation"] + 1 in ends
     ]
     metric = "RMSE" if any("rmse" in line.get("audit", {}) for line in lines) else "accuracy"
+    share = metric == "accuracy"
     by_step = (
         f"{metric[0].upper()}{metric[1:]} on the audit split, which never teaches, after each epoch; a line marks "
     )
     by_step += "each decision."
     losses = [Series("loss", [(ends[line["generation"]] + line["step"], line["loss"]) for line in lines])]
     audited = [
-        figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks), by_step),
+        figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks, share=share), by_step),
     ]
     return [
         *(audited if any(line.get("audit") for line in lines) else []),
@@ -109,7 +113,8 @@ def _left_out(result: dict[str, Any]) -> list[str]:
     right = found[0]["measure"] == "accuracy"
     name = "accuracy" if right else "RMSE"
     points = [(g["generation"], 1 - g["loss"] if right else g["loss"] ** 0.5) for g in found]
-    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name, whole=True)
+    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name, whole=True,
+                   share=right)  # fmt: skip
     return [
         figure(drawn, f"{name[0].upper()}{name[1:]} of each generation on labelled rows that it had not learnt from.")
     ]
@@ -198,7 +203,7 @@ def vitals(lines: Lines) -> list[str]:
     return ['<div class="grid2">' + "".join(drawn) + "</div>"] if drawn else []
 
 
-def _cost(result: dict[str, Any] | None) -> list[str]:
+def _cost(result: dict[str, Any] | None, control_name: str) -> list[str]:
     if not result:
         return []
     if is_learner(result):
@@ -207,7 +212,7 @@ def _cost(result: dict[str, Any] | None) -> list[str]:
         return [figure(bars(spent, "trainings"), "Trainings of all learners: peers and the folds of the audit too.")]
     compared = [(result["method"], result)]
     if result.get("plain") and result["plain"]["from"] == "control":
-        compared.append(("plain, the control", result["plain"]))
+        compared.append((control_name, result["plain"]))
     if result.get("folds"):
         compared.append(("the folds of the audit", result["folds"]))
     spent = []

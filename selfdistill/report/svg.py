@@ -11,16 +11,19 @@ WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
 MOST = 200  # points of a curve that a page shows
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line is told by its colour alone
+CHARACTER = 7.6  # width of a digit in text of 13 px, at most
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: points (x, y), a name, whether its points are marked, and whether a line joins them."""
+    """A curve: points (x, y), a name, whether its points are marked, and whether a line joins them. One that stands
+    ``apart``, as a control does, is drawn as no other one is."""
 
     name: str
     points: Sequence[tuple[float, float]]
     marked: bool = False
     lined: bool = True
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     >>> ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
+    low, high = spread(low, high)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def spread(low: float, high: float) -> tuple[float, float]:
+    """The same ends; of a single value a tenth of it to either side."""
+    wide = 0.0 if high > low else 0.1 * abs(low) or 0.5
+    return low - wide, high + wide
 
 
 def number(value: float) -> str:
@@ -68,9 +76,22 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [finite[round(i * (len(finite) - 1) / (MOST - 1))] for i in range(MOST)]
 
 
+def style(index: int) -> str:
+    """Attributes of the line of this number: 36 are told apart by colour and dashes; -1 stands apart from all."""
+    if index < 0:
+        return 'class="c apart"'
+    dash = DASHES[(index + index // 6) % 6]
+    return f'class="c c{index % 6}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+
+
+def _dot(index: int) -> str:
+    return "d apart" if index < 0 else f"d d{index % 6}"
+
+
 @dataclass
 class Plane:
-    """Axes: from figures to places on the drawing."""
+    """Axes: from figures to places on the drawing. The x axis ends where ``ends`` say, else with its figures; ``top``
+    is where the y axis does."""
 
     xs: list[float]
     ys: list[float]
@@ -79,12 +100,21 @@ class Plane:
     width: int = WIDTH
     height: int = HEIGHT
     parts: list[str] = field(default_factory=list)
+    ends: tuple[float, float] | None = None
+    top: int = TOP
+
+    def __post_init__(self) -> None:
+        self.ends = self.ends or (self.xs[0], self.xs[-1])
+        widest = max(len(number(t)) for t in self.ys)
+        self.left = max(LEFT, round(26 + CHARACTER * widest))  # 20 for the label along the axis, 6 beside the figures
 
     def x(self, value: float) -> float:
-        return LEFT + (value - self.xs[0]) / (self.xs[-1] - self.xs[0]) * (self.width - LEFT - RIGHT)
+        first, last = self.ends or (0.0, 1.0)
+        return self.left + (value - first) / (last - first) * (self.width - self.left - RIGHT)
 
     def y(self, value: float) -> float:
-        return self.height - BOTTOM - (value - self.ys[0]) / (self.ys[-1] - self.ys[0]) * (self.height - TOP - BOTTOM)
+        share = (value - self.ys[0]) / (self.ys[-1] - self.ys[0])
+        return self.height - BOTTOM - share * (self.height - self.top - BOTTOM)
 
     def axes(self) -> None:
         bottom, right = self.height - BOTTOM, self.width - RIGHT
@@ -92,11 +122,11 @@ class Plane:
             self.parts.append(text(self.x(t), bottom + 16, number(t), "middle"))
         for t in self.ys:
             at = f"{self.y(t):.1f}"
-            self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
-            self.parts.append(text(LEFT - 6, self.y(t) + 4, number(t), "end"))
-        self.parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        self.parts.append(text((LEFT + right) / 2, self.height - 8, self.x_label, "middle"))
-        middle = (TOP + bottom) / 2
+            self.parts.append(f'<line class="grid" x1="{self.left}" x2="{right}" y1="{at}" y2="{at}"/>')
+            self.parts.append(text(self.left - 6, self.y(t) + 4, number(t), "end"))
+        self.parts.append(f'<line class="axis" x1="{self.left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        self.parts.append(text((self.left + right) / 2, self.height - 8, self.x_label, "middle"))
+        middle = (self.top + bottom) / 2
         label = escape(self.y_label)
         self.parts.append(
             f'<text class="t" text-anchor="middle" transform="translate(13 {middle:.0f}) rotate(-90)">{label}</text>'
@@ -105,13 +135,12 @@ class Plane:
     def path(self, points: Sequence[tuple[float, float]], index: int) -> None:
         shown = thinned(points)
         line = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in shown)
-        dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if index % len(DASHES) else ""
-        self.parts.append(f'<polyline class="c c{index % 6}" points="{line}"{dash}/>')
+        self.parts.append(f'<polyline {style(index)} points="{line}"/>')
 
     def dots(self, points: Sequence[tuple[float, float]], index: int, radius: Sequence[float] = ()) -> None:
         for i, (a, b) in enumerate(thinned(points)):
             r = radius[i] if i < len(radius) else 3.5
-            self.parts.append(f'<circle class="d d{index % 6}" cx="{self.x(a):.1f}" cy="{self.y(b):.1f}" r="{r:.1f}"/>')
+            self.parts.append(f'<circle class="{_dot(index)}" cx="{self.x(a):.1f}" cy="{self.y(b):.1f}" r="{r:.1f}"/>')
 
     def drawn(self, title: str) -> str:
         return drawing(self.width, self.height, title, self.parts)
@@ -128,14 +157,14 @@ def drawing(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     return f"{head}{''.join(parts)}</svg>"
 
 
-def legend(names: Sequence[str], dotted: Sequence[str] = ()) -> str:
-    """Which line is whose, as text that wraps; the names in ``dotted`` have points and no line."""
+def legend(names: Sequence[str], dotted: Sequence[str] = (), styles: Sequence[int] = ()) -> str:
+    """Which line is whose, as text that wraps; the names in ``dotted`` have points and no line. ``styles`` are numbers
+    of lines, the place of a name by default."""
     keys = []
-    for i, name in enumerate(names):
-        dash = f' stroke-dasharray="{DASHES[i % len(DASHES)]}"' if i % len(DASHES) else ""
-        line = f'<polyline class="c c{i % 6}" points="0,4 28,4"{dash}/>'
+    for i, name in zip(styles or range(len(names)), names, strict=True):
+        line = f'<polyline {style(i)} points="0,4 28,4"/>'
         if name in dotted:
-            line = f'<circle class="d d{i % 6}" cx="14" cy="4" r="3.5"/>'
+            line = f'<circle class="{_dot(i)}" cx="14" cy="4" r="3.5"/>'
         keys.append(f'<li><svg class="key" viewBox="0 0 28 8" aria-hidden="true">{line}</svg> {escape(name)}</li>')
     return f'<ul class="legend">{"".join(keys)}</ul>'
 
@@ -149,29 +178,48 @@ def curves(
     marks: Sequence[Mark] = (),
     height: int = HEIGHT,
     whole: bool = False,
+    share: bool = False,
 ) -> str:
-    """Curves over one another with a legend; empty where there is nothing to draw. ``whole``: x counts something."""
+    """Curves over one another with a legend; empty where there is nothing to draw. ``whole``: x counts something;
+    ``share``: y lies between 0 and 1."""
     shown = [one for one in series if thinned(one.points)]
     points = [p for one in shown for p in thinned(one.points)]
     if not points:
         return ""
     xs, ys = zip(*points, strict=True)
-    across = ticks(min(xs), max(xs))
+    ends = spread(min(xs), max(xs))
+    across = [x for x in ticks(*ends) if ends[0] <= x <= ends[1]]
     if whole:
         across = sorted({float(round(x)) for x in across} | {min(xs), max(xs)})
-    plane = Plane(across, ticks(min(ys), max(ys), 4), x_label, y_label, height=height)
+    low, high = spread(min(ys), max(ys))
+    up = ticks(max(low, 0.0), min(high, 1.0), 4) if share else ticks(low, high, 4)
+    plane = Plane(across, up, x_label, y_label, height=height, ends=ends)
+    lines = _lines(marks, plane)
+    plane.top += 14 * lines
     plane.axes()
-    for i, mark in enumerate(marks):
-        at, kind = f"{plane.x(mark.x):.1f}", "good" if mark.good else "bad"
-        plane.parts.append(f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        plane.parts.append(text(plane.x(mark.x) - 3, TOP + 10 + 12 * (i % 3), mark.word, "end", f"t {kind}"))
-    for i, one in enumerate(shown):
+    for i, mark in enumerate(marks):  # the words above the plane, where no curve is
+        x, word, kind = plane.x(mark.x), TOP + 14 * (i % lines), "good" if mark.good else "bad"
+        at = f"{x:.1f}"
+        plane.parts.append(f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{word - 10}" y2="{height - BOTTOM}"/>')
+        plane.parts.append(text(x - 3, word, mark.word, "end", f"t {kind}"))
+    apart = [i for i, one in enumerate(shown) if one.apart]
+    styles = [-1 if i in apart else i - sum(a < i for a in apart) for i in range(len(shown))]
+    for i, one in zip(styles, shown, strict=True):
         if one.lined:
             plane.path(one.points, i)
         if one.marked or not one.lined or len(thinned(one.points)) == 1:
             plane.dots(one.points, i)
     dotted = [one.name for one in shown if not one.lined]
-    return plane.drawn(title) + (legend([one.name for one in shown], dotted) if len(shown) > 1 else "")
+    return plane.drawn(title) + (legend([one.name for one in shown], dotted, styles) if len(shown) > 1 else "")
+
+
+def _lines(marks: Sequence[Mark], plane: Plane) -> int:
+    """Lines of text that the words of marks need, so that none is written over another."""
+    places, wide = [plane.x(mark.x) for mark in marks], max((CHARACTER * len(mark.word) for mark in marks), default=0.0)
+    for lines in range(min(1, len(marks)), len(marks)):
+        if all(b - a >= wide for a, b in zip(places, places[lines:], strict=False)):
+            return lines
+    return len(marks)
 
 
 def _square(marks: list[float], x_label: str, y_label: str) -> Plane:

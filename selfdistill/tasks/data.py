@@ -223,7 +223,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     """Model input and a name per row for ``source``, prepared as the training data of ``model_folder`` were.
 
     ``source`` is a data name or IDX folder (its test images), an image or a folder of images at any depth, or
-    a table, whose rows are named from 1 on.
+    a table; rows are counted from 1 on.
 
     Raises:
         DataError: no such data, data of another kind or shape, or a model folder without a readable card.
@@ -242,7 +242,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
         if source in sources.TABLES and kind == "table":
             return _known_inputs(source, model_folder)
         data = load(source)
-        found, x, names = data.kind, data.rows(data.test), [f"test/{i}" for i in data.test.tolist()]
+        found, x, names = data.kind, data.rows(data.test), [f"test/{i + 1}" for i in data.test.tolist()]
     elif kind != "image":
         raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tabular.SUFFIXES)})")
     else:
@@ -379,7 +379,7 @@ def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
     """The test rows of a table by name, through the saved preprocessing."""
     table, test = tabular.known(source), load(source).test
     x = tabular.transform(tabular.load(folder / PREPROCESSOR), table.features.iloc[test.numpy()], source)
-    return x, [f"test/{i}" for i in test.tolist()]
+    return x, [f"test/{i + 1}" for i in test.tolist()]
 
 
 def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:

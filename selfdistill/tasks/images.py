@@ -234,6 +234,11 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
                 + ("; without classes `run` learns features, by --method 'byol()' or its like" if extra else "")
             )
     classes = tuple(sorted(set().union(*splits.values())))
+    if len(classes) == 1 and len(_by_class(root / classes[0])) > 1:
+        raise DataError(
+            f"{root}: the labelled rows have only the class '{classes[0]}', a folder that holds folders of images "
+            f"itself; did you mean {root / classes[0]}?"
+        )
     number = {label: i for i, label in enumerate(classes)}
     listed = [
         (path, number[label], split)

@@ -84,7 +84,7 @@ def test_made_up_rows_are_learnt_beside_the_given_ones(synthetic: int | str, row
     model = PeerTaughtRegressor(Seen(), peers=[DecisionTreeRegressor(max_depth=2)], synthetic=synthetic, audit="off")
     model.fit(X[:50], Y[:50], X_unlabeled=X[50:150])
     assert model.estimator_.rows_ == rows
-    assert ("made up" in model.report()) == bool(synthetic)
+    assert ("synthetic" in model.report()) == bool(synthetic)
 
 
 def test_auto_makes_none_up_without_unlabelled_rows_of_many_or_of_sparse_ones() -> None:
@@ -103,4 +103,4 @@ def test_auto_makes_none_up_without_unlabelled_rows_of_many_or_of_sparse_ones() 
 def test_made_up_rows_need_no_unlabelled_ones_where_they_are_asked_for() -> None:
     model = SelfDistilledRegressor(Seen(0.1), synthetic=300, xi=0.0, audit_folds=2, random_state=0).fit(X, Y)
     assert len(model.history_) == 2
-    assert "300 rows (300 of them made up)" in model.report()
+    assert "300 rows (300 of them synthetic)" in model.report()

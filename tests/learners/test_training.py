@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from selfdistill.estimators import load
+from selfdistill.estimators import load, save
 from selfdistill.estimators.ledger import Ledger
 from selfdistill.learners import training
 from selfdistill.learners.mean import Mean
@@ -131,6 +132,13 @@ def test_classes_and_words_and_empty_cells(tmp_path: Path, monkeypatch: pytest.M
     assert len(lines) == 161
     card = (tmp_path / "r/model/README.md").read_text()
     assert "Classes: no, yes" in card
+    assert "model.predict(frame)  # " in card
+    model: Any = load("r/model/estimator.skops")
+    assert model.classes_.tolist() == ["no", "yes"]
+    assert model.predict(pd.read_csv("t.csv")[["size", "kind"]]).tolist() == [line.split(",")[1] for line in lines[1:]]
+    assert "generation 0" in model.report()
+    save(model.estimator_, "r/model/estimator.skops")  # as older versions kept it, with numbers for classes
+    assert passed("predict", "r", "t.csv").stdout.splitlines() == lines
 
 
 def test_a_learner_has_no_vitals_and_says_so(done: Path) -> None:
@@ -142,13 +150,15 @@ def test_plain_is_the_learner_alone(tmp_path: Path) -> None:
     assert result["plain"]["from"] == "itself"
     assert result["plain"]["end"] == result["test"]
     model: Any = load(tmp_path / "r/model/estimator.skops")
-    assert type(model).__name__ == "Pipeline"
+    assert type(model.estimator_).__name__ == "Pipeline"
+    assert not hasattr(model, "report")
 
 
 def test_progress_is_told_in_trainings(tmp_path: Path) -> None:
     way = "self_trained(generations=2)"
     said = passed("run", "iris", "--labels", 30, "--model", "linear", "--method", way, "--out", tmp_path / "r").stderr
-    assert "training " in said
+    assert re.search(r"^at most (\d+) trainings, about \d+ s if all take as long as the first", said, re.MULTILINE)
+    assert re.search(r"training \d+ of at most \d+", said)
     assert "fold 1 of 5" in said
     assert "the product is generation" in said
 

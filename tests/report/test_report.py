@@ -16,7 +16,7 @@ from selfdistill.compare.verdicts import judge
 from selfdistill.errors import CheckpointError
 from selfdistill.report import render, write
 from selfdistill.report.run_page import typed
-from selfdistill.report.svg import Series, curves, forest, lineage, thinned, ticks
+from selfdistill.report.svg import Mark, Series, curves, forest, lineage, thinned, ticks
 from selfdistill.request import Request
 from selfdistill.run import Run
 from selfdistill.summary import sentence
@@ -126,6 +126,65 @@ def test_points_lie_where_the_axes_say() -> None:
     assert line.get("points") == "56.0,256.0 624.0,16.0"  # the corners of the plane
     assert curves([], "t", "x", "y") == ""
     assert curves([Series("a", [(0, float("nan"))])], "t", "x", "y") == ""
+
+
+def drawn_of(text: str) -> ET.Element:
+    return ET.fromstring(text.split("</svg>", 1)[0] + "</svg>")
+
+
+def test_no_two_of_six_generations_and_a_control_look_alike() -> None:
+    series = [Series(f"generation {g}", [(0, 0.0), (9, g / 9)]) for g in range(8)]
+    series.insert(6, Series("the control", [(0, 0.0), (9, 1.0)], apart=True))
+    drawn = curves(series, "t", "x", "y")
+    lines = list(drawn_of(drawn).iter("polyline"))
+    styles = [(e.get("class"), e.get("stroke-dasharray")) for e in lines]
+    assert len(set(styles)) == 9
+    assert styles[6] == ("c apart", None)
+    keys = re.findall(
+        r'<polyline class="([^"]*)"(?: stroke-dasharray="([^"]*)")? points="0,4 28,4"/></svg> ([^<]*)', drawn
+    )
+    assert [(a, b or None) for a, b, _ in keys] == styles
+    assert keys[6][2] == "the control"
+
+
+def test_words_of_marks_lie_above_every_curve_and_beside_one_another() -> None:
+    marks = [Mark(x, "rolled back", False) for x in (10.0, 11.0, 12.0, 60.0)]
+    drawn = drawn_of(curves([Series("a", [(0, 0.0), (60, 1.0)])], "t", "x", "y", marks=marks))
+    words = [(float(e.get("x", 0)), float(e.get("y", 0))) for e in drawn.iter("text") if e.text == "rolled back"]
+    points = next(e for e in drawn.iter("polyline")).get("points", "").split()
+    assert max(y for _, y in words) < min(float(p.split(",")[1]) for p in points)
+    for i, (x, y) in enumerate(words):
+        assert all(abs(y - b) >= 13 or abs(x - a) >= 70 for a, b in words[:i])
+
+
+def test_the_axis_ends_with_the_data_and_figures_clear_the_label_beside_it() -> None:
+    drawn = drawn_of(curves([Series("a", [(20, 0.805), (120, 0.815)])], "t", "x", "label"))
+    points = next(e for e in drawn.iter("polyline")).get("points", "").split()
+    assert float(points[-1].split(",")[0]) == 640 - 16
+    figures = [e for e in drawn.iter("text") if e.get("text-anchor") == "end"]
+    assert max(len(e.text or "") for e in figures) == 5
+    assert all(float(e.get("x", 0)) - 7.6 * len(e.text or "") >= 18 for e in figures), "the label's foot is at 18 px"
+    assert [e.text for e in drawn.iter("text") if e.get("y") == "272.0"] == ["20", "40", "60", "80", "100", "120"]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.93, 1.0])
+def test_one_share_is_drawn_between_none_and_all(value: float) -> None:
+    drawn = drawn_of(curves([Series("a", [(18, value)])], "t", "x", "accuracy", share=True))
+    figures = [float(e.text or "") for e in drawn.iter("text") if e.get("text-anchor") == "end"]
+    assert min(figures) >= 0
+    assert max(figures) <= 1
+    assert min(figures) <= value <= max(figures)
+
+
+def test_a_language_runs_control_is_called_by_its_recipe(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "r")
+    record = json.loads((run / "run.json").read_text())
+    assert "plain, the control" in render(tmp_path / "r")
+    del record["result"]
+    (tmp_path / "r" / "run.json").write_text(json.dumps(record | {"kind": "language"}))
+    page = render(tmp_path / "r")
+    assert "sft(), the control" in page
+    assert "plain, the control" not in page
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:

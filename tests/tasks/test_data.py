@@ -341,7 +341,7 @@ def test_digits_card_prepares_test_rows_and_pictures(tmp_path):
     data.write_card(digits, tmp_path / "model")
     x, names = data.inputs_for("digits", tmp_path / "model")
     assert x.equal(digits.rows(digits.test))
-    assert names[0] == f"test/{int(digits.test[0])}"
+    assert names[0] == f"test/{int(digits.test[0]) + 1}"
     (tmp_path / "deep" / "er").mkdir(parents=True)
     shade = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     Image.fromarray(shade).save(tmp_path / "deep" / "er" / "one.png")

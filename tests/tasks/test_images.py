@@ -180,6 +180,16 @@ def flat(root):
     save(root / "a.png")
 
 
+def test_a_folder_around_the_class_folders_is_asked_about(tmp_path):
+    """Beside them lies a table, which is no image."""
+    pets(tmp_path / "photos", 4)
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"only the class 'photos'.*did you mean .*photos\?") as caught:
+        load(tmp_path)
+    assert str(tmp_path / "photos") + "?" in str(caught.value)
+    load(tmp_path / "photos")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
