@@ -81,7 +81,9 @@ def fused(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tens
     if _broken or not _triton():
         return whole(kind, z, t, weights, label)
     try:
-        return _fast(kind, z, label)(kind, z, t, weights, label)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the compiler advises its own users
+            return _fast(kind, z, label)(kind, z, t, weights, label)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # from the compiler, before anything was overwritten

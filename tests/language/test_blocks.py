@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -55,6 +56,18 @@ def test_a_compiler_that_fails_is_told_once_and_the_block_is_computed_as_written
     with pytest.warns(UserWarning, match="run uncompiled, which is slower: torch.compile says no C compiler$"):
         torch.testing.assert_close(fused(ForwardKL(), z.clone(), t.clone(), weights, label), wanted)
     torch.testing.assert_close(fused(ForwardKL(), z.clone(), t.clone(), weights, label), wanted)  # and no warning
+
+
+def test_what_the_compiler_advises_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advising(*given: object) -> Swept:
+        warnings.warn("TensorFloat32 is not enabled", stacklevel=1)
+        return Swept(torch.zeros(4), None)
+
+    monkeypatch.setattr(blocks, "_fast", lambda *which: advising)
+    z, t, weights, label = problem(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(ForwardKL(), z, t, weights, label)
 
 
 def test_memory_that_is_out_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
