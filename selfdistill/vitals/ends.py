@@ -21,6 +21,7 @@ SPREAD = 0.5  # share that the commonest label must stay below: else one class m
 FELL = 0.8  # of its first value: a labelled loss below it has fallen
 LEVEL = 0.05
 FEWEST = 20  # rows; of fewer nothing is said
+SETTLED = 50  # steps; before, nothing need be learnt
 
 
 def entry(trainer: Trainer, clock: Clock, audit: Mapping[str, float] | None) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def entry(trainer: Trainer, clock: Clock, audit: Mapping[str, float] | None) -> 
         audit: metrics of the audit split; None without one.
     """
     found = record.entry(trainer.objective.pulse, trainer.history, clock.generation)
-    data, done = trainer.data, clock.step + 1 >= clock.length
+    data, done = trainer.data, clock.step + 1 >= max(clock.length, SETTLED)
     if not done or audit is None or not trainer.settings.vitals or data.task != "classify":
         return found
     y = data.y[data.audit]
@@ -79,14 +80,17 @@ def fell(losses: Sequence[float]) -> bool:
 
 
 def by_chance(accuracy: float, rows: int, most: float) -> bool:
-    """Could who knows nothing, and says a class of this share, be right as often? By the exact binomial test, at 0.05.
+    """Could who knows nothing, and says a class of this share, be right as often? By exact binomial tests at 0.05.
 
-    >>> by_chance(0.14, 100, 0.1), by_chance(0.2, 100, 0.1)
-    (True, False)
+    Who is right more seldom than that knows something, and says the opposite.
+
+    >>> by_chance(0.14, 100, 0.1), by_chance(0.2, 100, 0.1), by_chance(0.0, 100, 0.1)
+    (True, False, False)
     """
     from scipy.stats import binom
 
-    return float(binom.sf(round(accuracy * rows) - 1, rows, most)) > LEVEL
+    right = round(accuracy * rows)
+    return min(float(binom.sf(right - 1, rows, most)), float(binom.cdf(right, rows, most))) > LEVEL
 
 
 def _labelled(trainer: Trainer, generation: int) -> list[float]:
