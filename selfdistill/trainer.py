@@ -32,7 +32,7 @@ from .step import Passes, members
 from .tasks.data import Data
 from .teachers.ancestors import wanted
 from .teachers.cached import live, pinned
-from .vitals import record
+from .vitals import ends
 from .vitals.starts import fresh_start
 
 __all__ = ["Trained", "Trainer", "Watch", "digest"]
@@ -326,7 +326,7 @@ class Trainer:
             line |= {"decision": decision} if decision else {}
         diverse = diversity.measure(self.model, self.data, self.device)
         line |= {"diversity": diverse} if diverse else {}
-        line |= record.entry(self.objective.pulse, self.history, clock.generation) | self.remarks()
+        line |= ends.entry(self, clock, line.get("audit")) | self.remarks()
         for warning in line.get("warnings", []):
             self.warn(f"warning: {warning}")
         self.sums = {}

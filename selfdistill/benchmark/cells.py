@@ -121,7 +121,7 @@ class Training:
 
 
 def _quiet(line: str) -> None:
-    """Trouble that a training survives is of no interest in a table."""
+    """Trouble that a training survives is no line among those of the cells: its history has it, and so the record."""
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -204,6 +204,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
         "steps_each": each,
         "passes": {**spent._asdict(), "total": spent.cost()},
         "budget": cell.setting.budget,
+        "warnings": list(dict.fromkeys(said for line in found.history for said in line.get("warnings", []))),
     }
 
 

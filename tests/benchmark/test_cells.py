@@ -93,6 +93,13 @@ def test_a_cell_trained_again_says_the_same(out: Path, tmp_path: Path) -> None:
     assert json.loads(Cell(NOISE, "elr()", 0).path(tmp_path).read_text()) == other
 
 
+def test_what_a_training_warns_of_is_in_its_record(out: Path) -> None:
+    assert cells.run(Cell(NOISE, PLAIN, 0), out)["warnings"] == []
+    said = cells.run(Cell(FEW, "fixmatch(confidence=1.0, ratio=0.5)", 0), out)["warnings"]
+    assert any("the gate of term 'pseudo' kept nothing" in line for line in said)
+    assert len(said) == len(set(said))
+
+
 def test_a_later_seed_waits_for_the_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"elr\(\) in digits-noise is trained with seed 0 before seed 2"):
         cells.run(Cell(NOISE, "elr()", 2), tmp_path)

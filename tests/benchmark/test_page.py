@@ -162,3 +162,18 @@ def test_what_is_refused_takes_one_line(
     assert len(done.output.strip().splitlines()) == 1
     assert said in done.output
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_warnings_of_trainings_are_listed_by_kind_with_how_many_seeds_had_them(out: Path) -> None:
+    rows = [f"{n} of 90 audit rows are called '{c}': collapsed" for n, c in ((90, "a"), (89, "b"))]
+    keep(out, "ps_kd()", 0, 0.1, warnings=[rows[0], "the gate kept nothing"])
+    keep(out, "ps_kd()", 2, 0.1, warnings=[rows[1]])
+    keep(out, "elr()", 0, 0.8, warnings=[])
+    text, _ = written(out)
+    first = "90 of 90 audit rows are called 'a': collapsed (2 of 3 seeds)"
+    assert f"- `ps_kd()`: {first}; the gate kept nothing (1 of 3 seeds)" in text.splitlines()
+    assert text.count("Warned of while") == 1
+
+
+def test_without_a_warning_there_is_no_list_of_them(out: Path) -> None:
+    assert "Warned of" not in written(out)[0]

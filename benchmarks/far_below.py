@@ -1,0 +1,142 @@
+"""Why are some methods of the benchmark far below plain()? Their cells once more, each with one thing changed.
+
+    python benchmarks/far_below.py --groups thresholds views
+
+Seeds are from 100 on, which no cell has, and it is the audit split that is scored: the test split is not read. Steps
+are those of the cells unless a row says otherwise. Each row: accuracy by seed, its mean, and the mean share of audit
+rows that have the commonest answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from selfdistill.benchmark.fitting import build_for
+from selfdistill.benchmark.settings import SETTINGS, data_of
+from selfdistill.core import Method
+from selfdistill.evaluate import predict_rows
+from selfdistill.loop import fit
+from selfdistill.prepared import batch_size_for, read_method
+from selfdistill.schedules import After
+
+Change = Callable[[Method], Method]
+
+
+def seen(augment: str, *views: str) -> Change:
+    """Some views, or all, augmented in another way."""
+
+    def change(method: Method) -> Method:
+        looks = (replace(one, augment=augment) if one.name in views or not views else one for one in method.views.looks)
+        return replace(method, views=replace(method.views, looks=tuple(looks)))
+
+    return change
+
+
+def late(method: Method) -> Method:
+    """All terms but the labels' wait for half of the training."""
+    terms = {n: t if n == "label" else replace(t, weight=After(float(t.weight), 0.5)) for n, t in method.terms.items()}  # type: ignore[arg-type]
+    return replace(method, terms=terms)
+
+
+def over_all(method: Method) -> Method:
+    """Pseudo-labels' losses are means over all unlabelled rows, not over those that are kept."""
+    return replace(
+        method, terms={n: t if n == "label" else replace(t, mean_over="valid") for n, t in method.terms.items()}
+    )
+
+
+class Row(NamedTuple):
+    """A method in a setting for so many steps a generation, and what is changed about it."""
+
+    setting: str
+    method: str
+    steps: int
+    about: str = "as in its cell"
+    change: Change = lambda method: method
+
+
+THRESHOLDS = [
+    row
+    for method in ("softmatch()", "flexmatch()", "freematch()")
+    for row in (
+        Row("digits-100", method, 78),
+        Row("digits-50", method, 100),
+        Row("digits-100", method, 78, "weak views for strong ones", seen("weak", "strong")),
+        Row("digits-100", method, 78, "labels alone for half of it", late),
+        Row("digits-100", method, 312, "four times the steps"),
+        Row("digits-100", method, 1560, "twenty times the steps"),
+    )
+]
+VIEWS = [
+    row
+    for setting, steps in (("digits-100", 78), ("digits-50", 100))
+    for row in (
+        Row(setting, "fixmatch()", steps),
+        Row(setting, "uda()", steps),
+        Row(setting, "dash()", steps),
+        Row(setting, "dash()", steps, "losses over all rows", over_all),
+        Row(setting, "plain()", steps, "as many steps, weak views", seen("weak")),
+        Row(setting, "plain()", steps, "as many steps"),
+        Row(setting, "plain()", 1500),
+    )
+]
+NOISY = [
+    row
+    for setting, steps in (("digits-100", 166), ("digits-50", 212))
+    for row in (
+        Row(setting, "noisy_student()", steps),
+        Row(setting, "noisy_student()", steps, "weak views", seen("weak")),
+        Row(setting, "noisy_student()", steps, "rows as they are", seen("none")),
+        Row(setting, "ups()", {"digits-100": 192, "digits-50": 189}[setting]),
+        Row(setting, "ups(generations=2)", {"digits-100": 192, "digits-50": 189}[setting], "two generations"),
+    )
+]
+PAIRS = [
+    row
+    for setting, method, steps in (
+        ("digits-100", "pi_model", 595), ("digits-50", "pi_model", 600), ("digits-all", "pi_model", 749),
+        ("digits-50", "mean_teacher", 900),
+    )
+    for row in (
+        Row(setting, f"{method}()", steps),
+        Row(setting, f"{method}(weight=0.0)", steps, "labels alone"),
+        Row(setting, f"{method}(weight=0.0)", steps, "labels alone, rows as they are", seen("none")),
+    )
+]  # fmt: skip
+GROUPS = {"thresholds": THRESHOLDS, "views": VIEWS, "noisy": NOISY, "pairs": PAIRS}
+
+
+def trained(row: Row, seed: int) -> tuple[float, float]:
+    """Accuracy on the audit split, and the share of its rows that have the commonest answer."""
+    setting = SETTINGS[row.setting]
+    data, method = data_of(setting, seed), row.change(read_method(row.method))
+    found = fit(
+        build_for(setting, row.method), data, method, device="cpu", warn=lambda line: None, steps=row.steps, seed=seed,
+        batch_size=batch_size_for(data, method), audit="off", vitals=False,
+    )  # fmt: skip
+    said = predict_rows(found.model, data, data.audit, data.head).argmax(-1)
+    return float((said == data.y[data.audit]).double().mean()), float(said.bincount().max()) / len(said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 100 on")
+    given = parser.parse_args()
+    print("| setting | method | steps | changed | accuracy | mean | commonest answer |\n|---|---|---|---|---|---|---|")
+    for row in (row for group in given.groups for row in GROUPS[group]):
+        found = [trained(row, seed) for seed in range(100, 100 + given.seeds)]
+        each = " ".join(f"{100 * right:.0f}" for right, _ in found)
+        right, most = (statistics.fmean(part) for part in zip(*found, strict=True))
+        print(
+            f"| {row.setting} | `{row.method}` | {row.steps} | {row.about} | {each} | {100 * right:.1f} | {most:.0%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
