@@ -33,6 +33,14 @@ def ignores(place: Path) -> None:
     place.write_text("ends jobs" if handler is signal.default_int_handler else "is noted")
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard here: whoever started the tests may ignore it, as a shell does for what runs behind it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def here() -> Iterator[None]:
     """This process as a worker; it is itself again afterwards."""
