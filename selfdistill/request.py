@@ -61,7 +61,7 @@ class Request:
             "text",
             "init",
             "targets",
-        }  # unsaid where not asked for, so that what was asked before they existed is the same
+        }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if getattr(self, name) is None}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
 

@@ -101,19 +101,20 @@ def _called(result: dict[str, Any], generation: dict[str, Any]) -> str:
 
 def head(result: dict[str, Any]) -> list[str]:
     """The names of the metrics in `cells`."""
-    return [name for key, name in COLUMNS[result["data"]["task"]].items() if key in _known(result)]
+    return [COLUMNS[result["data"]["task"]][key] for key in _columns(result)]
 
 
-def _known(result: dict[str, Any]) -> set[str]:
+def _columns(result: dict[str, Any]) -> list[str]:
     """The metrics that any row of the table has: a column without a figure says nothing."""
-    return {key for _, metrics in rows(result) for key, value in metrics.items() if value is not None}
+    known = {key for _, metrics in rows(result) for key, value in metrics.items() if value is not None}
+    return [key for key in COLUMNS[result["data"]["task"]] if key in known]
 
 
 def cells(metrics: dict[str, float], result: dict[str, Any] | None = None) -> list[str]:
     """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point; of a
     ``result`` the columns that its table has."""
     task = "generate" if "length" in metrics else "classify" if "accuracy" in metrics else "regress"
-    return [_cell(key, metrics.get(key)) for key in COLUMNS[task] if result is None or key in _known(result)]
+    return [_cell(key, metrics.get(key)) for key in (COLUMNS[task] if result is None else _columns(result))]
 
 
 def _cell(name: str, value: float | None) -> str:
@@ -206,9 +207,10 @@ def _facts(result: dict[str, Any], record: dict[str, Any], took: str = "") -> li
 
 def _tested(result: dict[str, Any]) -> list[str]:
     """The table of `rows`."""
-    if not head(result):
+    names = head(result)
+    if not names:
         return []
-    lines = [f"| on the test split | {' | '.join(head(result))} |", "|---" * (1 + len(head(result))) + "|"]
+    lines = [f"| on the test split | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     return [*lines, *(f"| {name} | {' | '.join(cells(metrics, result))} |" for name, metrics in rows(result)), ""]
 
 

@@ -40,10 +40,8 @@ def render(folder: Path) -> str:
     """
     record, _ = read_record(folder / "run.json")
     lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
-    result, control_name = (
-        record.get("result"),
-        f"{'sft()' if record.get('kind') == 'language' else 'plain'}, the control",
-    )
+    result = record.get("result")
+    control_name = f"{'sft()' if record.get('kind') == 'language' else 'plain'}, the control"
     method = record["method"]
     parts = [_verdict(record, folder)]
     if result and head(result):
