@@ -80,8 +80,7 @@ def compare(
     told_of_default(quiet)
     from .compare.learners import among_learners
     from .compare.plan import Ask
-    from .compare.prompts import judged
-    from .compare.runner import Comparison
+    from .compare.runner import Comparison, judged, usual_budget
     from .compare.table import show
     from .errors import DataError
     from .language.door import holds_prompts
@@ -92,14 +91,13 @@ def compare(
         writable(Path(str(json_file)), "--json")  # before anything is trained
     training = given(options)
     request = Request(**options, training=training)
-    spoken = holds_prompts(request.data)
     asked = methods or (_usual(request),)
-    if not spoken and among_learners(request, asked):
+    if not holds_prompts(request.data) and among_learners(request, asked):
         if budget is not None:
             raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
         budget = "trainings"
-    several = fewest_seeds(len(judged(asked) if spoken else asked), level) if seeds is None else max(0, seeds)
-    matched = budget or ("steps" if spoken else "passes")
+    several = fewest_seeds(len(judged(request.data, asked)), level) if seeds is None else max(0, seeds)
+    matched = budget or usual_budget(request.data)
     ask = Ask(asked, tuple(range(request.seed, request.seed + several)), matched, level)
     found = Comparison.create(request, ask, out)
     try:

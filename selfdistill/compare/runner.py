@@ -158,11 +158,7 @@ class Comparison:
         return self._finish(plan, all_jobs, time.monotonic() - begun)
 
     def _reachable(self) -> str:
-        return reachable(len(self.ask.seeds), len(self._judged()), self.ask.level)
-
-    def _judged(self) -> tuple[str, ...]:
-        """The methods that get a verdict."""
-        return prompts.judged(self.ask.methods) if holds_prompts(self.request.data) else self.ask.methods
+        return reachable(len(self.ask.seeds), len(judged(self.request.data, self.ask.methods)), self.ask.level)
 
     def _ready(self) -> Ready:
         """The first seed's data and model, whatever learns."""
@@ -310,7 +306,7 @@ class Comparison:
             "budget": {"kind": self.ask.budget, "amount": plan["amount"], "unit": _unit(self.ask.budget)},
             "level": self.ask.level,
             "reachable": [self._reachable()],
-            **judge(cells, self._judged(), task=task, level=self.ask.level, plain=plain),
+            **judge(cells, judged(self.request.data, self.ask.methods), task=task, level=self.ask.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
                 for name, found in cells.items()
@@ -331,6 +327,16 @@ class Comparison:
         write_json(self.folder / COMPARISON, found)
         write_report(self.folder)
         return found
+
+
+def judged(data: str, methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods that get a verdict."""
+    return prompts.judged(methods) if holds_prompts(data) else tuple(methods)
+
+
+def usual_budget(data: str) -> str:
+    """What is matched where nothing else is asked for."""
+    return "steps" if holds_prompts(data) else "passes"
 
 
 def _threads(ready: Ready) -> int:
@@ -380,6 +386,6 @@ def compare(
     Raises:
         DataError: nothing can be compared so, or the folder holds another comparison.
     """
-    usual = "steps" if holds_prompts(request.data) else "passes"
-    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), budget or usual, level)
+    matched = budget or usual_budget(request.data)
+    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
     return Comparison.create(request, ask, out).execute(tell)
