@@ -19,7 +19,7 @@ from ..expressions import called
 from ..language import vitals
 from ..language.causal import packed
 from ..language.contexts import rendered
-from ..language.door import Judge, Spoken, choose, for_language, read_recipe
+from ..language.door import Judge, Spoken, choose, for_language, product, read_recipe
 from ..language.method import Once
 from ..language.method import check as fits
 from ..language.recipes import sft
@@ -235,8 +235,7 @@ def _dearer(judge: Judge, trained: Result) -> float:
 
 def _method(judge: Judge, trained: Result | None) -> dict[str, Any]:
     assert trained is not None
-    weights = None if trained.product < 0 else trained.generations[trained.product].weights
-    return {**_scored(judge, weights, trained), "product": trained.product}
+    return {**_scored(judge, product(trained), trained), "product": trained.product}
 
 
 def _control(judge: Judge, trained: Result | None) -> dict[str, Any]:

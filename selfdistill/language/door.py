@@ -166,6 +166,11 @@ def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], A
     return result
 
 
+def product(trained: Result) -> dict[str, torch.Tensor] | None:
+    """The product's weights; None where that is the model before."""
+    return None if trained.product < 0 else trained.generations[trained.product].weights
+
+
 class Judge:
     """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
 
@@ -181,7 +186,7 @@ class Judge:
         return self.model
 
     def product(self, trained: Result) -> Causal:
-        return self.of(None if trained.product < 0 else trained.generations[trained.product].weights)
+        return self.of(product(trained))
 
     def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
         """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
