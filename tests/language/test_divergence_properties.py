@@ -30,8 +30,6 @@ from selfdistill.language.divergences import (
     importance,
     log_probabilities,
 )
-from selfdistill.language.products import MANY
-from selfdistill.language.sources import FEW, read
 from tests.language import naive
 
 KINDS = [
@@ -398,10 +396,3 @@ def test_bad_input_is_named_in_one_line(name: str) -> None:
     assert isinstance(caught.value, DataError | RecipeError)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("tokens", [FEW, FEW + 1])
-def test_logits_of_a_whole_vocabulary_are_those_of_the_formula(tokens: int) -> None:
-    hidden, matrix = torch.randn(tokens, 5), torch.randn(MANY // FEW, 5)
-    found = read(Head(hidden, matrix), slice(0, tokens), torch.empty(tokens, len(matrix)))
-    assert torch.allclose(found, torch.einsum("tw,vw->tv", hidden, matrix), atol=1e-5)

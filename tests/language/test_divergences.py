@@ -25,7 +25,8 @@ from selfdistill.language.divergences import (
     divergence,
     log_probabilities,
 )
-from selfdistill.language.sources import Gradients
+from selfdistill.language.products import MANY
+from selfdistill.language.sources import FEW, Gradients, read
 from tests.language import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
@@ -266,3 +267,10 @@ def test_gradients_are_scaled_by_what_comes_from_above_and_handed_out_once(sides
     agree(tuple(3 * g for g in scaled), wanted)
     with pytest.raises(Exception, match="handed out once"):
         total.backward()
+
+
+@pytest.mark.parametrize("tokens", [FEW, FEW + 1])
+def test_logits_of_a_whole_vocabulary_are_those_of_the_formula(tokens: int) -> None:
+    hidden, matrix = torch.randn(tokens, 5), torch.randn(MANY // FEW, 5)
+    found = read(Head(hidden, matrix), slice(0, tokens), torch.empty(tokens, len(matrix)))
+    assert torch.allclose(found, torch.einsum("tw,vw->tv", hidden, matrix), atol=1e-5)
