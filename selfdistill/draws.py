@@ -45,6 +45,21 @@ def seed(*address: int | str) -> int:
     return state >> 1
 
 
+def reseed(device: torch.device, *address: int | str) -> None:
+    """Seed what layers on a device draw from, such as dropout.
+
+    `torch.manual_seed` seeds all kinds of devices, and where one is not in use it notes the whole stack of calls for
+    later: a fifth of a small network's step on a CPU.
+
+    >>> reseed(torch.device("cpu"), 0, "step", 7)
+    >>> first = torch.rand(2)
+    >>> _ = torch.manual_seed(seed(0, "step", 7))
+    >>> bool((torch.rand(2) == first).all())
+    True
+    """
+    (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed(*address))
+
+
 def _mix_tensor(words: Tensor) -> Tensor:
     """The same mixing on an int64 tensor; shifts are made logical by masking off the copied sign."""
 

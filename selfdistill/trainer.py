@@ -192,7 +192,7 @@ class Trainer:
     def _seeded(self, micro: int) -> None:
         """What the step draws (dropout) depends on where it is, not on what was drawn before."""
         c = self.objective.clock
-        torch.manual_seed(draws.seed(self.settings.seed, "step", c.generation, c.step, ranks.rank(), micro))
+        draws.reseed(self.device, self.settings.seed, "step", c.generation, c.step, ranks.rank(), micro)
 
     def batches(self) -> list[Batch]:
         """The micro-batches of this process for the step at hand."""
