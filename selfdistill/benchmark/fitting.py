@@ -75,6 +75,7 @@ def _specimen(method: Method, labelled: bool) -> Objective:
     return objective
 
 
+@cache
 def learns_without_labels(method: Method) -> bool:
     """Can it take a step on rows of which nobody knows the label?
 
@@ -90,6 +91,7 @@ def learns_without_labels(method: Method) -> bool:
     return True
 
 
+@cache
 def remembers(method: Method) -> bool:
     """Does it keep, within one training, something of its own past: predictions, class means, weights?
 
