@@ -37,11 +37,10 @@ from ..report import COMPARISON
 from ..report import write as write_report
 from ..request import Request
 from ..stats import reachable
-from . import jobs as trainings
-from . import learners, prompts
+from . import jobs, learners, networks, prompts
 from . import workers as processes
 from .jobs import Job
-from .plan import BEFORE, PLAIN, Ask, checked, cost, of_seed, pilots, planned, requested_steps
+from .plan import BEFORE, PLAIN, Ask, checked, cost, of_seed
 from .verdicts import judge
 
 FORMAT = 1
@@ -52,9 +51,9 @@ Ready = Prepared | Choice | Spoken
 def _work(job: Job, request: Request, folder: Path, count: int) -> None:
     """One job in a process of its own."""
     others = {**dict.fromkeys(learners.KINDS, learners.run), **dict.fromkeys(prompts.KINDS, prompts.run)}
-    run = others.get(job.kind, trainings.run_networks)
+    run = others.get(job.kind, networks.run)
     with named(job), threads.using(count):
-        trainings.run(job, request, folder, run)
+        jobs.run(job, request, folder, run)
 
 
 @contextmanager
@@ -174,14 +173,14 @@ class Comparison:
             return learners.pilots(self.ask)
         if isinstance(ready, Spoken):
             return prompts.pilots(self.ask, prompts.requested_steps(ready, self.request, self.ask), teacher)
-        return pilots(self.ask, requested_steps(ready), teacher)
+        return networks.pilots(self.ask, networks.requested_steps(ready), teacher)
 
     def _planned(self, ready: Ready, costs: dict[str, float]) -> tuple[float, list[Job]]:
         if isinstance(ready, Choice):
             return learners.planned(self.ask, ready, costs)
         if isinstance(ready, Spoken):
             return prompts.planned(self.ask, prompts.requested_steps(ready, self.request, self.ask), costs)
-        return planned(self.ask, requested_steps(ready), costs, ready.data.task == "classify")
+        return networks.planned(self.ask, networks.requested_steps(ready), costs, ready.data.task == "classify")
 
     def _withdraw(self) -> None:
         """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
@@ -215,7 +214,7 @@ class Comparison:
         if isinstance(ready, Spoken):
             return prompts.demonstrated(self.request, self.ask)
         try:
-            trainings.larger(ready.build)
+            networks.larger(ready.build)
         except RecipeError as error:
             tell(f"{error}; that control is left out")
             return False

@@ -17,8 +17,9 @@ import pytest
 
 from selfdistill import threads
 from selfdistill.compare import compare, runner
-from selfdistill.compare.jobs import Job, larger
-from selfdistill.compare.plan import Ask, checked, planned
+from selfdistill.compare.jobs import Job
+from selfdistill.compare.networks import larger, planned
+from selfdistill.compare.plan import Ask, checked
 from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.models import parse
 from selfdistill.request import Request
