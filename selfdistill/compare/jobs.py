@@ -43,7 +43,10 @@ class Job:
         return f"{slug}-{tail}/{self.seed}"
 
 
-def run(job: Job, request: Request, folder: Path, trained: Callable[[Job, Request, Path], dict[str, Any]]) -> None:
+Trained = Callable[[Job, Request, Path], dict[str, Any]]  # trains a job, in a folder of its own; gives its record
+
+
+def run(job: Job, request: Request, folder: Path, trained: Trained) -> None:
     """Train a job and write its record: ``cell.json``, and beside it ``times.json``, which no two runs share.
 
     ``trained`` makes the record; it may say ``seconds`` of earlier sittings.

@@ -7,7 +7,7 @@ in `_judged` alone, after everything is trained and chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import draws
+from ..audit import whole_classes
 from ..core import Method, Step, Target, Term
 from ..errors import RecipeError
 from ..evaluate import answers, covered, scored
@@ -25,7 +26,7 @@ from ..loop import Result, fit
 from ..losses import CrossEntropy, Squared
 from ..methods.controls import label_smoothing, plain
 from ..methods.external import distil
-from ..prepared import Prepared, batch_size_for, prepare
+from ..prepared import Prepared, batch_size_for, prepare, suitable_threads
 from ..request import Request
 from ..sampling import Sampler
 from ..step import Passes
@@ -33,7 +34,21 @@ from ..tasks import metrics
 from ..tasks.data import Data
 from ..teachers import Ema, Held, Labels
 from .jobs import Job, curve
-from .plan import AVERAGED, CLOSE, DECAY, DISTIL, INDEPENDENT, LONGER, PLAIN, SMOOTHING, STOPPED, Ask, matched
+from .plan import (
+    AVERAGED,
+    CLOSE,
+    DECAY,
+    DISTIL,
+    INDEPENDENT,
+    LONGER,
+    PLAIN,
+    SMOOTHING,
+    STOPPED,
+    Ask,
+    matched,
+    require_splits,
+    undrawn,
+)  # fmt: skip
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 SLOW = 0.999  # the decay of the averaged weights
@@ -49,14 +64,6 @@ def requested_steps(ready: Prepared) -> int:
         return int(ready.settings["steps"])
     sampler = Sampler(ready.data, ready.method.views, ready.settings["batch_size"], seed=0)
     return int(ready.settings["epochs"]) * sampler.steps_per_epoch
-
-
-def pilots(ask: Ask, steps: int, teacher: bool) -> list[Job]:
-    """The first seed's trainings at the requested steps, whose costs decide the budget."""
-    seed = ask.seeds[0]
-    jobs = [Job(name, "method", steps, seed, expression=name) for name in ask.methods]
-    jobs.append(Job(PLAIN, "plain", steps, seed))
-    return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if teacher else jobs
 
 
 def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = True) -> tuple[float, list[Job]]:
@@ -316,3 +323,68 @@ _KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "independent": _independent,
     "distil": _distil,
 }
+
+
+# ---- what the runner asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The kind of comparison in which networks learn (`kinds.Kind`); ``ready`` is the first seed, plainly."""
+
+    request: Request
+    ask: Ask
+    ready: Prepared
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        return tuple(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        return PLAIN
+
+    @staticmethod
+    def settled(request: Request, ask: Ask) -> Request:
+        undrawn(ask)
+        return request
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return run(job, request, folder)
+
+    @classmethod
+    def begun(cls, request: Request, ask: Ask) -> Networks:
+        return cls(request, ask, prepare(replace(request, method="plain()", seed=ask.seeds[0])))
+
+    def check(self) -> None:
+        """Every seed's audit split must be able to choose, and every method must be readable."""
+        first = self.ask.seeds[0]
+        for expression in self.ask.methods:
+            prepare(replace(self.request, method=expression, seed=first))
+        for seed in self.ask.seeds:
+            data = self.ready.data if seed == first else prepare(replace(self.request, seed=seed)).data
+            require_splits(data)
+            if data.classes:
+                whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+
+    def threads(self) -> int:
+        return suitable_threads(self.ready)
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """A larger teacher."""
+        try:
+            larger(self.ready.build)
+        except RecipeError as error:
+            tell(f"{error}; that control is left out")
+            return False
+        return True
+
+    def pilots(self, control: bool) -> list[Job]:
+        seed, steps = self.ask.seeds[0], requested_steps(self.ready)
+        jobs = [Job(name, "method", steps, seed, expression=name) for name in self.ask.methods]
+        jobs.append(Job(PLAIN, "plain", steps, seed))
+        return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.ask, requested_steps(self.ready), costs, self.ready.data.task == "classify")

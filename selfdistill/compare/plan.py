@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError
+from ..tasks.data import Data
+from ..tasks.prompts import Prompts
 from .jobs import Job
 
 BUDGETS = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
@@ -86,3 +88,23 @@ def checked(ask: Ask) -> Ask:
     if not 0 < ask.level < 1:
         raise DataError(f"--level lies between 0 and 1, not {ask.level}; 0.05 is usual")
     return ask
+
+
+def undrawn(ask: Ask) -> None:
+    """Refuse a budget of completions where none are drawn.
+
+    Raises:
+        DataError: it is one.
+    """
+    if ask.budget == "completions":
+        raise DataError("--budget completions is for prompts; give passes, steps or seconds")
+
+
+def require_splits(data: Data | Prompts) -> None:
+    """Refuse data that nothing can be chosen or tested by.
+
+    Raises:
+        DataError: there is no audit or no test split.
+    """
+    if not len(data.audit) or not len(data.test):
+        raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")

@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_
 
 
 def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.compare import runner
+    from selfdistill.compare import networks
     from selfdistill.prepared import prepare as whole
 
     def poorer(request: Request) -> Any:
@@ -150,7 +150,7 @@ def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, m
         few = replace(data, audit=data.audit[data.y[data.audit] != 4])
         return replace(ready, data=few) if request.seed == 2 else ready
 
-    monkeypatch.setattr(runner, "prepare", poorer)
+    monkeypatch.setattr(networks, "prepare", poorer)
     with pytest.raises(DataError, match=r"digits, seed 2: the audit split of .* has none of class 4"):
         compare(REQUEST, METHODS, seeds=3, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
