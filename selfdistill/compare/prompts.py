@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..language.trainer import fit
 from ..loop import Result, choose_device
 from ..request import Request
 from ..step import Passes
-from ..tasks.prompts import Prompts, load_prompts, need
+from ..tasks.prompts import Prompts, load_seeds, need
 from .jobs import Job, curve
 from .plan import BEFORE, Ask, matched, require_splits
 
@@ -211,6 +212,10 @@ class LanguageModels:
     def begun(cls, request: Request, ask: Ask) -> LanguageModels:
         return cls(request, ask, choose(replace(request, method=ask.methods[0], seed=ask.seeds[0])))
 
+    @cached_property
+    def _every_seed(self) -> list[Prompts]:
+        return load_seeds(self.request.data, self.ask.seeds, labels=self.request.labels)
+
     def check(self) -> None:
         """What a method lacks on some seed, and what cannot be matched."""
         recipes = {name: read_recipe(name) for name in self.ask.methods}
@@ -222,8 +227,7 @@ class LanguageModels:
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
             raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
-        for seed in self.ask.seeds:
-            data = load_prompts(self.request.data, labels=self.request.labels, seed=seed)
+        for data in self._every_seed:
             _judgeable(data)
             for name, method in recipes.items():
                 for field in method.needs:
@@ -240,11 +244,8 @@ class LanguageModels:
         """`sft()`: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
         if SFT in judged(self.ask.methods):
             return False
-        request, seeds = self.request, self.ask.seeds
-        several = (load_prompts(request.data, labels=request.labels, seed=seed) for seed in seeds)
-        return all(
-            len(data.labelled) and data.rows[i].demonstration for data in several for i in data.labelled.tolist()
-        )
+        teaching = (data.rows[i] for data in self._every_seed for i in data.labelled.tolist())
+        return all(row.demonstration for row in teaching)
 
     def _steps(self) -> int:
         """Steps of one generation: what was asked for, else the most that one of the recipes advises."""
