@@ -26,10 +26,13 @@ from .memory import Peak
 
 @dataclass(frozen=True)
 class Job:
-    """One training of one seed: ``steps`` are those of one generation, ``count`` the models of an ensemble."""
+    """One training of one seed: ``steps`` are those of one generation.
+
+    ``count`` is that of an ensemble's models, of a search's trainings, or of a larger teacher's steps; of a peer which.
+    """
 
     name: str
-    kind: str  # one of those that its kind of comparison can train
+    kind: str  # how it is trained; networks, learners and prompts each have their own
     steps: int
     seed: int
     expression: str | None = None

@@ -113,7 +113,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
 
     bench = Bench(job, request)
     with threadpool_limits(torch.get_num_threads()):
-        row = KINDS[job.kind](bench)
+        row = _KINDS[job.kind](bench)
     data = bench.choice.data.describe()
     return {"rows": {job.name: row}, "data": data, "model": bench.choice.build, "parameters": None}
 
@@ -189,7 +189,7 @@ def _self_training(bench: Bench) -> dict[str, Any]:
     return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
 
 
-KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
     SELF_TRAINING: _self_training,
 }  # fmt: skip

@@ -68,7 +68,7 @@ def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
     return [replace(job, seed=seed) for job in jobs]
 
 
-def checked(ask: Ask) -> Ask:
+def check(ask: Ask) -> None:
     """Refuse what cannot be compared.
 
     Raises:
@@ -87,7 +87,6 @@ def checked(ask: Ask) -> Ask:
         raise DataError(f"--budget is {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, not {ask.budget!r}")
     if not 0 < ask.level < 1:
         raise DataError(f"--level lies between 0 and 1, not {ask.level}; 0.05 is usual")
-    return ask
 
 
 def undrawn(ask: Ask) -> None:

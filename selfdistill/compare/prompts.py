@@ -99,7 +99,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     ready = choose(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
     trained = None if job.kind == START else _trained(ready, request, folder / "training")
     judge = Judge(ready, choose_device(request.device))
-    row = KINDS[job.kind](judge, trained)
+    row = _KINDS[job.kind](judge, trained)
     return {
         "rows": {job.name: {"about": ABOUT.get(job.name, ""), **row}},
         "data": ready.data.describe(),
@@ -163,7 +163,7 @@ def _before(judge: Judge, trained: Result | None) -> dict[str, Any]:
     return _scored(judge, None, None)
 
 
-KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
     METHOD: _method, CONTROL: _control, START: _before,
 }  # fmt: skip
 

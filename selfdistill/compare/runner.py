@@ -37,7 +37,7 @@ from . import jobs
 from . import workers as processes
 from .jobs import Job, Trained
 from .kinds import Kind, kind_of
-from .plan import Ask, checked, cost, of_seed
+from .plan import Ask, check, cost, of_seed
 from .verdicts import judge
 
 FORMAT = 1
@@ -73,16 +73,16 @@ class Comparison:
         Raises:
             DataError: the question cannot be answered, or the folder holds something else.
         """
-        checked(ask)
+        check(ask)
         kind = kind_of(request, ask.methods)
         request = kind.settled(request, ask)
         default = Path("runs") / f"compare-{replace(request, method=' '.join(ask.methods)).name()}"
         found = cls(Path(out) if out is not None else default, request, ask, kind)
         if found.plan_file.exists():
-            before = found.plan()["asked"]
-            differs = [k for k, v in found.asked().items() if before.get(k) != v]
+            before, now = found.plan()["asked"], found.asked()
+            differs = [k for k, v in now.items() if before.get(k) != v]
             if differs:
-                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(found.asked()[k])}" for k in differs)
+                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(now[k])}" for k in differs)
                 raise DataError(
                     f"{found.folder} holds a comparison with other settings ({changes}); give another --out"
                 )
@@ -224,11 +224,13 @@ class Comparison:
     def _finish(self, plan: dict[str, Any], done: list[Job], wall: float) -> dict[str, Any]:
         cells: dict[str, dict[int, dict[str, Any]]] = {}
         times: dict[str, list[dict[str, float]]] = {}
+        first = self._cell(done[0])
         for job in done:
-            for name, record in self._cell(job)["rows"].items():
+            rows, spent = self._cell(job)["rows"], self._times(job)
+            for name, record in rows.items():
                 cells.setdefault(name, {})[job.seed] = record
-                times.setdefault(name, []).append(self._times(job))
-        first, task = self._cell(done[0]), self._cell(done[0])["data"]["task"]
+                times.setdefault(name, []).append(spent)
+        task = first["data"]["task"]
         methods, plain = self.kind.judged(self.ask.methods), self.kind.plain(plan["teacher"])
         found = {
             "format": FORMAT,
@@ -247,17 +249,17 @@ class Comparison:
             **judge(cells, methods, task=task, level=self.ask.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
-                for name, found in cells.items()
-                for seed, record in found.items()
+                for name, records in cells.items()
+                for seed, record in records.items()
                 if record.get("trouble")
             ],
             "times": {
                 "rows": {
                     name: {
-                        "seconds": sum(t["seconds"] for t in rows) / len(rows),
-                        "peak_memory_mb": max(t["peak_memory_mb"] for t in rows),
+                        "seconds": sum(t["seconds"] for t in each) / len(each),
+                        "peak_memory_mb": max(t["peak_memory_mb"] for t in each),
                     }
-                    for name, rows in times.items()
+                    for name, each in times.items()
                 },
                 "wall_seconds": wall,
             },

@@ -19,7 +19,7 @@ from selfdistill import threads
 from selfdistill.compare import compare, runner
 from selfdistill.compare.jobs import Job
 from selfdistill.compare.networks import larger, planned
-from selfdistill.compare.plan import Ask, checked
+from selfdistill.compare.plan import Ask, check
 from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.models import parse
 from selfdistill.request import Request
@@ -214,7 +214,7 @@ def test_jobs_of_other_lengths_have_other_folders() -> None:
 
 def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
     with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
-        checked(Ask(("elr()",), (0, 1, 2), budget="money"))
+        check(Ask(("elr()",), (0, 1, 2), budget="money"))
     data = load("digits")
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
     with pytest.raises(RecipeError, match="no width"):
