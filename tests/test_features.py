@@ -186,6 +186,7 @@ def refused(model: nn.Module, *heads: str) -> str:
 
 def test_what_cannot_be_read_is_refused_by_name():
     assert "no layer 'layer9' (it has: layer1, layer1.0" in refused(net(), "vector:layer9")
+    assert "or give another model (--model cnn, say)" in refused(net(), "vector:layer9")
     assert "no positions to compare" in refused(net(), "attention:fc")
     assert "took no part" in refused(nn.Sequential(nn.Flatten(), Unused()), "vector:1.spare")
     assert "no linear layer" in refused(nn.Conv2d(1, 2, 3), "feature")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from selfdistill.benchmark import page
 from selfdistill.benchmark.fitting import PLAIN
-from selfdistill.benchmark.settings import Cell
+from selfdistill.benchmark.settings import SETTINGS, Cell
 from selfdistill.cli import main
 from selfdistill.errors import DataError
 from tests.benchmark.common import NOISE, record
@@ -111,6 +111,19 @@ def test_findings_by_hand_survive(out: Path) -> None:
 
 def test_written_twice_it_is_the_same(out: Path) -> None:
     assert written(out) == written(out)
+
+
+def test_the_page_of_the_project_is_what_its_cells_say(tmp_path: Path) -> None:
+    """Page and drawings, made anew from the records and findings that are committed."""
+    root = Path(__file__).parents[2]
+    page.write(SETTINGS, root / "benchmarks" / "cells", tmp_path / "benchmark.md")
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")}
+    drawn = {path.relative_to(root / "docs") for path in (root / "docs" / "benchmark").iterdir()}
+    assert made == {Path("benchmark.md"), *drawn}
+    for name in made:
+        assert (tmp_path / name).read_text() == (root / "docs" / name).read_text(), (
+            f"write docs/{name}: selfdistill benchmark methods --only-page"
+        )
 
 
 # the command -----------------------------------------------------------------------------------------------------
