@@ -114,9 +114,9 @@ CLEAN = [
         for row in (
             Row("digits-all", f"{method}()", steps),
             Row("digits-all", f"{method}()", steps, "rows as they are", seen("none")),
-            Row("digits-all", "plain()", steps, "as many steps, weak views", seen("weak")),
         )
     ),
+    *(Row("digits-all", "plain()", steps, "weak views", seen("weak")) for steps in (749, 1499)),
     Row("digits-all", "co_teaching()", 749),
     Row("digits-all", "co_teaching(noise=0.0)", 749, "told that no label is wrong"),
     Row("digits-all", "selfie()", 500),
