@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..core import Clock, Method, Objective
+from ..core import Clock, Method, Objective, Teacher
 from ..errors import SelfdistillError, SpaceError
 from ..explain import card
 from ..methods import recipes
@@ -102,7 +102,9 @@ def remembers(method: Method) -> bool:
     """
     if wants_teacher(method) or method.views.need_unlabelled():
         return False
-    return any(state.state_dict() for state in _specimen(method, labelled=True, generation=0).states.values())
+    objective = _specimen(method, labelled=True, generation=0)
+    teachers = (objective.states[name] for name, part, _ in objective._owners if isinstance(part, Teacher))
+    return any(state.state_dict() for state in teachers)
 
 
 def build_for(setting: Setting, expression: str) -> Build:

@@ -43,6 +43,7 @@ def test_every_recipe_runs_or_has_a_reason(setting: Any) -> None:
         ("sad()", "digits-all-cnn", None),
         ("born_again_ensemble()", "fashion-memorise", "nothing of its own past"),
         ("tf_kd()", "fashion-memorise", "nothing of its own past"),
+        ("pi_model()", "fashion-memorise", "nothing of its own past"),
         ("elr()", "fashion-memorise", None),
         ("selfie()", "fashion-memorise", None),
         ("joint_optimisation()", "fashion-memorise", None),
