@@ -71,6 +71,15 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
     return torch.from_numpy(learner.predict(asked.numpy()))
 
 
+def by_neighbours(model: nn.Module, data: Data) -> float | None:
+    """Accuracy on the test split of `nearest`, among the rows that `settle` looks at; None without classes or rows."""
+    ids = data.labelled[:: -(-len(data.labelled) // MOST) or 1]
+    if data.task != "classify" or not len(ids) or not len(data.test):
+        return None
+    known, asked = (features(model, data, rows, data.head) for rows in (ids, data.test))
+    return float((nearest(known, data.targets[ids], asked) == data.targets[data.test]).double().mean())
+
+
 def untaught(method: Method) -> bool:
     """Does it compare features alone, of a model with heads beside it, so that nothing teaches the classifier?
 
