@@ -107,7 +107,28 @@ PAIRS = [
         Row(setting, f"{method}(weight=0.0)", steps, "labels alone, rows as they are", seen("none")),
     )
 ]  # fmt: skip
-GROUPS = {"thresholds": THRESHOLDS, "views": VIEWS, "noisy": NOISY, "pairs": PAIRS}
+CLEAN = [
+    *(
+        row
+        for method, steps in (("kdcl", 749), ("ddgsd", 749), ("temporal_ensembling", 1499))
+        for row in (
+            Row("digits-all", f"{method}()", steps),
+            Row("digits-all", f"{method}()", steps, "rows as they are", seen("none")),
+        )
+    ),
+    *(Row("digits-all", "plain()", steps, "weak views", seen("weak")) for steps in (749, 1499)),
+    Row("digits-all", "co_teaching()", 749),
+    Row("digits-all", "co_teaching(noise=0.0)", 749, "told that no label is wrong"),
+    Row("digits-all", "selfie()", 500),
+    Row("digits-all", "selfie(noise=0.0)", 500, "told that no label is wrong"),
+    Row("digits-all", "selfie(noise=0.0, generations=1)", 1500, "the same, one generation"),
+    Row("digits-all", "end2()", 237),
+    Row("digits-all", "end2()", 1185, "five times the steps"),
+    Row("digits-all", "end2(start=1.0)", 237, "at one temperature"),
+    Row("digits-all", "ensemble_distil()", 294),
+    Row("digits-all", "plain()", 294, "as many steps as each of its members"),
+]
+GROUPS = {"thresholds": THRESHOLDS, "views": VIEWS, "noisy": NOISY, "pairs": PAIRS, "clean": CLEAN}
 
 
 def trained(row: Row, seed: int) -> tuple[float, float]:

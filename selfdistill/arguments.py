@@ -64,10 +64,10 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         RecipeError: an argument is of another kind, not finite, or out of its range.
     """
-    hints, signature = get_type_hints(recipe), inspect.signature(recipe)
 
     @wraps(recipe)
     def careful(*args: Any, **options: Any) -> Any:
+        hints, signature = get_type_hints(recipe), inspect.signature(recipe)  # of the one recipe that is called
         for name, value in signature.bind(*args, **options).arguments.items():
             fault = _fault(value, hints.get(name)) or _outside(name, value)
             if fault:

@@ -78,12 +78,12 @@ def compare(
     same command goes on with what was cut. Without DATA, digits.
     """
     told_of_default(quiet)
-    from .compare.learners import among_learners
+    from .compare.kinds import kind_of
+    from .compare.learners import Learners
     from .compare.plan import Ask
-    from .compare.runner import Comparison, judged, usual_budget
+    from .compare.runner import Comparison, usual_budget
     from .compare.table import show
     from .errors import DataError
-    from .language.door import holds_prompts
     from .request import Request
     from .stats import fewest_seeds
 
@@ -92,11 +92,12 @@ def compare(
     training = given(options)
     request = Request(**options, training=training)
     asked = methods or (_usual(request),)
-    if not holds_prompts(request.data) and among_learners(request, asked):
+    kind = kind_of(request, asked)
+    if kind is Learners:
         if budget is not None:
             raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
         budget = "trainings"
-    several = fewest_seeds(len(judged(request.data, asked)), level) if seeds is None else max(0, seeds)
+    several = fewest_seeds(len(kind.judged(asked)), level) if seeds is None else max(0, seeds)
     matched = budget or usual_budget(request.data)
     ask = Ask(asked, tuple(range(request.seed, request.seed + several)), matched, level)
     found = Comparison.create(request, ask, out)

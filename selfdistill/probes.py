@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,6 +71,15 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
     return torch.from_numpy(learner.predict(asked.numpy()))
 
 
+def by_neighbours(model: nn.Module, data: Data) -> float | None:
+    """Accuracy on the test split of `nearest`, among the rows that `settle` looks at; None without classes or rows."""
+    ids = data.labelled[:: -(-len(data.labelled) // MOST) or 1]
+    if data.task != "classify" or not len(ids) or not len(data.test):
+        return None
+    known, asked = (features(model, data, rows, data.head) for rows in (ids, data.test))
+    return float((nearest(known, data.targets[ids], asked) == data.targets[data.test]).double().mean())
+
+
 def untaught(method: Method) -> bool:
     """Does it compare features alone, of a model with heads beside it, so that nothing teaches the classifier?
 
@@ -94,6 +104,7 @@ def settle(model: nn.Module, data: Data) -> int:
     Raises:
         SpaceError: the model has no linear layer.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
@@ -110,7 +121,9 @@ def settle(model: nn.Module, data: Data) -> int:
         learner, seen = LogisticRegression(max_iter=200, fit_intercept=shifted), y.unique()
     if len(seen) < min(2, layer.out_features):
         return len(ids)  # labels of one class say nothing
-    learner.fit(scaler.transform(known.numpy()), y.numpy())
+    with warnings.catch_warnings():  # said after every epoch, it would hide all else
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        learner.fit(scaler.transform(known.numpy()), y.numpy())
     weight = torch.from_numpy(learner.coef_ / scaler.scale_).reshape(-1, layer.in_features)
     bias = torch.as_tensor(learner.intercept_).reshape(-1) - weight @ torch.as_tensor(scaler.mean_ * shifted)
     if len(weight) < len(seen):  # of two classes scikit-learn says one

@@ -43,7 +43,7 @@ from .learners.choice import Choice, choose, for_learners
 from .loop import Result, Trained, choose_device, fit, join
 from .methods.controls import plain
 from .prepared import Prepared, batch_size_for, prepare, suitable_threads
-from .probes import untaught
+from .probes import by_neighbours, untaught
 from .report import write as write_report
 from .request import FORMAT, Request, differences, read_record
 from .tasks.data import write_card
@@ -309,7 +309,6 @@ class Run:
             "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
-            **({"probed": True} if untaught(ready.method) else {}),
         }
         said = {
             f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
@@ -335,6 +334,8 @@ class Run:
             result[shown][name] = reliability(found, data.y[test]) if data.classes else points(found, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)
+        if untaught(ready.method):
+            result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
         return ensembles.added(result, ready, trained)
 
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:

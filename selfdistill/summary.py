@@ -139,8 +139,10 @@ def sentence(result: dict[str, Any]) -> str:
             "are the product: `selfdistill run LABELLED --init RUN` learns classes or values from their layers."
         )
     plain, first = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
+    near = result.get("nearest")
+    near = f" The nearest rows by its features are right in {100 * near:.1f} %." if near is not None else ""
     if not plain or plain["from"] == "itself":
-        return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}."
+        return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}.{near}"
     plainly = result.get("chosen") == "plain"
     ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
     against = f"{result['model']} alone" if is_learner(result) else "plain"
@@ -154,7 +156,7 @@ def sentence(result: dict[str, Any]) -> str:
     stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     equal = "" if is_learner(result) else " at equal steps"
     return (
-        f"{what} against {against}: {gains[0]}{equal}{stopped}.{kept} One seed is an anecdote; repeat with other "
+        f"{what} against {against}: {gains[0]}{equal}{stopped}.{near}{kept} One seed is an anecdote; repeat with other "
         "--seed values before you believe it."
     )
 

@@ -16,9 +16,11 @@ from selfdistill.features import Featured, Features, Reading, width_of
 from selfdistill.finished import product
 from selfdistill.heads import space_of
 from selfdistill.losses import CrossEntropy, Squared
+from selfdistill.methods import recipes
 from selfdistill.models import parse
 from selfdistill.specimens import same_bits
 from selfdistill.teachers import Ema, Itself, Labels
+from tests.harness import building_for
 
 
 class Net(nn.Module):
@@ -141,6 +143,28 @@ def test_hooks_survive_compiling_without_a_break():
         assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    "name", ["sla_sd", "mixskd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("frskd", "simsiam", "ibot"))]
+)
+def test_what_a_recipe_puts_around_a_model_survives_compiling_in_training(name: str) -> None:
+    """Pyramid, rotations, fused exits, projector and hidden patches: one graph, the same heads, the same gradients."""
+    method = recipes()[name]()
+    assert method.prepare is not None
+    torch.manual_seed(0)
+    model = method.prepare(building_for(method))().train()
+    twin = copy.deepcopy(model)
+    compiled: Any = torch.compile(twin, backend="eager", fullgraph=True)
+    for x in torch.rand(2, 6, 1, 8, 8):
+        wanted, found = model(x), compiled(x)
+        assert found.keys() == wanted.keys()
+        assert all(torch.allclose(found[head], wanted[head], atol=1e-6) for head in wanted)
+        for said in (wanted, found):
+            torch.stack([value.square().mean() for value in said.values()]).sum().backward()
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None  # noqa: PT018
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-6)
+
+
 def test_the_default_models_have_the_layers_that_recipes_name():
     """Stages of the CNN and the residual network say maps; the MLP's say vectors."""
     for spec in ("cnn(width=8)", "resnet(width=8)"):
@@ -162,6 +186,7 @@ def refused(model: nn.Module, *heads: str) -> str:
 
 def test_what_cannot_be_read_is_refused_by_name():
     assert "no layer 'layer9' (it has: layer1, layer1.0" in refused(net(), "vector:layer9")
+    assert "or give another model (--model cnn, say)" in refused(net(), "vector:layer9")
     assert "no positions to compare" in refused(net(), "attention:fc")
     assert "took no part" in refused(nn.Sequential(nn.Flatten(), Unused()), "vector:1.spare")
     assert "no linear layer" in refused(nn.Conv2d(1, 2, 3), "feature")

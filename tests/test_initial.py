@@ -13,6 +13,7 @@ from selfdistill.errors import CheckpointError, DataError, SelfdistillError
 from selfdistill.prepared import prepare
 from selfdistill.request import Request
 from selfdistill.run import Run
+from selfdistill.summary import sentence
 
 SMALL = Request("digits", labels=60, method="simsiam(width=16)", model="mlp(width=12)", steps=4, control=False)
 
@@ -75,6 +76,8 @@ def test_the_methods_model_is_the_product_though_plain_classifies_better(begun: 
     assert (
         "A linear probe of features that no label has taught against plain" in (tmp_path / "run/README.md").read_text()
     )
+    assert f"The nearest rows by its features are right in {100 * found['nearest']:.1f} %" in sentence(found)
+    assert found["nearest"] > 0.3
     assert found["test"]["accuracy"] > 0.3  # a probe of features that were hardly trained beats chance, which is 0.1
 
 

@@ -233,14 +233,16 @@ def test_elr_equals_its_oracle_where_probabilities_are_clamped(monkeypatch: pyte
     agree("elr", run, *find("elr")(run))
 
 
-def test_mean_teacher_learns_from_unlabelled_rows_in_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mean_teacher", "pi_model", "temporal_ensembling"])
+def test_rows_with_and_without_a_label_in_the_same_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which rows a mean is divided, and how far unlabelled ones count, shows only there."""
     mixed_data = harness.tiny_data()
     monkeypatch.setattr(harness, "tiny_data", lambda _: mixed_data)
     with tempfile.TemporaryDirectory() as folder:
-        run = record(RECIPES["mean_teacher"](), Path(folder) / "run")
+        run = record(RECIPES[name](), Path(folder) / "run")
     mixed = [bool((batch["x"].y < 0).any()) for _, batch in run.batches()]
     assert sum(mixed) > len(mixed) / 2
-    agree("mean_teacher", run, *find("mean_teacher")(run))
+    agree(name, run, *find(name)(run))
 
 
 def test_dlb_remembers_the_new_half_of_a_batch_that_has_a_sample_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,24 @@ def test_nearest_is_a_brute_force_search() -> None:
         assert int(answer) == int(y[int(np.argmax(cosines))])
 
 
+def test_the_nearest_rows_are_asked_about_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row: the commonest class of the twenty nearest by cosine, of evenly drawn rows where there are many."""
+    torch.manual_seed(0)
+    net, data = Net(), tiny_data()
+    for most in (probes.MOST, 20):
+        monkeypatch.setattr(probes, "MOST", most)
+        ids = data.labelled if most > len(data.labelled) else data.labelled[::3]
+        known, asked = (by_hand(net, data.rows(rows)) for rows in (ids, data.test))
+        right = 0
+        for row, label in zip(asked, data.y[data.test].tolist(), strict=True):
+            cosines = known @ row / (np.linalg.norm(known, axis=1) * np.linalg.norm(row))
+            votes = data.y[ids][cosines.argsort()[::-1][: min(20, len(ids))].copy()].bincount(minlength=CLASSES)
+            right += int(votes.argmax()) == label
+        assert probes.by_neighbours(net, data) == pytest.approx(right / len(data.test))
+    assert probes.by_neighbours(net, dataclasses.replace(data, test=data.test[:0])) is None
+    assert probes.by_neighbours(net, value_data()) is None
+
+
 def test_a_network_without_a_linear_layer_is_refused() -> None:
     with pytest.raises(SelfdistillError):
         probes.features(nn.Sequential(nn.Flatten(), nn.Conv1d(1, 1, 1)), tiny_data(), torch.arange(3))

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__, draws, threads
 from ..checkpoint import write_json
-from ..compare.jobs import spoken
+from ..compare.networks import spoken
 from ..compare.plan import CLOSE
 from ..core import Method
 from ..errors import DataError, RecipeError

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..core import Clock, Method, Objective
+from ..core import Clock, Method, Objective, Teacher
 from ..errors import SelfdistillError, SpaceError
 from ..explain import card
 from ..methods import recipes
@@ -62,12 +62,12 @@ def wants_teacher(method: Method) -> bool:
     return any(isinstance(who, External) and who.source is None for who in seen)
 
 
-def _specimen(method: Method, labelled: bool) -> Objective:
-    """An objective that has seen one batch, of rows without a label if so asked."""
+def _specimen(method: Method, labelled: bool, generation: int) -> Objective:
+    """An objective of a generation that has seen one batch, of rows without a label if so asked."""
     batch = batch_for(method, 0)
     if not labelled:
         batch = Batch({view: rows._replace(y=None) for view, rows in batch.items()})
-    clock = Clock(method.generations - 1, method.generations, 0, 2, 0, 2)
+    clock = Clock(generation, method.generations, 0, 2, 0, 2)
     with torch.random.fork_rng(devices=[]):
         objective = bound(method, built(method, 1), clock)
         objective.watched = False
@@ -75,6 +75,7 @@ def _specimen(method: Method, labelled: bool) -> Objective:
     return objective
 
 
+@cache
 def learns_without_labels(method: Method) -> bool:
     """Can it take a step on rows of which nobody knows the label?
 
@@ -84,21 +85,26 @@ def learns_without_labels(method: Method) -> bool:
     if wants_teacher(method):  # which was trained on labels
         return False
     try:
-        _specimen(method, labelled=False)
+        _specimen(method, labelled=False, generation=method.generations - 1)
     except SpaceError:
         return False
     return True
 
 
+@cache
 def remembers(method: Method) -> bool:
     """Does it keep, within one training, something of its own past: predictions, class means, weights?
 
-    >>> remembers(recipes()["elr"]()), remembers(recipes()["born_again"]()), remembers(recipes()["mutual"]())
-    (True, False, False)
+    Of several generations the first one is asked: what it keeps is its own.
+
+    >>> remembers(recipes()["elr"]()), remembers(recipes()["born_again"]()), remembers(recipes()["selfie"]())
+    (True, False, True)
     """
-    if method.generations > 1 or wants_teacher(method) or method.views.need_unlabelled():
+    if wants_teacher(method) or method.views.need_unlabelled():
         return False
-    return any(state.state_dict() for state in _specimen(method, labelled=True).states.values())
+    objective = _specimen(method, labelled=True, generation=0)
+    teachers = (objective.states[name] for name, part, _ in objective._owners if isinstance(part, Teacher))
+    return any(state.state_dict() for state in teachers)
 
 
 def build_for(setting: Setting, expression: str) -> Build:

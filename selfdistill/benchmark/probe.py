@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import probes
-from ..compare.jobs import Spoken
+from ..compare.networks import Spoken
 from ..tasks.data import Data
 
 

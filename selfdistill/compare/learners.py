@@ -8,26 +8,25 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import RecipeError
 from ..estimators.bounded import Codes, core
 from ..estimators.rows import stack
 from ..estimators.weights import seeded
 from ..evaluate import scored
 from ..learners import kinds, training
-from ..learners.choice import Choice, choose, for_learners
+from ..learners.choice import Choice, choose
 from ..learners.mean import Mean
 from ..request import Request
 from ..tasks import metrics
 from .jobs import Job
-from .plan import PEERS, PLAIN, Ask
+from .plan import PEERS, PLAIN, Ask, undrawn
 
 METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
     "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
@@ -49,7 +48,7 @@ def pilots(ask: Ask) -> list[Job]:
     return [Job(name, METHOD, 0, ask.seeds[0], expression=name) for name in ask.methods]
 
 
-def planned(ask: Ask, choice: Choice, costs: dict[str, float]) -> tuple[float, list[Job]]:
+def planned(ask: Ask, choice: Choice, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
     """The budget in trainings, and the first seed's jobs."""
     seed, amount = ask.seeds[0], max(costs.values())
     count = math.ceil(amount)
@@ -114,7 +113,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
 
     bench = Bench(job, request)
     with threadpool_limits(torch.get_num_threads()):
-        row = KINDS[job.kind](bench)
+        row = _KINDS[job.kind](bench)
     data = bench.choice.data.describe()
     return {"rows": {job.name: row}, "data": data, "model": bench.choice.build, "parameters": None}
 
@@ -190,20 +189,55 @@ def _self_training(bench: Bench) -> dict[str, Any]:
     return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
 
 
-KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
     SELF_TRAINING: _self_training,
 }  # fmt: skip
 
 
-def among_learners(request: Request, methods: Sequence[str]) -> bool:
-    """Are the methods to compare for learners? A comparison has one model.
+@dataclass(frozen=True)
+class Learners:
+    """The kind of comparison in which learners of scikit-learn learn a table (`kinds.Kind`)."""
 
-    Raises:
-        RecipeError: some are for learners and some for networks.
-    """
-    each = [for_learners(replace(request, method=method)) for method in methods]
-    if any(each) and not all(each):
-        ours, theirs = methods[each.index(True)], methods[each.index(False)]
-        raise RecipeError(f"{ours} is for learners and {theirs} for networks; compare one kind at a time")
-    return all(each)
+    request: Request
+    ask: Ask
+    choice: Choice  # of the first seed and method
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        return tuple(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        return PLAIN
+
+    @staticmethod
+    def settled(request: Request, ask: Ask) -> Request:
+        undrawn(ask)
+        return request
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return run(job, request, folder)
+
+    @classmethod
+    def begun(cls, request: Request, ask: Ask) -> Learners:
+        return cls(request, ask, choose(replace(request, method=ask.methods[0], seed=ask.seeds[0])))
+
+    def check(self) -> None:
+        """Folds audit, so that no seed lacks an audit split; the first method was chosen to be here."""
+        for expression in self.ask.methods[1:]:
+            choose(replace(self.request, method=expression, seed=self.ask.seeds[0]))
+
+    def threads(self) -> int:
+        return 1
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """All controls are there on every table."""
+        return False
+
+    def pilots(self, control: bool) -> list[Job]:
+        return pilots(self.ask)
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.ask, self.choice, costs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..expressions import called
 from ..language import vitals
 from ..language.causal import packed
 from ..language.contexts import rendered
-from ..language.door import Judge, Spoken, choose, for_language, product, read_recipe
+from ..language.door import Judge, Spoken, choose, product, read_recipe
 from ..language.method import Once
 from ..language.method import check as fits
 from ..language.recipes import sft
@@ -29,9 +30,9 @@ from ..language.trainer import fit
 from ..loop import Result, choose_device
 from ..request import Request
 from ..step import Passes
-from ..tasks.prompts import Prompts, load_prompts, need
+from ..tasks.prompts import Prompts, load_seeds, need
 from .jobs import Job, curve
-from .plan import BEFORE, Ask, matched
+from .plan import BEFORE, Ask, matched, require_splits
 
 METHOD, CONTROL, START = "language method", "language control", "language before"
 SFT, LONGER = "sft()", "sft(), longer"
@@ -40,16 +41,6 @@ ABOUT = {
     SFT: "cross-entropy on the demonstrations, for the requested steps",
     LONGER: "the same for the whole budget",
 }
-
-
-def among_prompts(request: Request, methods: Sequence[str]) -> bool:
-    """Are language models compared?
-
-    Raises:
-        RecipeError: a method is for prompts and the data are none, or the other way round.
-    """
-    each = [for_language(replace(request, method=method)) for method in methods]
-    return all(each)
 
 
 def judged(methods: Sequence[str]) -> tuple[str, ...]:
@@ -62,51 +53,9 @@ def judged(methods: Sequence[str]) -> tuple[str, ...]:
     return others or tuple(methods)
 
 
-def settled(request: Request, ask: Ask) -> Request:
-    """The request with what all rows share: the largest batch that one of the recipes advises.
-
-    Raises:
-        DataError: a recipe advises an adapter, which all rows would need; the budget is that of learners.
-    """
-    if ask.budget == "trainings":
-        raise DataError("--budget trainings is for learners on tables; for prompts give steps, passes or completions")
-    advice = {name: dict(read_recipe(name).advice) for name in ask.methods}
-    for name, given in advice.items():
-        if request.lora is None and given.get("lora"):
-            raise DataError(
-                f"{name} advises an adapter of rank {given['lora']}, and all rows of a comparison train the same "
-                "weights; give --lora, 0 for all weights"
-            )
-    batch = request.batch_size or max(given.get("batch_size", 8) for given in advice.values())
-    return replace(request, batch_size=batch)
-
-
-def checked(request: Request, ask: Ask) -> None:
-    """Refuse, before anything is trained, what a method lacks on some seed and what cannot be matched.
-
-    Raises:
-        DataError: the prompts. RecipeError: a recipe whose parts do not fit each other.
-    """
-    recipes = {name: read_recipe(name) for name in ask.methods}
-    for name, method in recipes.items():
-        fits(method)
-        if ask.budget == "completions" and isinstance(method.source, Once):
-            raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget completions "
-                              "cannot match it; give steps or passes")  # fmt: skip
-    if ask.budget == "completions" and not any(method.sampling for method in recipes.values()):
-        raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
-    for seed in ask.seeds:
-        data = load_prompts(request.data, labels=request.labels, seed=seed)
-        _judgeable(data)
-        for name, method in recipes.items():
-            for field in method.needs:
-                need(data, field, f"{called(name)}()")
-
-
 def _judgeable(data: Prompts) -> None:
     """Is there something to rank controls by and to test?"""
-    if not len(data.audit) or not len(data.test):
-        raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
+    require_splits(data)
     if vitals.checked(data):
         return
     for name, ids in (("audit", data.audit), ("test", data.test)):
@@ -117,40 +66,7 @@ def _judgeable(data: Prompts) -> None:
             )
 
 
-def demonstrated(request: Request, ask: Ask) -> bool:
-    """Is `sft()` a control: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
-    if SFT in judged(ask.methods):
-        return False
-    several = (load_prompts(request.data, labels=request.labels, seed=seed) for seed in ask.seeds)
-    return all(len(data.labelled) and data.rows[i].demonstration for data in several for i in data.labelled.tolist())
-
-
-def suitable_threads(ready: Spoken) -> int:
-    """Threads for a batch of prompts; a small model takes one, and trainings then run side by side."""
-    model, few = ready.build(), ready.data.labelled[: ready.settings["batch_size"]].tolist()
-    prompts = [rendered(model.tokenizer, ready.data.rows[i].messages) for i in few]
-    return threads.suitable(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
-
-
 # ---- the plan ------------------------------------------------------------------------------------------------------
-
-
-def requested_steps(ready: Spoken, request: Request, ask: Ask) -> int:
-    """Steps of one generation: what was asked for, else the most that one of the recipes advises."""
-    if request.steps:
-        return request.steps
-    per_epoch: int = math.ceil(len(ready.data.labelled) / ready.settings["batch_size"])
-    if request.epochs:
-        return request.epochs * per_epoch
-    advice = [dict(read_recipe(name).advice) for name in ask.methods]
-    return max(int(given.get("steps") or given.get("epochs", 1) * per_epoch) for given in advice)
-
-
-def pilots(ask: Ask, steps: int, control: bool) -> list[Job]:
-    """The first seed's trainings at the requested steps, whose costs decide the budget."""
-    seed = ask.seeds[0]
-    jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(ask.methods)]
-    return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
 
 
 def planned(ask: Ask, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
@@ -183,7 +99,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     ready = choose(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
     trained = None if job.kind == START else _trained(ready, request, folder / "training")
     judge = Judge(ready, choose_device(request.device))
-    row = KINDS[job.kind](judge, trained)
+    row = _KINDS[job.kind](judge, trained)
     return {
         "rows": {job.name: {"about": ABOUT.get(job.name, ""), **row}},
         "data": ready.data.describe(),
@@ -247,6 +163,104 @@ def _before(judge: Judge, trained: Result | None) -> dict[str, Any]:
     return _scored(judge, None, None)
 
 
-KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
     METHOD: _method, CONTROL: _control, START: _before,
 }  # fmt: skip
+
+
+# ---- what the runner asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LanguageModels:
+    """The kind of comparison in which language models learn prompts (`kinds.Kind`)."""
+
+    request: Request
+    ask: Ask
+    ready: Spoken  # of the first seed and method
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        return judged(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        return SFT if control else BEFORE
+
+    @staticmethod
+    def settled(request: Request, ask: Ask) -> Request:
+        """The largest batch that one of the recipes advises; an adapter that one advises, all rows would need."""
+        if ask.budget == "trainings":
+            raise DataError(
+                "--budget trainings is for learners on tables; for prompts give steps, passes or completions"
+            )
+        advice = {name: dict(read_recipe(name).advice) for name in ask.methods}
+        for name, given in advice.items():
+            if request.lora is None and given.get("lora"):
+                raise DataError(
+                    f"{name} advises an adapter of rank {given['lora']}, and all rows of a comparison train the same "
+                    "weights; give --lora, 0 for all weights"
+                )
+        batch = request.batch_size or max(given.get("batch_size", 8) for given in advice.values())
+        return replace(request, batch_size=batch)
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return run(job, request, folder)
+
+    @classmethod
+    def begun(cls, request: Request, ask: Ask) -> LanguageModels:
+        return cls(request, ask, choose(replace(request, method=ask.methods[0], seed=ask.seeds[0])))
+
+    @cached_property
+    def _every_seed(self) -> list[Prompts]:
+        return load_seeds(self.request.data, self.ask.seeds, labels=self.request.labels)
+
+    def check(self) -> None:
+        """What a method lacks on some seed, and what cannot be matched."""
+        recipes = {name: read_recipe(name) for name in self.ask.methods}
+        drawn = self.ask.budget == "completions"
+        for name, method in recipes.items():
+            fits(method)
+            if drawn and isinstance(method.source, Once):
+                raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
+                                  "completions cannot match it; give steps or passes")  # fmt: skip
+        if drawn and not any(method.sampling for method in recipes.values()):
+            raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
+        for data in self._every_seed:
+            _judgeable(data)
+            for name, method in recipes.items():
+                for field in method.needs:
+                    need(data, field, f"{called(name)}()")
+
+    def threads(self) -> int:
+        """For a batch of prompts; a small model takes one, and trainings then run side by side."""
+        ready, model = self.ready, self.ready.build()
+        few = ready.data.labelled[: ready.settings["batch_size"]].tolist()
+        prompts = [rendered(model.tokenizer, ready.data.rows[i].messages) for i in few]
+        return threads.suitable(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """`sft()`: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
+        if SFT in judged(self.ask.methods):
+            return False
+        teaching = (data.rows[i] for data in self._every_seed for i in data.labelled.tolist())
+        return all(row.demonstration for row in teaching)
+
+    def _steps(self) -> int:
+        """Steps of one generation: what was asked for, else the most that one of the recipes advises."""
+        if self.request.steps:
+            return self.request.steps
+        per_epoch: int = math.ceil(len(self.ready.data.labelled) / self.ready.settings["batch_size"])
+        if self.request.epochs:
+            return self.request.epochs * per_epoch
+        advice = [dict(read_recipe(name).advice) for name in self.ask.methods]
+        return max(int(given.get("steps") or given.get("epochs", 1) * per_epoch) for given in advice)
+
+    def pilots(self, control: bool) -> list[Job]:
+        seed, steps = self.ask.seeds[0], self._steps()
+        jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(self.ask.methods)]
+        return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.ask, self._steps(), costs)

@@ -25,36 +25,29 @@ from typing import Any
 import torch
 
 from .. import __version__, threads
-from ..audit import whole_classes
 from ..checkpoint import write_json
 from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ..expressions import one_line
-from ..language.door import Spoken, holds_prompts
-from ..language.door import choose as choose_spoken
-from ..learners.choice import Choice, choose
-from ..prepared import Prepared, prepare, suitable_threads
+from ..language.door import holds_prompts
 from ..report import COMPARISON
 from ..report import write as write_report
 from ..request import Request
 from ..stats import reachable
-from . import jobs as trainings
-from . import learners, prompts
+from . import jobs
 from . import workers as processes
-from .jobs import Job
-from .plan import BEFORE, PLAIN, Ask, checked, cost, of_seed, pilots, planned, requested_steps
+from .jobs import Job, Trained
+from .kinds import Kind, kind_of
+from .plan import Ask, check, cost, of_seed
 from .verdicts import judge
 
 FORMAT = 1
 Tell = Callable[[str], None]
-Ready = Prepared | Choice | Spoken
 
 
-def _work(job: Job, request: Request, folder: Path, count: int) -> None:
+def _work(job: Job, request: Request, folder: Path, count: int, trained: Trained) -> None:
     """One job in a process of its own."""
-    others = {**dict.fromkeys(learners.KINDS, learners.run), **dict.fromkeys(prompts.KINDS, prompts.run)}
-    run = others.get(job.kind, trainings.run_networks)
     with named(job), threads.using(count):
-        trainings.run(job, request, folder, run)
+        jobs.run(job, request, folder, trained)
 
 
 @contextmanager
@@ -70,8 +63,8 @@ def named(job: Job) -> Iterator[None]:
 class Comparison:
     """A folder in which a comparison is run, cut and taken up again."""
 
-    def __init__(self, folder: Path, request: Request, ask: Ask) -> None:
-        self.folder, self.request, self.ask = folder, request, ask
+    def __init__(self, folder: Path, request: Request, ask: Ask, kind: type[Kind]) -> None:
+        self.folder, self.request, self.ask, self.kind = folder, request, ask, kind
 
     @classmethod
     def create(cls, request: Request, ask: Ask, out: str | Path | None = None) -> Comparison:
@@ -80,18 +73,16 @@ class Comparison:
         Raises:
             DataError: the question cannot be answered, or the folder holds something else.
         """
-        checked(ask)
-        if holds_prompts(request.data) and prompts.among_prompts(request, ask.methods):
-            request = prompts.settled(request, ask)
-        elif ask.budget == "completions":
-            raise DataError("--budget completions is for prompts; give passes, steps or seconds")
+        check(ask)
+        kind = kind_of(request, ask.methods)
+        request = kind.settled(request, ask)
         default = Path("runs") / f"compare-{replace(request, method=' '.join(ask.methods)).name()}"
-        found = cls(Path(out) if out is not None else default, request, ask)
+        found = cls(Path(out) if out is not None else default, request, ask, kind)
         if found.plan_file.exists():
-            before = found.plan()["asked"]
-            differs = [k for k, v in found.asked().items() if before.get(k) != v]
+            before, now = found.plan()["asked"], found.asked()
+            differs = [k for k, v in now.items() if before.get(k) != v]
             if differs:
-                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(found.asked()[k])}" for k in differs)
+                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(now[k])}" for k in differs)
                 raise DataError(
                     f"{found.folder} holds a comparison with other settings ({changes}); give another --out"
                 )
@@ -128,20 +119,20 @@ class Comparison:
             KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
         """
         begun = time.monotonic()
-        ready = self._ready()
+        kind = self.kind.begun(self.request, self.ask)
         tell(self._reachable())
         fresh = not self.plan_file.exists()
         if fresh:
-            self._check(ready)
+            kind.check()
             self.folder.mkdir(parents=True, exist_ok=True)
-            count = _threads(ready)
+            count = kind.threads()
             first = {"format": FORMAT, "asked": self.asked(), "threads": count, "jobs": None}
-            first |= {"command": sys.argv, "versions": _versions(), "teacher": self._teacher(ready, tell)}
+            first |= {"command": sys.argv, "versions": _versions(), "teacher": kind.control(tell)}
             write_json(self.plan_file, first)
         plan = self.plan()
         count = int(plan["threads"])
         if plan["jobs"] is None:
-            tried = self._pilots(ready, plan["teacher"])
+            tried = kind.pilots(plan["teacher"])
             try:
                 self._train(tried, count, tell, "pilot")
             except (DataError, RecipeError, VitalsError):
@@ -149,7 +140,7 @@ class Comparison:
                     self._withdraw()
                 raise
             costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
-            amount, jobs = self._planned(ready, costs)
+            amount, jobs = kind.planned(costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
         one_seed = [Job(**job) for job in plan["jobs"]]
@@ -158,30 +149,7 @@ class Comparison:
         return self._finish(plan, all_jobs, time.monotonic() - begun)
 
     def _reachable(self) -> str:
-        return reachable(len(self.ask.seeds), len(judged(self.request.data, self.ask.methods)), self.ask.level)
-
-    def _ready(self) -> Ready:
-        """The first seed's data and model, whatever learns."""
-        first = replace(self.request, seed=self.ask.seeds[0])
-        if prompts.among_prompts(first, self.ask.methods):
-            return choose_spoken(replace(first, method=self.ask.methods[0]))
-        if learners.among_learners(first, self.ask.methods):
-            return choose(replace(first, method=self.ask.methods[0]))
-        return prepare(replace(first, method="plain()"))
-
-    def _pilots(self, ready: Ready, teacher: bool) -> list[Job]:
-        if isinstance(ready, Choice):
-            return learners.pilots(self.ask)
-        if isinstance(ready, Spoken):
-            return prompts.pilots(self.ask, prompts.requested_steps(ready, self.request, self.ask), teacher)
-        return pilots(self.ask, requested_steps(ready), teacher)
-
-    def _planned(self, ready: Ready, costs: dict[str, float]) -> tuple[float, list[Job]]:
-        if isinstance(ready, Choice):
-            return learners.planned(self.ask, ready, costs)
-        if isinstance(ready, Spoken):
-            return prompts.planned(self.ask, prompts.requested_steps(ready, self.request, self.ask), costs)
-        return planned(self.ask, requested_steps(ready), costs, ready.data.task == "classify")
+        return reachable(len(self.ask.seeds), len(self.kind.judged(self.ask.methods)), self.ask.level)
 
     def _withdraw(self) -> None:
         """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
@@ -189,37 +157,6 @@ class Comparison:
         self.plan_file.unlink(missing_ok=True)
         with suppress(OSError):  # another's files are in it
             self.folder.rmdir()
-
-    def _check(self, ready: Ready) -> None:
-        """Every seed's audit split must be able to choose, and every method must be readable."""
-        if isinstance(ready, Spoken):
-            return prompts.checked(self.request, self.ask)
-        if isinstance(ready, Choice):  # folds audit; the first was chosen to be here
-            for expression in self.ask.methods[1:]:
-                choose(replace(self.request, method=expression, seed=self.ask.seeds[0]))
-            return None
-        for expression in self.ask.methods:
-            prepare(replace(self.request, method=expression, seed=self.ask.seeds[0]))
-        for seed in self.ask.seeds:
-            data = ready.data if seed == self.ask.seeds[0] else prepare(replace(self.request, seed=seed)).data
-            if not len(data.audit) or not len(data.test):
-                raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
-            if data.classes:
-                whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
-        return None
-
-    def _teacher(self, ready: Ready, tell: Tell) -> bool:
-        """Is there the control that not all models or data have: a larger teacher, of language models `sft()`?"""
-        if isinstance(ready, Choice):
-            return False
-        if isinstance(ready, Spoken):
-            return prompts.demonstrated(self.request, self.ask)
-        try:
-            trainings.larger(ready.build)
-        except RecipeError as error:
-            tell(f"{error}; that control is left out")
-            return False
-        return True
 
     def place(self, job: Job) -> Path:
         return self.folder / "cells" / job.key
@@ -252,7 +189,7 @@ class Comparison:
 
         if workers == 1:
             for number, job in enumerate(left, 1):
-                _work(job, self.request, self.place(job), count)
+                _work(job, self.request, self.place(job), count, self.kind.run)
                 finished(job, number)
             return
         self._side_by_side(left, count, workers, finished)
@@ -265,7 +202,8 @@ class Comparison:
             try:
                 with processes.started():
                     for job in left:
-                        running[pool.submit(processes.alone, _work, job, self.request, self.place(job), count)] = job
+                        place, run = self.place(job), self.kind.run
+                        running[pool.submit(processes.alone, _work, job, self.request, place, count, run)] = job
                 while running:
                     ended, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
@@ -286,12 +224,14 @@ class Comparison:
     def _finish(self, plan: dict[str, Any], done: list[Job], wall: float) -> dict[str, Any]:
         cells: dict[str, dict[int, dict[str, Any]]] = {}
         times: dict[str, list[dict[str, float]]] = {}
+        first = self._cell(done[0])
         for job in done:
-            for name, record in self._cell(job)["rows"].items():
+            rows, spent = self._cell(job)["rows"], self._times(job)
+            for name, record in rows.items():
                 cells.setdefault(name, {})[job.seed] = record
-                times.setdefault(name, []).append(self._times(job))
-        first, task = self._cell(done[0]), self._cell(done[0])["data"]["task"]
-        plain = PLAIN if task != "generate" else prompts.SFT if plan["teacher"] else BEFORE
+                times.setdefault(name, []).append(spent)
+        task = first["data"]["task"]
+        methods, plain = self.kind.judged(self.ask.methods), self.kind.plain(plan["teacher"])
         found = {
             "format": FORMAT,
             "kind": "comparison",
@@ -306,20 +246,20 @@ class Comparison:
             "budget": {"kind": self.ask.budget, "amount": plan["amount"], "unit": _unit(self.ask.budget)},
             "level": self.ask.level,
             "reachable": [self._reachable()],
-            **judge(cells, judged(self.request.data, self.ask.methods), task=task, level=self.ask.level, plain=plain),
+            **judge(cells, methods, task=task, level=self.ask.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
-                for name, found in cells.items()
-                for seed, record in found.items()
+                for name, records in cells.items()
+                for seed, record in records.items()
                 if record.get("trouble")
             ],
             "times": {
                 "rows": {
                     name: {
-                        "seconds": sum(t["seconds"] for t in rows) / len(rows),
-                        "peak_memory_mb": max(t["peak_memory_mb"] for t in rows),
+                        "seconds": sum(t["seconds"] for t in each) / len(each),
+                        "peak_memory_mb": max(t["peak_memory_mb"] for t in each),
                     }
-                    for name, rows in times.items()
+                    for name, each in times.items()
                 },
                 "wall_seconds": wall,
             },
@@ -329,20 +269,9 @@ class Comparison:
         return found
 
 
-def judged(data: str, methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods that get a verdict."""
-    return prompts.judged(methods) if holds_prompts(data) else tuple(methods)
-
-
 def usual_budget(data: str) -> str:
     """What is matched where nothing else is asked for."""
     return "steps" if holds_prompts(data) else "passes"
-
-
-def _threads(ready: Ready) -> int:
-    if isinstance(ready, Choice):
-        return 1
-    return prompts.suitable_threads(ready) if isinstance(ready, Spoken) else suitable_threads(ready)
 
 
 def _unit(budget: str) -> str:

@@ -215,7 +215,10 @@ def layer_of(model: nn.Module, name: str) -> nn.Module:
     if name not in layers:
         there = [key for key in layers if key and key.count(".") <= 1]
         shown = f"{', '.join(there[:12])}{', ...' if len(there) > 12 else ''}"
-        raise SpaceError(f"the model has no layer {name!r} (it has: {shown}); name its layers in the method")
+        raise SpaceError(
+            f"the model has no layer {name!r} (it has: {shown}); name its layers in the method, or give another model "
+            "(--model cnn, say)"
+        )
     return layers[name]
 
 

@@ -86,9 +86,9 @@ def fused(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tens
             return _fast(kind, z, label)(kind, z, t, weights, label)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # from the compiler, before anything was overwritten
+    except (RuntimeError, ImportError) as error:  # of the compiler or of Triton, before anything was overwritten
         _broken.append(str(error).splitlines()[0])
-        warnings.warn(f"divergences run uncompiled, which is slower: torch.compile says {_broken[0]}", stacklevel=2)
+        warnings.warn(f"divergences run uncompiled, which is slower: the compiler says {_broken[0]}", stacklevel=2)
         return whole(kind, z, t, weights, label)
 
 

@@ -25,7 +25,7 @@ def recipes() -> dict[str, Recipe]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, thing in vars(module).items():
             mine = inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
-            if mine and inspect.signature(thing).return_annotation == "Method":
+            if mine and thing.__annotations__.get("return") == "Method":
                 found[name] = thing
     return dict(sorted(found.items()))
 

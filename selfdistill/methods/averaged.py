@@ -17,9 +17,12 @@ def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 
         L = CE(y, p(x)) + w(t) mean_c (p_c(x) - p'_c(x'))^2,  w(t) = weight exp(-5 (1 - t / ramp)^2)
         theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (step + 1), decay)
 
-    Labelled rows have both parts, unlabelled ones the second. The teacher is in eval mode.
+    Labelled rows have both parts, unlabelled ones the second. The teacher is in eval mode; the paper's has noise of its
+    own (train mode). The cross-entropy is a mean over labelled rows; the authors' code divides it by all rows of a
+    batch, of which it labels about a quarter.
 
-    Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017; defaults of the authors' code.
+    Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017 (decay); weight and ramp are those
+    of the authors' code for CIFAR-10.
 
     >>> mean_teacher().terms["consistency"].teacher.decay
     0.999

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core import Always, Method, Term
-from ..gates import Annealed, Confident
+from ..gates import Annealed, Confident, LabelledShare
 from ..losses import CrossEntropy, Entropy, Sharpened, Squared
 from ..schedules import Ramp
 from ..teachers import Itself, Labels
@@ -11,29 +11,30 @@ from ..terms import Perturbed
 from ..views import Look, Views, two, weak_strong
 
 
-def pi_model(weight: float = 8.0, ramp: float = 80 / 300) -> Method:
+def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
     """Pi-model: say the same of a row, labelled or not, in two passes with other augmentation and other dropout.
 
     Equation::
 
-        L = CE(y, p(x)) + w(t) mean_c [(p_c(x) - sg p_c(x'))^2 + (sg p_c(x) - p_c(x'))^2]
-        w(t) = weight exp(-5 (1 - t / ramp)^2)
+        L = sum over labelled rows of CE(y, p(x)) / B
+          + w(t) mean over the B rows and C classes of [(p(x) - sg p(x'))^2 + (sg p(x) - p(x'))^2]
+        w(t) = weight M / N exp(-5 (1 - t / ramp)^2);  M of N rows have a label
 
     The two squares have together the gradient of the paper's one, (p(x) - p(x'))^2, which runs through both passes;
-    the figure is twice its. The paper's weight is 100 x the labelled share of the rows (8 at 4,000 of 50,000); its code
-    has 0 in the first epoch, where this has exp(-5). Each pass is a forward of its own.
+    the figure is twice its. The authors' code ramps by whole epochs, from 0 in the first, where this has exp(-5). Each
+    pass is a forward of its own.
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 1.
 
     >>> pi_model().forward
     'separate'
     """
-    taught, rise = Squared(mean=True), Ramp(weight, ramp)
+    taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy()),
-            "here": Term(Itself(view="other"), taught, weight=rise),
-            "there": Term(Itself(view="x"), taught, view="other", weight=rise),
+            "label": Term(Labels(), CrossEntropy(), mean_over="view"),
+            "here": Term(Itself("other"), taught, gate=share, weight=rise, mean_over="view"),
+            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, mean_over="view"),
         },
         views=two("all"),
         forward="separate",

@@ -40,9 +40,10 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
         L = CE(y, p) - target (s^2 + 1 - mean s^2) log s + others KL(q || p^) + weak CE_e(y, w),  s = p_y, weights held
         q_c ~ 1 / r_c for c != y,  p^_c = p_c / (1 - p_y),  r = rank by w_c / (1 - w_y) + p_c / (1 - p_y)
 
-    w is a linear classifier on what ``layer`` says, pooled; CE_e smooths by 0.1. Defaults are those of CIFAR-100; for
-    ImageNet they are 1, 0.1 and 0.005. The KL has the gradient of the paper's cross-entropy. The authors' code ranks by
-    log p_c / (1 - log p_y) in the second place, where the paper has probabilities; the label takes part in the ranking.
+    w is a linear classifier on what ``layer`` says, pooled; CE_e smooths by 0.1 (over all classes in the authors' code,
+    over the others here). Defaults are those of CIFAR-100; for ImageNet they are 1, 0.1 and 0.005. The KL has the
+    gradient of the paper's cross-entropy. The authors' code ranks by log p_c / (1 - log p_y) in the second place, where
+    the paper has probabilities; the label takes part in the ranking.
 
     Source: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels, ICCV 2023.

@@ -18,7 +18,7 @@ from . import checkers, jsonl, prompt_splits, reasoning
 from .examples import FIELDS, Example
 from .prompt_splits import Asked
 
-__all__ = ["Example", "Prompts", "load_prompts", "load_suite", "need", "of_examples"]
+__all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples"]
 
 SUITE_ROWS = 200  # of a task that is made on the spot and asked three times
 _OUT_OF_REACH = Example((("user", "(a row of the test split: out of reach while anything is trained or chosen)"),))
@@ -136,6 +136,20 @@ def load_prompts(
     """
     rows, name = _found(source, checker, reasoning.ROWS)
     return _assembled(name, rows, Asked(test, audit, labels, seed))
+
+
+def load_seeds(source: str, seeds: Iterable[int], *, labels: int | None = None) -> list[Prompts]:
+    """The prompts as each seed splits them, read once; the arguments are those of `load_prompts`.
+
+    Raises:
+        DataError: as `load_prompts`.
+
+    >>> one, other = load_seeds("reasoning-gym:chain_sum(size=50)", (0, 1))
+    >>> one.test.equal(other.test), one.audit.equal(other.audit)
+    (True, False)
+    """
+    rows, name = _found(source, None, reasoning.ROWS)
+    return [_assembled(name, rows, Asked(None, None, labels, seed)) for seed in seeds]
 
 
 def of_examples(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from selfdistill.benchmark import page
 from selfdistill.benchmark.fitting import PLAIN
-from selfdistill.benchmark.settings import Cell
+from selfdistill.benchmark.settings import SETTINGS, Cell
 from selfdistill.cli import main
 from selfdistill.errors import DataError
 from tests.benchmark.common import NOISE, record
@@ -111,6 +111,19 @@ def test_findings_by_hand_survive(out: Path) -> None:
 
 def test_written_twice_it_is_the_same(out: Path) -> None:
     assert written(out) == written(out)
+
+
+def test_the_page_of_the_project_is_what_its_cells_say(tmp_path: Path) -> None:
+    """Every section that has numbers, and its drawing, made anew from the records and findings that are committed."""
+    root = Path(__file__).parents[2]
+    cells, docs = root / "benchmarks" / "cells", root / "docs"
+    page.write({p.name: SETTINGS[p.name] for p in cells.iterdir()}, cells, tmp_path / "benchmark.md")
+    remedy = "write the page anew: selfdistill benchmark methods --only-page"
+    shown = (docs / "benchmark.md").read_text().split("\n## ")
+    for section in (tmp_path / "benchmark.md").read_text().rstrip().split("\n## ")[1:]:
+        assert section.rstrip() in map(str.rstrip, shown), remedy
+    for drawn in {path.name for folder in (docs, tmp_path) for path in (folder / "benchmark").iterdir()}:
+        assert (tmp_path / "benchmark" / drawn).read_text() == (docs / "benchmark" / drawn).read_text(), remedy
 
 
 # the command -----------------------------------------------------------------------------------------------------

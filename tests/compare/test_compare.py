@@ -17,8 +17,9 @@ import pytest
 
 from selfdistill import threads
 from selfdistill.compare import compare, runner
-from selfdistill.compare.jobs import Job, larger
-from selfdistill.compare.plan import Ask, checked, planned
+from selfdistill.compare.jobs import Job
+from selfdistill.compare.networks import larger, planned
+from selfdistill.compare.plan import Ask, check
 from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.models import parse
 from selfdistill.request import Request
@@ -140,7 +141,7 @@ def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_
 
 
 def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.compare import runner
+    from selfdistill.compare import networks
     from selfdistill.prepared import prepare as whole
 
     def poorer(request: Request) -> Any:
@@ -149,7 +150,7 @@ def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, m
         few = replace(data, audit=data.audit[data.y[data.audit] != 4])
         return replace(ready, data=few) if request.seed == 2 else ready
 
-    monkeypatch.setattr(runner, "prepare", poorer)
+    monkeypatch.setattr(networks, "prepare", poorer)
     with pytest.raises(DataError, match=r"digits, seed 2: the audit split of .* has none of class 4"):
         compare(REQUEST, METHODS, seeds=3, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -213,7 +214,7 @@ def test_jobs_of_other_lengths_have_other_folders() -> None:
 
 def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
     with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
-        checked(Ask(("elr()",), (0, 1, 2), budget="money"))
+        check(Ask(("elr()",), (0, 1, 2), budget="money"))
     data = load("digits")
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
     with pytest.raises(RecipeError, match="no width"):

@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from selfdistill import threads
+from selfdistill.compare import runner
 from selfdistill.compare.jobs import Job
 from selfdistill.compare.plan import Ask, cost
 from selfdistill.compare.prompts import planned
 from selfdistill.compare.verdicts import judge
+from selfdistill.errors import RecipeError
 from selfdistill.language import rollouts
 from selfdistill.language import trainer as training
 from selfdistill.language.build import Pretrained
 from selfdistill.language.contexts import rendered
 from selfdistill.language.rollouts import export
 from selfdistill.language.trainer import LanguageTrainer
+from selfdistill.tasks import jsonl
 from selfdistill.tasks.prompts import load_prompts
 from tests.language.tiny import EOS, student
 from tests.terminal import invoke, passed, refused, report
@@ -247,6 +250,26 @@ def test_what_cannot_be_compared_takes_one_line_and_leaves_nothing(
     )
     assert said in line
     assert not (tmp_path / "x").exists()
+
+
+def test_before_a_training_the_file_is_read_twice_whatever_the_seeds(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the door, for the first seed, and for what every seed must have."""
+    read, reads = jsonl.read, list[Path]()
+
+    def counting(path: Path) -> Any:
+        reads.append(path)
+        return read(path)
+
+    def first(*given: Any) -> None:
+        raise RecipeError("the first training")
+
+    monkeypatch.setattr(jsonl, "read", counting)
+    monkeypatch.setattr(runner, "_work", first)
+    more = ["--steps", 1, "--quiet", "--out", tmp_path / "x"]
+    assert "the first training" in refused("compare", *flags(place, SDFT, seeds=9), *more)
+    assert len(reads) == 2
 
 
 def test_an_adapter_that_one_recipe_advises_is_asked_for_and_other_budgets_are_of_others(tmp_path: Path) -> None:

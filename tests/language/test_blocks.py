@@ -44,16 +44,17 @@ def test_compiled_blocks_give_the_same_values_and_write_the_same_gradient(kind: 
         assert not torch.equal(ours, z)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError], ids=["compiler", "triton"])
 def test_a_compiler_that_fails_is_told_once_and_the_block_is_computed_as_written(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*given: object) -> Swept:
-        raise RuntimeError("no C compiler\nand more")
+        raise kind("no C compiler\nand more")
 
     monkeypatch.setattr(blocks, "_fast", lambda *which: broken)
     z, t, weights, label = problem(4)
     wanted = whole(ForwardKL(), z.clone(), t.clone(), weights, label)
-    with pytest.warns(UserWarning, match="run uncompiled, which is slower: torch.compile says no C compiler$"):
+    with pytest.warns(UserWarning, match="run uncompiled, which is slower: the compiler says no C compiler$"):
         torch.testing.assert_close(fused(ForwardKL(), z.clone(), t.clone(), weights, label), wanted)
     torch.testing.assert_close(fused(ForwardKL(), z.clone(), t.clone(), weights, label), wanted)  # and no warning
 

@@ -14,7 +14,7 @@ from selfdistill.errors import DataError
 from selfdistill.tasks import jsonl
 from selfdistill.tasks.data import from_tensors
 from selfdistill.tasks.examples import FIELDS
-from selfdistill.tasks.prompts import Example, load_prompts, of_examples
+from selfdistill.tasks.prompts import Example, load_prompts, load_seeds, of_examples
 from tests.tasks.asking import ask, many
 
 
@@ -119,6 +119,21 @@ def test_splits_do_not_depend_on_the_order_of_rows(order):
 def test_seeds_change_the_audit():
     rows = [Example((("user", f"{i}"),)) for i in range(100)]
     assert len({tuple(of_examples(rows, seed=seed).audit.tolist()) for seed in range(5)}) == 5
+
+
+def test_seeds_that_are_loaded_together_are_read_once_and_are_those_loaded_alone(file, monkeypatch):
+    path, read, reads = file(*many(40, answer="1")), jsonl.read, list[Any]()
+    alone = [load_prompts(path, seed=seed, labels=9) for seed in (3, 0, 5)]
+
+    def counting(place):
+        reads.append(place)
+        return read(place)
+
+    monkeypatch.setattr(jsonl, "read", counting)
+    together = load_seeds(path, (3, 0, 5), labels=9)
+    assert [data.fingerprint for data in together] == [data.fingerprint for data in alone]
+    assert len({data.fingerprint for data in alone}) == 3
+    assert len(reads) == 1
 
 
 def test_the_same_question_under_another_system_prompt_stays_in_its_split():
