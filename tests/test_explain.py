@@ -169,7 +169,11 @@ class Counter:
             self._back(0 if again else rows)
             again.clear()
             if gradient.requires_grad:
-                gradient.register_hook(lambda curve: again.append(True) or self._back(rows))
+                gradient.register_hook(back_again)
+
+        def back_again(curve: Tensor) -> None:
+            again.append(True)
+            self._back(rows)
 
         if said.requires_grad:
             said.register_hook(back)

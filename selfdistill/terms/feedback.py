@@ -32,9 +32,9 @@ class Feedback(Term):
     u are the rows of ``view``, x those of ``labelled``. The step is one of plain gradient descent from the student's
     weights at hand, whatever the optimizer then does with the same gradient; nothing of it is kept. The derivative runs
     through that step to z, exactly, and from z through the teacher's own forward: only the teacher gets a gradient.
-    Soft labels make it exact; hard ones, drawn from q, have the same gradient of the expected L, by a difference of
-    losses for a whole batch and under the noise of the draw. L is of the rows at hand, each of which counts as L, so
-    that micro-batches and processes average. Without a labelled row it is 0.
+    Soft labels make it exact; hard ones, drawn from q, have to first order in the rate the same gradient in the mean,
+    by one difference of losses for a whole batch and under the noise of the draw. L is of the rows at hand, each of
+    which counts as L, so that micro-batches and processes average. Without a labelled row it is 0.
 
     Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2 and appendix A.
 
