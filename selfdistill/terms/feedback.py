@@ -83,7 +83,7 @@ class Feedback(Term):
         weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
         with torch.enable_grad():
             loss = self.after(lambda w, seen: step.otherwise(group.student, w, seen), weights, spoken, x, judged, y)
-            (signal,) = torch.autograd.grad(loss, spoken)
+            (signal,) = torch.autograd.grad(loss, spoken, materialize_grads=True)
         step.passes = step.passes._replace(backward=step.passes.backward + len(x))  # once more through the step
         total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
         return Measured(Tally(total, rows), rows, rows)
@@ -93,6 +93,7 @@ class Feedback(Term):
     ) -> Tensor:
         """The labelled loss after the step, a scalar with a graph to z, the teacher's logits (rows, classes) for x."""
         own = self.loss(speak(weights, x), Target(z, "logits")).mean()
-        slopes = torch.autograd.grad(own, list(weights.values()), create_graph=True)
+        # a model may have heads that say no logits, and their weights stay
+        slopes = torch.autograd.grad(own, list(weights.values()), create_graph=True, materialize_grads=True)
         moved = {name: w - self.rate * slope for (name, w), slope in zip(weights.items(), slopes, strict=True)}
         return F.cross_entropy(speak(moved, judged), y, ignore_index=-1, reduction="sum") / (y >= 0).sum().clamp(min=1)
