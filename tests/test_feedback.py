@@ -211,7 +211,7 @@ def test_each_term_teaches_one_of_the_two(name: str, whose: str) -> None:
 
 def test_the_student_sees_labels_only_at_the_end() -> None:
     """Pseudo-labels and feedback until then; the teacher's terms all the time, consistency after a rise."""
-    method = recipes()["meta_pseudo_labels"](tune=0.2, ramp=0.5)
+    method = recipes()["meta_pseudo_labels"](tune=0.2, ramp=0.5, weight=8.0)
     weights = {n: [t.weight_at(Clock(step=s, epochs=20)) for s in (0, 5, 15, 16)] for n, t in method.terms.items()}
     assert weights == {
         "label": [1, 1, 1, 1], "pseudo": [1, 1, 1, 0], "tuned": [0, 0, 0, 1], "meta": [1, 1, 1, 0],

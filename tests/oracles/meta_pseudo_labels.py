@@ -52,7 +52,7 @@ def oracle(
     run: Recorded,
     meta: float = 1.0,
     rate: float = 0.1,
-    weight: float = 8.0,
+    weight: float = 1.0,
     ramp: float = 1 / 60,
     temperature: float = 0.7,
     confidence: float = 0.6,
