@@ -29,8 +29,8 @@ def meta_pseudo_labels(
     control that is missed too often; the released code is near to it, its feedback being along CE(sg q, q), which is
     flat. The first two terms have ``smoothing``. The student is the product; each view is a forward of its own.
 
-    Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2; defaults of its code for CIFAR-10, whose ``weight`` of
-    8, in runs a thousand times as long, lets a beginner teach itself one class.
+    Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2; defaults of its code for CIFAR-10, but for ``rate``,
+    ``tune`` and ``weight``: 8 there, which in runs a thousand times shorter lets a beginner teach itself one class.
 
     Needs: unlabelled rows.
 
