@@ -304,8 +304,8 @@ def _mostly_numbers(texts: list[str], names: list[str], place: str) -> None:
     if other and len(names) - len(other) > max(MOST_CLASSES, 9 * len(other)):
         row = next(row for row, text in enumerate(texts) if text in other)
         raise DataError(
-            f"{place}, row {row + 1} (the first is 1): {texts[row]!r} is no number, and the others are; correct the cell "
-            "or empty it"
+            f"{place}, row {row + 1} (the first is 1): {texts[row]!r} is no number, and the others are; correct "
+            "the cell or empty it"
         )
 
 
