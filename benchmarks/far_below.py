@@ -58,7 +58,7 @@ def ungated(method: Method) -> Method:
 
 
 class Row(NamedTuple):
-    """A method in a setting for so many steps a generation, and what is changed about it; 0: as many as in its cells."""
+    """A method in a setting for so many steps a generation (0: as in its cells), and what is changed about it."""
 
     setting: str
     method: str
@@ -169,8 +169,8 @@ def trained(row: Row, seed: int) -> tuple[float, float]:
     setting = SETTINGS[row.setting]
     data, method = data_of(setting, seed), row.change(read_method(row.method))
     found = fit(
-        build_for(setting, row.method), data, method, device="cpu", warn=lambda line: None, steps=steps_of(row), seed=seed,
-        batch_size=batch_size_for(data, method), audit="off", vitals=False,
+        build_for(setting, row.method), data, method, device="cpu", warn=lambda line: None, steps=steps_of(row),
+        seed=seed, batch_size=batch_size_for(data, method), audit="off", vitals=False,
     )  # fmt: skip
     rows = data.audit[~data.noisy[data.audit]]
     said = predict_rows(found.model, data, rows, data.head).argmax(-1)
@@ -187,10 +187,8 @@ def main() -> None:
         found = [trained(row, seed) for seed in range(100, 100 + given.seeds)]
         each = " ".join(f"{100 * right:.0f}" for right, _ in found)
         right, most = (statistics.fmean(part) for part in zip(*found, strict=True))
-        print(
-            f"| {row.setting} | `{row.method}` | {steps_of(row)} | {row.about} | {each} | {100 * right:.1f} | {most:.0%} |",
-            flush=True,
-        )
+        what = f"{row.setting} | `{row.method}` | {steps_of(row)} | {row.about}"
+        print(f"| {what} | {each} | {100 * right:.1f} | {most:.0%} |", flush=True)
 
 
 if __name__ == "__main__":
