@@ -137,23 +137,107 @@ CLEAN = [
     Row("digits-all", "plain()", 294, "as many steps as each of its members"),
 ]
 FEW = [
-    row
+    Row(setting, *rest)
     for setting in ("digits-100", "digits-50", "digits-250")
-    for row in (
-        Row(setting, "plain()", 1500),
-        Row(setting, "plain()", 109, "as many steps as a generation of self_training()"),
-        Row(setting, "self_training()", 0),
-        Row(setting, "self_training(hard=True)", 0, "hard labels"),
-        Row(setting, "self_training(generations=3)", 400, "three generations, as many steps"),
-        Row(setting, "elr()", 0),
-        Row(setting, "elr(weight=0.3)", 0, "a tenth of its weight"),
-        Row(setting, "mean_teacher()", 0),
-        Row(setting, "mean_teacher(weight=0.0)", 0, "labels alone"),
-        Row(setting, "mean_teacher()", 0, "rows as they are", seen("none")),
-        Row(setting, "mean_teacher(weight=0.0)", 0, "labels alone, rows as they are", seen("none")),
+    for rest in (
+        ("plain()", 1500),
+        ("plain()", 109, "as many steps as one generation of self_training()"),
+        ("self_training()", 0),
+        ("self_training(hard=True)", 0, "hard labels"),
+        ("self_training(generations=3)", 400, "three generations, as many steps"),
+        ("elr()", 0),
+        ("elr()", 0, "labels alone for half of it", late),
+        ("elr(weight=0.3)", 0, "a tenth of its weight"),
+        ("elr(decay=0.9)", 0, "a slower memory"),
+        *(
+            row
+            for method in ("mean_teacher", "temporal_ensembling")
+            for row in (
+                (f"{method}()", 0),
+                (f"{method}()", 0, "rows as they are", seen("none")),
+                (f"{method}(weight=0.0)", 0, "labels alone"),
+                (f"{method}(weight=0.0)", 0, "labels alone, rows as they are", seen("none")),
+            )
+        ),
+        ("mean_teacher(decay=0.9)", 0, "a faster average, rows as they are", seen("none")),
+        *(
+            row
+            for method in ("kdcl()", "ddgsd()")
+            for row in ((method, 0), (method, 0, "rows as they are", seen("none")))
+        ),
+        ("codistillation()", 0),
+        ("codistillation()", 0, "all rows for each peer", ungated),
+        ("co_teaching()", 0),
+        ("co_teaching(noise=0.0)", 0, "told that no label is wrong"),
+        ("co_training()", 0),
+        ("co_training(share=1.0)", 0, "all labels for each network"),
+        ("tri_training()", 0),
+        ("tri_training()", 0, "labels alone for half of it", late),
+        ("tri_training(weight=0.0)", 0, "labels alone"),
+        ("tri_training(weight=0.0, share=1.0)", 0, "labels alone, all of them for each network"),
+        ("tri_training()", 980, "many steps"),
+        ("vat()", 0),
+        ("vat()", 300, "many steps"),
+        ("vat(weight=0.0)", 0, "labels alone"),
+        ("pseudo_label()", 0),
+        ("pseudo_label()", 1300, "many steps"),
+        ("pseudo_label(weight=0.0)", 0, "labels alone"),
+        ("end2()", 0),
+        ("end2()", 1185, "five times the steps"),
     )
 ]
-GROUPS = {"thresholds": THRESHOLDS, "views": VIEWS, "noisy": NOISY, "pairs": PAIRS, "clean": CLEAN, "few": FEW}
+LESS = [
+    *(Row("digits-all", "plain()", steps) for steps in (375, 500, 749, 1500)),
+    Row("digits-all", "sla_sd()", 0),
+    Row("digits-all", "sla_sd(weight=0.0)", 0, "no distillation"),
+    Row("digits-all", "sla_sd()", 1500, "four times the steps"),
+    Row("digits-all", "codistillation()", 0),
+    Row("digits-all", "codistillation(weight=0.0)", 0, "no distillation"),
+    Row("digits-all", "codistillation()", 0, "all rows for each peer", ungated),
+    Row("digits-all", "joint_optimisation()", 0),
+    Row("digits-all", "joint_optimisation(wait=1.0)", 0, "labels stay"),
+    Row("digits-all", "joint_optimisation(prior=0.0, entropy=0.0)", 0, "relabelling alone"),
+    Row("digits-all", "tf_kd()", 0),
+    Row("digits-all", "tf_kd(temperature=1.0)", 0, "at one temperature"),
+    Row("digits-all", "tf_kd(alpha=0.5)", 0, "half of it labels"),
+    Row("digits-all", "mean_teacher()", 0),
+    Row("digits-all", "mean_teacher()", 0, "rows as they are", seen("none")),
+    Row("digits-all", "mean_teacher(weight=0.0)", 0, "labels alone"),
+    Row("digits-all", "mean_teacher(weight=0.0)", 0, "labels alone, rows as they are", seen("none")),
+    *(Row("digits-all", method, 0) for method in ("okddip()", "one()", "born_again()", "born_again_ensemble()")),
+    Row("digits-all", "beyond()", 0),
+]
+WRONG = [
+    Row("digits-noise", *rest)
+    for rest in (
+        ("plain()", 1500),
+        ("plain()", 750),
+        ("co_teaching()", 0),
+        ("co_teaching(ramp=0.5)", 0, "drops rows ten times as slowly"),
+        ("byot()", 0),
+        ("byot()", 750, "half of the steps"),
+        ("end2()", 0),
+        ("end2()", 1185, "five times the steps"),
+        ("soft_bootstrapping()", 0),
+        ("soft_bootstrapping(beta=0.6)", 0, "more of its own prediction"),
+        ("hard_bootstrapping()", 0),
+        ("hard_bootstrapping(beta=0.5)", 0, "more of its own prediction"),
+        ("ols()", 0),
+        ("ols(alpha=0.0)", 0, "the means of classes alone"),
+        ("self_adaptive()", 0),
+        ("self_adaptive(wait=0.1)", 0, "relabels earlier"),
+    )
+]
+GROUPS = {
+    "thresholds": THRESHOLDS,
+    "views": VIEWS,
+    "noisy": NOISY,
+    "pairs": PAIRS,
+    "clean": CLEAN,
+    "few": FEW,
+    "less": LESS,
+    "wrong": WRONG,
+}
 
 
 def steps_of(row: Row) -> int:
