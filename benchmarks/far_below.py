@@ -108,7 +108,8 @@ NOISY = [
 PAIRS = [
     row
     for setting, method, steps in (
-        ("digits-100", "pi_model", 595), ("digits-50", "pi_model", 600), ("digits-all", "pi_model", 749), ("digits-250", "pi_model", 768),
+        ("digits-100", "pi_model", 595), ("digits-50", "pi_model", 600), ("digits-all", "pi_model", 749),
+        ("digits-250", "pi_model", 768),
         ("digits-50", "mean_teacher", 900),
     )
     for row in (
