@@ -187,6 +187,7 @@ FEW = [
         ("vat()", 0),
         ("vat()", 300, "many steps"),
         ("vat(weight=0.0)", 0, "labels alone"),
+        ("plain()", 270),
         ("plain()", 300),
         ("curriculum()", 0),
         ("curriculum(stages=2)", 388, "two stages, as many steps"),
