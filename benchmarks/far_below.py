@@ -174,6 +174,7 @@ FEW = [
         ),
         ("codistillation()", 0),
         ("codistillation()", 0, "all rows for each peer", ungated),
+        ("codistillation(weight=0.0)", 0, "no distillation"),
         ("co_teaching()", 0),
         ("co_teaching(noise=0.0)", 0, "told that no label is wrong"),
         ("co_training()", 0),
@@ -200,7 +201,7 @@ FEW = [
     )
 ]
 LESS = [
-    *(Row("digits-all", "plain()", steps) for steps in (375, 500, 749, 1500)),
+    *(Row("digits-all", "plain()", steps) for steps in (375, 493, 500, 749, 1500)),
     Row("digits-all", "sla_sd()", 0),
     Row("digits-all", "sla_sd(weight=0.0)", 0, "no distillation"),
     Row("digits-all", "sla_sd()", 1500, "four times the steps"),
