@@ -73,6 +73,7 @@ THRESHOLDS = [
     for row in (
         Row("digits-100", method, 78),
         Row("digits-50", method, 100),
+        Row("digits-250", method, 98),
         Row("digits-100", method, 78, "weak views for strong ones", seen("weak", "strong")),
         Row("digits-100", method, 78, "labels alone for half of it", late),
         Row("digits-100", method, 312, "four times the steps"),
@@ -81,7 +82,7 @@ THRESHOLDS = [
 ]
 VIEWS = [
     row
-    for setting, steps in (("digits-100", 78), ("digits-50", 100))
+    for setting, steps in (("digits-100", 78), ("digits-50", 100), ("digits-250", 98))
     for row in (
         Row(setting, "fixmatch()", steps),
         Row(setting, "uda()", steps),
@@ -92,21 +93,23 @@ VIEWS = [
         Row(setting, "plain()", 1500),
     )
 ]
+CHOOSING = {"digits-100": 192, "digits-50": 189, "digits-250": 270}  # steps of a generation of ups()
 NOISY = [
     row
-    for setting, steps in (("digits-100", 166), ("digits-50", 212))
+    for setting, steps in (("digits-100", 166), ("digits-50", 212), ("digits-250", 208))
     for row in (
         Row(setting, "noisy_student()", steps),
         Row(setting, "noisy_student()", steps, "weak views", seen("weak")),
         Row(setting, "noisy_student()", steps, "rows as they are", seen("none")),
-        Row(setting, "ups()", {"digits-100": 192, "digits-50": 189}[setting]),
-        Row(setting, "ups(generations=2)", {"digits-100": 192, "digits-50": 189}[setting], "two generations"),
+        Row(setting, "ups()", CHOOSING[setting]),
+        Row(setting, "ups(generations=2)", CHOOSING[setting], "two generations"),
     )
 ]
 PAIRS = [
     row
     for setting, method, steps in (
         ("digits-100", "pi_model", 595), ("digits-50", "pi_model", 600), ("digits-all", "pi_model", 749),
+        ("digits-250", "pi_model", 768),
         ("digits-50", "mean_teacher", 900),
     )
     for row in (
@@ -141,10 +144,14 @@ FEW = [
     for setting in ("digits-100", "digits-50", "digits-250")
     for rest in (
         ("plain()", 1500),
-        ("plain()", {"digits-100": 108}.get(setting, 109), "as many steps as a generation of self_training()"),
+        (
+            "plain()",
+            {"digits-100": 108, "digits-50": 109, "digits-250": 139}[setting],
+            "as many steps as a generation of self_training()",
+        ),
         ("self_training()", 0),
         ("self_training(hard=True)", 0, "hard labels"),
-        ("self_training(generations=3)", 400, "three generations, as many steps"),
+        ("self_training(generations=3)", {"digits-250": 500}.get(setting, 400), "three generations, as many steps"),
         ("elr()", 0),
         ("elr()", 0, "labels alone for half of it", late),
         ("elr(weight=0.3)", 0, "a tenth of its weight"),
@@ -167,6 +174,7 @@ FEW = [
         ),
         ("codistillation()", 0),
         ("codistillation()", 0, "all rows for each peer", ungated),
+        ("codistillation(weight=0.0)", 0, "no distillation"),
         ("co_teaching()", 0),
         ("co_teaching(noise=0.0)", 0, "told that no label is wrong"),
         ("co_training()", 0),
@@ -180,6 +188,7 @@ FEW = [
         ("vat()", 0),
         ("vat()", 300, "many steps"),
         ("vat(weight=0.0)", 0, "labels alone"),
+        ("plain()", 270),
         ("plain()", 300),
         ("curriculum()", 0),
         ("curriculum(stages=2)", 388, "two stages, as many steps"),
@@ -192,7 +201,7 @@ FEW = [
     )
 ]
 LESS = [
-    *(Row("digits-all", "plain()", steps) for steps in (375, 500, 749, 1500)),
+    *(Row("digits-all", "plain()", steps) for steps in (375, 493, 500, 749, 1500)),
     Row("digits-all", "sla_sd()", 0),
     Row("digits-all", "sla_sd(weight=0.0)", 0, "no distillation"),
     Row("digits-all", "sla_sd()", 1500, "four times the steps"),
