@@ -1,11 +1,11 @@
-"""Groups of peers of another kind: branches on a shared trunk, and peers that each see a view of their own."""
+"""Groups of peers of another kind: branches on a shared trunk, peers that each see a view of their own, and pairs."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -124,6 +124,19 @@ class ApartPeers(Peers):
         return {"logits": torch.cat([one if isinstance(one, Tensor) else one["logits"] for one in said])}
 
 
+class Pair(Peers):
+    """A student and a teacher that learn side by side: ``logits`` are the student's, ``teacher`` (rows, classes) the
+    other's. The student is the product."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = super().forward(x)
+        return {**said, "teacher": said["peers"][:, 1]}
+
+    @property
+    def student(self) -> nn.Module:
+        return self.members[0]
+
+
 def _stages(model: nn.Module) -> nn.ModuleList:
     """The stages of a model.
 
@@ -232,3 +245,20 @@ class Apart:
 
     def of_values(self) -> Any:
         raise SpaceError("Apart makes peers that classify, and values have no classes")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Prepares a factory for a student and a teacher, each with its own initialisation: see `Pair`."""
+
+    peers: ClassVar[int] = 2
+
+    def __call__(self, build: Factory) -> Factory:
+        return lambda: Pair([build(), build()])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one of them."""
+        return build
+
+    def of_values(self) -> Any:
+        raise SpaceError("Paired makes a teacher that classifies, and values have no classes")

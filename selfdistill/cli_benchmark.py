@@ -27,8 +27,14 @@ def benchmark() -> None:
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="[default: 10 of digits, 5 of Fashion-MNIST]")
 @click.option("--quick", is_flag=True, help="Three methods, two seeds, a few steps, to see that it works (a minute).")
-@click.option("--out", metavar="DIR", help="Folder of the cells [default: benchmarks/cells].")
-@click.option("--page", metavar="FILE", help="What is written [default: docs/benchmark.md].")
+@click.option(
+    "--out", metavar="DIR", help="Folder of the cells [default: benchmarks/cells; quick: runs/benchmark-quick/cells]."
+)
+@click.option(
+    "--page",
+    metavar="FILE",
+    help="What is written [default: docs/benchmark.md; quick: runs/benchmark-quick/benchmark.md].",
+)
 @click.option("--only-page", is_flag=True, help="Train nothing; write the page of what is there.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, a thread each.")
 @click.option("--minutes", type=Finite(min=0), metavar="N", help="Stop before so much time is over; go on later.")
@@ -79,4 +85,6 @@ def methods(
             raise KeyboardInterrupt(hint) from None
     missing = pages.write(known, cells, target, asked if quick else ())
     over = f"{left} of the cells asked for are left; give the same command again to go on. " if left else ""
-    click.echo(f"{over}The page is {target}; of the whole benchmark {missing} cells are missing")
+    click.echo(
+        f"{over}The page is {target}; of the {'quick' if quick else 'whole'} benchmark {missing} cells are missing"
+    )

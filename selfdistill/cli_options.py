@@ -69,7 +69,10 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--label-noise", type=float, default=0.0, metavar="F", help="Share of training and audit labels made wrong."
         ),
         click.option(
-            "--image-size", type=click.IntRange(min=8), metavar="N", help="Side in pixels, for a folder of images."
+            "--image-size",
+            type=click.IntRange(min=8),
+            metavar="N",
+            help="Side in pixels that a folder of images is brought to [default: 32].",
         ),
         click.option(
             "--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data]."

@@ -300,7 +300,7 @@ def _package_check(name: str) -> Callable[[], Finding]:
 
 
 def _pinned_torch(name: str) -> str:
-    """The one torch version a package says it is built for; "" where it does not say.
+    """The one torch version a package says it is built for; "" where it does not say, or asks it of an extra alone.
 
     >>> _pinned_torch("numpy")
     ''
@@ -309,7 +309,8 @@ def _pinned_torch(name: str) -> str:
         needs = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         return ""
-    pins = [re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need.partition(";")[0].strip()) for need in needs]
+    always = [need.partition(";")[0].strip() for need in needs if "extra" not in need.partition(";")[2]]
+    pins = [re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need) for need in always]
     return next((pin[1] for pin in pins if pin), "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .carried import Carried
@@ -29,7 +30,7 @@ from .teachers import (
     Stale,
 )  # fmt: skip
 from .teachers.cached import asked, pinned
-from .terms import Cooling
+from .terms import Cooling, Feedback
 from .values import of_values
 from .views import Look, Views
 
@@ -102,9 +103,10 @@ def cost(method: Method) -> dict[str, float]:
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
     looks = {(t.teacher.key(t), getattr(t.teacher, "view", None) or t.view): t for t in method.terms.values()}
     held = {look: _held(method, term) for look, term in looks.items()}
-    more = [(peers * _rows(method.views, t.view), t.further()) for t in method.terms.values() if hasattr(t, "further")]
-    forward = with_graph + without + sum(held.values()) + sum(rows * passes[0] for rows, passes in more)
-    backward = with_graph + sum(rows * passes[1] for rows, passes in more)
+    rows_of = partial(_rows, method.views)
+    more = [t.further(peers, rows_of) for t in method.terms.values() if hasattr(t, "further")]
+    forward = with_graph + without + sum(held.values()) + sum(passes[0] for passes in more)
+    backward = with_graph + sum(passes[1] for passes in more)
     return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
 
 
@@ -170,7 +172,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
         {
             "term": name,
             "teacher": repr(term.teacher),
-            "loss": repr(term.loss) + (f" {term.told()}" if isinstance(term, Cooling) else ""),
+            "loss": repr(term.loss) + (f" {term.told()}" if isinstance(term, (Cooling, Feedback)) else ""),
             "gate": "" if isinstance(term.gate, Always) else repr(term.gate),
             "view": term.view,
             "head": term.head,

@@ -24,6 +24,7 @@ SPACE_OF_HEAD: dict[str, str] = {
     "exits": "logits",  # (rows, exits, classes): shallow classifiers, shallow to deep
     "peers": "logits",  # (rows, peers, classes)
     "ensemble": "logits",  # (rows, classes): log of the peers' mean probability
+    "teacher": "logits",  # (rows, classes): of the network that is trained beside the student, and labels for it
     "values": "values",  # (rows, outputs)
     "peer_values": "values",  # (rows, peers, outputs)
     "exit_values": "values",  # (rows, exits, outputs)

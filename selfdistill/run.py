@@ -86,6 +86,13 @@ def _ready(request: Request) -> Prepared | Choice | Spoken:
     return choose(request) if for_learners(request) else prepare(request)
 
 
+def _threads(ready: Prepared | Choice | Spoken) -> int:
+    """How many threads suit what is trained."""
+    if isinstance(ready, Choice):
+        return ready.threads()
+    return suitable_threads(ready) if isinstance(ready, Prepared) else threads.asked()
+
+
 class Run:
     """A run folder. `create` makes or finds it, `open` goes back to it, `execute` trains what is not trained yet."""
 
@@ -155,7 +162,7 @@ class Run:
             tell(note)
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fresh = not self._record()
-        wanted = suitable_threads(ready) if isinstance(ready, Prepared) else threads.asked()
+        wanted = _threads(ready)
         with threads.using(self._record().get("threads") or wanted):
             self._claim(ready, warn)
             return self._alone(ready, progress or (lambda name: None), warn, tell, made if fresh else None)

@@ -148,3 +148,18 @@ class After:
 
     def __call__(self, clock: Clock) -> float:
         return self.value if clock.progress >= self.share else 0.0
+
+
+@dataclass(frozen=True)
+class Until:
+    """``value`` until ``share`` of the generation is done, then 0: what `After` begins where this ends.
+
+    >>> [Until(2.0, share=0.5)(Clock(step=s, epochs=10)) for s in (4, 5)]
+    [2.0, 0.0]
+    """
+
+    value: float
+    share: float = 0.9
+
+    def __call__(self, clock: Clock) -> float:
+        return self.value if clock.progress < self.share else 0.0

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import SpaceError
@@ -255,6 +257,20 @@ class Step:
         with _unmoved(self.owner):
             named = self._named(self.model if wrapped or self.owner is None else self.owner, x)
         return output_of(named, head).float()
+
+    def otherwise(self, module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The logits of a part of the student with other weights, in a forward of its own: (rows, ..., classes).
+
+        Batch norm uses these rows and keeps its running statistics. It can be differentiated twice.
+        """
+        grown = torch.is_grad_enabled()
+        self.passes += Passes(forward=len(x), backward=len(x) if grown else 0)
+
+        def speak(x: Tensor) -> Any:
+            return functional_call(module, dict(weights), (x,))
+
+        with _unmoved(module), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+            return output_of(self._named(speak, x), "logits").float()
 
     def parted(self, share: float) -> tuple[Step, Step]:
         """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""

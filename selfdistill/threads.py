@@ -1,7 +1,7 @@
 """How many threads a training gets: small steps are no faster on two, and far slower on a busy machine.
 
 Threads that wait for each other spin. `selfdistill run digits --label-noise 0.4` beside other work on two cores took
-85 s of CPU time on two threads and 13 s on one.
+85 s of CPU time on two threads and 13 s on one; gradient boosting of 1,000 rows of 20 columns took 61 s and 0.2 s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 50e6  # floating-point operations of one forward pass, below which one thread does it
+SMALL_TABLE = 1_000_000  # cells, below which one thread learns a table
 
 
 def suitable(model: nn.Module, x: Tensor) -> int:
@@ -40,6 +41,15 @@ def asked() -> int:
     """Threads for what takes as many as there are: the cores, or fewer where OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
+
+
+def of_table(rows: int, columns: int) -> int:
+    """Threads for a learner on so many rows and columns: one if they are few, else as many as were asked for.
+
+    >>> of_table(178, 13)
+    1
+    """
+    return 1 if rows * columns < SMALL_TABLE else asked()
 
 
 @contextmanager

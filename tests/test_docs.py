@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -105,3 +106,11 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     assert "more than sixty recipes for networks and fifteen for language" in text
     assert (60 < len(recipes()) < 70, len(RECIPES)) == (True, 15)
+
+
+@pytest.mark.parametrize("axis", ["teachers", "losses", "gates", "terms"])
+def test_the_design_names_every_part_there_is(axis: str) -> None:
+    (row,) = re.findall(rf"^\| `{axis}/` \|.*\|(.*)\|$", (ROOT / "docs/design.md").read_text(), re.MULTILINE)
+    named = [name.strip() for name in row.partition(";")[0].split(",")]
+    offered = importlib.import_module(f"selfdistill.{axis}").__all__
+    assert named == sorted(name for name in offered if name[0].isupper())

@@ -98,6 +98,11 @@ def test_a_package_built_for_another_torch_is_named(site, needs):
     assert "pip uninstall torchvision" in found.remedy
 
 
+def test_a_torch_that_only_an_extra_asks_for_is_no_fault(site):
+    install(site, "torchmetrics", needs="torch==2.1.0 ; extra == 'typing'")
+    assert run("torchmetrics").state == "ok"
+
+
 def test_a_package_built_for_this_torch_or_any_is_fine(site):
     install(site, "torchvision", needs=f"torch=={torch.__version__.partition('+')[0]}")
     install(site, "torchaudio", needs="torch>=1.0")

@@ -15,6 +15,7 @@ from selfdistill.doubts import Doubt, auroc, judge, of_classes, of_values, read
 from selfdistill.errors import CheckpointError, DataError
 from selfdistill.methods import recipes
 from selfdistill.models import parse
+from selfdistill.report import people
 from selfdistill.tasks.data import Data, load
 from tests.terminal import passed, refused
 
@@ -96,6 +97,17 @@ def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
     assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
     assert found["doubted"] == sum(line["label"] != line["believed"] for line in lines)
     assert read(run)["labels"][:3] == found["labels"]
+    few = run.parent / "few"
+    few.mkdir()
+    (few / "run.json").write_text((run / "run.json").read_text())
+    wrong, right = (next(x for x in lines if (x["label"] != x["believed"]) is doubted) for doubted in (True, False))
+    with (few / "doubts.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows([wrong, right])
+    shown = "".join(people.doubted({"doubts": {"from": "history"}}, few))
+    assert f">{wrong['row_from_1']}<" in shown
+    assert f">{right['row_from_1']}<" not in shown, "a label that is believed is not listed as doubted"
     assert "--top" in passed("doubts", "--help").stdout
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from selfdistill import threads
+from selfdistill.learners import training
+from selfdistill.learners.choice import Choice
 from selfdistill.request import Request
 from selfdistill.run import Run
 
@@ -38,8 +41,30 @@ def test_fewer_threads_are_taken_and_recorded_where_the_environment_says_so(
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert threads.asked() == wanted
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    Run.create(Request("iris", model="linear", method="plain()"), tmp_path / "r").execute()
-    assert json.loads((tmp_path / "r" / "run.json").read_text())["threads"] == 1
+    assert threads.of_table(1_000_000, 20) == 1
+
+
+def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of scikit-learn, which are not those of torch, are asked while it learns."""
+    from threadpoolctl import threadpool_info
+
+    seen: list[int] = []
+
+    def fit(choice: Choice, model: Any) -> Any:
+        seen.extend(pool["num_threads"] for pool in threadpool_info())
+        return fitted(choice, model)
+
+    fitted = training.fit
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for number, (cells, wanted) in enumerate(((threads.SMALL_TABLE, 1), (600, 2))):  # iris has 150 rows of 4 columns
+        monkeypatch.setattr(threads, "SMALL_TABLE", cells)
+        with threads.using(2):
+            Run.create(Request("iris", model="linear", method="plain()"), tmp_path / f"{number}").execute()
+        assert set(seen) == {wanted}
+        assert json.loads((tmp_path / f"{number}" / "run.json").read_text())["threads"] == wanted
+        seen.clear()
 
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__, draws, threads
 from ..checkpoint import write_json
-from ..compare.networks import spoken
+from ..compare.networks import heard
 from ..compare.plan import CLOSE
 from ..core import Method
 from ..errors import DataError, RecipeError
@@ -190,7 +190,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     else:
         found, each = training(known)[0], known
     last = found.generations[found.product]
-    asked = probed if cell.setting.probing else spoken
+    asked = probed if cell.setting.probing else heard
     said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
     return {

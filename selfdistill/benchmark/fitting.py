@@ -103,8 +103,8 @@ def remembers(method: Method) -> bool:
     if wants_teacher(method) or method.views.need_unlabelled():
         return False
     objective = _specimen(method, labelled=True, generation=0)
-    teachers = (objective.states[name] for name, part, _ in objective._owners if isinstance(part, Teacher))
-    return any(state.state_dict() for state in teachers)
+    parts = ((name, part) for name, term in method.terms.items() for part in term.parts() if isinstance(part, Teacher))
+    return any(objective.state_of(name, part).state_dict() for name, part in parts)
 
 
 def build_for(setting: Setting, expression: str) -> Build:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import probes
-from ..compare.networks import Spoken
+from ..compare.networks import Answers
 from ..tasks.data import Data
 
 
-def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Spoken:
+def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
     """What a linear classifier on the features, learnt from the training labels, says of audit and test rows."""
 
     def said(rows: Tensor) -> Tensor:
@@ -22,4 +22,4 @@ def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = Non
         logits[:, y.unique()] = probes.linear(known, y, asked)
         return logits.clamp(min=-1e4)
 
-    return Spoken(said(data.audit), lambda: said(data.test))
+    return Answers(said(data.audit), lambda: said(data.test))

@@ -110,14 +110,14 @@ def averaged() -> Method:
     return Method({"label": Term(Labels(), CrossEntropy()), "average": average})
 
 
-class Spoken(NamedTuple):
+class Answers(NamedTuple):
     """What a model says of the audit rows and of the test rows: logits (rows, classes), or values (rows,)."""
 
     audit: Tensor
     test: Callable[[], Tensor]  # asked once everything is chosen
 
 
-def spoken(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Spoken:
+def heard(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
     """What a model, with some weights, says; the weights are loaded again when the test rows are asked for."""
     device = next(model.parameters()).device
 
@@ -126,10 +126,10 @@ def spoken(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = Non
             model.load_state_dict(weights)
         return answers(product(model), data, rows, device)
 
-    return Spoken(said(data.audit), lambda: said(data.test))
+    return Answers(said(data.audit), lambda: said(data.test))
 
 
-def mean_of(several: list[Spoken]) -> Spoken:
+def mean_of(several: list[Answers]) -> Answers:
     """Probabilities, or values, averaged over models."""
 
     def mean(logits: list[Tensor]) -> Tensor:
@@ -138,7 +138,7 @@ def mean_of(several: list[Spoken]) -> Spoken:
         p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
         return p.clamp(min=1e-30).log()
 
-    return Spoken(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
+    return Answers(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
 
 
 def flops(model: nn.Module, data: Data) -> float:
@@ -193,7 +193,7 @@ def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     }
 
 
-def _row(bench: Bench, result: Result, says: Spoken, **more: Any) -> dict[str, Any]:
+def _row(bench: Bench, result: Result, says: Answers, **more: Any) -> dict[str, Any]:
     """A row's record, but for what the test split says."""
     cost = bench.spent.cost(float(more.pop("ratio", 1.0)))
     return {
@@ -212,7 +212,7 @@ def _judged(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str
     """Score every row, on the audit split and, now that all is chosen, on the test split."""
     data = bench.data
     for row in rows.values():
-        says: Spoken = row.pop("says")
+        says: Answers = row.pop("says")
         said, y = says.test(), data.y[data.test]
         row["audit"] = scored(says.audit, data.y[data.audit], data.task)
         row["metrics"] = scored(said, y, data.task)
@@ -226,7 +226,7 @@ def _judged(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str
 
 def _method(bench: Bench) -> dict[str, Any]:
     found = bench.train(bench.ready.method)
-    says = spoken(found.model, bench.data, found.generations[found.product].weights)
+    says = heard(found.model, bench.data, found.generations[found.product].weights)
     decisions = [t.decision["accepted"] for t in found.generations] if len(found.generations) > 1 else None
     ratio = _teacher_ratio(bench)
     more = {"product": found.product, "peers": isinstance(found.model, Peers)}
@@ -249,7 +249,7 @@ def _teacher_ratio(bench: Bench) -> float:
 def _plain(bench: Bench) -> dict[str, Any]:
     method = label_smoothing() if bench.job.kind == "smoothing" else plain()
     found = bench.train(method)
-    return _judged(bench, {bench.job.name: _row(bench, found, spoken(found.model, bench.data))})
+    return _judged(bench, {bench.job.name: _row(bench, found, heard(found.model, bench.data))})
 
 
 def _longer(bench: Bench) -> dict[str, Any]:
@@ -259,9 +259,9 @@ def _longer(bench: Bench) -> dict[str, Any]:
     assert found.objective is not None
     held = next(state for state in found.objective.states.values() if isinstance(state, Held))
     uses = {
-        LONGER: spoken(found.model, bench.data, last.weights),
-        STOPPED: spoken(found.model, bench.data, last.best),
-        AVERAGED: spoken(held.module, bench.data),
+        LONGER: heard(found.model, bench.data, last.weights),
+        STOPPED: heard(found.model, bench.data, last.best),
+        AVERAGED: heard(held.module, bench.data),
     }
     rows = {name: _row(bench, found, says) for name, says in uses.items()}
     return _judged(bench, rows)
@@ -272,7 +272,7 @@ def _decay(bench: Bench) -> dict[str, Any]:
     tried = []
     for decay in DECAYS:
         found = bench.train(plain(), f"{decay:g}", weight_decay=decay)
-        says = spoken(found.model, bench.data)
+        says = heard(found.model, bench.data)
         score = scored(says.audit, bench.data.y[bench.data.audit], bench.data.task)
         worth = (-score["accuracy"], score["nll"]) if bench.data.classes else (score["rmse"], 0.0)
         tried.append((*worth, decay, found, says))
@@ -286,7 +286,7 @@ def _independent(bench: Bench) -> dict[str, Any]:
     for k in range(bench.job.count):
         seed = bench.job.seed if k == 0 else draws.seed(bench.job.seed, "member", k) % (1 << 31)
         found = bench.train(plain(), str(k), seed=seed)
-        members.append(spoken(found.model, bench.data))
+        members.append(heard(found.model, bench.data))
     return _judged(bench, {bench.job.name: _row(bench, found, mean_of(members))})
 
 
@@ -309,7 +309,7 @@ def _distil(bench: Bench) -> dict[str, Any]:
     ratio = flops(big.model, bench.data) / flops(bench.ready.build(), bench.data)
     own, bench.spent, bench.steps = bench.spent.cost(), Passes(), 0
     found = bench.train(distil(), "student", external=big.model)
-    row = _row(bench, found, spoken(found.model, bench.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x")
+    row = _row(bench, found, heard(found.model, bench.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x")
     row["with_teacher_training"] = row["passes"]["total"] + ratio * own
     return _judged(bench, {bench.job.name: row})
 

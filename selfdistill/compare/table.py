@@ -57,7 +57,7 @@ def _legend(result: dict[str, Any], verdicts: Sequence[str]) -> str:
     if result["task"] != "generate":
         return (
             "± 95 %: difference to plain; p: of it, corrected (Holm); plain, best: verdict against plain and against "
-            f"{best}, the best control."
+            f"{best}, the best control by the audit."
         )
     prior = "; prior: prior tasks right" if "kept" in result["metrics"] else ""
     return (

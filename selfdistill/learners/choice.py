@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import threads
 from ..errors import DataError, RecipeError
 from ..expressions import called, nearest
 from ..methods import recipes
@@ -70,6 +71,10 @@ class Choice:
     @property
     def classify(self) -> bool:
         return self.data.task == "classify"
+
+    def threads(self) -> int:
+        """How many threads learn the table."""
+        return threads.of_table(len(self.data.y), self.data.sample.shape[1])
 
     def learner(self, seed: int) -> Any:
         """The learner alone, seeded."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import threads
 from ..errors import RecipeError
 from ..evaluate import COVERAGE, covered, halfwidth, points, scored
 from ..expressions import one_line
@@ -108,6 +109,8 @@ def judged(choice: Choice, model: Any, errors: Tensor | None) -> tuple[dict[str,
 
 def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
+    from threadpoolctl import threadpool_limits
+
     from ..estimators import save
     from ..estimators.ledger import keeping
     from ..estimators.naming import Named
@@ -127,14 +130,15 @@ def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Call
         if heard:
             heard.count(number, planned, what)
 
-    with keeping(folder / "fits", progress):
-        model = fit(choice, learner)
-    seconds = time.monotonic() - begun
-    if taught(model):
-        for line in model.report().splitlines():
-            tell(line)
-    alone = model if not taught(model) else fit(choice, choice.learner(seed))
-    result = _result(choice, model, alone, max(1, done[0]), seconds)
+    with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
+        with keeping(folder / "fits", progress):
+            model = fit(choice, learner)
+        seconds = time.monotonic() - begun
+        if taught(model):
+            for line in model.report().splitlines():
+                tell(line)
+        alone = model if not taught(model) else fit(choice, choice.learner(seed))
+        result = _result(choice, model, alone, max(1, done[0]), seconds)
     place = folder / "model"
     place.mkdir(exist_ok=True)
     save(Named.of(model, data.classes) if choice.classify else model, place / ESTIMATOR)
@@ -174,11 +178,14 @@ def _told(row: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def predict(folder: Path, card: dict[str, Any], source: str) -> Predicted:
     """What the finished learner of a model folder says of a table."""
+    from threadpoolctl import threadpool_limits
+
     from ..estimators import load
     from ..estimators.naming import Named
 
     model, rows = load(folder / ESTIMATOR), frames.rows_for(source, card)
-    said = says(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
+    with threadpool_limits(threads.of_table(*rows.shape)):
+        said = says(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
     names = [str(number + 1) for number in range(len(rows))]
     if card["classes"]:
         return Predicted(names, said.exp(), [str(name) for name in card["classes"]])

@@ -39,7 +39,8 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
     rows = [
         (one["name"] or str(one["row"]), one["label"], one["believed"], f"{one['doubt']:.3f}")
         for one in found["labels"]
+        if one["label"] != one["believed"]
     ]
     said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
     head = "file" if any(one["name"] for one in found["labels"]) else "row (from 1)"
-    return [paragraph(said), table((head, "label", "believed", "doubt"), rows)]
+    return [paragraph(said), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]

@@ -71,6 +71,8 @@ def find(
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if target is not None:
+        if source not in NAMES:
+            existing(source)
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
     if source == "digits":
         found = _digits()

@@ -289,11 +289,24 @@ def _targets(column: Any, place: str) -> tuple[Tensor, tuple[str, ...]]:
     else:
         texts = [value.strip() if isinstance(value, str) else "" for value in _texts(column)]
         names = sorted({text for text in texts if text})
+        _mostly_numbers(texts, names, place)
         number = {name: code for code, name in enumerate(names)}
         codes = np.array([number.get(text, -1) for text in texts])
     if not names:
         raise DataError(f"{place} is empty in every row; fill in the target of some")
     return torch.from_numpy(codes.astype(np.int64)), tuple(names)
+
+
+def _mostly_numbers(texts: list[str], names: list[str], place: str) -> None:
+    """Refuse a column of values with a few cells of text: each of its numbers would be a class of its own."""
+    values = pandas().to_numeric(pandas().Series(names, dtype=object), errors="coerce").to_numpy(np.float64)
+    other = {name for name, broken in zip(names, np.isnan(values), strict=True) if broken}
+    if other and len(names) - len(other) > max(MOST_CLASSES, 9 * len(other)):
+        row = next(row for row, text in enumerate(texts) if text in other)
+        raise DataError(
+            f"{place}, row {row + 1} (the first is 1): {texts[row]!r} is no number, and the others are; correct "
+            "the cell or empty it"
+        )
 
 
 # ---- preprocessing ---------------------------------------------------------------------------------

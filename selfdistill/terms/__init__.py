@@ -2,6 +2,7 @@
 
 from .cooling import Cooling, PerRow
 from .fairness import Fairness
+from .feedback import Feedback
 from .perturbed import Perturbed
 
-__all__ = ["Cooling", "Fairness", "PerRow", "Perturbed"]
+__all__ = ["Cooling", "Fairness", "Feedback", "PerRow", "Perturbed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,9 +62,10 @@ class Perturbed(Term):
             raise SpaceError(f"view {self.view!r} shows {x.dtype}, and only inputs that are real numbers can be moved")
         return step.answer(x + self.size * self.direction(step, x), self.head)
 
-    def further(self) -> tuple[float, float]:
-        """Forward and backward passes of a row beyond those of its view."""
-        return 1.0 + self.iterations, 1.0 + 2.0 * self.iterations
+    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+        rows = networks * rows_of(self.view)
+        return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)
 
     @torch.enable_grad()
     def direction(self, step: Step, x: Tensor) -> Tensor:

@@ -315,6 +315,7 @@ def test_a_tested_class_must_be_taught():
         ("digts", {}, "did you mean 'digits'.*use digits, fashion-mnist"),
         ("nowhere/rows.csv", {"target": "y"}, "no data called 'nowhere/rows.csv'"),
         ("digits", {"target": "y"}, "names a column"),
+        ("nowhere", {"target": "y"}, "no data called 'nowhere'"),
         ("digits", {"image_size": 16}, "leave image_size out"),
         ("digits", {"labels": 1098}, "only 1097 training rows"),
         ("digits", {"unlabelled": "nowhere"}, "nowhere: no such folder"),

@@ -211,6 +211,11 @@ def cell(column, row, value):
         (frame().assign(sold="yes"), {}, "only the class 'yes'"),
         (frame().assign(sold=np.nan), {}, "column 'sold' is empty in every row"),
         (cell("sold", 4, "maybe"), {}, r"class 'maybe' has too few labelled rows to split \(1, needed 3\)"),
+        (
+            frame().assign(sold=[f"{i}.5" if i != 30 else "n/a?" for i in range(90)]),
+            {},
+            r"column 'sold', row 31 .*: 'n/a\?' is no number, and the others are",
+        ),
         (frame()[["sold"]], {}, "no column but the target"),
         (frame()[:0], {}, "the table has no rows"),
         (frame(), {"labels": 62}, "62 labels were asked for, but only 61"),
