@@ -71,9 +71,14 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
     return torch.from_numpy(learner.predict(asked.numpy()))
 
 
+def _some(data: Data) -> Tensor:
+    """Ids of the labelled rows that a classifier is fitted to in training."""
+    return data.labelled[:: max(1, -(-len(data.labelled) // MOST))]
+
+
 def by_neighbours(model: nn.Module, data: Data) -> float | None:
     """Accuracy on the test split of `nearest`, among the rows that `settle` looks at; None without classes or rows."""
-    ids = data.labelled[:: -(-len(data.labelled) // MOST) or 1]
+    ids = _some(data)
     if data.task != "classify" or not len(ids) or not len(data.test):
         return None
     known, asked = (features(model, data, rows, data.head) for rows in (ids, data.test))
@@ -111,7 +116,7 @@ def settle(model: nn.Module, data: Data) -> int:
     if not len(data.labelled):
         return 0
     bare = _itself(model)
-    ids = data.labelled[:: -(-len(data.labelled) // MOST)]
+    ids = _some(data)
     layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
     shifted = layer.bias is not None
     scaler = StandardScaler(with_mean=shifted).fit(known.numpy())
