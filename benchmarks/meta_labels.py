@@ -14,12 +14,10 @@ import argparse
 import statistics
 
 from selfdistill import threads
-from selfdistill.benchmark.cells import matched
-from selfdistill.benchmark.fitting import build_for
-from selfdistill.benchmark.settings import SETTINGS, data_of
+from selfdistill.benchmark.cells import Training, matched
+from selfdistill.benchmark.settings import SETTINGS, Cell, data_of
 from selfdistill.evaluate import predict_rows
-from selfdistill.loop import Result, fit
-from selfdistill.prepared import batch_size_for, read_method
+from selfdistill.loop import Result
 from selfdistill.stats import interval
 
 SETTING = SETTINGS["digits-100"]
@@ -28,13 +26,9 @@ OTHERS = (WITHOUT, "meta_pseudo_labels(meta=10.0)", "plain()")
 FIRST = 100
 
 
-def trained(method: str, seed: int, steps: int) -> Result:
-    """A training of so many steps."""
-    data, recipe = data_of(SETTING, seed), read_method(method)
-    return fit(
-        build_for(SETTING, method), data, recipe, device="cpu", warn=lambda line: None, steps=steps, seed=seed,
-        batch_size=batch_size_for(data, recipe), audit="off", vitals=False,
-    )  # fmt: skip
+def training(method: str, seed: int) -> Training:
+    """A method with a seed, to be trained for any number of steps as a cell is."""
+    return Training(Cell(SETTING, method, seed), data_of(SETTING, seed))
 
 
 def accuracy(found: Result, seed: int) -> float:
@@ -46,11 +40,7 @@ def accuracy(found: Result, seed: int) -> float:
 
 def steps_for(method: str, budget: float) -> int:
     """As many as cost the budget, found with the first seed."""
-
-    def train(steps: int) -> tuple[None, float]:
-        return None, trained(method, FIRST, steps).passes.cost()
-
-    return matched(train, budget)[1]
+    return matched(training(method, FIRST), budget)[1]
 
 
 def main() -> None:
@@ -65,7 +55,7 @@ def main() -> None:
         rows += [(WITHOUT, ", as many steps", rows[0][2]), *((name, "", steps_for(name, budget)) for name in OTHERS)]
         for name, about, steps in rows:
             seeds = range(FIRST, FIRST + given.seeds)
-            found = [accuracy(trained(name, seed, steps), seed) for seed in seeds]
+            found = [accuracy(training(name, seed)(steps)[0], seed) for seed in seeds]
             ours = ours or found
             mean, half = interval([a - b for a, b in zip(ours, found, strict=True)])
             each, told = " ".join(f"{one:.0f}" for one in found), f"{statistics.fmean(found):.1f}"
