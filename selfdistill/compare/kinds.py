@@ -12,25 +12,25 @@ from ..language.door import for_language
 from ..learners.choice import for_learners
 from ..request import Request
 from .jobs import Job
-from .learners import Learners
-from .networks import Networks
-from .plan import Ask
-from .prompts import LanguageModels
+from .plan import PLAIN, Ask, undrawn
 
 
 class Kind(Protocol):
     """What learns in a comparison: networks, learners on a table, or language models on prompts.
 
-    The class answers what needs no data; an object of it has loaded the first seed's data and model.
+    The class answers what needs no data; an object of it has loaded the first seed's data and model. What is answered
+    here is so unless a kind says otherwise.
     """
 
     @staticmethod
     def judged(methods: Sequence[str]) -> tuple[str, ...]:
         """The methods that get a verdict."""
+        return tuple(methods)
 
     @staticmethod
     def plain(control: bool) -> str:
         """The row that stands for doing nothing new, with and without the control that not all data or models have."""
+        return PLAIN
 
     @staticmethod
     def settled(request: Request, ask: Ask) -> Request:
@@ -39,6 +39,8 @@ class Kind(Protocol):
         Raises:
             DataError: the budget is of another kind, or the rows would not share what they must.
         """
+        undrawn(ask)
+        return request
 
     @staticmethod
     def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
@@ -78,6 +80,10 @@ def kind_of(request: Request, methods: Sequence[str]) -> type[Kind]:
     Raises:
         RecipeError, DataError: a method is for other data, or some are for learners and some for networks.
     """
+    from .learners import Learners  # these are of the class above
+    from .networks import Networks
+    from .prompts import LanguageModels
+
     each = [replace(request, method=method) for method in methods]
     spoken = [for_language(one) for one in each]
     if all(spoken):

@@ -8,7 +8,7 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from ..learners.mean import Mean
 from ..request import Request
 from ..tasks import metrics
 from .jobs import Job
-from .plan import PEERS, PLAIN, Ask, undrawn
+from .kinds import Kind
+from .plan import PEERS, PLAIN, Ask
 
 METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
     "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
@@ -196,25 +197,12 @@ _KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Learners:
+class Learners(Kind):
     """The kind of comparison in which learners of scikit-learn learn a table (`kinds.Kind`)."""
 
     request: Request
     ask: Ask
     choice: Choice  # of the first seed and method
-
-    @staticmethod
-    def judged(methods: Sequence[str]) -> tuple[str, ...]:
-        return tuple(methods)
-
-    @staticmethod
-    def plain(control: bool) -> str:
-        return PLAIN
-
-    @staticmethod
-    def settled(request: Request, ask: Ask) -> Request:
-        undrawn(ask)
-        return request
 
     @staticmethod
     def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:

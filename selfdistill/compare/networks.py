@@ -7,7 +7,7 @@ in `_judged` alone, after everything is trained and chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from ..tasks import metrics
 from ..tasks.data import Data
 from ..teachers import Ema, Held, Labels
 from .jobs import Job, curve
+from .kinds import Kind
 from .plan import (
     AVERAGED,
     CLOSE,
@@ -47,7 +48,6 @@ from .plan import (
     Ask,
     matched,
     require_splits,
-    undrawn,
 )  # fmt: skip
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
@@ -329,25 +329,12 @@ _KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Networks:
+class Networks(Kind):
     """The kind of comparison in which networks learn (`kinds.Kind`); ``ready`` is the first seed, plainly."""
 
     request: Request
     ask: Ask
     ready: Prepared
-
-    @staticmethod
-    def judged(methods: Sequence[str]) -> tuple[str, ...]:
-        return tuple(methods)
-
-    @staticmethod
-    def plain(control: bool) -> str:
-        return PLAIN
-
-    @staticmethod
-    def settled(request: Request, ask: Ask) -> Request:
-        undrawn(ask)
-        return request
 
     @staticmethod
     def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:

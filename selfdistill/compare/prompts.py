@@ -32,6 +32,7 @@ from ..request import Request
 from ..step import Passes
 from ..tasks.prompts import Prompts, load_seeds, need
 from .jobs import Job, curve
+from .kinds import Kind
 from .plan import BEFORE, Ask, matched, require_splits
 
 METHOD, CONTROL, START = "language method", "language control", "language before"
@@ -172,7 +173,7 @@ _KINDS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class LanguageModels:
+class LanguageModels(Kind):
     """The kind of comparison in which language models learn prompts (`kinds.Kind`)."""
 
     request: Request
