@@ -36,7 +36,7 @@ test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 bench: $(READY)
-	$(BIN)/selfdistill bench steps
+	$(BIN)/python -m benchmarks.speed steps
 
 clean:
 	rm -rf $(VENV) runs build dist

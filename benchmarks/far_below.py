@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from selfdistill.benchmark.fitting import build_for
-from selfdistill.benchmark.settings import SETTINGS, Cell, data_of
-from selfdistill.core import Always, Method
-from selfdistill.evaluate import predict_rows
-from selfdistill.loop import fit
-from selfdistill.prepared import batch_size_for, read_method
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Always
+from selfdistill.evaluation.predict import predict_rows
+from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, build_for, data_of
+from selfdistill.experiments.network_task import batch_size_for
+from selfdistill.methods.registry import read_method
 from selfdistill.schedules import After
+from selfdistill.training.fit import fit
 
 Change = Callable[[Method], Method]
 CELLS = Path(__file__).parent / "cells"

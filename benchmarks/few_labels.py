@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lines import Lines
 from torch import Tensor
 
-from selfdistill import draws
-from selfdistill.benchmark.cells import matched
-from selfdistill.core import Method, Term
-from selfdistill.evaluate import predict_rows
-from selfdistill.loop import Result, fit
-from selfdistill.models import parse
-from selfdistill.prepared import read_method
-from selfdistill.stats import interval
-from selfdistill.tasks.data import Data, load
-from selfdistill.tasks.sources import find
+from benchmarks.lines import Lines
+from selfdistill import rng
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Term
+from selfdistill.data.dataset import Data, load
+from selfdistill.data.sources import find
+from selfdistill.evaluation.predict import predict_rows
+from selfdistill.evaluation.statistics import interval
+from selfdistill.experiments.benchmark.cells import matched
+from selfdistill.methods.registry import read_method
+from selfdistill.models.registry import parse
 from selfdistill.teachers import ClassAligned
+from selfdistill.training.fit import Result, fit
 
 DATA, HELD_OUT = "fashion-mnist", 10_000
 Took = dict[str, float]  # the steps and passes of a training
@@ -65,7 +66,7 @@ BEST, RATE = "plain, strong augmentation", 3e-3  # of the controls on the tuning
 def rows_of(seed: int, tuning: bool) -> tuple[Data, Tensor]:
     """What teaches, and the ids that are scored: the test split, or training rows that then teach nothing."""
     data = load(DATA, labels=100, audit=0, seed=seed)
-    order = draws.permutation((seed, "held out"), len(data.unlabelled))
+    order = rng.permutation((seed, "held out"), len(data.unlabelled))
     held, rest = data.unlabelled[order[:HELD_OUT]], data.unlabelled[order[HELD_OUT:]]
     return (replace(data, unlabelled=rest.sort().values), held) if tuning else (data, data.test)
 
@@ -100,7 +101,7 @@ def learner(data: Data, scored: Tensor, seed: int, given: argparse.Namespace) ->
     from sklearn.linear_model import LogisticRegression
     from sklearn.semi_supervised import SelfTrainingClassifier
 
-    some = data.unlabelled[draws.permutation((seed, "sample"), len(data.unlabelled))[: given.rows]]
+    some = data.unlabelled[rng.permutation((seed, "sample"), len(data.unlabelled))[: given.rows]]
     taught, found = torch.cat([data.labelled, some]), SelfTrainingClassifier(LogisticRegression(max_iter=500))
     found.fit(data.rows(taught).flatten(1).numpy(), data.y[taught].numpy())
     return torch.from_numpy(found.predict(data.rows(scored).flatten(1).numpy()))

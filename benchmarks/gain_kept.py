@@ -16,11 +16,11 @@ from statistics import fmean
 import torch
 
 from selfdistill import fit
-from selfdistill.crossfit import all_labels
-from selfdistill.evaluate import score
-from selfdistill.prepared import prepare
-from selfdistill.request import Request
-from selfdistill.run import Run
+from selfdistill.evaluation.predict import score
+from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.run import Run
+from selfdistill.io.run_record import Request
+from selfdistill.training.cross_fitting import all_labels
 
 
 def one_seed(seed: int, folds: int, out: Path) -> dict[str, float]:

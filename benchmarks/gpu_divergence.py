@@ -23,12 +23,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from selfdistill.bench import divergence as bench
-from selfdistill.language import blocks
-from selfdistill.language.blocks import Swept, Weights
-from selfdistill.language.kinds import ForwardKL, JensenShannon
+from benchmarks.speed import divergence
+from selfdistill.losses.chunked import blocks
+from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, Swept, Weights
 
-SIZES = (bench.Sizes(), bench.Sizes(tokens=4096), bench.Sizes(vocabulary=49_152, tokens=4096, width=576))
+SIZES = (divergence.Sizes(), divergence.Sizes(tokens=4096), divergence.Sizes(vocabulary=49_152, tokens=4096, width=576))
 Step = Callable[[], None]
 
 
@@ -38,37 +37,37 @@ def arithmetic(by: Callable[..., Swept]) -> Iterator[None]:
         yield
 
 
-def variants(problem: bench.Problem, name: str) -> dict[str, Step]:
+def variants(problem: divergence.Problem, name: str) -> dict[str, Step]:
     """Every variant that is here, as one step from inputs to gradients."""
 
-    def step(loss: Callable[[bench.Problem, str], Tensor]) -> Step:
+    def step(loss: Callable[[divergence.Problem, str], Tensor]) -> Step:
         return lambda: problem.learnt(loss(problem, name))
 
     def mine(by: Callable[..., Swept]) -> Step:
         def call() -> None:
             with arithmetic(by):
-                problem.learnt(bench.ours(problem, name))
+                problem.learnt(divergence.ours(problem, name))
 
         return call
 
-    compiled = torch.compile(bench.naive, dynamic=False)
+    compiled = torch.compile(divergence.naive, dynamic=False)
     blocks.compiled.cache_clear()
     found = {
-        "all logits": step(bench.naive),
+        "all logits": step(divergence.naive),
         "all logits, compiled": step(compiled),
-        "selfdistill": step(bench.ours),
+        "selfdistill": step(divergence.ours),
         "selfdistill, compiled": mine(blocks.compiled()),
         "selfdistill, as written": mine(blocks.whole),
     }
     if find_spec("trl"):
-        found["TRL"] = step(bench.trl)
-    return found | {bench.FLOOR: functools.partial(bench.products(problem, 1024), 0)}
+        found["TRL"] = step(divergence.trl)
+    return found | {divergence.FLOOR: functools.partial(divergence.products(problem, 1024), 0)}
 
 
-def measure(sizes: bench.Sizes, name: str, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+def measure(sizes: divergence.Sizes, name: str, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
     """Milliseconds (median, quartiles), ratio to all logits in the same round, MiB above the inputs."""
     torch.compiler.reset()
-    problem = bench.Problem.of(sizes, "cuda", dtype)
+    problem = divergence.Problem.of(sizes, "cuda", dtype)
     steps, failed = variants(problem, name), dict[str, str]()
     peaks: dict[str, float] = {}
     for variant, call in list(steps.items()):

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from selfdistill import threads
-from selfdistill.benchmark.cells import Training, matched
-from selfdistill.benchmark.settings import SETTINGS, Cell, data_of
-from selfdistill.evaluate import predict_rows
-from selfdistill.loop import Result
-from selfdistill.stats import interval
+from selfdistill.evaluation.predict import predict_rows
+from selfdistill.evaluation.statistics import interval
+from selfdistill.experiments.benchmark.cells import Training, matched
+from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, data_of
+from selfdistill.training import threads
+from selfdistill.training.fit import Result
 
 SETTING = SETTINGS["digits-100"]
 OURS, WITHOUT = "meta_pseudo_labels()", "meta_pseudo_labels(meta=0.0)"

@@ -48,9 +48,14 @@ def resident(what: str) -> float:
 
 
 def fitted(kind: str, X: Any, y: Any, progress: Any) -> Any:
-    from selfdistill.estimators import PeerTaughtRegressor, SelfDistilledClassifier, SelfDistilledRegressor
-    from selfdistill.estimators.ledger import keeping
-    from selfdistill.estimators.usual import usual_learner, usual_peers
+    from selfdistill.estimators import (
+        PeerTaughtRegressor,
+        SelfDistilledClassifier,
+        SelfDistilledRegressor,
+        keeping,
+        usual_learner,
+        usual_peers,
+    )
 
     known = 200_000 * len(X) // 1_000_000
     with keeping(None, progress):
@@ -69,10 +74,10 @@ def command(rows: int) -> None:
     """What the command does with a file of the table, in this process: reading, audit, product, control, files."""
     from tempfile import TemporaryDirectory
 
-    import selfdistill.estimators.usual
-    import selfdistill.learners.training  # noqa: F401
-    from selfdistill.request import Request
-    from selfdistill.run import Run
+    import selfdistill.estimators.defaults
+    import selfdistill.estimators.task  # noqa: F401
+    from selfdistill.experiments.run import Run
+    from selfdistill.io.run_record import Request
 
     with TemporaryDirectory() as folder:
         file = Path(folder) / "table.parquet"
@@ -100,7 +105,7 @@ def _write(file: Path, rows: int) -> None:
 
 def measure(kind: str, rows: int) -> None:
     """One fit in this process, and a line of JSON."""
-    import selfdistill.estimators.usual  # noqa: F401 - what is imported is no part of the fit
+    import selfdistill.estimators.defaults  # noqa: F401 - what is imported is no part of the fit
 
     X, y = table(rows)
     test, value = table(50_000, seed=1)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfdistill.stats import interval
+from selfdistill.evaluation.statistics import interval
 
 
 def line(name: str, results: list[dict[str, Any]], against: str, metric: str) -> str:

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import Lines
 from torch import Tensor
 
-from selfdistill.evaluate import predict_rows
-from selfdistill.heads import Peers
-from selfdistill.loop import fit
-from selfdistill.models import parse
-from selfdistill.prepared import read_method
-from selfdistill.stats import interval, paired
-from selfdistill.tasks.data import Data, load
+from benchmarks.lines import Lines
+from selfdistill.data.dataset import Data, load
+from selfdistill.evaluation.predict import predict_rows
+from selfdistill.evaluation.statistics import interval, paired
+from selfdistill.methods.registry import read_method
+from selfdistill.models.peers import Peers
+from selfdistill.models.registry import parse
+from selfdistill.training.fit import fit
 
 ALONE, TOGETHER = "alone", "together"
 METHODS = ("ensemble_distil(members=4)", "mutual(peers=4)")

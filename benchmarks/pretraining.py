@@ -18,23 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import Lines
 
-from selfdistill import models, probes
-from selfdistill.benchmark.cells import matched
-from selfdistill.evaluate import score
-from selfdistill.finished import product
-from selfdistill.initial import started
-from selfdistill.loop import Result, fit
-from selfdistill.prepared import batch_size_for, read_method
-from selfdistill.stats import interval, paired
-from selfdistill.tasks.data import Data, load
+from benchmarks.lines import Lines
+from selfdistill.data.dataset import Data, load
+from selfdistill.evaluation import linear_probe
+from selfdistill.evaluation.predict import score
+from selfdistill.evaluation.statistics import interval, paired
+from selfdistill.experiments.benchmark.cells import matched
+from selfdistill.experiments.network_task import batch_size_for
+from selfdistill.methods.registry import read_method
+from selfdistill.models import registry, store
+from selfdistill.models.peers import product
+from selfdistill.models.warm_start import started
+from selfdistill.training.fit import Result, fit
 
 ALONE, UNTRAINED = "plain()", "untrained"
 METHODS = ("simsiam()", "byol()", "dino()")
 
 
-def trained(build: models.Build, data: Data, expression: str, passes: float, seed: int) -> tuple[Result, int]:
+def trained(build: registry.Build, data: Data, expression: str, passes: float, seed: int) -> tuple[Result, int]:
     """A training that takes so many passes, and its steps."""
     method = read_method(expression)
     size = batch_size_for(data, method)
@@ -49,20 +51,20 @@ def trained(build: models.Build, data: Data, expression: str, passes: float, see
 
 def one(data: Data, expression: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """A line: accuracy on the test split, in points, before fine-tuning (a probe) and after it."""
-    build = models.parse(given.model, data.shape, data.outputs)
+    build = registry.parse(given.model, data.shape, data.outputs)
     if expression == ALONE:
         result, steps = trained(build, data, ALONE, given.passes, seed)
         return {"accuracy": 100 * score(product(result.model), data, data.test)["accuracy"], "steps": steps}
     if expression == UNTRAINED:
         torch.manual_seed(seed)
-        return {"probe": 100 * probes.probe(build(), data)["linear"]}
+        return {"probe": 100 * linear_probe.probe(build(), data)["linear"]}
     features, steps = trained(build, data, expression, given.passes / 2, seed)
     bare = product(features.model)
     with tempfile.TemporaryDirectory() as folder:
-        models.save(bare, Path(folder), build)
+        store.save(bare, Path(folder), build)
         tuned, after = trained(started(build, folder), data, ALONE, given.passes / 2, seed)
     return {
-        "probe": 100 * probes.probe(bare, data)["linear"],
+        "probe": 100 * linear_probe.probe(bare, data)["linear"],
         "accuracy": 100 * score(product(tuned.model), data, data.test)["accuracy"],
         "steps": [steps, after],
     }

@@ -15,12 +15,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from selfdistill.evaluate import score
-from selfdistill.loop import fit
-from selfdistill.methods.repeated import self_training
-from selfdistill.models import parse
-from selfdistill.stats import interval, mcnemar
-from selfdistill.tasks.data import load
+from selfdistill.data.dataset import load
+from selfdistill.evaluation.predict import score
+from selfdistill.evaluation.statistics import interval, mcnemar
+from selfdistill.methods.generations import self_training
+from selfdistill.models.registry import parse
+from selfdistill.training.fit import fit
 
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "accumulate, audited (default)": ({}, "safe"),

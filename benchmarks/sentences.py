@@ -16,15 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lines import Lines
-
-from selfdistill.evaluate import score
-from selfdistill.loop import fit
-from selfdistill.models import parse
-from selfdistill.prepared import read_method
-from selfdistill.stats import interval, paired
-from selfdistill.tasks import text
-from selfdistill.tasks.data import Data, load
+from benchmarks.lines import Lines
+from selfdistill.data import text
+from selfdistill.data.dataset import Data, load
+from selfdistill.evaluation.predict import score
+from selfdistill.evaluation.statistics import interval, paired
+from selfdistill.methods.registry import read_method
+from selfdistill.models.registry import parse
+from selfdistill.training.fit import fit
 
 METHODS = ("plain()", "ps_kd()", "dlb()", "byot()")
 METRICS = {"rating": ("rmse", "r2"), "sign": ("accuracy", "nll")}

@@ -30,10 +30,15 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from selfdistill.estimators import NetworkClassifier, PeerTaughtRegressor, SelfDistilledRegressor, trust
-from selfdistill.estimators.chain import fit_soft
-from selfdistill.estimators.usual import usual_peers
-from selfdistill.stats import interval
+from selfdistill.estimators import (
+    NetworkClassifier,
+    PeerTaughtRegressor,
+    SelfDistilledRegressor,
+    mixing_weight,
+    usual_peers,
+)
+from selfdistill.estimators.generations import fit_soft
+from selfdistill.evaluation.statistics import interval
 
 TEST = 150  # rows of every split
 
@@ -74,7 +79,7 @@ def smoothers(X: Any) -> dict[float, Any]:
 
 
 def tuned_penalty(matrices: dict[float, Any], y: Any) -> float:
-    return float(min(matrices, key=lambda p: float(np.mean(trust.corrected(matrices[p], y) ** 2))))
+    return float(min(matrices, key=lambda p: float(np.mean(mixing_weight.corrected(matrices[p], y) ** 2))))
 
 
 def repair(seeds: int = 10) -> None:
@@ -118,7 +123,7 @@ def joint(seeds: int = 100) -> None:
     """Penalty and xi together."""
 
     def fitted(X: Any, y: Any, matrices: dict[float, Any], penalty: float) -> Any:
-        chosen, xi = trust.jointly(matrices, y)
+        chosen, xi = mixing_weight.jointly(matrices, y)
         first = Ridge(len(X) * chosen).fit(X, y)
         return Ridge(len(X) * chosen).fit(X, xi * first.predict(X) + (1 - xi) * y)
 

@@ -11,25 +11,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import gates, heads, losses, methods, schedules, teachers, views
-    from .core import Batch, Clock, Gate, Method, Objective, Rows, Step, Tally, Target, Teacher, Term
+    from . import gates, losses, methods, schedules, teachers, views
+    from .core.objective import Method, Objective
+    from .core.parts import Gate, Tally, Teacher, Term
+    from .core.step import Batch, Clock, Rows, Step
+    from .core.targets import Target
     from .errors import SelfdistillError
-    from .loop import Result, Settings, fit
-    from .run import Run, load_model
+    from .experiments.run import Run
+    from .models.store import load_model
+    from .training.fit import Result, fit
+    from .training.settings import Settings
 
 #: module that defines each public name
 _HOME = {
-    "core": ("Batch", "Clock", "Gate", "Method", "Objective", "Rows", "Step", "Tally", "Target", "Teacher", "Term"),
+    "core.objective": ("Method", "Objective"),
+    "core.parts": ("Gate", "Tally", "Teacher", "Term"),
+    "core.step": ("Batch", "Clock", "Rows", "Step"),
+    "core.targets": ("Target",),
     "errors": ("SelfdistillError",),
-    "loop": ("Result", "Settings", "fit"),
-    "run": ("Run", "load_model"),
+    "experiments.run": ("Run",),
+    "models.store": ("load_model",),
+    "training.fit": ("Result", "fit"),
+    "training.settings": ("Settings",),
 }
-_MODULES = ("gates", "heads", "losses", "methods", "schedules", "teachers", "views")
+_MODULES = ("gates", "losses", "methods", "schedules", "teachers", "views")
 
 __all__ = [
     "Batch", "Clock", "Gate", "Method", "Objective", "Result", "Rows", "Run", "SelfdistillError", "Settings", "Step",
-    "Tally", "Target", "Teacher", "Term", "fit", "gates", "heads", "load_model", "losses", "methods", "schedules",
-    "teachers", "views",
+    "Tally", "Target", "Teacher", "Term", "fit", "gates", "load_model", "losses", "methods", "schedules", "teachers",
+    "views",
 ]  # fmt: skip
 
 

@@ -1,3 +1,7 @@
+"""__main__"""
+
+from __future__ import annotations
+
 from .cli import main
 
 main()

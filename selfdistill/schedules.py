@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .step import Clock
+from .core.step import Clock
 
 
 @dataclass(frozen=True)

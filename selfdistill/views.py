@@ -22,7 +22,11 @@ from dataclasses import dataclass
 from .errors import RecipeError
 
 ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair", "mixed")
+
+
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
+
+
 AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from selfdistill import checkpoint
+from selfdistill.io import checkpoint
 
 FILES = ["clock.json", "clock.safetensors", "manifest.json", "student.json", "student.safetensors"]
 

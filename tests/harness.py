@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill import draws
-from selfdistill.core import Batch, Clock, Method
-from selfdistill.heads import space_of
-from selfdistill.loop import fit
-from selfdistill.networks import vit
-from selfdistill.tasks.data import Data, from_tensors
+from selfdistill import rng
+from selfdistill.core.objective import Method
+from selfdistill.core.outputs import space_of
+from selfdistill.core.step import Batch, Clock
+from selfdistill.data.dataset import Data, from_tensors
+from selfdistill.models.networks import vit
+from selfdistill.training.fit import fit
 
 EPOCHS, CLASSES = 2, 4
 LR, MOMENTUM, DECAY = 0.05, 0.9, 1e-3
@@ -150,11 +151,11 @@ class Recorded:
     def batches(self, generation: int = 0) -> Iterator[tuple[Clock, Any]]:
         """(clock, batch) of every step; ``batch[view]`` has ``x``, ``y`` and ``id``. What is drawn is drawn again."""
         for clock, batch in self.steps[generation]:
-            torch.manual_seed(draws.seed(0, "step", clock.generation, clock.step, 0, 0))
+            torch.manual_seed(rng.seed(0, "step", clock.generation, clock.step, 0, 0))
             yield clock, batch
 
     def settled(self, model: nn.Module) -> nn.Module:
-        """With the run's classifier, which was fitted when it had ended: `tests.test_probes` looks at that."""
+        """With the run's classifier, fitted at its end (see `tests.evaluation.test_linear_probe`)."""
         assert self.final is not None
         name = next(n for n in ("model.classifiers.0", "model.classifier") if f"{n}.weight" in model.state_dict())
         model.get_submodule(name).load_state_dict(self.final.get_submodule(name).state_dict())
@@ -162,15 +163,15 @@ class Recorded:
 
     def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
         """What a part draws for each sample in this step: as for batches, an address decides."""
-        return draws.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
+        return rng.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
 
     def directions(self, clock: Clock, ids: Tensor, count: int) -> Tensor:
         """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
-        return draws.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
+        return rng.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
 
     def seeded(self, *address: int | str) -> None:
         """Set torch's generator as a run of seed 0 does for something it draws between steps."""
-        torch.manual_seed(draws.seed(0, *address))
+        torch.manual_seed(rng.seed(0, *address))
 
 
 class _EnoughError(Exception):
@@ -213,12 +214,12 @@ def record(method: Method, folder: Path, cut: int | None = None, device: str = "
 
 def _initial_models(method: Method, building: Any, generations: list[Any]) -> list[nn.Module]:
     """Each generation's model as it was before its first step; their digests are checked against the run's record."""
-    from selfdistill.trainer import digest
+    from selfdistill.io.tensors import digest
 
     factory = method.prepare(building) if method.prepare else building
     starts = []
     for g, generation in enumerate(generations):
-        torch.manual_seed(draws.seed(0, "init", g))
+        torch.manual_seed(rng.seed(0, "init", g))
         model = factory()
         assert digest(model.state_dict()) == generation.start
         starts.append(model)

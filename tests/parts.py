@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from selfdistill.carried import Carried
-from selfdistill.core import Always
+from selfdistill.core.parts import Always
 from selfdistill.gates import (
     Agreement,
     Annealed,
@@ -84,8 +83,9 @@ from selfdistill.teachers import (
     Stale,
     Virtual,
     WeakRanks,
-    ZipfRanks,
-)  # fmt: skip
+    ZipfRanks,  # fmt: skip
+)
+from selfdistill.teachers.self_training import Carried
 from selfdistill.views import Look, Views
 
 LOSSES = [

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core import Batch, Clock, Method, Objective, Rows, Teacher, Term
+from selfdistill.core.objective import Method, Objective
+from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.losses import CrossEntropy
-from selfdistill.specimens import CLASSES, WIDTH, inputs
+from selfdistill.testing.specimens import CLASSES, WIDTH, inputs
 
 IDS = torch.arange(24)
 

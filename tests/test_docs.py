@@ -14,7 +14,7 @@ import torch
 from selfdistill.methods import Recipe, plain, ps_kd
 from tests.harness import record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def blocks(document: str) -> list[str]:

@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.language.divergences import ForwardKL, Head, JensenShannon, Kind, ReverseKL, SkewKL, Top, divergence
+from selfdistill.core.logits import Head
 from selfdistill.language.recipes import RECIPES as LANGUAGE
 from selfdistill.language.trainer import fit
+from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL, SkewKL
+from selfdistill.losses.chunked.divergences import divergence
+from selfdistill.losses.chunked.sweep import Top
 from selfdistill.methods import recipes
 from tests.harness import build, building_for, record
 from tests.language import naive

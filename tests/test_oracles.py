@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from selfdistill import methods
-from selfdistill.core import Method
+from selfdistill.core.objective import Method
 from selfdistill.errors import SelfdistillError
 from tests import harness
 from tests.harness import Recorded, record

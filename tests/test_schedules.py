@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdistill.core import Clock, Term
+from selfdistill.core.parts import Term
+from selfdistill.core.step import Clock
 from selfdistill.losses import CrossEntropy
 from selfdistill.schedules import ByGeneration, Linear, Ramp
 from selfdistill.teachers import Labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.errors import RecipeError
-from selfdistill.testing import check_value
+from selfdistill.testing.conformance import check_value
 from selfdistill.views import AUGMENT, ROWS, Look, Views, overlapping, pairs, two, weak_strong
 
 

@@ -1,14 +1,25 @@
 """Self-distillation of scikit-learn estimators."""
 
-from .distilled import SelfDistilledClassifier, SelfDistilledRegressor
-from .ledger import keeping
+from __future__ import annotations
+
+from .defaults import usual_learner, usual_peers
+from .io import load, save
 from .network import NetworkClassifier, NetworkRegressor
-from .peers import PeerTaughtRegressor
-from .selftrained import SelfTrainedClassifier
-from .storing import load, save
-from .usual import usual_learner, usual_peers
+from .peer_taught import PeerTaughtRegressor
+from .resume import keeping
+from .self_distilled import SelfDistilledClassifier, SelfDistilledRegressor
+from .self_trained import SelfTrainedClassifier
 
 __all__ = [
-    "NetworkClassifier", "NetworkRegressor", "PeerTaughtRegressor", "SelfDistilledClassifier",
-    "SelfDistilledRegressor", "SelfTrainedClassifier", "keeping", "load", "save", "usual_learner", "usual_peers",
-]  # fmt: skip
+    "NetworkClassifier",
+    "NetworkRegressor",
+    "PeerTaughtRegressor",
+    "SelfDistilledClassifier",
+    "SelfDistilledRegressor",
+    "SelfTrainedClassifier",
+    "keeping",
+    "load",
+    "save",
+    "usual_learner",
+    "usual_peers",
+]

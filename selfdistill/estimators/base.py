@@ -14,11 +14,12 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..audit import Audit, Decision, champion
 from ..errors import DataError
-from .rows import Floats, Ints, Rows, blockwise, count, folds, parting, take
-from .table import Table
+from ..evaluation.audit import Audit, Decision, champion
+from .tables import Floats, Ints, Rows, Table, blockwise, count, folds, parting, take
 from .weights import weighted
+
+__all__ = ["Audited", "SelfTaught", "available_if", "delegates", "told"]
 
 
 class SelfTaught(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -199,6 +200,3 @@ def delegates(name: str) -> Callable[[SelfTaught], bool]:
         return True
 
     return check
-
-
-__all__ = ["Audited", "SelfTaught", "available_if", "delegates", "told"]

@@ -16,11 +16,12 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from .columns import coded, numbers
-from .rows import Floats, count, drawn, take
+from .tables import Floats, coded, count, drawn, numbers, take
 from .weights import weighted
 
 MOST_KINDS = 254  # of a column; with one for the rest as many as histogram gradient boosting tells apart
+
+
 MOST_INDICATORS = 63
 
 

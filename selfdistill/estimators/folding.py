@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils.parallel import Parallel, delayed
 
-from .chain import Kind, first
-from .ledger import Ledger, Page, on_page
-from .rows import Floats, Ints, Rows, take
-from .table import Table
+from .generations import Kind, first
+from .resume import Ledger, Page, on_page
+from .tables import Floats, Ints, Rows, Table, take
 
 
 class Folded:

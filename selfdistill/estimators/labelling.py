@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from .rows import ALIKE, Floats, Rows
+from .tables import ALIKE, Floats, Rows
 
 Selection = float | Callable[[Floats], Floats] | None
 

@@ -14,13 +14,15 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from .. import draws
-from ..core import Always, Gate, Given, Loss, Method, Step, Target, Teacher, Term
-from ..heads import element_shape
+from .. import rng
+from ..core.objective import Method
+from ..core.outputs import element_shape
+from ..core.parts import Always, Gate, Given, Loss, Teacher, Term
+from ..core.step import Step
+from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
-from ..networks import mlp
-from .rows import Floats, marks
-from .targets import class_targets, real_targets
+from ..models.networks import mlp
+from .tables import Floats, class_targets, marks, real_targets
 
 
 class _Told(nn.Module):
@@ -178,7 +180,7 @@ def _batches(rows: int, size: int, steps: int, seed: int) -> Any:
     left, epoch = torch.empty(0, dtype=torch.int64), 0
     for _ in range(steps):
         if len(left) < size:
-            left, epoch = torch.cat([left, draws.permutation((seed, "rows", epoch), rows)]), epoch + 1
+            left, epoch = torch.cat([left, rng.permutation((seed, "rows", epoch), rows)]), epoch + 1
         yield left[:size]
         left = left[size:]
 

@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from ..errors import DataError
-from .rows import Floats
+from .tables import Floats
 
 
 def weight_name(estimator: Any) -> str | None:

@@ -1,14 +1,31 @@
 """Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
 
+from __future__ import annotations
+
+from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
-from .common import Agreement, Always, Confidence, Confident, Correct, Precision
-from .labelled import Annealed, FallingLoss, Singleton, Spared
-from .shares import Bagged, LabelledShare, Shard
-from .small_loss import SmallLoss
-from .voices import Steady, Unanimous
+from .committee import Steady, Unanimous
+from .confidence import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
+from .labels import Annealed, Bagged, FallingLoss, LabelledShare, Shard, Singleton, Spared
 
 __all__ = [
-    "Agreement", "Always", "Annealed", "Bagged", "ClassProgress", "Confidence", "Confident", "Correct", "FallingLoss",
-    "LabelledShare", "Precision", "SelfAdaptive", "Shard", "Singleton", "SmallLoss", "Spared", "Steady",
-    "TruncatedGaussian", "Unanimous",
-]  # fmt: skip
+    "Agreement",
+    "Always",
+    "Annealed",
+    "Bagged",
+    "ClassProgress",
+    "Confidence",
+    "Confident",
+    "Correct",
+    "FallingLoss",
+    "LabelledShare",
+    "Precision",
+    "SelfAdaptive",
+    "Shard",
+    "Singleton",
+    "SmallLoss",
+    "Spared",
+    "Steady",
+    "TruncatedGaussian",
+    "Unanimous",
+]

@@ -14,10 +14,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..core import Gate, Given, Pool, Step, Target, Term
+from ..core.memory import Buffers, Table, averages, spoken
+from ..core.parts import Gate, Given, Pool, Term
+from ..core.step import Step
+from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
-from ..memory import Buffers, Table, averages, spoken
-from ..targets import DISTRIBUTIONS
 
 MAPPINGS = ("convex", "linear", "concave")
 

@@ -2,3 +2,5 @@
 
 Each is imported by its own name and needs that package. A loop of one's own needs only ``method.bind(model)``.
 """
+
+from __future__ import annotations

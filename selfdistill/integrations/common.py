@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
-from ..core import Batch, Method, Objective, Rows
-from ..counting import counts
+from ..core import distributed
+from ..core.objective import Method, Objective
+from ..core.step import Batch, Rows
 from ..errors import CheckpointError, DataError, RecipeError
-from ..expressions import one_line
-from ..serialization import read_tensors, write_tensors
+from ..io.expressions import one_line
+from ..io.tensors import read_tensors, write_tensors
+from ..training.accumulation import counts
 
 FILE = "objective.safetensors"
 
@@ -80,7 +81,7 @@ def bound(method: Method, model: nn.Module, names: Sequence[str], options: Mappi
 
 def counted(objective: Objective, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
     """What terms are divided by where a batch comes in pieces; None where it is whole."""
-    return counts(objective, batches) if max(len(batches), ranks.size()) > 1 else None
+    return counts(objective, batches) if max(len(batches), distributed.size()) > 1 else None
 
 
 def lasts(objective: Objective, steps: float, batches: Any, accumulate: int, done: int) -> None:

@@ -16,9 +16,11 @@ Terms are divided by their counts over all micro-batches and processes; several 
 checkpoint ``objective.safetensors`` resumes teachers and memories bit by bit; all else is the Trainer's, pickles too.
 """
 
+from __future__ import annotations
+
 from typing import Any, cast
 
-from .. import ranks
+from ..core import distributed
 from .common import Named, batch_of, bound, counted, lasts, load, requiring, save
 
 with requiring("transformers accelerate"):
@@ -57,4 +59,4 @@ class SelfDistillMixin(cast(Any, TrainerCallback)):  # type: ignore[misc]  # it 
         if self._ahead:  # only now mode and random state are those of the step
             self._counts, self._ahead = counted(self.distillation, [self._batch(b) for b in self._ahead]), []
         loss = self.distillation.combine(self.distillation.measure(self._batch(inputs)), self._counts)
-        return loss * ranks.size() * self.current_gradient_accumulation_steps
+        return loss * distributed.size() * self.current_gradient_accumulation_steps

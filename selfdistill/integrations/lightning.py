@@ -18,12 +18,14 @@ restores no random state, and gives micro-batches (and processes) one mean each 
 the whole batch only where terms have equal counts in them; `fit` and `huggingface` divide by the counts of all.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..core import Method
+from ..core.objective import Method
 from .common import lasts, requiring
 
 with requiring("lightning"):

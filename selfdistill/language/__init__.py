@@ -1,1 +1,3 @@
 """Language models that teach themselves."""
+
+from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Will self-distillation help here? Asked of a few prompts before an hour is spent."""
+"""Will self-distillation help here? Asked of a few prompts before an hour is spent.
+
+Before step 0: every prompt and context is made once, so that what does not fit says so there, with its line.
+
+Do student and teacher read the same completion, after prompts that end alike? For terms on language models.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.logits import Source
 from ..errors import DataError
-from ..settings import Settings
-from . import vitals
+from ..training.settings import Settings
+from . import evaluation
 from .contexts import Nothing, Rollout
-from .divergences import Source
-from .door import Spoken, spread
-from .rollouts import Sampling
+from .sampling import Sampling
+from .task import Spoken, spread
 from .trainer import LanguageTrainer
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
+
+
 MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
 
 
@@ -42,7 +49,7 @@ def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cp
     )
     trainer.model = ready.build().to(device).train()
     trainer.objective = method.bind(trainer.model, vitals=False)
-    ids, right = data.labelled[:prompts].tolist(), vitals.checked(data)
+    ids, right = data.labelled[:prompts].tolist(), evaluation.checked(data)
     greedy = Sampling(0.0, max_tokens=ready.max_tokens)
     plain = trainer.roll(ids, greedy, (settings.seed, "preflight"))
     found: dict[str, Any] = {"prompts": len(ids), "student": _side(plain)}
@@ -78,7 +85,7 @@ def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     return {
         "accuracy": math.fsum(known) / len(known) if known else None,
         "length": sum(len(r.ids) for r in rollouts) / count,
-        "leakage": sum(bool(vitals.LEAK.search(r.text)) for r in rollouts) / count,
+        "leakage": sum(bool(evaluation.LEAK.search(r.text)) for r in rollouts) / count,
     }
 
 
@@ -86,7 +93,7 @@ def _compared(trainer: LanguageTrainer, name: str, plain: Sequence[Rollout]) -> 
     """KL of the teacher's distributions and the student's on the student's answers, and how much of the teacher the
     support holds."""
     answers = [r for r in plain if r.ids]
-    found = vitals.opinion(trainer, name, answers)
+    found = evaluation.opinion(trainer, name, answers)
     if found is None:
         return {"judged": 0.0, "kl": None, "top_mass": None}
     support = trainer.method.distils[name].support

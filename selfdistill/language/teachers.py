@@ -12,12 +12,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .. import shards
-from ..core import Given, Part, Step, Term
+from ..core import distributed
+from ..core.logits import Head, Source
+from ..core.parts import Given, Part, Term
+from ..core.step import Step
 from ..errors import DataError, RecipeError
-from .ahead import Piece
-from .causal import Causal, update_of
-from .divergences import Head, Source
+from ..models.causal_lm import Causal, update_of
+from .batched import Piece
 
 
 class Snapshot(nn.Module):
@@ -110,7 +111,7 @@ class Refresh(Judge):
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         if (steps[0].clock.step + 1) % self.every == 0:
             student = cast(Causal, steps[0].owner)
-            with shards.whole(student):
+            with distributed.whole(student):
                 cast(Snapshot, state).take(student.learning())
 
 
@@ -157,7 +158,7 @@ class Ema(Judge):
     @torch.no_grad()
     def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
         held, student = cast(Snapshot, state).weights(), cast(Causal, steps[0].owner)
-        with shards.whole(student):
+        with distributed.whole(student):
             for name, now in self._now(student):
                 held[name].lerp_(now.to(held[name].dtype), self.rate)
 
@@ -223,7 +224,7 @@ class External(Judge):
     model: str | Callable[[], Causal]
 
     def start(self, model: nn.Module, given: Given) -> nn.Module:
-        from .build import Pretrained
+        from ..models.causal_lm import Pretrained
 
         student, make = cast(Causal, model), self.model
         other = (Pretrained(make) if isinstance(make, str) else make)()

@@ -12,9 +12,13 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from ..core import Batch, Measured, Part, Schedule, StateOf, Step, Tally
-from .causal import Causal, completions
-from .divergences import ForwardKL, Kind, Source, Top, divergence, entropies, importance, log_probabilities
+from ..core.logits import Source
+from ..core.parts import Measured, Part, Schedule, StateOf, Tally
+from ..core.step import Batch, Step
+from ..losses.chunked.definitions import ForwardKL, Kind
+from ..losses.chunked.divergences import divergence, entropies, importance, log_probabilities
+from ..losses.chunked.sweep import Top
+from ..models.causal_lm import Causal, completions
 from .teachers import Base, Judge, blended
 
 

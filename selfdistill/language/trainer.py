@@ -15,27 +15,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .. import draws, ranks, shards
-from ..audit import Decision, champion
-from ..core import Batch, Clock, Rows
+from .. import rng
+from ..core import distributed
+from ..core.step import Batch, Clock, Passes, Rows
+from ..data.prompts import Prompts, need
+from ..data.sampler import Order
 from ..errors import DataError
-from ..loop import Result, choose_device, drive, join, run_folder
-from ..saving import digest, identity
-from ..settings import Settings
-from ..step import Passes
-from ..tasks.prompts import Prompts, need
-from ..trainer import Trained, Trainer
-from . import rehearsal, vitals
-from .ahead import pieces
-from .causal import Causal, fits, packed
+from ..evaluation.audit import Decision, champion
+from ..io.tensors import digest
+from ..models.causal_lm import Causal, fits, packed
+from ..training.checkpointing import identity
+from ..training.fit import Result, choose_device, drive, join, run_folder
+from ..training.generations import Trained
+from ..training.settings import Settings
+from ..training.trainer import Trainer
+from . import dry_run, evaluation
+from .batched import pieces
+from .completions import Language, Together, check, views
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
-from .method import Language, Together, check, views
-from .order import Order
-from .rollouts import Engine, Referee, Sampling, Vllm, Written, by_transformers, ends, roll
-from .together import beside
-from .waiting import Waiting
+from .sampling import Engine, Referee, Sampling, Vllm, Waiting, Written, beside, by_transformers, ends, roll
 
 PART = 32  # prompts that are written to between two saves
+
+
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
 ROOM = {"cpu": 256, "cuda": 16_384}
 
@@ -72,19 +74,19 @@ class LanguageTrainer(Trainer):
 
     def waiting(self, what: str, prompts: int) -> Waiting:
         """The engine for so many prompts, telling how far it is."""
-        return Waiting(self.hear if ranks.rank() == 0 else None, what, prompts, self.engine)
+        return Waiting(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
 
     def _wrap(self) -> None:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
         forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
         """
-        if ranks.size() == 1:
+        if distributed.size() == 1:
             return super()._wrap()
         if self.settings.parallel == "fsdp":
-            shards.shard_layers(self.model)
-            with shards.whole(self.model):  # FSDP takes the first module that is called for the outermost one
+            distributed.shard_layers(self.model)
+            with distributed.whole(self.model):  # FSDP takes the first module that is called for the outermost one
                 self.model.look(packed([([0], [0])]).to(self.device))
-        self.forward = self.model if self.settings.parallel == "fsdp" else shards.replicated(self.model)
+        self.forward = self.model if self.settings.parallel == "fsdp" else distributed.replicated(self.model)
         self.objective.call_through(self.forward)
         return None
 
@@ -114,8 +116,8 @@ class LanguageTrainer(Trainer):
     def sample(self, generation: int) -> None:
         s = self.settings
         if not self.before:
-            rehearsal.check(self)
-            self.before = vitals.judged(self)
+            dry_run.check(self)
+            self.before = evaluation.judged(self)
         if self.method.source.once and self.wrote != generation:  # resumed, it comes here twice
             self.written, self.wrote = self._write(generation), generation
         rows = len(self.written) if self.method.source.once else len(self.data.labelled)
@@ -141,9 +143,9 @@ class LanguageTrainer(Trainer):
         file, self.together = self._file(generation), True
         drawn, passes = self.drawn, self.passes
         try:
-            found = file.made(len(parts), make, lambda: self.drawn) if ranks.rank() == 0 else []
-            ranks.most(0, self.device)  # the others wait until all is there to read
-            if ranks.rank():
+            found = file.made(len(parts), make, lambda: self.drawn) if distributed.rank() == 0 else []
+            distributed.most(0, self.device)  # the others wait until all is there to read
+            if distributed.rank():
                 return file.made(len(parts), make)
             self.ahead, self.drawn, self.passes = file.drawn, drawn + file.drawn, passes + Passes(teacher=file.drawn)
             return found
@@ -178,12 +180,12 @@ class LanguageTrainer(Trainer):
         line = self.data.rows[rollout.example].line
         fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
 
-    def roll(self, examples: Sequence[int], sampling: Sampling, address: draws.Address, samples: int = 1,
+    def roll(self, examples: Sequence[int], sampling: Sampling, address: rng.Address, samples: int = 1,
              context: Context | None = None, share: float = 0.0) -> list[Rollout]:  # fmt: skip
         """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt.
         The teacher has its ``share`` in each token."""
-        if ranks.size() > 1 and not self.together:
-            address = (*address, ranks.rank())
+        if distributed.size() > 1 and not self.together:
+            address = (*address, distributed.rank())
         asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
         by = beside(self, [i for i, _ in asked], share) if share else None
         self.passes, self.drawn = self.passes + Passes(teacher=len(asked) * (1 + bool(by))), self.drawn + len(asked)
@@ -198,16 +200,18 @@ class LanguageTrainer(Trainer):
     def batches(self) -> list[Batch]:
         clock, parts = self.objective.clock, self.settings.accumulate
         rows = cast(Order, self.sampler).drawn(clock)
-        if len(rows) < ranks.size():
-            raise DataError(f"{len(rows)} prompts a step are too few for {ranks.size()} processes; raise --batch-size")
-        rows = ranks.share(rows)
+        if len(rows) < distributed.size():
+            raise DataError(
+                f"{len(rows)} prompts a step are too few for {distributed.size()} processes; raise --batch-size"
+            )
+        rows = distributed.share(rows)
         if self.method.source.once:
             rollouts = [self.written[i] for i in rows.tolist()]
         else:
-            with shards.whole(self.model) if self.method.sampling else contextlib.nullcontext():
+            with distributed.whole(self.model) if self.method.sampling else contextlib.nullcontext():
                 rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
         kept = [r for r in rollouts if r.ids]
-        if ranks.most(int(not kept), self.device):
+        if distributed.most(int(not kept), self.device):
             raise DataError(
                 f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the "
                 "token that ends them; look at the engine that writes them"
@@ -216,10 +220,12 @@ class LanguageTrainer(Trainer):
         if self._separable():
             tokens = sum(len(r.prompt) + len(r.ids) for r in kept)
             parts = max(parts, math.ceil(tokens / ROOM.get(self.device.type, tokens)))
-        parts = -ranks.most(-min(ranks.most(parts, self.device), len(groups)), self.device)  # the same everywhere
+        parts = -distributed.most(
+            -min(distributed.most(parts, self.device), len(groups)), self.device
+        )  # the same everywhere
         cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
         batches = [self._batch([r for r in kept if r.example in part]) for part in cut]
-        return pieces(batches) if ranks.size() == 1 else batches  # sharded ones are all asked equally often
+        return pieces(batches) if distributed.size() == 1 else batches  # sharded ones are all asked equally often
 
     def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
         found = views(self.method, self, rollouts)
@@ -241,10 +247,10 @@ class LanguageTrainer(Trainer):
 
     def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
         """As the engine's, without a pass where none is needed."""
-        if (len(batches) == 1 and ranks.size() == 1) or not self._separable():
+        if (len(batches) == 1 and distributed.size() == 1) or not self._separable():
             return super()._counts(batches)
         terms = self.method.terms.items()
-        return {name: ranks.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
+        return {name: distributed.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
 
     def _separable(self) -> bool:
         return all(term.separable for term in self.method.terms.values())
@@ -252,11 +258,11 @@ class LanguageTrainer(Trainer):
     # what is said of it --------------------------------------------------------------------------------------------
 
     def scored(self) -> dict[str, float]:
-        self.last = vitals.judged(self)
-        return vitals.figures(self.last, vitals.checked(self.data))
+        self.last = evaluation.judged(self)
+        return evaluation.figures(self.last, evaluation.checked(self.data))
 
     def audited(self) -> list[float]:
-        self.last = self.last or vitals.judged(self)  # no audit row was asked, or what was said is gone
+        self.last = self.last or evaluation.judged(self)  # no audit row was asked, or what was said is gone
         return list(self.last["losses"]) if self.audit.policy != "off" else []
 
     def end_epoch(self, clock: Clock) -> None:
@@ -311,7 +317,7 @@ class LanguageTrainer(Trainer):
 
     def whole(self) -> nn.Module:
         product = self.product()
-        if product == len(self.done) - 1 and not shards.is_sharded(self.model):
+        if product == len(self.done) - 1 and not distributed.is_sharded(self.model):
             return self.model.eval()
         model = Trainer._fresh(self, 0)
         if product >= 0:
@@ -323,8 +329,8 @@ class LanguageTrainer(Trainer):
         clock, drawn, passes = self.objective.clock, self.drawn, self.passes
         if not self.settings.vitals or clock.step < clock.length:
             return {"drawn": drawn}
-        with shards.whole(self.model):
-            found = vitals.look(self)
+        with distributed.whole(self.model):
+            found = evaluation.look(self)
         self.passes, self.drawn = passes + Passes(evaluation=self.drawn - drawn), drawn  # nothing is learnt from looks
         return {"drawn": drawn, "language": found}
 
@@ -337,7 +343,7 @@ class LanguageTrainer(Trainer):
 
     def rehearse(self) -> None:
         """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""
-        rehearsal.alive(self)
+        dry_run.alive(self)
         self.warn_of_checkers()
 
 
@@ -385,10 +391,10 @@ def fit(
         need(data, field, "this method")
     device = choose_device(device)
     join(device)
-    if ranks.size() > 1 and settings.get("parallel") == "fsdp" and isinstance(engine, Vllm):
+    if distributed.size() > 1 and settings.get("parallel") == "fsdp" and isinstance(engine, Vllm):
         raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
     folder = run_folder(out, resume)
-    if not vitals.checked(data.sealed()):
+    if not evaluation.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")
     known = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
     usual = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **known}

@@ -6,30 +6,51 @@ them before step 0. A loss on distributions that may be negative says ``signed =
 differ says ``flat = True``; of others the vitals expect a divergence. All arithmetic is in the student's float32.
 """
 
-from .batchwise import MeanDistance
-from .common import (
+from __future__ import annotations
+
+from .batch_level import MeanDistance
+from .distributions import (
     KL,
     Absolute,
+    ClassPrior,
     CrossEntropy,
+    Entropy,
+    Excluding,
     GaussianKL,
     GaussianNLL,
     LogOneMinusInner,
     LogVariances,
     MeanNLL,
     PairCrossEntropy,
+    Sharpened,
     Squared,
     check_spaces,
-)  # fmt: skip
+)
 from .ensembles import DirichletNLL, ReverseKL
-from .entropy import Entropy
-from .excluding import Excluding
-from .noise import ClassPrior
-from .ranked import AmongOthers, SelfWeighted
-from .sharpened import Sharpened
-from .unlabelled import CosineDistance, PrototypeCrossEntropy
+from .ranking import AmongOthers, SelfWeighted
+from .self_supervised import CosineDistance, PrototypeCrossEntropy
 
 __all__ = [
-    "KL", "Absolute", "AmongOthers", "ClassPrior", "CosineDistance", "CrossEntropy", "DirichletNLL", "Entropy",
-    "Excluding", "GaussianKL", "GaussianNLL", "LogOneMinusInner", "LogVariances", "MeanDistance", "MeanNLL",
-    "PairCrossEntropy", "PrototypeCrossEntropy", "ReverseKL", "SelfWeighted", "Sharpened", "Squared", "check_spaces",
-]  # fmt: skip
+    "KL",
+    "Absolute",
+    "AmongOthers",
+    "ClassPrior",
+    "CosineDistance",
+    "CrossEntropy",
+    "DirichletNLL",
+    "Entropy",
+    "Excluding",
+    "GaussianKL",
+    "GaussianNLL",
+    "LogOneMinusInner",
+    "LogVariances",
+    "MeanDistance",
+    "MeanNLL",
+    "PairCrossEntropy",
+    "PrototypeCrossEntropy",
+    "ReverseKL",
+    "SelfWeighted",
+    "Sharpened",
+    "Squared",
+    "check_spaces",
+]

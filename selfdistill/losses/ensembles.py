@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.targets import Target, tempered
 from ..errors import SpaceError
-from ..targets import Target, tempered
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..core import Method
+from ..core.objective import Method
 
 Recipe = Callable[..., Method]
 

@@ -1,12 +1,157 @@
-"""Generations that learn from the one before them."""
+"""The end of one cycle of the learning rate teaches the next.
+
+Several trainings as one teacher: their mean, and how far they disagree.
+
+Weights of the teacher outside [0, 1], where the loss stays bounded.
+
+Generations that learn from the one before them.
+
+Generation after generation on the labels of the one before: what collapses, and what keeps it from collapsing.
+"""
 
 from __future__ import annotations
 
-from ..core import Loss, Method, Term
+from ..core.objective import Method
+from ..core.parts import Loss, Term
 from ..errors import RecipeError
-from ..losses import KL, CrossEntropy, Squared
-from ..schedules import ByGeneration
-from ..teachers import Generation, Labels
+from ..losses import KL, CrossEntropy, DirichletNLL, Squared
+from ..models.peers import Together
+from ..schedules import AtLast, ByCycle, ByGeneration
+from ..teachers import Ancestors, Beyond, Generation, Labels, Members, Snapshot
+from ..teachers.self_training import Carried
+from ..terms import Cooling
+from ..views import Look, Views
+
+
+def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: float = 1.0) -> Method:
+    """Snapshot distillation: in one training, the model at the end of a cycle teaches the cycle after it.
+
+    Equation::
+
+        cycle 1:  L = CE(y, p)
+        cycle k:  L = (1 + 1 / T) CE(y, p) + w KL(t^T || p),  t = the model at the end of cycle k - 1, frozen
+
+    Only the teacher is softened. Under the cosine schedule (the default) each cycle starts at the full learning rate.
+    No code was published; 4 cycles and T = 2 are ours, from the range that the paper tries.
+
+    Source: Yang et al., Snapshot Distillation: Teacher-Student Optimization in One Generation, CVPR 2019.
+
+    >>> snapshot_distillation().terms["label"].weight
+    ByCycle(cycles=4, first=1.0, later=1.5)
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), weight=ByCycle(cycles, 1.0, 1.0 + 1.0 / temperature)),
+            "past": Term(Snapshot(cycles, temperature), KL(), weight=weight),
+        }
+    )
+
+
+def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: float = 1.0) -> Method:
+    """Born-again ensemble: every generation imitates the mean of all before it, and all together are the product.
+
+    Equation::
+
+        generation 0:  L = CE(y, p)
+        generation k:  L = (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T),  t = mean of the generations before k, frozen
+        prediction:    the mean probability of the generations
+
+    What the audit rolls back neither teaches nor predicts.
+
+    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, section 3.1; of theirs each generation learns from
+    the last one alone (`born_again`), and their ensemble is the mean.
+
+    >>> born_again_ensemble().terms["past"].teacher
+    Ancestors(view=None, at_last=False)
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),
+            "past": Term(Ancestors(), KL(temperature), weight=ByGeneration(0.0, xi)),
+        },
+        prepare=Together(),
+        generations=generations,
+    )
+
+
+def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1.0) -> Method:
+    """From an ensemble to a single model: some trainings on the labels, then one on what they say together.
+
+    Equation::
+
+        generations 0 to M - 1:  L = CE(y, p), each from its own start
+        generation M:            L = (1 - a) CE(y, p) + a T^2 KL(t^T || p^T),  t = mean of the M, frozen
+
+    The run tells how much of the ensemble's gain over a plain model the single one keeps. The mean is taken first and
+    tempered then.
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the ensemble of
+    Lakshminarayanan, Pritzel and Blundell, Deep Ensembles, NeurIPS 2017.
+
+    >>> ensemble_distil(members=3).generations
+    4
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), weight=AtLast(1.0, 1.0 - alpha)),
+            "ensemble": Term(Ancestors(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
+        },
+        generations=members + 1,
+    )
+
+
+def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: float = 1e-4) -> Method:
+    """Ensemble distribution distillation: a single model learns what the members say, and how far they disagree.
+
+    Equation::
+
+        generations 0 to M - 1:  L = CE(y, p), each from its own start
+        generation M:            L = - mean_m log Dirichlet(p_m; a),  a = exp(z / T),  p_m = softmax(z_m / T)
+        T falls on a line from ``start`` to 1 over ``share`` of the training
+
+    The mean of the Dirichlet distribution is softmax(z), as of any model; the sum of a tells how surely. Members are
+    smoothed towards the uniform distribution. The paper has ensembles of 100.
+
+    Source: Malinin, Mlodozeniec and Gales, Ensemble Distribution Distillation, ICLR 2020.
+
+    >>> end2().terms["members"].loss
+    DirichletNLL(temperature=1.0, smoothing=0.0001)
+    """
+    members_term = Cooling(
+        Members(at_last=True), DirichletNLL(1.0, smoothing), weight=AtLast(0.0, 1.0), start=start, share=share
+    )
+    return Method(
+        {"label": Term(Labels(), CrossEntropy(), weight=AtLast(1.0, 0.0)), "members": members_term},
+        generations=members + 1,
+    )
+
+
+def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
+    """Self-distillation beyond the teacher: with noisy labels the best weight of the teacher may exceed 1.
+
+    Equation::
+
+        generation 0:  L = l(y, p)
+        generation k:  L = l(xi t + (1 - xi) y, p),  t = generation k - 1, frozen, eval mode
+        loss="ce":       l = CE, and of the mixed target what is below 0 is cut off, the rest normalised
+        loss="squared":  l = ||. - p||^2, as (1 - xi) ||y - p||^2 + xi ||t - p||^2, which is the same but for a constant
+
+    A cross-entropy with a negative weight has no minimum, so the paper's xi CE(t, p) + (1 - xi) CE(y, p) is kept where
+    the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut is ours.
+    Squared distances of probabilities are bounded for every xi.
+
+    Source: Das and Sanghavi, Understanding Self-Distillation in the Presence of Label Noise, ICML 2023.
+
+    >>> beyond(2.0).terms["past"].teacher.xi
+    2.0
+    """
+    if loss not in ("ce", "squared"):
+        raise RecipeError(f"beyond compares by loss='ce' or loss='squared', not {loss!r}")
+    if loss == "ce":
+        return Method({"past": Term(Beyond(xi=xi), CrossEntropy())}, generations=generations)
+    label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
+    past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
+    return Method({"label": label, "past": past}, generations=generations)
 
 
 def _generations(generations: int, xi: float, loss: Loss) -> Method:
@@ -87,5 +232,41 @@ def mixed(xi: float = 0.5, generations: int = 2) -> Method:
             "label": Term(Labels(), Squared(mean=True), head="values", weight=ByGeneration(1.0, 1.0 - xi)),
             "past": Term(Generation(), Squared(mean=True), head="values", weight=ByGeneration(0.0, xi)),
         },
+        generations=generations,
+    )
+
+
+def self_training(
+    generations: int = 11, keep: str = "accumulate", hard: bool = False, fresh: int = 120, weight: float = 1.0
+) -> Method:
+    """Repeated self-training: each generation starts afresh and learns what the last accepted one said of new rows.
+
+    Equation::
+
+        L = mean over rows of [CE(y, p) where labelled, w CE(t, p) where pseudo-labelled]
+        t = last accepted generation on the clean row, eval mode; ``fresh`` new rows are labelled each time
+        rows of generation 0: labelled; of later ones, by ``keep``:
+            "accumulate"  labelled rows and every pseudo-labelled set so far, as first labelled
+            "replace"     the newest set alone, which collapses
+            "anchor"      the newest set, and labelled rows repeated to the weight (sqrt(k^2 + 4k) - k) / 2
+                          for k labelled rows per new one (0.618 at k = 1)
+
+    Sets share no row; when the pool is exhausted they go round again.
+
+    Source: Gerstgrasser et al., Is Model Collapse Inevitable?, arXiv 2404.01413, 2024 (accumulate, replace); He, Xu &
+    Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025 (anchor).
+
+    Needs: unlabelled rows.
+
+    >>> self_training(keep="anchor").terms["pseudo"].teacher
+    Carried(keep='anchor', hard=False, fresh=120)
+    """
+    taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), weight=taught, mean_over="view"),
+            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, mean_over="view"),
+        },
+        views=Views((Look("x", "chosen"),)),
         generations=generations,
     )

@@ -1,11 +1,191 @@
-"""Peers that teach each other."""
+"""Learners that label for each other: none ever learns a label of its own.
+
+Peers and branches that train together, and make their own teacher at every step.
+
+Peers that teach each other.
+"""
 
 from __future__ import annotations
 
-from ..core import Method, Term
-from ..heads import Group
-from ..losses import KL, CrossEntropy
-from ..teachers import Labels, Peers
+from ..core.objective import Method
+from ..core.parts import Term
+from ..gates import Bagged, Confident, Shard, Unanimous
+from ..losses import KL, CrossEntropy, ReverseKL
+from ..models.peers import Apart, Attending, Gated, Group
+from ..schedules import After, EpochRamp
+from ..teachers import Combined, Itself, Labels, Peers, Stale
+from ..views import Look, Views
+
+
+def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+    """Co-training: two networks, and each learns the labels of which the other one is sure.
+
+    Equation::
+
+        L = K mean over drawn (row, k) of CE(y, p_k) + w sum_k mean_u 1[max q_l >= c] CE(argmax q_l, p_k(u))
+
+    l is the other network and q_l what it says, held. The paper has two sets of features that would each do; here the
+    two differ by their first weights and by the labelled rows that each sees (a ``share``). The paper moves the surest
+    rows into the labelled set, round by round; here the labels are given anew at every step. Rows that fail the gate
+    count as zero. The first network is the product.
+
+    Source: Blum and Mitchell, Combining Labeled and Unlabeled Data with Co-Training, COLT 1998.
+
+    Needs: unlabelled rows.
+
+    >>> co_training(confidence=0.8).terms["other"].gate
+    Confident(threshold=0.8)
+    """
+    return _each_other(2, Confident(confidence), weight, share, ratio)
+
+
+def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+    """Tri-training: three networks, and each learns the labels on which the other two agree.
+
+    Equation::
+
+        L = K mean over drawn (row, k) of CE(y, p_k) + w sum_k mean_u 1[argmax p_i = argmax p_j] CE(argmax p_i, p_k(u))
+
+    i and j are the other two, held. As in the paper the three differ by what they draw of the labels: a bootstrap
+    there, here the ``share`` of rows that one would have, fixed for each. The paper refits whole classifiers in rounds
+    and takes a round only where the error that it estimates falls; here each step is taken, and the audit judges the
+    whole. Rows on which the two differ count as zero. The first network is the product.
+
+    Source: Zhou and Li, Tri-Training: Exploiting Unlabeled Data Using Three Classifiers, IEEE TKDE 2005.
+
+    Needs: unlabelled rows.
+
+    >>> tri_training().prepare
+    Group(peers=3)
+    """
+    return _each_other(3, Unanimous(), weight, share, ratio)
+
+
+def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: float, ratio: float) -> Method:
+    """Labels on the rows that each has drawn, and of the others on unlabelled rows; a sum over the peers."""
+    given, hard = Bagged(share), CrossEntropy(hard=True)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), "labelled", "peers", given, weight=float(peers), mean_over="kept"),
+            "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, mean_over="rows"),
+        },
+        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+        prepare=Group(peers),
+    )
+
+
+def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+    """ONE: branches on a shared trunk learn from their own sum, weighted by a gate that reads the trunk.
+
+    Equation::
+
+        L = sum_k CE(y, p_k) + CE(y, p_e) + w(e) sum_k T^2 KL(sg p_e^T || p_k^T)
+        z_e = sum_k g_k z_k,  g = softmax(relu(BN(linear(trunk, pooled)))),  w(e) = weight exp(-5 (1 - e / ramp)^2)
+
+    The gate learns from the second part alone. The first branch, with the trunk, is the product. Passes are counted as
+    if each branch were a whole model. Ramp and T are those of the authors' code.
+
+    Source: Lan, Zhu and Gong, Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018.
+
+    Needs: a model with stages (the default models have them).
+
+    >>> one().prepare
+    Gated(peers=3)
+    """
+    gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
+            "gate": Term(Labels(), CrossEntropy(), head="gated"),
+            "sum": Term(gated, KL(temperature), head="peers", weight=ramped, mean_over="rows"),
+        },
+        prepare=Gated(branches),
+    )
+
+
+def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+    """OKDDip: each peer attends to the others by its own measure, and a leader learns from the mean of all.
+
+    Equation::
+
+        L = sum_k CE(y, p_k) + CE(y, p_l) + w(e) T^2 [sum_k KL(t_k^T || p_k^T) + KL(m^T || p_l^T)]
+        t_k = sum_j a_kj z_j,  a_k = softmax over j of <W_q f_k, W_k f_j>,  m = mean_j z_j,  w(e) as in `one`
+
+    Targets learn too, or the attention would not. Of KL(t || p) each side's half is a term of its own here, so that a
+    loss shows both: KL with t held, and reverse KL with p held. ``branches`` counts the leader, which is the product.
+
+    Source: Chen et al., Online Knowledge Distillation with Diverse Peers, AAAI 2020; ramp and T of the authors' code.
+
+    Needs: a model with stages (the default models have them).
+
+    >>> okddip().terms["attention"].head
+    'attended'
+    """
+    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), ReverseKL(temperature)
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
+            "leader": Term(Labels(), CrossEntropy()),
+            "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, mean_over="rows"),
+            "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, mean_over="rows"),
+            "group": Term(Itself(head="mean"), learns, weight=w),
+            "pull": Term(Itself(head="logits"), follows, head="mean", weight=w),
+        },
+        prepare=Attending(branches),
+    )
+
+
+def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temperature: float = 2.0) -> Method:
+    """KDCL: peers see a sample each in its own distortion, and learn one target that is better than any of theirs.
+
+    Equation::
+
+        L = sum_k [CE(y, p_k) + w T^2 KL(sg t^T || p_k^T)],  p_k of the k-th view, t from all z_k by ``combination``:
+            "naive"    the z_k with the smallest CE(y, p_k)
+            "linear"   sum_k a_k z_k, the convex combination with the smallest CE to y
+            "minlogit" of each class c the smallest z_kc - z_ky
+            "general"  sum_k w_k z_k, w_k = sum_j (C^-1)_kj / sum_ij (C^-1)_ij, C of the peers' errors, after each epoch
+
+    C is estimated on training rows without augmentation: the audit split teaches nobody. The first peer is the product.
+
+    Source: Guo et al., Online Knowledge Distillation via Collaborative Learning, CVPR 2020; there is no public code.
+
+    >>> kdcl("minlogit").terms["peers0"].teacher
+    Combined(how='minlogit', views=('x0', 'x1'))
+    """
+    views = tuple(f"x{k}" for k in range(peers))
+    taught, loss = Combined(combination, views), KL(temperature)
+    labels = {f"label{k}": Term(Labels(), CrossEntropy(), view) for k, view in enumerate(views)}
+    others = {f"peers{k}": Term(taught, loss, view, weight=weight) for k, view in enumerate(views)}
+    looks = tuple(Look(view, "labelled", "weak") for view in views)
+    return Method({**labels, **others}, views=Views(looks), prepare=Apart(peers))
+
+
+def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+    """Codistillation: peers with data of their own agree with what old copies of the others say.
+
+    Equation::
+
+        L = sum_k mean over the rows of peer k of [CE(y, p_k) + w(t) CE(mean_{l != k} sg p'_l, p_k)]
+        p' by weights that are copied every ``every`` steps;  w(t) = 0 until ``burn_in`` of the training is over
+
+    Each peer has a K-th of the samples, by a hash of their ids, and forwards the whole batch. The first peer is the
+    product. Burn-in and exchange are ours: the paper's were set per data set.
+
+    Source: Anil et al., Large Scale Distributed Neural Network Training through Online Distillation, ICLR 2018,
+    algorithm 1.
+
+    >>> codistillation().terms["peers"].teacher
+    Stale(every=50)
+    """
+    own, loss, w = Shard(), CrossEntropy(), float(peers)  # the mean is over all peers' rows, and the sum K times that
+    return Method(
+        {
+            "label": Term(Labels(), loss, head="peers", gate=own, weight=w, mean_over="kept"),
+            "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), "kept"),
+        },
+        prepare=Group(peers),
+    )
 
 
 def mutual(peers: int = 2, weight: float = 1.0) -> Method:

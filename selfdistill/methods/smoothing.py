@@ -1,10 +1,124 @@
-"""Labels smoothed by something better than the uniform distribution: by a design, by classes, by an order of rows."""
+"""The batch as an ensemble of teachers.
+
+The order of the other classes is taught, and Zipf's law says what each has.
+
+Another sample of the same class as the teacher.
+
+Labels smoothed by something better than the uniform distribution: by a design, by classes, by an order of rows.
+
+Two views of the same row teach each other.
+"""
 
 from __future__ import annotations
 
-from ..core import Method, Term
-from ..losses import KL, CrossEntropy
-from ..teachers import BetaRanked, ClassMean, Labels, Virtual
+from ..core.objective import Method
+from ..core.parts import Term
+from ..losses import KL, AmongOthers, CrossEntropy, MeanDistance, SelfWeighted
+from ..models.feature_taps import Features
+from ..teachers import BetaRanked, ClassMean, Itself, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
+from ..views import Views, pairs, two
+
+
+def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mates: int = 3) -> Method:
+    """BAKE: rows of a batch that look alike agree, by a random walk along the likeness of their features.
+
+    Equation::
+
+        L = CE(y, p) + w T^2 KL(sg Q || p^T),  Q = (1 - omega) (I - omega A)^-1 softmax(z / T)
+        A_ij = softmax over j != i of cos(f_i, f_j),  f what the last linear layer sits on
+
+    Of each batch one row in 1 + ``mates`` is drawn, the others are of its class: so neighbours are near. An epoch has
+    as many steps as a plain one. Defaults are those of CIFAR-100; the authors take omega 0.9 and one mate for finer
+    classes.
+
+    Source: Ge et al., Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification, arXiv
+    2104.13298, 2021.
+
+    >>> bake().views.mates
+    3
+    """
+    batch = Term(Neighbours(omega, temperature), KL(temperature), weight=weight)
+    terms = {"label": Term(Labels(), CrossEntropy()), "batch": batch}
+    return Method(terms, Views(mates=mates), Features(("feature",), maps=False))
+
+
+def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages.2") -> Method:
+    """Zipf's label smoothing: positions of the last map vote for classes, and their order says what the others get.
+
+    Equation::
+
+        L = CE(y, p) + w KL(q || p^),  q_c ~ r_c^-power for c != y,  p^_c = p_c / (1 - p_y)
+        r_c = 1 + the number of classes with more votes;  a position votes for the best class of the classifier on it
+
+    ``layer`` says the last map, and the model's last linear layer is applied to each of its positions. Classes with as
+    many votes share a rank, and the label takes part in the ranking, as in the authors' code. Their code for small
+    images also classifies earlier maps, which is left out.
+
+    Source: Liang et al., Efficient One Pass Self-distillation with Zipf's Label Smoothing, ECCV 2022.
+
+    Needs: a model whose last layer before its classifier says a map (cnn, resnet).
+
+    >>> zipf_smoothing().terms["others"].teacher
+    ZipfRanks(votes='dense:stages.2', power=1.0)
+    """
+    votes = f"dense:{layer}"
+    others = Term(ZipfRanks(votes, power), AmongOthers(), weight=weight)
+    return Method({"label": Term(Labels(), CrossEntropy()), "others": others}, prepare=Features((votes,)))
+
+
+def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str = "stages.1") -> Method:
+    """USKD: your own probability of the label weighs the row, and a weak classifier helps to order the other classes.
+
+    Equation::
+
+        L = CE(y, p) - target (s^2 + 1 - mean s^2) log s + others KL(q || p^) + weak CE_e(y, w),  s = p_y, weights held
+        q_c ~ 1 / r_c for c != y,  p^_c = p_c / (1 - p_y),  r = rank by w_c / (1 - w_y) + p_c / (1 - p_y)
+
+    w is a linear classifier on what ``layer`` says, pooled; CE_e smooths by 0.1 (over all classes in the authors' code,
+    over the others here). Defaults are those of CIFAR-100; for ImageNet they are 1, 0.1 and 0.005. The KL has the
+    gradient of the paper's cross-entropy. The authors' code ranks by log p_c / (1 - log p_y) in the second place, where
+    the paper has probabilities; the label takes part in the ranking.
+
+    Source: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
+    Loss and Customized Soft Labels, ICCV 2023.
+
+    >>> uskd(layer="layer3").terms["weak"].head
+    'classify:layer3'
+    """
+    head = f"classify:{layer}"
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy()),
+            "target": Term(Labels(), SelfWeighted(), weight=target),
+            "others": Term(WeakRanks(head), AmongOthers(), weight=others),
+            "weak": Term(Labels(), CrossEntropy(smoothing=0.1), head=head, weight=weak),
+        },
+        prepare=Features((head,)),
+    )
+
+
+def cs_kd(weight: float = 1.0, temperature: float = 4.0) -> Method:
+    """Class-wise self-knowledge distillation: say of a sample what you say of another one of its class.
+
+    Equation::
+
+        L = CE(y, p(x)) + w T^2 KL(sg p^T(x') || p^T(x)),  x' another sample with the label of x
+
+    x' runs in a forward of its own, in train mode and without gradient, as in the authors' code.
+
+    Source: Yun et al., Regularizing Class-wise Predictions via Self-knowledge Distillation, CVPR 2020, equation 3.
+
+    >>> cs_kd().forward
+    'separate'
+    """
+    return Method(
+        {
+            "label": Term(Labels(), CrossEntropy()),
+            "class": Term(Itself(view="pair"), KL(temperature), weight=weight),
+        },
+        views=pairs(),
+        forward="separate",
+    )
 
 
 def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> Method:
@@ -77,3 +191,28 @@ def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> 
             "ranked": Term(BetaRanked(decay, a=a), CrossEntropy(), weight=alpha),
         }
     )
+
+
+def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> Method:
+    """Data-distortion guided self-distillation: two augmentations of a row say the same, and their features agree.
+
+    Equation::
+
+        L = sum_v CE(y, p_v) + w T^2 [KL(sg p_1^T || p_2^T) + KL(sg p_2^T || p_1^T)] + mmd ||mean_i (f_1i - f_2i)||^2
+
+    v = 1, 2 are the views, f what the last linear layer sits on. The last part is reported twice, each time with the
+    other view held: so its gradient is the equation's. A public reproduction takes means over the batch and all
+    channels, so that two numbers are compared, halves the cross-entropy and sets T = 4; this is the paper's form.
+
+    Source: Xu and Liu, Data-Distortion Guided Self-Distillation for Deep Neural Networks, AAAI 2019.
+
+    >>> sorted(ddgsd().terms)
+    ['feature', 'feature_other', 'kl', 'kl_other', 'label', 'label_other']
+    """
+    terms = {}
+    for mine, theirs, end in (("x", "other", ""), ("other", "x", "_other")):
+        told = Itself(view=theirs)
+        terms["label" + end] = Term(Labels(), CrossEntropy(), view=mine)
+        terms["kl" + end] = Term(told, KL(temperature), view=mine, weight=weight)
+        terms["feature" + end] = Term(told, MeanDistance(), view=mine, head="feature", weight=mmd)
+    return Method(terms, views=two(), prepare=Features(("feature",), maps=False))

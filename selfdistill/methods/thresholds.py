@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..core import Gate, Method, Term
+from ..core.objective import Method
+from ..core.parts import Gate, Term
 from ..gates import ClassProgress, FallingLoss, SelfAdaptive, TruncatedGaussian
 from ..losses import CrossEntropy, Sharpened
 from ..teachers import Itself, Labels

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .. import files
 from ..errors import CheckpointError
-from ..expressions import one_line
+from ..io import files
+from ..io.expressions import one_line
 from . import comparison_page, run_page
 
 __all__ = ["render", "write"]

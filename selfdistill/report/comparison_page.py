@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..stats import SAME_ROWS, TIED
-from ..tasks.metrics import POINTS, ordered
-from .page import code, figure, page, paragraph, section, table
+from ..evaluation.metrics import POINTS, ordered
+from ..evaluation.statistics import SAME_ROWS, TIED
+from .figures import Series, bars, curves, forest, reliability
+from .layout import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
-from .svg import Series, bars, curves, forest, reliability
 
 LEARNING = ("plain", "plain, longer", "label smoothing", "sft()", "sft(), longer")  # controls whose curves are drawn
+
+
 CORRECTED = "Holm's correction is over the rows of a table, methods and controls apart, and not over the metrics."
 
 

@@ -1,4 +1,7 @@
-"""The report of one run, finished or not."""
+"""Sections of a run's report on its peers, and on the labels that it came to doubt.
+
+The report of one run, finished or not.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..collapse import Drift, accumulated, alarm, expected, replaced, told
 from ..errors import SelfdistillError
-from ..explain import explain
-from ..expressions import called
-from ..language import explain as spoken
+from ..estimators import recipes as estimator_recipes
+from ..evaluation.label_errors import FILE, read
+from ..io.expressions import called
+from ..io.run_record import Lines, read_lines, read_record
+from ..language import recipes as language_recipes
 from ..language.recipes import RECIPES
-from ..learners import ways
-from ..prepared import read_method
-from ..request import Lines, read_lines, read_record
-from ..summary import cells, head, is_learner, rows, sentence
-from .page import code, figure, page, paragraph, section, table
-from .people import doubted, peers
-from .svg import Mark, Series, bars, curves, lineage, reliability, scatter
+from ..methods.cards import explain
+from ..methods.registry import read_method
+from ..training.drift import Drift, accumulated, alarm, expected, replaced, told
+from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
+from .layout import code, figure, page, paragraph, section, table
+from .summary import cells, head, is_learner, rows, sentence, together
+
+SHOWN = 12  # doubted labels
+
+
+FIGURES = {"distance": "distance of two peers", "disagreement": "another class by two peers"}
+
+
+def peers(lines: Lines, result: dict[str, Any] | None) -> list[str]:
+    """How far a group's members differ, by epoch, and what their mean gains."""
+    said = [paragraph(line.removeprefix("- ")) for line in together(result or {})]
+    found = [(i, line["diversity"]) for i, line in enumerate(lines, 1) if line.get("diversity")]
+    series = [Series(label, [(i, one[key]) for i, one in found if key in one]) for key, label in FIGURES.items()]
+    series = [one for one in series if one.points]
+    if not series:
+        return said
+    caption = "Means over pairs of peers and rows of the audit split; peers that are equal teach nothing."
+    return [*said, figure(curves(series, "diversity of the peers", "epoch", "diversity", height=240), caption)]
+
+
+def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
+    """The labels that the model doubts most."""
+    if not result or not result.get("doubts"):
+        return []
+    try:
+        found = read(folder, SHOWN)
+    except SelfdistillError:
+        return []
+    rows = [
+        (one["name"] or str(one["row"]), one["label"], one["believed"], f"{one['doubt']:.3f}")
+        for one in found["labels"]
+        if one["label"] != one["believed"]
+    ]
+    said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
+    head = "file" if any(one["name"] for one in found["labels"]) else "row (from 1)"
+    return [paragraph(said), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]
+
 
 VITALS = {
     "gradient_share": "share of the gradient",
@@ -230,9 +269,9 @@ def equation(expression: str) -> list[str]:
     try:
         name = called(expression)
         card = (
-            ways.explain(expression)
-            if name in ways.ways()
-            else spoken.card(name)
+            estimator_recipes.explain(expression)
+            if name in estimator_recipes.ways()
+            else language_recipes.card(name)
             if name in RECIPES
             else explain(expression, read_method(expression))
         )

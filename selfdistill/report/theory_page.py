@@ -9,8 +9,10 @@ import numpy as np
 
 from .. import theory
 from ..theory import simulate
-from .page import code, figure, page, paragraph, section, table
-from .svg import Mark, Series, curves
+from .figures import Mark, Series, curves
+from .layout import code, figure, page, paragraph, section, table
+
+__all__ = ["render"]
 
 SEED = 0
 
@@ -127,6 +129,3 @@ def _mixing() -> list[str]:
     return [
         figure(drawn, "Endless mixing of fresh real labels with the model's own, in units of one label's variance.")
     ]
-
-
-__all__ = ["render"]

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
-from ..core import Clock, Given, Method, Objective, Step, Target, Term
+from ..core import distributed
+from ..core.memory import Held
+from ..core.objective import Method, Objective
+from ..core.outputs import space_of
+from ..core.parts import Given, Term
+from ..core.step import Clock, Step
+from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
-from ..heads import space_of
-from ..networks import Scaled
+from ..models.networks import Scaled
 from ..views import Views
-from .weights import External, Frozen, Generation, Held
+from .weights import External, Frozen, Generation
 
 if TYPE_CHECKING:
-    from ..store import Layout, Store
+    from ..io.target_store import Layout, Store
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Cached(Frozen):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         state = super().start(model, given)
         if isinstance(state, Held) and self.folder is not None:
-            from ..saving import digest
+            from ..io.tensors import digest
 
             mark = digest(state.module.state_dict())
             place = Path(self.folder, mark) if isinstance(self.teacher, Generation) else Path(self.folder)
@@ -127,8 +131,8 @@ def stored(method: Method, folder: str) -> Method:
         RecipeError: the method has no such teacher.
         CheckpointError: a teacher's folder has no model.
     """
-    from ..finished import load_model
-    from ..saving import digest
+    from ..io.tensors import digest
+    from ..models.store import load_model
 
     terms = dict(method.terms)
     for name, term in method.terms.items():
@@ -177,7 +181,7 @@ class Shelf(nn.Module):
         return 0 if self.store is None else self.store.layout.width
 
     def _layout(self, width: int) -> Layout:
-        from ..store import Dense, Top
+        from ..io.target_store import Dense, Top
 
         return Top(width, self.top) if self.top else Dense(width, self.dtype)
 
@@ -188,7 +192,7 @@ class Shelf(nn.Module):
             CheckpointError: the folder has targets of another teacher, view or head.
             DataError: a sample is another input than the one its target was made for.
         """
-        from ..store import marks
+        from ..io.target_store import marks
 
         if self.store is None:
             self._open(view, head)
@@ -208,7 +212,7 @@ class Shelf(nn.Module):
             )
 
     def _open(self, view: str, head: str) -> None:
-        from ..store import CARD, Store
+        from ..io.target_store import CARD, Store
 
         self.bound |= {"view": view, "head": head}
         if (self.folder / CARD).exists():
@@ -240,11 +244,11 @@ class Shelf(nn.Module):
 
     def write_new(self, keys: Tensor, values: Tensor) -> None:
         """Keep what was said of the rows that were shown last; under several processes each keeps the rows of all."""
-        from ..store import Store
+        from ..io.target_store import Store
 
-        if not bool(ranks.add((~self._known()).any().float().to(keys.device))):
+        if not bool(distributed.add((~self._known()).any().float().to(keys.device))):
             return  # then nobody asked the teacher either
-        keys, seen, raw = (ranks.gather(part) for part in (keys, self._marks.to(keys.device), self._raw))
+        keys, seen, raw = (distributed.gather(part) for part in (keys, self._marks.to(keys.device), self._raw))
         layout = self._layout(raw.shape[1])
         if self.store is None:
             self.store = Store(self.folder, layout, self.bound)

@@ -5,33 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from .. import ranks
-from ..core import Given, Step, Target, Teacher, Term
+from ..core import distributed
+from ..core.memory import Held
+from ..core.outputs import space_of
+from ..core.parts import Given, Teacher, Term
+from ..core.step import Step
+from ..core.targets import Target
 from ..errors import RecipeError
-from ..heads import space_of
-from ..memory import Table
-from ..networks import Scaled
-
-
-class Held(nn.Module):
-    """A module that no optimizer touches, in a mode that no outer ``train()`` changes; caches what it said."""
-
-    def __init__(self, module: nn.Module, train: bool = False) -> None:
-        super().__init__()
-        self.module = module.requires_grad_(False)
-        self.said: Any = Table()  # or what stands in its place
-        self.keeps = True  # may what is said be kept?
-        self._mode = train
-        self.train(train)
-
-    def train(self, mode: bool = True) -> Held:
-        super().train(self._mode)
-        return self
+from ..models.networks import Scaled
 
 
 @dataclass(frozen=True)
@@ -47,6 +33,11 @@ class Ema(Teacher):
     view: str | None = None
     train: bool = False
     warm_up: bool = True
+
+    def averaging_rate(self, step: int) -> float | None:
+        if type(self).update is not Ema.update:
+            return None
+        return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return Held(copy.deepcopy(model).float(), self.train)
@@ -85,6 +76,11 @@ class Frozen(Teacher):
     """
 
     view: str | None = None
+    frozen: ClassVar[bool] = True
+
+    @property
+    def immovable(self) -> bool:
+        return type(self).update is Frozen.update
 
     def module(self, model: nn.Module, given: Given) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
@@ -106,7 +102,7 @@ class Frozen(Teacher):
             return Target(step.look(state.module, view, term.head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
-        if not bool(ranks.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
+        if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
             step.spare(state.module, view)
             return Target(cached, space)
         fresh = state.said.rounded(step.look(state.module, view, term.head))
@@ -120,7 +116,7 @@ class Frozen(Teacher):
         view = self.view or term.view
         for step in steps:
             # several processes exchange what is new, so each takes part even where the cache knew all its rows
-            if view in step.batch.fixed and (ranks.size() > 1 or step.asked(state.module, view)):
+            if view in step.batch.fixed and (distributed.size() > 1 or step.asked(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
                     state.said.write_new(step.addresses(view), value)
@@ -153,7 +149,7 @@ class External(Frozen):
             raise RecipeError(
                 "this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code"
             )
-        from ..run import load_model
+        from ..models.store import load_model
 
         loaded = load_model(self.source)
         return loaded if given.scale is None else _in_units_of(loaded, given.scale)

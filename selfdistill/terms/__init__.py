@@ -1,8 +1,7 @@
 """Terms of their own kind: where what is compared is not simply an output of the student and a target for it."""
 
-from .cooling import Cooling, PerRow
-from .fairness import Fairness
-from .feedback import Feedback
-from .perturbed import Perturbed
+from __future__ import annotations
+
+from .regularisers import Cooling, Fairness, Feedback, PerRow, Perturbed
 
 __all__ = ["Cooling", "Fairness", "Feedback", "PerRow", "Perturbed"]

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError
 
+__all__ = ["Array", "array", "count", "design", "positive", "same_length"]
+
 Array = NDArray[np.float64]
 
 
@@ -88,6 +90,3 @@ def same_length(**arrays: Any) -> tuple[Array, ...]:
         lengths = ", ".join(f"{name} {len(one)}" for name, one in zip(arrays, found, strict=True))
         raise DataError(f"vectors of different lengths ({lengths}); give one entry per direction or row to each")
     return found
-
-
-__all__ = ["Array", "array", "count", "design", "positive", "same_length"]

@@ -13,6 +13,21 @@ from numpy.typing import ArrayLike
 from ..errors import DataError
 from .arrays import Array, array, design, positive
 
+__all__ = [
+    "ambiguity",
+    "bald",
+    "cross_entropy",
+    "entropy",
+    "gaussian_kl",
+    "mixed_target",
+    "moment_matched",
+    "peers_fixed_point",
+    "softmax",
+    "squared_remainder",
+    "temperature_gradient",
+    "temperature_limit",
+]
+
 
 def mixed_target(teacher: ArrayLike, label: ArrayLike, xi: float) -> Array:
     """xi teacher + (1 - xi) label, of their common shape.
@@ -216,9 +231,3 @@ def peers_fixed_point(own: ArrayLike, peer: ArrayLike, y: ArrayLike, xi: float) 
         raise DataError(f"smoothers have shapes {first.shape} and {second.shape}; give two of (n, n)")
     target = (1 - xi) * labels + xi * (1 - xi) * second @ labels
     return np.asarray(np.linalg.solve(np.eye(len(labels)) - xi**2 * first @ second, first @ target))
-
-
-__all__ = [
-    "ambiguity", "bald", "cross_entropy", "entropy", "gaussian_kl", "mixed_target", "moment_matched",
-    "peers_fixed_point", "softmax", "squared_remainder", "temperature_gradient", "temperature_limit",
-]  # fmt: skip

@@ -11,6 +11,8 @@ import numpy as np
 
 from .arrays import Array
 
+__all__ = ["distilled", "mixed_labels", "regenerated", "self_trained", "solved", "spiked_excess"]
+
 
 def solved(X: Array, y: Array, lam: float) -> Array:
     """Ridge coefficients (d,) from the normal equations.
@@ -101,6 +103,3 @@ def mixed_labels(rng: np.random.Generator, weight: float, noise: float, chains: 
         real, own = noise**0.5 * rng.standard_normal((2, chains))
         estimate = weight * real + (1.0 - weight) * (estimate + own)
     return float((estimate**2).mean())
-
-
-__all__ = ["distilled", "mixed_labels", "regenerated", "self_trained", "solved", "spiked_excess"]

@@ -19,17 +19,16 @@ from selfdistill.estimators import (
     PeerTaughtRegressor,
     SelfDistilledClassifier,
     SelfDistilledRegressor,
+    keeping,
     load,
     save,
+    usual_learner,
+    usual_peers,
 )
 from selfdistill.estimators.bounded import Bounded, Codes, Indicators
-from selfdistill.estimators.chain import Classes, Values, first, fit_soft, later, thinned
-from selfdistill.estimators.columns import coded, numbers
+from selfdistill.estimators.generations import Classes, Values, first, fit_soft, later, thinned
 from selfdistill.estimators.labelling import Labelling
-from selfdistill.estimators.ledger import keeping
-from selfdistill.estimators.rows import BLOCK, blockwise, drawn, marks
-from selfdistill.estimators.table import Table
-from selfdistill.estimators.usual import usual_learner, usual_peers
+from selfdistill.estimators.tables import BLOCK, Table, blockwise, coded, drawn, marks, numbers
 
 IRIS, KINDS = load_iris(return_X_y=True)
 DAYS = pd.to_datetime(["2024-01-01", None, "2024-01-02"])

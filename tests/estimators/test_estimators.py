@@ -36,10 +36,9 @@ from selfdistill.estimators import (
     load,
     save,
 )
-from selfdistill.estimators.chain import Classes, Values, fit_soft, later
+from selfdistill.estimators.generations import Classes, Values, fit_soft, later
 from selfdistill.estimators.labelling import Labelling
-from selfdistill.estimators.rows import folds, stack
-from selfdistill.estimators.table import Table
+from selfdistill.estimators.tables import Table, folds, stack
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)

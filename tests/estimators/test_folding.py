@@ -17,9 +17,9 @@ from selfdistill.estimators import (
     SelfDistilledClassifier,
     SelfDistilledRegressor,
     SelfTrainedClassifier,
+    keeping,
 )
-from selfdistill.estimators.ledger import keeping
-from selfdistill.estimators.rows import folds, parting
+from selfdistill.estimators.tables import folds, parting
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)

@@ -13,9 +13,8 @@ from sklearn.linear_model import Ridge
 from sklearn.tree import DecisionTreeRegressor
 
 from selfdistill.estimators import PeerTaughtRegressor, SelfDistilledRegressor
-from selfdistill.estimators.distilled import ENOUGH
-from selfdistill.estimators.rows import crossed
-from selfdistill.estimators.table import Table
+from selfdistill.estimators.self_distilled import ENOUGH
+from selfdistill.estimators.tables import Table, crossed
 
 X, Y = load_diabetes(return_X_y=True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core import Method, Objective, Term
+from selfdistill.core.objective import Method, Objective
+from selfdistill.core.parts import Term
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.teachers import Ema, Held, Labels
 

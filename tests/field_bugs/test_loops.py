@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from selfdistill import fit
-from selfdistill.core import Always, Gate, Measured, Method, Rows, Step, Tally, Target, Term
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Always, Gate, Measured, Tally, Term
+from selfdistill.core.step import Rows, Step
+from selfdistill.core.targets import Target
+from selfdistill.data.dataset import from_tensors, load
+from selfdistill.data.sealed import sealed
 from selfdistill.errors import DataError, RecipeError, SpaceError, VitalsError
 from selfdistill.losses import KL, CrossEntropy, Squared
 from selfdistill.methods import born_again, mean_teacher, mutual, plain
-from selfdistill.models import parse
-from selfdistill.tasks.data import from_tensors, load
-from selfdistill.tasks.guard import sealed
+from selfdistill.models.registry import parse
 from selfdistill.teachers import Ema, Itself, Labels
 from selfdistill.views import two
 
@@ -53,7 +56,7 @@ MADE: list[nn.Module] = [nn.Linear(1, 1)]
 
 @pytest.fixture(autouse=True)
 def _remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.trainer import Trainer
+    from selfdistill.training.trainer import Trainer
 
     begin = Trainer.begin
 

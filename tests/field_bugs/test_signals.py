@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core import Always, Gate, Step, Target, Term
+from selfdistill.core.parts import Always, Gate, Term
+from selfdistill.core.step import Step
+from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.gates import Agreement, Confident, Correct
+from selfdistill.language.contexts import check_prompts
 from selfdistill.losses import KL, CrossEntropy, GaussianKL, Squared
 from selfdistill.teachers import Ema, Itself, Labels
-from selfdistill.vitals import check_prompts
 from tests.parts import LOSSES
 from tests.signals import CLASSES, LABEL, Inverted, Net, Says, Unclaimed, caught, clear, train
 

@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core import Method, Step, Target, Teacher, Term
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.step import Step
+from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd

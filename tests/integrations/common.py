@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core import Clock, Method, Objective, Term
+from selfdistill.core.objective import Method, Objective
+from selfdistill.core.parts import Term
+from selfdistill.core.step import Clock
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes

@@ -14,13 +14,14 @@ import torch
 import transformers
 from torch import nn
 
-from selfdistill.core import Clock, Method
+from selfdistill.core.objective import Method
+from selfdistill.core.step import Clock
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.integrations import huggingface
 from selfdistill.integrations.common import Named, batch_of
 from selfdistill.integrations.huggingface import SelfDistillMixin
+from selfdistill.io.tensors import read_tensors
 from selfdistill.methods import recipes
-from selfdistill.serialization import read_tensors
 from tests.integrations.common import EMA, KEPT, METHODS, ROWS, by_hand, inputs, net, same
 
 STATE = "objective.safetensors"

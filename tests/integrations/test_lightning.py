@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from selfdistill.core import Clock, Method
+from selfdistill.core.objective import Method
+from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError
 from selfdistill.integrations.lightning import SelfDistilled
 from tests.integrations.common import EMA, KEPT, METHODS, ROWS, by_hand, inputs, net, same

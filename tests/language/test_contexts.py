@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from selfdistill.data.examples import Example
 from selfdistill.errors import DataError, SelfdistillError, VitalsError
+from selfdistill.language.completions import Language, Once, OnPolicy
 from selfdistill.language.contexts import (
     Attempts,
     Demonstration,
@@ -22,15 +24,13 @@ from selfdistill.language.contexts import (
     filled,
     paired,
     rendered,
-    suffix,
-)  # fmt: skip
-from selfdistill.language.method import Language, Once, OnPolicy
+    suffix,  # fmt: skip
+)
 from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, ssd
-from selfdistill.language.rollouts import Sampling
+from selfdistill.language.sampling import Sampling
 from selfdistill.language.teachers import Base, Ema, Judge, Live, TrustRegion
 from selfdistill.language.terms import Distil, NextToken
 from selfdistill.language.trainer import LanguageTrainer, fit
-from selfdistill.tasks.examples import Example
 from tests.language.tiny import TEMPLATE, prompts, student, tokenizer
 
 EXAMPLE = Example((("system", "S"), ("user", "Why?")), demonstration="So.", answer="42", wrong="No.", line=7)
@@ -276,7 +276,7 @@ def test_the_difference_is_shown() -> None:
 
 def made(method: Language, rows: int = 20, **more: Any) -> LanguageTrainer:
     """A trainer that has begun."""
-    from selfdistill.settings import Settings
+    from selfdistill.training.settings import Settings
 
     trainer = LanguageTrainer(student, prompts(rows).sealed(), method, Settings(steps=2, batch_size=8), **more)
     trainer.begin(0)
@@ -286,7 +286,7 @@ def made(method: Language, rows: int = 20, **more: Any) -> LanguageTrainer:
 
 def test_rows_of_an_example_need_not_stand_together() -> None:
     """The teacher's tokens follow the order of the student's rows, also where siblings are apart."""
-    from selfdistill.language.method import views
+    from selfdistill.language.completions import views
 
     trainer = made(replace(sdft(max_tokens=4)))
     ids = trainer.data.labelled[:2].tolist()

@@ -8,16 +8,16 @@ from typing import Any, cast
 import pytest
 import torch
 
-from selfdistill.language.causal import Causal
-from selfdistill.language.method import Given, Language
+from selfdistill.data.examples import Example
+from selfdistill.data.prompts import Prompts, of_examples
+from selfdistill.language.completions import Given, Language
+from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
-from selfdistill.language.rollouts import Referee, Sampling
+from selfdistill.language.sampling import Referee, Sampling
 from selfdistill.language.terms import NextToken
 from selfdistill.language.trainer import LanguageTrainer, fit
-from selfdistill.language.vitals import losses
-from selfdistill.loop import Result
-from selfdistill.tasks.examples import Example
-from selfdistill.tasks.prompts import Prompts, of_examples
+from selfdistill.models.causal_lm import Causal
+from selfdistill.training.fit import Result
 from tests.language.tiny import student
 
 WORDS = [a + b for a in "abcdefgh" for b in "abcdefgh"]
@@ -170,7 +170,7 @@ def test_generations_go_on_from_the_accepted_one(able: dict[str, Any]) -> None:
 
 def test_base_stays_the_pre_trained_model_in_later_generations(able: dict[str, Any]) -> None:
     from selfdistill.language.recipes import opcd
-    from selfdistill.settings import Settings
+    from selfdistill.training.settings import Settings
 
     method = replace(opcd(k=5, max_tokens=4), generations=2)
     settings = Settings(steps=2, batch_size=8, lr=1e-2, audit="off")

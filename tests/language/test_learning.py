@@ -14,18 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill import stats
-from selfdistill.language.build import of_model
-from selfdistill.language.causal import Causal
+from selfdistill.evaluation import statistics
+from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Attempts, Demonstration
-from selfdistill.language.method import Language
 from selfdistill.language.recipes import opsd, sdft, sdpo, sft, ssd
-from selfdistill.language.rollouts import Sampling, roll
+from selfdistill.language.sampling import Sampling, roll
 from selfdistill.language.terms import NextToken
 from selfdistill.language.trainer import fit
+from selfdistill.models.causal_lm import Causal, of_model
 from tests.language.tiny import batch_of, student
 
-toys = pytest.importorskip("selfdistill.tasks.toys")
+toys = pytest.importorskip("selfdistill.testing.toys")
 
 LEARNT = Demonstration("{prompt}\nExample: {demonstration}")
 SOLVED = Demonstration("{prompt}\nExample: {demonstration}.")
@@ -91,8 +90,8 @@ def test_sdft_learns_a_new_task_and_forgets_less(able: Able) -> None:
 @pytest.mark.slow
 def test_sdft_forgets_less_than_sft_over_five_seeds(able: Able) -> None:
     pairs = [sdft_and_sft(able, seed) for seed in range(1, 6)]
-    learnt, around = stats.interval([ours.test for ours, _ in pairs])
-    less, half = stats.interval([ours.kept - theirs.kept for ours, theirs in pairs])
+    learnt, around = statistics.interval([ours.test for ours, _ in pairs])
+    less, half = statistics.interval([ours.kept - theirs.kept for ours, theirs in pairs])
     print(f"sdft learns {learnt:.3f} ± {around:.3f}; keeps {less:.3f} ± {half:.3f} more than sft", pairs)
     assert learnt - around > 0.4
     assert less - half > 0

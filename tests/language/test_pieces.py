@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from selfdistill.language import trainer
-from selfdistill.language.method import Language
+from selfdistill.language.completions import Language
 from selfdistill.language.recipes import grpo, opsd, sdft, sdpo, sft, spin
 from selfdistill.language.trainer import LanguageTrainer
-from selfdistill.settings import Settings
+from selfdistill.training.settings import Settings
 from tests.language.tiny import prompts, student
 
 DATA = prompts(30, checker="tests.language.test_recipes:lenient")

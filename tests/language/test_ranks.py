@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from selfdistill.errors import DataError
+from selfdistill.io.tensors import read_tensors
 from selfdistill.language.recipes import sft
-from selfdistill.language.rollouts import export
+from selfdistill.language.sampling import export
 from selfdistill.language.trainer import fit
-from selfdistill.serialization import read_tensors
 from tests.language.tiny import prompts, student
-from tests.test_distributed import _torchrun
+from tests.training.test_distributed import _torchrun
 from tests.workers.spoken import CASES, ENGINES, train
 
 

@@ -13,11 +13,11 @@ import torch
 
 from selfdistill.errors import RecipeError
 from selfdistill.language import recipes
-from selfdistill.language.causal import Causal
+from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Attempts, Demonstration, Hint, Instruction, Nothing
-from selfdistill.language.method import Language
 from selfdistill.language.recipes import RECIPES
 from selfdistill.language.trainer import fit
+from selfdistill.models.causal_lm import Causal
 from tests.language.tiny import prompts, student
 
 # what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill import checkpoint
+from selfdistill.io import checkpoint
 from selfdistill.language import trainer
-from selfdistill.language.causal import Causal
-from selfdistill.language.method import Language
+from selfdistill.language.completions import Language
 from selfdistill.language.recipes import minillm, opsd, rest, rft, sdft, sdpo, spin, ssd, star
-from selfdistill.language.rollouts import Sampling, by_transformers
+from selfdistill.language.sampling import Sampling, by_transformers
 from selfdistill.language.trainer import fit
-from selfdistill.loop import Result
+from selfdistill.models.causal_lm import Causal
+from selfdistill.training.fit import Result
 from tests.language.tiny import prompts, student
 
 DATA = prompts(30, checker="tests.language.test_recipes:lenient")

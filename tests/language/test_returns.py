@@ -6,9 +6,9 @@ import itertools
 
 import torch
 
-from selfdistill.language.divergences import ReverseKL
 from selfdistill.language.teachers import Base
 from selfdistill.language.terms import Distil
+from selfdistill.losses.chunked.definitions import ReverseKL
 from tests.language.test_terms import CONTEXT, PAIRS, ROWS, bound, judged
 from tests.language.tiny import agree, batch_of, doubled, student
 

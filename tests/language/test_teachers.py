@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from selfdistill.core import Batch, Clock, Given, Step, Term
+from selfdistill.core.parts import Given, Term
+from selfdistill.core.step import Batch, Clock, Step
 from selfdistill.errors import DataError
-from selfdistill.language.build import Pretrained, of_model
-from selfdistill.language.causal import Causal
-from selfdistill.language.method import Language
+from selfdistill.language.completions import Language
 from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
 from selfdistill.language.terms import Distil
+from selfdistill.models.causal_lm import Causal, Pretrained, of_model
 from tests.language.tiny import batch_of, doubled, shaken, spoken, student, tokenizer
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]

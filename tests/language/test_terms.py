@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core import Batch, Rows
-from selfdistill.language.causal import Causal
-from selfdistill.language.divergences import ForwardKL, JensenShannon, PolicyGradient, ReverseKL, Top
-from selfdistill.language.method import Language
+from selfdistill.core.step import Batch, Rows
+from selfdistill.language.completions import Language
 from selfdistill.language.teachers import Base
 from selfdistill.language.terms import Advantage, Distil, NextToken, Preferred
+from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, PolicyGradient, ReverseKL
+from selfdistill.losses.chunked.sweep import Top
+from selfdistill.models.causal_lm import Causal
 from tests.language.tiny import agree, batch_of, doubled, shaken, spoken, student
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 23, 1]), ([13], [24, 25]), ([14, 15, 16, 17], [26, 27, 28, 1])]

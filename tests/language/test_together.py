@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core import Given, Rows
+from selfdistill.core.parts import Given
+from selfdistill.core.step import Rows
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.language.causal import Causal
-from selfdistill.language.divergences import ReverseKL
-from selfdistill.language.method import Language, Together
+from selfdistill.language.completions import Language, Together
 from selfdistill.language.recipes import minillm
-from selfdistill.language.rollouts import Sampling, Vllm, by_transformers, roll
+from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformers, roll
 from selfdistill.language.teachers import Base, Ema, External, Judge, TrustRegion
 from selfdistill.language.terms import Distil
-from selfdistill.language.together import Beside
 from selfdistill.language.trainer import LanguageTrainer, fit
-from selfdistill.settings import Settings
+from selfdistill.losses.chunked.definitions import ReverseKL
+from selfdistill.models.causal_lm import Causal
+from selfdistill.training.settings import Settings
 from tests.language.test_terms import CONTEXT, PAIRS, ROWS, bound, judged
 from tests.language.tiny import agree, batch_of, doubled, prompts, shaken, spoken, student, tokenizer
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from selfdistill.language import waiting
-from selfdistill.language.door import choose, train
-from selfdistill.language.rollouts import Sampling, export, roll
-from selfdistill.language.waiting import Waiting
-from selfdistill.request import Request
+from selfdistill.io.run_record import Request
+from selfdistill.language import sampling
+from selfdistill.language.sampling import Sampling, Waiting, export, roll
+from selfdistill.language.task import choose, train
 from tests.language.tiny import student
 
 
@@ -30,8 +29,8 @@ class Watch:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(waiting, "time", Watch())
-    monkeypatch.setattr(waiting, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sampling, "time", Watch())
+    monkeypatch.setattr(sampling, "LINE_SECONDS", 0.0)
     return []
 
 
@@ -48,7 +47,7 @@ def test_an_engine_that_counts_tells_prompts_and_the_seconds_left(said: list[str
 
 
 def test_nothing_is_told_within_the_first_seconds_or_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "time", Watch())
+    monkeypatch.setattr(sampling, "time", Watch())
     lines: list[str] = []
     assert list(Waiting(lines.append, "read", 12).each(range(12))) == list(range(12))
     assert lines == ["read: 10 of 12 prompts, at most about 2 s left"]

@@ -13,11 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfdistill.core import Batch, Rows
-from selfdistill.language.build import Pretrained, of_model
-from selfdistill.language.causal import Causal
-from selfdistill.tasks.examples import Example
-from selfdistill.tasks.prompts import Prompts, of_examples
+from selfdistill.core.step import Batch, Rows
+from selfdistill.data.examples import Example
+from selfdistill.data.prompts import Prompts, of_examples
+from selfdistill.models.causal_lm import Causal, Pretrained, of_model
 
 SPECIAL = ["<pad>", "<eos>", "<u>", "<a>", "<s>"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .:,;!?+-*/=()'#\n"

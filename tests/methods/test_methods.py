@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill import methods
-from selfdistill.core import Clock, Method
+from selfdistill.core.objective import Method
+from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError, SelfdistillError
-from selfdistill.expressions import read
-from selfdistill.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
+from selfdistill.io.expressions import read
 from selfdistill.teachers import Held
-from selfdistill.testing import check_method, check_value, names
+from selfdistill.testing.conformance import check_method, check_value, names
+from selfdistill.testing.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
 from tests.test_oracles import setting
 
 RECIPES = methods.recipes()

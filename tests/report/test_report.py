@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from selfdistill.compare.verdicts import judge
 from selfdistill.errors import CheckpointError
+from selfdistill.experiments.compare import judge
+from selfdistill.experiments.run import Run
+from selfdistill.io.run_record import Request
 from selfdistill.report import render, write
+from selfdistill.report.figures import Mark, Series, curves, forest, lineage, thinned, ticks
 from selfdistill.report.run_page import typed
-from selfdistill.report.svg import Mark, Series, curves, forest, lineage, thinned, ticks
-from selfdistill.request import Request
-from selfdistill.run import Run
-from selfdistill.summary import sentence
-from tests.compare.test_verdicts import cells
+from selfdistill.report.summary import sentence
+from tests.experiments.compare.test_verdicts import cells
 
 
 @pytest.fixture(scope="module")

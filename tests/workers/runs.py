@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfdistill import checkpoint
-from selfdistill.core import Method, Term
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Term
+from selfdistill.data.dataset import Data
 from selfdistill.gates import Confident
-from selfdistill.loop import Result, fit
+from selfdistill.io import checkpoint
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.schedules import ByGeneration, Linear
-from selfdistill.tasks.data import Data
 from selfdistill.teachers import Ema, Generation, History, Labels, LastBatch, LastEpoch, PseudoLabels
+from selfdistill.training.fit import Result, fit
 from selfdistill.views import Look, Views
 from tests.harness import CLASSES, tiny_data
 

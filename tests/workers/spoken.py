@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from torch.distributed.tensor import DTensor
 
-from selfdistill import ranks
-from selfdistill.language.causal import Causal
-from selfdistill.language.method import Language
+from selfdistill.core import distributed
+from selfdistill.io.tensors import digest, write_tensors
+from selfdistill.language.completions import Language
 from selfdistill.language.recipes import opsd, rft, sdft, sdpo, sft, spin
-from selfdistill.language.rollouts import Engine, Sampling, by_transformers
+from selfdistill.language.sampling import Engine, Sampling, by_transformers
 from selfdistill.language.trainer import fit
-from selfdistill.saving import digest
-from selfdistill.serialization import write_tensors
+from selfdistill.models.causal_lm import Causal
 from tests.language.tiny import prompts as made
 from tests.language.tiny import student
 
@@ -68,9 +67,9 @@ def train(
     assert result.objective is not None
     learning = [p for p in result.objective.student.parameters() if p.requires_grad]
     held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in learning)
-    (folder / f"digest-{ranks.rank()}").write_text(digest(weights))
-    (folder / f"held-{ranks.rank()}").write_text(str(held))
-    if ranks.rank() == 0:
+    (folder / f"digest-{distributed.rank()}").write_text(digest(weights))
+    (folder / f"held-{distributed.rank()}").write_text(str(held))
+    if distributed.rank() == 0:
         write_tensors(folder / "weights.safetensors", weights)
 
 

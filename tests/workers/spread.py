@@ -19,16 +19,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from selfdistill import checkpoint, ranks
-from selfdistill.core import Clock, Method, Term
+from selfdistill.core import distributed
+from selfdistill.core.objective import Method
+from selfdistill.core.parts import Term
+from selfdistill.core.step import Clock
+from selfdistill.data.dataset import Data
 from selfdistill.errors import SelfdistillError
-from selfdistill.features import Features
 from selfdistill.gates import Confident
-from selfdistill.loop import Stopped, fit
+from selfdistill.io import tensors
 from selfdistill.losses import KL, AmongOthers, CrossEntropy, Squared
 from selfdistill.methods import recipes
-from selfdistill.tasks.data import Data
+from selfdistill.models.feature_taps import Features
 from selfdistill.teachers import Ema, Generation, Itself, Labels, ZipfRanks
+from selfdistill.training.fit import Stopped, fit
 from selfdistill.views import Look, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
 from tests.workers.runs import Net, everything
@@ -177,7 +180,7 @@ def train(base: Path, name: str, **more: Any) -> None:
         steps += 1
         if steps != case.cut or more.get("resume"):
             return
-        if case.how == "signal" and ranks.rank() == ranks.size() - 1:
+        if case.how == "signal" and distributed.rank() == distributed.size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         if case.how != "signal":
             raise CrashError
@@ -187,16 +190,16 @@ def train(base: Path, name: str, **more: Any) -> None:
     try:
         result = again(watch=watch)
     except (CrashError, Stopped):
-        ranks.add(torch.zeros(1))  # nobody goes on before all have ended
+        distributed.add(torch.zeros(1))  # nobody goes on before all have ended
         if case.how == "left":
             return
         result = again(resume=True)
     except SelfdistillError as error:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"refused-{ranks.rank()}.txt").write_text(f"{type(error).__name__}: {error}")
+        (folder / f"refused-{distributed.rank()}.txt").write_text(f"{type(error).__name__}: {error}")
         return
-    if ranks.rank() == 0:
-        checkpoint.write_tensors(folder / "returned.safetensors", result.model.state_dict())
+    if distributed.rank() == 0:
+        tensors.write_tensors(folder / "returned.safetensors", result.model.state_dict())
 
 
 def main() -> None:

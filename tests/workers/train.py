@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from selfdistill import checkpoint
-from selfdistill.core import Clock
-from selfdistill.loop import Stopped
+from selfdistill.core.step import Clock
+from selfdistill.io import checkpoint
+from selfdistill.training.fit import Stopped
 from tests.workers.runs import run
 
 STOPPED = 7  # exit code of a child that was asked to stop and did

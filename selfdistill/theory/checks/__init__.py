@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from . import models, repeat, rounds, weights
-from .base import Identity
+from . import identities, mixing_weight, repetition, ridge
+from .identity import Identity
+
+__all__ = ["IDENTITIES", "Identity", "run"]
 
 IDENTITIES: tuple[Identity, ...] = tuple(
     sorted(
-        (*rounds.IDENTITIES, *weights.IDENTITIES, *repeat.IDENTITIES, *models.IDENTITIES),
+        (*ridge.IDENTITIES, *mixing_weight.IDENTITIES, *repetition.IDENTITIES, *identities.IDENTITIES),
         key=lambda one: int(one.name[1:].split()[0]) if one.name[1].isdigit() else 1000,
     )
 )
@@ -28,6 +30,3 @@ def run(seed: int = 0) -> Iterator[dict[str, Any]]:
     """
     for identity in IDENTITIES:
         yield identity.outcome(seed)
-
-
-__all__ = ["IDENTITIES", "Identity", "run"]

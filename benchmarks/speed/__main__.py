@@ -1,0 +1,55 @@
+"""The command `python -m benchmarks.speed NAME`: the cost of a step, a store, the vitals and the divergences."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from selfdistill.cli.options import refusing
+
+
+@click.group()
+def main() -> None:
+    """Measure speed, as ratios within one run."""
+
+
+def _more(name: str) -> Callable[[Any], Any]:
+    """What one of the measurements can be told beside the usual."""
+    if name != "language":
+        return lambda command: command
+    return click.option("--peer", metavar="PYTHON", help="An interpreter that has trl, transformers and peft.")
+
+
+def _benchmark(name: str, what: str, quick: str) -> None:
+    """Add the command of a module of this folder: it has ``run`` and ``render``."""
+
+    @main.command(name, help=what)
+    @_more(name)
+    @click.option("--json", "as_json", is_flag=True)
+    @click.option("--quick", is_flag=True, help=f"{quick}, to see that it works; the numbers mean nothing.")
+    @refusing
+    def command(as_json: bool, quick: bool, **more: Any) -> None:
+        measured = importlib.import_module(f"benchmarks.speed.{name}")
+        result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True), **more)
+        click.echo(json.dumps(result, sort_keys=True) if as_json else measured.render(result))
+
+
+for _name, _what, _quick in (
+    ("steps", "What a step of each kind of method costs, against a plain step and against a hand-written loop.",
+     "A few tiny steps"),
+    ("vitals", "What looking at the signal costs, as a share of run time.", "A few tiny steps"),
+    ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
+     "A small vocabulary"),
+    ("language", "What a teacher adds to a language model's step, and a whole SDFT step beside TRL's.", "Small sizes"),
+    ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
+     "Small sizes"),
+):  # fmt: skip
+    _benchmark(_name, _what, _quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The command line. torch is imported by the commands that need it, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..io.files import write
+from .experiments import benchmark, compare
+from .language import preflight, pretrain
+from .options import data_options, given, refusing, told_of_default, training_options
+from .report import doubts, report, theory, vitals
+
+MAIN_EXAMPLES = """\b
+Examples:
+  selfdistill run digits --label-noise 0.4
+  selfdistill run digits --labels 100 --method 'curriculum()'
+  selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
+  selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
+  selfdistill explain 'fixmatch(confidence=0.9)'
+"""
+
+
+Command = Callable[..., None]
+
+
+class OneLine(click.Group):
+    """A group whose complaints about its arguments take one line, like all others."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")
+        path = error.ctx.command_path if error.ctx else ctx.command_path
+        click.echo(f"selfdistill: {said}; see `{path} --help`", err=True)
+        ctx.exit(error.exit_code)
+
+
+@click.group(
+    cls=OneLine,
+    epilog=MAIN_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="selfdistill")
+def main() -> None:
+    """A model teaches itself, and the run shows whether that helped."""
+
+
+@main.command()
+@data_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows; for tables "
+    "boosting with peers].",
+)
+@click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
+@click.option(
+    "--audit-folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Few labels: audit on all of them by K trainings more, and teach by all of them.",
+)
+@click.option(
+    "--targets",
+    metavar="DIR",
+    help="Keep what a frozen outside teacher says there, for later runs on the same inputs too.",
+)
+@click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@training_options
+@refusing
+def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+    """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table, prompts in a .jsonl file
+    or reasoning-gym:TASK) with a method. Without DATA, digits: 1,797 small images that come with scikit-learn.
+
+    Trains the plain model for as many steps beside it, and prints what the test split says of both. A run that was
+    cut goes on when the same command is given again, or by `selfdistill resume`.
+
+    Recipes without labels, such as byol(), also learn of a folder of images without classes and of a table without
+    --target: nothing is scored then, and another run begins with the features by --init.
+    """
+    from ..experiments.run import Run
+    from ..io.run_record import Request
+
+    told_of_default(quiet)
+    training = given(options)
+    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@refusing
+def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
+    """Go on with a run that was cut; it ends as if it had not been."""
+    from ..experiments.run import Run
+
+    _execute(Run.open(run_folder), as_json, quiet)
+
+
+def _execute(found: Any, as_json: bool, quiet: bool) -> None:
+    from ..core import distributed
+    from .progress import reporting
+
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
+
+    def warn(line: str) -> None:
+        if first:
+            click.echo(line, err=True)
+
+    if first and not quiet and found.result() is not None:
+        warn(f"{found.folder} is finished: nothing is trained, this is its result")
+    try:
+        with reporting(quiet or not first) as reporter:
+            result = found.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
+    except KeyboardInterrupt as stopped:
+        begun = (found.folder / "run.json").exists()  # else there is nothing to go on from
+        hint = f"; go on by `selfdistill resume {found.folder}`" if begun else ""
+        raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
+    if distributed.rank() != 0:
+        return
+    if as_json:
+        click.echo(json.dumps(result, sort_keys=True))
+        return
+    _table(result)
+
+
+def _table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..report.summary import cells, head, rows, sentence
+
+    console = Console()
+    data = result["data"]
+    table = Table(
+        title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left"
+    )
+    table.add_column("")
+    for name in head(result):
+        table.add_column(name, justify="right")
+    for name, metrics in rows(result):
+        table.add_row(name, *cells(metrics, result))
+    if table.rows:
+        console.print(table)
+    console.print(sentence(result), highlight=False)
+    console.print(f"The run lies in {result['run']}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.argument("data")
+@click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
+@click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
+@refusing
+def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
+    """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV; for
+    prompts its answers, as JSON lines. Rows are counted as by `doubts`: the first row of data is 1, the header of a
+    table is not counted."""
+    import csv
+    import io
+
+    from ..experiments.run import Run
+    from ..models.store import model_card
+
+    found = Run.open(run_folder)
+    if found.spoken():
+        from ..language.task import answer
+
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answer(found.folder, data))
+        click.echo(lines, nl=False) if out is None else write(Path(out), lines)
+        return
+    names, numbers, columns = found.predict(data, exit_number)
+    classifies = model_card(found.folder)["task"] == "classify"
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", *(["prediction", *(f"p({name})" for name in columns)] if classifies else columns)])
+    for name, row in zip(names, numbers.tolist(), strict=True):
+        best = [columns[max(range(len(row)), key=row.__getitem__)]] if classifies else []
+        writer.writerow([name, *best, *(f"{value:.6g}" for value in row)])
+    if out is None:
+        click.echo(text.getvalue(), nl=False)
+    else:
+        write(Path(out), text.getvalue())
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--markdown", "as_markdown", is_flag=True, help="The page docs/methods.md.")
+@refusing
+def methods(as_json: bool, as_markdown: bool) -> None:
+    """List the recipes: what they are, what they need, what they cost."""
+    from ..experiments.catalogue import cards, markdown
+
+    found = cards()
+    if as_json or as_markdown:
+        click.echo(json.dumps(found, sort_keys=True) if as_json else markdown(found), nl=as_json)
+        return
+    for c in found:
+        click.echo(f"{c['signature']}\n    {c['summary']}")
+        step = f"{c['cost']['of_plain']:g} x a plain step, " if "of_plain" in c["cost"] else ""
+        click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{c['generations']} generation(s)")
+
+
+@main.command()
+@click.argument("expression", metavar="EXPR")
+@click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
+@click.option("--json", "as_json", is_flag=True)
+@refusing
+def explain(expression: str, as_json: bool, example: str | None) -> None:
+    """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
+    from ..errors import RecipeError
+    from ..estimators import recipes as estimator_recipes
+    from ..io.expressions import called
+    from ..language import recipes as language_recipes
+    from ..methods import recipes
+    from ..methods.cards import explain as explained
+    from ..methods.cards import text
+    from ..methods.registry import read_method
+
+    name = called(expression)
+    if name in language_recipes.RECIPES:
+        _explain_spoken(expression, as_json, example)
+        return
+    if example is not None:
+        raise RecipeError(f"{name}() has no context to show; --example is for recipes for language models")
+    if name in estimator_recipes.ways() and name not in recipes():
+        found = estimator_recipes.explain(expression)
+        click.echo(json.dumps(found, sort_keys=True) if as_json else estimator_recipes.text(found))
+        return
+    found = explained(expression, read_method(expression))
+    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+
+
+def _explain_spoken(expression: str, as_json: bool, example: str | None) -> None:
+    """The same for a recipe for language models."""
+    from ..data.prompts import load_prompts
+    from ..language import recipes
+    from ..language.task import read_recipe
+
+    method = read_recipe(expression)
+    found = recipes.explain(expression, method)
+    shown = None if example is None else recipes.example(method, load_prompts(example))
+    if as_json:
+        click.echo(json.dumps({**found, "example": shown} if shown else found, sort_keys=True))
+        return
+    click.echo(recipes.text(found))
+    if shown:
+        click.echo(f"\nOne prompt of {example}; + is read by the teacher alone, - by the student alone:\n{shown}")
+
+
+@main.command()
+@refusing
+def doctor() -> None:
+    """Check the installation, and name what is broken with its remedy. Exit code 1 if something fails."""
+    from .doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        click.echo(f"{finding.state:<5} {finding.name}: {finding.detail}")
+        if finding.remedy and finding.state != "ok":
+            click.echo(f"      remedy: {finding.remedy}")
+    sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
+
+
+main.add_command(benchmark)
+main.add_command(compare)
+main.add_command(preflight)
+main.add_command(pretrain)
+main.add_command(report)
+main.add_command(vitals)
+main.add_command(doubts)
+main.add_command(theory)
+
+
+if __name__ == "__main__":
+    main()

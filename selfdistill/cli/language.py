@@ -1,0 +1,83 @@
+"""``selfdistill preflight``: is it worth the hour?
+
+``selfdistill pretrain``: further pre-training of a text encoder on texts without labels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import Finite, one_length, refusing
+
+
+@click.command()
+@click.argument("data", metavar="PROMPTS")
+@click.option("--model", default="smollm2", show_default=True, metavar="SPEC", help="A name, or a folder.")
+@click.option("--method", metavar="EXPR", help="A recipe for language models [default: by what the prompts have].")
+@click.option("--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="To ask.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer [256].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@refusing
+def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
+    """Score the student, the student with the context, and the teacher on a few PROMPTS: go, or no-go (exit code 1)."""
+    from ..io.run_record import Request
+    from ..language.preflight import preflight as asked
+    from ..language.preflight import text
+    from ..language.task import choose, for_language
+    from ..training.fit import choose_device
+
+    request = Request(data=data, device=device, **options)
+    if not for_language(request):
+        from ..errors import DataError
+
+        raise DataError(f"{data} holds no prompts; give a .jsonl file with a prompt a line, or reasoning-gym:TASK")
+    found = asked(choose(request), prompts, choose_device(device), lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+    if not found["go"]:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("data")
+@click.option("--text", required=True, metavar="COL", help="Column of texts.")
+@click.option("--model", default="gt-minilm", show_default=True, metavar="SPEC", help="Encoder, as for `run`.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; `run --model DIR` takes it.")
+@click.option("--weight", type=Finite(min=0), default=1.0, show_default=True, help="Of the likeness to the teacher.")
+@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Of each of the two trainings [default: 3].")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Of each of the two, instead of epochs.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 32]")
+@click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 5e-5].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@refusing
+def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Go on pre-training an encoder on the texts of DATA (a CSV or Parquet table), with itself as the teacher.
+
+    Words are hidden and filled in, twice: what the first training makes of the encoder teaches the second, which starts
+    from the original weights. No labels are read. A cut run goes on when the same command is given again.
+    """
+    from ..training import further_pretraining
+    from .progress import reporting
+
+    one_length(options["steps"], options["epochs"])
+    given = {name: value for name, value in options.items() if value is not None}
+    with reporting(quiet) as reporter:
+        record = further_pretraining.pretrain(
+            data, text, Path(out), make=reporter.begin if reporter else lambda name: None,
+            warn=lambda line: click.echo(line, err=True), **given,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"out": out, **record}, sort_keys=True))
+        return
+    for role, terms in record["losses"].items():
+        said = ", ".join(f"{name} {one['loss']:.3f}" for name, one in terms.items())
+        click.echo(f"{role}, in its last epoch: {said}")
+    click.echo(f"The encoder lies in {out}; learn from labels by `selfdistill run DATA --text {text} --model {out}`")

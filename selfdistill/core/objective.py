@@ -1,0 +1,237 @@
+"""objective"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError, SpaceError
+from ..views import Views
+from .outputs import space_of
+from .parts import Given, Measured, Part, Pool, Teacher, Term
+from .step import Batch, Clock, Passes, Step
+from .vitals import Pulse, Vigil, Vitals, Watch, summarise
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe: named terms, the views they look at, and how generations follow each other.
+
+    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``prepare`` adapts the model factory (peers,
+    exits; its ``single(build)`` builds the product). ``method.bind(model)`` makes the objective that trains with it.
+    """
+
+    terms: Mapping[str, Term]
+    views: Views = Views()
+    prepare: Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]] | None = None
+    generations: int = 1
+    forward: str = "fused"
+
+    def __post_init__(self) -> None:
+        if self.forward not in ("fused", "separate"):
+            raise SpaceError(f"forward is 'fused' or 'separate', not {self.forward!r}")
+        if not isinstance(self.generations, int) or self.generations < 1:
+            raise SpaceError(f"generations counts trainings: a whole number from 1 on, not {self.generations}")
+        if not self.terms:
+            raise SpaceError("a method needs at least one term")
+        odd = [name for name in self.terms if not (isinstance(name, str) and name.isidentifier())]
+        if odd:
+            raise SpaceError(f"a term's name is one word of letters, digits and _, not {odd[0]!r}")
+        object.__setattr__(self, "terms", dict(self.terms))
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.terms.items()), self.views, self.prepare, self.generations, self.forward))
+
+    def bind(self, model: nn.Module, **options: Any) -> Objective:
+        """An `Objective` that trains this model; options as there."""
+        return Objective(self, model, **options)
+
+    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
+        graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
+        own = (p.own_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
+        return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
+
+
+@dataclass
+class Figure:
+    """One term in the last step: mean loss, weight, and the share of its targets that the gate kept."""
+
+    loss: Tensor
+    weight: float
+    kept: Tensor
+    valid: Tensor = field(repr=False)
+
+
+class Objective(nn.Module):
+    """A method bound to a model: call it on a batch for the loss, and ``update()`` it after the optimizer's step.
+
+    Args:
+        method: the recipe.
+        model: the student; the objective refers to it but does not own it (its ``state_dict`` holds teachers only).
+        previous, external: models that `Generation` and `External` teachers look at.
+        scale: (center, scale) of standardised values, for external teachers that answer in their unit.
+        clock: length and position of the run, for schedules; ``update()`` moves it on.
+        autocast: context for the forward passes (mixed precision).
+        vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
+
+    >>> from selfdistill.methods import plain
+    >>> model = nn.Linear(3, 2)
+    >>> objective = plain().bind(model)
+    >>> objective({"x": torch.ones(4, 3), "y": torch.tensor([0, 1, 0, 1])}).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        *,
+        previous: nn.Module | None = None,
+        external: nn.Module | None = None,
+        scale: tuple[float, float] | None = None,
+        clock: Clock | None = None,
+        autocast: Callable[[], Any] = nullcontext,
+        vitals: bool = True,
+    ) -> None:
+        super().__init__()
+        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, Pulse]()
+        # a predecessor makes this a later generation; a generation that is not the first has one
+        self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
+        if self.clock.generation and previous is None and method.generations > 1:
+            raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
+        self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
+        self._plan, self._keys, self._owners = (
+            method.seen(),
+            dict[tuple[str, Part], str](),
+            list[tuple[str, Part, Term]](),
+        )
+        self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
+        self._vigil = Vigil(self.states, self._owners, self._keys)
+        shared = dict[Hashable, str]()
+        for name, term in method.terms.items():
+            for part in term.parts():
+                key = part.key(term)
+                if key not in shared:
+                    shared[key] = f"{name}_{type(part).__name__.lower()}"
+                    self.states[shared[key]] = part.start(model, Given(previous, external, scale))
+                    self._owners.append((shared[key], part, term))
+                self._keys[name, part] = shared[key]
+
+    def look(self, batch: Mapping[str, Any]) -> Step:
+        """Forward every view that the method names, once."""
+        (model, forward), fused, mixing = self._student, self.method.forward == "fused", self.method.views.mixing
+        return Step(forward, Batch.of(batch), self.clock, *self._plan, fused, self.autocast, model, mixing)
+
+    def state_of(self, name: str, part: Part) -> nn.Module:  # of a part, in the term of this name
+        return self.states[self._keys[name, part]]
+
+    def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
+        """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
+
+        Raises:
+            VitalsError: at a step that is looked at, the signal of a term is certainly dead.
+        """
+        if torch.is_grad_enabled() and not self.student.training:
+            raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
+        step = self.look(batch)
+        watch = Watch(self.student, step, self.pulse, self._vigil, self.watched)
+        measured = {
+            n: watch.buffers(n, t, t.tally(partial(self.state_of, n), step)) for n, t in self.method.terms.items()
+        }
+        if torch.is_grad_enabled():
+            watch.read(self.method.terms, measured)
+            step.release()
+            self._steps.append(step)
+        return {name: m._replace(seen=None) for name, m in measured.items()}  # so that no graph is held
+
+    def vitals(self) -> Vitals:
+        """Is every term's signal alive? Means over the steps looked at so far."""
+        return summarise(self.pulse)
+
+    def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
+        parts = []
+        for name, term in self.method.terms.items():
+            tally, kept, valid, _ = measured[name]
+            count, weight = tally.count if counts is None else counts[name], term.weight_at(self.clock)
+            mean = tally.total / (count + (count == 0))  # without any element 0 / 1
+            self.figures[name] = Figure(mean.detach(), weight, kept, valid)
+            parts.append(weight * mean if weight else mean.detach() * 0.0)
+        return reduce(torch.add, parts)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of one batch, a scalar."""
+        return self.combine(self.measure(batch))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let every state follow: call it once after each optimizer step.
+
+        Raises:
+            RecipeError: no loss was asked for (with gradient) since the last update.
+            VitalsError: at a step that is looked at, a teacher moved that was to stay, or stayed that was to move.
+        """
+        if not self._steps:
+            raise RecipeError("update() follows a step: call the objective on a batch, with gradient, before it")
+        with self._vigil.over(self._steps, self.pulse):
+            for name, part, term in self._owners:
+                part.update(self.states[name], self._steps, term)
+        self._steps.clear()
+        self.clock = self.clock.at(self.clock.step + 1)
+
+    def passes(self) -> Passes:
+        """What was computed since the last update."""
+        return sum((step.spent() for step in self._steps), Passes())
+
+    @property
+    def student(self) -> nn.Module:
+        """The model that learns."""
+        return self._student[0]
+
+    def call_through(self, forward: Callable[[Tensor], Any]) -> None:
+        """Call this instead of the model: a DDP or compiled wrapper around it."""
+        self._student = (self._student[0], forward)
+
+    def blame(self, measured: Mapping[str, Measured]) -> tuple[str, list[int]]:
+        """The first term whose total is not finite, and up to eight samples whose output is not."""
+        name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
+        term, step = self.method.terms[name], self._steps[-1]
+        rows, ids = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1), step.batch[term.view].id
+        picked = (~rows if not bool(rows.all()) else rows).nonzero().squeeze(1)
+        return name, (picked if ids is None else ids[picked])[:8].tolist()
+
+    @torch.no_grad()
+    def prepare(self, pool: Pool) -> None:
+        """At the start of a generation: let teachers label the pool."""
+        for name, part, _ in self._owners:
+            part.prepare(self.states[name], pool)
+
+    def admitted(self) -> Tensor | None:
+        """Unlabelled ids this generation may draw, or None for all."""
+        teachers = ((self.states[n], p) for n, p, _ in self._owners if isinstance(p, Teacher))
+        return next((ids for state, p in teachers if (ids := p.admitted(state)) is not None), None)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(astuple(self.clock))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.clock = Clock(*state.tolist())
+
+
+def untaught(method: Method) -> bool:
+    """Does it compare features alone, of a model with heads beside it, so that nothing teaches the classifier?
+
+    >>> from .methods import recipes
+    >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
+    (True, False)
+    """
+    if getattr(method, "prepare", None) is None:  # a language model has none, nor has an encoder that fills in words
+        return False
+    return all(space_of(term.head) == "features" for term in method.terms.values())

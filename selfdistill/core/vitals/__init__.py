@@ -1,0 +1,14 @@
+"""Vitals: is the signal of each term alive? A few steps are looked at; what is certainly dead stops the run.
+
+`Objective.vitals()` gives per term means over the looks, and warnings. What `Watch` is certain of it raises as
+`VitalsError` at once. Only the terms' own outputs are differentiated, never the model.
+"""
+
+from __future__ import annotations
+
+from ..parts import Seen
+from .states import Vigil
+from .summary import Pulse, Vitals, interval, summarise
+from .watch import Watch, figures, looked_at
+
+__all__ = ["Pulse", "Seen", "Vigil", "Vitals", "Watch", "figures", "interval", "looked_at", "summarise"]

@@ -1,0 +1,307 @@
+"""Do sample ids belong to the samples? A memory keyed by ids that do not is one of other samples.
+
+Vitals of states: do averages move, do frozen teachers stay, is everything that changes also saved?
+
+A `Vigil` belongs to an objective and is no state: it remembers a few entries of each tensor between the looks, and
+forgets them when a ``state_dict`` is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from ..memory import Held
+from ..parts import Part, Teacher, Term
+from ..step import Step
+from .summary import Pulse, fail
+
+MOST = 65536  # ids remembered
+
+
+class Remembered:
+    """The first label seen with each sample id, at looks only."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, int] = {}
+        self.again, self.other = 0, 0
+
+    def see(self, terms: Mapping[str, Any], step: Step) -> None:
+        """Compare the labels of a step with those remembered, where a term asked for ids.
+
+        Raises:
+            VitalsError: the same ids come with other labels, about as often as if they were drawn by chance.
+        """
+        for view in step.keyed:
+            rows = step.batch[view]
+            if rows.y is None or rows.id is None or rows.y.is_floating_point() or rows.y.dim() != 1:
+                continue
+            for i, label in zip(rows.id.tolist(), rows.y.tolist(), strict=True):
+                if label < 0:
+                    continue
+                if i in self.first:
+                    self.again, self.other = self.again + 1, self.other + (self.first[i] != label)
+                elif len(self.first) < MOST:
+                    self.first[i] = label
+        if self.other < 16:
+            return
+        counts = Counter(self.first.values())
+        chance = 1.0 - sum((n / len(self.first)) ** 2 for n in counts.values())
+        if self.other > 0.5 * chance * self.again:  # a label that was corrected in between is no reason
+            name = _asking(terms, step)
+            fail(
+                "ids-misaligned", name, f"{self.other} of {self.again} sample ids that came again had another label, "
+                f"{chance:.0%} would by chance", "give each sample one id and shuffle inputs, labels and ids together",
+            )  # fmt: skip
+
+
+def _asking(terms: Mapping[str, Any], step: Step) -> str:
+    """The term that needs the ids: one on a view whose ids were asked for, and rather not that of the labels."""
+    there = [name for name, term in terms.items() if term.view in step.keyed]
+    return next((n for n in there if not by_labels(terms[n])), [*there, *terms][0])
+
+
+def by_labels(term: Any) -> bool:
+    """Is the target of the term the label?"""
+    return any(isinstance(part, Teacher) and part.labels for part in term.parts())
+
+
+SOME = 256  # entries of a tensor that are compared, evenly spread; up to twice as many where it does not divide
+
+
+_ITS_OWN = frozenset(vars(nn.Module()))  # what every module has, and what no state_dict is for
+
+
+@dataclass
+class _Kept:
+    """A held module at the last look: entries of its weights, of its floating buffers and the student's; counters."""
+
+    weights: Tensor
+    buffers: Tensor
+    students: Tensor
+    counters: dict[str, tuple[float, float]]  # the teacher's and the student's
+
+
+@dataclass
+class _Suspicion:
+    """Looks in a row at which an average hardly moved, or its statistics did not; looks at which an attribute moved."""
+
+    stuck: int = 0
+    lost: int = 0
+    loose: dict[str, int] = field(default_factory=dict)
+
+
+class Vigil:
+    """Watches the states of an objective: `open` before the terms of a step, `over` while the states follow."""
+
+    def __init__(self, states: nn.ModuleDict, owners: list[tuple[str, Part, Term]], keys: dict[Any, str]) -> None:
+        self.states, self.owners, self.keys, self.rows = states, owners, keys, Remembered()
+        self._opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
+        self._loose: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._suspicions: dict[str, _Suspicion] = {}
+        states.register_load_state_dict_post_hook(self._forget)
+
+    def _forget(self, module: nn.Module, odd: object) -> None:
+        self._opened, self._kept, self._suspicions = None, {}, {}
+
+    def open(self) -> None:
+        """A step that is looked at begins; its further micro-batches change nothing."""
+        if self._opened is None:
+            self._opened = {key: _some(held.parameters()) for key, _, held in self._held()}
+            self._loose = {key: _loose(self.states[key]) for key, _, _ in self.owners}
+
+    @contextmanager
+    def over(self, steps: Sequence[Step], pulses: Mapping[str, Pulse]) -> Iterator[None]:
+        """Around the update of the states, after the optimizer's step.
+
+        Raises:
+            VitalsError: a frozen teacher has moved, an average stands still, or its statistics are lost.
+        """
+        if self._opened is None or steps[0].owner is None:
+            yield
+            return
+        before, student, clock = (
+            {key: _some(m.parameters()) for key, _, m in self._held()},
+            steps[0].owner,
+            steps[0].clock,
+        )
+        for key, part, _ in self._held():
+            self._frozen(key, part, before[key])
+        yield
+        for key, part, module in self._held():
+            suspicion = self._suspicions.setdefault(key, _Suspicion())
+            now = _look(module, student)
+            self._average(key, part, module, (before[key], now.weights, _some(student.parameters())), clock.step + 1)
+            self._statistics(key, part, now, suspicion)
+            self._kept[key] = now
+            if (far := _distance(module, student)) is not None:
+                for name in self._terms(key):
+                    pulses[name].add("weight_distance", far)
+        self._unsaved(pulses)
+        self._opened = None
+
+    def _held(self) -> list[tuple[str, Part, nn.Module]]:
+        """The owners that hold a module, by the state's key."""
+        held = [(key, part, self.states[key]) for key, part, _ in self.owners]
+        return [(key, part, state.module) for key, part, state in held if isinstance(state, Held)]
+
+    def _terms(self, key: str) -> list[str]:
+        return [name for (name, _), mine in self.keys.items() if mine == key]
+
+    def _frozen(self, key: str, part: Part, now: Tensor) -> None:
+        """Nobody but ``update`` may move a teacher's weights, and a frozen teacher's nobody."""
+        stays = isinstance(part, Teacher) and part.immovable
+        if not stays and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
+            return  # a part of one's own may be moved by one's own loop
+        past = [(self._opened or {}).get(key)]
+        past += [self._kept[key].weights] if stays and key in self._kept else []
+        if any(then is not None and _moved(then, now) for then in past):
+            fail(
+                "frozen-teacher-moved", self._terms(key)[0], f"the weights of its teacher ({type(part).__name__}) were "
+                "changed from outside", "give the teacher modules of its own that no optimizer has and nobody copies "
+                "into, or let Ema follow the student",
+            )  # fmt: skip
+
+    def _average(self, key: str, part: Part, module: nn.Module, seen: tuple[Tensor, Tensor, Tensor], done: int) -> None:
+        """Does the average move by (1 - decay) of its distance? In low precision small updates round away."""
+        before, after, student = (entries.float() for entries in seen)
+        rate = part.averaging_rate(done) if isinstance(part, Teacher) else None
+        if rate is None or len({len(s) for s in seen}) > 1:
+            return
+        coarse = any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
+        expected = rate * (student - before).abs()
+        due = (student - before).abs() > (1e-3 if coarse else 1e-2) * before.abs()  # less than that float32 rounds too
+        still = due & ((after - before).abs() < 0.1 * expected)
+        due_entries, still_entries = torch.stack([due.sum(), still.sum()]).tolist()
+        suspicion = self._suspicions[key]
+        # not by norms: entries near 0, as biases are at first, still move in low precision
+        suspicion.stuck = suspicion.stuck + 1 if still_entries > 0.75 * due_entries else 0
+        if rate and suspicion.stuck >= 3:
+            fail(
+                "stuck-average", self._terms(key)[0], f"at {suspicion.stuck} looks {still_entries / due_entries:.0%} "
+                f"of its average ({next(module.parameters()).dtype}) moved by less than a tenth of what {part!r} says",
+                "keep the average in float32: cast the model before bind, and not the objective",
+            )  # fmt: skip
+
+    def _statistics(self, key: str, part: Part, now: _Kept, suspicion: _Suspicion) -> None:
+        """An average of weights needs the statistics that go with them."""
+        then = self._kept.get(key)
+        if then is None or (isinstance(part, Teacher) and part.frozen):
+            return
+        shrunk = [
+            name for name, (mine, theirs) in now.counters.items()
+            if name in then.counters and mine < then.counters[name][0] and theirs >= then.counters[name][1]
+        ]  # fmt: skip
+        follows = _moved(then.weights, now.weights) and _moved(then.students, now.students)
+        still = follows and then.buffers.shape == now.buffers.shape == now.students.shape
+        if still:
+            still = bool((then.buffers == now.buffers)[then.students != now.students].all())
+        suspicion.lost = suspicion.lost + 1 if still else 0
+        if shrunk or suspicion.lost >= 3:
+            what = f"counter {shrunk[0]} shrinks" if shrunk else "running statistics never move, while its weights do"
+            fail(
+                "lost-buffers", self._terms(key)[0], f"its teacher's {what} and the student's go on", "average "
+                "floating buffers like weights, and copy integer ones",
+            )  # fmt: skip
+
+    def _unsaved(self, pulses: Mapping[str, Pulse]) -> None:
+        """A warning for what changes and is in no ``state_dict``."""
+        for key, _, _ in self.owners:
+            now, suspicion = _loose(self.states[key]), self._suspicions.setdefault(key, _Suspicion())
+            for name, then in self._loose[key].items():
+                if name in now and not _same(then, now[name]):
+                    suspicion.loose[name] = suspicion.loose.get(name, 0) + 1
+            for name in [name for name, looks in suspicion.loose.items() if looks >= 2]:
+                for term in self._terms(key):
+                    pulses[term].note(
+                        f"the state of term {term!r} changes in {name!r}, which its state_dict does not hold: it is "
+                        "lost on resume; register it as a buffer"
+                    )
+        self._loose = {}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _some(tensors: Iterable[Tensor]) -> Tensor:
+    """A few entries of each tensor: enough to see it move."""
+    flat = [_local(t.detach()).reshape(-1) for t in tensors]
+    parts = [t[:: max(1, len(t) // SOME)] for t in flat]
+    return torch.cat([p.to(parts[0].device) for p in parts]).clone() if parts else torch.zeros(0)
+
+
+def _moved(then: Tensor, now: Tensor) -> bool:
+    """Did an entry change? Not known where shape, precision or device have."""
+    comparable = (then.shape, then.dtype, then.device) == (now.shape, now.dtype, now.device)
+    return comparable and not bool(((then == now) | (then.isnan() & now.isnan())).all())
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without what engines put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _look(module: nn.Module, student: nn.Module) -> _Kept:
+    mine, theirs = ({_bare(name): _local(b) for name, b in m.named_buffers()} for m in (module, student))
+    shared = [n for n in mine if n in theirs and mine[n].shape == theirs[n].shape]
+    floating = [n for n in shared if mine[n].is_floating_point()]
+    counting = [n for n in shared if n.rpartition(".")[2] == "num_batches_tracked"]
+    counted = [
+        [float(x) for x in torch.stack([b[n] for n in counting]).tolist()] if counting else [] for b in (mine, theirs)
+    ]
+    return _Kept(
+        _some(module.parameters()),
+        _some(mine[n] for n in floating),
+        _some(theirs[n] for n in floating),
+        dict(zip(counting, zip(*counted, strict=True), strict=True)),
+    )
+
+
+def _distance(teacher: nn.Module, student: nn.Module) -> float | None:
+    """||teacher - student|| / ||student|| over all weights; None where they are no weights of one layout."""
+    mine, theirs = ({_bare(name): _local(p.detach()) for name, p in m.named_parameters()} for m in (teacher, student))
+    if not mine or mine.keys() != theirs.keys() or any(mine[n].shape != theirs[n].shape for n in mine):
+        return None
+    sums = [
+        torch.stack([(mine[n].float() - w.float()).square().sum(), w.float().square().sum()]) for n, w in theirs.items()
+    ]
+    whole = torch.stack(sums).sum(0)
+    if any(hasattr(p, "to_local") for p in student.parameters()):  # each process has summed its part
+        whole = distributed.add(whole)
+    apart, size = whole.tolist()
+    return math.sqrt(apart / size) if size > 0 else None
+
+
+def _loose(state: nn.Module) -> dict[str, Any]:
+    """What a state holds outside its ``state_dict`` and may change: tensors, numbers, lengths of collections."""
+    found: dict[str, Any] = {}
+    for path, module in state.named_modules():
+        if isinstance(state, Held) and path.startswith("module"):
+            continue  # a model keeps what it likes
+        kind = type(module)
+        saves = (kind.get_extra_state, kind.state_dict, kind._save_to_state_dict)
+        if saves != (nn.Module.get_extra_state, nn.Module.state_dict, nn.Module._save_to_state_dict):
+            continue  # it says itself what it saves
+        loose = {n: v for n, v in vars(module).items() if n not in _ITS_OWN}
+        loose |= {n: module._buffers[n] for n in module._non_persistent_buffers_set}
+        for name, value in loose.items():
+            if isinstance(value, Tensor) and not value.is_inference():
+                found[f"{path}.{name}".lstrip(".")] = (value, value._version)
+            elif isinstance(value, int | float | list | dict | set):
+                found[f"{path}.{name}".lstrip(".")] = (None, value if isinstance(value, int | float) else len(value))
+    return found
+
+
+def _same(then: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
+    return then[0] is now[0] and bool(then[1] == now[1])

@@ -1,0 +1,397 @@
+"""The data door: a name, a folder, a table or two tensors become rows with ids, labels and splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..io.files import DATA_CARD
+from . import images, sources, splits, tables
+from .augment import Tokens
+from .sources import NAMES, Source
+
+PREPROCESSOR = "preprocessor.skops"
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rows, labels and splits; a sample id is a row's index in ``x``, in every split.
+
+    >>> digits = load("digits")
+    >>> digits.shape, len(digits.labelled), len(digits.audit), len(digits.test)
+    ((1, 8, 8), 1097, 200, 500)
+    """
+
+    name: str
+    kind: str  # "image" | "table" | "text"
+    task: str  # "classify" | "regress" | "features": no row has a label
+    x: Tensor  # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
+    y: Tensor  # (n,) int64, -1 for no label; or float32, nan for no label
+    classes: tuple[str, ...]  # empty for regression
+    labelled: Tensor  # sample ids that teach with their label
+    unlabelled: Tensor  # that teach without
+    audit: Tensor  # labelled, never teach: they accept and choose
+    test: Tensor  # labelled, read once at the end
+    flips: bool  # is a mirrored image still of its class?
+    augment: str  # the default view: "none" or "weak"
+    noisy: Tensor  # (n,) bool: the label was made wrong on purpose
+    preprocessor: Any = None  # tables: the fitted scikit-learn transformer
+    white: int = 255  # the pixel value that stands for 1.0
+    center: float = (
+        0.0  # values: mean and standard deviation of the labels that teach; models learn (y - center) / scale
+    )
+    scale: float = 1.0
+    reader: Any = None  # texts: a `text.Reader`, with the tokenizer
+    cut: int = 0  # texts: rows with more tokens than are read
+    names: tuple[str, ...] = ()  # the file of each row, where rows are files
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
+        chosen = self.x[ids]
+        if self.kind == "text":
+            return chosen.long()
+        return chosen.float() / self.white if chosen.dtype == torch.uint8 else chosen
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's input."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def head(self) -> str:
+        """The model's main head for this task."""
+        return "values" if self.task == "regress" else "logits"
+
+    @property
+    def outputs(self) -> int:
+        """The width of that head."""
+        return len(self.classes) or 1
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What views of texts have to know."""
+        return self.reader.tokens if self.reader is not None else None
+
+    @property
+    def note(self) -> str:
+        """What a person should know of these rows before they are learnt, if anything."""
+        if self.task == "features":
+            columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
+            inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
+            return f"{self.name}: no row has a label{inputs}; nothing can be scored, the last weights are the product"
+        if not self.cut:
+            return ""
+        return (
+            f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {self.shape[0]} tokens and were cut there"
+        )
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What a model learns, (n,): the class of each row, or its standardised value."""
+        return (self.y - self.center) / self.scale if self.task == "regress" else self.y
+
+    def in_units(self, said: Tensor) -> Tensor:
+        """A model's standardised values (rows, 1) in the unit of the target, (rows,)."""
+        return self.scale * said.squeeze(-1) + self.center
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over inputs, labels and splits: a run resumes on the same data only."""
+        digest = hashlib.sha256(repr((self.kind, self.task, self.classes, self.white)).encode())
+        for part in (self.x, self.y, self.labelled, self.unlabelled, self.audit, self.test):
+            digest.update(repr((part.dtype, tuple(part.shape))).encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """What a run's record says about its data; everything in it can be written as JSON."""
+        parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
+        wrong = int(self.noisy[self.labelled].sum())
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "task": self.task,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "rows": parts,
+            "noise": wrong / max(parts["labelled"], 1),
+            "flips": self.flips,
+            "augment": self.augment,
+            "fingerprint": self.fingerprint,
+            **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
+        }
+
+
+def load(
+    source: str = "digits",
+    *,
+    target: str | None = None,
+    unlabelled: str | None = None,
+    labels: int | None = None,
+    label_noise: float = 0.0,
+    audit: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+    reader: Any = None,
+    labelled: bool = True,
+) -> Data:
+    """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, a CSV or Parquet file.
+
+    ``target`` names a table's target column; rows without one teach unlabelled, as those of ``unlabelled``.
+    ``labels`` keeps that many training labels, ``label_noise`` makes that share of them wrong, ``test`` is a
+    share of the labelled rows and ``audit`` one of the rest. The test split does not depend on ``seed``. A
+    ``reader`` (`text.reader`) makes token ids of a table's column of texts. Unless they must be ``labelled``, a folder
+    may have no classes and a table no target: such data teach features.
+
+    Raises:
+        DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
+
+    >>> load("digits", labels=100, label_noise=0.4).noisy.sum().item()  # 40 of training, 40 of audit
+    80
+    """
+    more = Path(unlabelled) if unlabelled is not None else None
+    options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
+    if reader is None:
+        found = sources.find(source, target=target, unlabelled=more, image_size=image_size, labelled=labelled)
+        return _assemble(found, audit, test, **options)
+    found, cut = reader.source(source, target, more)
+    return replace(_assemble(found, audit, test, **options), reader=reader, cut=cut)
+
+
+def from_tensors(
+    x: Tensor,
+    y: Tensor,
+    classes: Sequence[str] | None = None,
+    *,
+    name: str = "tensors",
+    labels: int | None = None,
+    label_noise: float = 0.0,
+    audit: float | Tensor | None = None,
+    test: float | Tensor | None = None,
+    seed: int = 0,
+    flips: bool = False,
+    augment: str = "none",
+) -> Data:
+    """Data from inputs (n, features) or images (n, 1 or 3, height, width), and labels (n,).
+
+    Integer labels are classes, -1 for none; floating labels are values, nan for none. Images are uint8, or
+    floating in [0, 1]. ``audit`` and ``test`` are shares (0 for none), sample ids, or masks (n,).
+
+    Raises:
+        DataError: values that are not finite, labels outside the classes, shapes that do not fit, ids of ``audit``
+            and ``test`` that are no rows, come twice, are in both, or have no label.
+
+    >>> data = from_tensors(torch.rand(100, 3), torch.arange(100) % 2)
+    >>> data.kind, data.classes, len(data.test)
+    ('table', ('0', '1'), 20)
+    """
+    y = y.float() if y.is_floating_point() else y.long()
+    x = x if x.dtype == torch.uint8 and x.ndim == 4 else x.float()
+    _check_inputs(x, y, name)
+    names: tuple[str, ...] = ()
+    if not y.is_floating_point():
+        names = tuple(classes) if classes is not None else tuple(map(str, range(int(y.max()) + 1)))
+    _check_targets(y, names, name)
+    kind = "image" if x.ndim == 4 else "table"
+    found = Source(name, kind, y, names, x=x, flips=flips, augment=augment)
+    return _assemble(found, audit, test, labels=labels, label_noise=label_noise, seed=seed)
+
+
+def write_card(data: Data, folder: Path) -> None:
+    """Write what prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = data.describe()
+    if data.preprocessor is not None:
+        tables.save(data.preprocessor, folder / PREPROCESSOR)
+        card["columns"] = tables.columns(data.preprocessor)[0]
+    if data.reader is not None:
+        card |= data.reader.save(folder)
+    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
+    """Model input and a name per row for ``source``, prepared as the training data of ``model_folder`` were.
+
+    ``source`` is a data name or IDX folder (its test images), an image or a folder of images at any depth, or
+    a table; rows are counted from 1 on.
+
+    Raises:
+        DataError: no such data, data of another kind or shape, or a model folder without a readable card.
+    """
+    card = _read_card(model_folder / DATA_CARD)
+    kind, shape = str(card["kind"]), tuple(card["shape"])
+    if kind == "text":
+        from . import text
+
+        return text.inputs(source, card, model_folder)
+    if tables.is_table(source) and kind != "table":
+        raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
+    if tables.is_table(source):
+        found, x, names = "table", *_table_inputs(Path(source), model_folder)
+    elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
+        if source in sources.TABLES and kind == "table":
+            return _known_inputs(source, model_folder)
+        data = load(source)
+        found, x, names = data.kind, data.rows(data.test), [f"test/{i + 1}" for i in data.test.tolist()]
+    elif kind != "image":
+        raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
+    else:
+        root = sources.existing(source)
+        paths = [root] if root.is_file() else images.find(root)
+        found, x = "image", images.read(paths, (shape[0], shape[1], shape[2])).float() / 255
+        names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
+    if (found, tuple(x.shape[1:])) != (kind, shape):
+        raise DataError(
+            f"{source}: {found} rows of shape {tuple(x.shape[1:])}, but the model was trained on {kind} rows "
+            f"of shape {shape}; give data of that shape"
+        )
+    return x, names
+
+
+# ---- from a source to data -------------------------------------------------------------------------
+
+
+def _assemble(
+    found: Source,
+    audit: float | Tensor | None,
+    test: float | Tensor | None,
+    *,
+    labels: int | None,
+    label_noise: float,
+    seed: int,
+) -> Data:
+    """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
+    parts = splits.make(
+        splits.Labels(found.name, found.y, found.classes),
+        test=_chosen(found, "test", found.test, test),
+        audit=_chosen(found, "audit", found.audit, audit),
+        labels=labels,
+        label_noise=label_noise,
+        seed=seed,
+        bare=found.bare,
+    )
+    (center, scale), x, preprocessor = _standard(found, parts), found.x, None
+    if found.features is not None:
+        preprocessor = tables.fit(found.features, torch.cat([parts.labelled, parts.unlabelled]))
+        x = tables.transform(preprocessor, found.features, found.name)
+    assert x is not None, "a source has inputs or features"
+    return Data(
+        name=found.name,
+        kind=found.kind,
+        task=found.task,
+        x=x,
+        classes=found.classes,
+        flips=found.flips,
+        augment=found.augment,
+        preprocessor=preprocessor,
+        white=found.white,
+        names=found.names,
+        center=center,
+        scale=scale,
+        **parts._asdict(),
+    )
+
+
+def _standard(found: Source, parts: splits.Splits) -> tuple[float, float]:
+    """Mean and standard deviation of the values that teach; (0, 1) for classes.
+
+    Raises:
+        DataError: they are all the same.
+    """
+    if found.task != "regress":
+        return 0.0, 1.0
+    y = parts.y[parts.labelled].double()
+    center, scale = float(y.mean()), float(y.std(correction=0))
+    if float(y.max()) == float(y.min()):
+        raise DataError(
+            f"{found.name}: the target is {center:g} in all {len(y)} rows that teach; there is nothing to learn, "
+            "choose another column"
+        )
+    return center, scale
+
+
+def _chosen(found: Source, which: str, own: splits.Part, asked: float | Tensor | None) -> splits.Part:
+    """The split that was asked for, or the source's own."""
+    if asked is None:
+        return own
+    if isinstance(own, Tensor):
+        raise DataError(f"{found.name}: its {which} rows are given by its files; leave {which} out")
+    if isinstance(asked, Tensor):
+        return splits.row_ids(found.name, which, asked, len(found.y))
+    if not 0 <= asked < 1:
+        raise DataError(f"{found.name}: {which} is a share from 0 to below 1, not {asked}; try 0.2")
+    return float(asked)
+
+
+# ---- checks of tensors -----------------------------------------------------------------------------
+
+
+def _check_inputs(x: Tensor, y: Tensor, name: str) -> None:
+    if x.ndim not in {2, 4} or not x.numel() or (x.ndim == 4 and x.shape[1] not in {1, 3}):
+        raise DataError(f"{name}: inputs of shape {tuple(x.shape)}; give (n, features) or (n, 1 or 3, height, width)")
+    if tuple(y.shape) != (len(x),):
+        raise DataError(f"{name}: labels of shape {tuple(y.shape)} for {len(x)} rows; give one label per row")
+    if x.dtype == torch.uint8:
+        return
+    broken = (~torch.isfinite(x)).nonzero()
+    if len(broken):
+        place = broken[0].tolist()
+        column = f"column {place[1]}" if x.ndim == 2 else f"channel, y, x = {tuple(place[1:])}"
+        raise DataError(f"{name}: {x[tuple(place)].item()} in row {place[0]}, {column} (from 0); remove or fill it")
+    if x.ndim == 4 and (float(x.min()) < 0 or float(x.max()) > 1):
+        raise DataError(f"{name}: images from {float(x.min()):g} to {float(x.max()):g}; scale them to [0, 1]")
+
+
+def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
+    if y.is_floating_point():
+        wrong, remedy = torch.isinf(y), "use a finite value, or nan for none"
+    else:
+        wrong = (y < -1) | (y >= len(classes))
+        remedy = f"use 0..{len(classes) - 1}, or -1 for no label"
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(f"{name}: label {y[row].item()} in row {row} (from 0) is out of range; {remedy}")
+
+
+# ---- inputs for a trained model --------------------------------------------------------------------
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        return {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
+
+
+def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
+    """The test rows of a table by name, through the saved preprocessing."""
+    table, test = tables.known(source), load(source).test
+    x = tables.transform(tables.load(folder / PREPROCESSOR), table.features.iloc[test.numpy()], source)
+    return x, [f"test/{i + 1}" for i in test.tolist()]
+
+
+def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
+    """Through the saved preprocessing; a model trained on bare tensors takes the numbers as they are."""
+    frame = tables.read_frame(path)
+    names = [str(row + 1) for row in range(len(frame))]
+    if (model_folder / PREPROCESSOR).exists():
+        preprocessor = tables.load(model_folder / PREPROCESSOR)
+        return tables.transform(preprocessor, frame, str(path)), names
+    columns = list(frame.columns)
+    values = tables.prepare(frame, columns, columns, str(path)).to_numpy(np.float32)
+    x = torch.tensor(values)
+    _check_inputs(x, torch.zeros(len(x)), str(path))
+    return x, names

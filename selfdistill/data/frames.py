@@ -1,0 +1,177 @@
+"""Tables for learners: the columns as they were read, with their categories and missing values, and the splits.
+
+A network's table is standardised numbers in float32 (`tabular`); a learner of scikit-learn takes the frame itself. Its
+audit leaves folds of the labelled rows out, so no split is kept for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ..io.files import DATA_CARD
+from . import sources, splits, tables
+
+KINDS = ("number", "category")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A table cut into who teaches and who tests, and its target; a sample id is a row's place in the file.
+
+    The table as a whole is not kept: with a million rows it would be there twice.
+    """
+
+    name: str
+    parts: dict[str, Part]  # labelled, unlabelled, test
+    y: NDArray[Any]  # (n,) places of classes, -1 for none; or float64, nan for none
+    classes: tuple[str, ...]
+    noisy: NDArray[np.bool_]
+    fingerprint: str  # SHA-256 over features, target and splits: a run resumes on the same data only
+
+    @property
+    def task(self) -> str:
+        return "classify" if self.classes else "regress"
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        return self.parts["labelled"].ids
+
+    @property
+    def unlabelled(self) -> NDArray[np.int64]:
+        return self.parts["unlabelled"].ids
+
+    @property
+    def test(self) -> NDArray[np.int64]:
+        return self.parts["test"].ids
+
+    @property
+    def sample(self) -> Any:
+        """The rows that teach with labels, as a frame: what they look like, others do."""
+        return self.parts["labelled"].features
+
+    def rows(self, ids: NDArray[np.int64]) -> Any:
+        """The features of some rows of one part, as a frame; of all of them without a copy."""
+        part = next(part for part in self.parts.values() if not len(ids) or np.isin(ids[0], part.ids))
+        if ids is part.ids:
+            return part.features
+        return part.features.iloc[np.searchsorted(part.ids, ids)]
+
+    def kinds(self) -> dict[str, str]:
+        """Is a column of numbers or of categories?"""
+        return {n: KINDS[int(self.sample[n].dtype.kind != "f")] for n in self.sample.columns}
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record says about its data."""
+        counts = {name: len(part.ids) for name, part in self.parts.items()}
+        return {
+            "name": self.name, "kind": "table", "task": self.task, "shape": [self.sample.shape[1]],
+            "classes": list(self.classes), "rows": {**counts, "audit": 0},
+            "noise": int(self.noisy[self.labelled].sum()) / max(len(self.labelled), 1), "flips": False,
+            "augment": "none", "fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+
+class Part(NamedTuple):
+    """Rows of one split: their ids, ascending, and their features (a pandas frame: numbers as float64, all else as
+    categories)."""
+
+    ids: NDArray[np.int64]
+    features: Any
+
+
+def _fingerprint(features: Any, *others: Any) -> str:
+    from pandas.util import hash_pandas_object
+
+    digest = hashlib.sha256(repr(list(features.columns)).encode())
+    for name in features.columns:  # a column at a time: no copy of the whole
+        digest.update(hash_pandas_object(features[name], index=False).to_numpy().tobytes())
+    for part in others:
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _cut(features: Any, splits_: dict[str, NDArray[np.int64]]) -> dict[str, Part]:
+    """Each split's rows, column by column, so that the whole goes as the parts come."""
+    import pandas as pd
+
+    columns: dict[str, dict[str, Any]] = {name: {} for name in splits_}
+    for column in list(features.columns):
+        whole = features.pop(column)
+        for name, ids in splits_.items():
+            columns[name][column] = whole.take(ids).reset_index(drop=True)
+    return {name: Part(ids, pd.DataFrame(columns[name], copy=False)) for name, ids in splits_.items()}
+
+
+def load(
+    source: str,
+    *,
+    target: str | None = None,
+    unlabelled: str | None = None,
+    labels: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> Frame:
+    """A table by name or path for learners; arguments as of `data.load`.
+
+    Raises:
+        DataError: the table or what was asked of it cannot be used; the message says why.
+
+    >>> frame = load("diabetes", labels=60)
+    >>> len(frame.labelled), len(frame.unlabelled), len(frame.test)
+    (60, 294, 88)
+    """
+    more = Path(unlabelled) if unlabelled is not None else None
+    found = sources.find(source, target=target, unlabelled=more, image_size=None, compact=True)
+    if found.features is None:
+        raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
+    parts = splits.make(
+        splits.Labels(found.name, found.y, found.classes), test=found.test, audit=0, labels=labels,
+        label_noise=label_noise, seed=seed,
+    )  # fmt: skip
+    y = parts.y.numpy() if found.classes else parts.y.double().numpy()
+    if not found.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
+        raise DataError(f"{found.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
+                        "nothing to learn, choose another column")  # fmt: skip
+    ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
+    mark = _fingerprint(found.features, repr(found.classes), y, *ids.values())
+    cut = _cut(found.features, ids)
+    _trim()
+    return Frame(found.name, cut, y, found.classes, parts.noisy.numpy(), mark)
+
+
+def _trim() -> None:
+    """Give freed memory back: glibc keeps what the splits of a million rows took, which is as much as the table."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has another way, or none
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def write_card(frame: Frame, folder: Path, **more: Any) -> None:
+    """Write what prepares other rows the same way."""
+    card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **more}
+    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def rows_for(source: str, card: dict[str, Any]) -> Any:
+    """The rows of a table that a finished learner shall answer, with the columns it was trained on.
+
+    Raises:
+        DataError: no such table, or a column is missing or of another kind.
+    """
+    if source in sources.TABLES:
+        found = load(source)
+        return found.rows(found.test)
+    if not tables.is_table(source):
+        raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
+    kinds: dict[str, str] = card["kinds"]
+    numeric = [name for name, kind in kinds.items() if kind == KINDS[0]]
+    return tables.prepare(tables.read_frame(sources.existing(source)), list(kinds), numeric, source, compact=True)

@@ -1,0 +1,129 @@
+"""The door of reasoning-gym: tasks that are made on the spot, with checkers of their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from ..errors import DataError, RecipeError
+from ..io.expressions import called, nearest, one_line, read
+from .examples import Example
+
+PREFIX = "reasoning-gym:"
+
+
+ROWS, SEED = 600, 0  # of a data set whose size and seed are not given
+
+
+SAMPLE = 2  # rows of the data set that only scores: scoring needs its settings, not its rows
+
+
+def tasks() -> Mapping[str, Any]:
+    """The tasks by name; none where reasoning-gym is not installed."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        return {}
+    return dict(DATASETS)
+
+
+def is_task(spec: str) -> bool:
+    """Is this ``reasoning-gym:TASK``?"""
+    return spec.strip().startswith(PREFIX)
+
+
+def make(spec: str, size: int = ROWS) -> list[Example]:
+    """The rows of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value, ...)``: the same ones at every call.
+
+    ``size`` is how many, if the text does not say.
+
+    Raises:
+        DataError: reasoning-gym is missing, has no such task, or the task refuses its settings.
+
+    >>> [(row.prompt[-7:], row.answer) for row in make("reasoning-gym:chain_sum(size=2, max_terms=2, max_digits=1)")]
+    [('0 - 4 =', '-4'), ('4 - 1 =', '3')]
+    """
+    dataset = _dataset(spec, size=size, seed=SEED)
+    try:
+        entries = [dataset[i] for i in range(len(dataset))]
+    except Exception as error:  # tasks refuse in many ways
+        raise _refused(spec, error) from error
+    return [
+        Example(
+            (("user", str(entry["question"])),),
+            answer=None if entry["answer"] is None else str(entry["answer"]),
+            checker=spec.strip(),
+            entry=entry,
+            line=number,
+        )
+        for number, entry in enumerate(entries, 1)
+    ]
+
+
+@lru_cache(maxsize=64)
+def scorer(spec: str) -> Callable[[str, Mapping[str, Any]], float]:
+    """The task's ``score_answer(answer, entry)``, in [0, 1].
+
+    Raises:
+        DataError: as `make`.
+    """
+    dataset = _dataset(spec, size=SAMPLE, seed=SEED)
+
+    def score(completion: str, entry: Mapping[str, Any]) -> float:
+        return dataset.score_answer(final(completion), dict(entry))  # type: ignore[no-any-return]
+
+    return score
+
+
+def final(completion: str) -> str:
+    """What the last pair of answer tags holds, or the whole text where there is none.
+
+    >>> final("4 - 1 is <answer> 3 </answer>"), final(" 3 ")
+    ('3', '3')
+    """
+    _, opened, rest = completion.rpartition("<answer>")
+    held, closed, _ = rest.partition("</answer>")
+    return held.strip() if opened and closed else completion.strip()
+
+
+def entry_of(example: Example) -> Mapping[str, Any]:
+    """reasoning-gym's record of an example; of one that came from a file, as much as the file knows."""
+    if example.entry is not None:
+        return example.entry
+    return {"question": example.prompt, "answer": example.answer, "metadata": {}}
+
+
+def _dataset(spec: str, **defaults: int) -> Any:
+    text = spec.strip().removeprefix(PREFIX)
+    known = tasks()
+    if not known:
+        raise DataError(f"{one_line(spec, 80)}: reasoning-gym is missing; pip install reasoning-gym")
+    name = called(text)
+    if name not in known:
+        close = nearest(name, dict.fromkeys(known))
+        hint = f"nearest: {close}" if close else "https://github.com/open-thought/reasoning-gym lists them"
+        raise DataError(f"reasoning-gym has no task {one_line(name, 60)!r}; {hint}")
+    try:
+        return read(text, {name: _maker(name, known[name][1], defaults)}, "task")
+    except RecipeError as error:
+        raise DataError(f"{PREFIX}{name}: {error}") from None
+    except Exception as error:
+        raise _refused(spec, error) from error
+
+
+def _maker(name: str, config: type, defaults: Mapping[str, int]) -> Callable[..., Any]:
+    """Makes the task's data set from its settings; its signature is theirs, so that misspelt ones are named."""
+    from reasoning_gym import create_dataset
+
+    def made(**options: Any) -> Any:
+        return create_dataset(name, **{**defaults, **options})
+
+    made.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
+    return made
+
+
+def _refused(spec: str, error: Exception) -> DataError:
+    why = one_line(error, 160) or type(error).__name__
+    return DataError(f"{one_line(spec, 80)}: the task refuses its settings ({why}); change them, or leave them out")

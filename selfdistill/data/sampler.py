@@ -1,0 +1,248 @@
+"""Which prompts a step takes.
+
+Sampling: which rows a step sees, and the tensors it sees them as.
+
+Both are pure functions of (seed, generation, epoch, step, sample id): nothing is consumed, so a resumed or a
+distributed run sees what the uninterrupted single process sees.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..core.step import Batch, Clock, Rows
+from ..errors import DataError
+from ..models import patch_masking
+from ..views import TOGETHER, Look, Views
+from . import augment
+
+
+class Order:
+    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
+        self.rows, self.seed, self.generation = rows, seed, generation
+        self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
+
+    def drawn(self, clock: Clock) -> Tensor:
+        order = rng.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
+        step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
+        return order[step * self.rows // steps : (step + 1) * self.rows // steps]
+
+
+class Source(Protocol):
+    """What sampling needs of the data; `tasks.data.Data` is one."""
+
+    @property
+    def y(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def labelled(self) -> Tensor: ...
+    @property
+    def unlabelled(self) -> Tensor: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def flips(self) -> bool: ...
+    @property
+    def augment(self) -> str: ...
+    def rows(self, ids: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of a step: sample ids and, where a sample comes again within the epoch, which visit this is."""
+
+    ids: Tensor
+    visits: Tensor
+
+    def part(self, rows: slice) -> Drawn:
+        return Drawn(self.ids[rows], self.visits[rows])
+
+
+class Sampler:
+    """The rows and views of every step of one generation.
+
+    An epoch is one pass over the rows that the method trains on; where it mixes labelled and unlabelled rows, one
+    pass over the larger set while the smaller one is repeated. Batches differ by at most one row, so that no epoch
+    ends in a much smaller batch.
+
+    Raises:
+        DataError: a batch larger than the data, or no unlabelled rows for a method that needs them.
+    """
+
+    def __init__(
+        self,
+        data: Source,
+        views: Views,
+        batch_size: int,
+        *,
+        seed: int,
+        generation: int = 0,
+        admitted: Tensor | None = None,
+    ) -> None:
+        self.data, self.views, self.seed, self.generation = data, views, seed, generation
+        self._sets = {
+            "labelled": data.labelled,
+            "all": torch.cat([data.labelled, data.unlabelled]),
+            "unlabelled": data.unlabelled if admitted is None else admitted,
+            "union": torch.cat([data.labelled, data.unlabelled if admitted is None else admitted]),
+            "chosen": data.labelled if admitted is None else admitted,
+        }
+        kinds = {look.rows for look in views.looks}
+        self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
+        everything = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
+        if views.need_unlabelled() and not len(data.unlabelled):
+            raise DataError(
+                "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
+            )
+        if not 1 <= batch_size <= everything:
+            raise DataError(
+                f"a batch of {batch_size} does not fit {everything} training rows; "
+                f"use --batch-size {everything} or less"
+            )
+        self._second = max(1, round(views.ratio * batch_size)) if "unlabelled" in kinds else 0
+        chunk = batch_size // 2 if views.overlap and batch_size > 1 else batch_size
+        steps = math.ceil(everything / chunk)
+        if self._second:
+            steps = max(steps, math.ceil(len(data.unlabelled) / self._second))
+        self.steps_per_epoch = steps
+        self._per_epoch = (
+            max(everything, steps * min(chunk, everything)) if steps > math.ceil(everything / chunk) else everything
+        )
+        self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
+        self._pairs = "pair" in kinds
+        self._order = lru_cache(maxsize=8)(self._epoch_order)
+
+    def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
+        """``rows`` rows of a set: as many fresh shuffles of it as that takes."""
+        members = self._sets[kind]
+        if not len(members):
+            return Drawn(members, members)
+        cycles = math.ceil(rows / len(members))
+        orders = [rng.permutation((self.seed, kind, self.generation, epoch, c), len(members)) for c in range(cycles)]
+        order = torch.cat(orders)[:rows]
+        again = _occurrences(members)
+        cycle = torch.arange(cycles).repeat_interleave(len(members))[:rows]
+        return Drawn(members[order], cycle * (1 + int(again.max())) + again[order])
+
+    def drawn(self, epoch: int, step: int) -> dict[str, Drawn]:
+        """Sample ids of each set of rows in a step of an epoch (counted from 0)."""
+        main = self._chunk(self._main, epoch, step, self._per_epoch)
+        if self.views.overlap:
+            before = (epoch, step - 1) if step else (epoch - 1, self.steps_per_epoch - 1)
+            if before[0] >= 0:
+                old = self._chunk(self._main, *before, self._per_epoch)
+                again = Drawn(old.ids, old.visits + 1)
+                main = Drawn(torch.cat([again.ids, main.ids]), torch.cat([again.visits, main.visits]))
+        if self.views.mates:
+            main = self._with_mates(main, epoch, step)
+        drawn = {self._main: main}
+        if self._second:
+            drawn["unlabelled"] = self._chunk("unlabelled", epoch, step, self.steps_per_epoch * self._second)
+        if self._pairs:
+            drawn["pair"] = self._partners(main, epoch)
+        return drawn
+
+    def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> Drawn:
+        order = self._order(kind, epoch, rows)
+        total = len(order.ids)
+        return order.part(slice(step * total // self.steps_per_epoch, (step + 1) * total // self.steps_per_epoch))
+
+    def _partners(self, main: Drawn, epoch: int) -> Drawn:
+        """For each row another row of its class; a class of one row, or a row without a class, pairs with itself."""
+        u = rng.uniform((self.seed, "pair", self.generation, epoch), main.ids + (main.visits << 40), 1)[:, 0]
+        partners = []
+        for i, label, number in zip(main.ids.tolist(), self.data.y[main.ids].tolist(), u.tolist(), strict=True):
+            members, place = self._by_class.get(label, ([i], {i: 0}))
+            others = max(1, len(members) - 1)
+            skip = 1 + int(number * others) if len(members) > 1 else 0
+            partners.append(members[(place[i] + skip) % len(members)])
+        return Drawn(torch.tensor(partners, dtype=torch.int64), main.visits)
+
+    def _with_mates(self, main: Drawn, epoch: int, step: int) -> Drawn:
+        """The first rows of a batch, each followed by others of its class in the place of the rest.
+
+        The mates of a row differ from each other where its class has enough rows; each is augmented in its own way.
+        """
+        rows, mates = len(main.ids), self.views.mates
+        ids, visits = list[int](), list[int]()
+        firsts = main.ids[: math.ceil(rows / (mates + 1))].tolist()
+        for group, (i, visit) in enumerate(zip(firsts, main.visits.tolist(), strict=False)):
+            members, place = self._by_class.get(int(self.data.y[i]), ([i], {i: 0}))
+            others = rng.sample(
+                (self.seed, "mates", self.generation, epoch, step, group), max(1, len(members) - 1), mates
+            )
+            skip = int(len(members) > 1)
+            ids += [i, *(members[(place[i] + skip + other) % len(members)] for other in others)]
+            first = 1 + (step * rows + group * mates)
+            visits += [visit, *(range(first, first + mates))]
+        return Drawn(torch.tensor(ids[:rows], dtype=torch.int64), torch.tensor(visits[:rows], dtype=torch.int64))
+
+    def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
+        """The tensors of every view for the rows of a step (or of a part of it)."""
+        batch, fixed, addresses, shown = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
+        for look in (look for look in self.views.looks if look.rows != "mixed"):
+            rows = drawn[look.rows]
+            how = self.data.augment if look.augment == "default" else look.augment
+            x = shown[look.of] if look.of else self.data.rows(rows.ids)
+            if look.of:
+                x = self._with_hidden(look, x, rows, epoch)
+            elif how == "none":
+                fixed.add(look.name)
+            elif look.fixed:
+                fixed.add(look.name)
+                way = (epoch + rows.visits) % look.fixed
+                addresses[look.name] = (rows.ids * look.fixed + way).to(device)
+                x = self._fixed(how, look, x, rows.ids + (way << 40))
+            elif len(x):
+                x = self._augmented(how, look, x, rows, epoch)
+            shown[look.name] = x
+            batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
+        batch.fixed, batch.addresses = frozenset(fixed), addresses
+        return batch
+
+    def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+        address = (self.seed, "augment", look.name, self.generation, epoch)
+        key = rows.ids + (rows.visits << 40)
+        tokens = getattr(self.data, "tokens", None)  # of texts
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+
+    def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+        """What another view shows, less some patches; others in every epoch."""
+        address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
+        return patch_masking.hide(
+            x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind, spread=look.spread,
+            whole=look.whole,
+        )  # fmt: skip
+
+    def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
+        """By sample and way alone: whoever trains on these data sees the same."""
+        address = ("fixed", look.name)
+        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
+
+
+def _occurrences(ids: Tensor) -> Tensor:
+    """For each entry how often its id came before: a row that is in the set twice is augmented in two ways."""
+    order = ids.argsort(stable=True)
+    _, counts = ids[order].unique_consecutive(return_counts=True)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    found = torch.empty_like(ids)
+    found[order] = torch.arange(len(ids)) - first
+    return found
+
+
+def _rows_by_class(data: Source) -> dict[int, tuple[list[int], dict[int, int]]]:
+    """For each class its labelled rows, and the place of each row among them."""
+    members: dict[int, list[int]] = {}
+    for i, label in zip(data.labelled.tolist(), data.y[data.labelled].tolist(), strict=True):
+        members.setdefault(label, []).append(i)
+    return {label: (rows, {row: place for place, row in enumerate(rows)}) for label, rows in members.items()}

@@ -1,0 +1,201 @@
+"""Where data come from: a name or a path becomes inputs and labels, before any split is drawn."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from . import images, splits, tables
+
+TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
+
+
+NAMES = ("digits", images.FASHION, *TABLES)
+
+
+IMAGE_SIZE = 32  # pixels per side, for folders of images of many sizes
+
+
+TEST_SHARE, AUDIT_SHARE = 0.2, 0.15  # of the labelled rows; of what the test leaves
+
+
+DIGITS_TEST, DIGITS_AUDIT = 500, 200
+
+
+MOST_AUDIT = 5000  # beyond this, rows teach more than they sharpen a decision
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Data as read. Images have inputs ``x``; tables ``features``, whose scaling must wait for the splits."""
+
+    name: str
+    kind: str  # "image" | "table"
+    y: Tensor  # (n,) int64 with -1, or float32 with nan, for no label
+    classes: tuple[str, ...]  # empty for regression
+    x: Tensor | None = None
+    features: Any = None  # pandas.DataFrame
+    test: splits.Part = TEST_SHARE
+    audit: splits.Part = AUDIT_SHARE
+    flips: bool = False
+    augment: str = "none"
+    white: int = 255
+    names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
+    bare: bool = False  # no row has a label, and that is as it should be
+
+    @property
+    def task(self) -> str:
+        """What can be learnt of these rows: classes, values, or features alone."""
+        return "features" if self.bare else "classify" if self.classes else "regress"
+
+
+def find(
+    source: str,
+    *,
+    target: str | None,
+    unlabelled: Path | None,
+    image_size: int | None,
+    compact: bool = False,
+    labelled: bool = True,
+) -> Source:
+    """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
+
+    Unless they must be ``labelled``, tables and folders may have no label at all.
+
+    Raises:
+        DataError: there is no such data, they cannot be read, or an argument does not apply to them.
+    """
+    if tables.is_table(source):
+        if image_size is not None:
+            raise DataError(f"{source}: a table has no image size; leave image_size out")
+        table = tables.read(existing(source), target, unlabelled, compact, labelled)
+        return Source(
+            Path(source).name, "table", table.y, table.classes, features=table.features, bare=_bare(table, labelled)
+        )
+    if source in TABLES:
+        return _known_table(source, target, unlabelled, image_size)
+    if target is not None:
+        if source not in NAMES:
+            existing(source)
+        raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
+    if source == "digits":
+        found = _digits()
+    elif source == images.FASHION:
+        found = _idx(images.fashion_folder())
+    elif images.idx_files(Path(source)):
+        found = _idx(Path(source))
+    else:
+        return _folder(existing(source), unlabelled, image_size, labelled)
+    if image_size is not None:
+        raise DataError(f"{source}: its images have one size already; leave image_size out")
+    return _with_images(found, unlabelled) if unlabelled is not None else found
+
+
+def _known_table(name: str, target: str | None, unlabelled: Path | None, image_size: int | None) -> Source:
+    for option, given in (("target", target), ("unlabelled", unlabelled), ("image_size", image_size)):
+        if given is not None:
+            raise DataError(f"{name}: its {option} is given already; leave {option} out")
+    table = tables.known(name)
+    return Source(name, "table", table.y, table.classes, features=table.features)
+
+
+def existing(source: str) -> Path:
+    """The path ``source``.
+
+    Raises:
+        DataError: there is none; the message lists the names that exist and the nearest one.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(source, [*NAMES, *beside], n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise DataError(
+        f"no data called '{source}'{hint}; use {', '.join(NAMES[:-1])} or {NAMES[-1]}, or the path of a folder of "
+        "images by class, of a CSV file or of a Parquet file"
+    )
+
+
+def _digits() -> Source:
+    """1,797 handwritten digits of 8 x 8 pixels in 17 shades, from scikit-learn (Alpaydin and Kaynak)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return Source(
+        "digits",
+        "image",
+        torch.from_numpy(bunch.target).long(),
+        tuple(str(digit) for digit in range(10)),
+        x=torch.from_numpy(bunch.images).to(torch.uint8)[:, None],
+        test=DIGITS_TEST,
+        audit=DIGITS_AUDIT,
+        white=16,
+    )
+
+
+def _idx(folder: Path) -> Source:
+    """IDX files do not say what they show: only clothes known by the folder's name may be mirrored."""
+    pictures = images.read_idx(folder)
+    assert pictures.test is not None, "IDX files come with their test split"
+    train = len(pictures.y) - len(pictures.test)
+    clothes = pictures.classes == images.FASHION_CLASSES
+    return Source(
+        folder.resolve().name,
+        "image",
+        pictures.y,
+        pictures.classes,
+        x=pictures.x,
+        test=pictures.test,
+        audit=min(MOST_AUDIT, round(AUDIT_SHARE * train)),
+        flips=clothes,
+        augment="weak",
+    )
+
+
+def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> Source:
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: neither a folder nor a table; use a folder of images by class, or a file ending in "
+            f"{', '.join(tables.SUFFIXES)}"
+        )
+    if image_size is not None and image_size < 8:
+        raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
+    pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled)
+    return Source(
+        root.resolve().name,
+        "image",
+        pictures.y,
+        pictures.classes,
+        x=pictures.x,
+        test=TEST_SHARE if pictures.test is None else pictures.test,
+        audit=AUDIT_SHARE if pictures.audit is None else pictures.audit,
+        flips=True,
+        augment="weak",
+        names=pictures.names,
+        bare=_bare(pictures, labelled),
+    )
+
+
+def _bare(read: tables.Table | images.Pictures, labelled: bool) -> bool:
+    """Has no row a label, and need none have one?"""
+    return not labelled and not bool(splits.has_label(read.y).any())
+
+
+def _with_images(found: Source, folder: Path) -> Source:
+    """Add a folder of images without class, made of the same size, mode and scale."""
+    assert found.x is not None, "named images are read at once"
+    channels, height, width = found.x.shape[1:]
+    extra = images.read(images.find(folder), (channels, height, width))
+    extra = (extra.float() * (found.white / 255)).round().to(torch.uint8)
+    return replace(
+        found,
+        x=torch.cat([found.x, extra]),
+        y=torch.cat([found.y, found.y.new_full((len(extra),), -1)]),
+    )

@@ -1,0 +1,268 @@
+"""Who teaches, who judges, who is asked once: seeded stratified splits, label removal and label noise.
+
+The test split depends on the data alone, so runs with different seeds are measured on the same rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..errors import DataError
+
+Address = tuple[int | str, ...]
+
+
+Part = Tensor | int | float  # a split: its sample ids, how many rows, or which share of what is left
+
+
+class Labels(NamedTuple):
+    """The labels of every row: y is int64 with -1 for none, or float32 with nan for none and no classes."""
+
+    name: str  # of the data, for messages
+    y: Tensor  # (n,)
+    classes: tuple[str, ...]
+
+
+class Splits(NamedTuple):
+    """Sample ids of each split, ascending, with the labels as the run may see them."""
+
+    y: Tensor  # (n,), after removal and noise
+    labelled: Tensor
+    unlabelled: Tensor
+    audit: Tensor
+    test: Tensor
+    noisy: Tensor  # (n,) bool
+
+
+def has_label(y: Tensor) -> Tensor:
+    """Which rows carry a label: not -1 for classes, not nan for values.
+
+    >>> has_label(torch.tensor([0, -1, 2])).tolist()
+    [True, False, True]
+    """
+    return ~torch.isnan(y) if y.is_floating_point() else y >= 0
+
+
+def allocate(sizes: list[int], count: int, *, least: int = 0, keep: int = 0) -> list[int]:
+    """Share ``count`` among groups in proportion to ``sizes`` (largest remainder), within bounds.
+
+    Every group gets ``least`` and leaves ``keep`` behind, as far as it has them; where these bounds allow no
+    exact sum, the nearest one.
+
+    >>> allocate([60, 30, 10], 10), allocate([98, 1, 1], 10, least=1)
+    ([6, 3, 1], [8, 1, 1])
+    """
+    total = max(sum(sizes), 1)
+    most = [max(size - keep, 0) for size in sizes]
+    floor = [min(least, top) for top in most]
+    shares = [min(max(count * size // total, low), top) for size, low, top in zip(sizes, floor, most, strict=True)]
+    while missing := count - sum(shares):
+        step, bound = (1, most) if missing > 0 else (-1, floor)
+        movable = [i for i in range(len(sizes)) if shares[i] != bound[i]]
+        if not movable:
+            break
+        # exact integers: owed minus given, in units of 1 / total
+        shares[max(movable, key=lambda i: step * (count * sizes[i] - shares[i] * total))] += step
+    return shares
+
+
+def draw(ids: Tensor, y: Tensor, count: int, address: Address, *, keep: int = 0) -> Tensor:
+    """``count`` of ``ids``, ascending: any for values; for classes in proportion, one of each if it can."""
+    if y.is_floating_point():
+        return ids[rng.permutation(address, len(ids))[:count]].sort().values
+    present = _present(y[ids])
+    groups = [ids[y[ids] == label] for label in present]
+    shares = allocate([len(g) for g in groups], count, least=int(count >= len(groups)), keep=keep)
+    taken = [
+        group[rng.permutation((*address, label), len(group))[:share]]
+        for label, group, share in zip(present, groups, shares, strict=True)
+    ]
+    return torch.cat([*taken, ids[:0]]).sort().values
+
+
+def make(
+    rows: Labels,
+    *,
+    test: Part,
+    audit: Part,
+    labels: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    bare: bool = False,
+) -> Splits:
+    """Split the labelled rows into training, audit and test; everything else is unlabelled training data.
+
+    With ``labels``, the other training rows lose theirs, and the audit keeps at most as many: an audit must
+    not hold more labels than training. What it gives up becomes unlabelled training data too. Of ``bare`` rows none
+    has a label, and all are unlabelled training data.
+
+    Raises:
+        DataError: one class only, a class too rare to split, a test class without training rows, more
+            ``labels`` than rows, noise outside [0, 1), or given ids that overlap or have no label.
+    """
+    if bare:
+        return _none(rows, labels, label_noise)
+    _check_noise(rows, label_noise)
+    _check_given(rows, {"test": test, "audit": audit})
+    y, needed = rows.y.clone(), 1 + _wanted(test) + _wanted(audit)
+    pool = has_label(y).nonzero()[:, 0]
+    for given in (test, audit):
+        if isinstance(given, Tensor):
+            pool = without(pool, given)
+    _check_pool(rows, pool, needed)
+    test_ids = _part(pool, y, test, ("test",), keep=needed - 1)
+    pool = without(pool, test_ids)
+    audit_ids = _part(pool, y, audit, (seed, "audit"), keep=1)
+    labelled = without(pool, audit_ids)
+    _check_seen(rows, labelled, test_ids)
+    if labels is not None:
+        _check_labels(rows, labelled, labels)
+        labelled = draw(labelled, y, labels, (seed, "labels"))
+        audit_ids = draw(audit_ids, y, min(labels, len(audit_ids)), (seed, "audit labels"))
+    unlabelled = without(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
+    y[unlabelled] = torch.nan if y.is_floating_point() else -1
+    noisy = torch.zeros(len(y), dtype=torch.bool)
+    for part, ids in (("train", labelled), ("audit", audit_ids)):
+        if label_noise:
+            noisy[make_noise(y, ids, label_noise, len(rows.classes), (seed, "noise", part))] = True
+    return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy)
+
+
+def _none(rows: Labels, labels: int | None, label_noise: float) -> Splits:
+    """Rows without any label: all of them teach without, and nothing is audited or tested."""
+    if labels is not None or label_noise:
+        option = "label noise" if labels is None else "a number of labels"
+        raise DataError(f"{rows.name}: no row has a label, and {option} was asked for; leave it out")
+    every = torch.arange(len(rows.y))
+    return Splits(rows.y, every[:0], every, every[:0], every[:0], torch.zeros(len(every), dtype=torch.bool))
+
+
+def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:
+    """Symmetric noise, in place: round(share * rows) labels become another class, drawn evenly; their ids."""
+    chosen = ids[rng.permutation(address, len(ids))[: round(share * len(ids))]]
+    step = 1 + (rng.uniform(address, chosen, 1)[:, 0] * (classes - 1)).long()
+    y[chosen] = (y[chosen] + step) % classes
+    return chosen
+
+
+def row_ids(name: str, which: str, given: Tensor, rows: int) -> Tensor:
+    """The sample ids (k,) int64 that ``given`` means: ids as they are, or where a mask (rows,) is true.
+
+    Raises:
+        DataError: another shape or dtype, an id outside the rows, an id twice.
+
+    >>> row_ids("mine", "test", torch.tensor([False, True, True]), 3).tolist()
+    [1, 2]
+    """
+    if given.dtype == torch.bool:
+        if tuple(given.shape) != (rows,):
+            raise DataError(
+                f"{name}: a {which} mask of shape {tuple(given.shape)}; give one value for each of {rows} rows"
+            )
+        return given.nonzero()[:, 0].cpu()
+    if given.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
+        found = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
+        raise DataError(f"{name}: {which} ids are {found}; give whole row numbers in one dimension, or a mask")
+    ids = given.long().cpu()
+    outside = ids[(ids < 0) | (ids >= rows)]
+    if len(outside):
+        raise DataError(f"{name}: {which} ids outside 0..{rows - 1}, such as {int(outside[0])}; use row numbers")
+    found_ids, times = ids.unique(return_counts=True)
+    if bool((times > 1).any()):
+        raise DataError(f"{name}: row {int(found_ids[times > 1][0])} is twice among the {which} ids; give each once")
+    return ids
+
+
+def without(ids: Tensor, others: Tensor) -> Tensor:
+    """The ``ids`` that are not among ``others``, in their order."""
+    return ids[~torch.isin(ids, others)]
+
+
+def _present(y: Tensor) -> list[int]:
+    return [int(label) for label in torch.bincount(y).nonzero()[:, 0]]
+
+
+def _wanted(part: Part) -> int:
+    """1 if this split is still to be drawn, else 0."""
+    return 0 if isinstance(part, Tensor) or part == 0 else 1
+
+
+def _part(pool: Tensor, y: Tensor, part: Part, address: Address, *, keep: int) -> Tensor:
+    if isinstance(part, Tensor):
+        return part.sort().values
+    if part == 0:
+        return pool[:0]
+    count = part if isinstance(part, int) else max(1, round(part * len(pool)))
+    return draw(pool, y, count, address, keep=keep)
+
+
+def _check_given(rows: Labels, given: dict[str, Part]) -> None:
+    """Rows that were chosen for audit and test have labels, and no row is in both."""
+    chosen = {which: part for which, part in given.items() if isinstance(part, Tensor)}
+    for which, ids in chosen.items():
+        bare = ids[~has_label(rows.y[ids])]
+        if len(bare):
+            raise DataError(
+                f"{rows.name}: row {int(bare[0])} (from 0) is in the {which} split, but has no label; "
+                "label it, or leave it out"
+            )
+    if len(chosen) == len(given):
+        both = chosen["test"][torch.isin(chosen["test"], chosen["audit"])]
+        if len(both):
+            raise DataError(
+                f"{rows.name}: {len(both)} rows are in both test and audit, the first is row {int(both.min())} "
+                "(from 0); give each to one of them"
+            )
+
+
+def _check_noise(rows: Labels, label_noise: float) -> None:
+    if not 0 <= label_noise < 1:
+        raise DataError(f"{rows.name}: label noise is a share from 0 to below 1, not {label_noise}; try 0.4")
+    if label_noise and rows.y.is_floating_point():
+        raise DataError(f"{rows.name}: label noise swaps classes, but the target is a number; leave it at 0")
+
+
+def _check_pool(rows: Labels, pool: Tensor, needed: int) -> None:
+    """Enough labelled rows, of enough classes, for every split that is to be drawn."""
+    if rows.y.is_floating_point():
+        if len(pool) <= needed:
+            raise DataError(f"{rows.name}: only {len(pool)} rows to split have a target; add rows")
+        return
+    present = _present(rows.y[pool])
+    if len(present) < 2:
+        found = f"only the class '{rows.classes[present[0]]}'" if present else "no class at all"
+        raise DataError(f"{rows.name}: the labelled rows have {found}; learning needs two classes or more")
+    counts = torch.bincount(rows.y[pool]).tolist()
+    for label in present:
+        if counts[label] < needed:
+            raise DataError(
+                f"{rows.name}: class '{rows.classes[label]}' has too few labelled rows to split "
+                f"({counts[label]}, needed {needed}); add rows, or merge or remove the class"
+            )
+
+
+def _check_seen(rows: Labels, labelled: Tensor, test: Tensor) -> None:
+    """A class that is tested must be taught."""
+    if rows.y.is_floating_point():
+        return
+    unseen = sorted(set(_present(rows.y[test])) - set(_present(rows.y[labelled])))
+    if unseen:
+        raise DataError(
+            f"{rows.name}: class '{rows.classes[unseen[0]]}' is in the test split, but no labelled training "
+            "row has it; add some, or remove it from the test split"
+        )
+
+
+def _check_labels(rows: Labels, labelled: Tensor, labels: int) -> None:
+    if labels > len(labelled):
+        raise DataError(
+            f"{rows.name}: {labels} labels were asked for, but only {len(labelled)} training rows have one; "
+            f"ask for {len(labelled)} or fewer"
+        )
+    classes = 1 if rows.y.is_floating_point() else len(_present(rows.y[labelled]))
+    if labels < classes:
+        raise DataError(f"{rows.name}: {labels} labels for {classes} classes; ask for one of each or more")

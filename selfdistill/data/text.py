@@ -1,0 +1,159 @@
+"""Text: a column of a table becomes token ids, read by a pretrained encoder.
+
+A row is a row of the table, its input the ids of its first tokens, filled up with the padding token's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..io.expressions import nearest, one_line
+from ..models import hub, text_encoder
+from . import tables
+from .augment import Tokens
+from .sources import Source, existing
+
+FOLDER = "tokenizer"  # in a model folder
+
+
+#: How text is learnt unless it is said otherwise: a pretrained encoder is moved little, and soon.
+SETTINGS = {"lr": 5e-5, "weight_decay": 0.01, "clip": 1.0}
+
+
+BATCH, STEPS, EPOCHS = 32, 500, (3, 20)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What makes token ids of a column: its name, the model's tokenizer, and how many tokens of a row are kept."""
+
+    column: str
+    tokenizer: Any
+    length: int
+
+    @property
+    def tokens(self) -> Tokens:
+        """The ids that views need to know."""
+        mask = self.tokenizer.mask_token_id
+        kept = set(self.tokenizer.all_special_ids) - {mask, self.tokenizer.unk_token_id}
+        return Tokens(mask, tuple(sorted(kept)))
+
+    @property
+    def mark(self) -> str:
+        """Tells vocabularies apart: the same ids under another one are other words."""
+        words = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+    def source(self, name: str, target: str | None, unlabelled: Path | None) -> tuple[Source, int]:
+        """The rows of a table, those of ``unlabelled`` after its own, and how many were cut.
+
+        Raises:
+            DataError: no such column, a cell without text, or no target.
+        """
+        path, frame, texts = self.table(name)
+        if target == self.column:
+            raise DataError(f"{path}: '{target}' is both --text and --target; give another column as one of them")
+        y, classes = tables.labels(path, frame, target)
+        if unlabelled is not None:
+            more = column(unlabelled, tables.read_frame(unlabelled), self.column)
+            texts = [*texts, *more]
+            y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
+        x, cut = self.ids(texts)
+        return Source(path.name, "text", y, classes, x=x), cut
+
+    def table(self, name: str) -> tuple[Path, Any, list[str]]:
+        """A table's path, its frame, and the texts of the column.
+
+        Raises:
+            DataError: it is no table, or has no such column of texts.
+        """
+        if not tables.is_table(name):
+            raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
+                            f"{', '.join(tables.SUFFIXES)}")  # fmt: skip
+        path = existing(name)
+        frame = tables.read_frame(path)
+        return path, frame, column(path, frame, self.column)
+
+    def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
+        """Token ids (n, length) int32 of texts, and how many of them were longer."""
+        with hub.quiet():
+            found = self.tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+            cut = sum(len(row) > self.length for row in found)
+            if cut:
+                found = self.tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"]
+        x = torch.full((len(found), self.length), self.tokenizer.pad_token_id, dtype=torch.int32)
+        for row, tokens in enumerate(found):
+            x[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+        return x, cut
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the tokenizer below a model folder; what its card has to say of it."""
+        self.tokenizer.save_pretrained(folder / FOLDER)
+        return {"text": self.column, "tokenizer": self.mark}
+
+
+def reader(model: str | None, name: str) -> Reader:
+    """The reader of a column ``name`` for a model's text, such as "gt-minilm(length=64)".
+
+    Raises:
+        DataError: the model reads no text, or is not there.
+    """
+    spec = model or text_encoder.USUAL
+    options = text_encoder.named(spec)
+    if options is None:
+        raise DataError(
+            f"--text {one_line(name, 40)}: the model {one_line(spec, 60)} reads no text; give "
+            f"{', '.join(hub.ENCODERS)}, "
+            "the folder of a pretrained encoder, or owner/name of the Hugging Face hub"
+        )
+    tokenizer, most = hub.reading(str(options["name"]))
+    hub.padding_of(str(options["name"]), tokenizer)
+    return Reader(name, tokenizer, min(int(options.get("length", text_encoder.LENGTH)), most))
+
+
+def column(path: Path, frame: Any, name: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        DataError: there is no such column, it holds numbers, or a cell has no text.
+    """
+    if name not in frame.columns:
+        names = [str(one) for one in frame.columns]
+        close = nearest(name, names)
+        hint = f"nearest: {close}" if close else f"it has: {', '.join(names)}"
+        raise DataError(f"{path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
+    if frame[name].notna().any() and tables.is_number(frame[name]):
+        raise DataError(f"{path}: column '{name}' is of numbers; --text takes a column of words")
+    texts = [str(text).strip() for text in tables.words(path, frame[name]).fillna("")]
+    empty = [row + 1 for row, text in enumerate(texts) if not text]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DataError(
+            f"{path}: column '{name}' has no text in row {empty[0]} (the first is 1){more}; fill it in, or remove "
+            "these rows"
+        )
+    return texts
+
+
+def inputs(source: str, card: dict[str, Any], folder: Path) -> tuple[Tensor, list[str]]:
+    """Token ids and row names of a table's column, as the model of a folder reads them.
+
+    Raises:
+        DataError: no such table or column, or the folder has no readable tokenizer.
+    """
+    if not tables.is_table(source):
+        raise DataError(f"{source}: the model was trained on text; give a table ({', '.join(tables.SUFFIXES)}) with a "
+                        f"column '{card['text']}'")  # fmt: skip
+    path = existing(source)
+    texts = column(path, tables.read_frame(path), card["text"])
+    found = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))
+    return found.ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]

@@ -1,0 +1,162 @@
+"""How a learner teaches itself: recipes for tables, read from the command line like those of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RecipeError
+from ..io.expressions import checked, read
+
+
+@dataclass(frozen=True)
+class Way:
+    """A recipe for learners: its name, and the options of the estimator that it stands for."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def make(self, learner: Any, peers: Any, classify: bool, **more: Any) -> Any:
+        """The estimator around a learner; ``peers`` are the usual ones for such a table.
+
+        Raises:
+            RecipeError: the way is not for this task.
+        """
+        from .. import estimators
+
+        if self.name == "plain":
+            return learner
+        options = {**dict(self.options), **more}
+        if options.get("peers") == "usual":
+            options["peers"] = peers
+        if self.name == "self_trained":
+            if not classify:
+                raise RecipeError(
+                    "self_trained() chooses labels by confidence, and predicted values have none; use peer_taught()"
+                )
+            return estimators.SelfTrainedClassifier(learner, **options)
+        if self.name == "peer_taught" and not classify:
+            return estimators.PeerTaughtRegressor(learner, **{**options, "peers": peers})
+        if self.name == "peer_taught":
+            options |= {"xi": 0.0, "peers": peers}
+        xi = options["xi"]
+        if isinstance(xi, str) and xi != "auto":
+            raise RecipeError(f"xi is a number or 'auto', not {xi!r}")
+        if classify and xi != "auto" and not 0 <= xi <= 1:
+            raise RecipeError(
+                f"xi is {xi:g}, and a cross-entropy with a target outside [0, 1] has no minimum: the loss would fall "
+                "without bound; give xi from 0 to 1, or 'auto' (of values any xi has a minimum)"
+            )
+        kind = estimators.SelfDistilledClassifier if classify else estimators.SelfDistilledRegressor
+        return kind(learner, **options)
+
+
+def plain() -> Way:
+    """The learner alone, on the labels.
+
+    Source: the control of every paper.
+    """
+    return Way("plain")
+
+
+def self_distilled(generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual") -> Way:
+    """Each generation learns the labels mixed with what its peers, or the last generation, say.
+
+    Equation::
+
+        t = xi f(x) + (1 - xi) y  on labelled rows,  t = f(u)  on unlabelled ones;  f: the mean of the others
+
+    ``xi="auto"`` is chosen from rows left out; 0 is an answer. ``peers`` are "usual" (extremely randomised trees and a
+    linear model), a number of copies, or None: then f is the last generation.
+
+    Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026.
+    """
+    return Way("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
+
+
+def peer_taught(generations: int = 2) -> Way:
+    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
+
+    Equation::
+
+        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones
+
+    Needs: unlabelled rows.
+
+    Source: Krogh and Vedelsby, NIPS 1994, equation 6.
+    """
+    return Way("peer_taught", (("generations", generations),))
+
+
+def self_trained(
+    generations: int = 6,
+    hard: bool = True,
+    balanced: bool = True,
+    calibrate: bool = True,
+    peers: str | int | None = None,
+) -> Way:
+    """Curriculum of own labels: stage s of S learns the labels and the surest s / S of the unlabelled rows, afresh.
+
+    Equation::
+
+        f_s learns (x, y) and (u, argmax p(u)) for the most confident s / S of the rows, of each class as many
+
+    Needs: unlabelled rows; classes.
+
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1.
+    """
+    options = {"generations": generations, "hard": hard, "balanced": balanced, "calibrate": calibrate, "peers": peers}
+    return Way("self_trained", tuple(options.items()))
+
+
+def ways() -> dict[str, Callable[..., Way]]:
+    """All of them by name.
+
+    >>> sorted(ways())
+    ['peer_taught', 'plain', 'self_distilled', 'self_trained']
+    """
+    return {way.__name__: way for way in (peer_taught, plain, self_distilled, self_trained)}
+
+
+def card(name: str) -> dict[str, Any]:
+    """A way as `selfdistill methods` lists it; ``cost`` counts trainings of the learner without folds and peers."""
+    from ..methods.cards import described
+
+    default = ways()[name]()
+    trainings = dict(default.options).get("generations", 1)
+    return {
+        **described(name, ways()[name]),
+        "targets": "classes" if name == "self_trained" else "classes, values",
+        "for": "learners",
+        "cost": {"trainings": trainings},
+        "generations": trainings,
+    }
+
+
+def read_way(expression: str) -> Way:
+    """A way from its expression, such as ``self_distilled(xi=0.5)``, read without evaluating code.
+
+    >>> read_way("peer_taught(generations=3)")
+    Way(name='peer_taught', options=(('generations', 3),))
+    """
+    found = read(expression, {name: checked(way) for name, way in ways().items()})
+    assert isinstance(found, Way)
+    return found
+
+
+def explain(expression: str) -> dict[str, Any]:
+    """Everything `selfdistill explain` prints of a way."""
+    way = read_way(expression)
+    return {**card(way.name), "expression": expression, "options": dict(way.options)}
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
+    return "\n".join([
+        found["expression"], found["summary"], "", *(f"    {line}" for line in found["equation"].splitlines()), "",
+        f"options:     {options}", f"for:         {found['for']}, {found['targets']}", f"needs:       {found['needs']}",
+        "cost:        each training once more for every fold that audits it, and for every peer",
+        f"source:      {found['source']}",
+    ])  # fmt: skip

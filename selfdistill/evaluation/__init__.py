@@ -1,0 +1,1 @@
+"""Metrics, predictions, statistics, the audit, linear probes and label errors."""

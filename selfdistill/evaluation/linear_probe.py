@@ -1,0 +1,138 @@
+"""What a network's features are worth: simple learners on top of them, fitted to labels that taught it nothing."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.feature_taps import Extended, last_linear
+from .predict import predict_rows
+
+if TYPE_CHECKING:
+    from ..data.dataset import Data
+
+NEIGHBOURS = 20
+
+
+MOST = 5000  # labelled rows that a classifier is fitted to in training, evenly drawn
+
+
+def features(model: nn.Module, data: Data, ids: Tensor, head: str = "logits") -> Tensor:
+    """What the classifier reads of these rows, in eval mode, float32, (rows, width): the input of the last linear layer
+    of the model itself, whatever is learnt beside it.
+
+    Raises:
+        SpaceError: the model has no linear layer.
+    """
+    read = list[Tensor]()
+    layer, device = last_linear(_itself(model)), next(model.parameters()).device
+    hook = layer.register_forward_hook(lambda module, given, out: read.append(given[0].detach().float().cpu()))
+    try:
+        predict_rows(model, data, ids, head, device)
+    finally:
+        hook.remove()
+    return torch.cat(read) if read else torch.zeros(0, layer.in_features)
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    """The model that heads were put beside: their layers were made after its classifier."""
+    return model.model if isinstance(model, Extended) else model
+
+
+def linear(known: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+    """Log-probabilities (rows, classes seen in y) of a logistic regression on standardised features.
+
+    >>> known = torch.tensor([[-1.0], [-0.5], [0.5], [1.0]])
+    >>> linear(known, torch.tensor([0, 0, 1, 1]), torch.tensor([[-2.0], [2.0]])).argmax(1).tolist()
+    [0, 1]
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known.numpy(), y.numpy())
+    return torch.from_numpy(learner.predict_proba(asked.numpy()).astype(np.float32)).clamp(min=1e-12).log()
+
+
+def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """The class (rows,) that most of the nearest rows have, by the cosine of their features.
+
+    >>> known = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0]])
+    >>> nearest(known, torch.tensor([4, 4, 7]), torch.tensor([[9.0, 0.0], [0.0, 0.1]]), 1).tolist()
+    [4, 7]
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    learner = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known.numpy(), y.numpy())
+    return torch.from_numpy(learner.predict(asked.numpy()))
+
+
+def _some(data: Data) -> Tensor:
+    """Ids of the labelled rows that a classifier is fitted to in training."""
+    return data.labelled[:: max(1, -(-len(data.labelled) // MOST))]
+
+
+def by_neighbours(model: nn.Module, data: Data) -> float | None:
+    """Accuracy on the test split of `nearest`, among the rows that `settle` looks at; None without classes or rows."""
+    ids = _some(data)
+    if data.task != "classify" or not len(ids) or not len(data.test):
+        return None
+    known, asked = (features(model, data, rows, data.head) for rows in (ids, data.test))
+    return float((nearest(known, data.targets[ids], asked) == data.targets[data.test]).double().mean())
+
+
+@torch.no_grad()
+def settle(model: nn.Module, data: Data) -> int:
+    """Fit the last linear layer, in place, to the labels and the features as they are: a linear probe.
+
+    Returns how many rows it has looked at.
+
+    For classes a logistic regression on standardised features, for values a ridge regression, both with scikit-learn's
+    usual penalty of 1. Standardisation is folded into the weights; a class without a label gets the smallest bias.
+
+    Raises:
+        SpaceError: the model has no linear layer.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    if not len(data.labelled):
+        return 0
+    bare = _itself(model)
+    ids = _some(data)
+    layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
+    shifted = layer.bias is not None
+    scaler = StandardScaler(with_mean=shifted).fit(known.numpy())
+    if data.task == "regress":
+        learner, seen = Ridge(fit_intercept=shifted), torch.arange(layer.out_features)
+    else:
+        learner, seen = LogisticRegression(max_iter=200, fit_intercept=shifted), y.unique()
+    if len(seen) < min(2, layer.out_features):
+        return len(ids)  # labels of one class say nothing
+    with warnings.catch_warnings():  # said after every epoch, it would hide all else
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        learner.fit(scaler.transform(known.numpy()), y.numpy())
+    weight = torch.from_numpy(learner.coef_ / scaler.scale_).reshape(-1, layer.in_features)
+    bias = torch.as_tensor(learner.intercept_).reshape(-1) - weight @ torch.as_tensor(scaler.mean_ * shifted)
+    if len(weight) < len(seen):  # of two classes scikit-learn says one
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    layer.weight.zero_()
+    layer.weight[seen] = weight.to(layer.weight)
+    if shifted:
+        layer.bias.fill_(float(bias.min()) - 10.0)
+        layer.bias[seen] = bias.to(layer.bias)
+    return len(ids)
+
+
+def probe(model: nn.Module, data: Data) -> dict[str, float]:
+    """Accuracy on the test split of both, fitted to the features of the labelled rows: ``linear`` and ``nearest``."""
+    ids, y, truth = data.labelled, data.targets[data.labelled], data.targets[data.test]
+    known, asked = features(model, data, ids, data.head), features(model, data, data.test, data.head)
+    seen = y.unique()  # the columns of the log-probabilities
+    said = {"linear": seen[linear(known, y, asked).argmax(1)], "nearest": nearest(known, y, asked)}
+    return {name: float((classes == truth).double().mean()) for name, classes in said.items()}

@@ -1,0 +1,135 @@
+"""What a model says of rows it does not learn from: eval mode, no augmentation, no gradient, modes put back after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core.outputs import output_of
+from ..data.sampler import Source
+from . import metrics
+from .audit import row_losses
+
+if TYPE_CHECKING:
+    from ..data.dataset import Data
+
+CHUNK = 1024  # fixed, so that the same rows give the same bits whoever asks
+
+
+COVERAGE = 0.9  # of the intervals that are told and scored
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.device | str = "cpu") -> Tensor:
+    """A head's output for input rows, (rows, ..., components), on the CPU in float32."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        parts = []
+        for rows in x.split(CHUNK):
+            output = model(rows.to(device))
+            named = output if isinstance(output, dict) else {"": output}
+            parts.append(output_of(named, head).float().cpu())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def predict_rows(
+    model: nn.Module, data: Source, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
+) -> Tensor:
+    """`predict` for rows of the data, without holding the inputs of all of them at once."""
+    return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
+
+
+def answers(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """What a model says of rows, in the task's own terms: logits (rows, classes), or values (rows,) in their unit."""
+    said = predict_rows(model, data, ids, data.head, device)
+    return said if data.task == "classify" else data.in_units(said)
+
+
+def scored(said: Tensor, y: Tensor, task: str) -> dict[str, float]:
+    """Metrics of `answers` against labels (rows,): accuracy, NLL, ECE and Brier score, or RMSE, MAE and R2."""
+    return metrics.classification(said, y) if task == "classify" else metrics.regression(said, y)
+
+
+def score(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> dict[str, float]:
+    """The task's metrics on rows of the data."""
+    return scored(answers(model, data, ids, device), data.y[ids], data.task)
+
+
+def losses(model: nn.Module, data: Data, ids: Tensor, measure: str, device: torch.device | str = "cpu") -> list[float]:
+    """The loss of each row by a measure of the audit."""
+    return row_losses(answers(model, data, ids, device), data.y[ids], measure)
+
+
+def better(metrics: dict[str, float], than: dict[str, float] | None) -> bool:
+    """Is a model with these metrics better: by accuracy, or by its error (RMSE) or loss (NLL)?
+
+    >>> better({"accuracy": 0.9}, {"accuracy": 0.8}), better({"rmse": 2.0}, {"rmse": 1.0}), better({"rmse": 2.0}, None)
+    (True, False, True)
+    """
+    if than is None:
+        return True
+    if "accuracy" in metrics:
+        return metrics["accuracy"] > than["accuracy"]
+    name = "rmse" if "rmse" in metrics else "nll"
+    return metrics[name] < than[name]
+
+
+def halfwidth(errors: Tensor, coverage: float = COVERAGE) -> float:
+    """Half the width of an interval that holds a new value with probability ``coverage``, from errors (rows,) on rows
+    not learnt from: their ceil((n + 1) coverage)-th smallest size; infinite where the rows are too few for it.
+
+    Source: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, Distribution-Free Predictive Inference for Regression,
+    JASA 113, 2018, algorithm 2 (split conformal).
+
+    >>> halfwidth(torch.tensor([1.0, -2.0, 3.0, 0.5]), 0.6), halfwidth(torch.tensor([1.0]))
+    (2.0, inf)
+    """
+    sizes = errors.abs().double().sort().values
+    rank = -int(-(len(sizes) + 1) * coverage // 1)
+    return float(sizes[rank - 1]) if rank <= len(sizes) else torch.inf
+
+
+def final_score(model: nn.Module, data: Data) -> dict[str, float]:
+    """Metrics on the test split; of values also ``coverage`` and ``width`` of intervals of 90 %, from the errors on the
+    audit split, which never taught: where it has too few rows for that, they are missing. Nothing without a row."""
+    if not len(data.test):
+        return {}
+    said, y = answers(model, data, data.test), data.y[data.test]
+    found = scored(said, y, data.task)
+    if data.task == "regress" and len(data.audit):
+        found |= covered(said, y, answers(model, data, data.audit) - data.y[data.audit])
+    return found
+
+
+def covered(said: Tensor, y: Tensor, errors: Tensor) -> dict[str, float]:
+    """Share of labels (rows,) in intervals around the values said, and their width, from errors of rows left out."""
+    half = halfwidth(errors)
+    return {"coverage": metrics.coverage(said - half, said + half, y), "width": 2 * half} if half < torch.inf else {}
+
+
+def points(said: Tensor, y: Tensor) -> list[tuple[float, float]]:
+    """What was said and what was true, of at most 300 rows, for drawing."""
+    every = max(1, -(-len(y) // 300))
+    return [(round(float(a), 6), round(float(b), 6)) for a, b in zip(said[::every], y[::every], strict=True)]
+
+
+class Predicted(NamedTuple):
+    """What a finished run says of rows: their names, numbers (rows, columns), and what the columns are: classes, whose
+    probabilities they are, or ``prediction`` and, where the run knows an interval, ``low`` and ``high``."""
+
+    names: list[str]
+    numbers: Tensor
+    columns: list[str]
+
+
+def with_interval(said: Tensor, half: float | None) -> tuple[Tensor, list[str]]:
+    """Values (rows, 1) and, if half of an interval's width is known, its bounds; and the names of these columns."""
+    if half is None:
+        return said, ["prediction"]
+    return torch.cat([said, said - half, said + half], dim=1), ["prediction", "low", "high"]

@@ -1,0 +1,308 @@
+"""Statistics: is a difference more than luck? Paired over seeds (a claim) or over rows (an audit).
+
+Over seeds: ``paired``, ``interval``, ``sign_flip``, ``holm``, ``verdict``; ``reachable`` asks beforehand whether
+there are seeds enough. Over rows: ``mcnemar``, ``one_sided_t``, with ``spend`` for many audits of the same rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+
+Verdict = Literal["BEATS", "TIES", "LOSES"]
+
+EXACT = 20  # most pairs whose sign vectors are enumerated
+
+
+DRAWS = 100_000  # sign vectors drawn where there are more pairs
+
+
+TIE = 1e-9  # sums this close, relative to the sum of sizes, are equal: rounding must not lose a tie
+
+
+FEWEST = 3  # pairs, of seeds or of rows
+
+
+TIED = "TIES: no difference is shown, which does not show that there is none."
+
+
+SAME_ROWS = (
+    "All seeds are tested on the same rows: intervals are over labels and chance in training, not over other rows."
+)
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Ours minus theirs for every seed, in the order of the seeds.
+
+    >>> paired({2: 0.75, 1: 0.5}, {1: 0.25, 2: 0.75})
+    [0.25, 0.0]
+
+    Raises:
+        DataError: a seed is on one side only, or a value is not finite, or there is no seed.
+    """
+    alone = sorted(ours.keys() ^ theirs.keys())
+    if alone:
+        sides = ", ".join(f"{seed} ({'ours' if seed in ours else 'theirs'} only)" for seed in alone)
+        raise DataError(f"seeds without a partner in the paired comparison: {sides}; run both sides with equal seeds")
+    differences = [float(ours[seed]) - float(theirs[seed]) for seed in sorted(ours)]
+    for seed, difference in zip(sorted(ours), differences, strict=True):
+        if not math.isfinite(difference):
+            raise DataError(f"the difference of seed {seed} is {difference}; repair or leave out that seed's runs")
+    _finite(differences, "paired")
+    return differences
+
+
+def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of differences (n,) and half-width of its interval (Student, The probable error of a mean, 1908).
+
+    The half-width of a single pair is infinite.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> mean, round(half, 3)
+    (2.0, 2.484)
+
+    Raises:
+        DataError: no difference, one that is not finite, or a level outside (0, 1).
+    """
+    from scipy.stats import t
+
+    d = _finite(differences, "interval")
+    _level(level, "interval")
+    if len(d) < 2:
+        return float(d.mean()), math.inf
+    error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    return float(d.mean()), float(t.ppf((1 + level) / 2, len(d) - 1)) * error
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p-value of the mean of differences (n,) being 0: the share of sign vectors with a mean as far out.
+
+    Exact for up to 20 differences (Fisher, The Design of Experiments, 1935; Pitman, 1937); for more, 100 000 sign
+    vectors are drawn, always the same, and p = (b + 1) / (m + 1) (Phipson & Smyth, Permutation p-values should never
+    be zero, 2010).
+
+    >>> sign_flip([1.0, 2.0, 3.0])
+    0.25
+
+    Raises:
+        DataError: no difference, or one that is not finite.
+    """
+    d = _finite(differences, "sign_flip")
+    largest = float(np.abs(d).max())
+    if largest == 0:
+        return 1.0
+    d = d / largest
+    wanted = abs(float(d.sum())) - TIE * float(np.abs(d).sum())
+    if len(d) <= EXACT:
+        sums = d[:1]  # the first sign is fixed: a vector and its opposite are equally far out
+        for value in d[1:]:
+            sums = np.concatenate([sums + value, sums - value])
+        return float((np.abs(sums) >= wanted).mean())
+    source = np.random.default_rng(0)
+    beyond, chunk = 0, 10_000
+    for _ in range(DRAWS // chunk):
+        signs = 2.0 * source.integers(0, 2, size=(chunk, len(d))) - 1.0
+        beyond += int((np.abs(signs @ d) >= wanted).sum())
+    return (beyond + 1) / (DRAWS + 1)
+
+
+def smallest_p(seeds: int) -> float:
+    """The smallest p-value that the exact ``sign_flip`` of so many pairs can have: 2 of 2^n sign vectors.
+
+    >>> smallest_p(5)
+    0.0625
+
+    Raises:
+        DataError: no seed.
+    """
+    if seeds < 1:
+        raise DataError(f"{seeds} seeds have no smallest p-value; give at least one seed")
+    return math.ldexp(1.0, 1 - seeds)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values by name, in the order given (Holm, A simple sequentially rejective procedure, 1979).
+
+    The i-th smallest of m (from 0) times m - i, never less than one before it, at most 1. What is at most
+    ``level`` here holds with a family-wise error of ``level``.
+
+    >>> holm({"a": 0.5, "b": 0.125})
+    {'a': 0.5, 'b': 0.25}
+
+    Raises:
+        DataError: a p-value outside [0, 1].
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise DataError(f"the p-value of {name} is {p}, outside [0, 1]; repair the test it came from")
+    adjusted, worst = {}, 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        worst = max(worst, min(1.0, p * (len(p_values) - i)))
+        adjusted[name] = worst
+    return {name: adjusted[name] for name in p_values}
+
+
+def verdict(differences: Sequence[float], adjusted_p: float, higher_is_better: bool, level: float = 0.05) -> Verdict:
+    """BEATS or LOSES, by the sign of the mean of differences (n,), where adjusted p is at most level; else TIES.
+
+    >>> verdict([0.1, 0.2, 0.3], 0.01, higher_is_better=True)
+    'BEATS'
+
+    Raises:
+        DataError: no difference, one that is not finite, a p-value outside [0, 1] or a level outside (0, 1).
+    """
+    mean = float(_finite(differences, "verdict").mean())
+    _level(level, "verdict")
+    if not 0 <= adjusted_p <= 1:
+        raise DataError(f"the adjusted p-value of the verdict is {adjusted_p}, outside [0, 1]; take it from holm")
+    if adjusted_p > level or mean == 0:
+        return "TIES"
+    return "BEATS" if (mean > 0) == higher_is_better else "LOSES"
+
+
+def reachable(seeds: int, methods: int, level: float = 0.05) -> str:
+    """One sentence: can any verdict but TIES be reached with so many seeds and methods?
+
+    Holm's first step needs smallest p times methods <= level; where that fails, no later step is come to, though
+    the last would need only smallest p <= level.
+
+    >>> print(reachable(5, 10))
+    5 seeds cannot pass an exact test corrected for 10 methods (smallest p 0.0625 x 10 > 0.05); 9 seeds would do.
+
+    Raises:
+        DataError: fewer than 3 seeds, no method, or a level outside (0, 1).
+    """
+    _level(level, "reachable")
+    if seeds < FEWEST:
+        raise DataError(f"{seeds} seeds are too few for a comparison; run at least {FEWEST}")
+    if methods < 1:
+        raise DataError(f"a comparison of {methods} methods has nothing to correct for; give at least one method")
+    smallest = smallest_p(seeds) if seeds <= EXACT else 1 / (DRAWS + 1)
+    kind = "an exact" if seeds <= EXACT else "a sampled"
+    named = f"{methods} method{'s' if methods > 1 else ''}"
+    sum_ = f"smallest p {smallest:.3g} x {methods}"
+    if smallest * methods <= level:
+        return f"{seeds} seeds can pass {kind} test corrected for {named} ({sum_} <= {level:g})."
+    enough = [n for n in range(FEWEST, EXACT + 1) if smallest_p(n) * methods <= level]
+    remedy = f"{enough[0]} seeds would do" if enough else "no number of seeds would do, so compare fewer methods"
+    return f"{seeds} seeds cannot pass {kind} test corrected for {named} ({sum_} > {level:g}); {remedy}."
+
+
+def fewest_seeds(methods: int, level: float = 0.05) -> int:
+    """The smallest number of seeds with which every verdict can be reached; 10 where none can.
+
+    >>> fewest_seeds(1), fewest_seeds(2), fewest_seeds(10)
+    (6, 7, 9)
+    """
+    enough = (n for n in range(FEWEST, EXACT + 1) if smallest_p(n) * methods <= level)
+    return next(enough, 10)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact one-sided p-value that the candidate is better: P(X >= better), X ~ Bin(better + worse, 1/2).
+
+    ``better`` counts the rows that only the candidate gets right, ``worse`` those that only the incumbent does
+    (McNemar, Note on the sampling error of the difference between correlated proportions, 1947).
+
+    >>> mcnemar(5, 0)
+    0.03125
+
+    Raises:
+        DataError: a negative count.
+    """
+    n = better + worse
+    if better < 0 or worse < 0:
+        raise DataError(f"McNemar's counts are {better} and {worse}; give counts of rows, at least 0")
+    if better == 0:
+        return 1.0
+    if n > 2000:  # whole numbers become slow
+        from scipy.special import betainc
+
+        return float(betainc(better, worse + 1, 0.5))
+    heads = sum(math.comb(n, k) for k in range(better, n + 1))
+    return heads / (1 << n)
+
+
+def spend(level: float, audit_number: int, planned: int | None) -> float:
+    """The level of audit number k (from 1), such that all together err with probability at most ``level``.
+
+    ``level`` / ``planned`` each; not planned, level 6 / (π k)², whose sum over all k is ``level``. A union bound, so
+    that audits may depend on one another (alpha spending: Lan & DeMets, Discrete sequential boundaries, 1983).
+
+    >>> spend(0.05, 3, planned=10)
+    0.005
+
+    Raises:
+        DataError: a number below 1, an audit beyond those planned, or a level outside (0, 1).
+    """
+    _level(level, "spend")
+    if audit_number < 1 or (planned is not None and planned < 1):
+        raise DataError(f"audit {audit_number} of {planned} planned has no level; count audits from 1")
+    if planned is None:
+        return level * 6 / (math.pi * audit_number) ** 2
+    if audit_number > planned:
+        raise DataError(f"audit {audit_number} is beyond the {planned} planned, level spent; plan more on fresh rows")
+    return level / planned
+
+
+def smallest_visible(rows: int, level: float) -> float:
+    """The smallest net change of accuracy at which ``mcnemar`` can reject on so many rows; inf where none can.
+
+    k / rows, with the least k for which 2^-k <= level: k rows differ and all of them point one way.
+
+    >>> smallest_visible(100, 0.05)
+    0.05
+
+    Raises:
+        DataError: a level outside (0, 1) or a negative number of rows.
+    """
+    _level(level, "smallest_visible")
+    if rows < 0:
+        raise DataError(f"an audit of {rows} rows is impossible; give a count of rows, at least 0")
+    k = 1
+    while math.ldexp(1.0, -k) > level:
+        k += 1
+    return k / rows if k <= rows else math.inf
+
+
+def one_sided_t(differences: NDArray[np.floating]) -> float:
+    """p-value that the mean of (n,) differences of loss, incumbent minus candidate, is > 0 (Student, 1908).
+
+    All zero is 1; all equal is 0 where positive and 1 where negative.
+
+    >>> round(one_sided_t(np.array([1.0, 2.0, 3.0])), 4)
+    0.0371
+
+    Raises:
+        DataError: fewer than two rows, or a difference that is not finite.
+    """
+    from scipy.stats import t
+
+    d = _finite(differences, "one_sided_t")
+    if len(d) < 2:
+        raise DataError("one row has no spread, so one_sided_t cannot test its loss; audit at least two rows")
+    if d.max() == d.min():
+        return 0.0 if d[0] > 0 else 1.0
+    error = float(d.std(ddof=1)) / math.sqrt(len(d))
+    return float(t.sf(float(d.mean()) / error, len(d) - 1))
+
+
+def _finite(differences: Sequence[float] | NDArray[np.floating], place: str) -> NDArray[np.float64]:
+    d = np.asarray(differences, dtype=np.float64)
+    if d.ndim != 1 or not len(d):
+        raise DataError(f"the differences of {place} have shape {d.shape}; give (n,) with n at least 1")
+    if not np.isfinite(d).all():
+        at = int(np.flatnonzero(~np.isfinite(d))[0])
+        raise DataError(f"difference {at} of {place} is {d[at]}; repair or leave out the run or row it came from")
+    return d
+
+
+def _level(level: float, place: str) -> None:
+    if not 0 < level < 1:
+        raise DataError(f"the level of {place} is {level}; give one between 0 and 1, as 0.05")

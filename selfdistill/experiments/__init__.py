@@ -1,0 +1,1 @@
+"""A run, a comparison and the benchmark: what the commands do."""

@@ -1,0 +1,383 @@
+"""Trainings of a comparison of networks: how each row is trained, and the record it leaves.
+
+One training may be several rows: its last weights, its best epoch, the average of its weights. The test split is read
+in `_judged` alone, after everything is trained and chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ... import rng
+from ...core.objective import Method
+from ...core.outputs import space_of
+from ...core.parts import Term
+from ...core.step import Passes, Step
+from ...core.targets import Target
+from ...data.dataset import Data
+from ...data.sampler import Sampler
+from ...errors import RecipeError
+from ...evaluation import metrics
+from ...evaluation.audit import whole_classes
+from ...evaluation.predict import answers, covered, scored
+from ...io.run_record import Request
+from ...losses import CrossEntropy, Squared
+from ...methods.controls import distil, label_smoothing, plain
+from ...models.peers import Peers, product
+from ...teachers import Ema, Held, Labels
+from ...training.fit import Result, fit
+from ..network_task import Prepared, batch_size_for, prepare, suitable_threads
+from .controls import Kind
+from .plan import (
+    AVERAGED,
+    CLOSE,
+    DECAY,
+    DISTIL,
+    INDEPENDENT,
+    LONGER,
+    PLAIN,
+    SMOOTHING,
+    STOPPED,
+    Ask,
+    Job,
+    curve,
+    matched,
+    require_splits,
+)
+
+DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
+
+
+SLOW = 0.999  # the decay of the averaged weights
+
+
+WIDER = 2  # the larger teacher's width, as a multiple
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def requested_steps(ready: Prepared) -> int:
+    """Steps of one generation, from a plainly prepared request."""
+    if ready.settings["steps"]:
+        return int(ready.settings["steps"])
+    sampler = Sampler(ready.data, ready.method.views, ready.settings["batch_size"], seed=0)
+    return int(ready.settings["epochs"]) * sampler.steps_per_epoch
+
+
+def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = True) -> tuple[float, list[Job]]:
+    """The budget, and the first seed's jobs at matched compute; ``costs`` are those of the pilots by name.
+
+    Label smoothing is a control where classes are learnt.
+
+    >>> ask = Ask(("elr()", "tf_kd()"), (0, 1, 2))
+    >>> budget, jobs = planned(ask, 10, {"elr()": 30.0, "tf_kd()": 90.0, "plain": 30.0})
+    >>> budget, [job.steps for job in jobs if job.kind == "method"], [job.count for job in jobs][-1]
+    (90.0, [30, 10], 3)
+    """
+    seed, amount = ask.seeds[0], max(costs[name] for name in ask.methods)
+    whole = max(steps, round(steps * amount / costs[PLAIN]))
+    jobs = [Job(name, "method", matched(steps, costs[name], amount), seed, expression=name) for name in ask.methods]
+    jobs += [
+        Job(PLAIN, "plain", steps, seed),
+        Job(LONGER, "longer", whole, seed),
+        *([Job(SMOOTHING, "smoothing", whole, seed)] if classify else []),
+        Job(DECAY, "decay", whole, seed),
+    ]
+    if DISTIL in costs:
+        jobs.append(Job(DISTIL, "distil", matched(steps, costs[DISTIL], amount), seed, count=steps))
+    members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
+    return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
+
+
+# ---- a training ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Average(Ema):
+    """The average of the weights, which says nothing during training: no pass is spent on it."""
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        student = step.student(term.view, term.head)
+        silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
+        return Target(torch.zeros_like(student), space_of(term.head), silent)
+
+
+def averaged() -> Method:
+    """The plain method with an average of its weights kept beside it."""
+    average = Term(_Average(SLOW), Squared(), weight=0.0)
+    return Method({"label": Term(Labels(), CrossEntropy()), "average": average})
+
+
+class Answers(NamedTuple):
+    """What a model says of the audit rows and of the test rows: logits (rows, classes), or values (rows,)."""
+
+    audit: Tensor
+    test: Callable[[], Tensor]  # asked once everything is chosen
+
+
+def heard(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
+    """What a model, with some weights, says; the weights are loaded again when the test rows are asked for."""
+    device = next(model.parameters()).device
+
+    def said(rows: Tensor) -> Tensor:
+        if weights is not None:
+            model.load_state_dict(weights)
+        return answers(product(model), data, rows, device)
+
+    return Answers(said(data.audit), lambda: said(data.test))
+
+
+def mean_of(several: list[Answers]) -> Answers:
+    """Probabilities, or values, averaged over models."""
+
+    def mean(logits: list[Tensor]) -> Tensor:
+        if logits[0].dim() == 1:
+            return torch.stack(logits).mean(0)
+        p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
+        return p.clamp(min=1e-30).log()
+
+    return Answers(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
+
+
+def flops(model: nn.Module, data: Data) -> float:
+    """Floating-point operations of one row's forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = data.rows(data.labelled[:1]).to(next(model.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x)
+    return float(counter.get_total_flops())
+
+
+class Bench:
+    """Everything that one job needs: data and settings of its seed, a folder, and how to train there."""
+
+    def __init__(self, job: Job, request: Request, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        expression = job.expression or "plain()"
+        self.ready: Prepared = prepare(replace(request, method=expression, seed=job.seed, steps=job.steps))
+        self.data, self.device, self.asked = self.ready.data, request.device, request.batch_size
+        self.spent, self.steps, self.seconds = Passes(), 0, 0.0
+
+    def train(self, method: Method, name: str = "", build: Any = None, seed: int | None = None, **more: Any) -> Result:
+        """Train a method in a sub-folder of the job's, from wherever it was cut."""
+        batch = min(self.asked, len(self.data.labelled)) if self.asked else batch_size_for(self.data, method)
+        settings = {**self.ready.settings, "batch_size": batch, "seed": self.job.seed if seed is None else seed}
+        external = more.pop("external", None)
+        found = fit(
+            build or self.ready.build, self.data, method, out=self.folder / "training" / name, resume=True,
+            external=external, device=self.device, warn=_quiet, **{**settings, **more},
+        )  # fmt: skip
+        self.spent += found.passes
+        self.steps += found.steps
+        self.seconds += found.seconds
+        return found
+
+
+def _quiet(line: str) -> None:
+    """Trouble that a training survives is of no interest in a table."""
+
+
+def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains networks."""
+    bench = Bench(job, request, folder)
+    rows = _KINDS[job.kind](bench)
+    return {
+        "rows": rows,
+        "data": bench.data.describe(),
+        "model": str(bench.ready.build),
+        "parameters": sum(p.numel() for p in bench.ready.build().parameters()),
+        "seconds": bench.seconds,
+    }
+
+
+def _row(bench: Bench, result: Result, says: Answers, **more: Any) -> dict[str, Any]:
+    """A row's record, but for what the test split says."""
+    cost = bench.spent.cost(float(more.pop("ratio", 1.0)))
+    return {
+        "says": says,
+        "passes": {**bench.spent._asdict(), "total": cost},
+        "with_teacher_training": None,
+        "steps": bench.steps,
+        "generations": len(result.generations),
+        "curve": curve(result),
+        "decisions": None,
+        **more,
+    }
+
+
+def _judged(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Score every row, on the audit split and, now that all is chosen, on the test split."""
+    data = bench.data
+    for row in rows.values():
+        says: Answers = row.pop("says")
+        said, y = says.test(), data.y[data.test]
+        row["audit"] = scored(says.audit, data.y[data.audit], data.task)
+        row["metrics"] = scored(said, y, data.task)
+        if data.task == "regress":
+            row["metrics"] |= covered(said, y, says.audit - data.y[data.audit])
+            continue
+        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(said.double(), -1), y)
+        row["reliability"] = metrics.reliability(said, y)
+    return rows
+
+
+def _method(bench: Bench) -> dict[str, Any]:
+    found = bench.train(bench.ready.method)
+    says = heard(found.model, bench.data, found.generations[found.product].weights)
+    decisions = [t.decision["accepted"] for t in found.generations] if len(found.generations) > 1 else None
+    ratio = _teacher_ratio(bench)
+    more = {"product": found.product, "peers": isinstance(found.model, Peers)}
+    row = _row(bench, found, says, decisions=decisions, ratio=ratio, **more)
+    return _judged(bench, {bench.job.name: row})
+
+
+def _teacher_ratio(bench: Bench) -> float:
+    """What a pass of a recipe's own external teacher costs, against the student's."""
+    from ...models.store import load_model
+    from ...teachers import External
+
+    for term in bench.ready.method.terms.values():
+        teacher = getattr(term, "teacher", None)
+        if isinstance(teacher, External) and teacher.source is not None:
+            return flops(load_model(teacher.source), bench.data) / flops(bench.ready.build(), bench.data)
+    return 1.0
+
+
+def _plain(bench: Bench) -> dict[str, Any]:
+    method = label_smoothing() if bench.job.kind == "smoothing" else plain()
+    found = bench.train(method)
+    return _judged(bench, {bench.job.name: _row(bench, found, heard(found.model, bench.data))})
+
+
+def _longer(bench: Bench) -> dict[str, Any]:
+    """One training, three rows: its last weights, its best epoch by the audit split, the average of its weights."""
+    found = bench.train(averaged())
+    last = found.generations[-1]
+    assert found.objective is not None
+    held = next(state for state in found.objective.states.values() if isinstance(state, Held))
+    uses = {
+        LONGER: heard(found.model, bench.data, last.weights),
+        STOPPED: heard(found.model, bench.data, last.best),
+        AVERAGED: heard(held.module, bench.data),
+    }
+    rows = {name: _row(bench, found, says) for name, says in uses.items()}
+    return _judged(bench, rows)
+
+
+def _decay(bench: Bench) -> dict[str, Any]:
+    """Weight decay chosen by audit accuracy, of equals by audit NLL, or by audit RMSE; all the trainings count."""
+    tried = []
+    for decay in DECAYS:
+        found = bench.train(plain(), f"{decay:g}", weight_decay=decay)
+        says = heard(found.model, bench.data)
+        score = scored(says.audit, bench.data.y[bench.data.audit], bench.data.task)
+        worth = (-score["accuracy"], score["nll"]) if bench.data.classes else (score["rmse"], 0.0)
+        tried.append((*worth, decay, found, says))
+    best = min(tried, key=lambda one: one[:3])
+    return _judged(bench, {bench.job.name: _row(bench, best[3], best[4], weight_decay=best[2])})
+
+
+def _independent(bench: Bench) -> dict[str, Any]:
+    """Plain models of other initialisations and data orders; the first is that of the plain row."""
+    members = []
+    for k in range(bench.job.count):
+        seed = bench.job.seed if k == 0 else rng.seed(bench.job.seed, "member", k) % (1 << 31)
+        found = bench.train(plain(), str(k), seed=seed)
+        members.append(heard(found.model, bench.data))
+    return _judged(bench, {bench.job.name: _row(bench, found, mean_of(members))})
+
+
+def larger(build: Any) -> Any:
+    """A wider model of the same kind, to be a teacher.
+
+    Raises:
+        RecipeError: the model has no width to raise.
+    """
+    width = build.default("width") if build.accepts("width") else None
+    if not isinstance(width, int):
+        raise RecipeError(f"{build} has no width, so there is no larger teacher of its kind")
+    return build.having(width=WIDER * width)
+
+
+def _distil(bench: Bench) -> dict[str, Any]:
+    """A wider plain model teaches: its own training is told apart, weighed by its operations."""
+    build = larger(bench.ready.build)
+    big = bench.train(plain(), "teacher", build=build, steps=bench.job.count)
+    ratio = flops(big.model, bench.data) / flops(bench.ready.build(), bench.data)
+    own, bench.spent, bench.steps = bench.spent.cost(), Passes(), 0
+    found = bench.train(distil(), "student", external=big.model)
+    row = _row(bench, found, heard(found.model, bench.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x")
+    row["with_teacher_training"] = row["passes"]["total"] + ratio * own
+    return _judged(bench, {bench.job.name: row})
+
+
+_KINDS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "method": _method,
+    "plain": _plain,
+    "smoothing": _plain,
+    "longer": _longer,
+    "decay": _decay,
+    "independent": _independent,
+    "distil": _distil,
+}
+
+
+# ---- what the runner asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Networks(Kind):
+    """The kind of comparison in which networks learn (`kinds.Kind`); ``ready`` is the first seed, plainly."""
+
+    request: Request
+    ask: Ask
+    ready: Prepared
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return run(job, request, folder)
+
+    @classmethod
+    def begun(cls, request: Request, ask: Ask) -> Networks:
+        return cls(request, ask, prepare(replace(request, method="plain()", seed=ask.seeds[0])))
+
+    def check(self) -> None:
+        """Every seed's audit split must be able to choose, and every method must be readable."""
+        first = self.ask.seeds[0]
+        for expression in self.ask.methods:
+            prepare(replace(self.request, method=expression, seed=first))
+        for seed in self.ask.seeds:
+            data = self.ready.data if seed == first else prepare(replace(self.request, seed=seed)).data
+            require_splits(data)
+            if data.classes:
+                whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+
+    def threads(self) -> int:
+        return suitable_threads(self.ready)
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """A larger teacher."""
+        try:
+            larger(self.ready.build)
+        except RecipeError as error:
+            tell(f"{error}; that control is left out")
+            return False
+        return True
+
+    def pilots(self, control: bool) -> list[Job]:
+        seed, steps = self.ask.seeds[0], requested_steps(self.ready)
+        jobs = [Job(name, "method", steps, seed, expression=name) for name in self.ask.methods]
+        jobs.append(Job(PLAIN, "plain", steps, seed))
+        return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.ask, requested_steps(self.ready), costs, self.ready.data.task == "classify")

@@ -1,0 +1,267 @@
+"""From records to verdicts: a pure function of the cells, so that it can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...errors import DataError
+from ...evaluation.metrics import METRICS, POINTS
+from ...evaluation.statistics import holm, interval, paired, sign_flip, smallest_p, verdict
+from .plan import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
+
+WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
+
+
+TOLD = {"kept": "accuracy on prior tasks"}  # metrics whose names say little
+
+
+Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]  # row -> seed -> record
+
+
+def judge(
+    cells: Cells, methods: Sequence[str], *, task: str = "classify", level: float = 0.05, plain: str = PLAIN
+) -> dict[str, Any]:
+    """Rows, the best control and the verdicts, from each row's record on each seed.
+
+    Every row is compared with the plain one, which ``plain`` names; methods also with the best control, chosen by mean
+    audit score, and with the model before, where it is a row beside a plain one. Per metric the p-values of the methods
+    are corrected for each other (Holm), those of the controls likewise among themselves.
+
+    Raises:
+        DataError: a row has other seeds than the plain one, or a figure is not finite.
+    """
+    known = METRICS[task]
+    seeds = len(same_seeds(cells))
+    able = smallest_p(seeds) * len(methods) <= level
+    there = [m for m in known if all(m in r["metrics"] for found in cells.values() for r in found.values())]
+    names = dict.fromkeys(cells, there)
+    ranks = {name: place for place, name in enumerate(ABOUT)}
+    controls = sorted((name for name in cells if name not in methods), key=lambda name: ranks.get(name, len(ranks)))
+    audited = next(name for name in ("accuracy", "rmse", "nll") if name in next(iter(cells[plain].values()))["audit"])
+    higher = audited == "accuracy"
+    means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
+    best = max(means, key=lambda c: means[c] if higher else -means[c])
+    references = {PLAIN: plain, "best_control": best}
+    if BEFORE in cells and plain != BEFORE:
+        references[BEFORE] = BEFORE
+    against: dict[str, dict[str, Any]] = {name: {where: {} for where in references} for name in cells}
+    others = [name for name in controls if name != plain]
+    pairs = [(methods, name, where) for where, name in references.items()] + [(others, plain, PLAIN)]
+    for metric in (m for m in names[plain] if known[m]["higher_is_better"] is not None):
+        for family, reference, where in pairs:
+            found = _compared(cells, family, reference, metric, known[metric]["higher_is_better"], level)
+            for name, what in found.items():
+                against[name][where][metric] = what
+    rows = [_row(name, cells, plain, names[name], against[name]) for name in [*methods, *controls]]
+    for row in rows[: len(methods)]:
+        row |= {"kind": "method", "expression": row["name"], "about": "the method"}
+    for ensemble in {INDEPENDENT, PEERS} & set(cells):
+        _retained(rows, cells, ensemble, audited)
+    return {
+        "metrics": {metric: known[metric] for metric in names[plain]},
+        "rows": rows,
+        "references": references,
+        "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
+        "verdict": [
+            _sentence(row, metric, task, called(references), level, able)
+            for row in rows[: len(methods)]
+            for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
+        ],
+    }
+
+
+def called(references: Mapping[str, str]) -> dict[str, str]:
+    """What methods are judged against, in words: of language models each once, and the model before first.
+
+    >>> called({"plain": "plain", "best_control": "weight decay"})
+    {'plain': 'plain', 'best_control': 'the best control (weight decay)'}
+    >>> called({"plain": "sft()", "best_control": "before", "before": "before"})
+    {'before': 'the model before', 'plain': 'sft()'}
+    """
+    plain, best = references[PLAIN], references["best_control"]
+    words = {PLAIN: plain, "best_control": f"the best control ({best})"}
+    if plain == PLAIN:
+        return words
+    if best in (plain, BEFORE):
+        del words["best_control"]
+    before = "the model before"
+    return {**words, PLAIN: before} if plain == BEFORE else {BEFORE: before, **words}
+
+
+def values(cells: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, float]:
+    return {seed: float(record["metrics"][metric]) for seed, record in sorted(cells.items())}
+
+
+def _compared(
+    cells: Cells, family: Sequence[str], reference: str, metric: str, higher: bool, level: float
+) -> dict[str, dict[str, Any]]:
+    theirs = values(cells[reference], metric)
+    differences = {name: paired(values(cells[name], metric), theirs) for name in family}
+    p = {name: sign_flip(d) for name, d in differences.items()}
+    adjusted = holm(p)
+    found = {}
+    for name, d in differences.items():
+        mean, half = interval(d)
+        found[name] = {
+            "difference": mean, "interval": [mean - half, mean + half], "p": p[name], "holm": adjusted[name],
+            "verdict": verdict(d, adjusted[name], higher, level),
+        }  # fmt: skip
+    return found
+
+
+def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: dict[str, Any]) -> dict[str, Any]:
+    records = [record for _, record in sorted(cells[name].items())]
+    row: dict[str, Any] = {
+        "name": name,
+        "kind": "control",
+        "expression": None,
+        "about": records[0].get("about", ABOUT.get(name, "")),
+        "steps": round(statistics.median(r["steps"] for r in records)),
+        "generations": max(r["generations"] for r in records),
+        "metrics": {metric: _spread(list(values(cells[name], metric).values())) for metric in metrics},
+        "audit": {key: statistics.fmean(r["audit"][key] for r in records) for key in records[0]["audit"]},
+        "against": {where: found or None for where, found in against.items()},
+        "passes": {k: statistics.fmean(r["passes"].get(k, 0) for r in records) for k in records[0]["passes"]},
+        "ensemble_gain_retained": None,
+        "steps_to_plain": converged(cells, name, plain),
+        "curve": _curve(records),
+        "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
+        "products": [r["product"] for r in records] if "product" in records[0] else None,
+        "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
+    }
+    if "drawn" in records[0]:
+        row["drawn"] = statistics.fmean(r["drawn"] for r in records)
+    paid = [r["with_teacher_training"] for r in records]
+    row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
+    return row
+
+
+def _spread(found: list[float]) -> dict[str, Any]:
+    mean, half = interval(found)
+    return {"values": found, "mean": mean, "interval": [mean - half, mean + half]}
+
+
+def _curve(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Mean over seeds of the audit accuracy or RMSE, as far as every seed's curve goes."""
+    points = zip(*(r["curve"] for r in records), strict=False)
+    return [
+        {
+            "step": round(statistics.fmean(p["step"] for p in point)),
+            "score": statistics.fmean(p["score"] for p in point),
+            "generation": point[0]["generation"],
+        }
+        for point in points
+    ]
+
+
+def pooled(several: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Reliability bins of several seeds as one: means weighed by the rows in each bin of ten.
+
+    >>> one = {"confidence": 0.95, "accuracy": 1.0, "share": 1.0}
+    >>> pooled([[one], [{**one, "accuracy": 0.5}]])
+    [{'confidence': 0.95, 'accuracy': 0.75, 'share': 1.0}]
+    """
+    bins: dict[int, list[Mapping[str, float]]] = {}
+    for found in several:
+        for b in found:
+            bins.setdefault(math.ceil(b["confidence"] * 10 - 1e-9), []).append(b)
+    merged = []
+    for _, group in sorted(bins.items()):
+        share = math.fsum(b["share"] for b in group)
+        mean = {key: math.fsum(b[key] * b["share"] for b in group) / share for key in ("confidence", "accuracy")}
+        merged.append({**mean, "share": share / len(several)})
+    return merged
+
+
+def _retained(rows: list[dict[str, Any]], cells: Cells, ensemble: str, metric: str) -> None:
+    """Where peers teach: what share of the undistilled ensemble's gain over plain does the one product keep?"""
+    usual, sign = values(cells[PLAIN], metric), 1 if metric == "accuracy" else -1
+    whole = paired(values(cells[ensemble], metric), usual)
+    for row in rows:
+        taught_by_peers = next(iter(cells[row["name"]].values())).get("peers", False)
+        if taught_by_peers and sign * statistics.fmean(whole) > 0:
+            row["ensemble_gain_retained"] = ratio(paired(values(cells[row["name"]], metric), usual), whole)
+
+
+def ratio(ours: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
+    """Mean of ours over mean of whole, with the interval of its linearisation (the delta method).
+
+    >>> ratio([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    {'mean': 0.5, 'interval': [0.5, 0.5]}
+    """
+    share = statistics.fmean(ours) / statistics.fmean(whole)
+    _, half = interval([(a - share * b) / statistics.fmean(whole) for a, b in zip(ours, whole, strict=True)])
+    return {"mean": share, "interval": [share - half, share + half]}
+
+
+def steps_to(curve: Sequence[Mapping[str, float]], score: float, higher: bool = True) -> float:
+    """The first step at which an audit curve reaches a score; infinite where it never does.
+
+    >>> steps_to([{"step": 10, "score": 0.5}, {"step": 20, "score": 0.9}], 0.8)
+    20
+    """
+    sign = 1 if higher else -1
+    return next((point["step"] for point in curve if sign * point["score"] >= sign * score), math.inf)
+
+
+def converged(cells: Cells, name: str, plain: str = PLAIN) -> int | None:
+    """Median over seeds of the steps to plain's last audit score; None where half of the seeds never reach it, or where
+    nothing is trained in steps."""
+    if not all(usual["curve"] for usual in cells[plain].values()):
+        return None
+    found = [
+        steps_to(cells[name][seed]["curve"], usual["curve"][-1]["score"], "accuracy" in usual["audit"])
+        for seed, usual in cells[plain].items()
+    ]
+    median = statistics.median_high(found)
+    return None if math.isinf(median) else round(median)
+
+
+def _sentence(
+    row: Mapping[str, Any], metric: str, task: str, against: Mapping[str, str], level: float, able: bool
+) -> str:
+    """A method's verdicts in words; ``able`` says whether so many seeds can give any other verdict than a tie."""
+    said = []
+    for where, name in against.items():
+        found = row["against"][where][metric]
+        low, high = found["interval"]
+        scale, unit, digits = (100, " points", "+.2f") if metric in POINTS else (1, "", "+.3g")
+        shown, *ends = (format(scale * value, digits) for value in (found["difference"], low, high))
+        said.append(f"{WORDS[found['verdict']]} {name}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
+    if metric != "kept":  # which comes second
+        said[-1] += _untaught(row, task)
+    caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
+    what = TOLD.get(metric, metric)
+    return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
+
+
+def _untaught(row: Mapping[str, Any], task: str) -> str:
+    """In how many seeds the method taught the product nothing."""
+    products = row["products"] or []
+    of = len(products)
+    if task == "generate":
+        kept = products.count(-1)
+        return f"; in {kept} of {of} seeds the audit keeps the model before, and that is the product" if kept else ""
+    untaught = products.count(0) if row["decisions"] else 0
+    return f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught" if untaught else ""
+
+
+def same_seeds(cells: Cells) -> list[int]:
+    """The seeds that all rows have.
+
+    Raises:
+        DataError: rows have different seeds, or fewer than three.
+    """
+    seeds = {name: sorted(found) for name, found in cells.items()}
+    first = next(iter(seeds))
+    for name, found in seeds.items():
+        if found != seeds[first]:
+            raise DataError(
+                f"{name} has the seeds {found} and {first} has {seeds[first]}; train both on the same seeds"
+            )
+    if len(seeds[first]) < 3:
+        raise DataError(f"{len(seeds[first])} seeds allow no verdict; give --seeds 3 or more")
+    return seeds[first]

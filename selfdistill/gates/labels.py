@@ -1,0 +1,292 @@
+"""Gates that ask the labelled rows: how well are they learnt, and what does that say about a target without a label?
+
+A gate that knows the data: how much of it has labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import rng
+from ..core.memory import Buffers, Table
+from ..core.outputs import element_shape
+from ..core.parts import Gate, Given, Pool, Term
+from ..core.step import Step
+from ..core.targets import DISTRIBUTIONS, Target
+from ..errors import RecipeError
+
+SCHEDULES = ("linear", "log", "exp")
+
+
+@dataclass(frozen=True)
+class Annealed(Gate):
+    """1 where the student gives the label at most n_t, else 0: labels are released as training goes on (TSA).
+
+    n_t = 1 / C + (1 - 1 / C) a(t), with a(t) = t (``linear``), 1 - exp(-5 t) (``log``) or exp(5 (t - 1)) (``exp``),
+    t the share of training done.
+
+    Source: Xie et al., Unsupervised Data Augmentation, NeurIPS 2020, training signal annealing.
+
+    Raises:
+        RecipeError: no such schedule.
+    """
+
+    schedule: str = "linear"
+    spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+    prefers: ClassVar[str | None] = None  # it asks the student
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(f"the schedule is 'linear', 'log' or 'exp', not {self.schedule!r}")
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        t, even = step.clock.progress, 1.0 / student.shape[-1]
+        share = {"linear": t, "log": 1.0 - math.exp(-5.0 * t), "exp": math.exp(5.0 * (t - 1.0))}[self.schedule]
+        best = target.best().clamp(min=0).unsqueeze(-1)
+        known = F.softmax(student, dim=-1).gather(-1, best).squeeze(-1)
+        return (known <= even + (1.0 - even) * share).to(student.dtype)
+
+
+def labelled_rows(step: Step, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Ids (rows,), labels (rows,) and the student's log-probabilities (rows, ..., classes) of a view's labelled rows;
+    None where the batch has no such view, or none of its rows a class."""
+    if not step.rows(view) or step.batch[view].y is None or step.labels(view).is_floating_point():
+        return None
+    known = step.labels(view) >= 0
+    said = F.log_softmax(step.student(view, head), dim=-1)
+    return (step.ids(view)[known], step.labels(view)[known], said[known]) if bool(known.any()) else None
+
+
+def at_label(said: Tensor, labels: Tensor) -> Tensor:
+    """The entry of each row's label, (rows, ...), of (rows, ..., classes)."""
+    index = labels.reshape(len(labels), *(1,) * (said.dim() - 1)).expand(*said.shape[:-1], 1)
+    return said.gather(-1, index).squeeze(-1)
+
+
+class _Threshold(Table):
+    """The last loss of each labelled row, and their mean when the warm-up ended (0 before)."""
+
+    first: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first", torch.zeros(()))
+
+
+@dataclass(frozen=True)
+class FallingLoss(Gate):
+    """1 where the target's own loss -log max_c t_c is at most r_t, which falls from the labelled rows' loss on.
+
+    Until ``warm_up`` of the generation nothing is trusted and the losses of the labelled rows (view ``labelled``) are
+    noted; their mean is r. Then r_t = ``scale`` x r / ``base``^k, k counting periods of ``period`` of the generation,
+    and never below ``floor``. ``phase`` restricts the trust to r_t above the floor (``"falling"``) or on it
+    (``"floor"``), so that two terms can treat the two otherwise.
+
+    Source: Xu et al., Dash, ICML 2021; the last warm-up visit of each row stands for one pass over them.
+
+    Raises:
+        RecipeError: a base below 1, a floor or period that is not above 0, or no such phase.
+    """
+
+    base: float = 1.27
+    scale: float = 1.0001
+    floor: float = 0.05
+    warm_up: float = 10 / 1024
+    period: float = 9 / 1024
+    phase: str = "both"
+    labelled: str = "labelled"
+    spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        if self.phase not in ("both", "falling", "floor"):
+            raise RecipeError(f"phase is 'both', 'falling' or 'floor', not {self.phase!r}")
+        if not (self.base >= 1 and self.floor > 0 and self.period > 0):
+            raise RecipeError(
+                "the threshold falls by a base of at least 1, each period above 0, to a floor above 0; not "
+                f"base {self.base}, period {self.period}, floor {self.floor}"
+            )
+
+    def key(self, term: Term) -> Hashable:
+        return FallingLoss, self.warm_up, self.labelled, term.head  # what they measure is the same
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _Threshold()
+
+    def threshold(self, state: nn.Module, step: Step) -> float | None:
+        """The largest loss that is trusted at this step; None in the warm-up."""
+        first = float(cast(_Threshold, state).first)
+        if not first > 0:
+            return None
+        periods = int(max(0.0, step.clock.progress - self.warm_up) / self.period)
+        return max(self.scale * first / self.base**periods, self.floor)
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        own, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
+        if limit is None or (self.phase != "both" and (self.phase == "floor") != (limit <= self.floor)):
+            return torch.zeros_like(own)
+        return (own <= limit).to(student.dtype)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        measured, clock = cast(_Threshold, state), steps[0].clock
+        if bool(measured.first > 0):
+            return
+        for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
+            if found is not None:
+                ids, labels, said = found
+                measured.write(ids, -at_label(said, labels).reshape(len(ids), -1).mean(1, keepdim=True))
+        if clock.at(clock.step + 1).progress >= self.warm_up and bool(measured.seen.any()):
+            measured.first = measured.values[measured.seen].mean()
+
+
+def spared(ids: Tensor, share: float) -> Tensor:
+    """Which ids belong to the share that is set aside: a function of the id alone."""
+    return rng.uniform(("spared",), ids, 1)[:, 0] < share
+
+
+@dataclass(frozen=True)
+class Spared(Gate):
+    """0 for a share of the rows, by their ids, and 1 for all others: rows that nothing learns from can calibrate.
+
+    Raises:
+        RecipeError: a share outside [0, 1).
+    """
+
+    share: float = 0.2
+    prefers: ClassVar[str | None] = None  # it asks the id
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < 1.0:
+            raise RecipeError(f"the share of rows that is spared lies in [0, 1), not {self.share}")
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        kept = (~spared(step.ids(term.view), self.share)).to(student.dtype)
+        return kept.reshape(len(kept), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
+
+
+@dataclass(frozen=True)
+class Singleton(Gate):
+    """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has one class alone, else 0.
+
+    q is the ceil((n + 1)(1 - ``risk``))-th smallest of the scores 1 - p_y that the student last gave to the n labelled
+    rows (view ``labelled``) which the gate `Spared` of the same ``share`` keeps out of training. A set then holds the
+    true class with probability in [1 - risk, 1 - risk + 1 / (n + 1)], where rows are exchangeable and the student
+    stands still. With n < 1 / risk - 1 nothing is trusted.
+
+    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005 (split conformal prediction).
+
+    Raises:
+        RecipeError: a risk or share outside (0, 1).
+    """
+
+    risk: float = 0.1
+    share: float = 0.2
+    labelled: str = "labelled"
+    spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
+            raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Table()
+
+    def limit(self, state: nn.Module) -> float:
+        """The score up to which a class belongs to the set; infinite where too few rows calibrate it."""
+        scores = cast(Table, state).values[cast(Table, state).seen].flatten().sort().values
+        place = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
+        return float(scores[place - 1]) if 0 < place <= len(scores) else math.inf
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
+        return (inside.sum(-1) == 1).to(student.dtype)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
+            if found is None or not bool((kept := spared(found[0], self.share)).any()):
+                continue
+            ids, labels, said = (part[kept] for part in found)
+            cast(Table, state).write(ids, (1.0 - at_label(said, labels).exp()).reshape(len(ids), -1))
+
+
+class _Share(Buffers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.ones(()))
+
+
+@dataclass(frozen=True)
+class LabelledShare(Gate):
+    """Trust M / N in every target, M of the N rows having labels: with few labels, what needs none weighs less too.
+
+    In a loop of your own, which prepares nothing, it is 1.
+
+    Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017.
+    """
+
+    prefers: ClassVar[str | None] = None
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _Share()
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        every: Any = len(pool.labelled) + len(pool.unlabelled)
+        state.share = torch.full_like(state.get_buffer("share"), len(pool.labelled) / max(1, every))
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        return state.get_buffer("share").to(student).expand(element_shape(student))
+
+
+@dataclass(frozen=True)
+class Shard(Gate):
+    """1 where a row belongs to the peer, else 0: each of K peers has a K-th of the samples to itself.
+
+    A sample's peer is a hash of its id, (2654435761 id mod 2^32) div 2^16 mod K. An output without peers has all rows.
+    """
+
+    prefers: ClassVar[str | None] = None
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        if student.dim() < 3:
+            return student.new_ones(element_shape(student))
+        peers = student.shape[1]
+        owner = step.ids(term.view) * 2654435761 % 2**32 // 2**16 % peers
+        mine = owner[:, None] == torch.arange(peers, device=owner.device)
+        return mine.to(student.dtype).expand(element_shape(student))
+
+
+@dataclass(frozen=True)
+class Bagged(Gate):
+    """1 where a peer has drawn a row, else 0: each sees a ``share`` of the samples, by chance and always the same ones.
+
+    A bootstrap of n rows has 1 - 1/e of them. All mod 2^32: h = 2654435761 id + 668265263 (k + 1), then twice
+    h = c (h xor h div 2^15) with c = 2246822519, then 3266489917; a sample is peer k's if h is below ``share`` x 2^32.
+    An output without peers has all rows.
+
+    Raises:
+        RecipeError: a share outside (0, 1].
+    """
+
+    share: float = 0.632
+    prefers: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise RecipeError(f"share is that of the samples a peer sees, above 0 and at most 1, not {self.share}")
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        if student.dim() < 3:
+            return student.new_ones(element_shape(student))
+        ids = step.ids(term.view)
+        hashed = (
+            ids[:, None] * 2654435761 + 668265263 * torch.arange(1, student.shape[1] + 1, device=ids.device)
+        ) % 2**32
+        for factor in (2246822519, 3266489917):
+            hashed = (hashed ^ hashed >> 15) * factor % 2**32  # a product beyond 2^63 wraps, which changes no remainder
+        return (hashed < self.share * 2**32).to(student.dtype).expand(element_shape(student))

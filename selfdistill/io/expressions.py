@@ -1,0 +1,325 @@
+"""What the arguments of a recipe may be, asked where a person writes them: by annotation, and by what a name means.
+
+A parameter that many recipes share means the same in all of them, so its range is said once.
+
+Reading ``ps_kd(alpha=0.8)`` from the command line: Python's own syntax, nothing of Python's power.
+
+The text is parsed and then walked; only calls of the names handed in, and literals, have a meaning.
+Nothing is compiled or evaluated, so a name that was not handed in cannot be reached.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from ..errors import RecipeError
+
+
+class Range(NamedTuple):
+    """Numbers from ``least`` to ``most``, without ``least`` itself where ``above``."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)):
+            return False
+        return (self.least < value if self.above else self.least <= value) and value <= self.most
+
+    def __str__(self) -> str:
+        start = f"{'above' if self.above else 'at least'} {self.least:g}"
+        return start if math.isinf(self.most) else f"{start} and at most {self.most:g}"
+
+
+RANGES = {
+    **dict.fromkeys(("decay", "smoothing", "confidence", "min_confidence", "wait", "ramp"), Range(0, 1)),
+    "alpha": Range(0, 1),  # a share of a mixture
+    **dict.fromkeys(("weight", "feature"), Range(0)),
+    "temperature": Range(0, above=True),
+    "ratio": Range(0, 100, above=True),  # beyond, one batch is more than most memories hold
+    "stages": Range(1),
+    "fresh": Range(1),
+    "generations": Range(1),
+    "members": Range(1),
+}
+
+
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("True or False", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text in quotes", (str,)),
+}
+
+
+def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
+    """The same recipe, refusing arguments that it could only fail on later.
+
+    >>> def soften(temperature: float = 4.0) -> float:
+    ...     return temperature
+    >>> checked(soften)(2)
+    2
+    >>> checked(soften)("warm")
+    Traceback (most recent call last):
+    selfdistill.errors.RecipeError: temperature is a number, not 'warm'
+
+    Raises:
+        RecipeError: an argument is of another kind, not finite, or out of its range.
+    """
+
+    @wraps(recipe)
+    def careful(*args: Any, **options: Any) -> Any:
+        hints, signature = get_type_hints(recipe), inspect.signature(recipe)  # of the one recipe that is called
+        for name, value in signature.bind(*args, **options).arguments.items():
+            fault = _fault(value, hints.get(name)) or _outside(name, value)
+            if fault:
+                raise RecipeError(f"{name} is {fault}, not {value!r}")
+        return recipe(*args, **options)
+
+    return careful
+
+
+def _fault(value: Any, kind: Any) -> str | None:
+    allowed = get_args(kind)
+    if type(None) in allowed and len(allowed) == 2:
+        if value is None:
+            return None
+        kind = next(one for one in allowed if one is not type(None))
+    if kind not in _KINDS:
+        return None
+    words, types = _KINDS[kind]
+    right = isinstance(value, types) and (kind is bool or not isinstance(value, bool))
+    return None if right and not (isinstance(value, float) and not math.isfinite(value)) else words
+
+
+def _outside(name: str, value: Any) -> str | None:
+    return str(RANGES[name]) if name in RANGES and value not in RANGES[name] else None
+
+
+MAX_LENGTH = 10_000
+
+
+MAX_DEPTH = 50
+
+
+_LISTED = 12  # so many names still fit a line
+
+# What a callee may raise because of the values it was given, rather than because of a fault of its own.
+_CALLEE_ERRORS = (RecipeError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
+
+_SYNTAX: dict[type[ast.AST], str] = {
+    ast.Attribute: "a dotted name",
+    ast.Subscript: "an index",
+    ast.Lambda: "a lambda",
+    ast.BinOp: "an operator",
+    ast.BoolOp: "an operator",
+    ast.Compare: "a comparison",
+    ast.UnaryOp: "an operator on something that is not a number",
+    ast.IfExp: "a condition",
+    ast.ListComp: "a comprehension",
+    ast.SetComp: "a comprehension",
+    ast.DictComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension",
+    ast.JoinedStr: "an f-string",
+    ast.FormattedValue: "an f-string",
+    ast.Set: "a set",
+    ast.Starred: "a starred value",
+    ast.NamedExpr: "an assignment",
+}
+
+
+def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method") -> Any:
+    """Call what ``text`` names with the literals (and further calls) it is given; a bare name is a call too.
+
+    ``kind`` says in messages what the names are ("method", "model").
+
+    >>> read("add(1, b=-2.5)", {"add": lambda a, b=0: a + b})
+    -1.5
+    >>> read("pair", {"pair": tuple})
+    ()
+
+    Raises:
+        RecipeError: the text is not of this form, names something unknown, or its arguments are refused.
+    """
+    if len(text) > MAX_LENGTH:
+        raise RecipeError(f"a {kind} expression has at most {MAX_LENGTH} characters; this one has {len(text)}")
+    text = text.strip()
+    if not text:
+        raise RecipeError(f"the {kind} expression is empty; {_remedy(names, kind)}")
+    reader = _Reader(text, names, kind)
+    tree = reader.parse()
+    if isinstance(tree, ast.Name):
+        return reader.call(ast.Call(func=tree, args=[], keywords=[]), depth=1)
+    if not isinstance(tree, ast.Call):
+        raise reader.refusal(tree, _SYNTAX.get(type(tree), f"not the call of a {kind}"))
+    return reader.call(tree, depth=1)
+
+
+def called(text: str) -> str:
+    """What an expression calls.
+
+    >>> called(" ps_kd(alpha=0.8)"), called("plain")
+    ('ps_kd', 'plain')
+    """
+    return text.split("(", maxsplit=1)[0].strip()
+
+
+def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """The known names closest to a misspelt one, comma separated; empty if none is close.
+
+    >>> nearest("ps_dk", ["ps_kd", "born_again"])
+    'ps_kd'
+    """
+    close = difflib.get_close_matches(name.lower(), {k.lower() for k in known}, n=3, cutoff=0.5)
+    return ", ".join(k for lower in close for k in known if k.lower() == lower)  # Cnn is close to cnn
+
+
+def one_line(text: object, width: int = 200) -> str:
+    """Any text on a single line of at most ``width`` characters, with what cannot be printed escaped."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _remedy(names: Mapping[str, object], kind: str) -> str:
+    if kind == "method":
+        return "`selfdistill methods` lists them"
+    listed = sorted(names)
+    return "known: " + ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")
+
+
+def _signature(name: str, signature: inspect.Signature) -> str:
+    """How a call is written, without the types."""
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    plain = signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
+    return one_line(f"{name}{plain}", 160)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One expression being read; its methods share the text for their messages."""
+
+    text: str
+    names: Mapping[str, Callable[..., Any]]
+    kind: str
+
+    def parse(self) -> ast.expr:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # remarks on style, such as an unknown escape in a string
+                return ast.parse(self.text, mode="eval").body
+        except SyntaxError as error:
+            place = f" at column {error.offset}" if error.offset else ""
+            raise self.error(f"not readable{place} ({one_line(error.msg, 80)})") from None
+        except (RecursionError, MemoryError):
+            raise self.error(f"nested deeper than {MAX_DEPTH}") from None
+        except ValueError as error:
+            raise self.error(f"not readable ({one_line(error, 80)})") from None
+
+    def error(self, what: str) -> RecipeError:
+        return RecipeError(f"{self.kind} expression '{one_line(self.text, 80)}': {what}")
+
+    def refusal(self, node: ast.AST, what: str) -> RecipeError:
+        """Something that has no meaning here, with its place counted from 1 as a reader would."""
+        lines = self.text.splitlines() or [""]
+        row, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        before = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
+        place = f"column {len(before.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
+        return self.error(f"{what} at {place}; only calls of known names with literals as arguments are read")
+
+    def value(self, node: ast.AST, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise self.error(f"nested deeper than {MAX_DEPTH}")
+        match node:
+            case ast.Call():
+                return self.call(node, depth)
+            case ast.Constant(value=bool() | int() | float() | str() | None):
+                return node.value
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)) if (
+                not isinstance(number, bool)
+            ):
+                return -number if isinstance(node.op, ast.USub) else number
+            case ast.Tuple():
+                return tuple(self.value(item, depth + 1) for item in node.elts)
+            case ast.List():
+                return [self.value(item, depth + 1) for item in node.elts]
+            case ast.Dict():
+                return self.mapping(node, depth)
+            case ast.Name():
+                raise self.refusal(node, f"the name {node.id!r} is used as a value (write {node.id}() for a call)")
+        raise self.refusal(node, _SYNTAX.get(type(node), "a value of another kind"))
+
+    def mapping(self, node: ast.Dict, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in zip(node.keys, node.values, strict=True):
+            if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
+                raise self.refusal(key or item, "a dictionary key that is not a string")
+            if key.value in found:
+                raise self.refusal(key, f"the key {key.value!r} given twice")
+            found[key.value] = self.value(item, depth + 1)
+        return found
+
+    def call(self, node: ast.Call, depth: int) -> Any:
+        if not isinstance(node.func, ast.Name):
+            raise self.refusal(node.func, _SYNTAX.get(type(node.func), "a call of something without a name"))
+        name = node.func.id
+        if name not in self.names:
+            close = nearest(name, self.names)
+            close = f"nearest: {close}. " if close else ""
+            raise RecipeError(f"unknown {self.kind} {one_line(name, 60)!r}; {close}{_remedy(self.names, self.kind)}")
+        args = [self.value(item, depth + 1) for item in node.args]
+        options: dict[str, Any] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise self.refusal(keyword, "arguments unpacked with **")
+            if keyword.arg in options:
+                raise self.refusal(keyword, f"the argument {keyword.arg!r} given twice")
+            options[keyword.arg] = self.value(keyword.value, depth + 1)
+        function = self.names[name]
+        check_arguments(name, function, args, options)
+        try:
+            return function(*args, **options)
+        except _CALLEE_ERRORS as error:
+            reason = one_line(error, 400) or type(error).__name__
+            raise self.error(reason) from error
+
+
+def check_arguments(name: str, function: Callable[..., Any], args: list[Any], options: Mapping[str, Any]) -> None:
+    """Do these arguments fit the signature? Says which does not, with the nearest names and the signature.
+
+    Raises:
+        RecipeError: an argument is unknown, missing, given twice, or one too many.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # some built-ins do not say; the call itself will
+    kinds = inspect.Parameter
+    parameters = signature.parameters.values()
+    by_name = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    by_place = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    form = _signature(name, signature)
+    unknown = [option for option in options if option not in by_name]
+    if unknown and not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        close = nearest(unknown[0], by_name)
+        close = f"nearest: {close}; " if close else ""
+        raise RecipeError(f"{name} has no argument {one_line(unknown[0], 60)!r}; {close}it is written {form}")
+    if len(args) > len(by_place) and not any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        raise RecipeError(f"{name} takes {len(by_place)} arguments by position, not {len(args)}; it is written {form}")
+    twice = [p.name for p in by_place[: len(args)] if p.name in options and p.kind is kinds.POSITIONAL_OR_KEYWORD]
+    if twice:
+        raise RecipeError(f"{name} is given {twice[0]!r} twice, by position and by name; it is written {form}")
+    needed = [p for p in by_place[len(args) :] if p.default is kinds.empty]
+    needed += [p for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty]
+    missing = [p.name for p in needed if p.name not in options or p.kind is kinds.POSITIONAL_ONLY]
+    if missing:
+        raise RecipeError(f"{name} needs {', '.join(missing)}; it is written {form}")

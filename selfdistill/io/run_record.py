@@ -1,0 +1,124 @@
+"""What was asked for: the part of run.json that decides a run, and reading it back with distrust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..errors import CheckpointError
+from .expressions import one_line
+
+FORMAT = 1
+
+
+Lines = list[dict[str, Any]]
+
+
+_RESULT = {"data", "generations", "method", "model", "parameters", "run", "seed", "steps", "seconds", "test"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a run; two runs with equal requests end bit for bit equal on one machine.
+
+    None leaves a choice to the data: the method (`curriculum` with unlabelled rows, `elr` without), the model (an MLP
+    for tables and images under 16 pixels, else the small CNN), the batch size (64, or all rows if fewer), the epochs
+    (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
+    pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
+    trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
+    ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that must not be forgotten, the
+    rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
+    what a frozen outside teacher says.
+    ``training`` are further fields of `Settings`.
+    """
+
+    data: str = "digits"
+    target: str | None = None
+    text: str | None = None
+    unlabelled: str | None = None
+    labels: int | None = None
+    label_noise: float = 0.0
+    image_size: int | None = None
+    augment: str | None = None
+    keep: str | None = None
+    lora: int | None = None
+    max_tokens: int | None = None
+    checkpointing: bool = False
+    model: str | None = None
+    init: str | None = None
+    method: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str | None = None
+    control: bool = True
+    audit_folds: int | None = None
+    targets: str | None = None
+    training: tuple[tuple[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        later = {
+            "text",
+            "init",
+            "targets",
+        }  # unsaid where not asked for: what was asked before they existed is the same
+        unsaid = {name for name in later if getattr(self, name) is None}
+        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Request:
+        """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
+        request = cls(**{**value, "training": tuple(sorted(value["training"].items()))})
+        kinds = get_type_hints(cls)
+        for name, kind in ((name, kind) for name, kind in kinds.items() if name != "training"):
+            if not isinstance(getattr(request, name), kind):
+                raise ValueError(f"{name} is {getattr(request, name)!r}")
+        return request
+
+    def name(self) -> str:
+        """A folder name: data, method, seed, and a few letters that tell other requests apart."""
+        method = (self.method or "default").split("(")[0]
+        tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+        return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
+
+
+def differences(before: Request, now: Request) -> str:
+    """The settings in which two requests differ, in words."""
+    theirs, mine = ({**r.to_json(), **dict(r.training)} for r in (before, now))
+    names = [k for k in dict.fromkeys([*mine, *theirs]) if k != "training" and theirs.get(k) != mine.get(k)]
+    return ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in names)
+
+
+def read_lines(path: Path) -> Lines:
+    """The lines of a metrics log; one that is being written now is left out."""
+    found: Lines = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+    return found
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], Request]:
+    """What run.json says, and the request in it.
+
+    Raises:
+        CheckpointError: it is damaged, or of another format.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        missing = _RESULT - record["result"].keys() if "result" in record else set()
+        if missing or not isinstance(record["data"]["fingerprint"], str):
+            raise ValueError(f"no {', '.join(sorted(missing)) or 'fingerprint'} in it")
+        return dict(record), Request.from_json(record["request"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = one_line(error, 120)
+        raise CheckpointError(f"{path} is damaged or foreign ({why}); start the run again in a new --out") from error

@@ -1,0 +1,13 @@
+"""Targets on disk: what a frozen teacher said, computed once, bound to what made it, checked when it is read.
+
+`Store` is a folder of memory-mapped shards keyed by whole numbers; a layout says how a target is written: `Dense`, or
+the `Top` outputs with their true probabilities and that of all others. `teachers.Cached` puts one behind a teacher.
+"""
+
+from __future__ import annotations
+
+from .layouts import Dense, Layout, Sparse, Top
+from .segment import marks
+from .store import CARD, Store
+
+__all__ = ["CARD", "Dense", "Layout", "Sparse", "Store", "Top", "marks"]

@@ -1,0 +1,291 @@
+"""The store: targets by key in a folder, bound to what made them, written a shard at a time and read anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...errors import CheckpointError, DataError
+from ..tensors import MALFORMED, canonical
+from .layouts import Columns, Dense, Layout, Sparse, Top
+from .segment import Records, Shard, appear, shards, write
+
+CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 1
+
+
+SHARD_BYTES, SHARD_RECORDS = 1 << 26, 1 << 18
+
+
+_LAYOUTS: dict[str, type[Dense] | type[Top]] = {"Dense": Dense, "Top": Top}
+
+
+Keys = NDArray[np.int64]
+
+
+Flags = NDArray[np.bool_]
+
+
+_END = np.iinfo(np.int64).max  # no key; so that every search ends at a key that is there
+
+
+class Store:
+    """Targets by key.
+
+    A record is one key and its elements: one for a row, one a token for a sequence. What was written is there at once
+    for this process, and on disk after `flush`, or when a shard is full. Any number of processes may read, and write,
+    at once: shards appear whole, and the first one that has a key answers for it.
+
+    Args:
+        folder: where it is, or will be.
+        layout: how targets are written; None to read what is there.
+        bound: hashes of what the targets depend on, by name (``teacher``, ``data``, ``view``, ``tokenizer``, ...).
+
+    Raises:
+        CheckpointError: the folder has targets of another teacher (data, view), or of another layout; or none, where
+            no layout was given; or a damaged shard.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = Store(folder, Top(1000, 2), {"teacher": "a"})
+    ...     store.write([7], store.layout.encode(torch.tensor([[3.0] + [0.0] * 999] * 4)), lengths=[4])
+    ...     store.flush()
+    ...     read, starts = Store(folder, bound={"teacher": "a"}).sparse([7])
+    >>> read.ids.shape, read.log_probs.dtype, starts.tolist()
+    (torch.Size([4, 2]), torch.float32, [0, 4])
+    """
+
+    def __init__(
+        self, folder: Path | str, layout: Layout | None = None, bound: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.layout, self.bound = self._opened(layout, dict(bound or {}))
+        self._fresh, self._shards = list[Records](), list[Shard]()
+        self._places: dict[int, tuple[int, int]] = {}  # key -> which of the fresh ones, which record
+        self._index()
+
+    def __len__(self) -> int:
+        return len(self._record) + len(self._places)
+
+    # opening ---------------------------------------------------------------------------------------------------------
+
+    def _opened(self, layout: Layout | None, bound: dict[str, str]) -> tuple[Layout, dict[str, str]]:
+        path = self.folder / CARD
+        if not path.exists():
+            if layout is None:
+                raise CheckpointError(f"{self.folder} holds no targets ({CARD} is missing); give the folder of a store")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            body = {"format": FORMAT, "version": VERSION, "layout": _named(layout), "bound": bound}
+            appear(path, [canonical(body | {"sha256": _seal(body)})])
+            return layout, bound
+        kept, there = self._card(path)
+        for name, value in bound.items():
+            if there.get(name) != value:
+                has = f"{there[name]}, here {value}" if name in there else f"not named, here {value}"
+                raise CheckpointError(f"{self.folder} holds targets of another {name} ({has}); give another folder")
+        self.layout = kept
+        self.require(layout or kept)
+        return kept, there
+
+    def require(self, layout: Layout) -> None:
+        """Refuse another layout than the store's (`CheckpointError`)."""
+        if layout != self.layout:
+            asked = f"asked for is {layout}; give another folder"
+            raise CheckpointError(f"{self.folder} holds targets as {self.layout}, {asked}")
+
+    def _card(self, path: Path) -> tuple[Layout, dict[str, str]]:
+        try:
+            body = json.loads(path.read_bytes())
+            if body.pop("sha256") != _seal(body) or (body["format"], body["version"]) != (FORMAT, VERSION):
+                raise ValueError("it was changed")
+            fields = dict(body["layout"])
+            return _LAYOUTS[fields.pop("kind")](**fields), body["bound"]
+        except (*MALFORMED, OSError) as error:
+            raise CheckpointError(f"{path} is damaged or of another version; delete the store's folder") from error
+
+    def _index(self) -> None:
+        """Read which keys the shards have."""
+        before = {shard.path: shard for shard in self._shards}  # what was confirmed stays so
+        self._shards = [before.get(path) or Shard(path) for path in shards(self.folder)]
+        keys = [shard.keys for shard in self._shards]
+        which = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        record = np.concatenate([np.arange(len(k)) for k in keys]) if keys else np.zeros(0, np.int64)
+        known, first = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_index=True)
+        self._keys, self._which, self._record = np.append(known, _END), which[first], record[first]
+
+    # writing ---------------------------------------------------------------------------------------------------------
+
+    def write(
+        self, keys: ArrayLike, columns: Columns, lengths: ArrayLike | None = None, marks: ArrayLike | None = None
+    ) -> None:
+        """Add records; a key that is known already keeps its target.
+
+        Args:
+            keys: whole numbers (records,).
+            columns: what ``layout.encode`` made of all elements, one record after the other.
+            lengths: elements of each record [default: one].
+            marks: a hash of what the teacher saw for each record [default: 0].
+
+        Raises:
+            DataError: they do not belong together.
+        """
+        keys = np.asarray(keys, np.int64)
+        lengths = np.ones(len(keys), np.int64) if lengths is None else np.asarray(lengths, np.int64)
+        marks = np.zeros(len(keys), np.int64) if marks is None else np.asarray(marks, np.int64)
+        self._check(keys, columns, lengths, marks)
+        starts = np.concatenate([[0], lengths.cumsum()])
+        _, new = np.unique(keys, return_index=True)
+        new = np.sort(new[~self.known(keys[new])])
+        if not len(new):
+            return
+        if len(new) < len(keys):
+            elements = ranges(starts[:-1][new], lengths[new])
+            columns = {name: array[elements] for name, array in columns.items()}
+            keys, marks, lengths = keys[new], marks[new], lengths[new]
+            starts = np.concatenate([[0], lengths.cumsum()])
+        self._places.update(zip(keys.tolist(), ((len(self._fresh), i) for i in range(len(keys))), strict=True))
+        self._fresh.append(Records({"keys": keys, "marks": marks, "starts": starts}, columns))
+        bytes_ = self.layout.bytes * sum(int(records.starts[-1]) for records in self._fresh)
+        if bytes_ >= SHARD_BYTES or len(self._places) >= SHARD_RECORDS:
+            self.flush()
+
+    def _check(self, keys: Keys, columns: Columns, lengths: Keys, marks: Keys) -> None:
+        wanted, total = self.layout.columns(), int(lengths.sum())
+        given = {name: (array.dtype.name, array.shape[1:]) for name, array in columns.items()}
+        if given != wanted or any(len(array) != total for array in columns.values()):
+            raise DataError(f"these are not {total} elements of {self.layout}; encode them by the store's layout")
+        if keys.ndim != 1 or not len(keys) == len(lengths) == len(marks) or bool((lengths < 0).any()):
+            raise DataError(
+                f"{len(keys)} keys, {len(lengths)} lengths and {len(marks)} marks; give one of each a record"
+            )
+        if bool((keys == _END).any()):
+            raise DataError(f"a key is a whole number below {_END}")
+
+    def flush(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            CheckpointError: the place cannot be written; what was written stays in memory.
+        """
+        if not self._fresh:
+            return
+        parts, names = self._fresh, self.layout.columns()
+        lengths = np.concatenate([np.diff(part.starts) for part in parts])
+        finding = {
+            "keys": np.concatenate([part.keys for part in parts]),
+            "marks": np.concatenate([part.marks for part in parts]),
+            "starts": np.concatenate([[0], lengths.cumsum()]),
+        }
+        write(self.folder, finding, {name: np.concatenate([part.columns[name] for part in parts]) for name in names})
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what is on disk now, from whichever process, and forget what was not flushed."""
+        self._fresh, self._places = [], {}
+        self._index()
+
+    # reading ---------------------------------------------------------------------------------------------------------
+
+    def known(self, keys: ArrayLike) -> Flags:
+        """Which keys have a target, (records,)."""
+        keys = np.asarray(keys, np.int64)
+        on_disk = self._find(keys)[1]
+        if not self._places:
+            return on_disk
+        fresh = np.fromiter((key in self._places for key in keys.tolist()), bool, len(keys))
+        both: Flags = on_disk | fresh
+        return both
+
+    def _find(self, keys: Keys) -> tuple[Keys, Flags]:
+        at = self._keys.searchsorted(keys)
+        return at, self._keys[at] == keys
+
+    def _located(self, keys: Keys) -> tuple[list[Records], Keys, Keys]:
+        """Sources, and for each key which of them and which record in it."""
+        at, on_disk = self._find(keys)
+        sources = [*self._shards, *self._fresh]
+        if on_disk.all() and len(keys):
+            return sources, self._which[at], self._record[at]
+        which, record = np.zeros((2, len(keys)), np.int64)
+        which[on_disk], record[on_disk] = self._which[at[on_disk]], self._record[at[on_disk]]
+        for i in np.flatnonzero(~on_disk):
+            place = self._places.get(int(keys[i]))
+            if place is None:
+                raise DataError(f"{self.folder} has no target for key {int(keys[i])}; write it first")
+            which[i], record[i] = len(self._shards) + place[0], place[1]
+        return sources, which, record
+
+    def marks(self, keys: ArrayLike) -> Keys:
+        """What was given as marks with these keys, (records,)."""
+        sources, which, record = self._located(np.asarray(keys, np.int64))
+        found = np.zeros(len(which), np.int64)
+        for source in np.unique(which):
+            here = which == source
+            found[here] = sources[source].marks[record[here]]
+        return found
+
+    def read(self, keys: ArrayLike) -> tuple[Columns, Keys]:
+        """All elements of some records, one record after the other, and where each starts and ends (records + 1).
+
+        Raises:
+            DataError: a key is not known.
+            CheckpointError: a shard is damaged.
+        """
+        sources, which, record = self._located(np.asarray(keys, np.int64))
+        lengths, begin = np.empty((2, len(which)), np.int64)
+        used = set(which.tolist())
+        for source in used:
+            sources[source].confirm()
+            here = which == source if len(used) > 1 else slice(None)
+            starts, rows = sources[source].starts, record[here]
+            begin[here], lengths[here] = starts[rows], starts[rows + 1] - starts[rows]
+        bounds = np.zeros(len(which) + 1, np.int64)
+        lengths.cumsum(out=bounds[1:])
+        if bool((lengths == 1).all()):
+            return self._rows(sources, which, begin), bounds
+        pieces = list(zip(which.tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True))
+        found = {name: [sources[i].columns[name][a:b] for i, a, b in pieces] for name in self.layout.columns()}
+        return {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}, bounds
+
+    def _rows(self, sources: list[Records], which: Keys, elements: Keys) -> Columns:
+        """Columns of records of one element each, in one gathering a source."""
+        found = {n: np.empty((len(which), *shape), dtype) for n, (dtype, shape) in self.layout.columns().items()}
+        for source in set(which.tolist()):
+            here = which == source
+            for name, column in sources[source].columns.items():
+                found[name][here] = column[elements[here]]
+        return found
+
+    def sparse(self, keys: ArrayLike) -> tuple[Sparse, Keys]:
+        """The most probable outputs of all elements of some records, and where each record starts and ends.
+
+        ``ids`` and ``log_probs`` are what `selfdistill.core.logits.Cached` takes.
+        """
+        if not isinstance(self.layout, Top):
+            raise DataError(f"{self.folder} holds targets as {self.layout}, all outputs of each; use read")
+        columns, bounds = self.read(keys)
+        return self.layout.sparse(columns), bounds
+
+
+def ranges(starts: Keys, lengths: Keys) -> Keys:
+    """start, start + 1, ... for each start and its length, one after another.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    ends = lengths.cumsum()
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _named(layout: Layout) -> dict[str, Any]:
+    return {"kind": type(layout).__name__, **dataclasses.asdict(layout)}
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(body)).hexdigest()

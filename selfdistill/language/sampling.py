@@ -1,0 +1,419 @@
+"""Student and teacher write together: each token is drawn from what the two say, each of its own prompt.
+
+Rollouts: the model writes completions, in batches of prompts sorted by length, each batch with a seed of its own.
+
+What is drawn depends on the address of the batch alone, so that a run cut between two of them goes on exactly.
+
+What is told while a language model answers, which on a slow machine takes longer than training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from ..data.examples import Example
+from ..data.rewards import Checker
+from ..errors import DataError, RecipeError
+from ..io.files import LINE_SECONDS, write
+from ..models.causal_lm import Causal, fits
+from .contexts import Rollout
+from .teachers import Judge
+
+if TYPE_CHECKING:
+    from .trainer import LanguageTrainer
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Who writes beside the student: a teacher with its state, its share, and what it reads for each prompt."""
+
+    judge: Judge
+    state: nn.Module
+    share: float
+    prompts: Sequence[Sequence[int]]
+
+    def of(self, rows: Sequence[int]) -> Beside:
+        """The same for some of the prompts."""
+        return replace(self, prompts=[self.prompts[row] for row in rows])
+
+
+def beside(trainer: LanguageTrainer, examples: Sequence[int], share: float) -> Beside:
+    """The teacher of a method that has one, reading its context as it is before any attempt."""
+    ((name, term),) = trainer.method.distils.items()
+    prompts = [trainer.prompt(i, trainer.method.context) for i in examples]
+    return Beside(term.teacher, trainer.objective.state_of(name, term.teacher), share, prompts)
+
+
+class Mixture:
+    """What `generate` draws from, in place of the student's own scores; remembers how likely each drawn token was.
+
+    Equation::
+
+        m(y_t) = a q(y_t | teacher's prompt, y_<t) + (1 - a) p(y_t | prompt, y_<t)
+
+    The teacher keeps keys and values of its own, so that a token costs one token of each. Source: MiniLLM, Gu et al.,
+    ICLR 2024, teacher-mixed sampling.
+    """
+
+    def __init__(self, model: Causal, by: Beside, pad: int, room: int) -> None:
+        device, longest = next(model.parameters()).device, max(map(len, by.prompts))
+        with by.judge.placed(by.state, model) as (who, _):
+            for prompt in by.prompts:
+                fits(prompt, who, room, "what the teacher reads")
+        self.model, self.by, self.cache, self.log_m, self.drawn = model, by, None, None, list[Tensor]()
+        self.ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in by.prompts], device=device)
+        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in by.prompts], device=device)
+
+    cache: Any
+    log_m: Tensor | None
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (rows, outputs) of the next token; ``ids`` end in the one that was drawn before."""
+        if self.log_m is not None:
+            self.drew(ids[:, -1:])
+            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
+        with self.by.judge.placed(self.by.state, self.model) as (who, weights):
+            logits, self.cache = who.after(self.ids, self.mask, self.cache, weights)
+        log_q = torch.full_like(scores, -math.inf, dtype=torch.float32)
+        log_q[:, : self.model.vocabulary] = logits[:, : self.model.vocabulary].float().log_softmax(-1)
+        log_p = scores.float().log_softmax(-1)
+        self.log_m = torch.logaddexp(log_q + math.log(self.by.share), log_p + math.log1p(-self.by.share))
+        return self.log_m
+
+    def drew(self, ids: Tensor) -> None:
+        """These tokens (rows, 1) were drawn."""
+        assert self.log_m is not None
+        self.ids = ids
+        self.drawn.append(self.log_m.gather(1, ids))
+
+    def log_probs(self, last: Tensor) -> list[list[float]]:
+        """log m of all tokens that were drawn, (rows, tokens); ``last`` are the last of them."""
+        self.drew(last)
+        return torch.cat(self.drawn, 1).tolist()
+
+
+CHUNK = 32  # prompts that are written to at once
+
+Prompt = tuple[int, Sequence[int]]  # example, token ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: softmax(z / temperature) over the ``top_k`` most probable tokens (0: all) that make up
+    ``top_p``; temperature 0 takes the most probable one. At most ``max_tokens`` tokens."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_tokens < 1:
+            raise RecipeError(f"no tokens can be drawn with {self}; temperature >= 0, 0 < top_p <= 1, top_k >= 0")
+
+    def options(self) -> dict[str, Any]:
+        """As `generate` takes them."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+class Engine(Protocol):
+    """What writes completions for left-padded batches: ids without the end padding, and log-probabilities if known."""
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]: ...
+
+
+def ends(model: Causal) -> list[int]:
+    """The tokens that end a completion."""
+    known = [model.plain.generation_config.eos_token_id, model.tokenizer.eos_token_id]
+    return sorted({i for one in known if one is not None for i in (one if isinstance(one, list) else [one])})
+
+
+def by_transformers(
+    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, by: Beside | None = None
+) -> list[tuple[list[int], tuple[float, ...] | None]]:
+    """Batched sampling by transformers' `generate`, with its cache of keys and values; ``by``: who writes beside it."""
+    device, stop = next(model.parameters()).device, ends(model)
+    longest = max(map(len, prompts))
+    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else (stop or [0])[0]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
+    devices = [device] if device.type == "cuda" else []
+    mixture = None if by is None else Mixture(model, by, pad, sampling.max_tokens)
+    with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
+        torch.manual_seed(seed)
+        out = model.plain.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
+            eos_token_id=stop or None, use_cache=True, suppress_tokens=list(padding) or None,
+            logits_processor=None if mixture is None else [mixture], **sampling.options(),
+        )[:, longest:]  # fmt: skip
+    rows = [_until(row, stop) for row in out.tolist()]
+    if mixture is None:
+        return [(row, None) for row in rows]
+    known = mixture.log_probs(out[:, -1:])
+    return [(row, tuple(mine[: len(row)])) for row, mine in zip(rows, known, strict=True)]
+
+
+@contextlib.contextmanager
+def _plainly(lm: Any) -> Iterator[None]:
+    """Without what the model's own generation config adds (penalties, banned tokens, cut-offs): it comes back."""
+    from transformers import GenerationConfig
+
+    before, lm.generation_config = lm.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        lm.generation_config = before
+
+
+def _until(row: list[int], stop: Sequence[int]) -> list[int]:
+    """Up to and with the first token that ends it."""
+    place = next((i for i, token in enumerate(row) if token in stop), None)
+    return row if place is None else row[: place + 1]
+
+
+class Vllm:
+    """Sampling by vLLM, where it is installed: the weights are handed over as files whenever they have changed.
+
+    Its log-probabilities differ from the trainer's by rounding; they come with the completions and `importance`
+    corrects for them. ``load(folder)`` makes the engine.
+    """
+
+    def __init__(self, load: Callable[[str], Any] | None = None) -> None:
+        self._load, self._engine, self._of = load or _vllm, None, ""
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]:
+        from ..io.tensors import digest
+
+        now = digest(model.learning())
+        if now != self._of:
+            self._engine = None  # free its memory first
+            with tempfile.TemporaryDirectory() as folder:
+                export(model, folder)
+                self._engine, self._of = self._load(folder), now
+        assert self._engine is not None
+        found = self._engine.generate(
+            [{"prompt_token_ids": list(p)} for p in prompts],
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
+             "max_tokens": sampling.max_tokens, "seed": seed, "logprobs": 0},
+        )  # fmt: skip
+        return [_read(one.outputs[0]) for one in found]
+
+
+def _vllm(folder: str) -> Any:
+    try:
+        import vllm  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise DataError("vLLM is not installed; install it, or leave the engine to transformers") from None
+    engine = vllm.LLM(model=folder)
+
+    class Loaded:
+        def generate(self, prompts: Any, options: dict[str, Any]) -> Any:
+            return engine.generate(prompts, vllm.SamplingParams(**options), use_tqdm=False)
+
+    return Loaded()
+
+
+def _read(output: Any) -> tuple[list[int], tuple[float, ...] | None]:
+    ids = list(output.token_ids)
+    chosen = None if output.logprobs is None else tuple(
+        float(at[i].logprob) for at, i in zip(output.logprobs, ids, strict=True)
+    )  # fmt: skip
+    return ids, chosen
+
+
+def export(model: Causal, folder: str | Path) -> None:
+    """The model as plain transformers load it, its adapter merged in a copy, with its tokenizer; safetensors only."""
+    import copy
+
+    from ..models.hub import quiet
+
+    with quiet():
+        whole = copy.deepcopy(model.lm).merge_and_unload() if model.adapted else model.lm
+        whole.save_pretrained(folder, safe_serialization=True)
+        model.tokenizer.save_pretrained(folder)
+
+
+def roll(
+    model: Causal,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    address: rng.Address,
+    engine: Engine = by_transformers,
+    by: Beside | None = None,
+) -> list[Rollout]:
+    """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty.
+
+    With ``by`` transformers write, whatever the engine: no other one asks two models for a token.
+    """
+    for _, ids in prompts:
+        fits(ids, model, sampling.max_tokens, "a prompt")
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
+    found: dict[int, Rollout] = {}
+    for number, start in enumerate(range(0, len(order), CHUNK)):
+        few = order[start : start + CHUNK]
+        seed = rng.seed(*address, number)
+        asked = [prompts[i][1] for i in few]
+        said = by_transformers(model, asked, sampling, seed, by.of(few)) if by else engine(model, asked, sampling, seed)
+        for i, (ids, log_probs) in zip(few, said, strict=True):
+            text = model.tokenizer.decode(ids, skip_special_tokens=True)
+            found[i] = Rollout(prompts[i][0], tuple(prompts[i][1]), tuple(ids), text, log_probs=log_probs)
+    return [found[i] for i in range(len(prompts))]
+
+
+class Referee:
+    """Checks rollouts by the checkers of their examples, and counts those that raise; none is fatal."""
+
+    def __init__(self) -> None:
+        self.checkers: dict[str, Checker] = {}
+
+    def __call__(self, rollout: Rollout, example: Example) -> Rollout:
+        if example.checker is None:
+            return rollout
+        if example.checker not in self.checkers:
+            self.checkers[example.checker] = Checker(example.checker)
+        found = self.checkers[example.checker](rollout.text, example)
+        return replace(rollout, reward=found.reward, feedback=found.feedback)
+
+    def trouble(self) -> str | None:
+        """Which checkers raised, how often and how first; None if none did."""
+        bad = [c for c in self.checkers.values() if c.failures]
+        return "; ".join(
+            f"checker {c.spec} failed on {c.failures} of {c.calls} completions, which count as wrong (first: "
+            f"{c.first_error})" for c in bad
+        ) or None  # fmt: skip
+
+
+class Written:
+    """The completions of one generation in a file, a line each: cut off while it is made, it goes on where it was.
+
+    ``of`` tells runs apart: parts that another run left in the file (other weights, prompts, settings) are not read.
+    """
+
+    def __init__(self, path: Path | None, of: str = "") -> None:
+        self.path, self.of = path, of
+        self.draws = dict[int, int]()  # by part: how many completions were drawn for it
+
+    @property
+    def drawn(self) -> int:
+        """Completions that were drawn for all parts, kept or not, and before a cut too."""
+        return sum(self.draws.values())
+
+    def made(
+        self, parts: int, make: Callable[[int], list[Rollout]], count: Callable[[], int] = lambda: 0
+    ) -> list[Rollout]:
+        """The rollouts of parts 0 to ``parts``, made or read; each part is written whole or not at all. ``count`` is
+        asked how many completions were drawn so far."""
+        found, kept = list[Rollout](), self._read()
+        for part in range(parts):
+            if part not in kept:
+                before = count()
+                kept[part] = make(part)
+                self.draws[part] = count() - before
+                self._write(kept)
+            found += kept[part]
+        return found
+
+    def _read(self) -> dict[int, list[Rollout]]:
+        if self.path is None or not self.path.exists():
+            return {}
+        kept: dict[int, list[Rollout]] = {}
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged part is written anew
+                row = json.loads(line)
+                if row["of"] == self.of:
+                    kept[int(row["part"])] = [_rollout(one) for one in row["rollouts"]]
+                    self.draws[int(row["part"])] = int(row.get("drawn", 0))
+        return kept
+
+    def _write(self, kept: dict[int, list[Rollout]]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"of": self.of, "part": part, "drawn": self.draws.get(part, 0),
+                             "rollouts": [asdict(r) for r in rows]}) for part, rows in kept.items()]  # fmt: skip
+        write(self.path, "\n".join(lines) + "\n")
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    chosen = row["log_probs"]
+    return Rollout(
+        row["example"], tuple(row["prompt"]), tuple(row["ids"]), row["text"], row["reward"], row["feedback"],
+        None if chosen is None else tuple(chosen),
+    )  # fmt: skip
+
+
+def distinct(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The first of each completion of a prompt."""
+    kept: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Rollout] = {}
+    for rollout in rollouts:
+        kept.setdefault((rollout.example, rollout.prompt, rollout.ids), rollout)
+    return list(kept.values())
+
+
+class Waiting:
+    """An engine that counts what another one writes, and tells of it every `LINE_SECONDS`: so many of ``total``
+    prompts, and the seconds left if all answers that are to come are as long as they may be.
+
+    >>> list(Waiting(print, "nobody answers", 2).each([3, 4]))
+    [3, 4]
+    """
+
+    def __init__(self, hear: Callable[[str], None] | None, what: str, total: int,
+                 engine: Engine = by_transformers) -> None:  # fmt: skip
+        self.hear, self.what, self.total, self.engine = hear, what, total, engine
+        self.done = 0
+        self.begun = self.told = time.monotonic()
+
+    def __call__(
+        self, model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
+    ) -> list[tuple[list[int], tuple[float, ...] | None]]:
+        tokens = 0
+
+        def counted(*_: Any) -> None:
+            nonlocal tokens
+            tokens += 1
+            self._tell(len(prompts) * min(1.0, tokens / sampling.max_tokens))
+
+        hook = model.plain.register_forward_hook(counted)  # a forward pass a token; other engines need none of it
+        try:
+            found = self.engine(model, prompts, sampling, seed)
+        finally:
+            hook.remove()
+        self.done += len(prompts)
+        self._tell()
+        return found
+
+    def each(self, ids: Sequence[int]) -> Iterator[int]:
+        """The same rows, counted as they have been read."""
+        for i in ids:
+            yield i
+            self.done += 1
+            self._tell()
+
+    def _tell(self, begun: float = 0.0) -> None:
+        """``begun``: what the answers that are being written come to, in whole ones."""
+        now, done = time.monotonic(), self.done + begun
+        if self.hear is None or now - self.told < LINE_SECONDS or self.done >= self.total:
+            return
+        self.told = now
+        left = (now - self.begun) / done * (self.total - done)
+        self.hear(f"{self.what}: {self.done} of {self.total} prompts, at most about {left:.0f} s left")

@@ -1,0 +1,1 @@
+"""Divergences over large vocabularies, computed a block at a time with flat memory."""

@@ -1,0 +1,268 @@
+"""What a recipe is, in words: equation, schedules, views, heads, what it costs, and where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..core.objective import Method
+from ..core.outputs import MAIN, space_of
+from ..core.parts import Always, Term
+from ..core.regression import of_values
+from ..core.step import BETWEEN, Clock
+from ..errors import SpaceError
+from ..io.expressions import called
+from ..teachers import (
+    Ancestors,
+    CertainLabels,
+    ClassAligned,
+    Ema,
+    External,
+    Frozen,
+    Members,
+    PseudoLabels,
+    Sampled,
+    Snapshot,
+    Stale,
+)
+from ..teachers.cached import asked, pinned
+from ..teachers.self_training import Carried
+from ..terms import Cooling, Feedback
+from ..views import Look, Views
+from . import recipes
+from .validate import check_method
+
+_SECTION = re.compile(r"^(Source|Needs): (.+?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def card(name: str) -> dict[str, Any]:
+    """A recipe's docstring as data: signature, summary, equation, needs, source."""
+    method = recipes()[name]()
+    return {
+        **described(name, recipes()[name]),
+        "targets": targets(method),
+        "for": "networks",
+        "cost": cost(method),
+        "generations": method.generations,
+    }
+
+
+def described(name: str, recipe: Callable[..., Any]) -> dict[str, Any]:
+    """What a recipe's signature and docstring say."""
+    text = inspect.getdoc(recipe) or ""
+    sections = {key.lower(): " ".join(body.split()) for key, body in _SECTION.findall(text)}
+    block = re.search(r"Equation::\n\n((?:    .*\n?|\n)+)", text)
+    parameters = inspect.signature(recipe).parameters.values()
+    return {
+        "name": name,
+        "signature": f"{name}({', '.join(f'{p.name}={p.default!r}' for p in parameters)})",
+        "summary": text.splitlines()[0],
+        "equation": inspect.cleandoc(block.group(1)) if block else "",
+        "needs": sections.get("needs", "labelled rows").rstrip("."),
+        "source": sections.get("source", ""),
+    }
+
+
+def targets(method: Method) -> str:
+    """What a method can predict: classes, values, or both.
+
+    >>> targets(recipes()["plain"]()), targets(recipes()["elr"]())
+    ('classes, values', 'classes')
+    """
+    if any(space_of(term.head) in ("values", "gaussian") for term in method.terms.values()):
+        return "values"
+    try:
+        check_method(of_values(method))
+    except SpaceError:
+        return "classes"
+    return "classes, values"
+
+
+def _rows(views: Views, view: str) -> float:
+    """Rows of a view for each row of the batch."""
+    look = next(look for look in views.looks if look.name == view)
+    return views.ratio if look.rows == "unlabelled" else 1.0
+
+
+def cost(method: Method) -> dict[str, float]:
+    """Forward and backward passes of a sample, per row of the batch, and the sum in units of a plain step.
+
+    A backward pass counts as two forward ones. A method of several generations costs this in all but the first, which
+    has no teacher. A frozen teacher counts as one forward; on a view without randomness its answers are kept, and it
+    costs that in the first epoch only; all earlier generations cost one each, told of the last. Early exits are free.
+
+    >>> cost(recipes()["plain"]())
+    {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
+    """
+    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
+    peers = float(getattr(method.prepare, "peers", 1) * getattr(method.prepare, "copies", 1))
+    fused = method.forward == "fused"
+    with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
+    without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
+    looks = {(t.teacher.key(t), getattr(t.teacher, "view", None) or t.view): t for t in method.terms.values()}
+    held = {look: _held(method, term) for look, term in looks.items()}
+    rows_of = partial(_rows, method.views)
+    more = [t.further(peers, rows_of) for t in method.terms.values() if hasattr(t, "further")]
+    forward = with_graph + without + sum(held.values()) + sum(passes[0] for passes in more)
+    backward = with_graph + sum(passes[1] for passes in more)
+    return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
+
+
+def kept(method: Method) -> dict[str, Any] | None:
+    """What a step costs once the answers of frozen teachers are kept, and in which epoch that begins; None if none are.
+
+    A view that is augmented ``by_data`` is one whose data may ask for augmentation, and then nothing is kept.
+
+    >>> kept(recipes()["distil"]())
+    {'of_plain': 1.0, 'epoch': 2, 'by_data': True}
+    """
+    looks = {look.name: look for look in pinned(method).looks}
+    saved, seen = dict[Any, float](), []
+    for term in method.terms.values():
+        teacher, look = _taught(term), looks[getattr(_taught(term), "view", None) or term.view]
+        still = look.rows != "mixed" and not look.of and (look.fixed or look.augment in ("default", "none"))
+        if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
+            saved[term.teacher.key(term)] = _held(method, term)
+            seen.append(look)
+    if not seen:
+        return None
+    whole = cost(method)
+    forward = whole["forward"] - sum(saved.values())
+    return {
+        "of_plain": round((forward + 2.0 * whole["backward"]) / 3.0, 3),
+        "epoch": 1 + max(look.fixed or 1 for look in seen),
+        "by_data": any(look.augment == "default" and not look.fixed for look in seen),
+    }
+
+
+def _taught(term: Term) -> Any:
+    """Who teaches, whatever is done with its word; None for a term of its own kind."""
+    teacher = getattr(term, "teacher", None)
+    return teacher.teacher if isinstance(teacher, ClassAligned) else teacher
+
+
+def _held(method: Method, term: Term) -> float:
+    """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
+    teacher = _taught(term)
+    if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
+        return 0.0
+    members = 1.0 if isinstance(asked(teacher), External) else float(getattr(method.prepare, "peers", 1))
+    if isinstance(teacher, Sampled):
+        return members * _rows(method.views, term.view) * teacher.passes
+    if isinstance(teacher, Ancestors):
+        members *= method.generations - 1
+    return members * _rows(method.views, getattr(teacher, "view", None) or term.view)
+
+
+def schedule(weight: Any, clock: Clock) -> list[float]:
+    """A term's weight at the start, the middle and the end of a generation."""
+    values = []
+    for share in (0.0, 0.5, 1.0):
+        now = clock.at(round(share * (clock.length - 1)))
+        values.append(round(weight(now) if callable(weight) else float(weight), 4))
+    return values
+
+
+def terms(method: Method) -> list[dict[str, Any]]:
+    """The terms as data: teacher, loss, gate, view, head and weight at 0, 50 and 100 % of the last generation."""
+    clock = Clock(method.generations - 1, method.generations, 0, 100, 0, 10)
+    return [
+        {
+            "term": name,
+            "teacher": repr(term.teacher),
+            "loss": repr(term.loss) + (f" {term.told()}" if isinstance(term, (Cooling, Feedback)) else ""),
+            "gate": "" if isinstance(term.gate, Always) else repr(term.gate),
+            "view": term.view,
+            "head": term.head,
+            "weight": schedule(term.weight, clock),
+        }
+        for name, term in method.terms.items()
+    ]
+
+
+def explain(expression: str, method: Method) -> dict[str, Any]:
+    """Everything `selfdistill explain` prints, for a recipe's expression and the method it gave."""
+    name = called(expression)
+    return {
+        **card(name),
+        "expression": expression,
+        "terms": terms(method),
+        "views": [_shown(look) for look in method.views.looks],
+        "heads": sorted({term.head for term in method.terms.values()}),
+        "forward": method.forward,
+        "generations": method.generations,
+        "cost": cost(method),
+        "cost_kept": kept(method),
+        "cost_note": _cost_note(method),
+    }
+
+
+def _shown(look: Look) -> str:
+    """A view in a line.
+
+    >>> _shown(Look("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
+    """
+    if not look.of:
+        return f"{look.name}: {look.rows} rows, {look.augment} augmentation"
+    least, most = (round(100 * (look.hidden + by), 1) for by in (-look.spread, look.spread))
+    share = f"{least:g} to {most:g} %" if look.spread else f"{most:g} %"
+    part = "half" if look.whole == 0.5 else f"{round(100 * (1 - look.whole), 1):g} %"
+    return f"{look.name}: what {look.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
+        look.whole > 0
+    )
+
+
+def _cost_note(method: Method) -> str:
+    """What the passes of a row do not say: how many trainings, and how often a row comes."""
+    notes = ["one training"]
+    if method.generations > 1:
+        notes = [f"{method.generations} trainings one after another, the first of them at 1 x"]
+    if any(isinstance(term.teacher, PseudoLabels) for term in method.terms.values()):
+        notes.append("one forward pass over the pool before each but the first")
+    for passes in {t.teacher.passes for t in method.terms.values() if isinstance(t.teacher, CertainLabels)}:
+        notes.append(f"{passes} forward passes over the pool before each but the first")
+    for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
+        notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
+    for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
+        notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")
+    if then := kept(method):
+        where = ", where the data are not augmented" if then["by_data"] else ""
+        notes.append(
+            f"{then['of_plain']:g} x from epoch {then['epoch']} on{where}: a frozen teacher's answers are kept"
+        )
+    if method.views.overlap:
+        notes.append("each row comes twice an epoch")
+    return "; ".join(notes)
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    last = " in the last generation" if found["generations"] > 1 else ""
+    c = found["cost"]
+    passes = f"{c['forward']:g} forward + {c['backward']:g} backward passes a row, {c['of_plain']:g} x a plain step"
+    lines = [
+        found["expression"],
+        found["summary"],
+        "",
+        *("    " + line for line in found["equation"].splitlines()),
+        "",
+        f"{'term':<12} {'weight at 0, 50, 100 %':<24} teacher, loss, gate{last and f' (weights{last})'}",
+    ]
+    for t in found["terms"]:
+        weight = ", ".join(f"{w:g}" for w in t["weight"])
+        gate = f", {t['gate']}" if t["gate"] else ""
+        lines.append(f"{t['term']:<12} {weight:<24} {t['teacher']}, {t['loss']}{gate}")
+        lines.append(f"{'':<12} {'':<24} on view {t['view']!r}, head {t['head']!r}")
+    lines += [
+        "",
+        "views:       " + ("\n" + " " * 13).join(found["views"]) + f"\n{'':<13}{found['forward']} forward",
+        f"heads:       {', '.join(found['heads'])}",
+        f"cost:        {passes}; {found['cost_note']}",
+        f"needs:       {found['needs']}",
+        f"source:      {found['source']}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""Two views of a row say the same, and no label is read: what is learnt are features, for a probe or another run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from ..core.objective import Method
+from ..core.parts import Term
+from ..losses import CosineDistance, PrototypeCrossEntropy
+from ..models.feature_heads import Projectors
+from ..teachers import CentredMomentum, Itself, Momentum
+from ..terms import Cooling, PerRow
+from ..views import Look, Views, two
+
+CROPS = two("all", "crop")
+
+
+PAIRS = (("x", "other"), ("other", "x"))  # who learns from which
+
+
+def simsiam(width: int = 256) -> Method:
+    """Simple siamese learning: predict the projection of the other view, which is held still; nothing else is needed.
+
+    Equation::
+
+        L = 1 - 1/2 [cos(q(z_1), sg z_2) + cos(q(z_2), sg z_1)],  z_v = g(f(x_v))
+
+    f are the features, g three linear layers with batch norm, q two with a quarter of the ``width`` between. The paper
+    leaves out the 1; its width is 2048, for a ResNet-50, its batches have 512 rows, and q's learning rate does not fall
+    with the others'. Each view is a forward of its own. No label is read; the classifier is fitted to the features as
+    they are, a linear probe (`probes.settle`).
+
+    Source: Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, algorithm 1.
+
+    Needs: no labels; two rows or more in a batch.
+
+    >>> sorted(term.view for term in simsiam().terms.values())
+    ['other', 'x']
+    """
+    heads = Projectors((width, width, width), (max(1, width // 4), width), closed=True)
+    terms = {
+        f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
+        for mine, theirs in PAIRS
+    }
+    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+
+
+def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
+    """Bootstrap your own latent: predict what a slow average of yourself projects of the other view.
+
+    Equation::
+
+        L = sum_v [2 - 2 cos(q(z_v), z'_w)],  w the other view, z = g(f(x)), ' the average
+        w' <- d w' + (1 - d) w,  d = 1 - (1 - decay)(cos(pi k / K) + 1) / 2 after step k of K
+
+    g and q are two linear layers with batch norm between; the paper's are 4096 and 256 wide, for a ResNet-50, and its
+    decay is .97, .99, .996 for 40, 300, 1000 epochs. The average starts from the student's weights (the authors draw
+    others), takes in parameters alone, and sees its views in train mode. The classifier is fitted, as a probe.
+
+    Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, equations 1 and 2.
+
+    Needs: no labels; two rows or more in a batch.
+
+    >>> byol(decay=0.9).terms["from_x"].teacher.view
+    'x'
+    """
+    heads = Projectors((hidden, width), (hidden, width))
+    terms = {
+        f"from_{theirs}": Term(
+            Momentum(decay, theirs, head="projection"), CosineDistance(), mine, "prediction", weight=2.0
+        )
+        for mine, theirs in PAIRS
+    }
+    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+
+
+def dino(
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
+    crops: int = 2, norm: bool = True,
+) -> Method:  # fmt: skip
+    """Self-distillation with no labels: the prototypes that a slow average of yourself sees in another view.
+
+    Equation::
+
+        L = mean over pairs (w, v), v not w, of CE(softmax((t_w - c) / sharp), softmax(s_v / temperature))
+        c <- centring c + (1 - centring) mean t, after the loss; t's weights follow s's as in `byol`
+
+    w are two large crops, v those and ``crops`` small ones. s and t are cosines with prototypes, of a projection by
+    three linear layers, 512 wide, 128 at the end, with batch norm between (``norm``; without it, GELU alone, as the
+    paper has it). The paper's widths are 2048 and 256, with 65536 prototypes and eight small crops. Here small crops
+    are brought to full size; the warm-up of ``sharp`` and the prototypes' rest in the first epoch are left out. The
+    classifier is fitted, as a probe.
+
+    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, algorithm 1.
+
+    Needs: no labels.
+
+    >>> len(dino().terms), len(dino(crops=0).terms)
+    (6, 2)
+    """
+    heads = Projectors((512, 512, 128), prototypes=prototypes, norm=norm)
+    small, loss = [f"small{i + 1}" for i in range(crops)], PrototypeCrossEntropy(temperature, sharp)
+    pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
+    terms = {
+        f"{v}_from_{w}": Term(
+            CentredMomentum(decay, w, centring=centring), loss, v, "prototypes", weight=1 / len(pairs)
+        )
+        for v, w in pairs
+    }
+    views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
+    return Method(terms, views=views, prepare=heads, forward="separate")
+
+
+def ibot(
+    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
+    centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
+    whole: float = 0.5,
+) -> Method:  # fmt: skip
+    """Image BERT with an online tokenizer: `dino`, whose student also tells what patches it cannot see look like.
+
+    Equation::
+
+        L = dino + 1/2 sum_v mean_rows mean_i CE(softmax((t_vi - c') / S), softmax(s_vi / temperature)),  i hidden in v
+        S = sharp + (settled - sharp) min(1, progress / warm_up), for dino's part too
+
+    In the student's two large crops blocks of patches are hidden by a token that is learnt; the average sees them
+    whole, and its word on a hidden patch is the target. A share ``whole`` of the crops hides nothing and counts as 0
+    in the mean over rows; each other one hides a share within ``spread`` of ``hidden``. Patches have their own mean
+    c', and share the projection and the prototypes with the classifier's token. Shares, temperatures and blocks are
+    the paper's; it warms up for 30 of 300 to 800 epochs, has 8192 prototypes, ten small crops and larger large ones.
+
+    Source: Zhou et al., iBOT: Image BERT Pre-Training with Online Tokenizer, ICLR 2022, equations 2 and 3.
+
+    Needs: no labels; a transformer on patches of images (vit).
+
+    >>> [name for name in ibot(crops=0).terms]
+    ['x_from_other', 'other_from_x', 'patches_x', 'patches_other']
+    """
+    base = dino(decay, centring=centring, prototypes=prototypes, crops=crops, norm=False)
+    loss = PrototypeCrossEntropy(temperature, settled)
+    blind = {view: f"{view}_hidden" for view in ("x", "other")}
+    how: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
+    terms = dict[str, Term]()
+    for name, t in base.terms.items():
+        terms[name] = Cooling(t.teacher, loss, blind.get(t.view, t.view), t.head, weight=t.weight, **how)
+    for view, there in blind.items():
+        told = CentredMomentum(decay, view, centring=centring, hidden=True)
+        terms[f"patches_{view}"] = PerRow(told, loss, there, "patch_prototypes", weight=0.5, **how)
+    looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
+    heads = replace(cast(Projectors, base.prepare), patches=True)
+    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

@@ -1,0 +1,120 @@
+"""validate"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.objective import Method, untaught
+from ..core.outputs import space_of, tells_copies
+from ..core.parts import Teacher, Term
+from ..data.dataset import Data
+from ..errors import CheckpointError, DataError, RecipeError, SpaceError
+from ..losses import check_spaces
+from ..teachers import External, MixedLabels
+from ..teachers.cached import asked
+
+
+def check_method(method: Method, data: Data | None = None) -> None:
+    """Compare the spaces that the parts of each term declare.
+
+    Raises:
+        SpaceError: a loss cannot compare what its term gives it, a gate cannot judge its target, a view is missing.
+        DataError: the data lack what the method needs.
+        RecipeError: an external teacher was trained on other rows or other classes.
+    """
+    for name, term in method.terms.items():
+        fault = _spaces(term) if isinstance(term, Term) else None  # a term of its own kind checks itself
+        fault = fault or _views(term, {look.name: look.rows for look in method.views.looks})
+        if fault:
+            raise SpaceError(f"term {name!r}: {fault}")
+    if data is not None:
+        _check_task(method, data)
+    if data is not None and method.views.need_unlabelled() and not len(data.unlabelled):
+        raise DataError(
+            "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
+        )
+
+    for name, term in method.terms.items():
+        for part in term.parts():
+            if data is not None and isinstance(who := asked(part), External) and who.source is not None:
+                _check_external(name, who.source, data)
+
+
+def _check_task(method: Method, data: Data) -> None:
+    """Classes are learnt by heads of logits, values by the others; without labels features alone."""
+    if data.task == "features" and not untaught(method):
+        raise DataError(
+            f"{data.name}: no row has a label, and this method learns from labels; label some rows, or give a method "
+            "without labels, such as byol()"
+        )
+    for name, term in method.terms.items():
+        space = space_of(term.head)
+        if data.task == "classify" and space in ("values", "gaussian", "ranks"):
+            raise DataError(
+                f"term {name!r} predicts a value (head {term.head!r}) and the target of {data.name} is one of "
+                f"{len(data.classes)} classes; give another method, or a target that is a number of many values"
+            )
+        if data.task == "regress" and space == "logits":
+            raise DataError(
+                f"the target of {data.name} is a number of many values and term {name!r} is about classes (head "
+                f"{term.head!r}); turn the method into one of values by selfdistill.values.of_values"
+            )
+
+
+def _check_external(name: str, source: str, data: Data) -> None:
+    """Does a teacher from a folder know these rows and these classes? In another order they would teach nonsense."""
+    from ..data import tables
+    from ..models.store import model_card
+
+    try:
+        card = model_card(source)
+    except CheckpointError as error:
+        raise RecipeError(f"term {name!r}: {error}") from error
+    columns = tuple(tables.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
+    wanted = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
+    knows = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
+    if data.reader is not None:  # the same numbers under another tokenizer are other words
+        wanted["the tokenizer"], knows["the tokenizer"] = (data.reader.mark,), (card.get("tokenizer"),)
+    for what, mine in wanted.items():
+        if knows[what] is not None and tuple(knows[what]) != mine:
+            raise RecipeError(
+                f"term {name!r}: the teacher {source} knows {what} {_few(knows[what])} and {data.name} has "
+                f"{_few(mine)}; give a teacher trained on such data"
+            )
+
+
+def _few(values: Sequence[object]) -> str:
+    shown = ", ".join(map(str, values[:6]))
+    return f"({shown}{', ...' if len(values) > 6 else ''})"
+
+
+def _spaces(term: Term) -> str | None:
+    """What the term's loss or gate cannot judge; None if nothing."""
+    try:
+        student, target = space_of(term.head), term.teacher.space(term.head)
+    except SpaceError as error:
+        return str(error)
+    for part in term.parts() if tells_copies(term.head) else ():
+        if (asks := getattr(part, "head", None)) not in (None, term.head):
+            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of {term.head!r}"
+    judged = term.gate.spaces
+    if judged is not None and target not in judged:
+        return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
+    return check_spaces(term.loss, student, target)
+
+
+def _views(term: Term, rows_of: dict[str, str]) -> str | None:
+    """A view that the method does not make, or that shows the teacher other rows than the student."""
+    seen = [getattr(part, "view", None) for part in term.parts()]
+    seen += [part.own_view(term) for part in term.parts() if isinstance(part, Teacher)]
+    looked = [term.view, *(view for view in seen if view is not None)]
+    missing = [view for view in looked if view not in rows_of]
+    if missing:
+        return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
+    teacher = getattr(term, "teacher", None)
+    if isinstance(getattr(teacher, "teacher", teacher), MixedLabels) and rows_of[term.view] != "mixed":
+        return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
+    kinds = {rows_of[view] for view in looked}
+    if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:
+        return f"views {' and '.join(map(repr, looked))} show different rows ({' and '.join(sorted(kinds))})"
+    return None

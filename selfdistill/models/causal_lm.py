@@ -1,0 +1,319 @@
+"""A causal language model as the engine sees it: rows of token ids in, the hidden states before each completion token
+out; its output matrix is read by `divergences`, so that logits are never all in memory.
+
+A row is two lines of integers, (2, length): token ids, and roles (0 padding, 1 prompt, 2 completion). The completion is
+right of the prompt and padding right of both.
+
+Where a student comes from: a pretrained model by name, with or without an adapter, anew for each generation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
+
+from ..core.logits import Head, Source, product
+from ..errors import DataError, RecipeError
+from .hub import causal, quiet
+
+PROMPT, COMPLETION = 1, 2
+
+
+Ids = Sequence[int]
+
+
+def packed(pairs: Sequence[tuple[Ids, Ids]]) -> Tensor:
+    """Rows (rows, 2, length) of prompts with their completions.
+
+    >>> packed([([5, 6], [7]), ([5], [8])]).tolist()
+    [[[5, 6, 7], [1, 1, 2]], [[5, 8, 0], [1, 2, 0]]]
+    """
+    rows = [
+        torch.tensor([[*prompt, *said], [PROMPT] * len(prompt) + [COMPLETION] * len(said)]).t()
+        for prompt, said in pairs
+    ]
+    return pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
+
+
+def completions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids (rows, T) of the completions, left-aligned, and which of them are real, (rows, T)."""
+    lengths = (x[:, 1] == COMPLETION).sum(1)
+    mask = torch.arange(int(lengths.max()) if len(x) else 0, device=x.device) < lengths[:, None]
+    ids = x.new_zeros(mask.shape)
+    ids[mask] = x[:, 0][x[:, 1] == COMPLETION]
+    return ids, mask
+
+
+class Causal(nn.Module):
+    """A Hugging Face causal model, with or without LoRA, whose output is {"hidden": (rows, T, width)}.
+
+    Position t holds the state that predicts the t-th completion token. Weights that do not learn (under LoRA all but
+    the adapter) are no part of its state: a checkpoint holds what training changed.
+
+    Args:
+        lm: the model, or a `peft.PeftModel` around it.
+        tokenizer: its tokenizer.
+        origin: gives the weights that training began with, where they are asked for after it has begun.
+    """
+
+    def __init__(self, lm: Any, tokenizer: Any, origin: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
+        super().__init__()
+        self.lm, self.tokenizer, self.origin = lm, tokenizer, origin
+        self.vocabulary = min(len(tokenizer), self.plain.get_output_embeddings().weight.shape[0])
+        self.register_state_dict_post_hook(_learning_only)  # type: ignore[no-untyped-call]
+        self._linear: bool | None = None
+
+    @property
+    def plain(self) -> Any:
+        """The model itself, its adapter's layers inside it."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at most, prompt and completion together; None where it knows no end."""
+        return getattr(self.plain.config, "max_position_embeddings", None)
+
+    def holds(self, tokens: int) -> bool:
+        """Does it read so many?"""
+        return self.longest is None or tokens <= self.longest
+
+    @property
+    def adapted(self) -> bool:
+        """Has it an adapter?"""
+        return self.plain is not self.lm
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        ids, roles = x[:, 0], x[:, 1]
+        said, real = completions(x)
+        before = torch.zeros_like(roles, dtype=torch.bool)
+        before[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
+        if self.linear:  # without a mask: padding lies to the right, where a causal model does not look
+            states = self.plain.get_decoder()(ids, use_cache=False).last_hidden_state
+        else:
+            states = self.plain(ids, use_cache=False).logits
+        hidden = states.new_zeros(*said.shape, states.shape[-1])
+        hidden[real] = states[before]
+        return {"hidden": hidden}
+
+    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+        """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
+        if not self.linear:
+            return hidden
+        head = self.plain.get_output_embeddings()
+        given = weights or {}  # a tied matrix goes by its first name
+        matrix = next((given[n] for n, p in self.named_parameters() if p is head.weight and n in given), None)
+        return Head(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
+
+    @torch.no_grad()
+    def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
+        with self.asking():
+            said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
+        return said["hidden"]
+
+    @torch.no_grad()
+    def after(
+        self, ids: Tensor, mask: Tensor, cache: Any = None, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Any]:
+        """Logits (rows, vocabulary) of what follows left-padded rows, and a cache of what was read, to go on from.
+
+        ``ids`` are what the cache does not hold yet, ``mask`` (rows, length) is 0 where all that was read is padding.
+        """
+        known, places = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
+        more = {"position_ids": places[:, -ids.shape[1] :], "logits_to_keep": 1}
+        held = "cache" if "cache" in known else "past_key_values"  # its name in earlier transformers
+        options = {"input_ids": ids, "attention_mask": mask, held: cache, "use_cache": True}
+        options |= {name: value for name, value in more.items() if name in known}
+        said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
+        return said.logits[:, -1, : self.vocabulary], said[held]
+
+    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+        """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
+        _, real = completions(x)
+        return self.source(self.look(x, weights)[real], weights)
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
+        before = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(before)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The pre-trained weights, for as long as it lasts; nothing changes where there is no adapter."""
+        with self.lm.disable_adapter() if self.adapted else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def shifted(self, updates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Updates (by the names of `adapters`) in the adapter's place, for as long as it lasts. A layer's weights are
+        added up when the layer is asked and forgotten afterwards, so that one layer of them is in memory at a time.
+        What it does with them is its own affair: GPT-2 keeps them transposed, embeddings look them up.
+        """
+        bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
+
+        def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                weight = (base.weight.float() + update).to(base.weight.dtype)
+                if type(base) is nn.Linear:
+                    return product(x.flatten(0, -2), weight, base.bias).view(*x.shape[:-1], -1)
+                del base.forward  # the class's own, for this call
+                try:
+                    return functional_call(base, {"weight": weight}, (x,))  # type: ignore[no-any-return]
+                finally:
+                    base.forward = forward
+
+            return forward
+
+        try:
+            for name, base in bases.items():
+                base.forward = asked(base, updates[name])
+            with self.without_adapter():
+                yield
+        finally:
+            for base in bases.values():
+                del base.forward  # the class's own is found again
+
+    def adapters(self) -> dict[str, Any]:
+        """LoRA's layers by name."""
+        return {name: m for name, m in self.named_modules() if hasattr(m, "get_delta_weight")}
+
+    def learning(self) -> dict[str, Tensor]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def linear(self) -> bool:
+        """Are its logits its last states times its output matrix? Some models cap or scale them."""
+        if self._linear is None:
+            self._linear = self._reads_linearly()
+        return self._linear
+
+    def _reads_linearly(self) -> bool:
+        probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
+        with self.asking():  # dropout would differ between the two, and draw numbers that a resumed run draws again
+            states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
+            return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; weights that do not learn are not expected to be there."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        wanted = set(self.learning()) & set(found.missing_keys)
+        if strict and (wanted or found.unexpected_keys):
+            raise RecipeError(f"the weights do not fit the model: {sorted([*wanted, *found.unexpected_keys])[:3]}")
+        return found
+
+
+class _Whole(nn.Module):
+    """The model with its own outputs, its weights named as a `Causal` names them."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, **options: Any) -> Any:
+        return self.lm(**options)
+
+
+def update_of(layer: Any) -> Tensor:
+    """What a layer of LoRA adds to its weight: s B A."""
+    return layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[no-any-return]
+
+
+def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    names = {prefix + name for name in module.learning()}
+    for name in [n for n in state if n.startswith(prefix) and n not in names]:
+        del state[name]
+
+
+def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
+    """Refuse a prompt that leaves no room for its completion: nothing is ever cut off.
+
+    Raises:
+        DataError: prompt and completion are longer than the model's context.
+    """
+    if not model.holds(len(prompt) + room):
+        raise DataError(
+            f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
+            f"{model.longest}; shorten it, or lower --max-tokens"
+        )
+
+
+#: Where LoRA goes: all linear layers of the blocks.
+EVERYWHERE = "all-linear"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A factory of students: ``name`` as `pretrained.locate` reads it, LoRA of rank ``lora`` (0: all weights learn).
+
+    ``targets`` are the layers with an adapter, comma separated; ``alpha`` its scale [default: 2 x rank].
+    ``checkpointing`` computes activations again in the backward pass, for less memory.
+    """
+
+    name: str
+    lora: int = 0
+    alpha: int | None = None
+    targets: str = EVERYWHERE
+    checkpointing: bool = False
+
+    def __call__(self) -> Causal:
+        lm, tokenizer = causal(self.name)
+        return of_model(lm, tokenizer, self, lambda: of_model(*causal(self.name)).learning())
+
+    def __str__(self) -> str:
+        return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}"
+
+
+def of_model(
+    lm: Any,
+    tokenizer: Any,
+    how: Pretrained | None = None,
+    origin: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> Causal:
+    """A student around a model in memory, with what ``how`` asks for: LoRA, checkpointing."""
+    how = how or Pretrained("")
+    if how.lora:
+        lm = _adapted(lm, how)
+    else:
+        lm.requires_grad_(True)
+    if how.checkpointing:
+        lm.gradient_checkpointing_enable()
+        lm.enable_input_require_grads()
+    return Causal(lm, tokenizer, origin)
+
+
+def _adapted(lm: Any, how: Pretrained) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise DataError("LoRA needs peft: pip install 'selfdistill[language]', or leave --lora out") from None
+    targets = how.targets if how.targets == EVERYWHERE else how.targets.split(",")
+    config = peft.LoraConfig(
+        r=how.lora, lora_alpha=how.alpha or 2 * how.lora, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what peft asks of transformers is their affair
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out itself that GPT-2's are transposed
+            adapted = peft.get_peft_model(lm, config)
+    except ValueError as error:
+        raise DataError(f"LoRA does not fit {how.name} ({error}); name its layers, such as q_proj,v_proj") from error
+    from .lora import swift
+
+    swift(adapted)
+    return adapted

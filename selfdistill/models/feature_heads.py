@@ -1,0 +1,267 @@
+"""The classifiers of a model with early exits, side by side: each with each, and all of their features together.
+
+Heads to compare rows without labels: a projector on the features, and a predictor or prototypes on that.
+
+Four rotations of each row, told apart together with its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.outputs import output_of
+from ..errors import SpaceError
+from .feature_taps import Extended, Featured, Hook, Tap, last_linear, layer_of, pooled
+from .heads import Exits
+from .patch_masking import hidden_patches
+
+
+class Several(Extended):
+    """A model with exits as K classifiers, shallow to deep, the last of them the model's own.
+
+    Heads: ``classifiers`` (rows, K, classes), ``levels`` (rows, K, width), and for every ordered pair of classifiers
+    ``pupils`` and ``tutors`` (rows, K (K - 1), classes), so that in each place another one teaches. With ``fused`` the
+    head of that name (rows, classes) is learnt: linear on the features of all K, first to their width. K is then the
+    number of linear layers as large as the last one.
+
+    Raises:
+        SpaceError: the model has no exits, or they do not end in linear layers of one size.
+    """
+
+    def __init__(self, model: nn.Module, fused: bool = False) -> None:
+        super().__init__()
+        self.model, self.number = model, 0
+        if fused:
+            classes, width = last_linear(model).weight.shape
+            layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+            self.number = sum(layer.weight.shape == (classes, width) for layer in layers)
+            self.fused = nn.Sequential(nn.Linear(self.number * width, width, bias=False), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = self.model(x)
+        if not isinstance(said, dict) or "exits" not in said:
+            raise SpaceError("the model has no early exits; give one that has (the default models do)")
+        named: dict[str, Tensor] = {**said}
+        each = torch.cat([said["exits"], said["logits"].unsqueeze(1)], dim=1)
+        count = each.shape[1]
+        pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+        named |= {
+            "classifiers": each,
+            "pupils": each[:, [i for i, _ in pairs]],
+            "tutors": each[:, [j for _, j in pairs]],
+        }
+        if "features" in said and said["features"].shape[-1] == said["feature"].shape[-1]:
+            named["levels"] = torch.cat([said["features"], said["feature"].unsqueeze(1)], dim=1)
+        if self.number:
+            if "levels" not in named or count != self.number:
+                raise SpaceError(
+                    f"the model has {count} classifiers, its own included, and {self.number} linear layers as large as "
+                    "its last one; let each exit end in such a layer, on features of one width"
+                )
+            named["fused"] = self.fused(named["levels"].flatten(1))
+        return named
+
+
+@dataclass(frozen=True)
+class Levels(Exits):
+    """Prepares a model factory for K classifiers side by side: see `Several`. The product is the model with exits."""
+
+    fused: bool = False
+    maps = property(lambda self: self.fused)  # for trials: a model whose exits end in linear layers of their own
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        with_exits: Callable[..., Any] = super().__call__(build)
+        return lambda: Several(with_exits(), self.fused)
+
+
+def perceptron(widths: tuple[int, ...], norm: bool = True, closed: bool = False) -> nn.Sequential:
+    """Linear layers of these widths, the first that of the input, with batch norm and ReLU between, or GELU alone.
+
+    Layers that batch norm follows have no bias. ``closed`` ends it in a batch norm without weights.
+
+    >>> [type(layer).__name__ for layer in perceptron((3, 4, 2), closed=True)]
+    ['Linear', 'BatchNorm1d', 'ReLU', 'Linear', 'BatchNorm1d']
+    """
+    layers = list[nn.Module]()
+    for number, (before, after) in enumerate(pairwise(widths), start=2):
+        last = number == len(widths)
+        layers.append(nn.Linear(before, after, bias=not (closed if last else norm)))
+        if not last:
+            layers += [nn.BatchNorm1d(after), nn.ReLU()] if norm else [nn.GELU()]
+        elif closed:
+            layers.append(nn.BatchNorm1d(after, affine=False))
+    return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Cosines (rows, count) of rows (rows, width) with ``count`` directions that are learnt.
+
+    >>> import torch
+    >>> Prototypes(3, 5)(torch.ones(2, 3)).abs().max().item() <= 1.0 + 1e-6
+    True
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(nn.init.normal_(nn.Linear(width, count, bias=False).weight.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.directions, dim=-1))
+
+
+class Projected(Featured):
+    """A model with learnt heads beside it: ``projection`` of its features, ``prediction`` or ``prototypes`` of that.
+
+    >>> import torch
+    >>> model = Projected(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), Projectors((8, 4), (2, 4)))
+    >>> {name: tuple(said.shape) for name, said in model(torch.ones(6, 3)).items()}
+    {'logits': (6, 2), 'feature': (6, 5), 'projection': (6, 4), 'prediction': (6, 4)}
+
+    Raises:
+        SpaceError: the model has no linear layer, whose input are the features.
+    """
+
+    def __init__(self, model: nn.Module, kind: Projectors) -> None:
+        super().__init__(model, ("feature",))
+        self.projector = perceptron((last_linear(model).in_features, *kind.projector), kind.norm, kind.closed)
+        width = kind.projector[-1]
+        self.predictor = perceptron((width, *kind.predictor)) if kind.predictor else None
+        self.prototypes = Prototypes(width, kind.prototypes) if kind.prototypes else None
+
+    def beside(self) -> dict[str, Tensor]:
+        said = {"projection": self.projector(pooled(self.kept["feature"], "feature"))}
+        if self.predictor is not None:
+            said["prediction"] = self.predictor(said["projection"])
+        if self.prototypes is not None:
+            said["prototypes"] = self.prototypes(said["projection"])
+        return said
+
+
+class Hiding(Hook):
+    """A hook of the layer that makes patches: where a pixel is hidden, it says a token that is learnt instead."""
+
+    def __init__(self, token: nn.Parameter) -> None:
+        self.token = token
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], said: Tensor) -> Tensor:
+        hidden = hidden_patches(args[0], (said.shape[2], said.shape[3]))
+        return torch.where(hidden[:, None], self.token.to(said.dtype)[:, None, None], said)
+
+
+class Patched(Projected):
+    """`Projected` for transformers on patches: ``patch_prototypes`` too, and a token in the place of hidden patches.
+
+    Raises:
+        SpaceError: the model has no layer ``patches`` that makes them by a convolution, or no layer ``norm`` after it.
+    """
+
+    def __init__(self, model: nn.Module, kind: Projectors) -> None:
+        super().__init__(model, kind)
+        made = dict(model.named_modules()).get("patches")
+        if not isinstance(made, nn.Conv2d):
+            raise SpaceError("this method hides patches, and the model has no layer 'patches'; give --model vit")
+        self.hidden = nn.Parameter(torch.randn(made.out_channels) * 0.02)
+        made.register_forward_hook(Hiding(self.hidden))
+        layer_of(model, "norm").register_forward_hook(Tap(self.kept, "norm"))
+
+    def beside(self) -> dict[str, Tensor]:
+        said = super().beside()
+        if self.prototypes is not None:
+            said["patch_prototypes"] = self.prototypes(self.projector(self.kept["norm"][:, 1:]))
+        return said
+
+
+@dataclass(frozen=True)
+class Projectors:
+    """Prepares a model factory for heads that compare rows: see `Projected`. The product is the bare model.
+
+    ``projector`` and ``predictor`` are widths of layers (`perceptron`); the features' own comes first by itself. With
+    ``patches`` the model is a transformer on patches of images, some of which may be hidden: see `Patched`.
+    """
+
+    projector: tuple[int, ...]
+    predictor: tuple[int, ...] = ()
+    prototypes: int = 0
+    norm: bool = True
+    closed: bool = False
+    patches: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Does it want a model of images?"""
+        return self.patches
+
+    def __post_init__(self) -> None:
+        if not self.projector or min(*self.projector, *self.predictor, 1) < 1 or self.prototypes < 0:
+            raise SpaceError("a projector has layers of width 1 or more; give such widths")
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        kind = Patched if self.patches else Projected
+        return lambda: kind(build(), self)
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of the bare model."""
+        return build
+
+
+TURNS = 4  # by 0, 90, 180 and 270 degrees
+
+
+class Rotated(Extended):
+    """A model that in training sees each image in four rotations, in one forward, and learns a joint classifier.
+
+    Heads: ``logits`` of the image as it is; ``joint`` (rows, 4, 4 classes) of each rotation, whose class 4 c + m is
+    class c turned m times, linear on what the last linear layer sits on; ``aggregated`` (rows, classes), the mean over
+    m of the joint logits 4 c + m of the image turned m times. In eval mode only the image as it is is looked at.
+
+    Raises:
+        SpaceError: rows are no square images.
+    """
+
+    copies = TURNS
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.kept = model, dict[str, Tensor]()
+        last = last_linear(model)
+        last.register_forward_hook(Tap(self.kept, "feature", given=True))
+        self.joint = nn.Linear(last.in_features, TURNS * last.out_features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.training:
+            said = self._said(x)
+            self.kept.clear()
+            return {"logits": said}
+        if x.dim() != 4 or x.shape[2] != x.shape[3]:
+            raise SpaceError(f"rows of shape {tuple(x.shape[1:])} cannot be rotated; square images are wanted")
+        turned = torch.stack([torch.rot90(x, m, (2, 3)) for m in range(TURNS)], dim=1)
+        logits = self._said(turned.flatten(0, 1)).unflatten(0, (-1, TURNS))
+        joint = self.joint(pooled(self.kept.pop("feature"), "feature")).unflatten(0, (-1, TURNS))
+        by_turn = joint.unflatten(-1, (-1, TURNS)).diagonal(dim1=1, dim2=3)  # (rows, classes, turns)
+        return {"logits": logits[:, 0], "joint": joint, "aggregated": by_turn.mean(-1)}
+
+    def _said(self, x: Tensor) -> Tensor:
+        said: Any = self.model(x)
+        return output_of(said if isinstance(said, Mapping) else {"": said}, "logits")
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Prepares a model factory for four rotations of each row: see `Rotated`. The product is the bare model."""
+
+    maps: ClassVar[bool] = True
+    copies: ClassVar[int] = TURNS
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return lambda: Rotated(build())
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of the bare model."""
+        return build

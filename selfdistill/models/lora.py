@@ -1,0 +1,87 @@
+"""LoRA's layers on a CPU: what peft computes, with each product added in place and the large ones made by oneDNN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..core.logits import product
+
+
+class Adapted(torch.autograd.Function):
+    """y = x W^T + c + s (x A^T) B^T for x (rows, inputs), A (rank, inputs), B (outputs, rank); W and c do not learn.
+
+    Source: LoRA (arXiv 2106.09685), eq. 3.
+
+    >>> x, a, b = torch.ones(1, 2), torch.ones(1, 2), torch.ones(3, 1)
+    >>> Adapted.apply(x, torch.zeros(3, 2), None, a, b, 0.5).tolist()
+    [[1.0, 1.0, 1.0]]
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        y, seen = _sum(x, weight, bias, a, b, scale)
+        ctx.save_for_backward(x, weight, a, b, seen)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, weight, a, b, seen = ctx.saved_tensors
+        back = (g @ b).mul_(ctx.scale)
+        to_x = product(g, weight.t()).addmm_(back, a) if ctx.needs_input_grad[0] else None
+        return to_x, None, None, back.t() @ x, (g.t() @ seen).mul_(ctx.scale), None
+
+
+def _sum(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    seen = x @ a.t()
+    return product(x, weight, bias).addmm_(seen, b.t(), alpha=scale), seen
+
+
+class Linear(peft.tuners.lora.Linear):  # type: ignore[misc,unused-ignore]
+    """peft's layer, which computes by itself all that is not plain: several adapters, variants, dropout, autocast."""
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if args or options or not self._plain(x):
+            return super().forward(x, *args, **options)  # type: ignore[no-any-return,unused-ignore]
+        (name,) = self.active_adapters
+        parts = self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight
+        given: Any = x.reshape(-1, x.shape[-1]), *parts, self.scaling[name]
+        y: Tensor = Adapted.apply(*given) if torch.is_grad_enabled() else _sum(*given)[0]  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+    def _plain(self, x: Tensor) -> bool:
+        names, base = self.active_adapters, self.base_layer
+        if not x.is_cpu or torch.is_autocast_enabled("cpu") or self.disable_adapters or self.merged:
+            return False
+        if type(base) is not nn.Linear or len(names) != 1 or names[0] not in self.lora_A or self.lora_variant:
+            return False
+        a, b, dropout = self.lora_A[names[0]], self.lora_B[names[0]], self.lora_dropout[names[0]]
+        return (
+            x.dtype == base.weight.dtype == a.weight.dtype
+            and not base.weight.requires_grad
+            and b.bias is None
+            and (isinstance(dropout, nn.Identity) or not self.training)
+        )
+
+
+class Output(nn.Linear):
+    """The output matrix: while completions are written, a few rows at a time take much of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+def swift(lm: Any) -> None:
+    """Let peft's own linear layers with LoRA and the output matrix compute as above; those of other kinds stay."""
+    head = lm.get_output_embeddings() if hasattr(lm, "get_output_embeddings") else None
+    if type(head) is nn.Linear:
+        head.__class__ = Output
+    for layer in lm.modules():
+        if type(layer) is peft.tuners.lora.Linear:
+            layer.__class__ = Linear

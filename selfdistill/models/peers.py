@@ -1,0 +1,378 @@
+"""Groups of peers of another kind: branches on a shared trunk, peers that each see a view of their own, and pairs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.outputs import Composite, output_of
+from ..core.targets import matched
+from ..errors import SpaceError
+from .feature_taps import Extended
+
+
+class Peers(Composite):
+    """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first.
+
+    With ``values`` the heads are ``peer_values`` (rows, K, outputs), ``ensemble`` (their mean), and ``values``.
+    """
+
+    def __init__(self, members: list[nn.Module], values: bool = False) -> None:
+        super().__init__()
+        self.members, self.values = nn.ModuleList(members), values
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs: list[Any] = [member(x) for member in self.members]
+        main = "values" if self.values else "logits"
+        each = [output_of(o if isinstance(o, Mapping) else {"": o}, main) for o in outputs]
+        peers = torch.stack(each, dim=1)  # (rows, K, components)
+        if self.values:
+            return {"values": each[0], "peer_values": peers, "ensemble": peers.mean(1)}
+        mixed = torch.logsumexp(torch.log_softmax(peers.float(), dim=-1), dim=1)  # log of a sum: logits of the mean
+        return {"logits": each[0], "peers": peers, "ensemble": mixed}
+
+    @property
+    def each(self) -> int:
+        """How many of them a row goes through."""
+        return len(self.members)
+
+    def product(self) -> nn.Module:
+        """What a training leaves: the first of them."""
+        return self.members[0]
+
+
+class Mean(Peers):
+    """Several models that predict together: their main head is the log of the mean probability, or the mean."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = super().forward(x)
+        return {**said, "values" if self.values else "logits": said["ensemble"]}
+
+    def product(self) -> nn.Module:
+        return self
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prepares a model factory for K peers, each with its own initialisation."""
+
+    peers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.peers < 2:
+            raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return lambda: Peers([build() for _ in range(self.peers)])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one peer."""
+        return build
+
+    def of_values(self) -> Group:
+        """The same for models of values."""
+        return ValueGroup(self.peers)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Prepares nothing: it says that all accepted generations are the product together, by their `Mean`."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return build
+
+    def single(self, build: Any) -> Any:
+        """What builds one of them."""
+        return build
+
+
+@dataclass(frozen=True)
+class ValueGroup(Group):
+    """K peers whose outputs are values."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return lambda: Peers([build() for _ in range(self.peers)], values=True)
+
+
+class GaussianPeers(Peers):
+    """Several models `WithVariance`: heads ``peer_gaussians`` (rows, K, 2), and ``ensemble_gaussian`` by `matched`.
+
+    ``gaussian`` and ``values`` are those of the first or, where they predict ``jointly``, of the ensemble.
+    """
+
+    def __init__(self, members: list[nn.Module], jointly: bool = False) -> None:
+        super().__init__(members, values=True)
+        self.jointly = jointly
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        peers = torch.stack([member(x)["gaussian"] for member in self.members], dim=1)  # (rows, K, 2)
+        whole = matched(*peers.float().unbind(-1))
+        ensemble = torch.stack([whole.mean, whole.log_variance], dim=-1)
+        gaussian = ensemble if self.jointly else peers[:, 0]
+        said = {"gaussian": gaussian, "values": gaussian[..., :1], "peer_gaussians": peers}
+        return {**said, "ensemble_gaussian": ensemble}
+
+    def product(self) -> nn.Module:
+        return self if self.jointly else self.members[0]
+
+
+Factory = Callable[..., nn.Module]
+
+
+class Branches(Peers):
+    """Several models that share all stages but the last: a trunk, and for each its last stage and its classifier.
+
+    A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, two or more,
+    and ends in an ``nn.Linear`` whose output it returns; the default models do. Heads: ``peers`` (rows, K, classes),
+    ``ensemble``, and ``logits`` of the one that is deployed. The product is that one with the trunk: a model as `build`
+    makes it.
+    """
+
+    deployed = 0
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        trunk = list(_stages(models[0]))[:-1]
+        last = _last_linear(models[0])
+        classifiers = [model.get_submodule(last) for model in models]
+        for model in models:
+            for i in range(len(trunk)):
+                _stages(model)[i] = nn.Identity()
+            _put(model, last, nn.Identity())
+        super().__init__(models)
+        self.last = last  # the name of the classifier in a whole model
+        self.trunk, self.classifiers = nn.Sequential(*trunk), nn.ModuleList(classifiers)
+
+    def spoken(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the trunk says (rows, ...), the branches' features (rows, K, width) and logits (rows, K, classes)."""
+        shared = self.trunk(x)
+        features = [branch(shared) for branch in self.members]
+        logits = [classify(feature) for classify, feature in zip(self.classifiers, features, strict=True)]
+        return shared, torch.stack(features, dim=1), torch.stack(logits, dim=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.spoken(x)[2]
+        return {"logits": logits[:, self.deployed], "peers": logits, "ensemble": _mean_logits(logits)}
+
+    def product(self) -> nn.Module:
+        """The branch that is deployed, on the trunk: copies of the weights as they are now."""
+        whole = copy.deepcopy(self.members[self.deployed])
+        for i, stage in enumerate(self.trunk):
+            _stages(whole)[i] = copy.deepcopy(stage)
+        _put(whole, self.last, copy.deepcopy(self.classifiers[self.deployed]))
+        return whole
+
+
+class GatedBranches(Branches):
+    """`Branches` with a head ``gated``: sum_k g_k z_k of their logits, g = softmax(relu(BN(linear(trunk, pooled))))."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        width = _inputs(_stages(models[0])[-1])
+        super().__init__(models)
+        self.gate = nn.Sequential(nn.Linear(width, len(models)), nn.BatchNorm1d(len(models)), nn.ReLU())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        shared, _, logits = self.spoken(x)
+        weights = F.softmax(self.gate(shared.flatten(2).mean(2) if shared.dim() > 2 else shared), dim=-1)
+        gated = (weights.unsqueeze(-1) * logits).sum(1)
+        heads = {"logits": logits[:, self.deployed], "peers": logits, "ensemble": _mean_logits(logits)}
+        return {**heads, "gated": gated}
+
+
+class AttendingBranches(Branches):
+    """`Branches` of which the last leads: it gives ``logits`` and is deployed; ``peers`` are the others.
+
+    ``attended`` (rows, K, classes) is sum_j a_kj z_j for each peer k, a_k = softmax over j of <W_q f_k, W_k f_j>, f the
+    features and W to an eighth of their width; ``mean`` (rows, classes) is the mean of the peers' logits.
+    """
+
+    deployed = -1
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__(models)
+        width = int(self.classifiers[0].get_parameter("weight").shape[1])
+        self.query, self.key = (nn.Linear(width, max(1, width // 8), bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        _, features, logits = self.spoken(x)
+        followers, peers = features[:, :-1], logits[:, :-1]
+        attention = F.softmax(self.query(followers) @ self.key(followers).transpose(1, 2), dim=-1)  # (rows, K, K)
+        heads = {"logits": logits[:, -1], "peers": peers, "ensemble": _mean_logits(peers)}
+        return {**heads, "attended": attention @ peers, "mean": peers.mean(1)}
+
+
+class ApartPeers(Peers):
+    """Peers that each learn from a view of their own: in training, a batch is K blocks of rows, one for each in order.
+
+    There ``logits`` (rows, classes) are what each row's own peer says. In eval mode every peer sees every row.
+
+    Raises:
+        SpaceError: a training batch that does not fall into K equal blocks.
+    """
+
+    @property
+    def each(self) -> int:
+        return 1 if self.training else len(self.members)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.training:
+            return super().forward(x)
+        if len(x) % len(self.members):
+            raise SpaceError(
+                f"{len(self.members)} peers learn from as many views of the same rows, and a batch has {len(x)} rows; "
+                "give the method one view for each peer, all of the same rows"
+            )
+        blocks = x.split(len(x) // len(self.members))
+        said = [member(block) for member, block in zip(self.members, blocks, strict=True)]
+        return {"logits": torch.cat([one if isinstance(one, Tensor) else one["logits"] for one in said])}
+
+
+class Pair(Peers):
+    """A student and a teacher that learn side by side: ``logits`` are the student's, ``teacher`` (rows, classes) the
+    other's. The student is the product."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        said = super().forward(x)
+        return {**said, "teacher": said["peers"][:, 1]}
+
+    @property
+    def student(self) -> nn.Module:
+        return self.members[0]
+
+
+def _stages(model: nn.Module) -> nn.ModuleList:
+    """The stages of a model.
+
+    Raises:
+        SpaceError: it has none.
+    """
+    stages = getattr(model, "stages", None)
+    if isinstance(stages, nn.ModuleList) and len(stages) > 1:
+        return stages
+    raise SpaceError(_without_stages(model))
+
+
+def _without_stages(model: nn.Module) -> str:
+    return (
+        f"branches share the first stages of a model, and {type(model).__name__} has no nn.ModuleList `stages` of two "
+        "or more; cnn, resnet and mlp (of a depth of 2 or more) have, and mutual() needs none"
+    )
+
+
+def _last_linear(model: nn.Module) -> str:
+    found: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise SpaceError(f"branches have classifiers of their own, and {type(model).__name__} ends in no nn.Linear")
+    return found[-1]
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    model.get_submodule(parent)._modules[own] = module
+
+
+def _inputs(stage: nn.Module) -> int:
+    """The width of what a stage takes: that of its first layer with weights."""
+    for module in stage.modules():
+        width = getattr(module, "in_features", getattr(module, "in_channels", None))
+        if isinstance(width, int):
+            return width
+    raise SpaceError("a gate reads what the trunk says, and the last stage does not say how wide that is")
+
+
+def _mean_logits(logits: Tensor) -> Tensor:
+    """The log of the mean probability: (rows, K, classes) -> (rows, classes)."""
+    return torch.logsumexp(torch.log_softmax(logits.float(), dim=-1), dim=1)
+
+
+@dataclass(frozen=True)
+class _Branched(Group):
+    """Prepares a factory: ``peers`` of its models become branches; one that has the heads already is left alone."""
+
+    def _joined(self, models: list[nn.Module]) -> nn.Module:
+        raise NotImplementedError
+
+    def __call__(self, build: Factory) -> Factory:
+        def branched() -> nn.Module:
+            models = [build() for _ in range(self.peers)]
+            return self._joined(models) if hasattr(models[0], "stages") else models[0]
+
+        return branched
+
+    def lacking(self, model: nn.Module) -> str | None:
+        """Why a model has not the heads: it was left alone, for it has no stages."""
+        return None if isinstance(model, Branches) else _without_stages(model)
+
+    def of_values(self) -> Any:
+        raise SpaceError(f"{type(self).__name__} makes branches that classify, and values have no classes")
+
+
+@dataclass(frozen=True)
+class Gated(_Branched):
+    """Prepares a factory for ``peers`` branches under a gate: see `GatedBranches`."""
+
+    def _joined(self, models: list[nn.Module]) -> nn.Module:
+        return GatedBranches(models)
+
+
+@dataclass(frozen=True)
+class Attending(_Branched):
+    """Prepares a factory for ``peers`` branches, the last of which leads: see `AttendingBranches`."""
+
+    def __post_init__(self) -> None:
+        if self.peers < 3:
+            raise SpaceError(
+                f"a leader follows two peers or more: at least three branches are needed, not {self.peers}"
+            )
+
+    def _joined(self, models: list[nn.Module]) -> nn.Module:
+        return AttendingBranches(models)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Prepares a factory for ``members`` peers, each with its own initialisation and its own view: see `ApartPeers`."""
+
+    members: int = 2
+
+    def __post_init__(self) -> None:
+        if self.members < 2:
+            raise SpaceError(f"peers teach each other: at least two are needed, not {self.members}")
+
+    def __call__(self, build: Factory) -> Factory:
+        return lambda: ApartPeers([build() for _ in range(self.members)])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one peer."""
+        return build
+
+    def of_values(self) -> Any:
+        raise SpaceError("Apart makes peers that classify, and values have no classes")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Prepares a factory for a student and a teacher, each with its own initialisation: see `Pair`."""
+
+    peers: ClassVar[int] = 2
+
+    def __call__(self, build: Factory) -> Factory:
+        return lambda: Pair([build(), build()])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one of them."""
+        return build
+
+    def of_values(self) -> Any:
+        raise SpaceError("Paired makes a teacher that classifies, and values have no classes")
+
+
+def product(model: nn.Module) -> nn.Module:
+    """The model that a training leaves: of a group of peers the first, or all that predict jointly; without what was
+    learnt beside it; else itself."""
+    return model.product() if isinstance(model, (Peers, Extended)) else model

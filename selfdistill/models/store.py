@@ -1,0 +1,218 @@
+"""Models by name or by `module:function`: a factory that builds them afresh, and the folder that keeps one.
+
+A model folder holds safetensors and a small config. Loading it needs this file and what it imports, which is
+none of the training code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, SelfdistillError
+from ..io.expressions import one_line
+from ..io.files import DATA_CARD
+from .networks import Scaled
+from .registry import Build, _tuples
+from .wrappers import WRAPS
+
+FORMAT = 1
+
+
+TENSORS, CONFIG = "model.safetensors", "config.json"
+
+
+_PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+
+
+def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, object] | None = None) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into ``folder``; tied weights are stored once.
+
+    Raises:
+        CheckpointError: ``build()`` does not make such a model, ``extra`` is no JSON, or the disk refuses.
+    """
+    stored = _stored(model)
+    build = build.having(**next((vars(m)["kept"] for m in model.modules() if "kept" in vars(m)), {}))
+    with torch.random.fork_rng(devices=[]):  # saving must not change what the run draws next
+        _compare(build(), stored, f"the model is not what {build} builds; save it with build.having(...)")
+    config = {
+        "spec": build.spec,
+        "shape": build.shape,
+        "outputs": build.outputs,
+        "options": dict(build.options),
+        **({"scale": build.scale} if build.scale else {}),
+        **({"wrap": build.wrap} if build.wrap else {}),
+    }
+    clash = sorted({"format", *config} & set(extra or {}))
+    if clash:
+        raise CheckpointError(f"{', '.join(clash)} in extra is the model's own; use another key")
+    try:
+        text = json.dumps({"format": FORMAT, **config, **(extra or {})}, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{CONFIG} cannot hold options or extra of {build} ({one_line(error)})") from error
+    folder = Path(folder)
+    unfinished = [folder / f".{name}.{os.getpid()}.tmp" for name in (TENSORS, CONFIG)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(stored, unfinished[0])
+        unfinished[1].write_text(text)
+        for path, name in zip(unfinished, (TENSORS, CONFIG), strict=True):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            path.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for path in unfinished:
+            with suppress(OSError):
+                path.unlink()
+        raise CheckpointError(
+            f"the model cannot be written to {folder} ({one_line(error)}); free space there"
+        ) from error
+
+
+def load(folder: Path | str) -> nn.Module:
+    """The model of a folder, on the CPU and in eval mode; one of values answers in the unit of its target.
+
+    A "module:function" model runs that function of *your* code: never any that lies in the folder.
+
+    Raises:
+        CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
+    """
+    folder = Path(folder)
+    build = read_config(folder)
+    tensors = read_tensors(folder)
+    try:
+        with torch.random.fork_rng(devices=[]):  # nor must loading
+            model = build()
+    except SelfdistillError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:
+        model.to(kinds.pop())  # half or double stays what it was
+    model.load_state_dict(tensors, strict=False)  # a tied weight has only one of its names in the file
+    return (Scaled(model, *build.scale) if build.scale else model).eval()
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """The state to write: contiguous copies on the CPU, each tied weight under its first name alone."""
+    stored, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"state {name!r} of the model is a {type(tensor).__name__}; only tensors are stored")
+        place = _place(tensor)
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return stored
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor's numbers lie; equal for tied weights."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    given = {_place(own[name]) for name in tensors.keys() & own.keys()}
+    faults = [f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in given]
+    faults += [f"{name} is unknown" for name in tensors if name not in own]
+    faults += [
+        f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
+        raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
+
+
+def read_config(folder: Path) -> Build:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
+    spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
+    options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
+    scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
+    sizes = isinstance(spec, str) and isinstance(shape, list)
+    if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
+        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale), wrap=wrap).having(**options)
+    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
+
+
+def _is_scale(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value) and value[1] > 0
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    if pickled:
+        raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {TENSORS}") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, pickled or foreign: no safetensors ({one_line(error, 80)})"
+        ) from error
+
+
+ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, which no network's config describes
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model of a run folder or of its ``model`` folder, in eval mode.
+
+    Raises:
+        CheckpointError: there is no model there, or it is damaged or of a foreign format.
+    """
+    return load(model_folder(folder))
+
+
+def model_card(folder: str | Path) -> dict[str, Any]:
+    """What a model was trained for: shape, outputs, classes and, for tables, columns.
+
+    Raises:
+        CheckpointError: there is no model there.
+    """
+    path = model_folder(folder)
+    card: dict[str, Any] = {}
+    for name in (DATA_CARD, CONFIG):
+        try:
+            card |= json.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            why = one_line(error, 80)
+            raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
+    if "shape" not in card:
+        raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
+    return card
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Where the model of a finished run, or of its model folder, lies."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")
+    if (path / "run.json").exists() and not (path / "model").is_dir():
+        raise CheckpointError(f"{path} has no model yet; finish it by `selfdistill resume {path}`")
+    return path / "model" if (path / "model").is_dir() else path

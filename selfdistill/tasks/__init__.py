@@ -1,1 +1,0 @@
-"""Doors for real data: images and tables become tensors with sample ids, splits and augmentations."""

@@ -1,0 +1,239 @@
+"""Teachers of classes: one target for each class, or for each place in an order of confidence.
+
+The other rows of a batch as teachers.
+
+Teachers that know in which order the other classes follow, and take their probabilities from Zipf's law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import rng
+from ..core import distributed
+from ..core.memory import Buffers, Held
+from ..core.parts import Given, Pool, Teacher, Term
+from ..core.step import Step
+from ..core.targets import Target
+from ..errors import RecipeError
+from .memories import one_per_row
+from .weights import Ema
+
+
+class _ClassMeans(Buffers):
+    """``soft`` (classes, classes) is what is taught; ``sums`` and ``counts`` are those of the epoch under way."""
+
+    soft: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("soft", "sums"):
+            self.register_buffer(name, torch.zeros(0, 0))
+        self.register_buffer("counts", torch.zeros(0))
+
+    def room(self, like: Tensor) -> None:
+        """The first output says how many classes there are."""
+        classes = like.shape[-1]
+        if len(self.counts) != classes:
+            self.soft = like.new_full((classes, classes), 1.0 / classes)
+            self.sums, self.counts = like.new_zeros(classes, classes), like.new_zeros(classes)
+
+    def turn(self) -> None:
+        """An epoch ends: its means are taught now; a class that was never right gets the uniform distribution."""
+        means = self.sums / self.counts.clamp(min=1.0)[:, None]
+        self.soft = torch.where(self.counts[:, None] > 0, means, 1.0 / len(self.counts))
+        self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
+
+
+@dataclass(frozen=True)
+class ClassMean(Teacher):
+    """The mean of the student's own predictions for rows of the same class that it got right in the last epoch.
+
+    Before the first epoch has ended, and for a class of which no row was right, the mean is the uniform distribution
+    (online label smoothing, Zhang et al. 2021).
+    """
+
+    even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _ClassMeans()
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        means, y = cast(_ClassMeans, state), step.labels(term.view)
+        means.room(step.student(term.view, term.head).detach())
+        return Target(means.soft[y.clamp(min=0)], "probabilities", y >= 0)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        means, clock = cast(_ClassMeans, state), steps[0].clock
+        for step in (step for step in steps if step.rows(term.view)):
+            p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
+            means.room(p)
+            right = (p.argmax(-1) == y).to(p.dtype)
+            sums = torch.zeros_like(means.sums).index_add_(0, y.clamp(min=0), p * right[:, None])
+            counts = torch.zeros_like(means.counts).index_add_(0, y.clamp(min=0), right)
+            means.sums, means.counts = means.sums + distributed.add(sums), means.counts + distributed.add(counts)
+        if (clock.step + 1) % clock.per_epoch == 0:
+            means.turn()
+
+
+@dataclass(frozen=True)
+class Virtual(Teacher):
+    """A teacher that nobody trained: ``correct`` on the label, the rest evenly on the other classes (Tf-KD, 2020)."""
+
+    correct: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.correct < 1.0:
+            raise RecipeError(f"a virtual teacher gives the label a probability inside (0, 1), not {self.correct}")
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
+        value = torch.full((len(y), classes), (1.0 - self.correct) / (classes - 1), device=y.device)
+        return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
+
+
+@dataclass(frozen=True)
+class BetaRanked(Ema):
+    """Smoothed labels whose confidences are drawn from Beta(a, 1) and ordered as an average of the weights orders them.
+
+    In a batch, the row whose true class the average finds k-th most probable gets the k-th largest draw (Zhang and
+    Sabuncu 2020). The average runs in train mode. A row's draw depends on seed, step and sample id; the order is that
+    of the micro-batch of one process.
+    """
+
+    train: bool = True
+    a: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not self.a > 0:
+            raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        held = cast(Held, super().start(model, given))
+        held.register_buffer("seed", torch.zeros((), dtype=torch.int64))
+        return held
+
+    def key(self, term: Term) -> Hashable:
+        return self, term.view, term.head
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        cast(Any, state).seed.fill_(pool.seed)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        y, clock, held = step.labels(term.view), step.clock, cast(Any, state)
+        z = step.look(held.module, self.view or term.view, term.head)
+        known = y >= 0
+        address = (int(held.seed), "beta", clock.generation, clock.step)
+        drawn = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
+        sure = F.softmax(z, dim=-1).gather(-1, y.clamp(min=0)[:, None])[:, 0]
+        correct = torch.zeros_like(drawn)
+        rows = known.nonzero().squeeze(1)
+        correct[rows[sure[rows].argsort(stable=True)]] = drawn[rows].sort().values
+        value = ((1.0 - correct) / (z.shape[-1] - 1))[:, None].repeat(1, z.shape[-1])
+        return Target(value.scatter_(1, y.clamp(min=0)[:, None], correct[:, None]), "probabilities", known)
+
+
+@dataclass(frozen=True)
+class Neighbours(Teacher):
+    """What the batch says of a row, passed on along the likeness of features (BAKE, Ge et al. 2021).
+
+    Q = (1 - omega) (I - omega A)^-1 softmax(z / T): the limit of Q <- omega A Q + (1 - omega) softmax(z / T), with
+    A_ij the softmax over j != i of the cosine of the features of i and j. The head ``feature`` has the features. The
+    batch is the micro-batch of a process; a single row teaches itself.
+    """
+
+    omega: float = 0.5
+    temperature: float = 4.0
+    feature: str = "feature"
+    mixes: ClassVar[bool] = True  # a row's target depends on the other rows
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.omega < 1.0:
+            raise RecipeError(f"omega is the share of the neighbours, at least 0 and below 1, not {self.omega}")
+
+    def space(self, head: str) -> str:
+        one_per_row(self, head, values=False)
+        return "logits"
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        said = step.student(term.view, term.head).detach()
+        if len(said) < 2:
+            return Target(said, "logits")
+        f = F.normalize(step.student(term.view, self.feature).detach(), dim=-1)
+        myself = torch.eye(len(f), dtype=torch.bool, device=f.device)
+        affinity = (f @ f.T).masked_fill(myself, -torch.inf).softmax(-1)
+        own = F.softmax(said / self.temperature, dim=-1)
+        passed = torch.linalg.solve(myself.to(f.dtype) - self.omega * affinity, (1.0 - self.omega) * own)
+        # as logits, so that a loss at the same temperature compares it as it is
+        return Target(self.temperature * passed.clamp(min=1e-30).log(), "logits")
+
+
+def zipf(scores: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
+    """r^-power for the class of rank r by these scores, 0 for the label, normalised: (rows, classes).
+
+    A class has rank 1 + the number of classes with a higher score, the label's among them, so equal scores share one.
+
+    >>> zipf(torch.tensor([[5.0, 3.0, 3.0, 0.0]]), torch.tensor([0]))
+    tensor([[0.0000, 0.4000, 0.4000, 0.2000]])
+    """
+    ordered, classes = scores.sort(dim=-1).values.contiguous(), scores.shape[-1]
+    rank = 1 + classes - torch.searchsorted(ordered, scores.contiguous(), right=True)
+    given = rank.float().pow(-power).scatter(-1, y.clamp(min=0)[:, None], 0.0)
+    return given / given.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class ZipfRanks(Teacher):
+    """Zipf's law over the other classes, in the order of the votes of all positions of a map (Liang et al. 2022).
+
+    ``votes`` is the head that has a classification of every position, such as ``dense:stages.2``.
+    """
+
+    votes: str
+    power: float = 1.0
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        said, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
+        votes = F.one_hot(said.argmax(-1), said.shape[-1]).sum(1).float()
+        return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
+
+
+@dataclass(frozen=True)
+class WeakRanks(Teacher):
+    """Zipf's law over the other classes, in the order of w_c / (1 - w_y) + p_c / (1 - p_y) (USKD, Yang et al. 2023).
+
+    ``weak`` is the head of a weak classifier of the same rows, w its probabilities and p the student's.
+    """
+
+    weak: str
+
+    def space(self, head: str) -> str:
+        return one_per_row(self, head, values=False)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        y = step.labels(term.view)
+        label, scores = y.clamp(min=0)[:, None], torch.zeros(())
+        for head in (self.weak, term.head):
+            p = F.softmax(step.student(term.view, head).detach(), dim=-1)
+            scores = scores.to(p) + p / (1.0 - p.gather(-1, label)).clamp(min=1e-6)
+        return Target(zipf(scores, y), "probabilities", y >= 0)

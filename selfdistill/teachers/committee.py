@@ -1,0 +1,143 @@
+"""One target for all peers, made of what each says of its own view (KDCL)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.memory import Buffers
+from ..core.parts import Given, Pool, Teacher, Term
+from ..core.step import Step
+from ..core.targets import Target
+from ..errors import RecipeError, SpaceError
+from ..models.peers import Peers
+
+HOW = ("naive", "linear", "minlogit", "general")
+
+
+HALVINGS, SWEEPS = 40, 12  # of the interval for a pair's share; over all pairs, where there are more than one
+
+
+MOST = 1000  # training rows that the weights of "general" are estimated from
+
+
+def convex(z: Tensor, y: Tensor) -> Tensor:
+    """The weights a (rows, K) of the convex combination of logits (rows, K, classes) with the least CE(y, sum a_k z_k).
+
+    The loss is convex in a, so along the line that moves weight from one peer to another its slope rises: the best
+    place is found by halving, for each pair in turn until nothing moves. Two peers are one pair. In float64.
+
+    >>> convex(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
+    [[1.0, 0.0]]
+    """
+    z = z.double()
+    rows, peers, _ = z.shape
+    a = torch.full((rows, peers), 1.0 / peers, dtype=z.dtype, device=z.device)
+    pairs = [(i, j) for i in range(peers) for j in range(i + 1, peers)]
+    for _ in range(SWEEPS if len(pairs) > 1 else 1):
+        for i, j in pairs:
+            both, apart = a[:, i] + a[:, j], z[:, i] - z[:, j]
+            start = (a.unsqueeze(-1) * z).sum(1) - a[:, i, None] * apart  # all of what both have lies with j
+            low, high = torch.zeros_like(both), both.clone()
+            target = apart.gather(1, y[:, None]).squeeze(1)
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                rises = (F.softmax(start + middle[:, None] * apart, dim=-1) * apart).sum(-1) > target
+                low, high = torch.where(rises, low, middle), torch.where(rises, middle, high)
+            share = torch.where(high >= both, both, torch.where(low <= 0, torch.zeros_like(low), (low + high) / 2))
+            a[:, i], a[:, j] = share, both - share
+    return a
+
+
+def best_weights(p: Tensor, y: Tensor) -> Tensor:
+    """The weights (K,) of the mean of predictions (rows, K, classes) with the least squared error, summing to 1.
+
+    Equation::
+
+        w_k = sum_j (C^-1)_kj / sum_ij (C^-1)_ij,  C_ij = mean over rows of <p_i - y, p_j - y>
+
+    They may be negative. C gets a millionth of its mean diagonal added, lest peers that agree make it singular.
+
+    Source: Perrone and Cooper, When Networks Disagree: Ensemble Methods for Hybrid Neural Networks, 1993.
+    """
+    off = (p - F.one_hot(y, p.shape[-1]).unsqueeze(1).to(p)).double()
+    c = torch.einsum("nic,njc->ij", off, off) / len(off)
+    c = c + 1e-6 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    w = torch.linalg.solve(c, torch.ones(len(c), dtype=c.dtype, device=c.device))
+    best: Tensor = w / w.sum()
+    return best
+
+
+class _Weights(Buffers):
+    """The weights of "general", and the rows they are estimated from."""
+
+    pool: tuple[Pool, ...] = ()
+
+    def __init__(self, peers: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((peers,), 1.0 / peers))
+
+
+@dataclass(frozen=True)
+class Combined(Teacher):
+    """One target from what each peer says of its own one of ``views``; with a view of ours, the same for all of them.
+
+    ``naive``: the logits of the peer with the smallest cross-entropy on the label; ``linear``: their convex combination
+    with the smallest (`convex`); ``minlogit``: of each class the smallest logit less that of the label; ``general``:
+    their sum with the weights of the least squared error (`best_weights`), taken after every epoch on up to 1,000
+    training rows without augmentation, and even before.
+
+    Raises:
+        RecipeError: no such way.
+    """
+
+    how: str = "naive"
+    views: tuple[str, ...] = ("x",)
+
+    def __post_init__(self) -> None:
+        if self.how not in HOW:
+            raise RecipeError(f"peers are combined by {', '.join(map(repr, HOW))}, not {self.how!r}")
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return _Weights(len(self.views))
+
+    def key(self, term: Term) -> Hashable:
+        return self, term.head
+
+    def space(self, head: str) -> str:
+        if head != "logits":
+            raise SpaceError(f"Combined puts the logits of several peers together; the head {head!r} is another thing")
+        return "logits"
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        z = torch.stack([step.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
+        if self.how == "general":
+            return Target(torch.einsum("k,nkc->nc", state.get_buffer("weights").to(z), z), "logits")
+        y = step.labels(term.view)
+        known, label = y >= 0, y.clamp(min=0)
+        if self.how == "linear":
+            value = (convex(z, label).unsqueeze(-1) * z).sum(1).to(z)
+        elif self.how == "minlogit":
+            value = (z - z.gather(2, label[:, None, None].expand(-1, z.shape[1], 1))).amin(1)
+        else:
+            losses = -F.log_softmax(z, dim=-1).gather(2, label[:, None, None].expand(-1, z.shape[1], 1)).squeeze(2)
+            value = z[torch.arange(len(z), device=z.device), losses.argmin(1)]
+        return Target(value, "logits", known)
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        if self.how == "general":
+            cast(_Weights, state).pool = (pool,)
+
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        weights, clock, peers = cast(_Weights, state), steps[0].clock, steps[0].owner
+        if not weights.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
+            return
+        pool, owned = weights.pool[0], cast(Any, weights)
+        ids, y = pool.labelled[:MOST], pool.targets[:MOST]
+        p = torch.stack([F.softmax(pool.look(member, ids), dim=-1) for member in peers.members], dim=1)
+        owned.weights = best_weights(p, y.to(p.device)).to(owned.weights)

@@ -1,0 +1,154 @@
+"""Averages of the student's parameters that move less and less, and the same less the mean of what they say."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core import distributed
+from ..core.memory import Buffers, Held, averages
+from ..core.outputs import space_of
+from ..core.parts import Given, Term
+from ..core.step import Step
+from ..core.targets import Target
+from ..errors import SpaceError
+from ..models.patch_masking import hidden_patches
+from .weights import Ema
+
+
+@dataclass(frozen=True)
+class Momentum(Ema):
+    """Moving average of the student's parameters alone, whose decay rises to 1: w' <- d w' + (1 - d) w, step k of K.
+
+    Equation::
+
+        d = 1 - (1 - decay) (cos(pi k / K) + 1) / 2
+
+    It starts from the student's weights, sees the view in train mode, and keeps batch statistics of its own. ``head``
+    is what it says, where that is another head than the student's.
+
+    Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, section 3.2.
+
+    >>> round(Momentum(0.9).decay_at(0, 10), 4), round(Momentum(0.9).decay_at(5, 10), 4)
+    (0.9, 0.95)
+    """
+
+    decay: float = 0.996
+    train: bool = True
+    warm_up: bool = False
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        averages(self.decay)
+
+    def decay_at(self, step: int, length: int) -> float:
+        """What is kept of the average after a step."""
+        return 1.0 - (1.0 - self.decay) * (math.cos(math.pi * min(1.0, step / length)) + 1.0) / 2.0
+
+    def key(self, term: Term) -> Hashable:
+        return type(self), self.decay, self.train
+
+    def space(self, head: str) -> str:
+        return space_of(self.head or head)
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        head = self.head or term.head
+        return Target(step.look(cast(Held, state).module, self.view or term.view, head), space_of(head))
+
+    @torch.no_grad()
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        clock, teacher, student = steps[0].clock, cast(Held, state).module, cast(nn.Module, steps[0].owner)
+        mine = list[Tensor](teacher.parameters())
+        theirs = [w.to(m.dtype) for m, w in zip(mine, student.parameters(), strict=True)]
+        torch._foreach_lerp_(mine, theirs, 1.0 - self.decay_at(clock.step, clock.length))
+
+
+class Centres(Buffers):
+    """A running mean of what is said at each head, of the shape of one element's components; 0 before anything is."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        for name in (key[len(prefix) :] for key in state_dict if key.startswith(prefix)):
+            self.of(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def of(self, head: str) -> Tensor:
+        """The mean at a head."""
+        if head not in self._buffers:
+            self.register_buffer(head, torch.zeros((), device=next((b.device for b in self.buffers()), None)))
+        return self.get_buffer(head)
+
+    def follow(self, head: str, said: Tensor, decay: float) -> None:
+        """mean <- decay x mean + (1 - decay) x the mean over all elements said by all processes."""
+        now = distributed.gather(said.flatten(0, -2)).mean(0)
+        self._buffers[head] = decay * self.of(head).to(now.device) + (1.0 - decay) * now
+
+
+class Centred(Held):
+    """Held weights and the means of what they say."""
+
+    def __init__(self, module: nn.Module, train: bool) -> None:
+        super().__init__(module, train)
+        self.centres = Centres()
+
+
+@dataclass(frozen=True)
+class CentredMomentum(Momentum):
+    """`Momentum` less a running mean of what it says, so that no component is what every row is told.
+
+    Equation::
+
+        target = t - c,  c <- m c + (1 - m) mean t    after the loss, over all that its views said; c starts at 0
+
+    Each head has a mean of its own. ``hidden`` speaks of those patches alone that the student's view hides.
+
+    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, equation 4; of patches
+    Zhou et al., iBOT, ICLR 2022, equation 2.
+    """
+
+    centring: float = 0.9
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        averages(self.centring)
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Centred(copy.deepcopy(model).float(), self.train)
+
+    def key(self, term: Term) -> Hashable:
+        return super().key(term), self.centring
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        said, head = super().target(state, step, term), self.head or term.head
+        step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
+        value = said.value - cast(Centred, state).centres.of(head).to(said.value.device)
+        return said._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
+
+    @torch.no_grad()
+    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+        held, heard = cast(Centred, state), dict[str, list[Tensor]]()
+        for step in steps:
+            for head, view in sorted(step.notes.get(self.key(term), ())):
+                heard.setdefault(head, []).append(step.look(held.module, view, head))
+        for head, said in heard.items():
+            held.centres.follow(head, torch.cat(said), self.centring)
+        super().update(state, steps, term)
+
+
+def _hidden(step: Step, term: Term, said: Tensor) -> Tensor:
+    """Which patches (rows, patches) the student's view hides.
+
+    Raises:
+        SpaceError: the head does not speak of patches of images.
+    """
+    x = step.batch[term.view].x
+    if x.dim() != 4 or said.dim() != 3:
+        raise SpaceError(f"the head {term.head!r} says {tuple(said.shape)}; patches of images are wanted")
+    tall = max(1, round(math.sqrt(said.shape[1] * x.shape[2] / x.shape[3])))
+    return hidden_patches(x, (tall, said.shape[1] // tall)).flatten(1)

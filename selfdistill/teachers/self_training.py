@@ -1,0 +1,132 @@
+"""Pseudo-labels that pass from generation to generation: what repeated self-training trains on.
+
+A generation hands on the labels it trained on (`collect`), and the next one takes them over (`hand_on`) from the last
+*accepted* one: labels that a rejected generation has added teach nobody after it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import rng
+from ..core.memory import Table
+from ..core.outputs import one_distribution
+from ..core.parts import Given, Pool, Teacher, Term
+from ..core.step import Step
+from ..core.targets import Target
+from ..errors import RecipeError, SpaceError
+
+KEEPS = ("accumulate", "replace", "anchor")
+
+
+class Bundle(Table):
+    """Pseudo-labels by sample id, and the ids that this generation draws; ``stays`` where its labels are handed on."""
+
+    ids: Tensor
+
+    def __init__(self, previous: nn.Module | None, stays: bool) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
+        self.previous, self.stays = (previous,), stays  # a tuple: referred to, not owned
+
+    def labelled(self) -> Tensor:
+        """The ids (rows,) that have a pseudo-label."""
+        return torch.nonzero(self.seen).squeeze(1)
+
+    def carry(self) -> dict[str, Tensor]:
+        """The ids (rows,) and labels (rows, classes) that later generations learn too, on the CPU."""
+        ids = self.labelled()
+        return {"ids": ids.cpu(), "labels": self.values[ids].cpu()} if self.stays and len(ids) else {}
+
+
+def fresh_rows(pool: Pool, fresh: int) -> Tensor:
+    """The unlabelled ids (rows,) that generation k >= 1 labels: places (k - 1) fresh to k fresh of one shuffled order.
+
+    A function of seed and generation alone. Generations share no row until the pool is exhausted; then the order
+    begins again. A pool smaller than ``fresh`` is labelled whole every time.
+
+    >>> from selfdistill.core import Clock
+    >>> pool = Pool(torch.arange(4), lambda module, ids: ids, Clock(1, 9))
+    >>> sorted(torch.cat([fresh_rows(pool._replace(clock=Clock(k, 9)), 2) for k in (1, 2)]).tolist())
+    [0, 1, 2, 3]
+    """
+    rows = len(pool.unlabelled)
+    take = min(fresh, rows)
+    order = rng.permutation((pool.seed, "fresh"), rows)
+    return pool.unlabelled[order[((pool.clock.generation - 1) * take + torch.arange(take)) % max(rows, 1)]]
+
+
+def real_share(ratio: float) -> float:
+    """The weight of real data that keeps repeated training most exact: w = (sqrt(k² + 4k) - k) / 2.
+
+    ``ratio`` k is real rows over pseudo-labelled ones; for k = 1 it is 1 / golden ratio. Derived for real rows that are
+    new every time (He, Xu & Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025).
+
+    >>> round(real_share(1.0), 3)
+    0.618
+    """
+    return (math.sqrt(ratio * ratio + 4 * ratio) - ratio) / 2
+
+
+@dataclass(frozen=True)
+class Carried(Teacher):
+    """Labels for ``fresh`` new unlabelled rows by the last accepted generation, once at the start of a generation.
+
+    The clean view goes through that generation in eval mode; ``hard`` keeps its best class, else its probabilities.
+    What a generation draws: generation 0 the labelled rows; later ones, by ``keep``,
+
+    * ``accumulate``: labelled rows and all pseudo-labelled ones so far, each with the label it was given first;
+    * ``replace``: the newest pseudo-labelled rows only;
+    * ``anchor``: those, and the labelled rows repeated until they have the weight `real_share`.
+
+    Labelled rows have no target here; `Labels` teaches them.
+
+    Raises:
+        RecipeError: no such ``keep``, or fewer than one row.
+    """
+
+    keep: str = "accumulate"
+    hard: bool = False
+    fresh: int = 120
+
+    def __post_init__(self) -> None:
+        if self.keep not in KEEPS:
+            raise RecipeError(f"keep is 'accumulate', 'replace' or 'anchor', not {self.keep!r}")
+        if self.fresh < 1:
+            raise RecipeError(f"fresh counts the rows that a generation labels: at least 1, not {self.fresh}")
+
+    def start(self, model: nn.Module, given: Given) -> nn.Module:
+        return Bundle(given.previous, stays=self.keep == "accumulate")
+
+    def space(self, head: str) -> str:
+        if not one_distribution(head):
+            raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
+        return "probabilities"
+
+    def admitted(self, state: nn.Module) -> Tensor | None:
+        return cast(Bundle, state).ids.cpu()  # rows are drawn where the data are
+
+    def prepare(self, state: nn.Module, pool: Pool) -> None:
+        bundle, previous = cast(Bundle, state), cast(Bundle, state).previous[0]
+        bundle.ids = pool.labelled
+        if previous is None or not len(pool.unlabelled):
+            return
+        rows = fresh_rows(pool, self.fresh)
+        p = F.softmax(pool.look(previous, rows), dim=-1)
+        bundle.write_new(rows, F.one_hot(p.argmax(-1), p.shape[1]).float() if self.hard else p)
+        copies = len(pool.labelled) if self.keep == "accumulate" else 0
+        if self.keep == "anchor":
+            w = real_share(len(pool.labelled) / len(rows))
+            copies = round(w / (1 - w) * len(rows))  # never fewer than there are: w >= k / (k + 1)
+        real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
+        bundle.ids = torch.cat([real, bundle.labelled().cpu()])
+
+    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        labels, seen = cast(Bundle, state).read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
+        return Target(labels, "probabilities", seen)

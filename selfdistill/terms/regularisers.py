@@ -1,0 +1,292 @@
+"""Terms whose loss cools down, or warms up.
+
+Are all classes said alike? A term over a batch, not over its rows.
+
+A teacher learns from what its labels do for its student: a gradient through the student's own step.
+
+The student answers for inputs that were moved to where it changes its mind most: gradients within a term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import rng
+from ..core import distributed
+from ..core.outputs import space_of
+from ..core.parts import Always, Gate, Loss, Measured, StateOf, Tally, Teacher, Term
+from ..core.step import Passes, Step, members
+from ..core.targets import Target
+from ..errors import RecipeError, SpaceError
+from ..gates import SelfAdaptive
+from ..gates.adaptive import Running
+from ..losses import KL, CrossEntropy
+from ..models.peers import Pair
+from ..teachers import Itself, Labels
+
+
+@dataclass(frozen=True)
+class Cooling(Term):
+    """A term whose loss begins at the temperature ``start`` and goes on a straight line to its own.
+
+    It has that after ``share`` of the generation. ``which`` names the temperature, where a loss has several.
+
+    Raises:
+        RecipeError: the loss has no such temperature.
+
+    >>> from selfdistill.losses import KL
+    >>> from selfdistill.step import Clock
+    >>> from selfdistill.teachers import Itself
+    >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(Clock(step=25, epochs=100))
+    5.5
+    """
+
+    start: float = 10.0
+    share: float = 0.5
+    which: str = "temperature"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not hasattr(self.loss, self.which):
+            raise RecipeError(f"{self.loss} has no {self.which} that could change; use a Term")
+        if not self.start > 0:
+            raise RecipeError(f"temperatures are above 0, not {self.start}")
+
+    def temperature(self, clock: Any) -> float:
+        """Of the loss, at this place of the run."""
+        left = max(0.0, 1.0 - clock.progress / self.share) if self.share > 0 else 0.0
+        end = float(getattr(self.loss, self.which))
+        return end + (self.start - end) * left
+
+    def told(self) -> str:
+        """How it changes, in words."""
+        return f"whose {self.which} goes from {self.start:g} to its own in the first {100 * self.share:g} %"
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        loss: Any = self.loss
+        now = replace(loss, **{self.which: self.temperature(step.clock)})
+        return Term.tally(replace(self, loss=now), state_of, step)
+
+
+@dataclass(frozen=True)
+class PerRow(Cooling):
+    """A `Cooling` whose mean is over rows, of the mean over a row's elements; a row of which none is valid counts as 0.
+
+    Source: the patches of Zhou et al., iBOT, ICLR 2022, equation 2, as the authors compute it.
+    """
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        found = super().tally(state_of, step)
+        if found.seen is None:
+            return found
+        loss, valid = found.seen.loss, found.seen.target.valid
+        number = (torch.ones_like(loss) if valid is None else valid.to(loss.dtype)).flatten(1).sum(1)
+        total = (loss.flatten(1).sum(1) / number.clamp(min=1.0)).sum()
+        return found._replace(tally=Tally(total, loss.new_full((), float(len(loss)))))
+
+
+def _even(shares: Tensor, counts: Tensor) -> Tensor:
+    """Shares over counts, normalised: where every class is as probable as it is frequent, all are alike."""
+    ratio = torch.where(counts > 0, shares / counts.clamp(min=1e-12), 0.0)
+    return ratio / ratio.sum().clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class Fairness(Term):
+    """Minus the cross-entropy of what the batch says of the classes, relative to what was said of them so far.
+
+    Equation::
+
+        L = sum_c N(q / h)_c log N(p / k)_c,  N = divided by its sum (0 where a count is 0)
+        q, h = running means of the targets and of their best classes, from the gate, with the batch at hand
+        p, k = mean of the student's probabilities and share of each best class of its, over the rows that are kept
+
+    It is negative, and minimising it makes the student's answers diverse. Each row counts as L, so that micro-batches
+    and processes average; L itself is of the rows at hand. Without a row that is kept it is 0.
+
+    Source: Wang et al., FreeMatch, ICLR 2023, self-adaptive fairness.
+    """
+
+    teacher: Teacher = Itself()
+    loss: Loss = CrossEntropy()
+    gate: Gate = SelfAdaptive()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.gate, SelfAdaptive):
+            raise RecipeError(f"Fairness asks the gate SelfAdaptive what was said so far, not {self.gate}")
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        rows = torch.tensor(float(step.rows(self.view)), device=step.batch[self.view].x.device)
+        student = self.said(step) if rows else rows
+        if not rows:
+            return Measured(Tally(rows, rows), rows, rows)
+        gate, state = cast(SelfAdaptive, self.gate), state_of(self.gate)
+        target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
+        trust = gate.weigh(state, student.detach(), target, step, self)
+        trust = trust if target.valid is None else trust.masked_fill(~target.valid, 0.0)
+        now: Running = gate.now(state, student.detach(), target, step, self)
+        p, kept = F.softmax(student, dim=-1), trust.sum()
+        best = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)
+        shares, counts = (
+            (trust.unsqueeze(-1) * each).flatten(0, -2).sum(0) / kept.clamp(min=1.0) for each in (p, best)
+        )
+        said = torch.log(_even(shares, counts) + 1e-12).unsqueeze(0)
+        wanted = Target(_even(now.marginal, now.histogram).unsqueeze(0), "probabilities")
+        total = -self.loss(said, wanted).sum() * rows if kept > 0 else 0.0 * p.sum()
+        return Measured(Tally(total, rows), kept, rows)
+
+
+Speak = Callable[[Mapping[str, Tensor], Tensor], Tensor]  # weights and inputs -> logits (rows, classes)
+
+
+@dataclass(frozen=True)
+class Feedback(Term):
+    """The student's loss on labelled rows after a step on the teacher's labels, which the teacher is to make small.
+
+    Equation::
+
+        L = mean CE(y, p_S'(x)),  S' = S - rate grad_S mean loss(p_S(u), q),  q = softmax(z),  z = T(u)
+        dL / dz_k = q_k (v_k - sum_c q_c v_c),  v_c = -<grad L(S'), d grad_S / d q_c> rate
+
+    u are the rows of ``view``, x those of ``labelled``. The step is one of plain gradient descent from the student's
+    weights at hand, whatever the optimizer then does with the same gradient; nothing of it is kept. The derivative runs
+    through that step to z, exactly, and from z through the teacher's own forward: only the teacher gets a gradient.
+    Soft labels make it exact; hard ones, drawn from q, have to first order in the rate the same gradient in the mean,
+    by one difference of losses for a whole batch and under the noise of the draw. L is of the rows at hand, each of
+    which counts as L, so that micro-batches and processes average. Without a labelled row it is 0.
+
+    Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2 and appendix A.
+
+    Raises:
+        RecipeError: a rate that is not above 0, hard labels, or a gate.
+    """
+
+    teacher: Teacher = Labels()
+    loss: Loss = CrossEntropy()
+    view: str = "strong"
+    head: str = "teacher"
+    rate: float = 0.1
+    labelled: str = "labelled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rate > 0:
+            raise RecipeError(f"the student's step has a rate above 0, not {self.rate}")
+        if getattr(self.loss, "hard", False):
+            raise RecipeError("a hard label has no derivative; leave hard out of the loss of Feedback")
+        if type(self.gate) is not Always:
+            raise RecipeError(f"Feedback is of a batch and has no rows that a gate could judge; leave out {self.gate}")
+
+    def told(self) -> str:
+        """What is compared, in words."""
+        return f"of the student's step of {self.rate:g} on these rows, judged by labels of view {self.labelled!r}"
+
+    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views: only the student's, whose step is differentiated."""
+        taught, judged = rows_of(self.view), rows_of(self.labelled)
+        return taught + judged, 2.0 * taught + judged
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        group, zero = step.owner, torch.zeros((), device=next(iter(step.batch.values())).x.device)
+        if not isinstance(group, Pair):
+            raise SpaceError(
+                f"Feedback asks a student beside its teacher, not a {type(group).__name__}; prepare=Paired()"
+            )
+        if distributed.is_sharded(group):
+            raise RecipeError("the student's step needs its weights whole; train under DDP: leave --parallel out")
+        if not step.rows(self.view) or not step.rows(self.labelled):
+            return Measured(Tally(zero, zero), zero, zero)
+        z, y = step.student(self.view, self.head), step.labels(self.labelled)
+        x, judged = step.batch[self.view].x, step.batch[self.labelled].x
+        rows, spoken = z.new_full((), float(len(z))), z.detach().requires_grad_()
+        weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
+        with torch.enable_grad():
+            loss = self.after(lambda w, seen: step.otherwise(group.student, w, seen), weights, spoken, x, judged, y)
+            (signal,) = torch.autograd.grad(loss, spoken, materialize_grads=True)
+        step.passes = step.passes._replace(backward=step.passes.backward + len(x))  # once more through the step
+        total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
+        return Measured(Tally(total, rows), rows, rows)
+
+    def after(
+        self, speak: Speak, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, judged: Tensor, y: Tensor
+    ) -> Tensor:
+        """The labelled loss after the step, a scalar with a graph to z, the teacher's logits (rows, classes) for x."""
+        own = self.loss(speak(weights, x), Target(z, "logits")).mean()
+        # a model may have heads that say no logits, and their weights stay
+        slopes = torch.autograd.grad(own, list(weights.values()), create_graph=True, materialize_grads=True)
+        moved = {name: w - self.rate * slope for (name, w), slope in zip(weights.items(), slopes, strict=True)}
+        return F.cross_entropy(speak(moved, judged), y, ignore_index=-1, reduction="sum") / (y >= 0).sum().clamp(min=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each row at length 1; a row of zeros stays."""
+    length = x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.dim() - 1))
+    return x / torch.where(length > 0, length, 1.0)
+
+
+@dataclass(frozen=True)
+class Perturbed(Term):
+    """A term whose student answers for x + r, while its teacher looks at what it always does (by default x itself).
+
+    Equation::
+
+        r = size x d / ||d||,  d <- H d  (``iterations`` times, from a random direction)
+        H = the second derivative of loss(student(x + r), sg student(x)) in r, at r = 0
+
+    r is the direction in which the student changes most. H d is exact, by differentiating twice; batch norm uses the
+    rows of the view in these passes and keeps its running statistics. The direction is drawn by sample id and step.
+
+    Source: Miyato et al., Virtual Adversarial Training, IEEE TPAMI 2019, section 3.3; there H d is a difference
+    quotient with a step of 1e-6, which float32 does not resolve at inputs of size 1.
+
+    Raises:
+        RecipeError: a size that is not above 0, or no iteration.
+    """
+
+    teacher: Teacher = Itself()
+    loss: Loss = KL()
+    size: float = 8.0
+    iterations: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.size > 0 or self.iterations < 1:
+            raise RecipeError(
+                f"inputs are moved by more than 0, after 1 iteration or more; not by {self.size} after "
+                f"{self.iterations}"
+            )
+
+    def said(self, step: Step) -> Tensor:
+        x = step.batch[self.view].x
+        if not x.is_floating_point():
+            raise SpaceError(f"view {self.view!r} shows {x.dtype}, and only inputs that are real numbers can be moved")
+        return step.answer(x + self.size * self.direction(step, x), self.head)
+
+    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+        rows = networks * rows_of(self.view)
+        return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)
+
+    @torch.enable_grad()
+    def direction(self, step: Step, x: Tensor) -> Tensor:
+        """Where the student changes most, a unit vector for each row."""
+        clock = step.clock
+        # the seed of the step is that of dropout, so that runs with other seeds draw other directions
+        address = (torch.initial_seed(), "direction", clock.generation, clock.step)
+        d = _unit(rng.normal(address, step.ids(self.view), x[0].numel()).view_as(x).to(x.dtype))
+        for _ in range(self.iterations):
+            r = torch.zeros_like(x).requires_grad_()
+            said = step.answer(x + r, self.head, wrapped=False)
+            apart = self.loss(said, Target(said.detach(), space_of(self.head))).sum()
+            (slope,) = torch.autograd.grad(apart, r, create_graph=True)
+            (curve,) = torch.autograd.grad((slope * d).sum(), r)
+            step.passes += Passes(backward=members(step.owner) * len(x))  # the first was counted with its forward
+            d = _unit(curve)
+        return d.detach()

@@ -1,0 +1,390 @@
+"""Conformance checks for people who write their own parts: each raises ``AssertionError`` with one line that says why.
+
+>>> from selfdistill.losses import KL
+>>> check_loss(KL(temperature=2.0), minimum=0.0)
+>>> from selfdistill.methods import ps_kd
+>>> check_method(ps_kd(alpha=0.5))
+
+They run on small models and batches of their own. That a part keeps the protocol does not yet make its formula right:
+compare that with a straight-line version.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import gates, losses, methods, models, schedules, teachers, terms, views
+from ..core.objective import Method, Objective
+from ..core.outputs import element_shape
+from ..core.parts import Always, Gate, Given, Loss, Teacher, Term
+from ..core.step import Batch, Clock, Rows, Step
+from ..core.targets import DISTRIBUTIONS, SPACES, Target
+from ..errors import SelfdistillError, SpaceError, VitalsError
+from ..io.expressions import read
+from ..losses import check_spaces
+from ..methods import validate
+from ..models import heads, peers
+from ..teachers import self_training
+from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
+
+_HEAD_FOR = {"values": "values", "gaussian": "gaussian", "ranks": "ranks", "features": "feature"}  # others: logits
+
+
+def names() -> dict[str, Callable[..., Any]]:
+    """All parts and recipes by name: what the ``repr`` of a recipe is read back with.
+
+    >>> read("KL(temperature=4.0)", names())
+    KL(temperature=4.0)
+    """
+    found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
+    for module in (losses, teachers, self_training, gates, terms, schedules, views, heads, models, peers):
+        for name, thing in vars(module).items():
+            mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
+            if mine and dataclasses.is_dataclass(thing):
+                found[name] = cast(Callable[..., Any], thing)
+    return {**found, **methods.recipes()}
+
+
+def _require(kept: bool, line: str) -> None:
+    if not kept:
+        raise AssertionError(line)
+
+
+def check_value(part: Any) -> None:
+    """A recipe or part is a value: frozen, hashable, equal to its copy, and its ``repr`` reads back.
+
+    Raises:
+        AssertionError: the part is none.
+    """
+    name = type(part).__name__
+    _require(dataclasses.is_dataclass(part), f"{name} is no dataclass; write @dataclass(frozen=True)")
+    field = next((f.name for f in dataclasses.fields(part)), "probe")
+    try:
+        setattr(part, field, getattr(part, field, 0))
+    except AttributeError:
+        pass
+    else:
+        raise AssertionError(f"{name}.{field} can be assigned; write @dataclass(frozen=True)")
+    try:
+        hash(part)
+    except TypeError as error:
+        raise AssertionError(f"{name} is not hashable ({error}); use tuples for lists") from None
+    twin = copy.deepcopy(part)
+    _require(twin == part and hash(twin) == hash(part), f"a copy of {name} is not equal to it, or hashes otherwise")
+    try:
+        again = read(repr(part), {**names(), **_classes(part)})
+    except SelfdistillError as error:
+        raise AssertionError(f"the repr of {name} does not read back: {error}") from None
+    _require(again == part, f"the repr of {name} reads back as another value: {again!r}")
+
+
+def _classes(value: Any) -> dict[str, type]:
+    """The classes of a value and of what it is made of."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        return {name: kind for item in value for name, kind in _classes(item).items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
+    inner = tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    return {**_classes(inner), type(value).__name__: type(value)}
+
+
+# losses --------------------------------------------------------------------------------------------------------------
+
+
+def check_loss(loss: Loss, *, minimum: float | None = None, mixes: bool = False) -> None:
+    """A loss gives one finite number per element, never reduces, and lets gradient through to the student.
+
+    Args:
+        loss: it is tried on every pair of spaces it declares (``student_spaces``, ``target_spaces``).
+        minimum: its smallest value, reached where the student equals the target; None where it has none.
+        mixes: it may look at other rows of the batch (relational losses); otherwise each row stands for itself.
+
+    Raises:
+        AssertionError: the loss does not keep this.
+    """
+    if not inspect.isfunction(loss):
+        check_value(loss)
+    pairs = [
+        (student, target)
+        for student in sorted(getattr(loss, "student_spaces", {"logits"}))
+        for target in sorted(getattr(loss, "target_spaces", {"logits"}))
+        if check_spaces(loss, student, target) is None
+    ]
+    _require(bool(pairs), f"{loss} declares no pair of spaces that it can compare")
+    for student_space, target_space in pairs:
+        for shape in ((ROWS,), (ROWS, 3)):
+            student = sample(student_space, shape, 1)
+            width = 1 if target_space == "values" and student_space != "values" else None
+            target = Target(sample(target_space, shape, 2, width), target_space)
+            _check_elements(loss, student, target, mixes)
+            if minimum is not None:
+                _check_minimum(loss, student, target, minimum)
+
+
+def _check_elements(loss: Loss, student: Tensor, target: Target, mixes: bool) -> None:
+    what = f"{loss} on a target of {target.space}"
+    student, before = student.clone().requires_grad_(), target.value.clone()
+    value = loss(student, target)
+    wanted = tuple(element_shape(student))
+    _require(
+        tuple(value.shape) == wanted,
+        f"{what} returned {tuple(value.shape)}, not one number for each element {wanted}: losses never reduce",
+    )
+    _require(bool(value.isfinite().all()), f"{what} is not finite")
+    _require(target.value.equal(before), f"{what} changed its target")
+    _require(value.requires_grad, f"{what} gives the student no gradient")
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    _require(bool(gradient.isfinite().all()), f"{what} has a gradient that is not finite")
+    _require(bool(gradient.abs().sum() > 0), f"{what} has a gradient of zero where student and target differ")
+    if not mixes:
+        alone = loss(student[:2].detach(), Target(target.value[:2], target.space))
+        _require(
+            torch.allclose(alone, value[:2].detach(), atol=1e-6),
+            f"{what} depends on the other rows of the batch; say mixes=True if that is meant",
+        )
+
+
+def _check_minimum(loss: Loss, student: Tensor, target: Target, minimum: float) -> None:
+    what = f"{loss} on a target of {target.space}"
+    lowest = float(loss(student, target).min())
+    _require(lowest >= minimum - 1e-5, f"{what} goes down to {lowest:.3g}, below its minimum {minimum}")
+    if target.space == "classes":
+        return  # no logits equal a label
+    same = F.softmax(student, dim=-1) if target.space == "probabilities" else student
+    if same.shape == target.value.shape:
+        reached = float((loss(student, Target(same, target.space)) - minimum).abs().max())
+        _require(reached < 1e-5, f"{what} is {reached:.3g} off its minimum where the student equals the target")
+
+
+# gates and teachers --------------------------------------------------------------------------------------------------
+
+
+def check_gate(gate: Gate) -> None:
+    """A gate gives trust in [0, 1] for each element, without gradient, for every target space it judges.
+
+    Raises:
+        AssertionError: the gate does not keep this.
+    """
+    check_value(gate)
+    for space in sorted(gate.spaces or SPACES):
+        for head in [_HEAD_FOR.get(space, "logits"), *(["exits"] if space in DISTRIBUTIONS else [])]:
+            model = tiny(0)
+            term = Term(teachers.Labels(), losses.CrossEntropy(), head=head, gate=gate)
+            state = gate.start(model, Given())
+            step = Step(model, batch_of({"x": "all"}, 0), Clock())
+            student = step.student("x", head).detach()
+            shape = tuple(element_shape(student))
+            target = Target(sample(space, shape, 3, student.shape[-1]), space)
+            given = gate.weigh(state, student, target, step, term)
+            trust = given.detach()
+            what = f"{gate} on a target of {space}"
+            _require(tuple(trust.shape) == shape, f"{what} returned {tuple(trust.shape)}, not elements {shape}")
+            inside = bool(((trust >= 0) & (trust <= 1)).all())
+            _require(inside, f"{what} leaves [0, 1]: {float(trust.min()):.3g} to {float(trust.max()):.3g}")
+            _require(not given.requires_grad, f"{what} carries gradient: the student would learn to be distrusted")
+
+
+@dataclass(frozen=True)
+class _Anything:
+    """A loss that takes every target, so that a teacher can be run by itself."""
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        return student.square().sum(-1)
+
+
+def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
+    """A teacher's target fits the student, carries no gradient, and depends on its saved state alone.
+
+    Args:
+        teacher: run with a previous generation and an external model at hand.
+        head: the student's head that it teaches; the first one it accepts if not given.
+
+    Raises:
+        AssertionError: the teacher does not keep this.
+    """
+    check_value(teacher)
+    head = head or _head_of(teacher)
+    method = Method({"term": Term(teacher, _Anything(), head=head)})
+    for fixed in (False, True):
+        model = tiny(0, dropout=0.2)
+        objective = bound(method, model, Clock(1, 2, per_epoch=3, epochs=2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        _check_apart(str(teacher), objective, model)
+        for k in range(4):
+            batch = batch_of(views_of(method), k, values=2 * (head in ("values", "gaussian")), fixed=fixed)
+            target = _asked(teacher, objective, batch)
+            _check_target(teacher, target, objective, batch)
+            loss = objective(batch)
+            loss.backward()
+            before = copy.deepcopy(objective.state_dict())
+            optimizer.step()
+            _require(same_bits(before, objective.state_dict()), f"{teacher} changes when the student learns")
+            _check_apart(str(teacher), objective, model)
+            objective.update()
+        _check_kept(teacher, objective, method, batch)
+
+
+def _head_of(teacher: Teacher) -> str:
+    for head in ("logits", "peers", "exits", "joint", "values", "gaussian", "feature"):
+        try:
+            space = teacher.space(head)
+        except SpaceError:
+            continue
+        _require(space in SPACES, f"{teacher} declares the space {space!r}; known are {', '.join(SPACES)}")
+        return head
+    raise AssertionError(f"{teacher} accepts no head")
+
+
+def _asked(teacher: Teacher, objective: Objective, batch: Batch) -> Target:
+    """What the teacher says of a batch; draws (dropout) are those of a fixed seed."""
+    term = objective.method.terms["term"]
+    torch.manual_seed(0)
+    state = next(iter(objective.states.values()))
+    return teacher.target(state, objective.look(batch), term)
+
+
+def _check_target(teacher: Teacher, target: Target, objective: Objective, batch: Batch) -> None:
+    _require(isinstance(target, Target), f"{teacher} returned a {type(target).__name__}, not a Target")
+    term = objective.method.terms["term"]
+    declared = teacher.space(term.head)
+    _require(target.space == declared, f"{teacher} declares {declared} and gave a target of {target.space}")
+    _require(not target.value.requires_grad, f"{teacher} lets gradient through its target; detach it")
+    student = objective.look(batch).student(term.view, term.head)
+    try:
+        whole = target.spread(student)
+    except SpaceError as error:
+        raise AssertionError(f"{teacher}: {error}") from None
+    valid = whole.valid
+    kind = torch.bool if valid is None else valid.dtype
+    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
+    said = whole.value if valid is None else whole.value[valid]
+    _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
+    first = _asked(teacher, objective.train(), batch)
+    _require(same_bits(first.value, target.value), f"{teacher} answers otherwise when it is asked twice")
+    second = _asked(teacher, objective.eval(), batch)
+    _require(same_bits(first.value, second.value), f"{teacher} follows train() and eval() of the objective")
+
+
+def _check_apart(what: str, objective: Objective, model: nn.Module) -> None:
+    """No weight is shared with the student, and none is trained."""
+    shared = any(storages(state) & storages(model) for state in objective.states.values())
+    _require(not shared, f"{what} holds the student's own tensors; copy them")
+    trained = [name for name, p in objective.named_parameters() if p.requires_grad or p.grad is not None]
+    _require(not trained, f"{what} holds weights that require gradient ({', '.join(trained[:3])})")
+
+
+def _check_kept(teacher: Teacher, objective: Objective, method: Method, batch: Batch) -> None:
+    """The state that is saved is all there is."""
+    student = copy.deepcopy(objective._student[0])
+    again = bound(method, student, objective.clock)
+    again.load_state_dict(copy.deepcopy(objective.state_dict()))
+    wanted, given = _asked(teacher, objective, batch), _asked(teacher, again, batch)
+    same = same_bits(wanted.value, given.value) and same_bits(wanted.valid, given.valid)
+    _require(same, f"{teacher} says something else after its state was saved and loaded")
+
+
+# methods -------------------------------------------------------------------------------------------------------------
+
+
+def check_method(
+    method: Method, build: Callable[..., nn.Module] | None = None, *, external: nn.Module | None = None
+) -> None:
+    """A method learns, does not depend on the batch's size, and goes on from its ``state_dict`` as if never cut.
+
+    Args:
+        method: the recipe; its first two generations are run.
+        build: a factory of models for six inputs and four classes, without dropout; one with every head if not given.
+        external: the teacher of methods that need one.
+
+    Raises:
+        AssertionError: the method does not keep this, or its parts do not fit each other.
+    """
+    check_value(method)
+    try:
+        validate.check_method(method)
+    except SelfdistillError as error:
+        raise AssertionError(str(error)) from None
+    build = build or factory(method, 3)
+    build = method.prepare(build) if method.prepare else build
+    for generation in range(min(2, method.generations)):
+        clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
+        try:
+            _check_generation(method, build, clock, external)
+        except VitalsError as error:
+            raise AssertionError(str(error)) from None
+
+
+def _check_generation(
+    method: Method, build: Callable[..., nn.Module], clock: Clock, external: nn.Module | None
+) -> None:
+    torch.manual_seed(0)
+    model = build()
+    objective = bound(method, model, clock, external)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    list(_steps(objective, model, optimizer, range(2)))
+    saved = copy.deepcopy((model.state_dict(), objective.state_dict(), optimizer.state_dict()))
+    uncut = [*_steps(objective, model, optimizer, range(2, 4)), copy.deepcopy(model.state_dict())]
+
+    twin = build()
+    resumed = bound(method, twin, clock, external)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    parts: tuple[Any, ...] = (twin, resumed, optimizer)
+    for part, state in zip(parts, saved, strict=True):
+        part.load_state_dict(state)
+    again = [*_steps(resumed, twin, optimizer, range(2, 4)), twin.state_dict()]
+    what = f"generation {clock.generation}"
+    _require(
+        all(same_bits(a, b) for a, b in zip(uncut, again, strict=True)),
+        f"{what}: loaded from its state_dict, the method goes on differently",
+    )
+
+
+def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range) -> Iterator[Tensor]:
+    """Train for some steps and look at each; yields the losses."""
+    what = f"generation {objective.clock.generation}"
+    for k in steps:
+        batch = batch_for(objective.method, k)
+        _check_doubled(objective, batch, what)
+        torch.manual_seed(k)
+        loss = objective(batch)
+        _require(loss.dim() == 0, f"{what}: the loss has shape {tuple(loss.shape)}, not that of a number")
+        _require(bool(loss.isfinite()), f"{what}: the loss is {loss.item()} at step {k}")
+        _require(loss.requires_grad, f"{what}: the loss does not reach the student: it carries no gradient")
+        optimizer.zero_grad()
+        loss.backward()
+        learns = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+        _require(learns, f"{what}: no gradient reaches the student")
+        before = copy.deepcopy(objective.state_dict())
+        optimizer.step()
+        _require(same_bits(before, objective.state_dict()), f"{what}: a teacher changes when the student learns")
+        _check_apart(what, objective, model)
+        objective.update()
+        _require(objective.clock.step == k + 1, f"{what}: the clock stands at {objective.clock.step} after step {k}")
+        yield loss.detach()
+
+
+def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
+    """Each row twice is the same mean; memories are asked without learning from it."""
+    twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
+    if any(getattr(part, "mixes", False) for term in objective.method.terms.values() for part in term.parts()):
+        return  # the rows of a batch are each other's teachers
+    with torch.no_grad():
+        torch.manual_seed(0)
+        once = float(objective(batch))
+        torch.manual_seed(0)
+        doubled = float(objective(twice))
+    _require(
+        abs(once - doubled) <= 1e-4 * max(1.0, abs(once)),
+        f"{what}: the loss is {once:.6g} on a batch and {doubled:.6g} on the same batch twice",
+    )

@@ -1,0 +1,222 @@
+"""Small models and batches to try parts on: a stand-in for data where only the protocol matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import rng
+from ..core.objective import Method, Objective
+from ..core.outputs import space_of
+from ..core.parts import Pool
+from ..core.step import Batch, Clock, Rows
+from ..models.networks import vit
+from ..models.patch_masking import hide
+
+CLASSES, WIDTH, ROWS = 4, 6, 12
+
+
+class Tiny(nn.Module):
+    """Every head there is, on six inputs; batch norm and dropout, so that modes and buffers matter.
+
+    The head ``values`` has a width of two, or of as many ``outputs`` as are asked for.
+    """
+
+    def __init__(self, dropout: float = 0.0, outputs: int = 2) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(dropout))
+        self.logits, self.values, self.gaussian = nn.Linear(8, CLASSES), nn.Linear(8, outputs), nn.Linear(8, 2)
+        self.exits, self.peers = nn.Linear(8, 3 * CLASSES), nn.Linear(8, 2 * CLASSES)
+        self.features = nn.Linear(8, 3 * 8)
+        self.joint = nn.Linear(8, 4 * 4 * CLASSES)  # of four copies of a row, 4 classes each
+        self.gated, self.mean, self.attended = (nn.Linear(8, width * CLASSES) for width in (1, 1, 2))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x)
+        return {
+            "logits": self.logits(h),
+            "values": self.values(h),
+            "gaussian": self.gaussian(h),
+            "feature": h,
+            "features": self.features(h).unflatten(1, (3, 8)),
+            "exits": self.exits(h).unflatten(1, (3, CLASSES)),
+            "peers": self.peers(h).unflatten(1, (2, CLASSES)),
+            "peer_values": self.gaussian(h).unflatten(1, (2, 1)),
+            "peer_gaussians": self.peers(h)[:, :4].unflatten(1, (2, 2)),
+            "ranks": self.logits(h)[:, :2],
+            "joint": self.joint(h).unflatten(1, (4, 4 * CLASSES)),
+            "gated": self.gated(h),
+            "mean": self.mean(h),
+            "attended": self.attended(h).unflatten(1, (2, CLASSES)),
+        }
+
+
+class Stages(nn.Module):
+    """Three stages of maps on images of one channel, 8x8, and a linear classifier: for methods that read layers."""
+
+    def __init__(self, exits: bool = False) -> None:
+        super().__init__()
+        pairs = [(1, 4), (4, 4), (4, 6)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2 if i else 1, 1), nn.BatchNorm2d(b), nn.Tanh())
+            for i, (a, b) in enumerate(pairs)
+        )
+        self.necks = nn.ModuleList(nn.Linear(4, 6) for _ in range(2 * exits))
+        self.exits = nn.ModuleList(nn.Linear(6, CLASSES) for _ in range(2 * exits))
+        self.classifier = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        pooled = []
+        for stage in self.stages:
+            x = stage(x)
+            pooled.append(x.mean((2, 3)))
+        logits = self.classifier(pooled[-1])
+        if not self.exits:
+            return logits
+        shallow = [neck(p) for neck, p in zip(self.necks, pooled, strict=False)]
+        exits = torch.stack([head(f) for head, f in zip(self.exits, shallow, strict=True)], 1)
+        return {"logits": logits, "feature": pooled[-1], "exits": exits, "features": torch.stack(shallow, 1)}
+
+
+def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -> nn.Module:
+    """A model that the method can be tried on, before its own `prepare`."""
+    if not maps_of(method):
+        return tiny(seed, outputs=outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if getattr(method.prepare, "patches", False):
+            return vit((1, 8, 8), CLASSES, width=8, depth=1, heads=2)
+        return Stages(exits)
+
+
+def factory(method: Method, seed: int) -> Callable[..., nn.Module]:
+    """What builds them, with exits if asked for."""
+
+    def build(exits: bool = False) -> nn.Module:
+        return specimen(method, seed, exits=exits)
+
+    return build
+
+
+def built(method: Method, seed: int) -> nn.Module:
+    """The same as the method prepares it."""
+    build = factory(method, seed)
+    return method.prepare(build)() if method.prepare else build()
+
+
+def batch_for(method: Method, step: int) -> Batch:
+    """A batch with all that the method looks at."""
+    batch = batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
+    for look in (look for look in method.views.looks if look.hidden and look.name in batch):
+        x, y, ids = batch[look.name]
+        assert ids is not None
+        how: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
+        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **how), y, ids)
+    return batch
+
+
+def maps_of(method: Method) -> bool:
+    """Does the method want a model whose stages say maps?"""
+    return bool(getattr(method.prepare, "maps", False))
+
+
+def tiny(seed: int, dropout: float = 0.0, outputs: int = 2) -> nn.Module:
+    """The same model for the same seed; the global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tiny(dropout, outputs)
+
+
+def inputs(ids: Tensor, maps: bool = False) -> Tensor:
+    """What a sample looks like: a function of its id alone, so that every view is fixed."""
+    return rng.normal(("testing",), ids, 64).view(-1, 1, 8, 8) if maps else rng.normal(("testing",), ids, WIDTH)
+
+
+def batch_of(rows_of: Mapping[str, str], step: int, values: int = 0, fixed: bool = False, maps: bool = False) -> Batch:
+    """Twelve of 24 labelled samples (ids below 24) or of 24 unlabelled ones for each view, drawn by the step.
+
+    Labels are classes or, with ``values``, so many numbers. ``fixed`` declares what is true of all views here; with
+    ``maps`` rows are images.
+    """
+    batch = Batch()
+    for view, kind in rows_of.items():
+        labelled = rng.permutation(("testing", "labelled", step), 24)[:ROWS]
+        unlabelled = 24 + rng.permutation(("testing", "unlabelled", step), 24)[:ROWS]
+        mixed = torch.cat([labelled[: ROWS // 2], unlabelled[: ROWS // 2]])
+        ids = {
+            "unlabelled": unlabelled,
+            "all": mixed,
+            "union": mixed,
+            "chosen": mixed,
+            "pair": (labelled + CLASSES) % 24,
+        }.get(kind, labelled)
+        y: Tensor = torch.where(ids < 24, ids % CLASSES, -1)
+        if values:
+            y = torch.where(ids[:, None] < 24, inputs(ids)[:, :values], torch.nan)
+        batch[view] = Rows(inputs(ids, maps), y, ids)
+    batch.fixed = frozenset(batch) if fixed else frozenset()
+    return batch
+
+
+def views_of(method: Method) -> dict[str, str]:
+    """The rows of each view that the method looks at."""
+    rows_of = {look.name: look.rows for look in method.views.looks}
+    seen = [term.view for term in method.terms.values()]
+    seen += [view for term in method.terms.values() for part in term.parts() if (view := getattr(part, "view", None))]
+    seen += [view for group in method.seen() for view in group]
+    if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
+        seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]
+    return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}
+
+
+def numbers_of(method: Method) -> int:
+    """How many numbers a label of the method is: 1 where it learns values, 0 where it learns classes."""
+    return int(any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values()))
+
+
+def pool(clock: Clock, maps: bool = False) -> Pool:
+    """The 24 unlabelled samples, for teachers that label them."""
+
+    def look(module: nn.Module, ids: Tensor) -> Tensor:
+        output = module.eval()(inputs(ids, maps))
+        return output["logits"] if isinstance(output, dict) else output  # type: ignore[no-any-return]
+
+    return Pool(torch.arange(24, 48), look, clock, torch.arange(24), targets=inputs(torch.arange(24))[:, 0])
+
+
+def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = None) -> Tensor:
+    """Something of a space, for elements of this shape."""
+    generator = torch.Generator().manual_seed(seed)
+    if space == "classes":
+        return torch.randint(CLASSES, shape, generator=generator)
+    width = width or {"gaussian": 2, "ranks": 2, "values": 3}.get(space, CLASSES)
+    raw = torch.randn(*shape, width, generator=generator)
+    if space == "excluded":
+        return (raw > 0).to(raw.dtype)
+    return F.softmax(raw, dim=-1) if space == "probabilities" else raw
+
+
+def storages(module: nn.Module) -> set[int]:
+    """Where a module's tensors lie in memory."""
+    return {t.data_ptr() for t in (*module.parameters(), *module.buffers()) if t.numel()}
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Bit for bit, whatever is nested in what."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same_bits(value, b[key]) for key, value in a.items())
+    return bool(a == b)
+
+
+def bound(method: Method, model: nn.Module, clock: Clock, external: nn.Module | None = None) -> Objective:
+    """The method bound to a model, with a last generation and an external model at hand where it wants them."""
+    previous = None if clock.generation == 0 else built(method, 7)
+    objective = method.bind(model, previous=previous, external=external or specimen(method, 8, 2), clock=clock)
+    objective.prepare(pool(clock, maps_of(method)))
+    return objective

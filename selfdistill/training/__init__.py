@@ -1,0 +1,1 @@
+"""The training engine: settings, trainer, callbacks, checkpointing and the preflight checks."""

@@ -1,0 +1,248 @@
+"""Is a chain of generations collapsing? Measured after each one, with real labels and without the test split.
+
+Where generations learn from pseudo-labels, errors can add up unseen. Three things are measured against generation 0:
+
+* *moved*: the share of unlabelled rows that the generation answers otherwise. How it grows is compared with the linear
+  model of Gerstgrasser et al. (arXiv 2404.01413, 2024): where each generation replaces the data of the one before, the
+  error after n of them is n times the first one's (`replaced`); where data accumulate, it stays below pi²/6 times it
+  (`accumulated`).
+* *missed*: labels of the training split that it does not give back. Where generations no longer learn from real
+  labels, p is exact binomial for "one in a hundred more than generation 0" (`forgetting`). It shows long before other
+  rows can, but for wrong labels too: where the audit split has the generation better (at 0.05), it raises no alarm. A
+  generation that still learns from the labels may miss some for good reason, and has no such test.
+* *lost* and *won*: rows of the audit split that it gets wrong, or right, alone; p is McNemar's exact one.
+
+The alarm is raised when either p falls to its level, 0.05 spent evenly over the planned generations, so that both
+together err at most one time in ten. It is a warning: whether a generation may teach is the audit's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from ..core import distributed
+from ..core.objective import Method
+from ..core.step import Passes, members
+from ..errors import DataError
+from ..evaluation.predict import predict_rows
+from ..evaluation.statistics import mcnemar, spend
+from ..teachers import PseudoLabels
+from ..teachers.self_training import Carried
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+LEVEL = 0.05
+
+
+TOLERATED = 0.01  # of the labels that teach may be missed beyond those that generation 0 missed
+
+
+MOST = 2000  # rows of each kind that are looked at
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A generation against generation 0. ``growth`` is the square of ``moved`` over that of generation 1; ``follows``
+    says which curve that is nearer to so far, "replace" or "accumulate" (None before generation 2). ``p_missed`` is
+    None where real labels still teach."""
+
+    generation: int
+    moved: float
+    looked: int  # unlabelled rows looked at
+    growth: float | None
+    follows: str | None
+    missed: int
+    missed_before: int
+    labels: int
+    p_missed: float | None
+    lost: int
+    won: int
+    audited: int
+    p_lost: float
+    level: float
+    alarm: bool
+
+
+def replaced(n: int) -> float:
+    """Error after n >= 1 trainings, each on the labels of the one before alone, over that of the first: n.
+
+    Linear regression with T rows of d Gaussian features and noise sigma² each time has error n sigma² d / (T - d - 1)
+    (Gerstgrasser et al., arXiv 2404.01413, 2024, after Dohmatob et al. 2024).
+
+    >>> replaced(10)
+    10.0
+
+    Raises:
+        DataError: no training.
+    """
+    return float(_trainings(n))
+
+
+def accumulated(n: int) -> float:
+    """The same where each training takes all data so far: at most the sum of 1 / i² up to n, below pi²/6.
+
+    >>> round(accumulated(10), 3), round(accumulated(10**6), 3)
+    (1.55, 1.645)
+
+    Raises:
+        DataError: no training.
+    """
+    return math.fsum(1.0 / (i * i) for i in range(1, _trainings(n) + 1))
+
+
+def _trainings(n: int) -> int:
+    if n < 1:
+        raise DataError(f"the error after {n} trainings is none; count them from 1")
+    return n
+
+
+def expected(curve: Callable[[int], float], generation: int) -> float:
+    """Squared distance of a generation (from 1 on) from generation 0, over that of generation 1, by a curve.
+
+    What a training adds to the error is independent of what was there, so squared distances are differences of errors;
+    generation k is the training k + 1.
+
+    >>> expected(replaced, 10), round(expected(accumulated, 10), 2)
+    (10.0, 2.23)
+    """
+    return (curve(generation + 1) - curve(1)) / (curve(2) - curve(1))
+
+
+def follows(moved: Sequence[float]) -> str | None:
+    """Which curve the shares moved in generations 1, 2, ... are nearer to, by squared differences of logarithms.
+
+    A class border that shifts moves rows in proportion, so the share is a distance and its square an error.
+
+    >>> follows([0.1, 0.14, 0.17]), follows([0.1, 0.12, 0.13])
+    ('replace', 'accumulate')
+    """
+    if len(moved) < 2 or not all(moved):
+        return None
+    away = {}
+    for name, curve in (("replace", replaced), ("accumulate", accumulated)):
+        logs = [2 * math.log(m / moved[0]) - math.log(expected(curve, k)) for k, m in enumerate(moved, 1)]
+        away[name] = math.fsum(x * x for x in logs)
+    return min(away, key=away.__getitem__)
+
+
+def forgetting(missed: int, before: int, labels: int) -> float:
+    """Exact p-value that more labels are missed than ``before`` and one in a hundred: P(X >= missed),
+    X ~ Bin(labels, before / labels + 0.01).
+
+    >>> round(forgetting(4, 0, 60), 4)
+    0.0031
+
+    Raises:
+        DataError: counts that are no counts of so many labels.
+    """
+    from scipy.stats import binom
+
+    if not (0 <= missed <= labels and 0 <= before <= labels):
+        raise DataError(f"{missed} and {before} missed of {labels} labels; give counts from 0 to the number of labels")
+    return float(binom.sf(missed - 1, labels, min(1.0, before / labels + TOLERATED))) if labels else 1.0
+
+
+def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
+    """Is it an alarm? Labels are missed and the audit split does not contradict, or audit rows are lost.
+
+    >>> raised(0.001, lost=2, won=3, level=0.01), raised(0.001, lost=2, won=13, level=0.01)
+    (True, False)
+    """
+    forgot = p_missed is not None and p_missed <= level and mcnemar(won, lost) > LEVEL
+    return forgot or mcnemar(lost, won) <= level
+
+
+def watched(method: Method) -> bool:
+    """Does a generation of this method learn from labels of the one before?"""
+    teachers = (getattr(term, "teacher", None) for term in method.terms.values())
+    return method.generations > 1 and any(isinstance(t, (Carried, PseudoLabels)) for t in teachers)
+
+
+def watch(trainer: Trainer) -> None:
+    """Measure the generation that ended last, write it into its record, tell of it, and warn at the first alarm."""
+    generation = len(trainer.done) - 1
+    if generation < 1 or not watched(trainer.method):
+        return
+    earlier = [one.drift for one in trainer.done[1:-1]]
+    drift = measure(trainer, generation, [one["moved"] for one in earlier])
+    trainer.done[-1].drift = asdict(drift)
+    trainer.say(told(drift))
+    if drift.alarm and not any(one["alarm"] for one in earlier) and distributed.rank() == 0:
+        trainer.warn(alarm(drift))
+
+
+def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drift:
+    """Compare the model at hand with generation 0; ``earlier`` are the shares moved in generations 1, 2, ..."""
+    data, seed = trainer.data, trainer.settings.seed
+    first = trainer.as_it_was(0)
+    ids = {name: _some(getattr(data, name), name, seed) for name in ("unlabelled", "labelled", "audit")}
+    then, now = (
+        {name: _answers(trainer, model, rows) for name, rows in ids.items()} for model in (first, trainer.model)
+    )
+    moved = float((then["unlabelled"] != now["unlabelled"]).double().mean()) if len(ids["unlabelled"]) else 0.0
+    taught, audit = data.y[ids["labelled"]], data.y[ids["audit"]]
+    missed, before = (int((said["labelled"] != taught).sum()) for said in (now, then))
+    right, was = now["audit"] == audit, then["audit"] == audit
+    lost, won = int((was & ~right).sum()), int((right & ~was).sum())
+    p_missed = None if _taught(trainer) else forgetting(missed, before, len(taught))
+    level = spend(LEVEL, generation, trainer.method.generations - 1)
+    moves = [*earlier, moved]
+    return Drift(
+        generation, moved, len(ids["unlabelled"]), (moved / moves[0]) ** 2 if moves[0] else None, follows(moves),
+        missed, before, len(taught), p_missed, lost, won, len(audit), mcnemar(lost, won), level,
+        raised(p_missed, lost, won, level),
+    )  # fmt: skip
+
+
+def _taught(trainer: Trainer) -> bool:
+    """Does the generation at hand learn from real labels?"""
+    ids = trainer.objective.admitted()
+    chosen = any(look.rows == "chosen" for look in trainer.method.views.looks)
+    return not chosen or ids is None or bool(torch.isin(trainer.data.labelled, ids).any())
+
+
+def _some(ids: Tensor, name: str, seed: int) -> Tensor:
+    """At most `MOST` of some ids, the same ones in every generation."""
+    return ids if len(ids) <= MOST else ids[rng.permutation((seed, "drift", name), len(ids))[:MOST]]
+
+
+def _answers(trainer: Trainer, model: nn.Module, ids: Tensor) -> Tensor:
+    """The class (rows,) that a model gives each row."""
+    if not len(ids):
+        return torch.zeros(0, dtype=torch.int64)
+    trainer.passes += Passes(evaluation=members(model) * len(ids))
+    return predict_rows(model, trainer.data, ids, device=trainer.device).argmax(-1)
+
+
+def told(drift: Drift) -> str:
+    """A generation's drift in a line."""
+    said = (
+        f"drift: generation {drift.generation} answers {100 * drift.moved:.1f} % of {drift.looked} unlabelled rows "
+        "otherwise than generation 0"
+    )
+    if drift.follows and drift.growth is not None:
+        by = [f"{expected(curve, drift.generation):.1f}" for curve in (replaced, accumulated)]
+        said += f"; squared, {drift.growth:.1f} x generation 1's ({by[0]} where data are replaced, {by[1]} where they "
+        said += f"accumulate; nearer to {drift.follows})"
+    return f"{said}; misses {drift.missed} of {drift.labels} real labels ({drift.missed_before} before)"
+
+
+def alarm(drift: Drift) -> str:
+    """What is wrong, on what evidence, and what helps."""
+    if drift.p_missed is not None and drift.p_missed <= drift.level:
+        seen, p = f"misses {drift.missed} of {drift.labels} real labels, {drift.missed_before} before", drift.p_missed
+    else:
+        seen, p = f"loses {drift.lost} of {drift.audited} audit rows and wins {drift.won}", drift.p_lost
+    if drift.p_missed is None:
+        remedy = "train fewer generations, or audit them (--audit safe)"
+    else:
+        remedy = "accumulate or anchor with real labels (keep='accumulate' or 'anchor'), or train fewer generations"
+    return f"collapse: generation {drift.generation} {seen} (p {p:.2g}, level {drift.level:.2g}); {remedy}"

@@ -1,0 +1,227 @@
+"""Further pre-training of a text encoder on unlabelled texts, with itself as the teacher.
+
+The encoder learns to fill in hidden words of the texts: that is the teacher. Then the *original* encoder learns the
+same and, at the first token, what the teacher says.
+
+Source: Lee, Kang, Lee, Hwang, Kawaguchi, Self-Distillation for Further Pre-training of Transformers, ICLR 2023.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import rng
+from ..core.objective import Method
+from ..core.parts import Measured, Part, StateOf, Tally, Term
+from ..core.step import Step
+from ..data.dataset import Data
+from ..data.text import SETTINGS, Reader, reader
+from ..errors import DataError
+from ..io.tensors import write_json
+from ..losses import Squared
+from ..models import hub, text_encoder
+from ..teachers import External
+from ..views import Look, Views
+from .fit import fit
+
+BATCH, EPOCHS = 32, 3
+
+
+RECORD, WORK = "pretraining.json", "work"
+
+
+VIEWS = Views((Look("masked", "labelled", "weak"), Look("whole", "labelled", "none")))
+
+
+class Filler(nn.Module):
+    """An encoder that fills in hidden words: ``feature`` (rows, D) at the first token, ``features`` (rows, length, D).
+
+    A word is said by a fresh layer on its hidden state and the matrix of the input embeddings, which many encoders come
+    without a head for: logits = E norm(gelu(W h + b)) + c.
+    """
+
+    def __init__(self, body: nn.Module, padding: int) -> None:
+        super().__init__()
+        words: Any = cast(Any, body).get_input_embeddings()
+        vocabulary, width = words.weight.shape
+        self.body, self.padding = body, padding
+        self.turn = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        ids = text_encoder.trimmed(ids, self.padding)
+        hidden = self.body(input_ids=ids, attention_mask=(ids != self.padding).long()).last_hidden_state
+        return {"feature": hidden[:, 0], "features": hidden}
+
+    def says(self, hidden: Tensor) -> Tensor:
+        """Logits of words, (n, vocabulary), from hidden states (n, D)."""
+        embeddings = cast(Any, self.body).get_input_embeddings().weight
+        return F.linear(self.turn(hidden), embeddings, self.bias)
+
+
+@dataclass(frozen=True)
+class HiddenWords:
+    """-log p(word) at each word that the view ``masked`` hides and ``whole`` shows, a mean over these words."""
+
+    view: str = "masked"
+    head: str = "features"
+    weight: float = 1.0
+
+    def parts(self) -> tuple[Part, ...]:
+        return ()
+
+    def weight_at(self, clock: object) -> float:
+        return self.weight
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
+        seen, said = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
+        there = seen != said
+        logits = cast(Filler, step.owner).says(hidden[there])
+        total = F.cross_entropy(logits.float(), said[there], reduction="sum")
+        count = there.sum().to(total.dtype)
+        return Measured(Tally(total, count), count, count)
+
+
+WORDS = cast(Term, HiddenWords())  # a term of its own kind: the engine asks for no more than it has
+
+
+def fill() -> Method:
+    """Fill in hidden words: L = mean over hidden words of -log p(word).
+
+    >>> list(fill().terms)
+    ['words']
+    """
+    return Method({"words": WORDS}, VIEWS, forward="separate")
+
+
+def fill_like(weight: float = 1.0) -> Method:
+    """Fill in hidden words, and say at the first token what the teacher says.
+
+    Equation::
+
+        L = mean over hidden words of -log p(word) + w mean_i ||h_i - t_i||^2
+
+    h and t are the last hidden states of the first token of text i, whole, of the student and the teacher.
+
+    Source: Lee et al., ICLR 2023, equation 3, with words in place of patches.
+
+    >>> fill_like(0.5).terms["like"].weight
+    0.5
+    """
+    like = Term(External(), Squared(), view="whole", head="feature", weight=weight)
+    return Method({"words": WORDS, "like": like}, VIEWS, forward="separate")
+
+
+def texts(source: str, found: Reader) -> tuple[Data, int]:
+    """The texts of a table's column as data that teach by themselves, and how many were cut.
+
+    Raises:
+        DataError: no such table or column, or a model that cannot hide words.
+    """
+    path, _, said = found.table(source)
+    if found.tokens.mask is None:
+        raise DataError("the tokenizer of this model has no mask token, so that no words can be hidden; give another "
+                        "model")  # fmt: skip
+    x, cut = found.ids(said)
+    none, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
+    data = Data(
+        name=path.name, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(), labelled=every,
+        unlabelled=none, audit=none, test=none, flips=False, augment="none",
+        noisy=torch.zeros(len(x), dtype=torch.bool), reader=found, cut=cut,
+    )  # fmt: skip
+    return data, cut
+
+
+def pretrain(
+    source: str,
+    column_name: str,
+    out: Path,
+    *,
+    model: str = text_encoder.USUAL,
+    weight: float = 1.0,
+    seed: int = 0,
+    device: str | None = None,
+    make: Callable[[str], Any] = lambda name: None,
+    warn: Callable[[str], None] = lambda line: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train teacher and student, and write the student to ``out``, as transformers writes a model; what was done.
+
+    A run that was cut goes on when it is asked for again. ``settings`` are fields of `Settings`; each of the two
+    trainings has 3 epochs where they say nothing.
+
+    Raises:
+        DataError: the texts or the model cannot be used, or ``out`` holds something else.
+    """
+    found = reader(model, column_name)
+    data, cut = texts(source, found)
+    if data.note:
+        warn(data.note)
+    name = str(cast(dict[str, Any], text_encoder.named(model))["name"])
+    lasting = {} if "steps" in settings else {"epochs": EPOCHS}
+    settings = {**SETTINGS, "batch_size": min(BATCH, len(data.x)), **lasting, **settings}
+    asked = {
+        "texts": data.fingerprint,
+        "column": column_name,
+        "model": model,
+        "weight": weight,
+        "seed": seed,
+        **settings,
+    }
+    _claim(out, asked)
+
+    def build() -> nn.Module:
+        body, tokenizer = hub.encoder(name)
+        return Filler(text_encoder.bare(body), hub.padding_of(name, tokenizer))
+
+    def trained(role: str, method: Method, teacher: nn.Module | None) -> Any:
+        own = rng.seed(seed, role) % (1 << 31)  # of its own, or the student would see what the teacher saw
+        return fit(build, data, method, out=out / WORK / role, resume=True, external=teacher, device=device, seed=own,
+                   progress=make(role), warn=warn, **settings)  # fmt: skip
+
+    teacher = trained("teacher", fill(), None)
+    student = trained("student", fill_like(weight), teacher.model)
+    last = {role: one.history[-1]["terms"] for role, one in (("teacher", teacher), ("student", student))}
+    record = {"asked": asked, "rows": len(data.x), "cut": cut, "steps": teacher.steps + student.steps, "losses": last}
+    _write(out, student.model, found, record)
+    return record
+
+
+def _claim(out: Path, asked: dict[str, Any]) -> None:
+    """Take a folder, or go on in one that was begun for the same.
+
+    Raises:
+        DataError: it holds something else, or is finished.
+    """
+    begun = out / WORK / RECORD
+    if (out / RECORD).exists():
+        raise DataError(f"{out} is finished: take it as --model {out}, or give another --out")
+    if begun.exists():
+        before = json.loads(begun.read_text(encoding="utf-8"))
+        differs = [key for key in asked if before.get(key) != asked[key]]
+        if differs:
+            raise DataError(f"{out} was begun with another {', '.join(differs)}; give another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is no further pre-training; give another --out")
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    write_json(begun, asked)
+
+
+def _write(out: Path, model: nn.Module, found: Reader, record: dict[str, Any]) -> None:
+    """The encoder without its head, the tokenizer, and last what says that both are there."""
+    with hub.quiet():
+        cast(Any, model).cpu().body.save_pretrained(out)
+        found.tokenizer.save_pretrained(out)
+    write_json(out / RECORD, record)
+    shutil.rmtree(out / WORK)

@@ -1,0 +1,152 @@
+"""Does the method fit the model and the data? Asked before step 0, answered with what is there and what was wanted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..core import distributed
+from ..core.objective import Objective
+from ..core.outputs import space_of
+from ..core.parts import Measured, Term
+from ..core.step import Step
+from ..core.vitals.summary import fail
+from ..errors import RecipeError, SelfdistillError, SpaceError
+from ..io.expressions import one_line
+from ..models.peers import ApartPeers, Peers
+from .accumulation import kept_buffers
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+@contextmanager
+def _another_s_code(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a model of somebody else raises is about that model, and is said in one line."""
+    try:
+        yield
+    except SelfdistillError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
+
+
+def dry_run(trainer: Trainer) -> None:
+    """One step without learning: shapes are checked where the trouble would otherwise come up later, or never.
+
+    Raises:
+        SpaceError: an output's width is not the number of classes, or an output has no such head.
+        RecipeError: the model or a teacher fails on these rows.
+    """
+    objective, shape = trainer.objective, trainer.data.shape
+    with torch.no_grad(), kept_buffers(trainer.objective):
+        for batch in trainer.batches()[:1]:
+            reads = f"the model cannot read a batch of rows of shape {shape}"
+            with _another_s_code(reads, "build it for that shape"):
+                step = objective.look(batch)
+            _check_outputs(trainer, step)
+            _check_peers(objective.student, step)
+            weighs = f"a term of the method fails on rows of shape {shape}"
+            with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
+                objective.measure(batch)
+            if objective.watched:
+                _check_sums(objective, step)
+
+
+def _check_sums(objective: Objective, step: Step) -> None:
+    """A tally of one's own adds up over the parts of a batch; a mean that is called a sum does not.
+
+    The parts hold what the models said of the whole batch, so that batch norm and dropout change nothing. Only what is
+    exactly a mean of the parts is refused: a term that compares the rows of a batch with each other need not add up.
+    """
+    for name, term in objective.method.terms.items():
+        if getattr(type(term), "tally", None) is Term.tally or step.rows(term.view) < 3:
+            continue
+
+        def tally(part: Step, seed: int = 0, name: str = name, term: Term = term) -> Measured:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return term.tally(partial(objective.state_of, name), part)
+
+        whole, drawn = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
+        if not torch.equal(whole.tally.total, drawn.tally.total):
+            continue  # it draws: nothing is known
+        try:
+            steps = step.parted(1 / 3)
+            parts = [tally(part) for part in steps]
+        except Exception:  # it needs a whole batch, or a number of rows: its own affair
+            continue
+        total, first, rest = (float(m.tally.total) for m in (whole, *parts))
+        if _near(total, first + rest, total):
+            continue
+        weights = [[float(part.rows(term.view)) for part in steps], *([float(f(m)) for m in parts] for f in _COUNTS)]
+        if any(sum(w) and _near(total, (w[0] * first + w[1] * rest) / sum(w), total) for w in weights):
+            fail(
+                "mean-of-means", name, f"its tally is {total:.4g} on a batch, {first:.4g} and {rest:.4g} on the parts "
+                "of it: a mean, where micro-batches and processes add sums", "return the sum over the elements and "
+                "their count, undivided",
+            )  # fmt: skip
+
+
+_COUNTS: tuple[Callable[[Measured], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
+
+
+def _near(a: float, b: float, size: float) -> bool:
+    return abs(a - b) <= 1e-4 * abs(size) + 1e-9
+
+
+def _check_peers(student: nn.Module, step: Step) -> None:
+    """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
+    apart = isinstance(student, ApartPeers) and not step.batch.fixed
+    if not isinstance(student, Peers) or apart or distributed.is_sharded(student):
+        return
+    states = [list(member.state_dict().values()) for member in student.members]
+    for i, j in itertools.combinations(range(len(states)), 2):
+        pairs = list(zip(states[i], states[j], strict=False))
+        if pairs and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise RecipeError(
+                f"peers {i + 1} and {j + 1} start from the same weights and see the same rows, so they stay equal and "
+                "teach nothing; let the model draw its weights anew each time it is built"
+            )
+
+
+def _output(trainer: Trainer, step: Step, term: Term) -> Tensor:
+    """The model's output for a term; where it has none, what prepared the model knows why."""
+    try:
+        return step.student(term.view, term.head)
+    except SpaceError as error:
+        lacking = getattr(trainer.method.prepare, "lacking", None)
+        why = lacking(trainer.objective.student) if lacking else None
+        if why is None:
+            raise
+        raise SpaceError(why) from error
+
+
+def _check_outputs(trainer: Trainer, step: Step) -> None:
+    classes = len(trainer.data.classes)
+    for name, term in trainer.method.terms.items():
+        if not step.rows(term.view):
+            continue
+        output = _output(trainer, step, term)
+        if output.dim() < 2 or len(output) != step.rows(term.view):
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "
+                f"{step.rows(term.view)} rows; return one row of outputs for each"
+            )
+        if space_of(term.head) == "values" and output.shape[-1] != 1:
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the target is one "
+                "value; build the model with 1 output"
+            )
+        copies = getattr(getattr(term, "teacher", None), "transforms", 1)  # which are told apart too
+        if space_of(term.head) == "logits" and output.shape[-1] != classes * copies:
+            raise SpaceError(
+                f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
+                f"have {classes} classes; build the model with {classes} outputs"
+            )

@@ -1,0 +1,109 @@
+"""Settings: how to train, as one frozen value that a run folder records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from ..errors import DataError, RecipeError
+from ..evaluation.audit import Audit, measure_for
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. ``steps`` (per generation) takes the place of ``epochs`` where given.
+
+    ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
+    see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
+    ``save_steps`` are the time between checkpoints. ``audit``, ``audit_level``, ``audit_delta``, ``audit_measure``
+    (left open, accuracy for classes and mse for values) and ``patience`` say how generations are accepted; see
+    `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
+    audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
+    what a frozen teacher says of inputs that do not change, so that it is asked once.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    clip: float | None = None
+    precision: str = "float32"
+    compile: bool = False
+    parallel: str = "ddp"
+    seed: int = 0
+    audit: str = "safe"
+    audit_level: float = 0.05
+    audit_delta: float | None = None
+    audit_measure: str | None = None
+    audit_epochs: int | None = None
+    patience: int | None = None
+    vitals: bool = True
+    cache: bool = True
+    save_seconds: float = 30.0
+    save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("adamw", "sgd"),
+            "schedule": ("cosine", "constant"),
+            "precision": tuple(PRECISIONS),
+            "parallel": ("ddp", "fsdp"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise DataError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
+        for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{name} is at least 1, not {value}")
+        Audit(self.audit, self.audit_level, self.audit_delta, 1, self.patience, self.audit_measure or "accuracy")
+
+    def make_audit(self, generations: int, task: str = "classify") -> Audit:
+        """The audit of a method of so many generations; the first of them is not audited."""
+        planned = max(1, generations - 1)
+        shared = self.audit_epochs is not None and generations > 1  # the checks within generations have the other half
+        level = self.audit_level / 2 if shared else self.audit_level
+        measure = measure_for(task, self.audit_measure)
+        return Audit(self.audit, level, self.audit_delta, planned, self.patience, measure)
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise RecipeError("the model has no weights to train; build one that has")
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay, foreach=True
+            )
+        return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
+
+    def make_scheduler(
+        self, optimizer: torch.optim.Optimizer, steps: int, cycles: int = 1
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate over so many steps; in each of the ``cycles`` the cosine starts at the full rate again."""
+        if self.schedule == "cosine" and cycles > 1:
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_restarted, steps=steps, cycles=cycles))
+        if self.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _restarted(step: int, steps: int, cycles: int) -> float:
+    """Half a cosine from 1 towards 0 in each cycle; cycle k starts at step k steps / cycles, rounded down.
+
+    >>> [round(_restarted(step, 8, 2), 2) for step in range(8)]
+    [1.0, 0.85, 0.5, 0.15, 1.0, 0.85, 0.5, 0.15]
+    """
+    starts = [k * steps // cycles for k in range(cycles + 1)]
+    start, end = next(((a, b) for a, b in pairwise(starts) if a <= step < b), (0, 1))  # after the last step: asked once
+    return 0.5 * (1.0 + math.cos(math.pi * (step - start) / (end - start)))

@@ -1,0 +1,151 @@
+"""Vitals over time: what a run's log says of them, and the way to read it back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.vitals import Pulse, interval, summarise
+from ..errors import CheckpointError
+from ..io.run_record import read_lines, read_record
+
+COLUMNS = {
+    "gradient_share": "gradient",
+    "disagreement": "disagrees",
+    "entropy": "entropy",
+    "kept": "kept",
+    "accuracy": "accuracy",
+    "class_distance": "classes",
+    "weight_distance": "weights",
+    "spread": "spread",
+}
+
+
+LEGEND = """\
+gradient: the term's share of the gradient; disagrees: total variation between
+target and student, or distance in standard deviations; entropy: of the target,
+1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
+target where labels are known; classes: total variation between the classes of
+targets and labels; weights: distance of teacher and student over the student's
+norm; spread: of the directions of features, 0 where all are one. Means over
+the looks: first epoch > last epoch that had any."""
+
+
+def entry(pulses: Mapping[str, Pulse], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
+    """What an epoch's line of the log says: ``vitals`` by term, and the ``warnings`` that are new in the generation.
+
+    Args:
+        pulses: of the objective.
+        before: the lines so far.
+        generation: the one that trains.
+    """
+    found = interval(pulses)
+    if not found:
+        return {}
+    said = {_kind(w) for line in before if line["generation"] == generation for w in line.get("warnings", [])}
+    new = [warning for warning in summarise(pulses).warnings if _kind(warning) not in said]
+    return {"vitals": found, **({"warnings": new} if new else {})}
+
+
+def _kind(warning: str) -> str:
+    return re.sub(r"\d+", "#", warning)
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """The vitals of a run folder, finished or not.
+
+    Returns:
+        ``run``; ``generations``: each a ``generation``, ``steps`` and ``terms`` {name: {figure: [first, last]}};
+        ``warnings``: each a ``generation``, ``epoch`` and ``text``.
+
+    Raises:
+        CheckpointError: it is no run, it is damaged, or it was made without vitals.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
+    record, _ = read_record(folder / "run.json")
+    if record.get("kind") == "learner":
+        raise CheckpointError(
+            f"{folder} trained a learner of scikit-learn, which has no steps to look at; its audit is in "
+            f"`selfdistill report {folder}`"
+        )
+    lines = read_lines(folder / "metrics.jsonl")
+    if record.get("kind") == "language" and (told := [line for line in lines if line.get("language")]):
+        spoken = [{"generation": line["generation"], **line["language"]} for line in told]
+        return {"run": str(folder), "language": spoken, "generations": [], "warnings": []}
+    if not any(line.get("vitals") for line in lines):
+        why = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"
+        raise CheckpointError(f"{folder} has no vitals: {why}; run it again without --no-vitals, or let it go on")
+    generations = []
+    for number in sorted({line["generation"] for line in lines}):
+        own = [line for line in lines if line["generation"] == number]
+        terms: dict[str, dict[str, list[float]]] = {}
+        for line in own:
+            for name, figures in line.get("vitals", {}).items():
+                kept = terms.setdefault(name, {})
+                for figure, value in figures.items():
+                    kept[figure] = [kept.get(figure, [value])[0], value]
+        generations.append({"generation": number, "steps": own[-1]["step"], "terms": terms})
+    warnings = [
+        {"generation": line["generation"], "epoch": line["epoch"], "text": text}
+        for line in lines
+        for text in line.get("warnings", [])
+    ]
+    return {"run": str(folder), "generations": generations, "warnings": warnings}
+
+
+#: What `language.vitals.look` finds, in words.
+SPOKEN = {
+    "accuracy": "answers that are right",
+    "teacher_accuracy": "right when the context is read",
+    "context_share": "answers that a context judges",
+    "kl": "teacher from student, nats a token",
+    "kl_to_start": "student from the model it began as, nats a token",
+    "entropy": "entropy, nats a token",
+    "length": "tokens an answer",
+    "doubt": "words of doubt in a hundred",
+    "style": "share of that KL on tokens of style",
+    "leakage": "answers that speak of what was not shown",
+}
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """`read`'s answer as a table for a terminal of 80 columns and more."""
+    if "language" in found:
+        return spoken(found["language"])
+    shown = [
+        name for name in COLUMNS if any(name in term for one in found["generations"] for term in one["terms"].values())
+    ]
+    rows = [["", *(COLUMNS[name] for name in shown)]]
+    for one in found["generations"]:
+        rows.append([f"generation {one['generation']}, {one['steps']} steps"])
+        for name, figures in one["terms"].items():
+            rows.append([f"  {name}", *(_change(figures.get(figure)) for figure in shown)])
+    widths = [max(len(row[i]) for row in rows if i < len(row) and len(row) > 1) for i in range(len(shown) + 1)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        if len(row) > 1
+        else row[0]
+        for row in rows
+    ]
+    said = [f"warning in generation {w['generation']}, epoch {w['epoch'] + 1}: {w['text']}" for w in found["warnings"]]
+    return "\n".join([*lines, "", *(said or ["no warnings"]), "", LEGEND])
+
+
+def spoken(generations: Sequence[Mapping[str, Any]]) -> str:
+    """The vitals of a language model, a column a generation."""
+    names = [name for name in SPOKEN if any(one.get(name) is not None for one in generations)]
+    rows = [["", *(f"generation {one['generation']}" for one in generations)]]
+    for name in names:
+        rows.append([SPOKEN[name], *("-" if (v := one.get(name)) is None else f"{v:.3g}" for one in generations)])
+    return "\n".join("  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in rows)
+
+
+def _change(pair: Sequence[float] | None) -> str:
+    if pair is None:
+        return ""
+    first, last = (f"{value:.2f}".removeprefix("0") for value in pair)
+    return first if first == last else f"{first}>{last}"

@@ -1,0 +1,346 @@
+"""The command line: what each command prints and where, how it is stopped, and that two commands tell a whole story."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import selfdistill
+from selfdistill.estimators.recipes import ways
+from selfdistill.methods import recipes
+from tests.terminal import MODELS, child, contents, invoke, passed, refused, report, write_images, write_tables
+
+TINY = ("--steps", 3)
+PLAIN = ("--method", "plain()", *TINY)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- what is printed, and where --------------------------------------------------------------------
+
+
+def test_a_run_prints_a_table_on_stdout_and_progress_on_stderr() -> None:
+    result = passed("run", "digits", *TINY)
+    for words in (
+        "digits, test split (500 rows",
+        "accuracy",
+        "NLL",
+        "ECE",
+        "plain, after 3 steps",
+        "stopped early",
+        "elr()",
+    ):
+        assert words in result.stdout
+    assert "One seed is an anecdote" in " ".join(result.stdout.split())
+    assert "runs/digits-default-0-" in result.stdout.splitlines()[-1]
+    assert result.stderr.startswith("elr(): epoch 1/1  step 1/3  loss ")
+    assert "plain(), the control: " in result.stderr
+
+
+def test_without_data_it_says_which_are_taken() -> None:
+    assert passed("run", *PLAIN).stderr.splitlines()[0].startswith("no DATA was given: digits")
+    assert passed("run", *PLAIN, "--quiet", "--out", "q").stderr == ""
+    assert "no DATA" not in passed("run", "digits", *PLAIN, "--out", "d").stderr
+    assert "Without DATA, digits" in " ".join(passed("run", "--help").stdout.split())
+
+
+def test_quiet_says_nothing_on_stderr() -> None:
+    assert passed("run", "digits", *TINY, "--quiet").stderr == ""
+
+
+def test_json_is_one_object_last_on_stdout_and_nothing_else_is_there() -> None:
+    result = passed("run", "digits", *PLAIN, "--json")
+    (line,) = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found["method"] == "plain()"
+    assert found["steps"] == 3
+    assert set(found["test"]) == {"accuracy", "nll", "ece", "brier"}
+    assert found["data"]["rows"] == {"labelled": 1097, "unlabelled": 0, "audit": 200, "test": 500}
+    assert "step 3/3" in result.stderr
+
+
+def test_the_same_command_again_prints_the_result_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = report("run", "digits", *TINY)
+    before = contents(Path("runs"))
+    monkeypatch.setattr("selfdistill.experiments.run.fit", lambda *args, **options: pytest.fail("it trained again"))
+    assert report("run", "digits", *TINY) == first
+    again = passed("run", "digits", *TINY)
+    assert "is finished: nothing is trained" in again.stderr
+    assert "elr()" in again.stdout
+    assert report("resume", first["run"]) == first
+    assert contents(Path("runs")) == before
+
+
+def test_without_out_each_request_has_a_folder_of_its_own_below_runs() -> None:
+    for args in (PLAIN, (*PLAIN, "--seed", 1), (*PLAIN, "--lr", 0.01), ("--method", "ps_kd()", *TINY)):
+        passed("run", "digits", *args, "--quiet")
+    names = sorted(path.name for path in Path("runs").iterdir())
+    assert len(names) == 4
+    assert [name.rpartition("-")[0] for name in names] == [
+        "digits-plain-0", "digits-plain-0", "digits-plain-1", "digits-ps_kd-0",
+    ]  # fmt: skip
+
+
+def test_the_run_folder_holds_what_is_promised() -> None:
+    passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
+    assert {path.name for path in Path("r").iterdir()} == {
+        "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
+        "doubts.csv",
+    }  # fmt: skip
+    held = {path.name for path in Path("r/model").iterdir()}
+    assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
+    card = Path("r/model/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: selfdistill\n")
+    assert "generation 1" in card
+    assert 'load(".")' in card
+    lines = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    assert [(line["generation"], line["epoch"], line["step"]) for line in lines] == [(0, 0, 3), (1, 0, 3)]
+    assert "born_again(generations=2)" in Path("r/README.md").read_text()
+
+
+def test_every_generation_is_reported_and_none_began_with_the_weights_of_another() -> None:
+    found = report("run", "digits", "--method", "born_again(generations=3)", *TINY)
+    assert [g["generation"] for g in found["generations"]] == [0, 1, 2]
+    for generation in found["generations"]:
+        assert set(generation["test"]) >= {"accuracy", "nll", "ece"}
+    assert found["starts_differ"] is True
+    assert len({g["start"] for g in found["generations"]}) == 3
+    assert found["steps"] == found["plain"]["steps"] == 9
+
+
+def test_without_control_only_the_method_is_trained() -> None:
+    found = report("run", "digits", "--method", "ps_kd()", *TINY, "--no-control", "--out", "r")
+    assert "plain" not in found
+    assert not Path("r/control").exists()
+    assert "Accuracy on the test split" in passed("resume", "r").stdout
+
+
+# ---- data, models and methods from outside ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_tables_train_and_predict_by_column(name: str, here: Path) -> None:
+    write_tables(here)
+    found = report("run", name, "--target", "outcome", *PLAIN, "--out", "r")
+    assert found["data"]["classes"] == ["no", "yes"]
+    rows = list(csv.DictReader(io.StringIO(passed("predict", "r", "more.csv").stdout)))
+    assert [row["row"] for row in rows] == [str(i + 1) for i in range(90)]
+    for row in rows:
+        p = {label: float(row[f"p({label})"]) for label in ("no", "yes")}
+        assert sum(p.values()) == pytest.approx(1, abs=1e-5)
+        assert row["prediction"] == max(p, key=lambda label: p[label])
+
+
+def test_rows_without_a_target_teach_unlabelled_and_choose_the_method(here: Path) -> None:
+    write_tables(here)
+    found = report("run", "half.csv", "--target", "outcome", "--model", "mlp", "--steps", 1, "--no-control")
+    assert found["method"] == "curriculum()"
+    assert found["data"]["rows"]["unlabelled"] == 30
+    more = report("run", "t.csv", "--target", "outcome", "--unlabelled", "more.csv", "--method", "fixmatch()", *TINY)
+    assert more["data"]["rows"]["unlabelled"] == 90
+
+
+def test_folders_of_images_train_and_predict_by_path(here: Path) -> None:
+    write_images(here / "pets")
+    write_images(here / "wild", ("any",), each=5)
+    found = report(
+        "run", "pets", "--unlabelled", "wild", "--method", "fixmatch()", "--image-size", 8, *TINY, "--out", "r"
+    )
+    assert found["data"]["classes"] == ["cat", "dog"]
+    assert found["data"]["rows"]["unlabelled"] == 5
+    lines = passed("predict", "r", "wild").stdout.splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [f"any/{i}.png" for i in range(5)]
+    assert len(passed("predict", "r", "wild/any/0.png").stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("spec", ["odd:good", "odd.py:good", "mlp(width=8)", "cnn(width=4)", "resnet(width=4)"])
+def test_models_by_name_by_module_and_by_file(spec: str, here: Path) -> None:
+    (here / "odd.py").write_text(MODELS)
+    found = report("run", "digits", "--model", spec, *PLAIN, "--out", "r")
+    assert found["model"] == spec
+    assert len(passed("predict", "r", "digits").stdout.splitlines()) == 501
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("mlp(width=64)", "mlp(width=8)"), ("mlp(width=8)", "cnn(width=4)")])
+def test_a_finished_run_teaches_a_smaller_or_a_larger_model(teacher: str, student: str) -> None:
+    report("run", "digits", "--model", teacher, *PLAIN, "--out", "teacher")
+    before = contents(Path("teacher"))
+    for place in ("teacher", "teacher/model"):
+        found = report("run", "digits", "--model", student, "--method", f'distil("{place}")', *TINY, "--no-control")
+        assert found["model"] == student
+    assert contents(Path("teacher")) == before
+
+
+def test_the_product_of_peers_is_one_model_of_the_usual_size() -> None:
+    alone = report("run", "digits", *PLAIN)
+    group = report("run", "digits", "--method", "mutual(peers=3)", *TINY, "--out", "r")
+    assert group["parameters"] == alone["parameters"]
+    assert len(passed("predict", "r", "digits").stdout.splitlines()) == 501
+    assert "no early exits" in refused("predict", "r", "digits", "--exit", 1)
+
+
+def test_every_exit_predicts() -> None:
+    found = report("run", "digits", "--method", "byot()", "--model", "cnn(width=4)", *TINY, "--out", "r")
+    from selfdistill.models.store import load_model
+
+    exits = load_model("r")(torch.zeros(1, 1, 8, 8))["exits"].shape[1]
+    texts = {passed("predict", "r", "digits", "--exit", n + 1).stdout for n in range(exits)}
+    texts.add(passed("predict", "r", "digits").stdout)
+    assert len(texts) == exits + 1
+    assert f"1 to {exits}" in refused("predict", "r", "digits", "--exit", exits + 1)
+    assert found["starts_differ"] is True
+
+
+def test_predictions_go_to_a_file_or_a_pipe() -> None:
+    passed("run", "digits", *PLAIN, "--out", "r", "--quiet")
+    wanted = passed("predict", "r", "digits").stdout
+    assert passed("predict", "r", "digits", "--out", "p.csv").stdout == ""
+    assert Path("p.csv").read_text() == wanted
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        passed("predict", "r", "digits", "--out", "pipe")
+        assert reader.communicate(timeout=20)[0] == wanted
+    assert Path("pipe").is_fifo()
+
+
+# ---- the other commands ----------------------------------------------------------------------------
+
+
+def test_methods_lists_every_recipe_for_people_and_for_programs() -> None:
+    cards = json.loads(passed("methods", "--json").stdout)
+    assert [card["name"] for card in cards if card["for"] == "networks"] == list(recipes())
+    assert [card["name"] for card in cards if card["for"] == "learners"] == [n for n in ways() if n not in recipes()]
+    text = passed("methods").stdout
+    for card in cards:
+        assert f"{card['signature']}\n    {card['summary']}\n" in text
+
+
+def test_explain_prints_the_card_for_people_and_for_programs() -> None:
+    found = json.loads(passed("explain", "fixmatch(confidence=0.9)", "--json").stdout)
+    assert found["expression"] == "fixmatch(confidence=0.9)"
+    text = passed("explain", "fixmatch(confidence=0.9)").stdout
+    for words in (
+        "Confident(threshold=0.9)",
+        found["equation"],
+        "strong: unlabelled rows",
+        "15 forward",
+        "NeurIPS 2020",
+    ):
+        assert words in text
+    assert "nearest: fixmatch" in refused("explain", "fixmatsh()")
+
+
+def test_help_names_every_command_and_every_option_of_run() -> None:
+    text = passed("--help").stdout
+    for command in ("run", "resume", "predict", "methods", "explain", "doctor"):
+        assert f"\n  {command} " in text
+    text = passed("run", "--help").stdout
+    for option in ("target", "unlabelled", "labels", "label-noise", "model", "method", "epochs", "batch-size", "seed",
+                   "out", "json", "quiet"):  # fmt: skip
+        assert f"--{option} " in text
+    assert passed("--version").stdout.split() == ["selfdistill,", "version", selfdistill.__version__]
+
+
+def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() -> None:
+    """An option that nothing reads, or a field that no option reaches, would be noticed here."""
+    from dataclasses import fields
+
+    from selfdistill.cli import main
+    from selfdistill.cli.options import TRAINING
+    from selfdistill.io.run_record import Request
+    from selfdistill.training.settings import Settings
+
+    options = {parameter.name for parameter in main.commands["run"].params}
+    request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
+    assert options == (request - {"training"}) | set(TRAINING) | {"out", "as_json", "quiet"}
+    assert settings == set(TRAINING) | {"epochs", "steps", "batch_size", "seed"}
+
+
+def test_training_options_reach_the_run() -> None:
+    report("run", "digits", *PLAIN, "--lr", 0.01, "--optimizer", "sgd", "--clip", 1, "--accumulate", 2, "--out", "r")
+    settings = json.loads(Path("r/run.json").read_text())["settings"]
+    assert settings == {
+        "lr": 0.01, "optimizer": "sgd", "clip": 1.0, "accumulate": 2, "seed": 0, "steps": 3, "batch_size": 64,
+        "epochs": settings["epochs"],
+    }  # fmt: skip
+
+
+# ---- a process of its own: signals and pipes --------------------------------------------------------
+
+
+def test_a_reader_that_leaves_early_costs_no_traceback() -> None:
+    for args in ("methods", "methods --json", "explain plain"):
+        command = f"set -o pipefail; {sys.executable} -m selfdistill {args} | head -c 1"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+        assert done.stdout
+        assert done.stderr == ""
+        assert done.returncode in (0, 1)
+
+
+def begun(folder: Path, epochs: int) -> None:
+    """Wait until the log has so many epochs."""
+    log, patience = folder / "metrics.jsonl", time.monotonic() + 60
+    while not log.exists() or log.read_text().count("\n") < epochs:
+        assert time.monotonic() < patience, "the run did not begin"
+        time.sleep(0.01)
+
+
+LONG = ("run", "digits", "--method", "ps_kd()", "--batch-size", 128, "--epochs", 25)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    passed(*LONG, "--out", folder, "--quiet")
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(number: signal.Signals, whole: Path) -> None:
+    process = child(*LONG, "--out", "cut", "--quiet")
+    begun(Path("cut"), 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "go on by `selfdistill resume cut`" in err
+    assert "result" not in json.loads(Path("cut/run.json").read_text())
+
+    assert _without_time(report("resume", "cut")) == {**_without_time(report("resume", whole)), "run": "cut"}
+    for name in ("model/model.safetensors", "metrics.jsonl", "control/metrics.jsonl"):
+        assert (Path("cut") / name).read_bytes() == (whole / name).read_bytes()
+
+
+def _without_time(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_time(v) if k == "plain" else v for k, v in result.items() if k != "seconds"}
+
+
+def test_a_run_that_is_stopped_between_trainings_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfdistill.experiments.run import Run
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_judge", stopped)
+        result = invoke("run", "digits", *TINY, "--out", "r", "--quiet")
+    assert result.exit_code == 130
+    assert result.stderr == "selfdistill: stopped; go on by `selfdistill resume r`\n"
+    assert report("resume", "r")["test"]["accuracy"] >= 0

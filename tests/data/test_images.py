@@ -1,0 +1,318 @@
+"""Images from folders and IDX files: what is read, in which shape, and what is refused."""
+
+import gzip
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfdistill.data import dataset, images
+from selfdistill.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+
+
+def save(path, size=(12, 10), mode="RGB", shade=None, **options):
+    """A picture of noise, or of one shade; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = RANDOM.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    if shade is not None:
+        values[:] = shade
+    Image.fromarray(values).convert(mode).save(path, **options)
+    return path
+
+
+def pets(root, count=10, **options):
+    for label in ("cat", "dog"):
+        for i in range(count):
+            save(root / label / f"{i:02}.png", **options)
+    return root
+
+
+def load(root, **options):
+    return dataset.load(str(root), **options)
+
+
+# ---- folders by class ----------------------------------------------------------------------------------
+
+
+def test_sub_folders_are_classes(tmp_path):
+    loaded = load(pets(tmp_path / "pets", 20))
+    assert (loaded.name, loaded.classes, loaded.shape) == ("pets", ("cat", "dog"), (3, 32, 32))
+    assert (loaded.kind, loaded.augment, loaded.flips) == ("image", "weak", True)
+    assert [len(loaded.test), len(loaded.audit), len(loaded.labelled)] == [8, 5, 27]
+    for part in (loaded.test, loaded.audit, loaded.labelled):
+        assert abs(float(loaded.y[part].float().mean()) - 0.5) <= 0.1
+
+
+def test_pixels_arrive_with_their_label_and_place(tmp_path):
+    """Each picture's own shade, and channels first."""
+    for i, label in enumerate(("cat", "dog")):
+        for j in range(4):
+            save(tmp_path / label / f"{j}.png", shade=(10 * i + j, 100, 200))
+    loaded = load(tmp_path, image_size=8)
+    for row in range(8):
+        red = 10 * int(loaded.y[row]) + row % 4
+        assert loaded.x[row].flatten(1).unique(dim=1).tolist() == [[red], [100], [200]]
+
+
+def test_resizing_is_pillows_bilinear(tmp_path):
+    pets(tmp_path, 3)
+    loaded = load(tmp_path, image_size=9)
+    first = Image.open(tmp_path / "cat" / "00.png").resize((9, 9), Image.Resampling.BILINEAR)
+    assert loaded.x[0].permute(1, 2, 0).equal(torch.from_numpy(np.array(first)))
+
+
+def test_all_grey_is_one_channel_and_a_single_coloured_image_makes_three(tmp_path):
+    pets(tmp_path, 4, mode="L")
+    assert load(tmp_path).shape == (1, 32, 32)
+    save(tmp_path / "unlabelled" / "bright.jpg")
+    assert load(tmp_path).shape == (3, 32, 32)
+
+
+def test_every_named_format_is_read(tmp_path):
+    pets(tmp_path, 3)
+    for suffix in ("png", "jpg", "JPEG", "bmp", "webp", "gif"):
+        save(tmp_path / "cat" / f"x.{suffix}")
+    (tmp_path / "cat" / "notes.txt").write_text("not a picture")
+    (tmp_path / "cat" / "._x.png").write_text("a file of the file system")
+    assert len(load(tmp_path).y) == 12
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    x = images.read([tmp_path / "deep.png"], (1, 8, 8))
+    assert (x[0, 0].int() - torch.from_numpy(ramp.astype(np.int64) // 256)).abs().max() == 0
+
+
+def test_pictures_are_turned_as_the_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to view
+    values = np.zeros((8, 8, 3), np.uint8)
+    values[:, :4] = 255  # stored: left half white; viewed: upper half white
+    Image.fromarray(values).save(tmp_path / "phone.png", exif=exif)
+    x = images.read([tmp_path / "phone.png"], (1, 8, 8))[0, 0]
+    assert x[:4].min() == 255
+    assert x[4:].max() == 0
+
+
+def test_given_splits_are_honoured(tmp_path):
+    pets(tmp_path / "train", 6)
+    pets(tmp_path / "test", 3)
+    pets(tmp_path / "val", 2)
+    for seed in (0, 1):
+        loaded = load(tmp_path, seed=seed)
+        assert [len(p) for p in (loaded.labelled, loaded.audit, loaded.test)] == [12, 4, 6]
+        assert loaded.classes == ("cat", "dog")
+    with pytest.raises(DataError, match="its test rows are given by its files"):
+        load(tmp_path, test=0.5)
+
+
+def test_a_train_folder_alone_is_split(tmp_path):
+    pets(tmp_path / "train", 10)
+    assert len(load(tmp_path).test) == 4
+
+
+@pytest.mark.parametrize("place", ["pets/unlabelled", "pets/unlabeled", "unlabelled", "pets/train/unlabelled"])
+def test_unlabelled_is_no_class(tmp_path, place):
+    pets(tmp_path / "pets" / ("train" if "train" in place else ""), 6)
+    for i in range(5):
+        save(tmp_path / place / f"deep{i}" / f"{i}.png")
+    loaded = load(tmp_path / "pets")
+    assert loaded.classes == ("cat", "dog")
+    assert loaded.unlabelled.tolist() == [12, 13, 14, 15, 16]
+    assert (loaded.y[loaded.unlabelled] == -1).all()
+
+
+def test_unlabelled_folder_by_name(tmp_path):
+    pets(tmp_path / "pets", 6)
+    save(tmp_path / "street" / "a.png")
+    assert len(load(tmp_path / "pets", unlabelled=str(tmp_path / "street")).unlabelled) == 1
+
+
+def test_digits_take_unlabelled_pictures_in_their_own_scale(tmp_path):
+    save(tmp_path / "white.png", size=(20, 20), shade=(255, 255, 255))
+    digits = dataset.load("digits", unlabelled=str(tmp_path))
+    assert digits.unlabelled.tolist() == [1797]
+    assert digits.rows(digits.unlabelled).equal(torch.ones(1, 1, 8, 8))
+
+
+# ---- refusals ------------------------------------------------------------------------------------------
+
+
+def empty(root):
+    (root / "unlabelled").mkdir()
+
+
+def truncated(root):
+    path = save(root / "cat" / "zz.png", size=(64, 64))
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def text(root):
+    (root / "dog" / "zz.jpg").write_text("hello")
+
+
+def loose(root):
+    save(root / "beside.png")
+
+
+def hollow(root):
+    (root / "fish").mkdir()
+
+
+def single(root):
+    save(root / "fish" / "one.png")
+
+
+def solitary(root):
+    shutil.rmtree(root / "dog")
+
+
+def flat(root):
+    shutil.rmtree(root / "dog")
+    shutil.rmtree(root / "cat")
+    save(root / "a.png")
+
+
+def test_a_folder_around_the_class_folders_is_asked_about(tmp_path):
+    """Beside them lies a table, which is no image."""
+    pets(tmp_path / "photos", 4)
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"only the class 'photos'.*did you mean .*photos\?") as caught:
+        load(tmp_path)
+    assert str(tmp_path / "photos") + "?" in str(caught.value)
+    load(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (empty, r"unlabelled: no image in it"),
+        (truncated, r"cat/zz\.png: not a readable image"),
+        (text, r"dog/zz\.jpg: not a readable image"),
+        (loose, r"beside\.png: an image beside the class folders"),
+        (hollow, r"fish: no image in it"),
+        (single, r"class 'fish' has too few labelled rows to split \(1, needed 3\)"),
+        (solitary, r"only the class 'cat'"),
+        (flat, r"no sub-folder with images"),
+    ],
+)
+def test_spoilt_folders_are_refused_in_one_line(tmp_path, spoil, message):
+    spoil(pets(tmp_path, 4))
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_only_in_test_is_refused(tmp_path):
+    pets(tmp_path / "train", 4)
+    pets(tmp_path / "test", 2)
+    save(tmp_path / "test" / "fish" / "a.png")
+    with pytest.raises(DataError, match="class 'fish' is in the test split"):
+        load(tmp_path)
+
+
+def test_a_folder_beside_train_is_not_lost_in_silence(tmp_path):
+    pets(tmp_path / "train", 4)
+    pets(tmp_path / "extra", 4)
+    with pytest.raises(DataError, match="extra: beside train/"):
+        load(tmp_path)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match="neither a folder nor a table"):
+        load(tmp_path / "notes.txt")
+
+
+def test_missing_pillow_names_the_extra(tmp_path, monkeypatch):
+    pets(tmp_path, 4)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match=r"pip install 'selfdistill\[images\]'"):
+        load(tmp_path)
+
+
+# ---- IDX -----------------------------------------------------------------------------------------------
+
+
+def write_idx(folder, packed=True, train=60, test=20):
+    """Four IDX files written by hand; returns images and labels."""
+    folder.mkdir(exist_ok=True)
+    written = []
+    for part, count in (("train", train), ("t10k", test)):
+        x = RANDOM.integers(0, 256, (count, 9, 11)).astype(np.uint8)
+        y = (np.arange(count) % 4).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", x), (f"{part}-labels-idx1-ubyte", y)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            content = header + array.tobytes()
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
+        written.append((x, y))
+    return written
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_files_keep_their_test_split(tmp_path, packed):
+    (train, train_y), (test, test_y) = write_idx(tmp_path / "letters", packed)
+    loaded = load(tmp_path / "letters")
+    assert (loaded.name, loaded.shape, loaded.classes) == ("letters", (1, 9, 11), ("0", "1", "2", "3"))
+    assert loaded.test.tolist() == list(range(60, 80))
+    assert loaded.x[:, 0].equal(torch.from_numpy(np.concatenate([train, test])))
+    assert loaded.y.tolist() == [*train_y, *test_y]
+    assert len(loaded.audit) == 9
+    assert not loaded.flips, "an IDX file does not say whether a mirror image keeps its class"
+
+
+def test_fashion_mnist_is_found_where_the_variable_points(tmp_path, monkeypatch):
+    write_idx(tmp_path / "fashion-mnist")
+    monkeypatch.setenv("SELFDISTILL_DATA", str(tmp_path))
+    assert images.fashion_folder() == tmp_path / "fashion-mnist"
+    loaded = dataset.load("fashion-mnist")
+    assert loaded.name == "fashion-mnist"
+    assert loaded.flips
+    assert loaded.classes[0] == "T-shirt/top"
+
+
+def test_missing_fashion_mnist_names_package_and_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFDISTILL_DATA", str(tmp_path))
+    monkeypatch.setattr(images, "DEBIAN", Path("/nowhere"))
+    with pytest.raises(DataError, match="install the Debian package dataset-fashion-mnist, or set SELFDISTILL_DATA"):
+        dataset.load("fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("t10k-labels-idx1-ubyte.gz", None, "no file t10k-labels"),
+        ("train-images-idx3-ubyte.gz", lambda b: b[: len(b) // 2], "cannot be read"),
+        ("train-images-idx3-ubyte.gz", lambda b: b"plain text", "cannot be read"),
+        ("train-labels-idx1-ubyte.gz", lambda b: gzip.compress(b"text, not IDX"), "not an IDX file"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            lambda b: gzip.compress(gzip.decompress(b)[:-1]),
+            r"59 bytes where \[60\] are announced",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            lambda b: gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 0, 1])),
+            "2 labels for 60 images",
+        ),
+    ],
+)
+def test_damaged_idx_files_are_named(tmp_path, name, spoil, message):
+    write_idx(tmp_path)
+    path = tmp_path / name
+    if spoil is None:
+        path.unlink()
+    else:
+        path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)

@@ -1,0 +1,156 @@
+"""Doubts: which labels a run came to doubt, against the labels that were made wrong on purpose."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfdistill import fit
+from selfdistill.data.dataset import Data, load
+from selfdistill.errors import CheckpointError, DataError
+from selfdistill.evaluation.label_errors import Doubt, auroc, judge, of_classes, of_values, read
+from selfdistill.methods import recipes
+from selfdistill.models.registry import parse
+from selfdistill.report import run_page
+from tests.terminal import passed, refused
+
+NOISE = 0.4
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load("digits", label_noise=NOISE)
+
+
+def trained(name: str, data: Data, steps: int = 150) -> tuple[list[Doubt], dict[str, Any]]:
+    result = fit(parse("mlp", data.shape, data.outputs), data, recipes()[name](), steps=steps)
+    return judge(result, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("elr", "memory"), ("self_adaptive", "memory"), ("selc", "memory"), ("plain", "generations"),
+     ("mutual", "generations")],
+)  # fmt: skip
+def test_wrong_labels_are_doubted_most(name: str, source: str, digits: Data) -> None:
+    """Four in ten digits have a wrong label: one of them scores above a right one in at least 95 of 100 pairs."""
+    found, summary = trained(name, digits)
+    assert summary["from"] == source
+    assert summary["rows"] == len(found) == len(digits.labelled)
+    assert float(summary["auroc"]) > 0.95
+    wrong = digits.noisy[torch.tensor([one.row - 1 for one in found[:200]])]
+    assert float(wrong.float().mean()) > 0.95
+
+
+def test_scores_do_not_know_which_labels_are_wrong(digits: Data) -> None:
+    """The same run on data that claim other rows to be noisy has the same scores."""
+    from dataclasses import replace
+
+    lying = replace(digits, noisy=~digits.noisy)
+    first, told = trained("elr", digits, steps=60)
+    second, lied = trained("elr", lying, steps=60)
+    assert first == second
+    assert float(lied["auroc"]) == pytest.approx(1 - float(told["auroc"]), abs=2e-4)
+
+
+def test_the_area_is_the_share_of_pairs_in_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score, wrong = torch.randint(0, 5, (40,), generator=generator).float(), torch.rand(40, generator=generator) < 0.3
+    pairs = [(float(a), float(b)) for a in score[wrong] for b in score[~wrong]]
+    wanted = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+    assert auroc(score, wrong) == pytest.approx(wanted)
+    assert auroc(score, torch.zeros(40, dtype=torch.bool)) is None
+
+
+def test_scores_by_hand() -> None:
+    q = torch.tensor([[0.7, 0.3], [0.25, 0.75]])
+    assert of_classes(q, torch.tensor([1, 1])).tolist() == pytest.approx([0.7, 0.25])
+    m, y = torch.zeros(3), torch.tensor([1.0, -2.0, 0.5])
+    normal = torch.distributions.Normal(0.0, 1.4826)
+    wanted = [2 * float(normal.cdf(e)) - 1 for e in y.abs()]
+    assert of_values(m, y).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert of_values(torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])).tolist() == [0, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doubts") / "run"
+    passed("run", "digits", "--label-noise", NOISE, "--steps", 60, "--no-control", "--quiet", "--out", folder)
+    return folder
+
+
+def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
+    lines = list(csv.DictReader((run / "doubts.csv").open()))
+    scores = [float(line["doubt"]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert len({line["row_from_1"] for line in lines}) == len(lines) == 1097
+    text = passed("doubts", run, "--top", 3).stdout
+    assert text.splitlines()[0].split() == ["row", "(from", "1)", "label", "believed", "doubt"]
+    assert text.splitlines()[1].split()[0] == lines[0]["row_from_1"]
+    assert "of 1097 labels are doubted, by its own history" in text
+    found = json.loads(passed("doubts", run, "--top", 3, "--json").stdout)
+    assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
+    assert found["doubted"] == sum(line["label"] != line["believed"] for line in lines)
+    assert read(run)["labels"][:3] == found["labels"]
+    few = run.parent / "few"
+    few.mkdir()
+    (few / "run.json").write_text((run / "run.json").read_text())
+    wrong, right = (next(x for x in lines if (x["label"] != x["believed"]) is doubted) for doubted in (True, False))
+    with (few / "doubts.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows([wrong, right])
+    shown = "".join(run_page.doubted({"doubts": {"from": "history"}}, few))
+    assert f">{wrong['row_from_1']}<" in shown
+    assert f">{right['row_from_1']}<" not in shown, "a label that is believed is not listed as doubted"
+    assert "--top" in passed("doubts", "--help").stdout
+
+
+def test_what_has_no_doubts_is_said_in_one_line(run: Path, tmp_path: Path) -> None:
+    assert "has no run.json" in refused("doubts", tmp_path)
+    with pytest.raises(DataError, match="from 1 on"):
+        read(run, 0)
+    saved = (run / "doubts.csv").read_text()
+    try:
+        (run / "doubts.csv").write_text(saved.replace("row_from_1,name", "row;name"))
+        assert "is damaged" in refused("doubts", run)
+        (run / "doubts.csv").unlink()
+        with pytest.raises(CheckpointError, match="made by an older version"):
+            read(run)
+    finally:
+        (run / "doubts.csv").write_text(saved)
+
+
+def test_rows_are_counted_as_by_predict_and_in_files_of_older_versions(run: Path, tmp_path: Path) -> None:
+    """Each label read back belongs to the row that has its number, the first being 1."""
+    data, new = load("digits", label_noise=NOISE), read(run)["labels"]
+    assert all(data.classes[int(data.y[one["row"] - 1])] == one["label"] for one in new)
+    assert all("first row of data is 1" in " ".join(passed(c, "--help").stdout.split()) for c in ("doubts", "predict"))
+    (tmp_path / "run.json").write_text((run / "run.json").read_text())
+    lines = list(csv.DictReader((run / "doubts.csv").open()))
+    with (tmp_path / "doubts.csv").open("w") as file:
+        writer = csv.DictWriter(file, ["row", *list(lines[0])[1:]])
+        writer.writeheader()
+        writer.writerows({"row": int(line.pop("row_from_1")) - 1, **line} for line in lines)
+    assert read(tmp_path)["labels"] == new
+
+
+def test_values_are_doubted_by_the_size_of_their_error(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(160, 3, generator=generator)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 0.05 * torch.randn(160, generator=generator)
+    y[:5] += torch.tensor([9.0, -9.0, 9.0, -9.0, 9.0])
+    rows = [",".join(f"{v:.5f}" for v in (*a.tolist(), b.item())) for a, b in zip(x, y, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,c,target", *rows]) + "\n")
+    folder = tmp_path / "run"
+    options = ["--model", "mlp", "--method", "plain()", "--steps", 150, "--quiet", "--out", folder]
+    passed("run", tmp_path / "t.csv", "--target", "target", *options)
+    found = read(folder)["labels"]
+    taught = {one["row"] for one in found}
+    assert {one["row"] for one in found[: len(taught & set(range(1, 6)))]} == taught & set(range(1, 6))
+    assert len(taught & set(range(1, 6))) >= 2

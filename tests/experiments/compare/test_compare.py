@@ -1,0 +1,225 @@
+"""Comparisons that really train: matched compute, equal pairs, killed and continued, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.data.dataset import load
+from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
+from selfdistill.experiments.compare import compare, runner
+from selfdistill.experiments.compare.network_controls import larger, planned
+from selfdistill.experiments.compare.plan import Ask, Job, check
+from selfdistill.experiments.run import Run
+from selfdistill.io.run_record import Request
+from selfdistill.models.registry import parse
+from selfdistill.training import threads
+
+METHODS = ["born_again()", "mutual()"]
+FLAGS = ["digits", "--labels", "100", "--steps", "12", "--model", "mlp(width=16)", "--seeds", "3"]
+REQUEST = Request("digits", labels=100, steps=12, model="mlp(width=16)")
+
+
+def ended_from_outside(*anything: Any) -> None:
+    os._exit(9)
+
+
+def refused_by_a_vital(job: Job, *anything: Any) -> None:
+    with runner.named(job):
+        raise VitalsError("uniform-target", "uniform-target: term 'past': it is uniform; softmax once")
+
+
+def command(*more: str) -> list[str]:
+    return [sys.executable, "-m", "selfdistill", "compare", *FLAGS, "--methods", *METHODS, *more]
+
+
+def without_times(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    found.pop("times")
+    found.pop("command")
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "whole"
+    done = subprocess.run(
+        command("--out", str(folder), "--json", str(folder.parent / "out.json")),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 seeds cannot pass an exact test" in done.stderr
+    said = " ".join(done.stdout.split())
+    assert "born_again(): in accuracy, TIES with plain" in said
+    assert "So few seeds allow no verdict but a tie" in said
+    assert "…" not in done.stdout  # 80 columns wide, and no figure is cut
+    assert json.loads((folder.parent / "out.json").read_text()) == json.loads((folder / "comparison.json").read_text())
+    return folder
+
+
+def test_every_row_is_there_and_matched(whole: Path) -> None:
+    found = without_times(whole)
+    names = [row["name"] for row in found["rows"]]
+    assert names == [
+        *METHODS, "plain", "plain, longer", "label smoothing", "EMA weights", "early stopping", "weight decay",
+        "independent, averaged", "distil from larger",
+    ]  # fmt: skip
+    amount = found["budget"]["amount"]
+    for row in found["rows"]:
+        assert set(row["metrics"]) == {"accuracy", "nll", "ece", "brier", "aurc"}
+        total = row["passes"]["total"]
+        if row["name"] == "weight decay":
+            total /= 4  # four of them, each with the whole budget
+        if row["name"] != "plain":
+            assert total == pytest.approx(amount, rel=0.06), row["name"]
+    assert found["rows"][-1]["passes"]["with_teacher_training"] > amount
+    assert found["best_control"]["name"] in names[2:]
+
+
+def test_pairs_start_alike(whole: Path) -> None:
+    """The first member of the ensemble is the plain model of its seed; the longer plain run has the same data."""
+    cells = [json.loads(p.read_text()) for p in (whole / "cells").glob("*/1/cell.json")]
+    assert len({cell["data"]["fingerprint"] for cell in cells}) == 1
+    other = json.loads(next((whole / "cells").glob("plain-*/2/cell.json")).read_text())
+    assert other["data"]["fingerprint"] != cells[0]["data"]["fingerprint"]
+    assert not list(whole.glob("cells/*/*/training"))
+
+
+def test_killed_and_continued_it_says_the_same(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    running = subprocess.Popen(
+        command("--out", str(folder), "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while running.poll() is None and len(list(folder.glob("cells/*/*/cell.json"))) < 6:
+        time.sleep(0.05)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (folder / "comparison.json").exists()
+    done = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/*/cell.json")}
+    compare(REQUEST, METHODS, seeds=3, out=folder)
+    assert without_times(folder) == without_times(whole)
+    assert all(p.stat().st_mtime_ns == before for p, before in done.items())  # not computed again
+
+
+def test_another_question_in_the_same_folder_is_refused(whole: Path) -> None:
+    with pytest.raises(DataError, match=r"other settings .*steps 12, now 13"):
+        compare(replace(REQUEST, steps=13), METHODS, seeds=3, out=whole)
+    with pytest.raises(DataError, match=r"other settings .*seeds"):
+        compare(REQUEST, METHODS, seeds=4, out=whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seeds", "2"], "2 different seeds allow no verdict"),
+        (["--methods", "nonsense()"], "nonsense"),
+        (["--methods", "plain()", "plain()"], "twice"),
+    ],
+    ids=["seeds", "method", "twice"],
+)
+def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_path: Path) -> None:
+    flags = [*FLAGS, *([] if "--methods" in more else ["--methods", "elr()"])]
+    full = [sys.executable, "-m", "selfdistill", "compare", *flags, *more, "--out", str(tmp_path / "out"), "--quiet"]
+    done = subprocess.run(full, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfdistill.experiments.compare import network_controls
+    from selfdistill.experiments.network_task import prepare as whole
+
+    def poorer(request: Request) -> Any:
+        ready = whole(request)
+        data = ready.data
+        few = replace(data, audit=data.audit[data.y[data.audit] != 4])
+        return replace(ready, data=few) if request.seed == 2 else ready
+
+    monkeypatch.setattr(network_controls, "prepare", poorer)
+    with pytest.raises(DataError, match=r"digits, seed 2: the audit split of .* has none of class 4"):
+        compare(REQUEST, METHODS, seeds=3, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_for_the_json_that_is_none_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "out.json"
+    done = subprocess.run(
+        command("--out", str(tmp_path / "out"), "--json", str(nowhere)), check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"selfdistill: {nowhere} cannot be written (its folder does not exist); give another --json\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "error", "said"),
+    [
+        (ended_from_outside, CheckpointError, "ended from outside.*same command again"),
+        (refused_by_a_vital, VitalsError, r"^[^:]+, seed 0: uniform-target: .*softmax once"),  # whichever ends first
+    ],
+    ids=["killed", "refused"],
+)
+def test_a_training_that_ends_badly_in_its_process_takes_one_line(
+    ends: Any, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_work", ends)
+    found = runner.Comparison.create(REQUEST, Ask(tuple(METHODS), (0, 1, 2)), tmp_path / "out")
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    with pytest.raises(error, match=said) as caught:
+        found.execute()
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out").exists() == (error is CheckpointError)  # it may go on; a corrected one may begin there
+
+
+def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    broken = next(folder.glob("cells/plain-*/1/times.json"))
+    broken.write_text("{")
+    with pytest.raises(CheckpointError, match=r"times.json is damaged .*; delete .* and go on"):
+        compare(REQUEST, METHODS, seeds=3, out=folder)
+
+
+def test_the_plan_gives_the_cheaper_method_more_steps() -> None:
+    ask = Ask(("a()", "b()"), (0, 1, 2))
+    amount, jobs = planned(ask, 100, {"a()": 900.0, "b()": 300.0, "plain": 300.0, "distil from larger": 450.0})
+    steps = {job.name: job.steps for job in jobs}
+    assert amount == 900.0
+    assert steps["a()"] == 100
+    assert steps["b()"] == steps["plain, longer"] == 300
+    assert steps["distil from larger"] == 200
+    assert steps["plain"] == 100
+    assert jobs[-1].count == 3
+
+
+def test_jobs_of_other_lengths_have_other_folders() -> None:
+    assert Job("plain", "plain", 10, 0).key != Job("plain", "plain", 11, 0).key
+    assert Job("ps_kd()", "method", 10, 0).key.split("/")[0] == Job("ps_kd()", "method", 10, 1).key.split("/")[0]
+
+
+def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
+    with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
+        check(Ask(("elr()",), (0, 1, 2), budget="money"))
+    data = load("digits")
+    assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
+    with pytest.raises(RecipeError, match="no width"):
+        larger(parse("tests.harness:build", data.shape, 10))
+
+
+def test_a_comparison_is_not_gone_on_with_as_a_run(whole: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a comparison; give the same compare command again"):
+        Run.open(whole)

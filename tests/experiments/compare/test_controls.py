@@ -1,0 +1,63 @@
+"""Which kind of comparison a request is, told by its data, its model and its methods, before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfdistill.errors import DataError, RecipeError
+from selfdistill.experiments.compare.language_controls import LanguageModels
+from selfdistill.experiments.compare.network_controls import Networks
+from selfdistill.experiments.compare.plan import BEFORE, PLAIN
+from selfdistill.experiments.compare.runner import kind_of
+from selfdistill.experiments.compare.table_controls import Learners
+from selfdistill.io.run_record import Request
+
+NOWHERE = Request("nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("request_", "methods", "kind"),
+    [
+        (Request("digits"), ("elr()", "plain()"), Networks),
+        (Request("diabetes"), ("born_again(xi=0.5)",), Networks),
+        (Request("diabetes", model="mlp"), ("plain()",), Networks),
+        (Request("diabetes", model="linear"), ("self_distilled()", "plain()"), Learners),
+        (Request("diabetes", model="linear"), ("plain()",), Learners),
+        (NOWHERE, ("sft()", "sdft()"), LanguageModels),
+        (Request("reasoning-gym:chain_sum"), ("grpo()",), LanguageModels),
+    ],
+)
+def test_data_model_and_methods_say_what_learns(request_: Request, methods: tuple[str, ...], kind: type) -> None:
+    assert kind_of(request_, methods) is kind
+
+
+@pytest.mark.parametrize(
+    ("request_", "methods", "error", "said"),
+    [
+        (NOWHERE, ("sft()", "elr()"), RecipeError, r"elr\(\) learns classes or values and nowhere.jsonl holds prompts"),
+        (Request("diabetes"), ("sdft()",), RecipeError, r"sdft\(\) learns prompts and diabetes holds none"),
+        (Request("digits"), ("elr()", "self_distilled()"), DataError, r"digits: self_distilled\(\) learns tables"),
+        (
+            Request("diabetes"),
+            ("self_distilled()", "elr()"),
+            RecipeError,
+            r"self_distilled\(\) is for learners and elr",
+        ),
+    ],
+)
+def test_methods_of_another_kind_are_refused_by_name(
+    request_: Request, methods: tuple[str, ...], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        kind_of(request_, methods)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [(Networks, (PLAIN, PLAIN)), (Learners, (PLAIN, PLAIN)), (LanguageModels, ("sft()", BEFORE))],
+)
+def test_the_row_that_all_are_compared_with(
+    kind: type[Networks | Learners | LanguageModels], plain: tuple[str, str]
+) -> None:
+    """With and without the control that not all data or models have."""
+    assert (kind.plain(True), kind.plain(False)) == plain

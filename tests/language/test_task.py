@@ -1,0 +1,206 @@
+"""From the command line to a folder that plain transformers load, on a model that knows nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from selfdistill.cli import main
+from selfdistill.errors import DataError
+from selfdistill.language import preflight
+from selfdistill.language.recipes import RECIPES
+from selfdistill.language.sampling import Vllm, export
+from selfdistill.language.task import paired, spread
+from selfdistill.language.trainer import fit
+from tests.language.tiny import prompts, student
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, prompts with demonstrations and checkers, and a suite of prior tasks."""
+    folder = tmp_path_factory.mktemp("door")
+    export(student(), folder / "tiny")
+    words = ["abc", "bcd", "cda", "dab", "acb", "bdc", "cad", "dba", "adc", "bca", "cbd", "dcb"]
+    rows = [{"prompt": f"{w} {i}?", "demonstration": w[::-1], "answer": w[::-1], "checker": "exact"}
+            for i, w in enumerate(words * 2)]  # fmt: skip
+    suite = [{"prompt": f"{i}?", "answer": str(i), "checker": "exact"} for i in range(4)]
+    for name, lines in (
+        ("p", rows),
+        ("few", rows[:5]),
+        ("k", suite),
+        ("bare", [{"prompt": r["prompt"]} for r in rows]),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def call(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(args))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> dict[str, Any]:
+    code, out, err = call(
+        "run", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "sdft(max_tokens=4)", "--keep",
+        f"{place}/k.jsonl", "--max-tokens", "4", "--steps", "2", "--batch-size", "4", "--lora", "2", "--out",
+        f"{place}/run", "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    return dict(json.loads(out))
+
+
+def test_a_run_tells_of_before_the_control_and_the_product(run: dict[str, Any]) -> None:
+    assert run["kind"] == "language"
+    assert {"accuracy", "kept", "length"} == set(run["before"]) == set(run["test"]) == set(run["plain"]["end"])
+    assert run["plain"]["steps"] == run["steps"] == 2
+    assert set(run["against"]) == {"before", "sft"}
+    assert run["against"]["before"]["kept"]["verdict"] in ("BEATS", "TIES", "LOSES")
+    assert run["learning"] < run["parameters"]
+
+
+def test_the_product_loads_in_plain_transformers(place: Path, run: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(place / "run" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(place / "run" / "model")
+    assert type(model).__name__ == "LlamaForCausalLM"  # the adapter is merged
+    assert model(**tokenizer("abc", return_tensors="pt")).logits.shape[1] == 3
+    assert not list((place / "run").rglob("*.bin"))
+
+
+@pytest.mark.parametrize(("data", "method"), [("few", "sft()"), ("bare", "ssd(max_tokens=4)")])
+def test_a_run_that_can_judge_too_few_prompts_says_so(place: Path, data: str, method: str) -> None:
+    code, out, err = call(
+        "run", f"{place}/{data}.jsonl", "--model", f"{place}/tiny", "--method", method, "--max-tokens", "4", "--steps",
+        "1", "--audit", "off", "--out", f"{place}/{data}", "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    against = json.loads(out)["against"]["before"]["test"]
+    assert (against["rows"], against["half"], against["verdict"]) == (int(data == "few"), None, None)
+    for page in ("README.md", "report.html"):
+        said = (place / data / page).read_text(encoding="utf-8")
+        assert "has no verdict against the model before" in said
+        assert "and at least 3 show one" in said
+
+
+def test_predict_vitals_and_report_of_a_run(place: Path, run: dict[str, Any]) -> None:
+    code, out, err = call("predict", f"{place}/run", f"{place}/k.jsonl")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["0?", "1?", "2?", "3?"]
+    assert all(row["reward"] in (0.0, 1.0) for row in rows)
+    code, out, err = call("vitals", f"{place}/run")
+    assert code == 0, err
+    assert "right when the context is read" in out
+    assert "nats a token" in out
+    assert "sft(), after 2 steps" in (place / "run" / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForCausalLM" in (place / "run" / "README.md").read_text(encoding="utf-8")
+    assert "The product" in (place / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:
+    code, out, err = call("explain", "sdft()", "--example", f"{place}/p.jsonl")
+    assert code == 0, err
+    assert "+ user: This is an example for a response to the question:" in out
+    assert "  user: " in out
+    code, _, err = call("explain", "elr()", "--example", f"{place}/p.jsonl")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_vllm_on_shards_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfdistill.core.distributed.size", lambda: 2)
+    with pytest.raises(
+        DataError, match="vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM"
+    ):
+        fit(student, prompts(20), RECIPES["sdft"](), out=tmp_path / "run", device="cpu", parallel="fsdp", engine=Vllm())
+    assert not (tmp_path / "run").exists()
+
+
+def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
+    code, out, _ = call(
+        "preflight", f"{place}/p.jsonl", "--model", f"{place}/tiny", "--method", "sdft()", "--max-tokens", "4",
+        "--prompts", "4", "--device", "cpu", "--json",
+    )  # fmt: skip
+    found = json.loads(out)
+    assert code == int(not found["go"])
+    assert found["student"]["accuracy"] == 0.0  # it knows nothing, with the context or without
+    assert not found["go"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("run", "p.jsonl", "--method", "elr()"), "holds prompts"),
+        (("run", "p.jsonl", "--method", "sdfd()"), "nearest: sdft"),
+        (("run", "digits", "--method", "sdft()"), "learns prompts"),
+        (("run", "bare.jsonl", "--model", "tiny", "--method", "sdft()"), "needs a demonstration"),
+        (("run", "p.jsonl", "--model", "minilm"), "writes none"),
+        (("run", "p.jsonl", "--target", "x"), "--target"),
+        (("compare", "digits", "--methods", "sdft()", "--quiet"), "learns prompts"),
+        (("preflight", "digits"), "holds no prompts"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    args: tuple[str, ...], says: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    code, _, err = call(*args)
+    assert code == 2, err
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_one_or_two_prompts_beat_nothing(n: int) -> None:
+    found = paired([0.0] * n, [1.0] * n)
+    assert (found["gain"], found["half"], found["rows"], found["verdict"]) == (float(n > 0), None, n, None)
+    json.loads(json.dumps(found, allow_nan=False))
+
+
+@pytest.mark.parametrize("n", range(3, 12))
+def test_rows_that_all_gain_alike_are_judged_as_coins_would_be(n: int) -> None:
+    chance = sum(all(coins) or not any(coins) for coins in itertools.product((0, 1), repeat=n)) / 2**n
+    assert paired([0.0] * n, [1.0] * n)["verdict"] == ("BEATS" if chance <= 0.05 else "TIES")
+    assert paired([1.0] * n, [0.0] * n)["verdict"] == ("LOSES" if chance <= 0.05 else "TIES")
+    tied = paired([1.0] * n, [1.0] * n)
+    assert tied["verdict"] == "TIES"
+    assert (1 - tied["half"]) ** n == pytest.approx(0.025)  # the chance that a share of ``half`` is never met
+
+
+def test_the_interval_of_right_and_wrong_covers_rare_losses() -> None:
+    """Of prompts that all tie but one in fifty, 20 rows mostly see none; an interval of 0 would miss the mean."""
+    generator, covered = random.Random(0), 0
+    for _ in range(400):
+        mean, half = spread([-float(generator.random() < 0.02) for _ in range(20)])
+        assert half is not None
+        covered += abs(mean + 0.02) <= half
+    assert covered >= 380
+
+
+def test_other_intervals_are_students() -> None:
+    gains = [0.1, 0.3, 0.2, 0.5, -0.1]
+    half = statistics.stdev(gains) / 5**0.5 * 2.7764451
+    for bounded in (True, False):
+        assert spread(gains, bounded) == pytest.approx((0.2, half))
+    assert spread([0.0] * 3, bounded=False) == (0.0, 0.0)
+
+
+def test_a_model_ties_itself_for_certain() -> None:
+    losses = [0.0, 1.0, 1.0]
+    assert paired(losses, losses) == {"gain": 0.0, "half": 0.0, "rows": 3, "verdict": "TIES"}
+
+
+def test_preflight_of_few_prompts_does_not_say_go() -> None:
+    found = {"gap": {"mean": 1.0, "half": None, "prompts": 2}, "student": {"accuracy": 0.0}}
+    assert preflight._verdict(found, True) == (
+        False, "2 prompts are too few to show that the teacher knows more; take more --prompts"
+    )  # fmt: skip
