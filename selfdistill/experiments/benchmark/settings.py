@@ -10,7 +10,6 @@ A wide network for 28 x 28 images that learns wrong labels by heart within a few
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -83,6 +82,10 @@ class Setting:
         rows = self.labels or DIGITS_ROWS
         return round(TIMES * self.steps * 3 * rows / math.ceil(rows / BATCH))
 
+    def path(self, out: Path) -> Path:
+        """The file of its cells in a folder: one JSON object a line."""
+        return out / f"{self.name}.jsonl"
+
     def to_json(self) -> dict[str, Any]:
         """Everything that decides a cell: not its words, nor how often it is repeated and who takes part."""
         said = {k: v for k, v in asdict(self).items() if k not in ("about", "seeds", "remembering")}
@@ -97,10 +100,6 @@ class Cell:
     method: str
     seed: int
 
-    def path(self, out: Path) -> Path:
-        """Where its record lies."""
-        return out / self.setting.name / folder_of(self.method) / f"{self.seed}.json"
-
     def command(self) -> str:
         """What makes its row."""
         return f"selfdistill benchmark methods --settings {self.setting.name} --methods {quoted(self.method)}"
@@ -113,18 +112,6 @@ def quoted(method: str) -> str:
     '"born_again(loss=\\'ce\\')"'
     """
     return f'"{method}"' if "'" in method else f"'{method}'"
-
-
-def folder_of(method: str) -> str:
-    """A folder's name for an expression; a recipe at its defaults has its own.
-
-    >>> folder_of("elr()"), folder_of("elr(weight=7.0)")
-    ('elr', 'elr-weight-7-0-9914')
-    """
-    if re.fullmatch(r"\w+\(\)", method):
-        return method[:-2]
-    slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")[:40]
-    return f"{slug}-{hashlib.sha256(method.encode()).hexdigest()[:4]}"
 
 
 def _digits(model: str, mark: str = "") -> list[Setting]:
