@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all, and files of lines that several processes add to."""
+"""Text files that are written whole or not at all, files of lines that several processes add to, lines of progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from ..errors import DataError
 
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
-LINE_SECONDS = 10.0  # between two lines of progress in a file
 
 
 def writable(path: Path, option: str) -> None:
@@ -101,3 +100,26 @@ def read_lines(path: Path) -> tuple[list[str], bool]:
         raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read (it is not UTF-8); repair or remove it") from error
+
+
+def line_due(now: float, begun: float, last: float) -> bool:
+    """Whether it is time for another line of progress: every 4 s at first, in long work every minute.
+
+    Args:
+        now: the time, in seconds.
+        begun: when the work began.
+        last: when the last line was written; ``-inf`` where there is none.
+
+    >>> line_due(4.0, 0.0, 0.0), line_due(3600.0, 0.0, 3550.0), line_due(3600.0, 0.0, 3540.0)
+    (True, False, True)
+    """
+    return now - last >= min(60.0, max(4.0, (now - begun) / 20))
+
+
+def seconds_left(seconds: float, done: float, rest: float) -> float:
+    """How long the rest takes at the pace of what is done.
+
+    >>> seconds_left(12.0, done=3, rest=5)
+    20.0
+    """
+    return seconds / done * rest
