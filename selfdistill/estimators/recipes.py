@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..io.expressions import checked, read
+from ..io.expressions import Count, checked, read
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def plain() -> Way:
     return Way("plain")
 
 
-def self_distilled(generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual") -> Way:
+def self_distilled(generations: Count = 2, xi: float | str = "auto", peers: str | int | None = "usual") -> Way:
     """Each generation learns the labels mixed with what its peers, or the last generation, say.
 
     Equation::
@@ -75,7 +75,7 @@ def self_distilled(generations: int = 2, xi: float | str = "auto", peers: str | 
     return Way("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
 
 
-def peer_taught(generations: int = 2) -> Way:
+def peer_taught(generations: Count = 2) -> Way:
     """Learners of different kinds label the unlabelled rows for each other, never for themselves.
 
     Equation::
@@ -90,7 +90,7 @@ def peer_taught(generations: int = 2) -> Way:
 
 
 def self_trained(
-    generations: int = 6,
+    generations: Count = 6,
     hard: bool = True,
     balanced: bool = True,
     calibrate: bool = True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import Positive, Share
 from ..losses import KL, CrossEntropy
 from ..teachers import External, Labels
 
@@ -26,7 +27,7 @@ def plain() -> Method:
     return Method({"label": Term(Labels(), CrossEntropy())})
 
 
-def label_smoothing(smoothing: float = 0.1) -> Method:
+def label_smoothing(smoothing: Share = 0.1) -> Method:
     """Cross-entropy on labels mixed with the uniform distribution: what a teacher that knows nothing gives.
 
     Equation::
@@ -43,7 +44,7 @@ def label_smoothing(smoothing: float = 0.1) -> Method:
     return Method({"label": Term(Labels(), CrossEntropy(smoothing=smoothing))})
 
 
-def distil(teacher: str | None = None, alpha: float = 0.9, temperature: float = 4.0) -> Method:
+def distil(teacher: str | None = None, alpha: Share = 0.9, temperature: Positive = 4.0) -> Method:
     """Knowledge distillation from an external, larger model: the traditional teacher and student.
 
     Equation::

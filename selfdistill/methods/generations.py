@@ -14,6 +14,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Loss, Term
 from ..errors import RecipeError
+from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
 from ..schedules import AtLast, ByCycle, ByGeneration
@@ -23,7 +24,7 @@ from ..terms import Cooling
 from ..views import Look, Views
 
 
-def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: float = 1.0) -> Method:
+def snapshot_distillation(cycles: int = 4, temperature: Positive = 2.0, weight: NonNegative = 1.0) -> Method:
     """Snapshot distillation: in one training, the model at the end of a cycle teaches the cycle after it.
 
     Equation::
@@ -47,7 +48,7 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     )
 
 
-def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: float = 1.0) -> Method:
+def born_again_ensemble(generations: Count = 3, xi: float = 1.0, temperature: Positive = 1.0) -> Method:
     """Born-again ensemble: every generation imitates the mean of all before it, and all together are the product.
 
     Equation::
@@ -74,7 +75,7 @@ def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: floa
     )
 
 
-def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1.0) -> Method:
+def ensemble_distil(members: Count = 4, alpha: Share = 1.0, temperature: Positive = 1.0) -> Method:
     """From an ensemble to a single model: some trainings on the labels, then one on what they say together.
 
     Equation::
@@ -100,7 +101,7 @@ def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1
     )
 
 
-def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: float = 1e-4) -> Method:
+def end2(members: Count = 4, start: float = 10.0, share: float = 0.5, smoothing: Share = 1e-4) -> Method:
     """Ensemble distribution distillation: a single model learns what the members say, and how far they disagree.
 
     Equation::
@@ -126,7 +127,7 @@ def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: f
     )
 
 
-def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
+def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
     """Self-distillation beyond the teacher: with noisy labels the best weight of the teacher may exceed 1.
 
     Equation::
@@ -170,7 +171,7 @@ def _generations(generations: int, xi: float, loss: Loss) -> Method:
     )
 
 
-def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, loss: str = "kl") -> Method:
+def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl") -> Method:
     """Born-again networks: every generation starts afresh and imitates the one before it.
 
     Equation::
@@ -192,7 +193,7 @@ def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, 
     return _generations(generations, xi, losses[loss])
 
 
-def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
+def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:
     """Teacher-free distillation (self-training form): a pretrained copy of the model teaches a fresh one.
 
     Equation::
@@ -210,7 +211,7 @@ def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
     return _generations(2, alpha, KL(temperature))
 
 
-def mixed(xi: float = 0.5, generations: int = 2) -> Method:
+def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
     """Values between label and last generation, or beyond them: squared errors allow every real weight.
 
     Equation::
@@ -237,7 +238,7 @@ def mixed(xi: float = 0.5, generations: int = 2) -> Method:
 
 
 def self_training(
-    generations: int = 11, keep: str = "accumulate", hard: bool = False, fresh: int = 120, weight: float = 1.0
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Count = 120, weight: NonNegative = 1.0
 ) -> Method:
     """Repeated self-training: each generation starts afresh and learns what the last accepted one said of new rows.
 

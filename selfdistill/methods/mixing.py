@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import NonNegative, Positive
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
 from ..teachers import External, Itself, JointLabels, Labels, MixedLabels
 from ..views import Look, Views, mixtures
 
 
-def function_matching(teacher: str | None = None, temperature: float = 1.0, mixing: float = 1.0) -> Method:
+def function_matching(teacher: str | None = None, temperature: Positive = 1.0, mixing: float = 1.0) -> Method:
     """Function matching: the teacher sees exactly the view of the student, mixtures of rows included; no label counts.
 
     Equation::
@@ -37,7 +38,7 @@ def function_matching(teacher: str | None = None, temperature: float = 1.0, mixi
     )
 
 
-def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) -> Method:
+def mixskd(temperature: Positive = 3.0, mixing: float = 0.4, feature: NonNegative = 1.0) -> Method:
     """MixSKD: what is said of a mixture of two rows, and the mixture of what is said of both, teach each other.
 
     Equation::
@@ -70,7 +71,7 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
     return Method(terms, mixtures(mixing), Levels(fused=True))
 
 
-def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
+def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     """Self-supervised label augmentation, distilled: class and rotation are one label, told from all copies of a row.
 
     Equation::

@@ -14,6 +14,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Term
 from ..gates import Confidence, LabelledShare, SmallLoss
+from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
@@ -63,7 +64,7 @@ def hard_bootstrapping(beta: float = 0.8) -> Method:
     )
 
 
-def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
+def elr(weight: NonNegative = 3.0, decay: Share = 0.7) -> Method:
     """Early-learning regularisation: keep agreeing with what you said before you could have memorised the label.
 
     Equation::
@@ -87,7 +88,7 @@ def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
     )
 
 
-def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
+def self_adaptive(decay: Share = 0.9, wait: Share = 0.3) -> Method:
     """Self-adaptive training: after a while the moving average of your predictions replaces the label.
 
     Equation::
@@ -104,7 +105,7 @@ def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
     return Method({"history": Term(teacher, CrossEntropy(), gate=Confidence(), mean_over="kept")})
 
 
-def selc(decay: float = 0.9, wait: float = 0.15) -> Method:
+def selc(decay: Share = 0.9, wait: Share = 0.15) -> Method:
     """SELC: from the turning point on, the moving average of your predictions corrects the label.
 
     Equation::
@@ -123,7 +124,7 @@ def selc(decay: float = 0.9, wait: float = 0.15) -> Method:
     return Method({"history": Term(History(decay, start_from="labels", wait=wait), CrossEntropy())})
 
 
-def ps_kd(alpha: float = 0.8) -> Method:
+def ps_kd(alpha: Share = 0.8) -> Method:
     """Progressive self-knowledge distillation: trust your prediction of the last epoch more and more.
 
     Equation::
@@ -145,7 +146,7 @@ def ps_kd(alpha: float = 0.8) -> Method:
     )
 
 
-def dlb(alpha: float = 1.0, temperature: float = 3.0) -> Method:
+def dlb(alpha: Share = 1.0, temperature: Positive = 3.0) -> Method:
     """Self-distillation from the last mini-batch: half of each batch was in the one before, and says the same again.
 
     Equation::
@@ -171,7 +172,7 @@ def dlb(alpha: float = 1.0, temperature: float = 3.0) -> Method:
     )
 
 
-def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 80 / 300) -> Method:
+def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Share = 80 / 300) -> Method:
     """Temporal ensembling: agree with the average of what you said of the sample in earlier epochs, labelled or not.
 
     Equation::
@@ -198,7 +199,7 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
 
 
 def selfie(
-    noise: float = 0.2, generations: int = 3, history: int = 15, threshold: float = 0.05, wait: float = 0.25
+    noise: float = 0.2, generations: Count = 3, history: int = 15, threshold: float = 0.05, wait: Share = 0.25
 ) -> Method:
     """SELFIE: what you always said of a sample becomes its label; of the others only the easy ones teach.
 
@@ -222,7 +223,7 @@ def selfie(
     )
 
 
-def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: float = 0.35) -> Method:
+def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: Share = 0.35) -> Method:
     """Joint optimisation: learn weights and labels in turn, then learn the labels once more from the start.
 
     Equation::
@@ -250,7 +251,7 @@ def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 1
     )
 
 
-def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
+def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
     """Co-teaching: two networks, and each learns the labels that the other one finds easy.
 
     Equation::

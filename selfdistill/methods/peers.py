@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Term
 from ..gates import Bagged, Confident, Shard, Unanimous
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, ReverseKL
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
@@ -17,7 +18,9 @@ from ..teachers import Combined, Itself, Labels, Peers, Stale
 from ..views import Look, Views
 
 
-def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def co_training(
+    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0
+) -> Method:
     """Co-training: two networks, and each learns the labels of which the other one is sure.
 
     Equation::
@@ -39,7 +42,7 @@ def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.
     return _each_other(2, Confident(confidence), weight, share, ratio)
 
 
-def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0) -> Method:
     """Tri-training: three networks, and each learns the labels on which the other two agree.
 
     Equation::
@@ -74,7 +77,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     )
 
 
-def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """ONE: branches on a shared trunk learn from their own sum, weighted by a gate that reads the trunk.
 
     Equation::
@@ -103,7 +106,7 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
     )
 
 
-def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """OKDDip: each peer attends to the others by its own measure, and a leader learns from the mean of all.
 
     Equation::
@@ -135,7 +138,7 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     )
 
 
-def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temperature: float = 2.0) -> Method:
+def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0) -> Method:
     """KDCL: peers see a sample each in its own distortion, and learn one target that is better than any of theirs.
 
     Equation::
@@ -161,7 +164,7 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temper
     return Method({**labels, **others}, views=Views(looks), prepare=Apart(peers))
 
 
-def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
     """Codistillation: peers with data of their own agree with what old copies of the others say.
 
     Equation::
@@ -188,7 +191,7 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
     )
 
 
-def mutual(peers: int = 2, weight: float = 1.0) -> Method:
+def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
     """Deep mutual learning: K peers train together, each taught by the mean of the others.
 
     Equation::

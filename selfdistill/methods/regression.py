@@ -9,6 +9,7 @@ from ..core.objective import Method
 from ..core.parts import Term
 from ..errors import RecipeError
 from ..gates import Precision
+from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
@@ -32,7 +33,7 @@ def gaussian(beta: float = 0.5) -> Method:
     return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, prepare=Gaussian())
 
 
-def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
     """Born-again networks of values: every generation imitates mean and variance of the one before it.
 
     Equation::
@@ -56,7 +57,7 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
     return Method({"label": label, "past": past}, prepare=Gaussian(), generations=generations)
 
 
-def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
     """Deep mutual learning of values: each of K peers learns the normal distribution that matches the others' mixture.
 
     Equation::
@@ -83,7 +84,7 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
 
 
 def heteroscedastic(
-    generations: int = 2, weight: float = 1.0, ratio: float = 1.0, variance: float = 1.0, beta: float = 0.5
+    generations: Count = 2, weight: NonNegative = 1.0, ratio: Ratio = 1.0, variance: float = 1.0, beta: float = 0.5
 ) -> Method:
     """Pseudo-labels with a variance: the last generation's normal distributions, trusted as far as they are precise.
 
@@ -112,7 +113,7 @@ def heteroscedastic(
     )
 
 
-def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
+def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Method:
     """UCVME: two networks agree on the variance, and learn the mean of several passes of both where there is no label.
 
     Equation::
@@ -146,7 +147,7 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
     )
 
 
-def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rda: float = 0.0) -> Method:
+def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7.0, rda: float = 0.0) -> Method:
     """RankUp: beside the value, which of two rows has the larger one? Of that, FixMatch makes sense without labels.
 
     Equation::

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import NonNegative, Positive, Share
 from ..losses import KL, AmongOthers, CrossEntropy, MeanDistance, SelfWeighted
 from ..models.feature_taps import Features
 from ..teachers import BetaRanked, ClassMean, Itself, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
 from ..views import Views, pairs, two
 
 
-def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mates: int = 3) -> Method:
+def bake(weight: NonNegative = 1.0, omega: float = 0.5, temperature: Positive = 4.0, mates: int = 3) -> Method:
     """BAKE: rows of a batch that look alike agree, by a random walk along the likeness of their features.
 
     Equation::
@@ -42,7 +43,7 @@ def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mate
     return Method(terms, Views(mates=mates), Features(("feature",), maps=False))
 
 
-def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages.2") -> Method:
+def zipf_smoothing(weight: NonNegative = 0.1, power: float = 1.0, layer: str = "stages.2") -> Method:
     """Zipf's label smoothing: positions of the last map vote for classes, and their order says what the others get.
 
     Equation::
@@ -97,7 +98,7 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
     )
 
 
-def cs_kd(weight: float = 1.0, temperature: float = 4.0) -> Method:
+def cs_kd(weight: NonNegative = 1.0, temperature: Positive = 4.0) -> Method:
     """Class-wise self-knowledge distillation: say of a sample what you say of another one of its class.
 
     Equation::
@@ -121,7 +122,7 @@ def cs_kd(weight: float = 1.0, temperature: float = 4.0) -> Method:
     )
 
 
-def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> Method:
+def tf_kd_reg(alpha: Share = 0.1, temperature: Positive = 20.0, correct: float = 0.99) -> Method:
     """Teacher-free regularisation: a virtual teacher that is right with a given confidence, and even otherwise.
 
     Equation::
@@ -146,7 +147,7 @@ def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.
     )
 
 
-def ols(alpha: float = 0.5) -> Method:
+def ols(alpha: Share = 0.5) -> Method:
     """Online label smoothing: learn what you said on average of this class in the last epoch, where you were right.
 
     Equation::
@@ -169,7 +170,7 @@ def ols(alpha: float = 0.5) -> Method:
     )
 
 
-def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> Method:
+def beta_smoothing(alpha: Share = 0.6, a: float = 3.0, decay: Share = 0.999) -> Method:
     """Beta smoothing: label smoothing whose strength differs from row to row, in the order of your confidence.
 
     Equation::
@@ -193,7 +194,7 @@ def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> 
     )
 
 
-def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> Method:
+def ddgsd(weight: NonNegative = 1.0, mmd: float = 5e-4, temperature: Positive = 1.0) -> Method:
     """Data-distortion guided self-distillation: two augmentations of a row say the same, and their features agree.
 
     Equation::

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..core.objective import Method
 from ..core.parts import Gate, Term
 from ..gates import ClassProgress, FallingLoss, SelfAdaptive, TruncatedGaussian
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Sharpened
 from ..teachers import Itself, Labels
 from ..terms import Fairness
@@ -22,7 +23,11 @@ def _matching(gate: Gate, weight: float) -> dict[str, Term]:
 
 
 def flexmatch(
-    confidence: float = 0.95, weight: float = 1.0, mapping: str = "convex", warm_up: bool = True, ratio: float = 7.0
+    confidence: Share = 0.95,
+    weight: NonNegative = 1.0,
+    mapping: str = "convex",
+    warm_up: bool = True,
+    ratio: Ratio = 7.0,
 ) -> Method:
     """FlexMatch: a lower threshold for the classes of which few rows are sure yet.
 
@@ -43,7 +48,7 @@ def flexmatch(
     return Method(_matching(ClassProgress(confidence, mapping, warm_up), weight), views=weak_strong(ratio))
 
 
-def freematch(weight: float = 1.0, fairness: float = 0.05, decay: float = 0.999, ratio: float = 7.0) -> Method:
+def freematch(weight: NonNegative = 1.0, fairness: float = 0.05, decay: Share = 0.999, ratio: Ratio = 7.0) -> Method:
     """FreeMatch: thresholds that follow the confidence, class by class, and answers that are to be diverse.
 
     Equation::
@@ -67,7 +72,7 @@ def freematch(weight: float = 1.0, fairness: float = 0.05, decay: float = 0.999,
 
 
 def softmatch(
-    weight: float = 1.0, decay: float = 0.999, narrow: float = 1.0, aligned: bool = True, ratio: float = 7.0
+    weight: NonNegative = 1.0, decay: Share = 0.999, narrow: float = 1.0, aligned: bool = True, ratio: Ratio = 7.0
 ) -> Method:
     """SoftMatch: trust a target the less, the farther its confidence is below the mean.
 
@@ -91,13 +96,13 @@ def softmatch(
 
 
 def dash(
-    weight: float = 1.0,
+    weight: NonNegative = 1.0,
     base: float = 1.27,
     floor: float = 0.05,
     warm_up: float = 10 / 1024,
     period: float = 9 / 1024,
-    temperature: float = 0.5,
-    ratio: float = 7.0,
+    temperature: Positive = 0.5,
+    ratio: Ratio = 7.0,
 ) -> Method:
     """Dash: trust targets whose own loss is below a threshold that falls from the labels' loss on.
 
