@@ -30,7 +30,7 @@ def hand_on(carried: Mapping[str, Tensor], objective: Objective) -> None:
 def foreword(method: Method, unlabelled: int) -> str | None:
     """A line if the generations of a method need more fresh rows than there are; None if there are enough.
 
-    >>> from selfdistill.methods.repeated import self_training
+    >>> from selfdistill.methods.generations import self_training
     >>> foreword(self_training(generations=4, fresh=50), 120)
     'the pool of 120 unlabelled rows is exhausted in generation 3 of 3: rows come again, with the labels they have'
     >>> foreword(self_training(generations=3, fresh=50), 120)
