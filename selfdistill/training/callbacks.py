@@ -232,7 +232,7 @@ def by_chance(accuracy: float, rows: int, most: float) -> bool:
 def _labelled(trainer: Trainer, generation: int) -> list[float]:
     """The loss of the first term that learns from labels, by epoch of a generation; the epoch at hand is not in yet."""
     terms = trainer.method.terms.items()
-    name = next((name for name, term in terms if isinstance(getattr(term, "teacher", None), Labels)), None)
+    name = next((name for name, term in terms if isinstance(term.teacher, Labels)), None)
     lines = [line["terms"].get(name) for line in trainer.history if line["generation"] == generation]
     return [line["loss"] for line in lines if line and line["loss"] is not None]
 

@@ -162,7 +162,7 @@ def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
 
 def watched(method: Method) -> bool:
     """Does a generation of this method learn from labels of the one before?"""
-    teachers = (getattr(term, "teacher", None) for term in method.terms.values())
+    teachers = (term.teacher for term in method.terms.values())
     return method.generations > 1 and any(isinstance(t, (Carried, PseudoLabels)) for t in teachers)
 
 

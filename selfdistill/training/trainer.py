@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core import distributed
 from ..core.objective import Method, Objective
-from ..core.parts import Always, Measured, Pool
+from ..core.parts import Measured, Pool
 from ..core.step import Batch, Clock, Passes, members
 from ..data.dataset import Data
 from ..data.sampler import Drawn, Sampler
@@ -137,7 +137,7 @@ class Trainer:
         self.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, s.steps or 0)
         self._wrap()
         self.optimizer = s.make_optimizer(self.model)
-        cycles = max((getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts()), default=1)
+        cycles = max((part.cycles for term in method.terms.values() for part in term.parts()), default=1)
         self.scheduler = s.make_scheduler(self.optimizer, self.objective.clock.length, cycles)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=s.precision == "float16")
         self.best: dict[str, Any] = {"epoch": -1, "audit": None, "weights": {}}
@@ -305,7 +305,7 @@ class Trainer:
         for name, term in self.method.terms.items():
             total, count, kept, valid = self._last[name].tolist()
             figures[name] = total / count if count else 0.0
-            if not isinstance(getattr(term, "gate", Always()), Always):
+            if term.gate is not None and not term.gate.full:
                 figures[f"{name} kept"] = kept / max(valid, 1.0)
         return figures
 
