@@ -87,7 +87,7 @@ def judge(ready: Prepared, trained: Result, plain: dict[str, float] | None) -> d
     whole, numbers = found
     test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
     group = whole.group if isinstance(whole, Speaking) else whole
-    said = callbacks.together(group, data, data.test[: callbacks.MOST])
+    said = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
     peers = len(group.members) if isinstance(group, Peers) else len(numbers)
     named: dict[str, Any] = {"peers": peers} if isinstance(whole, Speaking) else {"generations": numbers}
