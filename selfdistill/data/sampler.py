@@ -22,6 +22,7 @@ from ..errors import DataError
 from ..models import patch_masking
 from ..views import TOGETHER, Look, Views
 from . import augment
+from .augment import Tokens
 
 
 class Order:
@@ -38,7 +39,7 @@ class Order:
 
 
 class Source(Protocol):
-    """What sampling needs of the data; `tasks.data.Data` is one."""
+    """What sampling needs of the data; `data.dataset.Data` is one."""
 
     @property
     def y(self) -> Tensor: ...
@@ -54,6 +55,8 @@ class Source(Protocol):
     def flips(self) -> bool: ...
     @property
     def augment(self) -> str: ...
+    @property
+    def tokens(self) -> Tokens | None: ...
     def rows(self, ids: Tensor) -> Tensor: ...
 
 
@@ -213,16 +216,21 @@ class Sampler:
     def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
-        tokens = getattr(self.data, "tokens", None)  # of texts
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+        data = self.data
+        return augment.apply(how, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
     def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         """What another view shows, less some patches; others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
-            x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind, spread=look.spread,
+            x,
+            rows.ids + (rows.visits << 40),
+            address,
+            look.hidden,
+            kind=self.data.kind,
+            spread=look.spread,
             whole=look.whole,
-        )  # fmt: skip
+        )
 
     def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""

@@ -225,15 +225,15 @@ class _Reader:
     def error(self, what: str) -> RecipeError:
         return RecipeError(f"{self.kind} expression '{one_line(self.text, 80)}': {what}")
 
-    def refusal(self, node: ast.AST, what: str) -> RecipeError:
+    def refusal(self, node: ast.expr | ast.keyword, what: str) -> RecipeError:
         """Something that has no meaning here, with its place counted from 1 as a reader would."""
         lines = self.text.splitlines() or [""]
-        row, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        row, offset = node.lineno, node.col_offset
         before = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
         place = f"column {len(before.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
         return self.error(f"{what} at {place}; only calls of known names with literals as arguments are read")
 
-    def value(self, node: ast.AST, depth: int) -> Any:
+    def value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
         match node:

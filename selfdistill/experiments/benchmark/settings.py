@@ -142,18 +142,28 @@ def _clothes(model: str, mark: str = "") -> list[Setting]:
 MEMORISE = Setting(
     "fashion-memorise",
     "Fashion-MNIST, a wide network that learns by heart: 5,000 labels, 40 % of them wrong, no augmentation",
-    *CLOTHES, "selfdistill.experiments.benchmark.settings:wide", steps=800, seeds=5, labels=5000, noise=0.4, audit=1000,
-    augment="none", remembering=True,
-)  # fmt: skip
+    *CLOTHES,
+    "selfdistill.experiments.benchmark.settings:wide",
+    steps=800,
+    seeds=5,
+    labels=5000,
+    noise=0.4,
+    audit=1000,
+    augment="none",
+    remembering=True,
+)
 
 
 SETTINGS = {
     one.name: one
     for one in (
-        *_digits("mlp"), MEMORISE, *_clothes("cnn(width=8, stem=2)"), *_digits("cnn(width=8)", "-cnn"),
+        *_digits("mlp"),
+        MEMORISE,
+        *_clothes("cnn(width=8, stem=2)"),
+        *_digits("cnn(width=8)", "-cnn"),
         *_clothes("mlp", "-mlp"),
     )
-}  # fmt: skip
+}
 
 
 QUICK = {
@@ -340,9 +350,14 @@ class Wide(nn.Module):
         super().__init__()
         sides = [math.ceil(side / 4) for side in shape[1:]]
         self.body = nn.Sequential(
-            nn.Conv2d(shape[0], width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(2 * width * math.prod(sides), hidden), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(shape[0], width, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * math.prod(sides), hidden),
+            nn.ReLU(),
+        )
         self.classifier = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
