@@ -54,7 +54,9 @@ def module(name: str, source: str, folder: Path) -> ModuleType:
 def show(tmp_path_factory: pytest.TempPathFactory) -> Show:
     """Execute a block of a document in a folder with a run of a network, one of a table and new rows, once each."""
     folder = tmp_path_factory.mktemp("documents")
-    (folder / "new.csv").write_text("sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5,3,1,0.2\n")
+    (folder / "new.csv").write_text(
+        "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5,3,1,0.2\n"
+    )
     shown: dict[str, ModuleType] = {}
 
     def execute(document: str, source: str) -> ModuleType:
@@ -186,7 +188,8 @@ def test_the_readme_is_one_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    "document",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))],
 )
 def test_every_link_to_a_file_leads_somewhere(document: str) -> None:
     place = ROOT / document
