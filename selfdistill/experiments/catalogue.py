@@ -1,16 +1,9 @@
-"""All recipes, for networks, for learners on tables and for language models: as cards, and as ``docs/methods.md``."""
+"""The recipes of all task types: as cards, and as ``docs/methods.md``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-from ..estimators.recipes import card as way_card
-from ..estimators.recipes import ways
-from ..language.recipes import RECIPES
-from ..language.recipes import card as spoken_card
-from ..methods import recipes
-from ..methods.cards import card
 
 HEAD = """# Methods
 
@@ -23,18 +16,14 @@ computed between generations (labelling a pool, writing completions) is not in i
 """
 
 
-KINDS = {
-    "networks": ("For networks", "Classes and values, images, tables and texts: any model of PyTorch."),
-    "learners": ("For learners on tables", "Gradient boosting, forests and any other estimator of scikit-learn."),
-    "language models": ("For language models", "Prompts; a step is told without the completions that it samples."),
-}
-
-
 def cards() -> list[dict[str, Any]]:
-    """A card of every recipe, those for networks first; a name that both have is the network's."""
-    found = [card(name) for name in recipes()]
-    found += [way_card(name) for name in ways() if name not in recipes()]
-    return found + [spoken_card(name) for name in RECIPES]
+    """A card of every recipe; a name that several task types have is the first one's."""
+    from .task_types import TASK_TYPES
+
+    cards: dict[str, dict[str, Any]] = {}
+    for task in TASK_TYPES:
+        cards |= {name: task.card(name) for name in task.recipes() if name not in cards}
+    return list(cards.values())
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -54,10 +43,12 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     For classes, values. Needs labelled rows. Costs 1 x a plain step, 1 training. Source: the control of every paper.
     <BLANKLINE>
     """
+    from .task_types import TASK_TYPES
+
     parts = [HEAD]
-    for kind, (title, about) in KINDS.items():
-        if mine := [c for c in found if c["for"] == kind]:
-            parts += [f"## {title} ({len(mine)})\n", f"{about}\n", *map(_entry, mine)]
+    for task in TASK_TYPES:
+        if own := [c for c in found if c["for"] == task.learner]:
+            parts += [f"## {task.title} ({len(own)})\n", f"{task.about}\n", *map(_entry, own)]
     return "\n".join(parts)
 
 

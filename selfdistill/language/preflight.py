@@ -20,8 +20,8 @@ from ..errors import DataError
 from ..training.settings import Settings
 from . import evaluation
 from .contexts import Nothing, Rollout
+from .run import LanguageRun, spread
 from .sampling import Sampling
-from .task import Spoken, spread
 from .trainer import LanguageTrainer
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
@@ -30,7 +30,7 @@ LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
 
 
-def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu",
+def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str = "cpu",
               tell: Callable[[str], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Score the student, the student with the context, and the teacher on a few prompts, and say go or no-go.
 

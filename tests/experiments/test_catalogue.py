@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from selfdistill.cli import main
-from selfdistill.estimators.recipes import ways
+from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.experiments.catalogue import cards, markdown
 from selfdistill.language.recipes import RECIPES
 from selfdistill.methods import recipes
@@ -31,7 +31,7 @@ def test_the_page_is_what_the_command_prints() -> None:
 
 def test_the_page_has_every_recipe_once() -> None:
     names = [part.splitlines()[0] for part in PAGE.read_text().split("\n### ")[1:]]
-    assert sorted(names) == sorted({*recipes(), *ways(), *RECIPES})
+    assert sorted(names) == sorted({*recipes(), *estimator_recipes(), *RECIPES})
 
 
 @pytest.mark.parametrize(
