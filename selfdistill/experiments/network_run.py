@@ -47,7 +47,7 @@ from ..teachers.generations import wanted
 from ..training import callbacks, threads
 from ..training.cross_fitting import all_labels, crossfit
 from ..training.fit import Result, fit
-from ..training.generations import Trained
+from ..training.state import GenerationResult
 from ..training.task_type import Listeners
 from ..views import TOGETHER
 
@@ -107,7 +107,7 @@ def judge_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
     whole, numbers = found
     test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
     group = whole.group if isinstance(whole, Speaking) else whole
-    said = callbacks.together(group, data, data.test[: callbacks.MOST])
+    said = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
     peers = len(group.members) if isinstance(group, Peers) else len(numbers)
     named: dict[str, Any] = {"peers": peers} if isinstance(whole, Speaking) else {"generations": numbers}
@@ -244,7 +244,7 @@ class NetworkRun:
             model.load_state_dict(weights)
             return final_score(product(model), data)
 
-        def judged(number: int, t: Trained) -> dict[str, Any]:
+        def judged(number: int, t: GenerationResult) -> dict[str, Any]:
             found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
             return {**found, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
@@ -298,8 +298,8 @@ class NetworkRun:
         """Write the product, what builds it, and the card of its data."""
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        single = getattr(self.method.prepare, "single", None)  # what builds the product, where a method prepares one
-        build = self.build if plainly or single is None else single(self.build)
+        wrapped = self.method.prepare
+        build = self.build if plainly or wrapped is None else wrapped.single(self.build)
         facts: dict[str, Any] = {"classes": list(self.data.classes)}
         facts["method"] = "plain()" if plainly else self.expression
         if not plainly and (joint := joint_product(self, trained)):
@@ -363,10 +363,8 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
     method = stored(method, str(request.targets))
     for term in method.terms.values():
-        teacher: Any = getattr(term, "teacher", None)
-        look = next(
-            (one for one in method.views.looks if one.name == (getattr(teacher, "view", None) or term.view)), None
-        )
+        teacher = term.teacher
+        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
         if isinstance(teacher, Cached) and look is not None:
             how = data.augment if look.augment == "default" else look.augment
             if look.rows == "mixed" or look.of or how != "none":

@@ -25,7 +25,8 @@ def recipes() -> dict[str, Recipe]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, thing in vars(module).items():
             mine = inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
-            if mine and thing.__annotations__.get("return") == "Method":
+            recipe = mine and thing.__annotations__.get("return") == "Method"
+            if recipe and len(thing.__defaults__ or ()) == thing.__code__.co_argcount:  # each has all its defaults
                 found[name] = thing
     return dict(sorted(found.items()))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from ..core.objective import Method
 from ..core.parts import Term
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
-from ..terms import Cooling, PerRow
+from ..terms import Cooling, RowMeanCooling
 from ..views import Look, Views, two
 
 CROPS = two("all", "crop")
@@ -143,10 +143,13 @@ def ibot(
     how: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
     terms = dict[str, Term]()
     for name, t in base.terms.items():
+        assert t.teacher is not None
         terms[name] = Cooling(t.teacher, loss, blind.get(t.view, t.view), t.head, weight=t.weight, **how)
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
-        terms[f"patches_{view}"] = PerRow(told, loss, there, "patch_prototypes", weight=0.5, **how)
+        terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
     looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
-    heads = replace(cast(Projectors, base.prepare), patches=True)
+    heads = base.prepare
+    assert isinstance(heads, Projectors)
+    heads = replace(heads, patches=True)
     return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

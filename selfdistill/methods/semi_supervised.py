@@ -12,7 +12,7 @@ Labels that the model gives to unlabelled rows.
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Always, Term
+from ..core.parts import Always, PerTrust, PerView, Term
 from ..gates import Annealed, Confident, LabelledShare
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
@@ -108,9 +108,9 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
     taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), mean_over="view"),
-            "here": Term(Itself("other"), taught, gate=share, weight=rise, mean_over="view"),
-            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, mean_over="view"),
+            "label": Term(Labels(), CrossEntropy(), reduction=PerView()),
+            "here": Term(Itself("other"), taught, gate=share, weight=rise, reduction=PerView()),
+            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, reduction=PerView()),
         },
         views=two("all"),
         forward="separate",
@@ -170,7 +170,7 @@ def uda(
     taught, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), view="labelled", gate=label, mean_over="kept"),
+            "label": Term(Labels(), CrossEntropy(), view="labelled", gate=label, reduction=PerTrust()),
             "consistency": Term(Itself(view="weak"), taught, view="strong", gate=gate, weight=weight),
         },
         views=weak_strong(ratio),

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import SelfdistillError
 from ..evaluation.label_errors import FILE, read
 from ..io.run_record import Lines, read_lines, read_record
-from ..training.drift import Drift, accumulated, alarm, expected, replaced, told
+from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, figure, page, paragraph, section, table
@@ -190,7 +190,7 @@ def _drift(result: dict[str, Any] | None) -> list[str]:
     caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
     drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
     alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
-    return [*alarms, drawn, *(paragraph(told(d)) for d in found)]
+    return [*alarms, drawn, *(paragraph(describe(d)) for d in found)]
 
 
 def _predicted(result: dict[str, Any] | None) -> str:
