@@ -8,11 +8,14 @@ from ..losses import KL, CrossEntropy
 from ..teachers import External, Labels
 
 
-def supervised(view: str = "x", *, weight: float | Schedule = 1.0, smoothing: float = 0.0) -> Term:
+def supervised(
+    view: str = "x", head: str = "logits", *, weight: float | Schedule = 1.0, smoothing: float = 0.0
+) -> Term:
     """Cross-entropy of the student's prediction with the label: the term that most recipes have.
 
     Args:
         view: The view that the student predicts from.
+        head: The student's output that is compared with the label.
         weight: The term's weight, a number or a schedule.
         smoothing: Share of the label's probability that the other classes divide, in [0, 1].
 
@@ -22,7 +25,7 @@ def supervised(view: str = "x", *, weight: float | Schedule = 1.0, smoothing: fl
     >>> supervised("labelled").loss
     CrossEntropy(temperature=1.0, hard=False, smoothing=0.0)
     """
-    return Term(Labels(), CrossEntropy(smoothing=smoothing), view, weight=weight)
+    return Term(Labels(), CrossEntropy(smoothing=smoothing), view, head, weight=weight)
 
 
 def plain() -> Method:

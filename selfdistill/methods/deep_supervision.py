@@ -93,7 +93,7 @@ def frskd(
     """
     terms = {
         "label": supervised(),
-        "taught": Term(Labels(), CrossEntropy(), head="taught"),
+        "taught": supervised(head="taught"),
         "teacher": Term(Itself(head="taught"), KL(temperature), weight=weight),
     }
     for number, layer in enumerate(layers):

@@ -26,7 +26,7 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     Under the cosine schedule (the default) each cycle starts at the full learning rate.
 
     Args:
-        cycles: Number of cycles of the learning rate, 1 or more.
+        cycles: Number of cycles of the learning rate, 2 or more.
         temperature: Temperature T of the teacher alone, above 0.
         weight: Weight of the second part, 0 or more.
 

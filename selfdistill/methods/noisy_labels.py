@@ -261,7 +261,7 @@ def selfie(
     three).
 
     Args:
-        noise: Share of wrong labels, in [0, 1].
+        noise: Share of wrong labels, in [0, 1).
         generations: Number of trainings, the first included, 1 or more.
         history: Number q of predictions that a sample's history holds, 1 or more.
         threshold: Largest entropy of a certain history, as a share of log C, in [0, 1].
@@ -334,7 +334,7 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     10 of 200 epochs. The first network is the final model.
 
     Args:
-        noise: Share of wrong labels, in [0, 1].
+        noise: Share of wrong labels, in [0, 1).
         ramp: Share of the epochs in which the share of dropped rows rises, in [0, 1].
 
     Returns:

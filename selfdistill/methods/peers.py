@@ -122,7 +122,7 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
-            "gate": Term(Labels(), CrossEntropy(), head="gated"),
+            "gate": supervised(head="gated"),
             "sum": Term(gated, KL(temperature), head="peers", weight=ramped, mean_over="rows"),
         },
         prepare=Gated(branches),
