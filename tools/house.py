@@ -176,12 +176,13 @@ def digits_step() -> Callable[[], object]:
     from selfdistill.io.run_record import Request
     from selfdistill.methods.validate import check_method
     from selfdistill.training.settings import Settings
+    from selfdistill.training.supervised import NetworkTask
     from selfdistill.training.trainer import Trainer
 
     ready = prepare(Request(data="digits", method="elr()", model="mlp"))
     method = for_task(ready.method, ready.data.task)
     check_method(method, ready.data)
-    trainer = Trainer(ready.build, sealed(ready.data), method, Settings(**ready.settings))
+    trainer = Trainer(NetworkTask(ready.build, sealed(ready.data), method), method, Settings(**ready.settings))
     trainer.begin(0)
     return trainer.step
 

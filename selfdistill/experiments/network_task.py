@@ -87,7 +87,7 @@ def judge(ready: Prepared, trained: Result, plain: dict[str, float] | None) -> d
     whole, numbers = found
     test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
     group = whole.group if isinstance(whole, Speaking) else whole
-    said = callbacks.together(group, data, data.test[: callbacks.MOST])
+    said = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
     peers = len(group.members) if isinstance(group, Peers) else len(numbers)
     named: dict[str, Any] = {"peers": peers} if isinstance(whole, Speaking) else {"generations": numbers}
@@ -205,10 +205,8 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
     method = stored(method, str(request.targets))
     for term in method.terms.values():
-        teacher: Any = getattr(term, "teacher", None)
-        look = next(
-            (one for one in method.views.looks if one.name == (getattr(teacher, "view", None) or term.view)), None
-        )
+        teacher = term.teacher
+        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
         if isinstance(teacher, Cached) and look is not None:
             how = data.augment if look.augment == "default" else look.augment
             if look.rows == "mixed" or look.of or how != "none":

@@ -54,7 +54,7 @@ from ..report import write as write_report
 from ..training import threads
 from ..training.cross_fitting import all_labels, crossfit
 from ..training.fit import Result, choose_device, fit, join
-from ..training.generations import Trained
+from ..training.state import GenerationResult
 from . import network_task
 from .network_task import Prepared, batch_size_for, prepare, suitable_threads
 from .predict import says
@@ -305,7 +305,7 @@ class Run:
             model.load_state_dict(weights)
             return final_score(product(model), data)
 
-        def judged(number: int, t: Trained) -> dict[str, Any]:
+        def judged(number: int, t: GenerationResult) -> dict[str, Any]:
             found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
             return {**found, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
@@ -358,8 +358,8 @@ class Run:
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        single = getattr(ready.method.prepare, "single", None)  # what builds the product, where a method prepares one
-        build = ready.build if plainly or single is None else single(ready.build)
+        prepared = ready.method.prepare
+        build = ready.build if plainly or prepared is None else prepared.single(ready.build)
         facts: dict[str, Any] = {"classes": list(ready.data.classes)}
         facts["method"] = "plain()" if plainly else ready.expression
         if not plainly and (together := network_task.joined(ready, trained)):

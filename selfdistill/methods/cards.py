@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.objective import Method
 from ..core.outputs import MAIN, space_of
-from ..core.parts import Always, Term
+from ..core.parts import BaseTerm
 from ..core.regression import of_values
 from ..core.step import BETWEEN, Clock
 from ..errors import SpaceError
@@ -20,7 +20,6 @@ from ..io.expressions import called
 from ..teachers import (
     Ancestors,
     CertainLabels,
-    ClassAligned,
     Ema,
     External,
     Frozen,
@@ -30,9 +29,8 @@ from ..teachers import (
     Snapshot,
     Stale,
 )
-from ..teachers.cached import asked, pinned
+from ..teachers.cached import pinned
 from ..teachers.self_training import Carried
-from ..terms import Cooling, Feedback
 from ..views import Look, Views
 from .registry import recipes
 from .validate import check_method
@@ -187,14 +185,14 @@ def cost(method: Method) -> dict[str, float]:
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
     graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
-    peers = float(getattr(method.prepare, "peers", 1) * getattr(method.prepare, "copies", 1))
+    peers = float(method.prepare.peers * method.prepare.copies) if method.prepare else 1.0
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
-    looks = {(t.teacher.key(t), getattr(t.teacher, "view", None) or t.view): t for t in method.terms.values()}
+    looks = {(t.teacher.key(t), t.teacher.view or t.view): t for t in method.terms.values() if t.teacher}
     held = {look: _held(method, term) for look, term in looks.items()}
     rows_of = partial(_rows, method.views)
-    more = [t.further(peers, rows_of) for t in method.terms.values() if hasattr(t, "further")]
+    more = [term.further(peers, rows_of) for term in method.terms.values()]
     forward = with_graph + without + sum(held.values()) + sum(passes[0] for passes in more)
     backward = with_graph + sum(passes[1] for passes in more)
     return {"forward": forward, "backward": backward, "of_plain": round((forward + 2.0 * backward) / 3.0, 3)}
@@ -211,7 +209,9 @@ def kept(method: Method) -> dict[str, Any] | None:
     looks = {look.name: look for look in pinned(method).looks}
     saved, seen = dict[Any, float](), []
     for term in method.terms.values():
-        teacher, look = _taught(term), looks[getattr(_taught(term), "view", None) or term.view]
+        if term.teacher is None:
+            continue
+        teacher, look = term.teacher.origin, looks[term.teacher.view or term.view]
         still = look.rows != "mixed" and not look.of and (look.fixed or look.augment in ("default", "none"))
         if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
             saved[term.teacher.key(term)] = _held(method, term)
@@ -227,23 +227,17 @@ def kept(method: Method) -> dict[str, Any] | None:
     }
 
 
-def _taught(term: Term) -> Any:
-    """Who teaches, whatever is done with its word; None for a term of its own kind."""
-    teacher = getattr(term, "teacher", None)
-    return teacher.teacher if isinstance(teacher, ClassAligned) else teacher
-
-
-def _held(method: Method, term: Term) -> float:
+def _held(method: Method, term: BaseTerm) -> float:
     """Forward passes of a teacher with weights of its own; a copy of a group of peers runs them all."""
-    teacher = _taught(term)
+    teacher = term.teacher and term.teacher.origin
     if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
         return 0.0
-    members = 1.0 if isinstance(asked(teacher), External) else float(getattr(method.prepare, "peers", 1))
+    members = 1.0 if isinstance(teacher, External) or not method.prepare else float(method.prepare.peers)
     if isinstance(teacher, Sampled):
         return members * _rows(method.views, term.view) * teacher.passes
     if isinstance(teacher, Ancestors):
         members *= method.generations - 1
-    return members * _rows(method.views, getattr(teacher, "view", None) or term.view)
+    return members * _rows(method.views, teacher.view or term.view)
 
 
 def schedule(weight: Any, clock: Clock) -> list[float]:
@@ -262,8 +256,8 @@ def terms(method: Method) -> list[dict[str, Any]]:
         {
             "term": name,
             "teacher": repr(term.teacher),
-            "loss": repr(term.loss) + (f" {term.told()}" if isinstance(term, (Cooling, Feedback)) else ""),
-            "gate": "" if isinstance(term.gate, Always) else repr(term.gate),
+            "loss": repr(term.loss) + f" {term.told()}".rstrip(),
+            "gate": "" if term.gate is None or term.gate.full else repr(term.gate),
             "view": term.view,
             "head": term.head,
             "weight": schedule(term.weight, clock),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerRow, Term
 from ..errors import RecipeError
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels
@@ -13,7 +13,7 @@ from ..models.feature_pyramid import SelfTeacher
 from ..models.feature_taps import Features
 from ..models.heads import Exits
 from ..schedules import From
-from ..teachers import Itself, Labels
+from ..teachers import Itself
 from .controls import supervised
 
 STAGES = ("stages.0", "stages.1", "stages.2")  # of the default models of images
@@ -129,11 +129,11 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
     return Method(
         {
             "label": supervised(),
-            "exits": Term(Labels(), CrossEntropy(), head="exits", weight=1.0 - alpha, mean_over="rows"),
+            "exits": supervised(head="exits", weight=1.0 - alpha, reduction=PerRow()),
             "deep": Term(
-                Itself(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, mean_over="rows"
+                Itself(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, reduction=PerRow()
             ),
-            "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, mean_over="rows"),
+            "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
         },
         prepare=Exits(),
     )
@@ -166,8 +166,8 @@ def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="classifiers", mean_over="rows"),
-            "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, mean_over="rows"),
+            "label": supervised(head="classifiers", reduction=PerRow()),
+            "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
         prepare=Levels(),
     )

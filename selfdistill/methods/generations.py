@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Loss, Term
+from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
@@ -335,8 +335,8 @@ def self_training(
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=taught, mean_over="view"),
-            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, mean_over="view"),
+            "label": supervised(weight=taught, reduction=PerView()),
+            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
         },
         views=Views((Look("x", "chosen"),)),
         generations=generations,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerRow, Term
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
-from ..teachers import External, Itself, JointLabels, Labels, MixedLabels
+from ..teachers import External, Itself, JointLabels, MixedLabels
 from ..views import Look, Views, mixtures
 from .controls import supervised
 
@@ -76,14 +76,14 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
     >>> len(mixskd().terms)
     10
     """
-    mean, kl, rows = MixedLabels(), KL(temperature), "rows"
-    terms = {"label": Term(Labels(), CrossEntropy(), head="classifiers", mean_over=rows)}
-    terms["mixed"] = Term(mean, CrossEntropy(), "mixed", "classifiers", mean_over=rows)
+    mean, kl, rows = MixedLabels(), KL(temperature), PerRow()
+    terms = {"label": supervised(head="classifiers", reduction=rows)}
+    terms["mixed"] = Term(mean, CrossEntropy(), "mixed", "classifiers", reduction=rows)
     for end, view, other in (("", "between", "mixed"), ("_mixed", "mixed", "between")):
-        terms["exits" + end] = Term(Itself(other), kl, view, "exits", mean_over=rows)
+        terms["exits" + end] = Term(Itself(other), kl, view, "exits", reduction=rows)
         terms["last" + end] = Term(Itself(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
-        terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, mean_over=rows)
+        terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
     return Method(terms, mixtures(mixing), Levels(fused=True))
 
 

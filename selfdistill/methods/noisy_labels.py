@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerTrust, PerView, Term
 from ..gates import Confidence, LabelledShare, SmallLoss
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
-from ..teachers import Ensembled, History, Itself, Labels, LastBatch, LastEpoch, Refurbished, Relabelled
+from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
 from ..views import Look, Views, overlapping
 from .controls import supervised
 
@@ -115,11 +115,11 @@ def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
 
     Source: Huang et al., Self-Adaptive Training, NeurIPS 2020, algorithm 1 (60 of 200 epochs of waiting).
 
-    >>> self_adaptive().terms["history"].mean_over
-    'kept'
+    >>> self_adaptive().terms["history"].reduction
+    PerTrust()
     """
     teacher = History(decay, start_from="labels", wait=wait)
-    return Method({"history": Term(teacher, CrossEntropy(), gate=Confidence(), mean_over="kept")})
+    return Method({"history": Term(teacher, CrossEntropy(), gate=Confidence(), reduction=PerTrust())})
 
 
 def selc(decay: float = 0.9, wait: float = 0.15) -> Method:
@@ -236,9 +236,9 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
     past = Squared(mean=True)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), mean_over="view"),
+            "label": supervised(reduction=PerView()),
             "past": Term(
-                Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), mean_over="view"
+                Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
         views=Views((Look("x", "all", "weak"),)),
@@ -350,6 +350,6 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     """
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
-        {"label": Term(Labels(), CrossEntropy(), head="peers", gate=easy, weight=2.0, mean_over="kept")},
+        {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
         prepare=Group(2),
     )

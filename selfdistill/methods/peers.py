@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
 from ..losses import KL, CrossEntropy, ReverseKL
 from ..models.peers import Apart, Attending, Gated, Group
@@ -83,8 +83,8 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     given, hard = Bagged(share), CrossEntropy(hard=True)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), "labelled", "peers", given, weight=float(peers), mean_over="kept"),
-            "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, mean_over="rows"),
+            "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
+            "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
         views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
         prepare=Group(peers),
@@ -121,9 +121,9 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
     gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
+            "label": supervised(head="peers", reduction=PerRow()),
             "gate": supervised(head="gated"),
-            "sum": Term(gated, KL(temperature), head="peers", weight=ramped, mean_over="rows"),
+            "sum": Term(gated, KL(temperature), head="peers", weight=ramped, reduction=PerRow()),
         },
         prepare=Gated(branches),
     )
@@ -159,10 +159,10 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     w, learns, follows = EpochRamp(weight, ramp), KL(temperature), ReverseKL(temperature)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
+            "label": supervised(head="peers", reduction=PerRow()),
             "leader": supervised(),
-            "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, mean_over="rows"),
-            "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, mean_over="rows"),
+            "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, reduction=PerRow()),
+            "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, reduction=PerRow()),
             "group": Term(Itself(head="mean"), learns, weight=w),
             "pull": Term(Itself(head="logits"), follows, head="mean", weight=w),
         },
@@ -236,8 +236,8 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
     own, loss, w = Shard(), CrossEntropy(), float(peers)  # the mean is over all peers' rows, and the sum K times that
     return Method(
         {
-            "label": Term(Labels(), loss, head="peers", gate=own, weight=w, mean_over="kept"),
-            "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), "kept"),
+            "label": Term(Labels(), loss, head="peers", gate=own, weight=w, reduction=PerTrust()),
+            "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), PerTrust()),
         },
         prepare=Group(peers),
     )
@@ -268,8 +268,8 @@ def mutual(peers: int = 2, weight: float = 1.0) -> Method:
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", mean_over="rows"),
-            "peers": Term(Peers(), KL(), head="peers", weight=weight, mean_over="rows"),
+            "label": supervised(head="peers", reduction=PerRow()),
+            "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
         prepare=Group(peers),
     )

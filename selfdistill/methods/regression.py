@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerRow, Term
 from ..errors import RecipeError
 from ..gates import Precision
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
@@ -95,8 +95,8 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
     head = "peer_gaussians"
     return Method(
         {
-            "label": Term(Labels(), GaussianNLL(beta), head=head, mean_over="rows"),
-            "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, mean_over="rows"),
+            "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
+            "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
         prepare=GaussianGroup(peers),
     )
@@ -178,10 +178,10 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
     head, taught = "peer_gaussians", Sampled(passes)
     return Method(
         {
-            "label": Term(Labels(), GaussianNLL(shared=True), "labelled", head, mean_over="rows"),
-            "agree": Term(Peers(), LogVariances(), "labelled", head, mean_over="rows"),
-            "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, mean_over="rows"),
-            "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, mean_over="rows"),
+            "label": Term(Labels(), GaussianNLL(shared=True), "labelled", head, reduction=PerRow()),
+            "agree": Term(Peers(), LogVariances(), "labelled", head, reduction=PerRow()),
+            "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
+            "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
         views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
         prepare=GaussianPair(),

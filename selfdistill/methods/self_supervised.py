@@ -10,7 +10,7 @@ from ..core.parts import Term
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
-from ..terms import Cooling, PerRow
+from ..terms import Cooling, RowMeanCooling
 from ..views import Look, Views, two
 
 CROPS = two("all", "crop")
@@ -190,10 +190,11 @@ def ibot(
     how: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
     terms = dict[str, Term]()
     for name, t in base.terms.items():
+        assert t.teacher is not None
         terms[name] = Cooling(t.teacher, loss, blind.get(t.view, t.view), t.head, weight=t.weight, **how)
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
-        terms[f"patches_{view}"] = PerRow(told, loss, there, "patch_prototypes", weight=0.5, **how)
+        terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
     looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
     return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Always, Gate, Loss, Term
+from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Term
 from ..gates import Annealed, Confident, LabelledShare
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
@@ -163,9 +163,9 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
     taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), mean_over="view"),
-            "here": Term(Itself("other"), taught, gate=share, weight=rise, mean_over="view"),
-            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, mean_over="view"),
+            "label": supervised(reduction=PerView()),
+            "here": Term(Itself("other"), taught, gate=share, weight=rise, reduction=PerView()),
+            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, reduction=PerView()),
         },
         views=two("all"),
         forward="separate",
@@ -247,7 +247,7 @@ def uda(
     taught, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), view="labelled", gate=label, mean_over="kept"),
+            "label": supervised("labelled", gate=label, reduction=PerTrust()),
             "consistency": weak_to_strong(taught, gate, weight),
         },
         views=weak_strong(ratio),

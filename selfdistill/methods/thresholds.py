@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..core.objective import Method
-from ..core.parts import Term
+from ..core.parts import PerTrust, Term
 from ..gates import ClassProgress, FallingLoss, SelfAdaptive, TruncatedGaussian
 from ..losses import CrossEntropy, Sharpened
 from ..teachers import Itself
@@ -156,6 +156,6 @@ def dash(
     """
     terms = matching(FallingLoss(base, 1.0001, floor, warm_up, period, "floor"), weight)
     gate, taught = FallingLoss(base, 1.0001, floor, warm_up, period, "falling"), Sharpened(CrossEntropy(), temperature)
-    soft = Term(Itself(view="weak"), taught, view="strong", gate=gate, weight=weight, mean_over="kept")
-    hard = replace(terms["pseudo"], mean_over="kept")
+    soft = Term(Itself(view="weak"), taught, view="strong", gate=gate, weight=weight, reduction=PerTrust())
+    hard = replace(terms["pseudo"], reduction=PerTrust())
     return Method({"label": terms["label"], "soft": soft, "hard": hard}, views=weak_strong(ratio))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.outputs import output_of
+from ..core.outputs import ModelWrapper, output_of
 from ..errors import SpaceError
 
 
 @dataclass(frozen=True)
-class Exits:
+class Exits(ModelWrapper):
     """Prepares a model factory for early exits: it is asked for ``exits=True`` where it knows that argument."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

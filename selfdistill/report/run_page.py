@@ -19,7 +19,7 @@ from ..language import recipes as language_recipes
 from ..language.recipes import RECIPES
 from ..methods.cards import explain
 from ..methods.registry import read_method
-from ..training.drift import Drift, accumulated, alarm, expected, replaced, told
+from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, figure, page, paragraph, section, table
 from .summary import cells, head, is_learner, rows, sentence, together
@@ -203,7 +203,7 @@ def _drift(result: dict[str, Any] | None) -> list[str]:
     caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
     drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
     alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
-    return [*alarms, drawn, *(paragraph(told(d)) for d in found)]
+    return [*alarms, drawn, *(paragraph(describe(d)) for d in found)]
 
 
 def _predicted(result: dict[str, Any] | None) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .regularisers import Cooling, Fairness, Feedback, PerRow, Perturbed
+from .regularisers import Cooling, Fairness, Feedback, Perturbed, RowMeanCooling
 
-__all__ = ["Cooling", "Fairness", "Feedback", "PerRow", "Perturbed"]
+__all__ = ["Cooling", "Fairness", "Feedback", "Perturbed", "RowMeanCooling"]

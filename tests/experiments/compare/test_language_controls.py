@@ -17,12 +17,12 @@ from selfdistill.errors import RecipeError
 from selfdistill.experiments.compare import judge, runner
 from selfdistill.experiments.compare.language_controls import planned
 from selfdistill.experiments.compare.plan import Ask, Job, cost
-from selfdistill.language import sampling, trainer
+from selfdistill.language import completions, sampling
 from selfdistill.language.contexts import rendered
 from selfdistill.language.sampling import export
-from selfdistill.language.trainer import LanguageTrainer
 from selfdistill.models.causal_lm import Pretrained
 from selfdistill.training import threads
+from selfdistill.training.trainer import Trainer
 from tests.language.tiny import EOS, student
 from tests.terminal import invoke, passed, refused, report
 
@@ -149,17 +149,17 @@ def test_a_seeds_rows_are_those_of_the_run_with_that_seed(compared: Path) -> Non
 
 
 def test_cut_in_a_training_it_goes_on_and_trains_no_step_twice(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, step = Counter[str](), LanguageTrainer.step
+    steps, step = Counter[str](), Trainer.step
 
-    def counted(self: LanguageTrainer) -> float:
+    def counted(self: Trainer) -> float:
         if sum(steps.values()) == 11 and "cut" not in steps:  # amid a training
             steps["cut"] = 0
             raise KeyboardInterrupt
         loss = step(self)
-        steps[str(self.folder)] += 1
+        steps[str(self.state.folder)] += 1
         return loss
 
-    monkeypatch.setattr(LanguageTrainer, "step", counted)
+    monkeypatch.setattr(Trainer, "step", counted)
     more = ["--keep", compared / "suite.jsonl", "--steps", 2, "--out", compared / "cut", "--save-steps", 1]
     stopped = invoke("compare", *flags(compared, SDFT, "sft()", GRPO), *more, "--quiet")
     assert stopped.exit_code == 130
@@ -184,7 +184,7 @@ def rolled(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[address[1]] += len(prompts)
         return roll(model, prompts, sampling, address, *more)
 
-    monkeypatch.setattr(trainer, "roll", counting)
+    monkeypatch.setattr(completions, "roll", counting)
     return counts
 
 
