@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Always
+from selfdistill.core.parts import Always, PerElement, Term
+from selfdistill.core.step import Clock
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, build_for, data_of
 from selfdistill.experiments.network_task import batch_size_for
@@ -40,22 +41,29 @@ def seen(augment: str, *views: str) -> Change:
     return change
 
 
+def _but_labels(method: Method, change: Callable[[Term], Term]) -> Method:
+    """The method with every term but that of the labels changed."""
+    terms = {
+        name: change(term) if isinstance(term, Term) and name != "label" else term
+        for name, term in method.terms.items()
+    }
+    return replace(method, terms=terms)
+
+
 def late(method: Method) -> Method:
     """All terms but the labels' wait for half of the training."""
-    terms = {n: t if n == "label" else replace(t, weight=After(float(t.weight), 0.5)) for n, t in method.terms.items()}  # type: ignore[arg-type]
-    return replace(method, terms=terms)
+    return _but_labels(method, lambda term: replace(term, weight=After(term.weight_at(Clock()), 0.5)))
 
 
 def over_all(method: Method) -> Method:
     """Pseudo-labels' losses are means over all unlabelled rows, not over those that are kept."""
-    return replace(
-        method, terms={n: t if n == "label" else replace(t, mean_over="valid") for n, t in method.terms.items()}
-    )
+    return _but_labels(method, lambda term: replace(term, reduction=PerElement()))
 
 
 def ungated(method: Method) -> Method:
     """Every term trusts every target."""
-    return replace(method, terms={n: replace(t, gate=Always()) for n, t in method.terms.items()})
+    terms = {name: replace(t, gate=Always()) if isinstance(t, Term) else t for name, t in method.terms.items()}
+    return replace(method, terms=terms)
 
 
 class Row(NamedTuple):

@@ -89,9 +89,9 @@ def building_for(method: Method) -> Any:
     """The factory of models that the recipe is tried on."""
     if of_values(method):
         return build_values
-    if getattr(method.prepare, "patches", False):
+    if method.prepare and method.prepare.patches:
         return build_patches
-    if getattr(method.prepare, "maps", False):
+    if method.prepare and method.prepare.maps:
         return build_maps
     several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
     return build_dropping if several else build

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Gate, Teacher, Term
+from selfdistill.core.parts import BaseTerm, Gate, Teacher, Term
 from selfdistill.core.step import Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
@@ -32,7 +32,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         return Target(self.what(step), self.called)
 
 
@@ -40,7 +40,7 @@ class Says(Teacher):
 class Inverted(Gate):
     """Keeps what it should drop, or makes no claim."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         top = target.probabilities(student.shape[-1]).amax(-1)
         return (top < top.median()).float()
 

@@ -52,7 +52,7 @@ def state_of(objective: Objective) -> Any:
 
 def said(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the teacher says of a batch, and of which rows."""
-    term = objective.method.terms["t"]
+    term: Any = objective.method.terms["t"]
     step = objective.look(batch)
     target = term.teacher.target(state_of(objective), step, term)
     valid = torch.ones(len(target.value), dtype=torch.bool) if target.valid is None else target.valid

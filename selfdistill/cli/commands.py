@@ -229,20 +229,29 @@ def methods(as_json: bool, as_markdown: bool) -> None:
 @main.command()
 @click.argument("expression", metavar="EXPR")
 @click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
+@click.option(
+    "--code", "as_code", is_flag=True, help="Print the recipe's source and the same as a plain training loop."
+)
 @click.option("--json", "as_json", is_flag=True)
 @refusing
-def explain(expression: str, as_json: bool, example: str | None) -> None:
+def explain(expression: str, as_code: bool, as_json: bool, example: str | None) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from ..errors import RecipeError
     from ..estimators import recipes as estimator_recipes
-    from ..io.expressions import called
+    from ..io.expressions import called, checked, read
     from ..language import recipes as language_recipes
     from ..methods import recipes
+    from ..methods.cards import code, code_text, text
     from ..methods.cards import explain as explained
-    from ..methods.cards import text
     from ..methods.registry import read_method
 
     name = called(expression)
+    if as_code:
+        every = {**estimator_recipes.ways(), **language_recipes.RECIPES, **recipes()}
+        read(expression, {known: checked(recipe) for known, recipe in every.items()})  # refuses what is no recipe
+        found = code(name, every[name])
+        click.echo(json.dumps(found, sort_keys=True) if as_json else code_text(name, every[name]))
+        return
     if name in language_recipes.RECIPES:
         _explain_spoken(expression, as_json, example)
         return

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, SpaceError
 from ..views import Views
-from .outputs import space_of
-from .parts import Given, Measured, Part, Pool, Teacher, Term
+from .outputs import ModelWrapper, space_of
+from .parts import BaseTerm, Given, Measured, Part, Pool, Teacher
 from .step import Batch, Clock, Passes, Step
 from .vitals import Pulse, Vigil, Vitals, Watch, summarise
 
@@ -27,9 +27,9 @@ class Method:
     exits; its ``single(build)`` builds the product). ``method.bind(model)`` makes the objective that trains with it.
     """
 
-    terms: Mapping[str, Term]
+    terms: Mapping[str, BaseTerm]
     views: Views = Views()
-    prepare: Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]] | None = None
+    prepare: ModelWrapper | None = None
     generations: int = 1
     forward: str = "fused"
 
@@ -110,7 +110,7 @@ class Objective(nn.Module):
         self._plan, self._keys, self._owners = (
             method.seen(),
             dict[tuple[str, Part], str](),
-            list[tuple[str, Part, Term]](),
+            list[tuple[str, Part, BaseTerm]](),
         )
         self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
         self._vigil = Vigil(self.states, self._owners, self._keys)
@@ -129,7 +129,7 @@ class Objective(nn.Module):
         (model, forward), fused, mixing = self._student, self.method.forward == "fused", self.method.views.mixing
         return Step(forward, Batch.of(batch), self.clock, *self._plan, fused, self.autocast, model, mixing)
 
-    def state_of(self, name: str, part: Part) -> nn.Module:  # of a part, in the term of this name
+    def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
     def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
@@ -232,6 +232,6 @@ def untaught(method: Method) -> bool:
     >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
     (True, False)
     """
-    if getattr(method, "prepare", None) is None:  # a language model has none, nor has an encoder that fills in words
+    if method.prepare is None:  # an encoder that fills in words has none
         return False
     return all(space_of(term.head) == "features" for term in method.terms.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,51 @@ class Composite(nn.Module):
     def each(self) -> int:
         """How many members a row goes through."""
         return 1
+
+
+class ModelWrapper:
+    """Prepares a model factory for what a method trains: peers, exits, heads beside the model. By default nothing.
+
+    ``maps``: it wants a model whose stages say maps; ``patches``, one that is a transformer on patches of images.
+    """
+
+    @property
+    def peers(self) -> int:
+        """How many networks a row goes through."""
+        return 1
+
+    @property
+    def copies(self) -> int:
+        """In how many ways a row is shown in training."""
+        return 1
+
+    @property
+    def maps(self) -> bool:
+        return False
+
+    @property
+    def patches(self) -> bool:
+        return False
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        """The factory of the models that are trained."""
+        return build
+
+    def single(self, build: Any) -> Any:
+        """What builds the product, from what the wrapper was given."""
+        return build
+
+    def of_values(self) -> ModelWrapper:
+        """The same for models of values.
+
+        Raises:
+            SpaceError: it has none.
+        """
+        return self
+
+    def lacking(self, model: nn.Module) -> str | None:
+        """Why a model that it made has not the heads it is for; None if it has."""
+        return None
 
 
 def space_of(head: str) -> str:

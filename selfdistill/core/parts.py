@@ -2,22 +2,24 @@
 
 A **recipe** (`Method`, `Term` and every part in them) is a frozen value: equal, hashable, and its ``repr`` reads back.
 What changes in training lives in the `Objective` that ``method.bind(model)`` makes, a module whose ``state_dict``
-is all there is to save. A term of another kind has ``view``, ``head``, ``parts``, ``weight_at``, ``tally``. One batch::
+is all there is to save. A term of another kind is a `BaseTerm` with a ``tally`` of its own. One batch::
 
-    Batch -> Step (each view forwarded once) -> per term: target, per-element loss, gate -> Tally(total, count)
+    Batch -> Step (each view forwarded once) -> per term: target, trust of the gate, loss -> Tally(total, count)
           -> loss = sum over terms of weight x total / count -> backward, optimizer -> update() of every state
 
-Losses never reduce; tallies add over micro-batches and ranks, and the division comes last.
+A loss gives the weighted sum over elements and never divides it: a `Reduction` says by what, tallies add over
+micro-batches and ranks, and the division comes last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from ..errors import SpaceError
 from .outputs import element_shape, space_of
@@ -27,10 +29,10 @@ from .targets import Target
 Schedule = Callable[[Clock], float]
 
 
-Loss = Callable[[Tensor, Target], Tensor]  # student, target -> one number per element, never reduced
+S = TypeVar("S", bound=nn.Module, default=Any)  # the state of a part
 
 
-StateOf = Callable[["Part"], nn.Module]
+StateOf = Callable[["Part"], Any]
 
 
 class Tally(NamedTuple):
@@ -59,46 +61,87 @@ class Pool(NamedTuple):
     targets: Tensor = torch.zeros(0)  # what labelled rows teach, in their order
 
 
-class Part:
-    """A piece of a recipe: itself frozen; its state is an ``nn.Module`` owned by the objective."""
+class Part(Generic[S]):
+    """A piece of a recipe: itself frozen; its state, an ``S``, is an ``nn.Module`` owned by the objective.
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    ``mixes``: what it gives a row depends on the other rows of the batch.
+    """
+
+    mixes: ClassVar[bool] = False
+
+    @property
+    def view(self) -> str | None:
+        """The view it looks at, where it names one."""
+        return None
+
+    @property
+    def head(self) -> str | None:
+        """The head it looks at, where it names one."""
+        return None
+
+    @property
+    def cycles(self) -> int:
+        """Into how many parts of equal length it splits a generation."""
+        return 1
+
+    def start(self, model: nn.Module, given: Given) -> S:
         """Make the state for a generation that trains ``model``."""
-        return nn.Module()
+        state: Any = nn.Module()
+        return state  # type: ignore[no-any-return]  # a part with a state of a kind of its own makes it itself
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         """Terms whose parts have equal keys share one state."""
         return self, term.view, term.head
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
+    def prepare(self, state: S, pool: Pool) -> None:
         """Once at the start of a generation, with the data at hand."""
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: S, steps: Sequence[Step], term: BaseTerm) -> None:
         """After the optimizer's step; ``steps`` (one per micro-batch) still hold what was said before it."""
 
+    def waits(self, clock: Clock) -> bool:
+        """Has it nothing to say yet?"""
+        return False
 
-class Teacher(Part):
+
+class Teacher(Part[S]):
     """Where a term's target comes from.
 
     ``normalised``: its probabilities sum to 1. ``labels``: its target is the label. ``frozen``: it holds weights that
-    do not follow the student.
+    do not follow the student. ``even``: a uniform target is meant, not the sign of a second softmax.
     """
 
     normalised: ClassVar[bool] = True
     labels: ClassVar[bool] = False
     frozen: ClassVar[bool] = False
+    even: ClassVar[bool] = False
 
     @property
     def immovable(self) -> bool:
         """Does nothing at all change the weights it holds?"""
         return False
 
+    @property
+    def origin(self) -> Teacher:
+        """The teacher whose answers it passes on; mostly itself."""
+        return self
+
+    @property
+    def stores(self) -> bool:
+        """Is it to keep its answers, whatever the settings say?"""
+        return False
+
+    @property
+    def transforms(self) -> int:
+        """How many transformed copies of a row it tells apart."""
+        return 1
+
     def averaging_rate(self, step: int) -> float | None:
         """The share of its distance from the student by which its average moved in the update after ``step`` steps;
         None if it is no average of weights."""
         return None
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: S, step: Step, term: BaseTerm) -> Target:
         """The target for each row of the term's view."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its target is")
 
@@ -106,34 +149,180 @@ class Teacher(Part):
         """The space of the target, for a student head (``classes``, ``probabilities``, ``logits``, ...)."""
         return space_of(head)
 
-    def own_view(self, term: Term) -> str | None:
+    def own_view(self, term: BaseTerm) -> str | None:
         """The view that the student itself must forward for this teacher, if any."""
         return None
 
-    def admitted(self, state: nn.Module) -> Tensor | None:
+    def admitted(self, state: S) -> Tensor | None:
         """Ids of the unlabelled rows (of all, for views of ``chosen`` rows) to draw from; None: the data decide."""
         return None
 
+    def of_values(self) -> Teacher:
+        """Its counterpart for values: the same, but for the name of a head."""
+        return self
 
-class Gate(Part):
-    """How far each element of a target is trusted. ``spaces`` lists the target spaces it can judge (None: any);
-    ``prefers``, whether it keeps the more confident ones (None: it claims nothing); ``measures(student, target)``,
-    where there is one, how sure each is."""
+
+class Gate(Part[S]):
+    """How far each element of a target is trusted.
+
+    ``spaces`` lists the target spaces it can judge (None: any); ``prefers``, whether it keeps the more confident ones
+    (None: it claims nothing); ``full``: it trusts everything and is not asked.
+    """
 
     spaces: ClassVar[frozenset[str] | None] = None
     prefers: ClassVar[str | None] = "confident"
+    full: ClassVar[bool] = False
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: S, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it weighs")
+
+    def measures(self, student: Tensor, target: Target) -> Tensor | None:
+        """How sure each element (rows, ...) is; None where the target's largest probability says it."""
+        return None
 
 
 @dataclass(frozen=True)
 class Always(Gate):
     """Trust every target."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    full: ClassVar[bool] = True
+
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return student.new_ones(element_shape(student))
+
+
+class Loss:
+    """How far the student is from the target: one number for each element.
+
+    ``student_spaces`` and ``target_spaces`` list what it can compare (None: it is not judged). A loss on distributions
+    that may be negative is ``signed``; one that is 0 where the two differ is ``flat``. One that looks at other rows of
+    the batch ``mixes``.
+    """
+
+    student_spaces: ClassVar[frozenset[str] | None] = None
+    target_spaces: ClassVar[frozenset[str] | None] = None
+    signed: ClassVar[bool] = False
+    flat: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
+
+    @property
+    def hard(self) -> bool:
+        """Does it take the target's best class alone, so that it has no derivative in the target?"""
+        return False
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        """The loss of each element, (rows, ...), of the student's raw output (rows, ..., components)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what the loss of an element is")
+
+    def total(self, student: Tensor, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weighted sum over the elements that are valid, and the weighted loss of each.
+
+        A loss that must know the weights first, because it makes its gradient in the forward pass, overrides this.
+
+        Args:
+            student: the raw output, (rows, ..., components).
+            target: what it is compared with, ``valid`` where it says anything.
+            weight: of each element, (rows, ...); 0 where it is not valid. None: 1 for each.
+
+        Returns:
+            The sum, a scalar, and the weighted values (rows, ...), or None where a loss never has them all at hand.
+
+        Raises:
+            SpaceError: the loss does not give one number for each element.
+        """
+        values = self(student, target)
+        if values.shape != element_shape(student):
+            raise SpaceError(
+                f"{self} returned {tuple(values.shape)}; a loss returns one number for each element, "
+                f"{tuple(element_shape(student))}, and never reduces"
+            )
+        if target.valid is not None:
+            values = values.masked_fill(~target.valid, 0.0)  # not a product: the loss of such an element may be nan
+        if weight is not None:
+            values = weight * values
+        return values.sum(), values
+
+    def of_values(self) -> Loss | None:
+        """Its counterpart for values; None if it compares distributions over classes alone."""
+        return None
+
+
+LossFunction = Callable[[Tensor, Target], Tensor]  # student, target -> one number for each element
+
+
+@dataclass(frozen=True)
+class FunctionLoss(Loss):
+    """A plain function of the student's output and the target as a loss."""
+
+    function: LossFunction
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        return self.function(student, target)
+
+
+def as_loss(loss: Loss | LossFunction) -> Loss:
+    """The loss, or a plain function as one."""
+    return loss if isinstance(loss, Loss) else FunctionLoss(loss)
+
+
+class Elements(NamedTuple):
+    """The elements of a term on one batch, before their loss: what a `Reduction` counts.
+
+    ``valid`` (rows, ...) says which have a target (None: all), ``trust`` (rows, ...) how far each is trusted, 0 where
+    it is not valid (None: fully). ``number`` of them are valid, and ``kept`` is the sum of their trust, both scalars.
+    """
+
+    shape: torch.Size
+    valid: Tensor | None
+    trust: Tensor | None
+    number: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """By what the weighted sum over a term's elements is divided."""
+
+    def weights(self, elements: Elements) -> Tensor | None:
+        """What each element counts for beside its trust, (rows, ...); None: 1."""
+        return None
+
+    def count(self, elements: Elements) -> Tensor:
+        """What to divide by, a scalar that adds over micro-batches."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it counts")
+
+
+@dataclass(frozen=True)
+class PerElement(Reduction):
+    """The mean over valid elements: one that the gate drops counts as zero."""
+
+    def count(self, elements: Elements) -> Tensor:
+        return elements.number
+
+
+@dataclass(frozen=True)
+class PerTrust(Reduction):
+    """The weighted mean: the sum is divided by the trust that was given."""
+
+    def count(self, elements: Elements) -> Tensor:
+        return elements.kept
+
+
+@dataclass(frozen=True)
+class PerRow(Reduction):
+    """The mean over rows with a target: the elements of a row, its exits or peers, add up."""
+
+    def count(self, elements: Elements) -> Tensor:
+        return elements.number * (elements.shape[0] / max(1, elements.shape.numel()))  # a row shares its validity
+
+
+@dataclass(frozen=True)
+class PerView(Reduction):
+    """The mean over all elements of the view, so that terms with targets for different rows add up to one mean."""
+
+    def count(self, elements: Elements) -> Tensor:
+        return elements.number.new_full((), float(elements.shape.numel()))
 
 
 class Seen(NamedTuple):
@@ -142,7 +331,7 @@ class Seen(NamedTuple):
     student: Tensor
     target: Target
     trust: Tensor | None
-    loss: Tensor
+    loss: Tensor | None
 
 
 class Measured(NamedTuple):
@@ -154,62 +343,80 @@ class Measured(NamedTuple):
     seen: Seen | None = None
 
 
-@dataclass(frozen=True)
-class Term:
-    """Teacher, loss, gate and weight, for one view and one head of the student.
+class BaseTerm:
+    """What every term of a method has; a term of a kind of its own adds a ``tally``.
 
-    ``mean_over`` divides by the number of valid elements (``"valid"``: what the gate drops counts as zero), by the
-    trust given (``"kept"``), by the rows (``"rows"``: exits or peers of a row add up), or by all elements of the view
-    (``"view"``: terms with targets for different rows add up to one mean). What does not fit writes a class of its own.
+    ``teacher``, ``gate`` and ``loss`` are None where it has none of that kind.
     """
 
-    teacher: Teacher
-    loss: Loss
+    view: str = "x"
+    head: str = "logits"
+    weight: float | Schedule = 1.0
+    teacher: Teacher | None = None
+    gate: Gate | None = None
+    loss: Loss | None = None
+
+    def parts(self) -> tuple[Part, ...]:
+        """Those with a state, or with something to say about views."""
+        return tuple(part for part in (self.teacher, self.gate) if part is not None)
+
+    def weight_at(self, clock: Clock) -> float:
+        """What the term counts for at a place of the run."""
+        return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
+
+    def tally(self, state_of: StateOf, step: Step) -> Measured:
+        """The sum over the elements, and the count to divide by."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its sum is")
+
+    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+        return 0.0, 0.0
+
+    def told(self) -> str:
+        """What is special about its loss, in words."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Term(BaseTerm):
+    """Teacher, loss, gate and weight, for one view and one head of the student.
+
+    ``reduction`` says by what the sum over elements is divided: `PerElement`, `PerTrust`, `PerRow` or `PerView`. A
+    plain function of output and target is taken as a `FunctionLoss`.
+    """
+
+    teacher: Teacher = field()
+    loss: Loss = field()
     view: str = "x"
     head: str = "logits"
     gate: Gate = Always()
     weight: float | Schedule = 1.0
-    mean_over: str = "valid"
+    reduction: Reduction = PerElement()
 
     def __post_init__(self) -> None:
-        if self.mean_over not in ("valid", "kept", "rows", "view"):
-            raise SpaceError(f"mean_over is 'valid', 'kept', 'rows' or 'view', not {self.mean_over!r}")
-
-    def parts(self) -> tuple[Part, ...]:
-        return self.teacher, self.gate
-
-    def weight_at(self, clock: Clock) -> float:
-        return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
+        object.__setattr__(self, "loss", as_loss(self.loss))
+        if not isinstance(self.reduction, Reduction):
+            raise SpaceError(f"reduction is an object such as PerElement() or PerTrust(), not {self.reduction!r}")
 
     def said(self, step: Step) -> Tensor:
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
         return step.student(self.view, self.head)
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
-        """Sum of trust x loss over the elements, and the count to divide by."""
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
             return Measured(Tally(zero, zero), zero, zero)
         student = self.said(step)
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
-        loss = self.loss(student, target)  # (rows, ...): one number an element
-        if loss.shape != element_shape(student):
-            raise SpaceError(
-                f"{self.loss} returned {tuple(loss.shape)}; a loss returns one number for each element, "
-                f"{tuple(element_shape(student))}, and never reduces"
-            )
-        silent, valid = None, (everything := loss.new_full((), float(loss.numel())))
-        if target.valid is not None:
-            silent, valid = ~target.valid, target.valid.sum(dtype=loss.dtype)
-            loss = loss.masked_fill(silent, 0.0)  # not a product: the loss of such an element may be nan
-        kept, trust = valid, None
-        if type(self.gate) is not Always:  # full trust costs nothing
+        trust, valid, shape = None, target.valid, element_shape(student)
+        number = student.new_full((), float(shape.numel())) if valid is None else valid.sum(dtype=student.dtype)
+        kept = number
+        if not self.gate.full:  # full trust costs nothing
             trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
-            trust = trust if silent is None else trust.masked_fill(silent, 0.0)
-            loss, kept = trust * loss, trust.sum().detach()
-        count = (
-            valid * (len(loss) / max(1, loss.numel()))  # the elements of a row share its validity
-            if self.mean_over == "rows"
-            else {"valid": valid, "kept": kept, "view": everything}[self.mean_over]
-        )
-        return Measured(Tally(loss.sum(), count), kept, valid, Seen(student, target, trust, loss))
+            trust = trust if valid is None else trust.masked_fill(~valid, 0.0)
+            kept = trust.sum().detach()
+        elements = Elements(shape, valid, trust, number, kept)
+        share = self.reduction.weights(elements)
+        weight = trust if share is None else share if trust is None else share * trust
+        total, loss = self.loss.total(student, target, weight)
+        return Measured(Tally(total, self.reduction.count(elements)), kept, number, Seen(student, target, trust, loss))

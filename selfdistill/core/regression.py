@@ -7,8 +7,7 @@ pairs of one class) is refused with its name.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
 
 from ..errors import SpaceError
 from .objective import Method
@@ -33,7 +32,7 @@ def of_values(method: Method) -> Method:
     >>> from selfdistill.methods import born_again
     >>> of_values(born_again()).terms["past"]
     Term(teacher=Generation(view=None), loss=Squared(mean=True), view='x', head='values', gate=Always(), \
-weight=ByGeneration(first=0.0, later=1.0), mean_over='valid')
+weight=ByGeneration(first=0.0, later=1.0), reduction=PerElement())
     """
     if method.views.mates:
         raise SpaceError("a batch has rows of the same class for each one that is drawn, and values have no classes")
@@ -41,8 +40,7 @@ weight=ByGeneration(first=0.0, later=1.0), mean_over='valid')
         if look.rows == "pair":
             raise SpaceError(f"view {look.name!r} shows another row of the same class, and values have no classes")
     terms = {name: _term(name, term) if isinstance(term, Term) else term for name, term in method.terms.items()}
-    grouped = getattr(method.prepare, "of_values", None)
-    return replace(method, terms=terms, prepare=grouped() if grouped else method.prepare)
+    return replace(method, terms=terms, prepare=method.prepare and method.prepare.of_values())
 
 
 def _term(name: str, term: Term) -> Term:
@@ -50,18 +48,10 @@ def _term(name: str, term: Term) -> Term:
         if space_of(term.head) == "logits":
             raise SpaceError(f"term {name!r}: the head {term.head!r} is of classes and has no form for values")
         return term
-    counterpart = getattr(term.loss, "of_values", None)
+    counterpart = term.loss.of_values()
     if counterpart is None:
         raise SpaceError(
             f"term {name!r}: {type(term.loss).__name__} compares distributions over classes and has no form for "
             "values; `selfdistill methods` says which recipes have"
         )
-    return replace(term, loss=counterpart(), head=VALUES[term.head], teacher=_with_head(term.teacher))
-
-
-def _with_head(teacher: Any) -> Any:
-    """A teacher that names a head, with that head's name for values."""
-    if is_dataclass(teacher) and any(f.name == "head" for f in fields(teacher)):
-        head = cast(Any, teacher).head
-        return replace(cast(Any, teacher), head=VALUES.get(head, head))
-    return teacher
+    return replace(term, loss=counterpart, head=VALUES[term.head], teacher=term.teacher.of_values())

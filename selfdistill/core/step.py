@@ -170,6 +170,14 @@ class Step:
         if between:
             self._outputs[BETWEEN] = {head: self.mixed(value) for head, value in self._outputs["x"].items()}
 
+    @property
+    def trained(self) -> nn.Module:
+        """The module whose weights are trained."""
+        module = self.model if self.owner is None else self.owner
+        if not isinstance(module, nn.Module):
+            raise SpaceError("the model is a plain function and has no weights that a teacher could follow")
+        return module
+
     def rows(self, view: str) -> int:
         """How many rows a view has in this batch; an absent view has none."""
         return len(self.batch[view].x) if view in self.batch else 0

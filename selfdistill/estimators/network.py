@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method
 from ..core.outputs import element_shape
-from ..core.parts import Always, Gate, Given, Loss, Teacher, Term
+from ..core.parts import Always, BaseTerm, Gate, Given, Loss, PerTrust, Teacher, Term
 from ..core.step import Step
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
@@ -49,7 +49,7 @@ class Told(Teacher):
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         return Target(cast(_Told, state).targets[step.ids(term.view)], self.called)
 
 
@@ -63,7 +63,7 @@ class Weighted(Gate):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return self.module
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return cast(_Told, state).weights[step.ids(term.view)].expand(element_shape(student))
 
 
@@ -117,7 +117,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
             told = _Told(torch.from_numpy(targets).to(dtype), w)
             gate: Gate = Always() if (counts == counts[0]).all() else Weighted(told)
             head = "logits" if called == "probabilities" else "values"
-            term = Term(Told(told, called), loss, head=head, gate=gate, mean_over="kept")
+            term = Term(Told(told, called), loss, head=head, gate=gate, reduction=PerTrust())
             objective = Method({"told": term}).bind(self.module_, vitals=False)
             optimizer = torch.optim.AdamW(self.module_.parameters(), self.lr, weight_decay=self.weight_decay)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)

@@ -1,16 +1,18 @@
-"""All recipes, for networks, for learners on tables and for language models: as cards, and as ``docs/methods.md``."""
+"""The catalogue: the cards of all recipes, for networks, for learners on tables and for language models.
+
+The cards are shipped as a file, so that `selfdistill methods` lists them without importing torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..estimators.recipes import card as way_card
-from ..estimators.recipes import ways
-from ..language.recipes import RECIPES
-from ..language.recipes import card as spoken_card
-from ..methods import recipes
-from ..methods.cards import card
+#: made by ``python tools/generate.py``; a test compares it with `live_cards`
+SHIPPED = Path(__file__).with_name("catalogue.jsonl")
 
 HEAD = """# Methods
 
@@ -31,10 +33,35 @@ KINDS = {
 
 
 def cards() -> list[dict[str, Any]]:
-    """A card of every recipe, those for networks first; a name that both have is the network's."""
-    found = [card(name) for name in recipes()]
-    found += [way_card(name) for name in ways() if name not in recipes()]
-    return found + [spoken_card(name) for name in RECIPES]
+    """The card of every recipe: from the shipped file, or from the code where it holds a recipe that the file lacks."""
+    shipped = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
+    return live_cards() if set(_names_in_source()) - {card["name"] for card in shipped} else shipped
+
+
+def live_cards() -> list[dict[str, Any]]:
+    """The card of every recipe, made from the code, those for networks first.
+
+    A name that networks and learners share is listed once, for networks.
+    """
+    from ..estimators import recipes as learners
+    from ..language import recipes as language
+    from ..methods import recipes
+    from ..methods.cards import card
+
+    networks = recipes()
+    found = [card(name) for name in networks]
+    found += [learners.card(name) for name in learners.ways() if name not in networks]
+    return found + [language.card(name) for name in language.RECIPES]
+
+
+def _names_in_source() -> Iterator[str]:
+    """The names of the recipes for networks, read from their files without importing them."""
+    for path in (Path(__file__).parents[1] / "methods").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
+                callable_bare = len(node.args.args) == len(node.args.defaults)  # `read_method` is not
+                if callable_bare and ast.unparse(node.returns) == "Method":
+                    yield node.name
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -64,7 +91,8 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 def _entry(c: dict[str, Any]) -> str:
     equation = f"\n\n{c['equation']}" if c["equation"] else ""
     facts = f"For {c['targets']}. Needs {_sentence(c['needs'])} Costs {_cost(c)}. Source: {_sentence(c['source'])}"
-    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n"
+    departs = f"\nWhere it departs: {_sentence(c['departs'])}\n" if c["departs"] else ""
+    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n{departs}"
 
 
 def _sentence(text: str) -> str:

@@ -205,10 +205,8 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
     method = stored(method, str(request.targets))
     for term in method.terms.values():
-        teacher: Any = getattr(term, "teacher", None)
-        look = next(
-            (one for one in method.views.looks if one.name == (getattr(teacher, "view", None) or term.view)), None
-        )
+        teacher = term.teacher
+        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
         if isinstance(teacher, Cached) and look is not None:
             how = data.augment if look.augment == "default" else look.augment
             if look.rows == "mixed" or look.of or how != "none":

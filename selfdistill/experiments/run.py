@@ -358,8 +358,8 @@ class Run:
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        single = getattr(ready.method.prepare, "single", None)  # what builds the product, where a method prepares one
-        build = ready.build if plainly or single is None else single(ready.build)
+        prepared = ready.method.prepare
+        build = ready.build if plainly or prepared is None else prepared.single(ready.build)
         facts: dict[str, Any] = {"classes": list(ready.data.classes)}
         facts["method"] = "plain()" if plainly else ready.expression
         if not plainly and (together := network_task.joined(ready, trained)):

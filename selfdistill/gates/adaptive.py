@@ -1,7 +1,7 @@
-"""Gates whose threshold follows what the targets say: by class, by their running mean, by their running spread.
+"""Gates whose threshold follows the targets: by class, or by their running mean and spread.
 
-What they have learnt is a state that `update` moves on; where the paper counts the batch at hand too, its part is
-added before the batch is weighed, over all processes. With several micro-batches each adds its own rows.
+The running statistics are a state that `update` moves on. Where the paper counts the batch at hand too, it is added
+before the batch is weighed, over all processes; with several micro-batches each adds its own rows.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..core.memory import Buffers, Table, averages, spoken
-from ..core.parts import Gate, Given, Pool, Term
+from ..core.parts import BaseTerm, Gate, Given, Pool
 from ..core.step import Step
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -34,7 +34,7 @@ class _Progress(Table):
 
 
 @dataclass(frozen=True)
-class ClassProgress(Gate):
+class ClassProgress(Gate[_Progress]):
     """1 where the confidence exceeds M(b_c) x ``threshold``, c the target's class: harder classes are let in sooner.
 
     b_c = s_c / max(max_c s_c, rows without any), s_c = rows whose last confidence above ``threshold`` was for c, before
@@ -57,15 +57,14 @@ class ClassProgress(Gate):
         if self.mapping not in MAPPINGS:
             raise RecipeError(f"mapping is 'convex', 'linear' or 'concave', not {self.mapping!r}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Progress:
         return _Progress()
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        cast(_Progress, state).rows.fill_(len(pool.unlabelled))
+    def prepare(self, state: _Progress, pool: Pool) -> None:
+        state.rows.fill_(len(pool.unlabelled))
 
-    def thresholds(self, state: nn.Module, classes: int) -> Tensor:
+    def thresholds(self, progress: _Progress, classes: int) -> Tensor:
         """The threshold of each class, (classes,)."""
-        progress = cast(_Progress, state)
         counts = progress.values.long().flatten().bincount(minlength=classes + 1)[1:].float()
         rows = torch.maximum(progress.rows, progress.seen.sum())  # outside `fit` nobody has said how many there are
         without = rows * max(1, progress.values.shape[1]) - counts.sum()
@@ -74,18 +73,18 @@ class ClassProgress(Gate):
         mapped = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]
         return self.threshold * mapped
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: _Progress, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         sure, best = target.probabilities(student.shape[-1]).max(-1)
         said = sure > self.threshold if target.valid is None else (sure > self.threshold) & target.valid
         step.notes.setdefault(self.key(term), (said, best, step.ids(term.view)))
         return (sure > self.thresholds(state, student.shape[-1]).to(sure.device)[best]).to(student.dtype)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: _Progress, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in (step for step in steps if self.key(term) in step.notes):
             said, best, ids = step.notes[self.key(term)]
             said, best = said.reshape(len(said), -1), best.reshape(len(best), -1)
-            before, _ = cast(_Progress, state).read(ids, said.shape[1])
-            cast(_Progress, state).write(ids, torch.where(said, best + 1.0, before))
+            before, _ = state.read(ids, said.shape[1])
+            state.write(ids, torch.where(said, best + 1.0, before))
 
 
 class Running(Buffers):
@@ -128,7 +127,7 @@ class Running(Buffers):
 
 
 @dataclass(frozen=True)
-class _Follows(Gate):
+class _Follows(Gate[Running]):
     """A gate that follows running means of what its targets say."""
 
     decay: float = 0.999
@@ -138,26 +137,25 @@ class _Follows(Gate):
     def __post_init__(self) -> None:
         averages(self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Running:
         return Running()
 
     def aligns(self) -> bool:
         """Does the confidence of aligned targets enter the means?"""
         return False
 
-    def now(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Running:
+    def now(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Running:
         """The running means with the batch at hand."""
         p = spoken(target.probabilities(student.shape[-1]), target.valid)
         step.notes.setdefault(self.key(term), p)
-        return cast(Running, state).moved(p, self.decay, self.aligns())
+        return state.moved(p, self.decay, self.aligns())
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Running, steps: Sequence[Step], term: BaseTerm) -> None:
         seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
         if seen:
-            running = cast(Running, state)
-            after = running.moved(torch.cat(seen), self.decay, self.aligns())
-            for name in running._buffers:
-                setattr(running, name, getattr(after, name))
+            after = state.moved(torch.cat(seen), self.decay, self.aligns())
+            for name in state._buffers:
+                setattr(state, name, getattr(after, name))
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ class SelfAdaptive(_Follows):
         RecipeError: a decay outside [0, 1).
     """
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         now = self.now(state, student, target, step, term)
         sure, best = target.probabilities(student.shape[-1]).max(-1)
         return (sure >= (now.mean * now.marginal / now.marginal.max())[best]).to(student.dtype)
@@ -204,7 +202,7 @@ class TruncatedGaussian(_Follows):
     def aligns(self) -> bool:
         return self.aligned
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         now = self.now(state, student, target, step, term)
         p = target.probabilities(student.shape[-1])
         below = ((now.align(p) if self.aligned else p).amax(-1) - now.mean).clamp(max=0.0)

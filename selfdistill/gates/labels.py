@@ -1,14 +1,11 @@
-"""Gates that ask the labelled rows: how well are they learnt, and what does that say about a target without a label?
-
-A gate that knows the data: how much of it has labels.
-"""
+"""Gates on the labelled rows: how well they are learnt, how many there are, and which subset a peer sees."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.memory import Buffers, Table
 from ..core.outputs import element_shape
-from ..core.parts import Gate, Given, Pool, Term
+from ..core.parts import BaseTerm, Gate, Given, Pool
 from ..core.step import Step
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -46,7 +43,7 @@ class Annealed(Gate):
         if self.schedule not in SCHEDULES:
             raise RecipeError(f"the schedule is 'linear', 'log' or 'exp', not {self.schedule!r}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         t, even = step.clock.progress, 1.0 / student.shape[-1]
         share = {"linear": t, "log": 1.0 - math.exp(-5.0 * t), "exp": math.exp(5.0 * (t - 1.0))}[self.schedule]
         best = target.best().clamp(min=0).unsqueeze(-1)
@@ -81,7 +78,7 @@ class _Threshold(Table):
 
 
 @dataclass(frozen=True)
-class FallingLoss(Gate):
+class FallingLoss(Gate[_Threshold]):
     """1 where the target's own loss -log max_c t_c is at most r_t, which falls from the labelled rows' loss on.
 
     Until ``warm_up`` of the generation nothing is trusted and the losses of the labelled rows (view ``labelled``) are
@@ -113,36 +110,36 @@ class FallingLoss(Gate):
                 f"base {self.base}, period {self.period}, floor {self.floor}"
             )
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return FallingLoss, self.warm_up, self.labelled, term.head  # what they measure is the same
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Threshold:
         return _Threshold()
 
-    def threshold(self, state: nn.Module, step: Step) -> float | None:
+    def threshold(self, state: _Threshold, step: Step) -> float | None:
         """The largest loss that is trusted at this step; None in the warm-up."""
-        first = float(cast(_Threshold, state).first)
+        first = float(state.first)
         if not first > 0:
             return None
         periods = int(max(0.0, step.clock.progress - self.warm_up) / self.period)
         return max(self.scale * first / self.base**periods, self.floor)
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: _Threshold, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         own, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
         if limit is None or (self.phase != "both" and (self.phase == "floor") != (limit <= self.floor)):
             return torch.zeros_like(own)
         return (own <= limit).to(student.dtype)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        measured, clock = cast(_Threshold, state), steps[0].clock
-        if bool(measured.first > 0):
+    def update(self, state: _Threshold, steps: Sequence[Step], term: BaseTerm) -> None:
+        clock = steps[0].clock
+        if bool(state.first > 0):
             return
         for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
             if found is not None:
                 ids, labels, said = found
-                measured.write(ids, -at_label(said, labels).reshape(len(ids), -1).mean(1, keepdim=True))
-        if clock.at(clock.step + 1).progress >= self.warm_up and bool(measured.seen.any()):
-            measured.first = measured.values[measured.seen].mean()
+                state.write(ids, -at_label(said, labels).reshape(len(ids), -1).mean(1, keepdim=True))
+        if clock.at(clock.step + 1).progress >= self.warm_up and bool(state.seen.any()):
+            state.first = state.values[state.seen].mean()
 
 
 def spared(ids: Tensor, share: float) -> Tensor:
@@ -165,13 +162,13 @@ class Spared(Gate):
         if not 0.0 <= self.share < 1.0:
             raise RecipeError(f"the share of rows that is spared lies in [0, 1), not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         kept = (~spared(step.ids(term.view), self.share)).to(student.dtype)
         return kept.reshape(len(kept), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
 
 
 @dataclass(frozen=True)
-class Singleton(Gate):
+class Singleton(Gate[Table]):
     """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has one class alone, else 0.
 
     q is the ceil((n + 1)(1 - ``risk``))-th smallest of the scores 1 - p_y that the student last gave to the n labelled
@@ -194,35 +191,39 @@ class Singleton(Gate):
         if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
             raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Table:
         return Table()
 
-    def limit(self, state: nn.Module) -> float:
+    def limit(self, state: Table) -> float:
         """The score up to which a class belongs to the set; infinite where too few rows calibrate it."""
-        scores = cast(Table, state).values[cast(Table, state).seen].flatten().sort().values
+        scores = state.values[state.seen].flatten().sort().values
         place = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
         return float(scores[place - 1]) if 0 < place <= len(scores) else math.inf
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: Table, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
         return (inside.sum(-1) == 1).to(student.dtype)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
         for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
             if found is None or not bool((kept := spared(found[0], self.share)).any()):
                 continue
             ids, labels, said = (part[kept] for part in found)
-            cast(Table, state).write(ids, (1.0 - at_label(said, labels).exp()).reshape(len(ids), -1))
+            state.write(ids, (1.0 - at_label(said, labels).exp()).reshape(len(ids), -1))
 
 
 class _Share(Buffers):
+    """The share of rows that have labels."""
+
+    share: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("share", torch.ones(()))
 
 
 @dataclass(frozen=True)
-class LabelledShare(Gate):
+class LabelledShare(Gate[_Share]):
     """Trust M / N in every target, M of the N rows having labels: with few labels, what needs none weighs less too.
 
     In a loop of your own, which prepares nothing, it is 1.
@@ -232,15 +233,15 @@ class LabelledShare(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Share:
         return _Share()
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        every: Any = len(pool.labelled) + len(pool.unlabelled)
-        state.share = torch.full_like(state.get_buffer("share"), len(pool.labelled) / max(1, every))
+    def prepare(self, state: _Share, pool: Pool) -> None:
+        every = len(pool.labelled) + len(pool.unlabelled)
+        state.share = torch.full_like(state.share, len(pool.labelled) / max(1, every))
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
-        return state.get_buffer("share").to(student).expand(element_shape(student))
+    def weigh(self, state: _Share, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+        return state.share.to(student).expand(element_shape(student))
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Shard(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         peers = student.shape[1]
@@ -280,7 +281,7 @@ class Bagged(Gate):
         if not 0.0 < self.share <= 1.0:
             raise RecipeError(f"share is that of the samples a peer sees, above 0 and at most 1, not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         ids = step.ids(term.view)

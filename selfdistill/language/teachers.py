@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.logits import Head, Source
-from ..core.parts import Given, Part, Term
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..errors import DataError, RecipeError
 from ..models.causal_lm import Causal, update_of
@@ -40,10 +40,10 @@ class Snapshot(nn.Module):
 
 
 @dataclass(frozen=True)
-class Judge(Part):
+class Judge(Teacher):
     """A teacher of language models: what it holds, and what it says of a view, token by token."""
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self
 
     def source(self, state: nn.Module, step: Step, view: str) -> Source:
@@ -108,7 +108,7 @@ class Refresh(Judge):
         return Snapshot(cast(Causal, model).learning())
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every == 0:
             student = cast(Causal, steps[0].owner)
             with distributed.whole(student):
@@ -156,7 +156,7 @@ class Ema(Judge):
             yield model, whole
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         held, student = cast(Snapshot, state).weights(), cast(Causal, steps[0].owner)
         with distributed.whole(student):
             for name, now in self._now(student):
@@ -190,7 +190,8 @@ class TrustRegion(Judge):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         if not 0 <= self.alpha <= 1:
             raise RecipeError(f"TrustRegion: alpha lies between 0 and 1, not at {self.alpha}")
-        return self.reference.start(model, given)
+        state: nn.Module = self.reference.start(model, given)
+        return state
 
     def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
         live = Live().said(state, model, x)
@@ -201,7 +202,7 @@ class TrustRegion(Judge):
         raise RecipeError("a TrustRegion is a mixture of two models, and cannot write; let its reference write")
         yield model, None
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         self.reference.update(state, steps, term)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.logits import Source
-from ..core.parts import Measured, Part, Schedule, StateOf, Tally
+from ..core.parts import BaseTerm, Measured, Part, Schedule, StateOf, Tally
 from ..core.step import Batch, Step
 from ..losses.chunked.definitions import ForwardKL, Kind
 from ..losses.chunked.divergences import divergence, entropies, importance, log_probabilities
@@ -23,19 +23,12 @@ from .teachers import Base, Judge, blended
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Term:
+class _Term(BaseTerm):
     """What all of them share: the view, the head, a weight, and over what the mean goes."""
 
-    view: str = "x"
     head: str = "hidden"
     weight: float | Schedule = 1.0
     mean_over: str = "token"  # or "sequence": the mean of each, and of these the mean
-
-    def parts(self) -> tuple[Part, ...]:
-        return ()
-
-    def weight_at(self, clock: object) -> float:
-        return float(self.weight(clock)) if callable(self.weight) else float(self.weight)  # type: ignore[arg-type]
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         raise NotImplementedError

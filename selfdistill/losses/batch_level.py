@@ -1,4 +1,4 @@
-"""Losses that compare a batch as a whole: every row has the same value, and micro-batches are batches of their own."""
+"""Losses on a batch as a whole: every row has the same value, and each micro-batch is a batch of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..core.parts import Loss
 from ..core.targets import Target
 
 
 @dataclass(frozen=True)
-class MeanDistance:
+class MeanDistance(Loss):
     """||mean_i s_i - mean_i t_i||^2 for every row: the discrepancy of two batches whose kernel is the inner product.
 
     Means are over the rows that have a target. With several micro-batches they are within one.

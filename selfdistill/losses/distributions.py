@@ -1,13 +1,4 @@
-"""Losses on distributions and on values that most recipes share.
-
-How undecided the student is.
-
-Learning from what a row is not.
-
-Losses of the student alone, against collapse and against doubt: they take no notice of their target.
-
-A loss whose target is sharpened first, while the student stays as it is.
-"""
+"""Losses on distributions and values: divergences, likelihoods, entropies, and a sharpened target for any of them."""
 
 from __future__ import annotations
 
@@ -19,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.parts import Loss
+from ..core.parts import Loss, as_loss
 from ..core.targets import DISTRIBUTIONS, Target, tempered
 from ..errors import RecipeError, SpaceError
 
@@ -39,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """-sum_c t_c log p_c, with p = softmax(z / T) and the target at the same temperature; no factor T^2.
 
     ``hard`` replaces the target by its best class. ``smoothing`` e mixes it with the uniform distribution over the
@@ -85,7 +76,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class KL:
+class KL(Loss):
     """T^2 sum_c t_c (log t_c - log p_c): forward KL from target to student at one temperature (Hinton et al. 2015).
 
     The factor T^2 keeps the gradient's size when T grows: it tends to the logit difference over C.
@@ -111,7 +102,7 @@ class KL:
 
 
 @dataclass(frozen=True)
-class Squared:
+class Squared(Loss):
     """Sum over components of (student - target)^2; ``mean`` divides by their number.
 
     Logits are compared as probabilities: softmax of both sides (the consistency cost of Mean Teacher).
@@ -139,7 +130,7 @@ class Squared:
 
 
 @dataclass(frozen=True)
-class LogOneMinusInner:
+class LogOneMinusInner(Loss):
     """log(1 - <p, t>): negative, and minimising it raises the agreement of p with the history t (ELR, Liu et al. 2020).
 
     p is clamped to [clamp, 1 - clamp] before the inner product, as the authors do, so that the logarithm stays finite.
@@ -157,7 +148,7 @@ class LogOneMinusInner:
 
 
 @dataclass(frozen=True)
-class Absolute:
+class Absolute(Loss):
     """Mean over components of abs(student - target): its minimum is the median of the targets.
 
     >>> Absolute()(torch.tensor([[1.0, 3.0]]), Target(torch.tensor([[1.0, 1.0]]), "values")).item()
@@ -173,7 +164,7 @@ class Absolute:
 
 
 @dataclass(frozen=True)
-class GaussianNLL:
+class GaussianNLL(Loss):
     """s^(2 beta) ((y - m)^2 exp(-z) + z + log 2 pi) / 2 for a head (m, z) with z = log s^2, and a target value y.
 
     The factor s^(2 beta) carries no gradient: it takes the weight 1 / s^2 back that makes the plain likelihood (beta 0)
@@ -212,7 +203,7 @@ class GaussianNLL:
 
 
 @dataclass(frozen=True)
-class GaussianKL:
+class GaussianKL(Loss):
     """KL(target || student) of two normal distributions given as (mean, log variance).
 
     log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2, with 1 the target and 2 the student.
@@ -228,7 +219,7 @@ class GaussianKL:
 
 
 @dataclass(frozen=True)
-class MeanNLL:
+class MeanNLL(Loss):
     """((m_t - m)^2 exp(-z_t) + z_t) / 2: how likely the target (m_t, z_t) holds the mean. z learns nothing."""
 
     student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
@@ -240,7 +231,7 @@ class MeanNLL:
 
 
 @dataclass(frozen=True)
-class LogVariances:
+class LogVariances(Loss):
     """(z_t - z)^2, the squared distance of two log variances. The means learn nothing."""
 
     student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
@@ -251,7 +242,7 @@ class LogVariances:
 
 
 @dataclass(frozen=True)
-class PairCrossEntropy:
+class PairCrossEntropy(Loss):
     """For each row i the mean over rows j of the batch, i too, of CE(t_ij, softmax(a_i - a_j)), a the head ``ranks``.
 
     Of values y, t_ij is (1, 0) where y_i > y_j, (0, 1) where y_i < y_j, and even between equals. Of ranks it is the
@@ -282,13 +273,12 @@ class PairCrossEntropy:
         return (loss * partners).sum(1) / partners.sum(0).clamp(min=1.0)
 
 
-def check_spaces(loss: object, student: str, target: str) -> str | None:
+def check_spaces(loss: Loss, student: str, target: str) -> str | None:
     """What is wrong with comparing these spaces by this loss; None if nothing is. A plain function is not judged."""
     name = type(loss).__name__
-    for side, space in (("student_spaces", student), ("target_spaces", target)):
-        wanted = getattr(loss, side, None)
+    sides = (("student", loss.student_spaces, student), ("target", loss.target_spaces, target))
+    for who, wanted, space in sides:
         if wanted is not None and space not in wanted:
-            who = side.removesuffix("_spaces")
             return f"{name} compares a {who} of {' or '.join(sorted(wanted))}, not of {space}"
     if {student, target} <= {"values", "features"} and student != target:
         return f"{name} was given a student of {student} and a target of {target}"
@@ -298,7 +288,7 @@ def check_spaces(loss: object, student: str, target: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Loss):
     """-sum_c p_c log p_c of the student alone, whatever the target says: minimising it makes the student decide.
 
     Source: Grandvalet and Bengio, Semi-supervised Learning by Entropy Minimization, NeurIPS 2004.
@@ -317,7 +307,7 @@ class Entropy:
 
 
 @dataclass(frozen=True)
-class Excluding:
+class Excluding(Loss):
     """-sum_c m_c log(1 - p_c) / sum_c m_c for a target m of ones and zeros: which classes a row does not have.
 
     log(1 - p) is taken of 1 - exp(log p) with log p at most -1e-7, so that a student that is quite sure stays finite.
@@ -339,7 +329,7 @@ class Excluding:
 
 
 @dataclass(frozen=True)
-class ClassPrior:
+class ClassPrior(Loss):
     """KL(uniform || mean of p over the rows of the batch), the same number for every row: no class may die out.
 
     With several micro-batches the mean is that of one of them.
@@ -361,7 +351,7 @@ class ClassPrior:
 
 
 @dataclass(frozen=True)
-class Sharpened:
+class Sharpened(Loss):
     """``loss`` against t^(1/T), normalised: below temperature 1 the target is surer than what was said, above softer.
 
     The gate still judges the target as it was said. (`CrossEntropy` and `KL` with a temperature temper both sides.)
@@ -382,13 +372,14 @@ class Sharpened:
     temperature: float = 0.4
     student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
     target_spaces: ClassVar[frozenset[str]] = DISTRIBUTIONS
-    flat = property(lambda self: bool(getattr(self.loss, "flat", False)))
-    signed = property(lambda self: bool(getattr(self.loss, "signed", False)))
+    flat = property(lambda self: self.loss.flat)
+    signed = property(lambda self: self.loss.signed)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RecipeError(f"a temperature is above 0, not {self.temperature}")
-        if "probabilities" not in getattr(self.loss, "target_spaces", DISTRIBUTIONS):
+        object.__setattr__(self, "loss", as_loss(self.loss))
+        if self.loss.target_spaces is not None and "probabilities" not in self.loss.target_spaces:
             raise RecipeError(f"{type(self.loss).__name__} compares no distributions, so there is nothing to sharpen")
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses for students of several teachers, or of teachers that learn from them."""
+"""Losses for students of several teachers, and for teachers that learn from their students."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.parts import Loss
 from ..core.targets import Target, tempered
 from ..errors import SpaceError
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Loss):
     """T^2 sum_c p_c (log p_c - log t_c): reverse KL, from the student to the target, at one temperature.
 
     A hard target would be infinitely far: no t_c counts as less than the smallest normal number of its dtype.
@@ -36,7 +37,7 @@ class ReverseKL:
 
 
 @dataclass(frozen=True)
-class DirichletNLL:
+class DirichletNLL(Loss):
     """How unlikely the members of an ensemble are under the Dirichlet distribution with concentrations exp(z / T).
 
     Equation::

@@ -1,4 +1,4 @@
-"""Losses that treat the label's class and the other classes apart."""
+"""Losses that treat the class of the label and the other classes apart."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.parts import Loss
 from ..core.targets import Target
 
 
 @dataclass(frozen=True)
-class AmongOthers:
+class AmongOthers(Loss):
     """KL(t || p^) over the classes to which the target gives anything, p^ = softmax over those alone.
 
     A target that leaves the label's class out compares the others, whatever the student gives to the label.
@@ -36,7 +37,7 @@ class AmongOthers:
 
 
 @dataclass(frozen=True)
-class SelfWeighted:
+class SelfWeighted(Loss):
     """-(s^2 + 1 - mean s^2) log s with s = p_y: a row counts more where the student is surer of its label.
 
     The weight carries no gradient; the mean is over the rows of the micro-batch that have a label (USKD, Yang et al.

@@ -1,4 +1,4 @@
-"""Losses between two views of a row of which nobody knows the class."""
+"""Losses between two views of an unlabelled row."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.parts import Loss
 from ..core.targets import Target
 from ..errors import RecipeError
 
 
 @dataclass(frozen=True)
-class CosineDistance:
+class CosineDistance(Loss):
     """1 - <s, t> / (||s|| ||t||): 0 for equal directions, 2 for opposite ones; half the squared distance on the sphere.
 
     >>> import torch
@@ -30,7 +31,7 @@ class CosineDistance:
 
 
 @dataclass(frozen=True)
-class PrototypeCrossEntropy:
+class PrototypeCrossEntropy(Loss):
     """-sum_k t_k log p_k with p = softmax(s / T) and t = softmax(target / S): student and teacher at their own warmth.
 
     ``temperature`` is T, ``sharp`` is S; both sides are scores of prototypes, (rows, ..., prototypes).

@@ -1,4 +1,4 @@
-"""validate"""
+"""Validation of a method: its spaces, its views and the data that it needs are checked before the first step."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from ..core.objective import Method, untaught
 from ..core.outputs import space_of, tells_copies
-from ..core.parts import Teacher, Term
+from ..core.parts import BaseTerm, Teacher, Term
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..losses import check_spaces
 from ..teachers import External, MixedLabels
-from ..teachers.cached import asked
 
 
 def check_method(method: Method, data: Data | None = None) -> None:
@@ -35,9 +34,9 @@ def check_method(method: Method, data: Data | None = None) -> None:
         )
 
     for name, term in method.terms.items():
-        for part in term.parts():
-            if data is not None and isinstance(who := asked(part), External) and who.source is not None:
-                _check_external(name, who.source, data)
+        origin = term.teacher and term.teacher.origin
+        if data is not None and isinstance(origin, External) and origin.source is not None:
+            _check_external(name, origin.source, data)
 
 
 def _check_task(method: Method, data: Data) -> None:
@@ -95,7 +94,7 @@ def _spaces(term: Term) -> str | None:
     except SpaceError as error:
         return str(error)
     for part in term.parts() if tells_copies(term.head) else ():
-        if (asks := getattr(part, "head", None)) not in (None, term.head):
+        if (asks := part.head) not in (None, term.head):
             return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of {term.head!r}"
     judged = term.gate.spaces
     if judged is not None and target not in judged:
@@ -103,16 +102,15 @@ def _spaces(term: Term) -> str | None:
     return check_spaces(term.loss, student, target)
 
 
-def _views(term: Term, rows_of: dict[str, str]) -> str | None:
+def _views(term: BaseTerm, rows_of: dict[str, str]) -> str | None:
     """A view that the method does not make, or that shows the teacher other rows than the student."""
-    seen = [getattr(part, "view", None) for part in term.parts()]
+    seen = [part.view for part in term.parts()]
     seen += [part.own_view(term) for part in term.parts() if isinstance(part, Teacher)]
     looked = [term.view, *(view for view in seen if view is not None)]
     missing = [view for view in looked if view not in rows_of]
     if missing:
         return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
-    teacher = getattr(term, "teacher", None)
-    if isinstance(getattr(teacher, "teacher", teacher), MixedLabels) and rows_of[term.view] != "mixed":
+    if term.teacher is not None and isinstance(term.teacher.origin, MixedLabels) and rows_of[term.view] != "mixed":
         return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
     kinds = {rows_of[view] for view in looked}
     if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:

@@ -1,22 +1,17 @@
-"""The classifiers of a model with early exits, side by side: each with each, and all of their features together.
-
-Heads to compare rows without labels: a projector on the features, and a predictor or prototypes on that.
-
-Four rotations of each row, told apart together with its class.
-"""
+"""Heads on features: all classifiers of a model with exits, projectors and prototypes, and rotations as classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.outputs import output_of
+from ..core.outputs import ModelWrapper, output_of
 from ..errors import SpaceError
 from .feature_taps import Extended, Featured, Hook, Tap, last_linear, layer_of, pooled
 from .heads import Exits
@@ -74,7 +69,10 @@ class Levels(Exits):
     """Prepares a model factory for K classifiers side by side: see `Several`. The product is the model with exits."""
 
     fused: bool = False
-    maps = property(lambda self: self.fused)  # for trials: a model whose exits end in linear layers of their own
+
+    @property
+    def maps(self) -> bool:
+        return self.fused  # a model whose exits end in linear layers of their own
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         with_exits: Callable[..., Any] = super().__call__(build)
@@ -179,7 +177,7 @@ class Patched(Projected):
 
 
 @dataclass(frozen=True)
-class Projectors:
+class Projectors(ModelWrapper):
     """Prepares a model factory for heads that compare rows: see `Projected`. The product is the bare model.
 
     ``projector`` and ``predictor`` are widths of layers (`perceptron`); the features' own comes first by itself. With
@@ -205,10 +203,6 @@ class Projectors:
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         kind = Patched if self.patches else Projected
         return lambda: kind(build(), self)
-
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of the bare model."""
-        return build
 
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
@@ -253,15 +247,16 @@ class Rotated(Extended):
 
 
 @dataclass(frozen=True)
-class Rotations:
+class Rotations(ModelWrapper):
     """Prepares a model factory for four rotations of each row: see `Rotated`. The product is the bare model."""
 
-    maps: ClassVar[bool] = True
-    copies: ClassVar[int] = TURNS
+    @property
+    def maps(self) -> bool:
+        return True
+
+    @property
+    def copies(self) -> int:
+        return TURNS
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Rotated(build())
-
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of the bare model."""
-        return build

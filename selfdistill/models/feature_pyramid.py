@@ -1,15 +1,15 @@
-"""A teacher made of the model's own maps: they are fused from deep to shallow and back, and classified."""
+"""A feature pyramid as a teacher: it fuses the model's maps from deep to shallow and back, and classifies them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.outputs import ModelWrapper
 from ..errors import SpaceError
 from .feature_taps import Featured, attention, last_linear, width_of
 
@@ -96,17 +96,16 @@ class SelfTaught(Featured):
 
 
 @dataclass(frozen=True)
-class SelfTeacher:
+class SelfTeacher(ModelWrapper):
     """Prepares a model factory for a pyramid as teacher: see `SelfTaught`. The product is the bare model."""
 
     layers: tuple[str, ...]
     width: int = 2
     depth: int = 2
-    maps: ClassVar[bool] = True
+
+    @property
+    def maps(self) -> bool:
+        return True
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: SelfTaught(build(), self.layers, self.width, self.depth)
-
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of the bare model."""
-        return build

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.outputs import Composite
+from ..core.outputs import Composite, ModelWrapper
 from ..errors import SpaceError
 
 HOW = ("vector", "input", "map", "attention", "energy", "dense", "project", "classify")
@@ -260,7 +260,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(ModelWrapper):
     """Prepares a model factory for heads that read its layers: see `Featured`. The product is the bare model."""
 
     heads: tuple[str, ...]
@@ -268,7 +268,3 @@ class Features:
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Featured(build(), self.heads)
-
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of the bare model."""
-        return build

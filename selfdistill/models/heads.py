@@ -1,8 +1,4 @@
-"""Heads: which of the model's outputs is compared, and the space it speaks in.
-
-A model returns a tensor (its main output) or a mapping of named outputs. Rows come first and components last;
-what is between (exits, peers, tokens) are elements of their own.
-"""
+"""Modules that give a network further named outputs: early exits, a variance, or logits of ranks."""
 
 from __future__ import annotations
 
@@ -14,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.outputs import output_of
+from ..core.outputs import ModelWrapper, output_of
 from ..errors import SpaceError
 
 
 @dataclass(frozen=True)
-class Exits:
+class Exits(ModelWrapper):
     """Prepares a model factory for early exits: it is asked for ``exits=True`` where it knows that argument."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

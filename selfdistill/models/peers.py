@@ -1,17 +1,17 @@
-"""Groups of peers of another kind: branches on a shared trunk, peers that each see a view of their own, and pairs."""
+"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.outputs import Composite, output_of
+from ..core.outputs import Composite, ModelWrapper, output_of
 from ..core.targets import matched
 from ..errors import SpaceError
 from .feature_taps import Extended
@@ -59,7 +59,7 @@ class Mean(Peers):
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(ModelWrapper):
     """Prepares a model factory for K peers, each with its own initialisation."""
 
     peers: int = 2
@@ -71,25 +71,14 @@ class Group:
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: Peers([build() for _ in range(self.peers)])
 
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of one peer."""
-        return build
-
     def of_values(self) -> Group:
         """The same for models of values."""
         return ValueGroup(self.peers)
 
 
 @dataclass(frozen=True)
-class Together:
+class Together(ModelWrapper):
     """Prepares nothing: it says that all accepted generations are the product together, by their `Mean`."""
-
-    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return build
-
-    def single(self, build: Any) -> Any:
-        """What builds one of them."""
-        return build
 
 
 @dataclass(frozen=True)
@@ -335,7 +324,7 @@ class Attending(_Branched):
 
 
 @dataclass(frozen=True)
-class Apart:
+class Apart(ModelWrapper):
     """Prepares a factory for ``members`` peers, each with its own initialisation and its own view: see `ApartPeers`."""
 
     members: int = 2
@@ -347,26 +336,20 @@ class Apart:
     def __call__(self, build: Factory) -> Factory:
         return lambda: ApartPeers([build() for _ in range(self.members)])
 
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of one peer."""
-        return build
-
     def of_values(self) -> Any:
         raise SpaceError("Apart makes peers that classify, and values have no classes")
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(ModelWrapper):
     """Prepares a factory for a student and a teacher, each with its own initialisation: see `Pair`."""
 
-    peers: ClassVar[int] = 2
+    @property
+    def peers(self) -> int:
+        return 2
 
     def __call__(self, build: Factory) -> Factory:
         return lambda: Pair([build(), build()])
-
-    def single(self, build: Any) -> Any:
-        """What builds the product: the factory of one of them."""
-        return build
 
     def of_values(self) -> Any:
         raise SpaceError("Paired makes a teacher that classifies, and values have no classes")

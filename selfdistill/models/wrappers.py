@@ -1,4 +1,4 @@
-"""What a `models.Build` can put around its models, and the factories that ask for it."""
+"""Wrappers that a factory puts around its models: normal distributions, ranks and several outputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..core.outputs import ModelWrapper
 from .heads import WithRanks, WithVariance
 from .peers import GaussianPeers, Group, Mean
 
@@ -38,7 +39,7 @@ def _wrapping(build: Callable[..., nn.Module], wrap: str, outputs: int) -> Calla
     return lambda: WRAPS[wrap](lambda: build(**told))
 
 
-class _Around:
+class _Around(ModelWrapper):
     """Prepares a model factory: asks it for ``outputs`` and puts ``wrap`` around its models."""
 
     wrap: ClassVar[str]
@@ -64,7 +65,10 @@ class GaussianPair(_Around):
     """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
 
     wrap: ClassVar[str] = "gaussians"
-    peers: ClassVar[int] = 2
+
+    @property
+    def peers(self) -> int:
+        return 2
 
 
 @dataclass(frozen=True)

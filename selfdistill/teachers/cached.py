@@ -1,10 +1,10 @@
-"""What a frozen teacher said, kept on disk: computed once for each sample and look, for this run and for later ones."""
+"""The cached teacher: the predictions of a frozen teacher, computed once for each sample and view and kept on disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..core import distributed
 from ..core.memory import Held
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
-from ..core.parts import Given, Term
+from ..core.parts import BaseTerm, Given, Teacher, Term
 from ..core.step import Clock, Step
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
@@ -61,6 +61,14 @@ class Cached(Frozen):
             raise RecipeError("in memory all outputs are kept as they are; give Cached a folder, or leave out top")
         object.__setattr__(self, "view", self.teacher.view)
 
+    @property
+    def origin(self) -> Teacher:
+        return self.teacher
+
+    @property
+    def stores(self) -> bool:
+        return True
+
     def module(self, model: nn.Module, given: Given) -> nn.Module | None:
         return self.teacher.module(model, given)
 
@@ -82,7 +90,7 @@ class Cached(Frozen):
             raise SpaceError(f"the most probable outputs are those of logits; the head {head!r} is of {space_of(head)}")
         return super().space(head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         view = self.view or term.view
         if isinstance(state, Held) and view not in step.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(
@@ -92,11 +100,6 @@ class Cached(Frozen):
         if isinstance(state, Held) and isinstance(state.said, Shelf):
             state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
         return super().target(state, step, term)
-
-
-def asked(teacher: Any) -> Any:
-    """Who answers: the teacher whose answers are kept, or the teacher itself."""
-    return teacher.teacher if isinstance(teacher, Cached) else teacher
 
 
 def pinned(method: Method) -> Views:
@@ -111,7 +114,7 @@ def pinned(method: Method) -> Views:
     """
     numbers = dict[str, int]()
     for term in method.terms.values():
-        teacher: Any = getattr(term, "teacher", None)
+        teacher = term.teacher
         if isinstance(teacher, Cached) and teacher.views > 1:
             view = teacher.view or term.view
             if numbers.setdefault(view, teacher.views) != teacher.views:
@@ -136,8 +139,8 @@ def stored(method: Method, folder: str) -> Method:
 
     terms = dict(method.terms)
     for name, term in method.terms.items():
-        teacher: Any = getattr(term, "teacher", None)
-        if isinstance(teacher, External) and teacher.source is not None:
+        teacher = term.teacher
+        if isinstance(term, Term) and isinstance(teacher, External) and teacher.source is not None:
             of = digest(load_model(teacher.source).state_dict())[:12]
             place = Path(folder, f"{of}-{teacher.view or term.view}-{term.head}")
             terms[name] = replace(term, teacher=Cached(teacher, folder=str(place)))
@@ -156,8 +159,7 @@ def live(objective: Objective, cache: bool) -> None:
     if cache:
         return
     for name, term in objective.method.terms.items():
-        teacher = getattr(term, "teacher", None)
-        if any(isinstance(one, Cached) for one in (teacher, getattr(teacher, "teacher", None))):
+        if term.teacher is not None and term.teacher.stores:
             raise RecipeError(f"term {name!r} has Cached keep what its teacher says; leave it or --no-cache out")
     for state in objective.states.modules():
         if isinstance(state, Held):

@@ -1,15 +1,11 @@
-"""Teachers of classes: one target for each class, or for each place in an order of confidence.
-
-The other rows of a batch as teachers.
-
-Teachers that know in which order the other classes follow, and take their probabilities from Zipf's law.
-"""
+"""Teachers of classes: targets by class, by rank of classes or of confidence, and by similar rows of the batch."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +14,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core import distributed
 from ..core.memory import Buffers, Held
-from ..core.parts import Given, Pool, Teacher, Term
+from ..core.parts import BaseTerm, Given, Pool, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError
@@ -54,7 +50,7 @@ class _ClassMeans(Buffers):
 
 
 @dataclass(frozen=True)
-class ClassMean(Teacher):
+class ClassMean(Teacher[_ClassMeans]):
     """The mean of the student's own predictions for rows of the same class that it got right in the last epoch.
 
     Before the first epoch has ended, and for a class of which no row was right, the mean is the uniform distribution
@@ -63,28 +59,28 @@ class ClassMean(Teacher):
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _ClassMeans:
         return _ClassMeans()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        means, y = cast(_ClassMeans, state), step.labels(term.view)
-        means.room(step.student(term.view, term.head).detach())
-        return Target(means.soft[y.clamp(min=0)], "probabilities", y >= 0)
+    def target(self, state: _ClassMeans, step: Step, term: BaseTerm) -> Target:
+        y = step.labels(term.view)
+        state.room(step.student(term.view, term.head).detach())
+        return Target(state.soft[y.clamp(min=0)], "probabilities", y >= 0)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        means, clock = cast(_ClassMeans, state), steps[0].clock
+    def update(self, state: _ClassMeans, steps: Sequence[Step], term: BaseTerm) -> None:
+        clock = steps[0].clock
         for step in (step for step in steps if step.rows(term.view)):
             p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
-            means.room(p)
+            state.room(p)
             right = (p.argmax(-1) == y).to(p.dtype)
-            sums = torch.zeros_like(means.sums).index_add_(0, y.clamp(min=0), p * right[:, None])
-            counts = torch.zeros_like(means.counts).index_add_(0, y.clamp(min=0), right)
-            means.sums, means.counts = means.sums + distributed.add(sums), means.counts + distributed.add(counts)
+            sums = torch.zeros_like(state.sums).index_add_(0, y.clamp(min=0), p * right[:, None])
+            counts = torch.zeros_like(state.counts).index_add_(0, y.clamp(min=0), right)
+            state.sums, state.counts = state.sums + distributed.add(sums), state.counts + distributed.add(counts)
         if (clock.step + 1) % clock.per_epoch == 0:
-            means.turn()
+            state.turn()
 
 
 @dataclass(frozen=True)
@@ -100,14 +96,24 @@ class Virtual(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
         value = torch.full((len(y), classes), (1.0 - self.correct) / (classes - 1), device=y.device)
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
 
 
+class _Seeded(Held):
+    """An average of weights, and the seed of the draws."""
+
+    seed: Tensor
+
+    def __init__(self, module: nn.Module, train: bool) -> None:
+        super().__init__(module, train)
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
+
+
 @dataclass(frozen=True)
-class BetaRanked(Ema):
+class BetaRanked(Ema[_Seeded]):
     """Smoothed labels whose confidences are drawn from Beta(a, 1) and ordered as an average of the weights orders them.
 
     In a batch, the row whose true class the average finds k-th most probable gets the k-th largest draw (Zhang and
@@ -122,25 +128,23 @@ class BetaRanked(Ema):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
-        held = cast(Held, super().start(model, given))
-        held.register_buffer("seed", torch.zeros((), dtype=torch.int64))
-        return held
+    def start(self, model: nn.Module, given: Given) -> _Seeded:
+        return _Seeded(copy.deepcopy(model).float(), self.train)
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self, term.view, term.head
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        cast(Any, state).seed.fill_(pool.seed)
+    def prepare(self, state: _Seeded, pool: Pool) -> None:
+        state.seed.fill_(pool.seed)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        y, clock, held = step.labels(term.view), step.clock, cast(Any, state)
-        z = step.look(held.module, self.view or term.view, term.head)
+    def target(self, state: _Seeded, step: Step, term: BaseTerm) -> Target:
+        y, clock = step.labels(term.view), step.clock
+        z = step.look(state.module, self.view or term.view, term.head)
         known = y >= 0
-        address = (int(held.seed), "beta", clock.generation, clock.step)
+        address = (int(state.seed), "beta", clock.generation, clock.step)
         drawn = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
         sure = F.softmax(z, dim=-1).gather(-1, y.clamp(min=0)[:, None])[:, 0]
         correct = torch.zeros_like(drawn)
@@ -172,7 +176,7 @@ class Neighbours(Teacher):
         one_per_row(self, head, values=False)
         return "logits"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         said = step.student(term.view, term.head).detach()
         if len(said) < 2:
             return Target(said, "logits")
@@ -212,7 +216,7 @@ class ZipfRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         said, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
         votes = F.one_hot(said.argmax(-1), said.shape[-1]).sum(1).float()
         return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
@@ -230,7 +234,7 @@ class WeakRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         label, scores = y.clamp(min=0)[:, None], torch.zeros(())
         for head in (self.weak, term.head):

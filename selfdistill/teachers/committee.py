@@ -1,17 +1,16 @@
-"""One target for all peers, made of what each says of its own view (KDCL)."""
+"""The committee: one target for all peers, combined from each peer's prediction for its own view (KDCL)."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.memory import Buffers
-from ..core.parts import Given, Pool, Teacher, Term
+from ..core.parts import BaseTerm, Given, Pool, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -76,6 +75,7 @@ def best_weights(p: Tensor, y: Tensor) -> Tensor:
 class _Weights(Buffers):
     """The weights of "general", and the rows they are estimated from."""
 
+    weights: Tensor
     pool: tuple[Pool, ...] = ()
 
     def __init__(self, peers: int) -> None:
@@ -84,7 +84,7 @@ class _Weights(Buffers):
 
 
 @dataclass(frozen=True)
-class Combined(Teacher):
+class Combined(Teacher[_Weights]):
     """One target from what each peer says of its own one of ``views``; with a view of ours, the same for all of them.
 
     ``naive``: the logits of the peer with the smallest cross-entropy on the label; ``linear``: their convex combination
@@ -103,10 +103,10 @@ class Combined(Teacher):
         if self.how not in HOW:
             raise RecipeError(f"peers are combined by {', '.join(map(repr, HOW))}, not {self.how!r}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Weights:
         return _Weights(len(self.views))
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self, term.head
 
     def space(self, head: str) -> str:
@@ -114,10 +114,10 @@ class Combined(Teacher):
             raise SpaceError(f"Combined puts the logits of several peers together; the head {head!r} is another thing")
         return "logits"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: _Weights, step: Step, term: BaseTerm) -> Target:
         z = torch.stack([step.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
         if self.how == "general":
-            return Target(torch.einsum("k,nkc->nc", state.get_buffer("weights").to(z), z), "logits")
+            return Target(torch.einsum("k,nkc->nc", state.weights.to(z), z), "logits")
         y = step.labels(term.view)
         known, label = y >= 0, y.clamp(min=0)
         if self.how == "linear":
@@ -129,15 +129,15 @@ class Combined(Teacher):
             value = z[torch.arange(len(z), device=z.device), losses.argmin(1)]
         return Target(value, "logits", known)
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
+    def prepare(self, state: _Weights, pool: Pool) -> None:
         if self.how == "general":
-            cast(_Weights, state).pool = (pool,)
+            state.pool = (pool,)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        weights, clock, peers = cast(_Weights, state), steps[0].clock, steps[0].owner
-        if not weights.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
+    def update(self, state: _Weights, steps: Sequence[Step], term: BaseTerm) -> None:
+        clock, peers = steps[0].clock, steps[0].owner
+        if not state.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
             return
-        pool, owned = weights.pool[0], cast(Any, weights)
+        pool = state.pool[0]
         ids, y = pool.labelled[:MOST], pool.targets[:MOST]
         p = torch.stack([F.softmax(pool.look(member, ids), dim=-1) for member in peers.members], dim=1)
-        owned.weights = best_weights(p, y.to(p.device)).to(owned.weights)
+        state.weights = best_weights(p, y.to(p.device)).to(state.weights)

@@ -1,29 +1,29 @@
-"""Averages of the student's parameters that move less and less, and the same less the mean of what they say."""
+"""Exponential moving averages of the student's parameters with a rising decay, with and without centred outputs."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.memory import Buffers, Held, averages
-from ..core.outputs import space_of
-from ..core.parts import Given, Term
+from ..core.outputs import VALUES, space_of
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import SpaceError
 from ..models.patch_masking import hidden_patches
-from .weights import Ema
+from .weights import Ema, H
 
 
 @dataclass(frozen=True)
-class Momentum(Ema):
+class Momentum(Ema[H]):
     """Moving average of the student's parameters alone, whose decay rises to 1: w' <- d w' + (1 - d) w, step k of K.
 
     Equation::
@@ -51,19 +51,22 @@ class Momentum(Ema):
         """What is kept of the average after a step."""
         return 1.0 - (1.0 - self.decay) * (math.cos(math.pi * min(1.0, step / length)) + 1.0) / 2.0
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return type(self), self.decay, self.train
 
     def space(self, head: str) -> str:
         return space_of(self.head or head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def of_values(self) -> Teacher:
+        return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
+
+    def target(self, state: H, step: Step, term: BaseTerm) -> Target:
         head = self.head or term.head
-        return Target(step.look(cast(Held, state).module, self.view or term.view, head), space_of(head))
+        return Target(step.look(state.module, self.view or term.view, head), space_of(head))
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        clock, teacher, student = steps[0].clock, cast(Held, state).module, cast(nn.Module, steps[0].owner)
+    def update(self, state: H, steps: Sequence[Step], term: BaseTerm) -> None:
+        clock, teacher, student = steps[0].clock, state.module, steps[0].trained
         mine = list[Tensor](teacher.parameters())
         theirs = [w.to(m.dtype) for m, w in zip(mine, student.parameters(), strict=True)]
         torch._foreach_lerp_(mine, theirs, 1.0 - self.decay_at(clock.step, clock.length))
@@ -98,7 +101,7 @@ class Centred(Held):
 
 
 @dataclass(frozen=True)
-class CentredMomentum(Momentum):
+class CentredMomentum(Momentum[Centred]):
     """`Momentum` less a running mean of what it says, so that no component is what every row is told.
 
     Equation::
@@ -118,30 +121,30 @@ class CentredMomentum(Momentum):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Centred:
         return Centred(copy.deepcopy(model).float(), self.train)
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return super().key(term), self.centring
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: Centred, step: Step, term: BaseTerm) -> Target:
         said, head = super().target(state, step, term), self.head or term.head
         step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
-        value = said.value - cast(Centred, state).centres.of(head).to(said.value.device)
+        value = said.value - state.centres.of(head).to(said.value.device)
         return said._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        held, heard = cast(Centred, state), dict[str, list[Tensor]]()
+    def update(self, state: Centred, steps: Sequence[Step], term: BaseTerm) -> None:
+        heard = dict[str, list[Tensor]]()
         for step in steps:
             for head, view in sorted(step.notes.get(self.key(term), ())):
-                heard.setdefault(head, []).append(step.look(held.module, view, head))
+                heard.setdefault(head, []).append(step.look(state.module, view, head))
         for head, said in heard.items():
-            held.centres.follow(head, torch.cat(said), self.centring)
+            state.centres.follow(head, torch.cat(said), self.centring)
         super().update(state, steps, term)
 
 
-def _hidden(step: Step, term: Term, said: Tensor) -> Tensor:
+def _hidden(step: Step, term: BaseTerm, said: Tensor) -> Tensor:
     """Which patches (rows, patches) the student's view hides.
 
     Raises:

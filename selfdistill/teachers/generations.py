@@ -1,14 +1,11 @@
-"""All earlier generations as one teacher: their mean, or each of them by itself.
-
-Teachers from earlier in the same training, and from beyond the last generation.
-"""
+"""Earlier generations and earlier cycles as teachers: their mean, each by itself, or extrapolated."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.memory import Held
 from ..core.outputs import space_of
-from ..core.parts import Given, Teacher, Term
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Clock, Step
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -52,15 +49,14 @@ class Ancestors(Generation):
         last = step.clock.generation == step.clock.generations - 1
         return isinstance(state, Held) and (last or not self.at_last)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         if not self.speaks(state, step):
             return _silent(step.student(term.view, term.head), space_of(term.head))
-        group = cast(Peers, cast(Held, state).module)
-        group.values = term.head == "values"  # it says what it is asked for
-        found = super().target(state, step, replace(term, head="ensemble"))
-        return Target(found.value, space_of(term.head), found.valid)
+        if isinstance(state, Held) and isinstance(state.module, Peers):
+            state.module.values = term.head == "values"  # it says what it is asked for
+        return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         if self.speaks(state, steps[0]):
             super().update(state, steps, term)
 
@@ -74,12 +70,12 @@ class Members(Ancestors):
             raise SpaceError(f"Members gives the logits of several models; the head {head!r} is another thing")
         return "members"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         if not self.speaks(state, step) or not isinstance(state, Held):
             return _silent(step.student(term.view, term.head), "members")
         return Target(step.look(state.module, self.view or term.view, "peers").flatten(1), "members")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         """Nothing is kept."""
 
 
@@ -89,7 +85,7 @@ def _silent(student: Tensor, space: str) -> Target:
 
 def wanted(method: Method) -> Ancestors | None:
     """The teacher that asks for all earlier generations, if a method has one."""
-    teachers = (getattr(term, "teacher", None) for term in method.terms.values())
+    teachers = (term.teacher for term in method.terms.values())
     return next((teacher for teacher in teachers if isinstance(teacher, Ancestors)), None)
 
 
@@ -104,7 +100,7 @@ class _Taken(Held):
 
 
 @dataclass(frozen=True)
-class Snapshot(Teacher):
+class Snapshot(Teacher[_Taken]):
     """The student as it was at the end of the last cycle, frozen, at a temperature (snapshot distillation, 2019).
 
     A generation is split into ``cycles`` of equal length; under the cosine schedule each starts at the full learning
@@ -118,10 +114,10 @@ class Snapshot(Teacher):
         if self.cycles < 2:
             raise RecipeError(f"a snapshot teaches the next cycle: at least two are needed, not {self.cycles}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Taken:
         return _Taken(copy.deepcopy(model).float())
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles
 
     def waits(self, clock: Clock) -> bool:
@@ -131,22 +127,22 @@ class Snapshot(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        held, student = cast(_Taken, state), step.student(term.view, term.head)
-        if not bool(held.taken):
+    def target(self, state: _Taken, step: Step, term: BaseTerm) -> Target:
+        student = step.student(term.view, term.head)
+        if not bool(state.taken):
             return Target(torch.zeros_like(student), "probabilities", torch.zeros_like(student[:, 0], dtype=torch.bool))
-        said = step.look(held.module, term.view, term.head)
+        said = step.look(state.module, term.view, term.head)
         return Target(F.softmax(said / self.temperature, dim=-1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        held, clock = cast(_Taken, state), steps[0].clock
+    def update(self, state: _Taken, steps: Sequence[Step], term: BaseTerm) -> None:
+        clock = steps[0].clock
         if clock.step + 1 in {k * clock.length // self.cycles for k in range(1, self.cycles)}:
-            student = cast(nn.Module, steps[0].owner)
+            student = steps[0].trained
             theirs = (*student.parameters(), *student.buffers())
-            for mine, now in zip((*held.module.parameters(), *held.module.buffers()), theirs, strict=True):
+            for mine, now in zip((*state.module.parameters(), *state.module.buffers()), theirs, strict=True):
                 mine.copy_(now)
-            held.taken.fill_(True)
+            state.taken.fill_(True)
 
 
 @dataclass(frozen=True)
@@ -159,13 +155,13 @@ class Beyond(Generation):
 
     xi: float = 1.5
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self, term.head, self.view or term.view
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
         past = Generation(self.view).target(state, step, term)
@@ -175,5 +171,5 @@ class Beyond(Generation):
         mixed = mixed / mixed.sum(-1, keepdim=True)
         return Target(torch.where(known[:, None], mixed, past.probabilities(classes)), "probabilities")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         Generation(self.view).update(state, steps, term)  # what is kept by sample id is what the generation said

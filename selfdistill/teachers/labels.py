@@ -1,19 +1,16 @@
-"""Labels of rows that were mixed with each other, and of rows that were transformed.
-
-Teachers without a state: labels, and what the student says in the same step.
-"""
+"""Stateless teachers: the labels, also of mixed or rotated rows, and the student's own outputs of the same step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.outputs import space_of, tells_copies
-from ..core.parts import Teacher, Term
+from ..core.outputs import VALUES, space_of, tells_copies
+from ..core.parts import BaseTerm, Teacher
 from ..core.step import Step
 from ..core.targets import Target, matched
 from ..errors import SpaceError
@@ -29,7 +26,7 @@ class MixedLabels(Teacher):
             raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")
         return "probabilities"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         y, classes = step.labels("x"), step.student(term.view, term.head).shape[-1]
         known = y >= 0
         return Target(step.mixed(F.one_hot(y.clamp(min=0), classes).float()), "probabilities", known & known.flip(0))
@@ -46,7 +43,7 @@ class JointLabels(Teacher):
             raise SpaceError(f"JointLabels are about the head 'joint', which tells copies apart, not {head!r}")
         return "classes"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         which = torch.arange(self.transforms, device=y.device)
         return Target(self.transforms * y[:, None] + which, "classes", (y >= 0)[:, None].expand(-1, self.transforms))
@@ -66,7 +63,7 @@ class Labels(Teacher):
             raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
         return spaces[space_of(head)]
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         if self.space(term.head) == "classes":
             return Target(y, "classes", y >= 0)
@@ -81,13 +78,16 @@ class Itself(Teacher):
     view: str | None = None
     head: str | None = None
 
-    def own_view(self, term: Term) -> str | None:
+    def own_view(self, term: BaseTerm) -> str | None:
         return self.view
 
     def space(self, head: str) -> str:
         return space_of(self.head or head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def of_values(self) -> Itself:
+        return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
+
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         value = step.student(self.view or term.view, self.head or term.head).detach()
         return Target(value, self.space(term.head))
 
@@ -105,7 +105,7 @@ class Peers(Teacher):
             raise SpaceError(f"Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not {head!r}")
         return spaces[head]
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         space, said = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
         peers = said.shape[1]
         if peers < 2:
@@ -133,6 +133,6 @@ class Sampled(Teacher):
             raise SpaceError(f"Sampled averages a mean and a log variance; the head {head!r} has none")
         return "gaussian"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         said = step.drawn(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
         return Target(said.flatten(1, -2).mean(1), self.space(term.head))

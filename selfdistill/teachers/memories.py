@@ -1,14 +1,10 @@
-"""Memories: what the student said of the same sample before.
-
-Peers as they were a while ago.
-"""
+"""Memories: earlier predictions for the same sample, and copies of peers from some steps ago."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +13,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.memory import Buffers, Held, Table
 from ..core.outputs import one_distribution, space_of
-from ..core.parts import Given, Teacher, Term
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -37,7 +33,7 @@ def remembered(output: Tensor, space: str) -> Tensor:
     return output if space == "values" else F.softmax(output, dim=-1)
 
 
-def first_word(step: Step, term: Term, width: int) -> tuple[Tensor, Tensor]:
+def first_word(step: Step, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
     """The label as a distribution or a value, for samples without a history, and which rows have a label."""
     y = step.labels(term.view)
     if y.is_floating_point():
@@ -47,29 +43,29 @@ def first_word(step: Step, term: Term, width: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class LastEpoch(Teacher):
+class LastEpoch(Teacher[Table]):
     """What the student said of the same sample an epoch ago; its label before that (PS-KD, Kim et al. 2021)."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Table:
         return Table()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
-        memory, seen = cast(Table, state).read(step.ids(term.view), width)
+        memory, seen = state.read(step.ids(term.view), width)
         label, known = first_word(step, term, width)
         return Target(torch.where(seen[:, None], memory, label), self.space(term.head), seen | known)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in _shown(steps, term):
             said = remembered(step.student(term.view, term.head), self.space(term.head))
-            cast(Table, state).write(step.ids(term.view), said)
+            state.write(step.ids(term.view), said)
 
 
 @dataclass(frozen=True)
-class History(Teacher):
+class History(Teacher[Table]):
     """A moving average of the student's own predictions, per sample: t <- decay t + (1 - decay) p, *before* use.
 
     ``start_from`` is ``"zero"`` (ELR: no bias correction) or ``"labels"`` (self-adaptive training: the one-hot label).
@@ -88,15 +84,15 @@ class History(Teacher):
         if self.start_from not in ("zero", "labels"):
             raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Table:
         return Table()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head).detach()
-        past, seen = cast(Table, state).read(step.ids(term.view), student.shape[-1])
+        past, seen = state.read(step.ids(term.view), student.shape[-1])
         valid = None
         if self.start_from == "labels":
             label, known = first_word(step, term, student.shape[-1])
@@ -110,13 +106,13 @@ class History(Teacher):
             now = now / now.sum(-1, keepdim=True)
         return Target(self.decay * past + (1.0 - self.decay) * now, space, valid)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in _shown(steps, term):
             if step.clock.epoch >= self.wait * step.clock.epochs:
-                cast(Table, state).write(step.ids(term.view), self.target(state, step, term).value)
+                state.write(step.ids(term.view), self.target(state, step, term).value)
 
 
-def _shown(steps: Sequence[Step], term: Term) -> list[Step]:
+def _shown(steps: Sequence[Step], term: BaseTerm) -> list[Step]:
     """The micro-batches that have rows of the term's view."""
     return [step for step in steps if step.rows(term.view)]
 
@@ -132,30 +128,29 @@ class _LastRows(Buffers):
 
 
 @dataclass(frozen=True)
-class LastBatch(Teacher):
+class LastBatch(Teacher[_LastRows]):
     """What the student said of the same sample in the batch before this one, with the weights of then (DLB 2022)."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _LastRows:
         return _LastRows()
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        last, ids = cast(_LastRows, state), step.ids(term.view)
+    def target(self, state: _LastRows, step: Step, term: BaseTerm) -> Target:
+        ids = step.ids(term.view)
         student = step.student(term.view, term.head)
-        if not len(last.ids):
+        if not len(state.ids):
             return Target(torch.zeros_like(student), space_of(term.head), torch.zeros_like(ids, dtype=torch.bool))
-        match = ids[:, None] == last.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
-        return Target(last.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
+        match = ids[:, None] == state.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
+        return Target(state.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        last: Any = state
+    def update(self, state: _LastRows, steps: Sequence[Step], term: BaseTerm) -> None:
         if not (steps := _shown(steps, term)):
             return
-        last.ids = distributed.gather(torch.cat([step.ids(term.view) for step in steps]))
-        last.values = distributed.gather(torch.cat([step.student(term.view, term.head) for step in steps]))
+        state.ids = distributed.gather(torch.cat([step.ids(term.view) for step in steps]))
+        state.values = distributed.gather(torch.cat([step.student(term.view, term.head) for step in steps]))
 
 
 @dataclass(frozen=True)
-class Stale(Teacher):
+class Stale(Teacher[Held]):
     """For each peer the mean probability of the others, by copies of their weights that are renewed now and then.
 
     Every so many steps, that is. The copies are in eval mode; the first ones are of the initial weights
@@ -171,10 +166,10 @@ class Stale(Teacher):
         if self.every < 1:
             raise RecipeError(f"peers exchange their weights every so many steps, from 1 on, not {self.every}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Held:
         return Held(copy.deepcopy(model).float())
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self
 
     def space(self, head: str) -> str:
@@ -182,16 +177,16 @@ class Stale(Teacher):
             raise SpaceError(f"Stale teaches the head 'peers', not {head!r}")
         return "probabilities"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        p = F.softmax(step.look(cast(Held, state).module, term.view, term.head), dim=-1)  # (rows, K, classes)
+    def target(self, state: Held, step: Step, term: BaseTerm) -> Target:
+        p = F.softmax(step.look(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
         if p.shape[1] < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {p.shape[1]}")
         return Target((p.sum(1, keepdim=True) - p) / (p.shape[1] - 1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Held, steps: Sequence[Step], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every:
             return
-        now = cast(nn.Module, steps[0].owner).state_dict()
-        for name, mine in cast(Held, state).module.state_dict().items():
+        now = steps[0].trained.state_dict()
+        for name, mine in state.module.state_dict().items():
             mine.copy_(now[name])

@@ -1,15 +1,10 @@
-"""Distribution alignment: another teacher's word, with the classes as often as they are to be.
-
-Labels that unlabelled rows surely have, and classes that they surely do not have, by an unsure last generation.
-
-Labels that unlabelled rows are given: by the last generation, or from the distribution of the labels.
-"""
+"""Pseudo-labels of unlabelled rows, by the last generation, by certainty, or aligned to the distribution of labels."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core.memory import Buffers, Table, averages, spoken
-from ..core.parts import Given, Pool, Teacher, Term
+from ..core.parts import BaseTerm, Given, Pool, Teacher
 from ..core.step import Step
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
@@ -46,7 +41,7 @@ class _Shares(Buffers):
 
 
 @dataclass(frozen=True)
-class ClassAligned(Teacher):
+class ClassAligned(Teacher[_Shares]):
     """What ``teacher`` says, times w_c / q_c and normalised: q the running mean of it, w the shares that are wanted.
 
     q keeps ``decay`` a step and counts the batch at hand. ``to`` is ``"uniform"`` (all classes alike) or ``"labels"``
@@ -61,7 +56,6 @@ class ClassAligned(Teacher):
     teacher: Teacher = Itself()
     decay: float = 0.999
     to: str = "uniform"
-    normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.to not in ("uniform", "labels"):
@@ -69,14 +63,22 @@ class ClassAligned(Teacher):
         averages(self.decay)
 
     @property
+    def origin(self) -> Teacher:
+        return self.teacher.origin
+
+    @property
+    def stores(self) -> bool:
+        return self.teacher.stores
+
+    @property
     def view(self) -> str | None:
         """The view that the inner teacher looks at, where it names one."""
-        return getattr(self.teacher, "view", None)
+        return self.teacher.view
 
-    def own_view(self, term: Term) -> str | None:
+    def own_view(self, term: BaseTerm) -> str | None:
         return self.teacher.own_view(term)
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return ClassAligned, self.decay, self.to, self.teacher.key(term)
 
     def space(self, head: str) -> str:
@@ -87,26 +89,25 @@ class ClassAligned(Teacher):
             )
         return "probabilities"
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Shares:
         return _Shares(self.teacher.start(model, given))
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        shares = cast(_Shares, state)
-        self.teacher.prepare(shares.inner, pool)
+    def prepare(self, state: _Shares, pool: Pool) -> None:
+        self.teacher.prepare(state.inner, pool)
         if self.to == "labels" and not pool.targets.is_floating_point():
             counts = pool.targets.flatten().bincount().float()
-            shares.wanted = (counts / counts.sum()).to(shares.wanted.device)
+            state.wanted = (counts / counts.sum()).to(state.wanted.device)
 
-    def admitted(self, state: nn.Module) -> Tensor | None:
-        return self.teacher.admitted(cast(_Shares, state).inner)
+    def admitted(self, state: _Shares) -> Tensor | None:
+        return self.teacher.admitted(state.inner)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        shares, classes = cast(_Shares, state), step.student(term.view, term.head).shape[-1]
-        word = self.teacher.target(shares.inner, step, term).detached()
+    def target(self, state: _Shares, step: Step, term: BaseTerm) -> Target:
+        classes = step.student(term.view, term.head).shape[-1]
+        word = self.teacher.target(state.inner, step, term).detached()
         p = word.probabilities(classes)
         said = spoken(p, word.valid)
         step.notes.setdefault(self.key(term), said)
-        ratio = p * self._wanted(shares, classes) / shares.moved(said, self.decay).clamp(min=1e-6)
+        ratio = p * self._wanted(state, classes) / state.moved(said, self.decay).clamp(min=1e-6)
         return Target(ratio / ratio.sum(-1, keepdim=True).clamp(min=1e-12), "probabilities", word.valid)
 
     def _wanted(self, shares: _Shares, classes: int) -> Tensor:
@@ -117,12 +118,11 @@ class ClassAligned(Teacher):
         missing = shares.wanted.new_zeros(max(0, classes - len(shares.wanted)))  # classes beyond the last label's
         return torch.cat([shares.wanted, missing])
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        shares: Any = state
-        self.teacher.update(shares.inner, steps, term)
+    def update(self, state: _Shares, steps: Sequence[Step], term: BaseTerm) -> None:
+        self.teacher.update(state.inner, steps, term)
         seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
         if seen:
-            shares.marginal = shares.moved(torch.cat(seen), self.decay)
+            state.marginal = state.moved(torch.cat(seen), self.decay)
 
 
 class Dropping(nn.Module):
@@ -156,7 +156,7 @@ class _Selected(Table):
 
 
 @dataclass(frozen=True)
-class CertainLabels(Teacher):
+class CertainLabels(Teacher[_Selected]):
     """Pseudo-labels of the last generation that are probable and certain, chosen at the start of a generation.
 
     p is the mean of ``passes`` passes with dropout on (and batch norm in eval mode) over the clean view, s their
@@ -182,28 +182,28 @@ class CertainLabels(Teacher):
         if self.passes < 2:
             raise RecipeError(f"at least 2 passes have a deviation, not {self.passes}")
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return CertainLabels, astuple(self)[:-1], term.head
 
     def space(self, head: str) -> str:
         space = one_per_row(self, head, values=False)
         return "excluded" if self.excludes else space
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Selected:
         return _Selected(given.previous)
 
-    def admitted(self, state: nn.Module) -> Tensor | None:
-        return cast(_Selected, state).ids().cpu()  # rows are drawn where the data are
+    def admitted(self, state: _Selected) -> Tensor | None:
+        return state.ids().cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        selected, previous = cast(_Selected, state), cast(_Selected, state).previous[0]
+    def prepare(self, state: _Selected, pool: Pool) -> None:
+        previous = state.previous[0]
         if previous is None or not len(pool.unlabelled):
             return
         p, s = self.heard(previous, pool)
         best = F.one_hot(p.argmax(1), p.shape[1]).bool()
         has = best & (p >= self.positive) & (s <= self.spread)
         has_not = ~best & (p <= self.negative) & (s <= self.negative_spread) & ~has.any(1, keepdim=True)
-        selected.write(pool.unlabelled.to(p.device), torch.cat([has, has_not], dim=1).float())
+        state.write(pool.unlabelled.to(p.device), torch.cat([has, has_not], dim=1).float())
 
     def heard(self, previous: nn.Module, pool: Pool) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over the passes, (rows, classes) each."""
@@ -214,9 +214,9 @@ class CertainLabels(Teacher):
                 said.append(F.softmax(pool.look(Dropping(previous), pool.unlabelled), dim=-1))
         return torch.stack(said).mean(0), torch.stack(said).std(0)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: _Selected, step: Step, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
-        chosen, _ = cast(_Selected, state).read(step.ids(term.view), 2 * classes)
+        chosen, _ = state.read(step.ids(term.view), 2 * classes)
         label, known = first_word(step, term, classes)
         has, has_not = chosen.split(classes, dim=1)
         if self.excludes:
@@ -229,13 +229,14 @@ class _Chosen(Table):
 
     ids: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, previous: nn.Module | None) -> None:
         super().__init__()
+        self.previous = (previous,)  # a tuple: referred to, not owned
         self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
-class PseudoLabels(Teacher):
+class PseudoLabels(Teacher[_Chosen]):
     """Labels for unlabelled rows by the last generation, chosen once at the start of a generation; own labels first.
 
     The clean view goes through the last generation in eval mode. Of each predicted class the most confident rows are
@@ -258,19 +259,17 @@ class PseudoLabels(Teacher):
         if self.fill and not self.balanced:
             raise RecipeError("rows are repeated to balance classes: fill goes with balanced=True")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
-        state = _Chosen()
-        state.previous = (given.previous,)  # type: ignore[assignment]  # a tuple: referred to, not owned
-        return state
+    def start(self, model: nn.Module, given: Given) -> _Chosen:
+        return _Chosen(given.previous)
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def admitted(self, state: nn.Module) -> Tensor | None:
-        return cast(_Chosen, state).ids.cpu()  # rows are drawn where the data are
+    def admitted(self, state: _Chosen) -> Tensor | None:
+        return state.ids.cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        chosen, previous = cast(_Chosen, state), cast(Any, state).previous[0]
+    def prepare(self, state: _Chosen, pool: Pool) -> None:
+        previous = state.previous[0]
         if previous is None or not len(pool.unlabelled):
             return
         p = F.softmax(pool.look(previous, pool.unlabelled), dim=-1)
@@ -286,12 +285,12 @@ class PseudoLabels(Teacher):
                 rows = rows[torch.arange(each, device=rows.device) % len(rows)]
             picked.append(rows)
         rows = torch.cat(picked)
-        chosen.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
-        chosen.ids = pool.unlabelled[rows]
+        state.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
+        state.ids = pool.unlabelled[rows]
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: _Chosen, step: Step, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
-        pseudo, seen = cast(_Chosen, state).read(step.ids(term.view), classes)
+        pseudo, seen = state.read(step.ids(term.view), classes)
         label, known = first_word(step, term, classes)
         return Target(torch.where(known[:, None], label, pseudo), "probabilities", known | seen)
 
@@ -320,7 +319,7 @@ class _Ranked(Buffers):
 
 
 @dataclass(frozen=True)
-class Aligned(Teacher):
+class Aligned(Teacher[_Ranked]):
     """The student's own values, given the distribution of the labels (RDA of RankUp, Huang et al. 2024).
 
     What it says of each row is remembered; after every epoch the value of rank r among N becomes the quantile
@@ -328,7 +327,7 @@ class Aligned(Teacher):
     epoch it says nothing.
     """
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> _Ranked:
         return _Ranked()
 
     def space(self, head: str) -> str:
@@ -336,18 +335,16 @@ class Aligned(Teacher):
             raise SpaceError(f"Aligned gives values the distribution of labels; the head {head!r} has none")
         return "values"
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        ranked: Any = state
-        ranked.labels = pool.targets.float().sort().values.to(ranked.labels.device)
+    def prepare(self, state: _Ranked, pool: Pool) -> None:
+        state.labels = pool.targets.float().sort().values.to(state.labels.device)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        value, seen = cast(_Ranked, state).aligned.read(step.ids(term.view), 1)
+    def target(self, state: _Ranked, step: Step, term: BaseTerm) -> Target:
+        value, seen = state.aligned.read(step.ids(term.view), 1)
         return Target(value, "values", seen)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        ranked = cast(_Ranked, state)
+    def update(self, state: _Ranked, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
-            ranked.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
+            state.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
         clock = steps[0].clock
         if (clock.step + 1) % clock.per_epoch == 0:
-            ranked.align()
+            state.align()

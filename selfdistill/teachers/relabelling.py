@@ -1,17 +1,16 @@
-"""Labels that are corrected by what the student has said of a sample over many epochs."""
+"""Relabelling: labels that the student's predictions over many epochs correct."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.memory import Table
-from ..core.parts import Given, Teacher, Term
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError
@@ -21,7 +20,7 @@ from .self_training import Bundle
 
 
 @dataclass(frozen=True)
-class Ensembled(Teacher):
+class Ensembled(Teacher[Table]):
     """The bias-corrected moving average of what was said of a sample in earlier epochs: Z / (1 - decay^n).
 
     Z <- decay Z + (1 - decay) p after each of its n visits, Z = 0 at first; before the first visit it says nothing
@@ -30,24 +29,23 @@ class Ensembled(Teacher):
 
     decay: float = 0.6
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Table:
         return Table()  # of Z and, in the last column, 1 - decay^n
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
-        kept, seen = cast(Table, state).read(step.ids(term.view), width + 1)
+        kept, seen = state.read(step.ids(term.view), width + 1)
         return Target(kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), self.space(term.head), seen)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        table = cast(Table, state)
+    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             said = remembered(step.student(term.view, term.head), self.space(term.head))
-            past, _ = table.read(step.ids(term.view), said.shape[-1] + 1)
+            past, _ = state.read(step.ids(term.view), said.shape[-1] + 1)
             now = torch.cat([said, torch.ones_like(said[:, :1])], dim=1)
-            table.write(step.ids(term.view), self.decay * past + (1.0 - self.decay) * now)
+            state.write(step.ids(term.view), self.decay * past + (1.0 - self.decay) * now)
 
 
 class Votes(Bundle):
@@ -72,7 +70,7 @@ class Votes(Bundle):
 
 
 @dataclass(frozen=True)
-class Refurbished(Teacher):
+class Refurbished(Teacher[Votes]):
     """The label, or the class that a sample got in its last ``history`` visits if they agree (SELFIE, Song 2019).
 
     They agree if the entropy of their frequencies is at most ``threshold`` log C. Such a label is kept until they agree
@@ -95,14 +93,14 @@ class Refurbished(Teacher):
         if not 0.0 <= self.noise < 1.0:
             raise RecipeError(f"noise is the share of labels taken for wrong, from 0 to below 1, not {self.noise}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Votes:
         return Votes()
 
     def space(self, head: str) -> str:
         one_per_row(self, head, values=False)
         return "classes"
 
-    def _refurbished(self, votes: Votes, step: Step, term: Term) -> tuple[Tensor, Tensor]:
+    def _refurbished(self, votes: Votes, step: Step, term: BaseTerm) -> tuple[Tensor, Tensor]:
         """The refurbished label of each row (rows,), and whether it has one."""
         ids, classes = step.ids(term.view), step.student(term.view, term.head).shape[-1]
         best, doubt = votes.majority(ids, self.history, classes)
@@ -110,23 +108,22 @@ class Refurbished(Teacher):
         sure = doubt <= self.threshold
         return torch.where(sure, best, before[:, 0].long()), sure | has
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: Votes, step: Step, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(y, "classes", y >= 0)
-        label, mended = self._refurbished(cast(Votes, state), step, term)
+        label, mended = self._refurbished(state, step, term)
         student = step.student(term.view, term.head).detach()
         loss, known = F.cross_entropy(student, y.clamp(min=0), reduction="none"), y >= 0
         easy = smallest(loss, known, torch.ceil((1.0 - self.noise) * known.sum()))
         return Target(torch.where(mended, label, y), "classes", known & (easy | mended))
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
-        votes = cast(Votes, state)
+    def update(self, state: Votes, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             if step.clock.epoch >= self.wait * step.clock.epochs:
-                label, mended = self._refurbished(votes, step, term)
-                votes.write(step.ids(term.view)[mended], label[mended, None])
-            votes.vote(step.ids(term.view), step.student(term.view, term.head).argmax(-1), self.history)
+                label, mended = self._refurbished(state, step, term)
+                state.write(step.ids(term.view)[mended], label[mended, None])
+            state.vote(step.ids(term.view), step.student(term.view, term.head).argmax(-1), self.history)
 
 
 class Window(Bundle):
@@ -155,7 +152,7 @@ class Window(Bundle):
 
 
 @dataclass(frozen=True)
-class Relabelled(Teacher):
+class Relabelled(Teacher[Window]):
     """The mean of what was said of a sample in its last ``window`` visits (joint optimisation, Tanaka et al. 2018).
 
     In generation 0, as training goes; during its first ``wait`` share of the epochs the target is the label. What
@@ -169,23 +166,23 @@ class Relabelled(Teacher):
         if self.window < 1:
             raise RecipeError(f"a window holds at least one prediction, not {self.window}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Window:
         return Window(self.window)
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        window, ids = cast(Window, state), step.ids(term.view)
+    def target(self, state: Window, step: Step, term: BaseTerm) -> Target:
+        ids = step.ids(term.view)
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
         later = step.clock.generation > 0
-        soft, seen = window.read(ids, classes) if later else window.mean(ids, classes)
+        soft, seen = state.read(ids, classes) if later else state.mean(ids, classes)
         if not later and step.clock.epoch < self.wait * step.clock.epochs:
             return Target(label, "probabilities", known)
         return Target(torch.where(seen[:, None], soft, label), "probabilities", seen | known)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Window, steps: Sequence[Step], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view) and step.clock.generation == 0):
             said = remembered(step.student(term.view, term.head), "logits")
-            cast(Window, state).push(step.ids(term.view), said)
+            state.push(step.ids(term.view), said)

@@ -1,14 +1,13 @@
-"""Pseudo-labels that pass from generation to generation: what repeated self-training trains on.
+"""Pseudo-labels that pass from generation to generation: the data of repeated self-training.
 
-A generation hands on the labels it trained on (`collect`), and the next one takes them over (`hand_on`) from the last
-*accepted* one: labels that a rejected generation has added teach nobody after it.
+A generation hands on the labels that it trained on (`collect`), and the next one takes them from the last *accepted*
+one (`hand_on`): labels that a rejected generation has added are not used again.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.memory import Table
 from ..core.outputs import one_distribution
-from ..core.parts import Given, Pool, Teacher, Term
+from ..core.parts import BaseTerm, Given, Pool, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -75,7 +74,7 @@ def real_share(ratio: float) -> float:
 
 
 @dataclass(frozen=True)
-class Carried(Teacher):
+class Carried(Teacher[Bundle]):
     """Labels for ``fresh`` new unlabelled rows by the last accepted generation, once at the start of a generation.
 
     The clean view goes through that generation in eval mode; ``hard`` keeps its best class, else its probabilities.
@@ -101,7 +100,7 @@ class Carried(Teacher):
         if self.fresh < 1:
             raise RecipeError(f"fresh counts the rows that a generation labels: at least 1, not {self.fresh}")
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Bundle:
         return Bundle(given.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
@@ -109,24 +108,24 @@ class Carried(Teacher):
             raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
         return "probabilities"
 
-    def admitted(self, state: nn.Module) -> Tensor | None:
-        return cast(Bundle, state).ids.cpu()  # rows are drawn where the data are
+    def admitted(self, state: Bundle) -> Tensor | None:
+        return state.ids.cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: nn.Module, pool: Pool) -> None:
-        bundle, previous = cast(Bundle, state), cast(Bundle, state).previous[0]
-        bundle.ids = pool.labelled
+    def prepare(self, state: Bundle, pool: Pool) -> None:
+        previous = state.previous[0]
+        state.ids = pool.labelled
         if previous is None or not len(pool.unlabelled):
             return
         rows = fresh_rows(pool, self.fresh)
         p = F.softmax(pool.look(previous, rows), dim=-1)
-        bundle.write_new(rows, F.one_hot(p.argmax(-1), p.shape[1]).float() if self.hard else p)
+        state.write_new(rows, F.one_hot(p.argmax(-1), p.shape[1]).float() if self.hard else p)
         copies = len(pool.labelled) if self.keep == "accumulate" else 0
         if self.keep == "anchor":
             w = real_share(len(pool.labelled) / len(rows))
             copies = round(w / (1 - w) * len(rows))  # never fewer than there are: w >= k / (k + 1)
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
-        bundle.ids = torch.cat([real, bundle.labelled().cpu()])
+        state.ids = torch.cat([real, state.labelled().cpu()])
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        labels, seen = cast(Bundle, state).read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
+    def target(self, state: Bundle, step: Step, term: BaseTerm) -> Target:
+        labels, seen = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
         return Target(labels, "probabilities", seen)

@@ -1,27 +1,30 @@
-"""Teachers with weights: averages and frozen copies of the student, earlier generations, other models."""
+"""Teachers with weights of their own: averages and frozen copies of the student, earlier generations, other models."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from ..core import distributed
 from ..core.memory import Held
 from ..core.outputs import space_of
-from ..core.parts import Given, Teacher, Term
+from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..models.networks import Scaled
 
+H = TypeVar("H", bound=Held, default=Held)
+
 
 @dataclass(frozen=True)
-class Ema(Teacher):
+class Ema(Teacher[H]):
     """Exponential moving average of the student's weights, in float32 (Mean Teacher, Tarvainen and Valpola 2017).
 
     w' <- d w' + (1 - d) w after each optimizer step, with d = min(1 - 1/(step + 1), decay) so that early weights are
@@ -39,21 +42,22 @@ class Ema(Teacher):
             return None
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
-        return Held(copy.deepcopy(model).float(), self.train)
+    def start(self, model: nn.Module, given: Given) -> H:
+        state: Any = Held(copy.deepcopy(model).float(), self.train)  # an average with more to remember overrides this
+        return state  # type: ignore[no-any-return]
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        value = step.look(cast(Held, state).module, self.view or term.view, term.head)
+    def target(self, state: H, step: Step, term: BaseTerm) -> Target:
+        value = step.look(state.module, self.view or term.view, term.head)
         return Target(value, space_of(term.head))
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: H, steps: Sequence[Step], term: BaseTerm) -> None:
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
-        teacher, student = cast(Held, state).module, cast(nn.Module, steps[0].owner)
+        teacher, student = state.module, steps[0].trained
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
         buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
         if weights:
@@ -90,27 +94,31 @@ class Frozen(Teacher):
         module = self.module(model, given)
         return nn.Module() if module is None else Held(module)
 
-    def key(self, term: Term) -> Hashable:
+    def key(self, term: BaseTerm) -> Hashable:
         return self, term.head, self.view or term.view  # what is cached was said of one view
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
-        view, space = self.view or term.view, space_of(term.head)
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        return self.answer(state, step, term, term.head)
+
+    def answer(self, state: nn.Module, step: Step, term: BaseTerm, head: str) -> Target:
+        """What it says at a head of its own for a term; nothing where it holds no weights yet."""
+        view, space = self.view or term.view, space_of(head)
         if not isinstance(state, Held):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
         if view not in step.batch.fixed or not state.keeps:
-            return Target(step.look(state.module, view, term.head), space)
+            return Target(step.look(state.module, view, head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
             step.spare(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.look(state.module, view, term.head))
+        fresh = state.said.rounded(step.look(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
         if not isinstance(state, Held) or not state.keeps:
             return
         view = self.view or term.view

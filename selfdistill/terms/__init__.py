@@ -1,7 +1,7 @@
-"""Terms of their own kind: where what is compared is not simply an output of the student and a target for it."""
+"""Terms that are more than one loss between an output of the student and a target."""
 
 from __future__ import annotations
 
-from .regularisers import Cooling, Fairness, Feedback, PerRow, Perturbed
+from .regularisers import Cooling, Fairness, Feedback, Perturbed, RowMeanCooling
 
-__all__ = ["Cooling", "Fairness", "Feedback", "PerRow", "Perturbed"]
+__all__ = ["Cooling", "Fairness", "Feedback", "Perturbed", "RowMeanCooling"]

@@ -1,17 +1,10 @@
-"""Terms whose loss cools down, or warms up.
-
-Are all classes said alike? A term over a batch, not over its rows.
-
-A teacher learns from what its labels do for its student: a gradient through the student's own step.
-
-The student answers for inputs that were moved to where it changes its mind most: gradients within a term.
-"""
+"""Terms with arithmetic of their own: moving temperatures, fairness, meta feedback and adversarial perturbation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +13,7 @@ from torch import Tensor
 from .. import rng
 from ..core import distributed
 from ..core.outputs import space_of
-from ..core.parts import Always, Gate, Loss, Measured, StateOf, Tally, Teacher, Term
+from ..core.parts import Loss, Measured, StateOf, Tally, Teacher, Term
 from ..core.step import Passes, Step, members
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -41,7 +34,7 @@ class Cooling(Term):
         RecipeError: the loss has no such temperature.
 
     >>> from selfdistill.losses import KL
-    >>> from selfdistill.step import Clock
+    >>> from selfdistill.core.step import Clock
     >>> from selfdistill.teachers import Itself
     >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(Clock(step=25, epochs=100))
     5.5
@@ -75,7 +68,7 @@ class Cooling(Term):
 
 
 @dataclass(frozen=True)
-class PerRow(Cooling):
+class RowMeanCooling(Cooling):
     """A `Cooling` whose mean is over rows, of the mean over a row's elements; a row of which none is valid counts as 0.
 
     Source: the patches of Zhou et al., iBOT, ICLR 2022, equation 2, as the authors compute it.
@@ -86,6 +79,8 @@ class PerRow(Cooling):
         if found.seen is None:
             return found
         loss, valid = found.seen.loss, found.seen.target.valid
+        if loss is None:
+            raise SpaceError(f"{self.loss} gives no loss for each element, and a mean over rows needs it")
         number = (torch.ones_like(loss) if valid is None else valid.to(loss.dtype)).flatten(1).sum(1)
         total = (loss.flatten(1).sum(1) / number.clamp(min=1.0)).sum()
         return found._replace(tally=Tally(total, loss.new_full((), float(len(loss)))))
@@ -115,7 +110,7 @@ class Fairness(Term):
 
     teacher: Teacher = Itself()
     loss: Loss = CrossEntropy()
-    gate: Gate = SelfAdaptive()
+    gate: SelfAdaptive = SelfAdaptive()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +122,7 @@ class Fairness(Term):
         student = self.said(step) if rows else rows
         if not rows:
             return Measured(Tally(rows, rows), rows, rows)
-        gate, state = cast(SelfAdaptive, self.gate), state_of(self.gate)
+        gate, state = self.gate, state_of(self.gate)
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
         trust = gate.weigh(state, student.detach(), target, step, self)
         trust = trust if target.valid is None else trust.masked_fill(~target.valid, 0.0)
@@ -179,9 +174,9 @@ class Feedback(Term):
         super().__post_init__()
         if not self.rate > 0:
             raise RecipeError(f"the student's step has a rate above 0, not {self.rate}")
-        if getattr(self.loss, "hard", False):
+        if self.loss.hard:
             raise RecipeError("a hard label has no derivative; leave hard out of the loss of Feedback")
-        if type(self.gate) is not Always:
+        if not self.gate.full:
             raise RecipeError(f"Feedback is of a batch and has no rows that a gate could judge; leave out {self.gate}")
 
     def told(self) -> str:

@@ -22,17 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import gates, losses, methods, models, schedules, teachers, terms, views
+from .. import gates, losses, methods, schedules, teachers, terms, views
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, Gate, Given, Loss, Teacher, Term
+from ..core.parts import Always, FunctionLoss, Gate, Given, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Clock, Rows, Step
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
 from ..io.expressions import read
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import heads, peers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -46,7 +46,8 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, heads, models, peers):
+    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
@@ -102,7 +103,7 @@ def _classes(value: Any) -> dict[str, type]:
 # losses --------------------------------------------------------------------------------------------------------------
 
 
-def check_loss(loss: Loss, *, minimum: float | None = None, mixes: bool = False) -> None:
+def check_loss(loss: Loss | LossFunction, *, minimum: float | None = None, mixes: bool = False) -> None:
     """A loss gives one finite number per element, never reduces, and lets gradient through to the student.
 
     Args:
@@ -113,12 +114,13 @@ def check_loss(loss: Loss, *, minimum: float | None = None, mixes: bool = False)
     Raises:
         AssertionError: the loss does not keep this.
     """
-    if not inspect.isfunction(loss):
+    loss = as_loss(loss)
+    if not isinstance(loss, FunctionLoss):
         check_value(loss)
     pairs = [
         (student, target)
-        for student in sorted(getattr(loss, "student_spaces", {"logits"}))
-        for target in sorted(getattr(loss, "target_spaces", {"logits"}))
+        for student in sorted(loss.student_spaces or {"logits"})
+        for target in sorted(loss.target_spaces or {"logits"})
         if check_spaces(loss, student, target) is None
     ]
     _require(bool(pairs), f"{loss} declares no pair of spaces that it can compare")
@@ -196,7 +198,7 @@ def check_gate(gate: Gate) -> None:
 
 
 @dataclass(frozen=True)
-class _Anything:
+class _Anything(Loss):
     """A loss that takes every target, so that a teacher can be run by itself."""
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
@@ -377,7 +379,7 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
 def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
     """Each row twice is the same mean; memories are asked without learning from it."""
     twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
-    if any(getattr(part, "mixes", False) for term in objective.method.terms.values() for part in term.parts()):
+    if any(part.mixes for term in objective.method.terms.values() for part in term.parts()):
         return  # the rows of a batch are each other's teachers
     with torch.no_grad():
         torch.manual_seed(0)

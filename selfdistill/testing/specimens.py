@@ -88,7 +88,7 @@ def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -
         return tiny(seed, outputs=outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if getattr(method.prepare, "patches", False):
+        if method.prepare and method.prepare.patches:
             return vit((1, 8, 8), CLASSES, width=8, depth=1, heads=2)
         return Stages(exits)
 
@@ -121,7 +121,7 @@ def batch_for(method: Method, step: int) -> Batch:
 
 def maps_of(method: Method) -> bool:
     """Does the method want a model whose stages say maps?"""
-    return bool(getattr(method.prepare, "maps", False))
+    return method.prepare is not None and method.prepare.maps
 
 
 def tiny(seed: int, dropout: float = 0.0, outputs: int = 2) -> nn.Module:
@@ -166,7 +166,7 @@ def views_of(method: Method) -> dict[str, str]:
     """The rows of each view that the method looks at."""
     rows_of = {look.name: look.rows for look in method.views.looks}
     seen = [term.view for term in method.terms.values()]
-    seen += [view for term in method.terms.values() for part in term.parts() if (view := getattr(part, "view", None))]
+    seen += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
     seen += [view for group in method.seen() for view in group]
     if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
         seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]

@@ -337,6 +337,6 @@ def by_chance(accuracy: float, rows: int, most: float) -> bool:
 def _label_losses(state: RunState, generation: int) -> list[float]:
     """The loss of the first term that learns from labels, by epoch of a generation; without the epoch under way."""
     terms = state.method.terms.items()
-    name = next((name for name, term in terms if isinstance(getattr(term, "teacher", None), Labels)), None)
+    name = next((name for name, term in terms if isinstance(term.teacher, Labels)), None)
     entries = [entry["terms"].get(name) for entry in state.history if entry["generation"] == generation]
     return [entry["loss"] for entry in entries if entry and entry["loss"] is not None]

@@ -161,7 +161,7 @@ def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
 
 def learns_from_predecessor(method: Method) -> bool:
     """Whether a generation of this method learns from labels of the one before."""
-    teachers = (getattr(term, "teacher", None) for term in method.terms.values())
+    teachers = (term.teacher for term in method.terms.values())
     return method.generations > 1 and any(isinstance(t, (Carried, PseudoLabels)) for t in teachers)
 
 

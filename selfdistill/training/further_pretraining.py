@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core.objective import Method
-from ..core.parts import Measured, Part, StateOf, Tally, Term
+from ..core.parts import BaseTerm, Measured, StateOf, Tally, Term
 from ..core.step import Step
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
@@ -69,18 +69,12 @@ class Filler(nn.Module):
 
 
 @dataclass(frozen=True)
-class HiddenWords:
+class HiddenWords(BaseTerm):
     """-log p(word) at each word that the view ``masked`` hides and ``whole`` shows, a mean over these words."""
 
     view: str = "masked"
     head: str = "features"
     weight: float = 1.0
-
-    def parts(self) -> tuple[Part, ...]:
-        return ()
-
-    def weight_at(self, clock: object) -> float:
-        return self.weight
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
@@ -92,7 +86,7 @@ class HiddenWords:
         return Measured(Tally(total, count), count, count)
 
 
-WORDS = cast(Term, HiddenWords())  # a term of its own kind: the engine asks for no more than it has
+WORDS = HiddenWords()
 
 
 def fill() -> Method:

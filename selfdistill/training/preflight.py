@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.outputs import space_of
-from ..core.parts import Measured, Term
+from ..core.parts import BaseTerm, Measured, Term
 from ..core.step import Batch, Step
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
@@ -66,10 +66,10 @@ def _check_sums(objective: Objective, step: Step) -> None:
     exactly a mean of the parts is refused: a term that compares the rows of a batch with each other need not add up.
     """
     for name, term in objective.method.terms.items():
-        if getattr(type(term), "tally", None) is Term.tally or step.rows(term.view) < 3:
+        if type(term).tally is Term.tally or step.rows(term.view) < 3:
             continue
 
-        def tally(part: Step, seed: int = 0, name: str = name, term: Term = term) -> Measured:
+        def tally(part: Step, seed: int = 0, name: str = name, term: BaseTerm = term) -> Measured:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
@@ -116,13 +116,13 @@ def _check_peers(student: nn.Module, step: Step) -> None:
             )
 
 
-def _output(objective: Objective, step: Step, term: Term) -> Tensor:
+def _output(objective: Objective, step: Step, term: BaseTerm) -> Tensor:
     """The model's output for a term; where it has none, what prepared the model knows why."""
     try:
         return step.student(term.view, term.head)
     except SpaceError as error:
-        lacking = getattr(objective.method.prepare, "lacking", None)
-        why = lacking(objective.student) if lacking else None
+        prepared = objective.method.prepare
+        why = prepared.lacking(objective.student) if prepared else None
         if why is None:
             raise
         raise SpaceError(why) from error
@@ -143,7 +143,7 @@ def _check_outputs(objective: Objective, step: Step, classes: int) -> None:
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the target is one "
                 "value; build the model with 1 output"
             )
-        copies = getattr(getattr(term, "teacher", None), "transforms", 1)  # which are told apart too
+        copies = term.teacher.transforms if term.teacher else 1  # which are told apart too
         if space_of(term.head) == "logits" and output.shape[-1] != classes * copies:
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "

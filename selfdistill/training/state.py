@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, Objective
-from ..core.parts import Always
 from ..core.step import Clock, Passes
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
@@ -251,7 +250,7 @@ class RunState:
         for name, term in self.method.terms.items():
             total, count, kept, valid = self.last[name].tolist()
             figures[name] = total / count if count else 0.0
-            if not isinstance(getattr(term, "gate", Always()), Always):
+            if term.gate is not None and not term.gate.full:
                 figures[f"{name} kept"] = kept / max(valid, 1.0)
         return figures
 

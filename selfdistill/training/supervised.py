@@ -186,7 +186,7 @@ def pool_notice(method: Method, unlabelled: int) -> str | None:
     """
     last = method.generations - 1
     for term in method.terms.values():
-        teacher = getattr(term, "teacher", None)
+        teacher = term.teacher
         if isinstance(teacher, Carried) and teacher.fresh * last > unlabelled:
             again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
             first = unlabelled // teacher.fresh + 1

@@ -109,7 +109,7 @@ class Trainer:
         state.forward = self.task.wrap(state)
         state.objective.call_through(state.forward)
         state.optimizer = state.settings.make_optimizer(state.model)
-        cycles = max((getattr(part, "cycles", 1) for term in method.terms.values() for part in term.parts()), default=1)
+        cycles = max((part.cycles for term in method.terms.values() for part in term.parts()), default=1)
         state.scheduler = state.settings.make_scheduler(state.optimizer, state.clock.length, cycles)
         state.scaler = torch.amp.GradScaler(state.device.type, enabled=state.settings.precision == "float16")
         state.best, state.sums, state.rollback = BestEpoch(), {}, {}

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from selfdistill import losses, teachers
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Gate, Measured, Tally, Teacher, Term
+from selfdistill.core.parts import (
+    BaseTerm,
+    FunctionLoss,
+    Gate,
+    Measured,
+    PerElement,
+    PerRow,
+    PerTrust,
+    PerView,
+    Tally,
+    Teacher,
+    Term,
+)
 from selfdistill.core.step import Clock, Rows, Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
@@ -35,7 +47,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return "values"
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         valid = None if self.valid is None else torch.tensor(self.valid)
         return Target(torch.tensor(self.value), "values", valid)
 
@@ -46,10 +58,11 @@ class Trusts(Gate):
 
     trust: Any
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return torch.tensor(self.trust)
 
 
+@FunctionLoss
 def difference(student: Tensor, target: Target) -> Tensor:
     return (student - target.value).squeeze(-1)
 
@@ -68,27 +81,27 @@ ZEROS = ((0.0,),) * 4
 
 
 @pytest.mark.parametrize(
-    ("mean_over", "count", "mean"),
-    [("valid", 3.0, 5.5 / 3), ("kept", 2.25, 5.5 / 2.25), ("rows", 3.0, 5.5 / 3), ("view", 4.0, 5.5 / 4)],
+    ("reduction", "count", "mean"),
+    [(PerElement(), 3.0, 5.5 / 3), (PerTrust(), 2.25, 5.5 / 2.25), (PerRow(), 3.0, 5.5 / 3), (PerView(), 4.0, 5.5 / 4)],
 )
-def test_what_a_term_divides_by(mean_over, count, mean):
+def test_what_a_term_divides_by(reduction, count, mean):
     """Losses 1, 2, 4, 8 with trust 1, 0.25, 1, 1, of which the last row has no target."""
     gate, teacher = Trusts((1.0, 0.25, 1.0, 1.0)), Says(ZEROS, (True, True, True, False))
-    found = measured(Term(teacher, difference, gate=gate, mean_over=mean_over), WORDS)
+    found = measured(Term(teacher, difference, gate=gate, reduction=reduction), WORDS)
     assert float(found.tally.total.detach()) == 1 + 0.5 + 4
     assert float(found.tally.count) == count
     assert float(found.kept) == 2.25
     assert float(found.valid) == 3
-    objective = Method({"t": Term(teacher, difference, gate=gate, mean_over=mean_over)}).bind(nn.Identity())
+    objective = Method({"t": Term(teacher, difference, gate=gate, reduction=reduction)}).bind(nn.Identity())
     assert float(objective({"x": torch.tensor(WORDS, requires_grad=True)}).detach()) == pytest.approx(mean)
 
 
 def test_exits_of_a_row_add_up_over_rows():
-    """Three elements a row: ``rows`` divides by the rows, ``valid`` by the elements, ``view`` by those of all rows."""
+    """Three elements a row: divide by the rows with a target, by their elements, or by the elements of all rows."""
     output = [[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]], [[7.0], [8.0], [9.0]]]
     teacher = Says(((0.0,), (0.0,), (0.0,)), (True, True, False))
-    for mean_over, count in (("rows", 2.0), ("valid", 6.0), ("view", 9.0)):
-        found = measured(Term(teacher, difference, mean_over=mean_over), output)
+    for reduction, count in ((PerRow(), 2.0), (PerElement(), 6.0), (PerView(), 9.0)):
+        found = measured(Term(teacher, difference, reduction=reduction), output)
         assert float(found.tally.total.detach()) == 21
         assert float(found.tally.count) == count
 
@@ -96,7 +109,9 @@ def test_exits_of_a_row_add_up_over_rows():
 def test_a_row_without_target_counts_for_nothing_even_if_its_loss_is_not_finite():
     """A mask, never a zero: neither value nor gradient of such a row gets through."""
     x: Any = torch.tensor([[1.0], [2.0]], requires_grad=True)
-    term = Term(Says(((0.0,), (float("nan"),)), (True, False)), lambda s, t: ((s - t.value) ** 2).squeeze(-1))
+    term = Term(
+        Says(((0.0,), (float("nan"),)), (True, False)), FunctionLoss(lambda s, t: ((s - t.value) ** 2).squeeze(-1))
+    )
     loss = Method({"t": term}).bind(nn.Identity())({"x": x})
     loss.backward()
     assert float(loss.detach()) == 1.0
@@ -107,7 +122,7 @@ def test_nothing_valid_is_zero_not_nan():
     """A term whose every row lacks a target adds 0; the other terms go on."""
     terms = {
         "a": Term(Says(ZEROS), difference),
-        "b": Term(Says(ZEROS, (False,) * 4), difference, mean_over="kept", weight=100.0),
+        "b": Term(Says(ZEROS, (False,) * 4), difference, reduction=PerTrust(), weight=100.0),
     }
     objective = Method(terms).bind(nn.Identity())
     assert float(objective({"x": torch.tensor(WORDS, requires_grad=True)}).detach()) == 15 / 4
@@ -134,7 +149,7 @@ def test_a_teachers_view_that_is_not_there_is_named():
 
 def test_a_loss_that_reduces_is_refused():
     """A mean of means cannot be written by accident."""
-    term = Term(Says(ZEROS), lambda s, t: F.mse_loss(s, t.value))
+    term = Term(Says(ZEROS), FunctionLoss(lambda s, t: F.mse_loss(s, t.value)))
     with pytest.raises(SpaceError, match="never reduces"):
         measured(term, WORDS)
 
@@ -148,16 +163,16 @@ def test_no_gradient_reaches_a_teacher_or_goes_through_trust():
         def space(self, head: str) -> str:
             return "values"
 
-        def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
             return Target(weight * step.student("x"), "values")
 
     @dataclass(frozen=True)
     class Soft(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
             return torch.sigmoid(student).squeeze(-1)
 
     x = torch.tensor(WORDS, requires_grad=True)
-    squared = lambda s, t: ((s - t.value) ** 2).squeeze(-1)
+    squared = FunctionLoss(lambda s, t: ((s - t.value) ** 2).squeeze(-1))
     Method({"t": Term(Leaks(), squared, gate=Soft())}).bind(nn.Identity())({"x": x}).backward()
     assert weight.grad is None
     with torch.no_grad():
@@ -199,18 +214,11 @@ def test_weights_follow_the_clock_and_the_figures_report_them():
 
 
 def test_a_term_of_its_own_needs_the_protocol_only():
-    """Anything with ``view``, ``head``, ``parts``, ``weight_at`` and ``tally`` is a term."""
+    """A `BaseTerm` with a ``tally`` is a term: no teacher, no gate and no loss."""
 
     @dataclass(frozen=True)
-    class Norm:
-        view: str = "x"
-        head: str = "logits"
-
-        def parts(self) -> tuple[()]:
-            return ()
-
-        def weight_at(self, clock: Clock) -> float:
-            return 0.5
+    class Norm(BaseTerm):
+        weight: float = 0.5
 
         def tally(self, state_of: Any, step: Step) -> Measured:
             z = step.student(self.view, self.head)
@@ -348,7 +356,7 @@ def test_assignment_is_refused(value):
         lambda: Method({"a.b": Term(Labels(), CrossEntropy())}),
         lambda: Method({"a": Term(Labels(), CrossEntropy())}, forward="both"),
         lambda: Method({"a": Term(Labels(), CrossEntropy())}, generations=0),
-        lambda: Term(Labels(), CrossEntropy(), mean_over="all"),
+        lambda: Term(Labels(), CrossEntropy(), reduction="all"),  # type: ignore[arg-type]
     ],
 )
 def test_recipes_that_make_no_sense_are_refused_when_made(wrong):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfdistill import fit
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Always, Gate, Measured, Tally, Term
+from selfdistill.core.parts import Always, BaseTerm, Gate, Measured, PerRow, PerTrust, Tally, Term
 from selfdistill.core.step import Rows, Step
 from selfdistill.core.targets import Target
 from selfdistill.data.dataset import from_tensors, load
@@ -96,7 +96,7 @@ def test_bug_09_a_name_that_was_never_seen_is_refused_and_a_wrapper_loses_none(w
         torch.manual_seed(0)
         model, terms = Exits(), {
             "label": Term(Labels(), CrossEntropy()),
-            "deep": Term(Itself(head="logits"), KL(), head="exits", mean_over="rows"),
+            "deep": Term(Itself(head="logits"), KL(), head="exits", reduction=PerRow()),
             "past": Term(Ema(0.5, warm_up=False), Squared(), head="feature"),
         }  # fmt: skip
         ddp: Any = DistributedDataParallel(model) if way != "model" else model
@@ -122,7 +122,7 @@ class Halves(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return (step.batch["x"].x[:, 0] > 0).float()
 
 
@@ -133,7 +133,7 @@ def test_bug_10_unequal_micro_batches_give_the_loss_and_gradient_of_the_batch(un
     if unequal == "labels":
         whole["y"][:3] = -1
     whole["x"][:3, 0] = -1.0
-    term = Term(Labels(), CrossEntropy(), gate=Halves() if unequal == "gate" else Always(), mean_over="kept")
+    term = Term(Labels(), CrossEntropy(), gate=Halves() if unequal == "gate" else Always(), reduction=PerTrust())
     cuts = [slice(0, 3), slice(3, 8)] if unequal == "rows" else [slice(0, 4), slice(4, 8)]
     parts = [{name: value[cut] for name, value in whole.items()} for cut in cuts]
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core.parts import Always, Gate, Term
+from selfdistill.core.parts import Always, BaseTerm, FunctionLoss, Gate, Term
 from selfdistill.core.step import Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
@@ -34,8 +34,9 @@ def test_bug_01_a_teacher_that_is_the_student_is_caught(loss: Any) -> None:
 
 @pytest.mark.parametrize("cut", [lambda s: s.detach(), lambda s: s.detach() + 0 * torch.zeros_like(s)])
 def test_bug_02_a_loss_without_the_students_output_is_caught(cut: Any) -> None:
-    assert caught(Term(Itself(), lambda s, t: KL()(cut(s), t)), steps=1).vital == "no-gradient"
+    assert caught(Term(Itself(), FunctionLoss(lambda s, t: KL()(cut(s), t))), steps=1).vital == "no-gradient"
 
+    @FunctionLoss
     def of_the_target(student: Tensor, target: Target) -> Tensor:
         own = target.value.clone().requires_grad_()
         return own.square().sum(-1)
@@ -160,17 +161,19 @@ def unsure(step: Step) -> Tensor:
 def test_bug_20_a_divergence_over_the_top_alone_is_caught(own: bool) -> None:
     """0 between equals, negative between others; with the tail it is sound."""
     teacher = Says(unsure)
-    assert caught(Term(teacher, lambda s, t: top(s, t, own=own))).vital == "negative-divergence"
-    clamped = caught(Term(teacher, lambda s, t: top(s, t, own=own).clamp(min=0)))
+    assert caught(Term(teacher, FunctionLoss(lambda s, t: top(s, t, own=own)))).vital == "negative-divergence"
+    clamped = caught(Term(teacher, FunctionLoss(lambda s, t: top(s, t, own=own).clamp(min=0))))
     assert clamped.vital == "clamped-loss"
     assert "%" in str(clamped)
-    train({"label": LABEL, "fine": Term(teacher, lambda s, t: top(s, t, own=own, tail=True))})
+    train({"label": LABEL, "fine": Term(teacher, FunctionLoss(lambda s, t: top(s, t, own=own, tail=True)))})
 
 
 def test_bug_20_a_loss_that_is_meant_to_be_negative_or_flat_is_sound() -> None:
+    @FunctionLoss
     def negative(student: Tensor, target: Target) -> Tensor:
         return -(F.softmax(student, -1) * target.probabilities(CLASSES)).sum(-1)
 
+    @FunctionLoss
     def hinge(student: Tensor, target: Target) -> Tensor:
         best = target.best()[:, None]
         others = student.scatter(-1, best, -torch.inf).amax(-1)
@@ -224,7 +227,7 @@ class Keeps(Gate):
 
     rule: Callable[[Tensor], Tensor]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return self.rule((student - target.value).abs().mean(-1)).float()
 
 
@@ -235,7 +238,7 @@ class Asks(Keeps):
     def measures(self, student: Tensor, target: Target) -> Tensor:
         return target.value[:, 1]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return self.rule(target.value[:, 1]).float()
 
 
@@ -280,7 +283,7 @@ def test_bug_21_a_gate_on_values_that_does_not_follow_its_rule_is_caught(name: s
 def test_bug_21_a_gate_on_distributions_that_does_not_follow_its_rule_is_caught(name: str) -> None:
     @dataclass(frozen=True)
     class Odd(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
             return RULES[name][0](1.0 - target.probabilities(CLASSES).amax(-1)).float()
 
     if RULES[name][1] is None:
@@ -309,5 +312,5 @@ def test_bug_21_a_gate_that_claims_nothing_may_keep_what_it_likes() -> None:
 class Random(Gate):
     """Drops half."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         return torch.randint(0, 2, student.shape[:-1]).float()

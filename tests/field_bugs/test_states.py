@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.parts import BaseTerm, PerRow, Teacher, Term
 from selfdistill.core.step import Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
@@ -42,7 +42,7 @@ def test_bug_05_running_statistics_are_averaged_and_counters_copied() -> None:
 class WeightsOnly(Ema):
     """Forgets the buffers."""
 
-    def update(self, state: nn.Module, steps: Any, term: Term) -> None:
+    def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
         teacher, student = cast(Held, state).module, steps[0].owner
         for mine, now in zip(teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(now, 1.0 - self.decay)
@@ -52,7 +52,7 @@ class WeightsOnly(Ema):
 class AllAlike(Ema):
     """Averages whatever it finds, so that a counter is rounded down again and again."""
 
-    def update(self, state: nn.Module, steps: Any, term: Term) -> None:
+    def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
         teacher, student = cast(Held, state).module.state_dict(), steps[0].owner.state_dict()
         for name, mine in teacher.items():
             mine.copy_(self.decay * mine + (0 if name.endswith("tracked") else 1.0 - self.decay) * student[name])
@@ -135,7 +135,7 @@ def test_bug_07_teachers_and_memories_are_in_the_state(make: Any) -> None:
 class Python(Teacher):
     """Remembers in a dictionary and adapts a number: neither is in a ``state_dict``."""
 
-    def target(self, state: Any, step: Step, term: Term) -> Target:
+    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
         return Target(torch.zeros_like(step.student(term.view)), "logits")
 
     def start(self, model: nn.Module, given: Any) -> nn.Module:
@@ -143,7 +143,7 @@ class Python(Teacher):
         state.memory, state.level, state.said, state.still = {}, 0.5, torch.zeros(3), torch.ones(3)
         return cast(nn.Module, state)
 
-    def update(self, state: Any, steps: Any, term: Term) -> None:
+    def update(self, state: Any, steps: Any, term: BaseTerm) -> None:
         state.memory.update((i, None) for i in steps[0].ids("x").tolist())
         state.level *= 0.9
         state.said = 0.9 * state.said + 0.1
@@ -171,6 +171,7 @@ def test_bug_08_a_memory_follows_the_sample_through_shuffling() -> None:
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     shuffled = {name: value[order] for name, value in first.items()}
     step: Step = objective.look(shuffled)
+    term: Any
     name, term = next((n, t) for n, t in objective.method.terms.items() if type(t.teacher).__name__ == "LastEpoch")
     target = term.teacher.target(objective.state_of(name, term.teacher), step, term)
     assert torch.allclose(target.value, said[order], atol=1e-6)
@@ -280,10 +281,12 @@ def test_bug_22_no_peer_is_taught_by_itself() -> None:
     assert method.prepare is not None
     model: Any = method.prepare(lambda: nn.Linear(4, CLASSES))()
     objective = method.bind(model)
-    term = method.terms["peers"]
+    term: Any = method.terms["peers"]
 
     def targets() -> Tensor:
-        return term.teacher.target(objective.state_of("peers", term.teacher), objective.look(batch()), term).value
+        step, teacher = objective.look(batch()), term.teacher
+        value: Tensor = teacher.target(objective.state_of("peers", teacher), step, term).value
+        return value
 
     before = targets()
     with torch.no_grad():
@@ -305,8 +308,8 @@ def test_bug_22_a_learner_that_labels_its_own_pool_is_caught() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": self.members[0](x), "peers": torch.stack([member(x) for member in self.members], 1)}
 
-    own = Term(Itself(head="peers"), KL(), head="peers", mean_over="rows")
-    label = Term(Labels(), CrossEntropy(), head="peers", mean_over="rows")
+    own = Term(Itself(head="peers"), KL(), head="peers", reduction=PerRow())
+    label = Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow())
     with pytest.raises(VitalsError, match="'peers'") as found:
         train({"label": label, "peers": own}, model=Two())
     assert found.value.vital == "teacher-is-student"

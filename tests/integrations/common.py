@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import PerTrust, Term
 from selfdistill.core.step import Clock
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy
@@ -22,7 +22,7 @@ EMA = Method({"label": Term(Labels(), CrossEntropy()), "average": Term(Ema(0.8),
 #: How many elements count depends on the data: micro-batches have unequal counts.
 KEPT = Method({
     "label": Term(Labels(), CrossEntropy(), weight=0.5),
-    "sure": Term(Frozen(), CrossEntropy(hard=True), gate=Confident(0.4), mean_over="kept"),
+    "sure": Term(Frozen(), CrossEntropy(hard=True), gate=Confident(0.4), reduction=PerTrust()),
 })  # fmt: skip
 METHODS = {"average": EMA, "memory": recipes()["ps_kd"](), "history": recipes()["elr"]()}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from selfdistill import fit
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
 from selfdistill.core.step import Clock, Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
@@ -27,7 +27,7 @@ from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, Ga
 from selfdistill.models.registry import parse
 from selfdistill.teachers import Ancestors, Combined, Itself, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
-from selfdistill.terms import Cooling, PerRow
+from selfdistill.terms import Cooling, RowMeanCooling
 from selfdistill.training.callbacks import pairwise
 from tests.harness import record, tiny_data
 from tests.oracles import kdcl as kdcl_oracle
@@ -161,7 +161,7 @@ def test_old_copies_teach_until_they_are_renewed() -> None:
     known = group(x)["peers"].detach().softmax(-1)
     for step in range(5):
         objective({"x": x, "y": y}).backward()
-        term = objective.method.terms["t"]
+        term: Any = objective.method.terms["t"]
         target = term.teacher.target(objective.states["t_stale"], objective._steps[-1], term)
         for k in range(3):
             torch.testing.assert_close(target.value[:, k], known[:, [j for j in range(3) if j != k]].mean(1))
@@ -183,7 +183,7 @@ def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
             clock = Clock(generation, 4)
             objective = method.bind(models(1)[0], previous=Peers(earlier), clock=clock)
             objective({"x": x, "y": y})
-            term = objective.method.terms["t"]
+            term: Any = objective.method.terms["t"]
             state = next(iter(objective.states.values()))
             target = term.teacher.target(state, objective._steps[-1], term)
             if last and generation < 3:
@@ -232,7 +232,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
     """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
 
     class Told(Teacher):
-        def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
             valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
             return Target(torch.zeros(3, 3, 1), "features", valid)
 
@@ -246,13 +246,13 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
             return torch.tensor([[[1.0], [3.0], [9.0]], [[9.0], [9.0], [2.0]], [[9.0], [9.0], [9.0]]])
 
     @dataclass(frozen=True)
-    class Far:
+    class Far(Loss):
         temperature: float = 1.0
 
         def __call__(self, student: torch.Tensor, target: Target) -> torch.Tensor:
             return (student - target.value).square().sum(-1)
 
-    found = PerRow(Told(), Far(), head="features").tally(lambda part: nn.Identity(), cast(Any, Seen()))
+    found = RowMeanCooling(Told(), Far(), head="features").tally(lambda part: nn.Identity(), cast(Any, Seen()))
     assert (found.tally.total.item(), found.tally.count.item()) == ((1 + 9) / 2 + 4 + 0, 3)
 
 

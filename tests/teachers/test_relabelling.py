@@ -42,8 +42,8 @@ def visit(objective: Objective, logits: list[list[float]], y: list[int], ids: li
     ids = ids or list(range(len(y)))
     batch = Batch({"x": Rows(torch.tensor(logits), torch.tensor(y), torch.tensor(ids))})
     objective(batch)
-    term = objective.method.terms["t"]
-    target = term.teacher.target(
+    term: Any = objective.method.terms["t"]
+    target: Target = term.teacher.target(
         objective.states["t_" + type(term.teacher).__name__.lower()], objective._steps[-1], term
     )
     objective.update()

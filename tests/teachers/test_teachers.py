@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.parts import FunctionLoss, PerRow, Teacher, Term
 from selfdistill.core.step import Batch, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
@@ -37,6 +37,7 @@ def test_labels_are_the_labels_and_missing_ones_are_masked():
         assert value.isfinite().all()
 
 
+@FunctionLoss
 def _any(student: Tensor, target: Any) -> Tensor:
     return student.square().sum(-1)
 
@@ -248,7 +249,7 @@ def test_peers_leave_themselves_out_and_have_the_papers_gradient(peers):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"peers": z}
 
-    method = Method({"t": Term(Peers(), KL(), head="peers", mean_over="rows")})
+    method = Method({"t": Term(Peers(), KL(), head="peers", reduction=PerRow())})
     objective = method.bind(Fixed())
     batch = Batch({"x": rows([0, 1, 2, 3])})
     value, _ = said(objective, batch)

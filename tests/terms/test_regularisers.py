@@ -185,7 +185,7 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
 
 def test_fairness_asks_the_gate_that_knows() -> None:
     with pytest.raises(RecipeError, match="SelfAdaptive"):
-        Fairness(gate=Always())
+        Fairness(gate=Always())  # type: ignore[arg-type]
 
 
 def test_the_means_are_shared_with_the_term_that_has_the_same_gate() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selfdistill import testing
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import PerTrust, Term
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, ClassPrior, CrossEntropy, MeanDistance, PairCrossEntropy, SelfWeighted
 from selfdistill.schedules import ByGeneration, Linear, Ramp
@@ -49,7 +49,7 @@ def test_our_teachers_conform_on_other_heads(teacher, head):
 @pytest.mark.parametrize(
     "part",
     [*[loss for loss, _ in LOSSES], *GATES, *TEACHERS, Linear(0, 1), Ramp(2.0), ByGeneration(1, 0),
-     Term(Ema(0.9), KL(2.0), weight=Ramp(1.0)), Term(Labels(), CrossEntropy(), gate=Confident(0.5), mean_over="kept")],
+     Term(Ema(0.9), KL(2.0), weight=Ramp(1.0)), Term(Labels(), CrossEntropy(), gate=Confident(), reduction=PerTrust())],
     ids=str,
 )  # fmt: skip
 def test_our_parts_are_values(part):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.memory import Table
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Gate, Given, Teacher, Term
+from selfdistill.core.parts import BaseTerm, FunctionLoss, Gate, Given, Teacher, Term
 from selfdistill.core.step import Step
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
@@ -167,7 +167,7 @@ class Gated(Gate):
 
     fault: str = ""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: Term) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
         ones = student.new_ones(student.shape[:-1])
         if self.fault == "large":
             return 2 * ones
@@ -229,7 +229,7 @@ class Taught(Teacher):
     def space(self, head: str) -> str:
         return {"undeclared": "words", "other space": "probabilities"}.get(self.fault, "logits")
 
-    def target(self, state: Any, step: Step, term: Term) -> Target:
+    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
         module = getattr(state, "module", state)
         value = step.look(module, term.view)
         if self.fault == "tensor":
@@ -248,7 +248,7 @@ class Taught(Teacher):
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None
         return Target(value, "logits", valid)
 
-    def update(self, state: Any, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Any, steps: Sequence[Step], term: BaseTerm) -> None:
         if self.fault == "unsaved":
             state.words.append(1)
 
@@ -316,16 +316,16 @@ class Mute(Term):
 class Secret(LastEpoch):
     """Keeps a count that its state_dict does not know of."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: Given) -> Table:
         table = Table()
         table.visits = [0]  # type: ignore[assignment]
         return table
 
-    def update(self, state: Any, steps: Sequence[Step], term: Term) -> None:
+    def update(self, state: Any, steps: Sequence[Step], term: BaseTerm) -> None:
         state.visits[0] += 1
         super().update(state, steps, term)
 
-    def target(self, state: Any, step: Step, term: Term) -> Target:
+    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
         found = super().target(state, step, term)
         return found._replace(value=found.value * 0.9 ** state.visits[0])
 
@@ -339,7 +339,7 @@ class Borrowed(Teacher):
         state.module = model
         return state
 
-    def target(self, state: Any, step: Step, term: Term) -> Target:
+    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
         return Target(step.look(state.module, term.view), "logits")
 
 
@@ -360,7 +360,7 @@ class Explodes(CrossEntropy):
         (Term(Borrowed(), KL()), "a teacher changes when the student learns"),
         (Term(Labels(), KL(), head="feature"), "term 't': labels say nothing"),
         (Term(Labels(), CrossEntropy(), view="nowhere"), "'nowhere'"),
-        (Term(Labels(), lambda s, t: s.sum(-1)), "does not read back"),
+        (Term(Labels(), FunctionLoss(lambda s, t: s.sum(-1))), "does not read back"),
     ],
 )
 def test_a_broken_method_fails(term, line, monkeypatch):

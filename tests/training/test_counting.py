@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import PerTrust, Term
 from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
 from selfdistill.teachers import Itself
@@ -17,7 +17,7 @@ from selfdistill.training.accumulation import counts
 def test_counts_are_those_of_the_pass_that_learns_whatever_it_draws():
     """The gate reads what dropout left, so each seed keeps other elements."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, CLASSES))
-    term = Term(Itself(), CrossEntropy(hard=True), gate=Confident(0.4), mean_over="kept")
+    term = Term(Itself(), CrossEntropy(hard=True), gate=Confident(0.4), reduction=PerTrust())
     objective = Method({"t": term}).bind(model, vitals=False)
     batches = [{"x": torch.randn(n, WIDTH)} for n in (40, 9)]
     seen = set()

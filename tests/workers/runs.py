@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import PerTrust, Term
 from selfdistill.data.dataset import Data
 from selfdistill.gates import Confident
 from selfdistill.io import checkpoint
@@ -50,7 +50,7 @@ def everything() -> Method:
             "noisy": Term(Ema(0.95, view="other", train=True), KL(), weight=0.1),
             "memory": Term(LastEpoch(), CrossEntropy(), weight=Linear(0.0, 0.5)),
             "history": Term(History(0.7, clamp=1e-4), LogOneMinusInner(), weight=0.5),
-            "before": Term(LastBatch(), KL(3.0), gate=Confident(0.3), mean_over="kept"),
+            "before": Term(LastBatch(), KL(3.0), gate=Confident(0.3), reduction=PerTrust()),
             "past": Term(Generation(view="clean"), KL(2.0), gate=Confident(0.3), weight=ByGeneration(0.0, 0.5)),
         },
         Views(looks, overlap=True),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..memory import Held
-from ..parts import Part, Teacher, Term
+from ..parts import BaseTerm, Part, Teacher
 from ..step import Step
 from .summary import Pulse, fail
 
@@ -34,7 +34,7 @@ class Remembered:
         self.first: dict[int, int] = {}
         self.again, self.other = 0, 0
 
-    def see(self, terms: Mapping[str, Any], step: Step) -> None:
+    def see(self, terms: Mapping[str, BaseTerm], step: Step) -> None:
         """Compare the labels of a step with those remembered, where a term asked for ids.
 
         Raises:
@@ -63,13 +63,13 @@ class Remembered:
             )  # fmt: skip
 
 
-def _asking(terms: Mapping[str, Any], step: Step) -> str:
+def _asking(terms: Mapping[str, BaseTerm], step: Step) -> str:
     """The term that needs the ids: one on a view whose ids were asked for, and rather not that of the labels."""
     there = [name for name, term in terms.items() if term.view in step.keyed]
     return next((n for n in there if not by_labels(terms[n])), [*there, *terms][0])
 
 
-def by_labels(term: Any) -> bool:
+def by_labels(term: BaseTerm) -> bool:
     """Is the target of the term the label?"""
     return any(isinstance(part, Teacher) and part.labels for part in term.parts())
 
@@ -102,7 +102,7 @@ class _Suspicion:
 class Vigil:
     """Watches the states of an objective: `open` before the terms of a step, `over` while the states follow."""
 
-    def __init__(self, states: nn.ModuleDict, owners: list[tuple[str, Part, Term]], keys: dict[Any, str]) -> None:
+    def __init__(self, states: nn.ModuleDict, owners: list[tuple[str, Part, BaseTerm]], keys: dict[Any, str]) -> None:
         self.states, self.owners, self.keys, self.rows = states, owners, keys, Remembered()
         self._opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
         self._loose: dict[str, dict[str, Any]] = {}

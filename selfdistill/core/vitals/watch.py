@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..parts import Seen
+from ..parts import BaseTerm, Gate, Measured, Seen
 from ..step import Step
 from ..targets import DISTRIBUTIONS, Target
 from .states import Vigil, by_labels
 from .summary import Pulse, fail
-
-if TYPE_CHECKING:
-    from ..parts import Measured
 
 APART = 0.1  # total variation from which on target and student clearly differ
 
@@ -40,9 +37,9 @@ def judge_floor(look: Look, seen: Seen, index: Tensor, found: dict[str, Tensor],
         VitalsError: the loss is 0 between equals and less elsewhere, or cut off at 0 without gradient.
     """
     term, pulse = look.term, look.pulse
-    rule, whole = getattr(term, "loss", None), getattr(getattr(term, "teacher", None), "normalised", True)
-    if not look.weight or seen.target.space not in DISTRIBUTIONS or not whole:
+    if not look.weight or seen.target.space not in DISTRIBUTIONS or not look.normalised or seen.loss is None:
         return
+    rule = term.loss
     loss = seen.loss.detach().float().reshape(-1)[index]
     apart = found["differ"] > APART
     if seen.trust is not None:
@@ -51,13 +48,13 @@ def judge_floor(look: Look, seen: Seen, index: Tensor, found: dict[str, Tensor],
     if gradient is not None:
         cut = apart & (loss == 0) & (gradient.reshape(seen.loss.numel(), -1)[index] == 0).all(-1)
     low, size, differ, flat = torch.stack([loss.min(), loss.abs().mean(), apart.sum(), cut.sum()]).tolist()
-    if low < -1e-3 * (1 + size) and not getattr(rule, "signed", False):
+    if low < -1e-3 * (1 + size) and not (rule and rule.signed):
         _negative(look, seen)
     pulse.flat, pulse.differing = pulse.flat + flat, pulse.differing + differ
     pulse.flat_looks += int(look.new and flat > 0)
     # a flat place that stays: three looks, and far more elements than stand exactly on a kink
     often = pulse.flat_looks >= 3 and pulse.flat >= 16 and pulse.flat >= 0.05 * pulse.differing
-    if often and not getattr(rule, "flat", False):
+    if often and not (rule and rule.flat):
         fail(
             "clamped-loss", look.name, "its loss is exactly 0, without gradient, for "
             f"{pulse.flat / pulse.differing:.0%} of the elements where target and student differ", "do not clamp "
@@ -70,10 +67,12 @@ def _negative(look: Look, seen: Seen) -> None:
     target = Target(
         seen.target.value.double() if seen.target.space != "classes" else seen.target.value, *seen.target[1:]
     )
-    student = seen.student.detach().double()
+    loss, student = look.term.loss, seen.student.detach().double()
+    if loss is None:
+        return
     same = target.log_probabilities(student.shape[-1]).clamp(min=-80.0)  # a student that agrees with its target
     try:
-        here, there = (look.term.loss(one, target).double() for one in (student, same))
+        here, there = (loss(one, target).double() for one in (student, same))
     except RuntimeError:  # a loss that cannot do float64
         return
     if target.valid is not None:
@@ -116,8 +115,7 @@ def judge_space(look: Look, target: Target) -> None:
         _padding(look, value[:SOME])
         return
     allowed = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    whole = getattr(getattr(look.term, "teacher", None), "normalised", True)
-    if whole and (low < -1e-5 or most > allowed):
+    if look.normalised and (low < -1e-5 or most > allowed):
         fail(
             "not-a-distribution", look.name, f"its target is called probabilities, but a row is {most:.3g} off 1 "
             f"(smallest entry {low:.3g})", "normalise it, or set normalised = False on the teacher",
@@ -151,7 +149,7 @@ def uniform(look: Look, classes: int, sure: float) -> None:
     A teacher that is even on purpose, at times, says ``even = True``.
     """
     pulse = look.pulse
-    if getattr(getattr(look.term, "teacher", None), "even", False):
+    if look.even:
         return
     bound = math.e / (math.e + classes - 1)
     needed = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
@@ -173,11 +171,11 @@ def judge_trust(
     """
     if seen.trust is None:
         return
-    gate = getattr(look.term, "gate", None)
+    gate = look.term.gate
     trust = seen.trust.detach().float().reshape(-1)[index].clamp(0, 1)
     if "top" in found:
         _note_gap(look.pulse, trust, found["top"])
-    if not look.weight or getattr(gate, "prefers", None) != "confident":
+    if not look.weight or gate is None or gate.prefers != "confident":
         return
     sure = _sureness(gate, student, target, found)
     if sure is not None and len(sure) > 1 and float(sure.max() - sure.min()) > 1e-6:  # labels are all equally sure
@@ -193,10 +191,10 @@ def _note_gap(pulse: Pulse, trust: Tensor, top: Tensor) -> None:
         pulse.add("confidence_gap", up / kept - down / dropped)
 
 
-def _sureness(gate: Any, student: Tensor, target: Target, found: dict[str, Tensor]) -> Tensor | None:
+def _sureness(gate: Gate, student: Tensor, target: Target, found: dict[str, Tensor]) -> Tensor | None:
     """How sure each element is, (N,): what the gate says it measures, else the confidence, else the agreement."""
-    if hasattr(gate, "measures"):
-        return gate.measures(student, target).float()  # type: ignore[no-any-return]
+    if (measured := gate.measures(student, target)) is not None:
+        return measured.float()
     if "top" in found:
         return found["top"]
     return -found["differ"].mean(-1) if "differ" in found else None
@@ -288,10 +286,20 @@ class Look(NamedTuple):
 
     watch: Watch
     name: str
-    term: Any
+    term: BaseTerm
     pulse: Pulse
     weight: float
     new: bool  # the first micro-batch of the step
+
+    @property
+    def normalised(self) -> bool:
+        """Do the probabilities of its target sum to 1?"""
+        return self.term.teacher is None or self.term.teacher.normalised
+
+    @property
+    def even(self) -> bool:
+        """Is a target without a best class meant?"""
+        return self.term.teacher is not None and self.term.teacher.even
 
     def at(self, measured: Measured) -> None:
         seen, valid, kept = measured.seen, float(measured.valid), float(measured.kept)
@@ -379,8 +387,7 @@ class Look(NamedTuple):
 
     def _labels(self, seen: Seen, target: Target, index: Tensor) -> None:
         y, best = self.watch.step.batch[self.term.view].y, target.best()
-        even = getattr(getattr(self.term, "teacher", None), "even", False)  # then its best class means nothing
-        if seen.student.shape[-1] <= MOST and not even:
+        if seen.student.shape[-1] <= MOST and not self.even:
             _count(self.pulse.targets, best)
         shape = seen.student.shape[:-1]
         if y is None or y.is_floating_point() or y.shape != shape[: y.dim()]:
@@ -428,10 +435,10 @@ class Watch:
         if self.on:
             vigil.open()
 
-    def buffers(self, name: str, term: Any, measured: Measured) -> Measured:
+    def buffers(self, name: str, term: BaseTerm, measured: Measured) -> Measured:
         """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
         now = _versions(self.student) if self.on else []
-        if now != self._versions and hasattr(term, "teacher"):
+        if now != self._versions and term.teacher is not None:
             fail(
                 "teacher-moved-buffers", name, "computing its target changed the student's own buffers (batch-norm "
                 "statistics, say)", "run the teacher on a copy, or in eval mode",
@@ -439,7 +446,7 @@ class Watch:
         self._versions = now
         return measured
 
-    def read(self, terms: Mapping[str, Any], measured: Mapping[str, Measured]) -> None:
+    def read(self, terms: Mapping[str, BaseTerm], measured: Mapping[str, Measured]) -> None:
         """Look at every term.
 
         Raises:
@@ -458,8 +465,9 @@ class Watch:
                 pulse = pulses[name] = Pulse()
             new, pulse.last = pulse.last[1] != clock.step, (clock.generation, clock.step)
             pulse.looks += int(new)
-            waits = getattr(getattr(term, "teacher", None), "waits", None)  # has it nothing to say yet?
-            pulse.waiting = (clock.generation == 0 and clock.generations > 1) or bool(waits and waits(clock))
+            pulse.waiting = (clock.generation == 0 and clock.generations > 1) or (
+                term.teacher is not None and term.teacher.waits(clock)
+            )
             pulse.frozen = frozen
             weight = float(term.weight_at(clock))
             pulse.weighs |= weight != 0

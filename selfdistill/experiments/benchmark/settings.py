@@ -34,7 +34,6 @@ from ...methods.cards import card
 from ...methods.registry import read_method
 from ...models.registry import Build, parse
 from ...teachers import External
-from ...teachers.cached import asked
 from ...testing.specimens import batch_for, bound, built
 
 BATCH = 64
@@ -252,8 +251,8 @@ def is_control(expression: str) -> bool:
 
 def wants_teacher(method: Method) -> bool:
     """Does it need a trained teacher that nobody has named?"""
-    seen = [asked(part) for term in method.terms.values() for part in term.parts()]
-    return any(isinstance(who, External) and who.source is None for who in seen)
+    origins = [term.teacher.origin for term in method.terms.values() if term.teacher]
+    return any(isinstance(origin, External) and origin.source is None for origin in origins)
 
 
 def _specimen(method: Method, labelled: bool, generation: int) -> Objective:

@@ -146,7 +146,7 @@ def _dearer(judge: Judge, trained: Result) -> float:
     assert trained.objective is not None
     for name, term in judge.ready.method.distils.items():
         if isinstance(term.teacher, External):
-            (other,) = trained.objective.state_of(name, term.teacher).held  # type: ignore[misc]
+            (other,) = trained.objective.state_of(name, term.teacher).held
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, judge.model)]
             looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
             return (sizes[0] / sizes[1] - 1.0) * looks

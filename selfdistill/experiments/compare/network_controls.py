@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ... import rng
 from ...core.objective import Method
 from ...core.outputs import space_of
-from ...core.parts import Term
+from ...core.parts import BaseTerm, Term
 from ...core.step import Passes, Step
 from ...core.targets import Target
 from ...data.dataset import Data
@@ -104,7 +104,7 @@ def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = T
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
@@ -246,7 +246,7 @@ def _teacher_ratio(bench: Bench) -> float:
     from ...teachers import External
 
     for term in bench.ready.method.terms.values():
-        teacher = getattr(term, "teacher", None)
+        teacher = term.teacher
         if isinstance(teacher, External) and teacher.source is not None:
             return flops(load_model(teacher.source), bench.data) / flops(bench.ready.build(), bench.data)
     return 1.0

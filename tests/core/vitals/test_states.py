@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import BaseTerm, Term
 from selfdistill.core.vitals.states import SOME, _distance, _some
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL
@@ -85,7 +85,7 @@ def test_micro_batches_and_steps_between_looks_change_nothing():
 class ByHand(Ema):
     """An average that another part of the program moves."""
 
-    def update(self, state: nn.Module, steps: Any, term: Term) -> None:
+    def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
         pass
 
 

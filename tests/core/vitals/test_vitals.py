@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill import fit
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Teacher, Term
+from selfdistill.core.parts import BaseTerm, Teacher, Term
 from selfdistill.core.step import Clock, Step
 from selfdistill.core.targets import Target
 from selfdistill.core.vitals import figures, looked_at
@@ -92,7 +92,7 @@ def test_a_term_of_weight_0_is_left_alone():
 def test_warnings():
     @dataclass(frozen=True)
     class Nothing(Teacher):
-        def target(self, state: nn.Module, step: Step, term: Term) -> Target:
+        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
             z = step.student(term.view)
             return Target(z, "logits", torch.zeros(len(z), dtype=torch.bool))
 
