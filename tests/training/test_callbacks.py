@@ -184,8 +184,9 @@ def test_a_generation_that_begins_as_an_earlier_one_is_warned_of() -> None:
 
 def test_the_classifier_of_a_method_without_labels_is_fitted_before_an_evaluation() -> None:
     data, run = clouds(), state()
-    run.model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    nn.init.zeros_(run.model[1].weight)
+    classifier = nn.Linear(3, 3)
+    nn.init.zeros_(classifier.weight)
+    run.model = nn.Sequential(nn.Linear(3, 3), classifier)
     callbacks.LinearProbe(data).before_evaluation(run)
     assert score(run.model, data, data.audit)["accuracy"] > 0.9
     assert run.passes.evaluation == len(data.labelled)
