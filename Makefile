@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev
 # Half the machine's work is done by torch's own threads; two test processes share two cores best with one thread each.
 WORKERS ?= 2
 
-.PHONY: help demo demo-unlabelled test test-slow lint house golden bench format tree clean
+.PHONY: help demo demo-unlabelled test test-slow lint house golden bench format generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,8 +55,8 @@ format: $(DEV) ## format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-tree: ## write the tree of the package into docs/design.md
-	$(PYTHON) tools/tree.py
+generate: $(DEV) ## write the pages and lists that are made from the code
+	$(BIN)/python tools/generate.py
 
 clean: ## remove the environment, runs and builds
 	rm -rf $(VENV) runs build dist

@@ -1,1 +1,1 @@
-"""Scripts for those who work on this project."""
+"""Scripts for the repository: measurements, recorded runs and generated files."""

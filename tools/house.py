@@ -22,13 +22,14 @@ PACKAGE = "selfdistill"
 Modules = dict[str, tuple[str, ast.Module]]  # by dotted name
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-# What asks which task it is, anywhere but in the modules of the tasks themselves:
+# What asks which task it is, anywhere but in the modules of the tasks themselves (classes: in isinstance, is, a key):
 TASK_MODULE = re.compile(rf"{PACKAGE}\.((language|estimators|learners)\b.*|(.*[._])?task)")
-TASK_CLASS = re.compile(r".*Task|Prepared|Choice|Spoken|LanguageTrainer|Language")  # in isinstance, is, a key, a case
+TASK_CLASS = re.compile(
+    r".*Task(Type)?|(Network|Table|Language)Run|LanguageTrainer|Language"
+)  # in isinstance, is, a key, a case
 KINDS = {"language", "learner", "estimator", "estimators", "network", "networks", "tabular", "generate"}
 KIND = re.compile("kind|task")  # a comparison with one of KINDS is a question if it names what it compares so
-QUESTIONS = {"spoken": 0, "ways": 0}  # calls by their number of arguments; ways() are the recipes of a single task
-QUESTIONS |= dict.fromkeys(("speaks", "is_learner", "for_language", "for_learners", "holds_prompts"), 1)
+QUESTIONS = {"serves": 1, "holds_prompts": 1}  # calls, by their number of arguments
 
 
 def read_modules() -> Modules:
@@ -120,7 +121,7 @@ def digits_step() -> Callable[[], object]:
     """The optimizer step of `elr` on digits by an MLP, as `fit` builds its trainer."""
     from selfdistill.core.regression import for_task
     from selfdistill.data.sealed import sealed
-    from selfdistill.experiments.network_task import prepare
+    from selfdistill.experiments.network_run import prepare
     from selfdistill.io.run_record import Request
     from selfdistill.methods.validate import check_method
     from selfdistill.training.settings import Settings

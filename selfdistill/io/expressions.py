@@ -1,9 +1,7 @@
-"""Recipes written as text: what their arguments may be, by annotation, and how the text is read.
+"""Expressions such as ``ps_kd(alpha=0.8)``: they are parsed and checked, and never compiled or evaluated.
 
-Reading ``ps_kd(alpha=0.8)`` from the command line: Python's own syntax, nothing of Python's power.
-
-The text is parsed and then walked; only calls of the names handed in, and literals, have a meaning.
-Nothing is compiled or evaluated, so a name that was not handed in cannot be reached.
+Only calls of the names handed in, and literals, have a meaning, so a name that was not handed in cannot be reached.
+Arguments are checked by the annotations of the recipe, in which their range stands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all, files of lines that several processes add to, lines of progress."""
+"""Text files written atomically, files of lines that several processes append to, and the pace of progress lines."""
 
 from __future__ import annotations
 
