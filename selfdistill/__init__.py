@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import gates, losses, methods, schedules, teachers, views
     from .core.objective import Method, Objective
     from .core.parts import Gate, Tally, Teacher, Term
-    from .core.step import Batch, Clock, Rows, Step
+    from .core.step import Batch, Clock, Forward, Rows
     from .core.targets import Target
     from .errors import SelfdistillError
     from .experiments.run import Run
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "core.objective": ("Method", "Objective"),
     "core.parts": ("Gate", "Tally", "Teacher", "Term"),
-    "core.step": ("Batch", "Clock", "Rows", "Step"),
+    "core.step": ("Batch", "Clock", "Rows", "Forward"),
     "core.targets": ("Target",),
     "errors": ("SelfdistillError",),
     "experiments.run": ("Run",),
@@ -37,8 +37,28 @@ _HOME = {
 _MODULES = ("gates", "losses", "methods", "schedules", "teachers", "views")
 
 __all__ = [
-    "Batch", "Clock", "Gate", "Method", "Objective", "Result", "Rows", "Run", "SelfdistillError", "Settings", "Step",
-    "Tally", "Target", "Teacher", "Term", "fit", "gates", "load_model", "losses", "methods", "schedules", "teachers",
+    "Batch",
+    "Clock",
+    "Forward",
+    "Gate",
+    "Method",
+    "Objective",
+    "Result",
+    "Rows",
+    "Run",
+    "SelfdistillError",
+    "Settings",
+    "Tally",
+    "Target",
+    "Teacher",
+    "Term",
+    "fit",
+    "gates",
+    "load_model",
+    "losses",
+    "methods",
+    "schedules",
+    "teachers",
     "views",
 ]  # fmt: skip
 

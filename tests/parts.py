@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from selfdistill.core.mixing import Mixing
 from selfdistill.core.parts import Always
 from selfdistill.gates import (
     Agreement,
@@ -86,7 +87,6 @@ from selfdistill.teachers import (
     ZipfRanks,  # fmt: skip
 )
 from selfdistill.teachers.self_training import Carried
-from selfdistill.views import Look, Views
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
@@ -211,7 +211,7 @@ JUDGES: dict[Any, Any] = {
 #: They ask the head 'peers', whose classes are others than those of 'joint'.
 ASKS_PEERS = {Unanimous(), Steady(1.0, head="peers")}
 #: They speak of rows that are mixed, in this view; all others of the rows as they are.
-MIXED = {MixedLabels(): Views((Look("x"), Look("mixed", "mixed")), mixing=1.0)}
+MIXED = {MixedLabels(): Mixing()}
 #: They ask for a sample's id or label, and a mixture has two.
 OF_A_SAMPLE = {
     Correct(): "two labels",

@@ -55,7 +55,10 @@ class Table(Buffers):
 
     def _room(self, ids: Tensor, width: int) -> None:
         """Make room for the largest id; doubling keeps the cost of growing constant per row."""
-        low, high = (int(end) for end in ids.aminmax()) if len(ids) else (0, -1)
+        low, high = 0, -1
+        if len(ids):
+            least, most = ids.aminmax()
+            low, high = int(least), int(most)
         if low < 0:
             raise DataError(f"sample ids count from 0; a batch has {low}, which would mix up samples in a memory")
         need = high + 1

@@ -154,8 +154,9 @@ class Sampler:
 
     def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> Drawn:
         order = self._order(kind, epoch, rows)
-        total = len(order.ids)
-        return order.part(slice(step * total // self.steps_per_epoch, (step + 1) * total // self.steps_per_epoch))
+        total, steps = len(order.ids), self.steps_per_epoch
+        part = slice(step * total // steps, (step + 1) * total // steps)
+        return Drawn(order.ids[part], order.visits[part])
 
     def _partners(self, main: Drawn, epoch: int) -> Drawn:
         """For each row another row of its class; a class of one row, or a row without a class, pairs with itself."""
@@ -190,7 +191,7 @@ class Sampler:
     def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, shown = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
-        for look in (look for look in self.views.looks if look.rows != "mixed"):
+        for look in self.views.looks:
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
             x = shown[look.of] if look.of else self.data.rows(rows.ids)

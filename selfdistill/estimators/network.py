@@ -18,7 +18,7 @@ from .. import rng
 from ..core.objective import Method
 from ..core.outputs import element_shape
 from ..core.parts import Always, BaseTerm, Gate, Given, Loss, PerTrust, Teacher, Term
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
@@ -49,7 +49,7 @@ class Told(Teacher):
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return Target(cast(_Told, state).targets[step.ids(term.view)], self.called)
 
 
@@ -63,7 +63,7 @@ class Weighted(Gate):
     def start(self, model: nn.Module, given: Given) -> nn.Module:
         return self.module
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return cast(_Told, state).weights[step.ids(term.view)].expand(element_shape(student))
 
 

@@ -206,13 +206,17 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     method = stored(method, str(request.targets))
     for term in method.terms.values():
         teacher = term.teacher
-        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
-        if isinstance(teacher, Cached) and look is not None:
-            how = data.augment if look.augment == "default" else look.augment
-            if look.rows == "mixed" or look.of or how != "none":
-                remedy = "add --augment none" if look.augment == "default" and how != "none" else "leave --targets out"
-                raise RecipeError(f"--targets keeps what a teacher says of inputs that stay as they are, and view "
-                                  f"{look.name!r} changes with every epoch; {remedy}")  # fmt: skip
+        if not isinstance(teacher, Cached):
+            continue
+        name = teacher.view or term.view
+        look = next((one for one in method.views.looks if one.name == name), None)
+        how = data.augment if look is None or look.augment == "default" else look.augment
+        if look is None or look.of or how != "none":
+            default = look is not None and look.augment == "default" and how != "none"
+            raise RecipeError(
+                f"--targets keeps what a teacher says of inputs that stay as they are, and view {name!r} changes with "
+                f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
+            )
     return method
 
 

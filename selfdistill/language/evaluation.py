@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.logits import Source
-from ..core.step import Batch, Clock, Passes, Rows, Step
+from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes, Rows
 from ..data.prompts import Prompts
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
@@ -174,7 +174,7 @@ def opinion(trainer: LanguageTrainer, name: str, answers: Sequence[Rollout]) -> 
     batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(trainer.device), None, rows)})
     term = trainer.method.distils[name]
     with trainer.model.asking():
-        step = Step(trainer.model, batch, Clock(), fused=False, owner=trainer.model)
+        step = Forward(trainer.model, batch, Clock(), ForwardPlan(fused=False)).run()
         teacher = term.teacher.source(trainer.objective.state_of(name, term.teacher), step, "context")
         source, ids = read(trainer.model, x)
         kl = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values

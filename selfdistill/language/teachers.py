@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.logits import Head, Source
 from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..errors import DataError, RecipeError
 from ..models.causal_lm import Causal, update_of
 from .batched import Piece
@@ -46,7 +46,7 @@ class Judge(Teacher):
     def key(self, term: BaseTerm) -> Hashable:
         return self
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Forward, view: str) -> Source:
         """Its distribution at every completion token of the view, the tokens in one row."""
         model, x = cast(Causal, step.owner), step.batch[view].x
         step.passes += type(step.passes)(teacher=len(x))
@@ -108,7 +108,7 @@ class Refresh(Judge):
         return Snapshot(cast(Causal, model).learning())
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every == 0:
             student = cast(Causal, steps[0].owner)
             with distributed.whole(student):
@@ -140,7 +140,7 @@ class Ema(Judge):
             if not model.adapted or "lora_" not in name:
                 yield name, value.detach()
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Forward, view: str) -> Source:
         """As any judge's; under LoRA, weights and updates are added up once for all pieces of a step."""
         model, batch = cast(Causal, step.owner), step.batch
         if not isinstance(batch, Piece) or not model.adapted or not model.linear:
@@ -156,7 +156,7 @@ class Ema(Judge):
             yield model, whole
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         held, student = cast(Snapshot, state).weights(), cast(Causal, steps[0].owner)
         with distributed.whole(student):
             for name, now in self._now(student):
@@ -202,7 +202,7 @@ class TrustRegion(Judge):
         raise RecipeError("a TrustRegion is a mixture of two models, and cannot write; let its reference write")
         yield model, None
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         self.reference.update(state, steps, term)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..core.mixing import BETWEEN, MIXED
 from ..core.objective import Method
 from ..core.outputs import MAIN, space_of
 from ..core.parts import BaseTerm
 from ..core.regression import of_values
-from ..core.step import BETWEEN, Clock
+from ..core.step import Clock
 from ..errors import SpaceError
 from ..io.expressions import called
 from ..teachers import (
@@ -81,8 +82,7 @@ def targets(method: Method) -> str:
 
 def _rows(views: Views, view: str) -> float:
     """Rows of a view for each row of the batch."""
-    look = next(look for look in views.looks if look.name == view)
-    return views.ratio if look.rows == "unlabelled" else 1.0
+    return views.ratio if any(v.name == view and v.rows == "unlabelled" for v in views.looks) else 1.0
 
 
 def cost(method: Method) -> dict[str, float]:
@@ -95,7 +95,9 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
+    graded, quiet = method.student_views()
+    if method.mixing is not None:
+        graded, quiet = method.mixing.sources(graded), method.mixing.sources(quiet)
     peers = float(method.prepare.peers * method.prepare.copies) if method.prepare else 1.0
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
@@ -122,8 +124,10 @@ def kept(method: Method) -> dict[str, Any] | None:
     for term in method.terms.values():
         if term.teacher is None:
             continue
-        teacher, look = term.teacher.origin, looks[term.teacher.view or term.view]
-        still = look.rows != "mixed" and not look.of and (look.fixed or look.augment in ("default", "none"))
+        teacher, look = term.teacher.origin, looks.get(term.teacher.view or term.view)
+        if look is None:  # a view that is made anew for each batch
+            continue
+        still = not look.of and (look.fixed or look.augment in ("default", "none"))
         if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
             saved[term.teacher.key(term)] = _held(method, term)
             seen.append(look)
@@ -184,7 +188,7 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         **card(name),
         "expression": expression,
         "terms": terms(method),
-        "views": [_shown(look) for look in method.views.looks],
+        "views": [_shown(look) for look in method.views.looks] + _mixed_views(method),
         "heads": sorted({term.head for term in method.terms.values()}),
         "forward": method.forward,
         "generations": method.generations,
@@ -192,6 +196,12 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         "cost_kept": kept(method),
         "cost_note": _cost_note(method),
     }
+
+
+def _mixed_views(method: Method) -> list[str]:
+    """The views of mixed rows that the terms look at, in a line each."""
+    views = {view for group in method.student_views() for view in group} if method.mixing else set[str]()
+    return [f"{view}: mixed rows, default augmentation" for view in (MIXED, BETWEEN) if view in views]
 
 
 def _shown(look: Look) -> str:

@@ -23,7 +23,7 @@ def check_method(method: Method, data: Data | None = None) -> None:
     """
     for name, term in method.terms.items():
         fault = _spaces(term) if isinstance(term, Term) else None  # a term of its own kind checks itself
-        fault = fault or _views(term, {look.name: look.rows for look in method.views.looks})
+        fault = fault or _views(term, method.rows_of())
         if fault:
             raise SpaceError(f"term {name!r}: {fault}")
     if data is not None:

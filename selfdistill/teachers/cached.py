@@ -14,7 +14,7 @@ from ..core.memory import Held
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Given, Teacher, Term
-from ..core.step import Clock, Step
+from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -90,7 +90,7 @@ class Cached(Frozen):
             raise SpaceError(f"the most probable outputs are those of logits; the head {head!r} is of {space_of(head)}")
         return super().space(head)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         view = self.view or term.view
         if isinstance(state, Held) and view not in step.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(

@@ -20,7 +20,7 @@ from .. import rng
 from ..core import distributed
 from ..core.memory import Buffers, Held
 from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from .memories import one_per_row
@@ -70,12 +70,12 @@ class ClassMean(Teacher[_ClassMeans]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: _ClassMeans, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _ClassMeans, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         state.room(step.student(term.view, term.head).detach())
         return Target(state.soft[y.clamp(min=0)], "probabilities", y >= 0)
 
-    def update(self, state: _ClassMeans, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _ClassMeans, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         for step in (step for step in steps if step.rows(term.view)):
             p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
@@ -101,7 +101,7 @@ class Virtual(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
         value = torch.full((len(y), classes), (1.0 - self.correct) / (classes - 1), device=y.device)
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
@@ -145,9 +145,9 @@ class BetaRanked(Ema[_Seeded]):
     def prepare(self, state: _Seeded, pool: Pool) -> None:
         state.seed.fill_(pool.seed)
 
-    def target(self, state: _Seeded, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Seeded, step: Forward, term: BaseTerm) -> Target:
         y, clock = step.labels(term.view), step.clock
-        z = step.look(state.module, self.view or term.view, term.head)
+        z = step.teacher_output(state.module, self.view or term.view, term.head)
         known = y >= 0
         address = (int(state.seed), "beta", clock.generation, clock.step)
         drawn = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
@@ -181,7 +181,7 @@ class Neighbours(Teacher):
         one_per_row(self, head, values=False)
         return "logits"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said = step.student(term.view, term.head).detach()
         if len(said) < 2:
             return Target(said, "logits")
@@ -221,7 +221,7 @@ class ZipfRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
         votes = F.one_hot(said.argmax(-1), said.shape[-1]).sum(1).float()
         return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
@@ -239,7 +239,7 @@ class WeakRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         label, scores = y.clamp(min=0)[:, None], torch.zeros(())
         for head in (self.weak, term.head):

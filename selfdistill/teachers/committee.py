@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.memory import Buffers
 from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import Peers
@@ -114,7 +114,7 @@ class Combined(Teacher[_Weights]):
             raise SpaceError(f"Combined puts the logits of several peers together; the head {head!r} is another thing")
         return "logits"
 
-    def target(self, state: _Weights, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Weights, step: Forward, term: BaseTerm) -> Target:
         z = torch.stack([step.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
         if self.how == "general":
             return Target(torch.einsum("k,nkc->nc", state.weights.to(z), z), "logits")
@@ -133,7 +133,7 @@ class Combined(Teacher[_Weights]):
         if self.how == "general":
             state.pool = (pool,)
 
-    def update(self, state: _Weights, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Weights, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock, peers = steps[0].clock, steps[0].owner
         if not state.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
             return

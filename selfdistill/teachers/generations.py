@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.memory import Held
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Clock, Step
+from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import Peers
@@ -47,19 +47,19 @@ class Ancestors(Generation):
             raise SpaceError(f"Ancestors gives the mean of logits or values; the head {head!r} is another thing")
         return space_of(head)
 
-    def speaks(self, state: nn.Module, step: Step) -> bool:
+    def speaks(self, state: nn.Module, step: Forward) -> bool:
         """Is there anything to say in this generation?"""
         last = step.clock.generation == step.clock.generations - 1
         return isinstance(state, Held) and (last or not self.at_last)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.speaks(state, step):
             return _silent(step.student(term.view, term.head), space_of(term.head))
         if isinstance(state, Held) and isinstance(state.module, Peers):
             state.module.values = term.head == "values"  # it says what it is asked for
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         if self.speaks(state, steps[0]):
             super().update(state, steps, term)
 
@@ -73,12 +73,12 @@ class Members(Ancestors):
             raise SpaceError(f"Members gives the logits of several models; the head {head!r} is another thing")
         return "members"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.speaks(state, step) or not isinstance(state, Held):
             return _silent(step.student(term.view, term.head), "members")
-        return Target(step.look(state.module, self.view or term.view, "peers").flatten(1), "members")
+        return Target(step.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         """Nothing is kept."""
 
 
@@ -130,18 +130,18 @@ class Snapshot(Teacher[_Taken]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: _Taken, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Taken, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         if not bool(state.taken):
             return Target(torch.zeros_like(student), "probabilities", torch.zeros_like(student[:, 0], dtype=torch.bool))
-        said = step.look(state.module, term.view, term.head)
+        said = step.teacher_output(state.module, term.view, term.head)
         return Target(F.softmax(said / self.temperature, dim=-1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: _Taken, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Taken, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         if clock.step + 1 in {k * clock.length // self.cycles for k in range(1, self.cycles)}:
-            student = steps[0].trained
+            student = steps[0].owner
             theirs = (*student.parameters(), *student.buffers())
             for mine, now in zip((*state.module.parameters(), *state.module.buffers()), theirs, strict=True):
                 mine.copy_(now)
@@ -164,7 +164,7 @@ class Beyond(Generation):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
         past = Generation(self.view).target(state, step, term)
@@ -174,5 +174,5 @@ class Beyond(Generation):
         mixed = mixed / mixed.sum(-1, keepdim=True)
         return Target(torch.where(known[:, None], mixed, past.probabilities(classes)), "probabilities")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         Generation(self.view).update(state, steps, term)  # what is kept by sample id is what the generation said

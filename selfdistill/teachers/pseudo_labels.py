@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.memory import Buffers, Table, averages, spoken
 from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
 from .labels import Itself
@@ -106,7 +106,7 @@ class ClassAligned(Teacher[_Shares]):
     def admitted(self, state: _Shares) -> Tensor | None:
         return self.teacher.admitted(state.inner)
 
-    def target(self, state: _Shares, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Shares, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         word = self.teacher.target(state.inner, step, term).detached()
         p = word.probabilities(classes)
@@ -123,7 +123,7 @@ class ClassAligned(Teacher[_Shares]):
         missing = shares.wanted.new_zeros(max(0, classes - len(shares.wanted)))  # classes beyond the last label's
         return torch.cat([shares.wanted, missing])
 
-    def update(self, state: _Shares, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Shares, steps: Sequence[Forward], term: BaseTerm) -> None:
         self.teacher.update(state.inner, steps, term)
         seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
         if seen:
@@ -219,7 +219,7 @@ class CertainLabels(Teacher[_Selected]):
                 said.append(F.softmax(pool.look(Dropping(previous), pool.unlabelled), dim=-1))
         return torch.stack(said).mean(0), torch.stack(said).std(0)
 
-    def target(self, state: _Selected, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Selected, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         chosen, _ = state.read(step.ids(term.view), 2 * classes)
         label, known = first_word(step, term, classes)
@@ -293,7 +293,7 @@ class PseudoLabels(Teacher[_Chosen]):
         state.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
         state.ids = pool.unlabelled[rows]
 
-    def target(self, state: _Chosen, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Chosen, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         pseudo, seen = state.read(step.ids(term.view), classes)
         label, known = first_word(step, term, classes)
@@ -343,11 +343,11 @@ class Aligned(Teacher[_Ranked]):
     def prepare(self, state: _Ranked, pool: Pool) -> None:
         state.labels = pool.targets.float().sort().values.to(state.labels.device)
 
-    def target(self, state: _Ranked, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Ranked, step: Forward, term: BaseTerm) -> Target:
         value, seen = state.aligned.read(step.ids(term.view), 1)
         return Target(value, "values", seen)
 
-    def update(self, state: _Ranked, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Ranked, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             state.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
         clock = steps[0].clock

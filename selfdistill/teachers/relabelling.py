@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.memory import Table
 from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..gates.confidence import smallest
@@ -35,12 +35,12 @@ class Ensembled(Teacher[Table]):
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Table, step: Forward, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
         kept, seen = state.read(step.ids(term.view), width + 1)
         return Target(kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), self.space(term.head), seen)
 
-    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Table, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             said = remembered(step.student(term.view, term.head), self.space(term.head))
             past, _ = state.read(step.ids(term.view), said.shape[-1] + 1)
@@ -100,7 +100,7 @@ class Refurbished(Teacher[Votes]):
         one_per_row(self, head, values=False)
         return "classes"
 
-    def _refurbished(self, votes: Votes, step: Step, term: BaseTerm) -> tuple[Tensor, Tensor]:
+    def _refurbished(self, votes: Votes, step: Forward, term: BaseTerm) -> tuple[Tensor, Tensor]:
         """The refurbished label of each row (rows,), and whether it has one."""
         ids, classes = step.ids(term.view), step.student(term.view, term.head).shape[-1]
         best, doubt = votes.majority(ids, self.history, classes)
@@ -108,7 +108,7 @@ class Refurbished(Teacher[Votes]):
         sure = doubt <= self.threshold
         return torch.where(sure, best, before[:, 0].long()), sure | has
 
-    def target(self, state: Votes, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Votes, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(y, "classes", y >= 0)
@@ -118,7 +118,7 @@ class Refurbished(Teacher[Votes]):
         easy = smallest(loss, known, torch.ceil((1.0 - self.noise) * known.sum()))
         return Target(torch.where(mended, label, y), "classes", known & (easy | mended))
 
-    def update(self, state: Votes, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Votes, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             if step.clock.epoch >= self.wait * step.clock.epochs:
                 label, mended = self._refurbished(state, step, term)
@@ -172,7 +172,7 @@ class Relabelled(Teacher[Window]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: Window, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Window, step: Forward, term: BaseTerm) -> Target:
         ids = step.ids(term.view)
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
@@ -182,7 +182,7 @@ class Relabelled(Teacher[Window]):
             return Target(label, "probabilities", known)
         return Target(torch.where(seen[:, None], soft, label), "probabilities", seen | known)
 
-    def update(self, state: Window, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Window, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view) and step.clock.generation == 0):
             said = remembered(step.student(term.view, term.head), "logits")
             state.push(step.ids(term.view), said)

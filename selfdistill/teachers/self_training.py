@@ -17,7 +17,7 @@ from .. import rng
 from ..core.memory import Table
 from ..core.outputs import one_distribution
 from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 
@@ -126,6 +126,6 @@ class Carried(Teacher[Bundle]):
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
         state.ids = torch.cat([real, state.labelled().cpu()])
 
-    def target(self, state: Bundle, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Bundle, step: Forward, term: BaseTerm) -> Target:
         labels, seen = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
         return Target(labels, "probabilities", seen)

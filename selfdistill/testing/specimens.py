@@ -164,10 +164,10 @@ def batch_of(rows_of: Mapping[str, str], step: int, values: int = 0, fixed: bool
 
 def views_of(method: Method) -> dict[str, str]:
     """The rows of each view that the method looks at."""
-    rows_of = {look.name: look.rows for look in method.views.looks}
+    rows_of = method.rows_of()
     seen = [term.view for term in method.terms.values()]
     seen += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
-    seen += [view for group in method.seen() for view in group]
+    seen += [view for group in method.student_views() for view in group]
     if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
         seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]
     return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}

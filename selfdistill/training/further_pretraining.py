@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method
 from ..core.parts import BaseTerm, Measured, StateOf, Tally, Term
-from ..core.step import Step
+from ..core.step import Forward
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
@@ -76,7 +76,7 @@ class HiddenWords(BaseTerm):
     head: str = "features"
     weight: float = 1.0
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> Measured:
         hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
         seen, said = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
         there = seen != said

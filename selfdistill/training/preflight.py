@@ -15,7 +15,7 @@ from ..core import distributed
 from ..core.objective import Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Measured, Term
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
@@ -49,7 +49,7 @@ def dry_run(trainer: Trainer) -> None:
         for batch in trainer.batches()[:1]:
             reads = f"the model cannot read a batch of rows of shape {shape}"
             with _another_s_code(reads, "build it for that shape"):
-                step = objective.look(batch)
+                step = objective.forward_views(batch)
             _check_outputs(trainer, step)
             _check_peers(objective.student, step)
             weighs = f"a term of the method fails on rows of shape {shape}"
@@ -59,7 +59,7 @@ def dry_run(trainer: Trainer) -> None:
                 _check_sums(objective, step)
 
 
-def _check_sums(objective: Objective, step: Step) -> None:
+def _check_sums(objective: Objective, step: Forward) -> None:
     """A tally of one's own adds up over the parts of a batch; a mean that is called a sum does not.
 
     The parts hold what the models said of the whole batch, so that batch norm and dropout change nothing. Only what is
@@ -69,7 +69,7 @@ def _check_sums(objective: Objective, step: Step) -> None:
         if type(term).tally is Term.tally or step.rows(term.view) < 3:
             continue
 
-        def tally(part: Step, seed: int = 0, name: str = name, term: BaseTerm = term) -> Measured:
+        def tally(part: Forward, seed: int = 0, name: str = name, term: BaseTerm = term) -> Measured:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
@@ -78,7 +78,7 @@ def _check_sums(objective: Objective, step: Step) -> None:
         if not torch.equal(whole.tally.total, drawn.tally.total):
             continue  # it draws: nothing is known
         try:
-            steps = step.parted(1 / 3)
+            steps = step.split(1 / 3)
             parts = [tally(part) for part in steps]
         except Exception:  # it needs a whole batch, or a number of rows: its own affair
             continue
@@ -101,7 +101,7 @@ def _near(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= 1e-4 * abs(size) + 1e-9
 
 
-def _check_peers(student: nn.Module, step: Step) -> None:
+def _check_peers(student: nn.Module, step: Forward) -> None:
     """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
     apart = isinstance(student, ApartPeers) and not step.batch.fixed
     if not isinstance(student, Peers) or apart or distributed.is_sharded(student):
@@ -116,7 +116,7 @@ def _check_peers(student: nn.Module, step: Step) -> None:
             )
 
 
-def _output(trainer: Trainer, step: Step, term: BaseTerm) -> Tensor:
+def _output(trainer: Trainer, step: Forward, term: BaseTerm) -> Tensor:
     """The model's output for a term; where it has none, what prepared the model knows why."""
     try:
         return step.student(term.view, term.head)
@@ -128,7 +128,7 @@ def _output(trainer: Trainer, step: Step, term: BaseTerm) -> Tensor:
         raise SpaceError(why) from error
 
 
-def _check_outputs(trainer: Trainer, step: Step) -> None:
+def _check_outputs(trainer: Trainer, step: Forward) -> None:
     classes = len(trainer.data.classes)
     for name, term in trainer.method.terms.items():
         if not step.rows(term.view):

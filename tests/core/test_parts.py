@@ -27,7 +27,7 @@ from selfdistill.core.parts import (
     Teacher,
     Term,
 )
-from selfdistill.core.step import Clock, Rows, Step
+from selfdistill.core.step import Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
@@ -47,7 +47,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return "values"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         valid = None if self.valid is None else torch.tensor(self.valid)
         return Target(torch.tensor(self.value), "values", valid)
 
@@ -58,7 +58,7 @@ class Trusts(Gate):
 
     trust: Any
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return torch.tensor(self.trust)
 
 
@@ -163,12 +163,12 @@ def test_no_gradient_reaches_a_teacher_or_goes_through_trust():
         def space(self, head: str) -> str:
             return "values"
 
-        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
             return Target(weight * step.student("x"), "values")
 
     @dataclass(frozen=True)
     class Soft(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
             return torch.sigmoid(student).squeeze(-1)
 
     x = torch.tensor(WORDS, requires_grad=True)
@@ -220,7 +220,7 @@ def test_a_term_of_its_own_needs_the_protocol_only():
     class Norm(BaseTerm):
         weight: float = 0.5
 
-        def tally(self, state_of: Any, step: Step) -> Measured:
+        def tally(self, state_of: Any, step: Forward) -> Measured:
             z = step.student(self.view, self.head)
             rows = z.new_tensor(float(len(z)))
             return Measured(Tally(z.square().sum(), rows), rows, rows)
@@ -260,8 +260,8 @@ def test_each_view_is_forwarded_once(forward, rows, grads):
     model = Counting()
     method = Method(terms, forward=forward)
     x, other = Rows(inputs(torch.arange(4)), torch.arange(4)), Rows(inputs(torch.arange(6)))
-    assert method.seen() == (("x",), ("other",))
-    method.bind(model).look({"x": x, "other": other})
+    assert method.student_views() == (("x",), ("other",))
+    method.bind(model).forward_views({"x": x, "other": other})
     assert model.rows == rows
     assert model.grads == grads
 
@@ -285,7 +285,7 @@ def test_each_teacher_sees_each_view_once():
 def test_a_model_of_half_precision_is_compared_in_float32():
     """Losses are computed in float32 whatever the model's precision."""
     model = nn.Linear(WIDTH, CLASSES, dtype=torch.bfloat16)
-    step = plain().bind(model).look({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
+    step = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
     assert step.student("x").dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, BaseTerm, Gate, Measured, PerRow, PerTrust, Tally, Term
-from selfdistill.core.step import Rows, Step
+from selfdistill.core.step import Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.data.dataset import from_tensors, load
 from selfdistill.data.sealed import sealed
@@ -122,7 +122,7 @@ class Halves(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return (step.batch["x"].x[:, 0] > 0).float()
 
 
@@ -164,7 +164,7 @@ class Own(Term):
 
     how: str = "sum"
 
-    def tally(self, state_of: Any, step: Step) -> Measured:
+    def tally(self, state_of: Any, step: Forward) -> Measured:
         (total, count), kept, valid, _ = super().tally(state_of, step)
         z = step.student(self.view)
         tallies: dict[str, Callable[[], Tally]] = {

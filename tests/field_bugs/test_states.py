@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, PerRow, Teacher, Term
-from selfdistill.core.step import Step
+from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
@@ -135,7 +135,7 @@ def test_bug_07_teachers_and_memories_are_in_the_state(make: Any) -> None:
 class Python(Teacher):
     """Remembers in a dictionary and adapts a number: neither is in a ``state_dict``."""
 
-    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
         return Target(torch.zeros_like(step.student(term.view)), "logits")
 
     def start(self, model: nn.Module, given: Any) -> nn.Module:
@@ -170,7 +170,7 @@ def test_bug_08_a_memory_follows_the_sample_through_shuffling() -> None:
     objective.update()
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     shuffled = {name: value[order] for name, value in first.items()}
-    step: Step = objective.look(shuffled)
+    step: Forward = objective.forward_views(shuffled)
     term: Any
     name, term = next((n, t) for n, t in objective.method.terms.items() if type(t.teacher).__name__ == "LastEpoch")
     target = term.teacher.target(objective.state_of(name, term.teacher), step, term)
@@ -284,7 +284,7 @@ def test_bug_22_no_peer_is_taught_by_itself() -> None:
     term: Any = method.terms["peers"]
 
     def targets() -> Tensor:
-        step, teacher = objective.look(batch()), term.teacher
+        step, teacher = objective.forward_views(batch()), term.teacher
         value: Tensor = teacher.target(objective.state_of("peers", teacher), step, term).value
         return value
 

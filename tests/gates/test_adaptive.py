@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill import rng
 from selfdistill.core.parts import Gate, Given, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
+from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
 from selfdistill.gates import (
@@ -38,17 +38,17 @@ def some(rows: int, seed: int, sharp: float = 2.0) -> Tensor:
     return (sharp * torch.randn(rows, C, generator=torch.Generator().manual_seed(seed))).softmax(1)
 
 
-def a_step(ids: Tensor, clock: Clock | None = None, y: Tensor | None = None, x: Tensor | None = None) -> Step:
+def a_step(ids: Tensor, clock: Clock | None = None, y: Tensor | None = None, x: Tensor | None = None) -> Forward:
     rows = torch.zeros(len(ids), C) if x is None else x
-    return Step(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or Clock())
+    return Forward(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or Clock()).run()
 
 
-def asked(gate: Gate, state: nn.Module, step: Step, target: Tensor, valid: Tensor | None = None) -> Tensor:
+def asked(gate: Gate, state: nn.Module, step: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
     term = Term(Itself(), CrossEntropy(), gate=gate)
     return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), step, term)
 
 
-def learns(gate: Gate, state: nn.Module, steps: list[Step]) -> None:
+def learns(gate: Gate, state: nn.Module, steps: list[Forward]) -> None:
     gate.update(state, steps, Term(Itself(), CrossEntropy(), gate=gate))
 
 
@@ -255,9 +255,9 @@ class Voices(nn.Module):
         return {"logits": x.mean(1), "peers": x}
 
 
-def spoken(votes: list[list[int]]) -> Step:
+def spoken(votes: list[list[int]]) -> Forward:
     x = 5 * torch.nn.functional.one_hot(torch.tensor(votes), C).float()
-    return Step(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), Clock())
+    return Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), Clock()).run()
 
 
 def test_unanimous_peers_all_say_the_target() -> None:
@@ -278,7 +278,7 @@ def test_unanimous_peers_all_say_the_target() -> None:
 def test_steady_targets_deviate_little_between_peers() -> None:
     """The standard deviation of the target's class, by hand."""
     x = torch.randn(20, 4, C, generator=torch.Generator().manual_seed(0))
-    step = Step(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), Clock())
+    step = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), Clock()).run()
     gate = Steady(0.2, head="peers")
     best = x.mean(1).argmax(1)
     p = [[x[i, k].softmax(0)[best[i]].item() for k in range(4)] for i in range(20)]
@@ -296,7 +296,7 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         batch = Batch(
             {"x": Rows(torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), None, torch.arange(30))}
         )
-        step = Step(model, batch, Clock(), owner=model)
+        step = Forward(model, batch, Clock()).run()
         for spread in (0.0, 0.05, 1.0):
             torch.manual_seed(0)
             gate = Steady(spread)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from selfdistill.core.parts import Given, Term
-from selfdistill.core.step import Batch, Clock, Step
+from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
 from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
@@ -29,7 +29,7 @@ def batch() -> Batch:
 
 def said(judge: Judge, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Step(model, batch(), Clock(), fused=False, owner=model)
+    step = Forward(model, batch(), Clock(), ForwardPlan(fused=False)).run()
     source = judge.source(state, step, "x")
     logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
     return torch.log_softmax(logits[:, : model.vocabulary].detach(), -1)
@@ -41,7 +41,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 
 def stepped(judge: Judge, state: nn.Module, model: Causal, step: int) -> None:
-    looked = Step(model, batch(), Clock(0, 1, 0, 1, step, 100), fused=False, owner=model)
+    looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
     judge.update(state, [looked], cast(Term, Distil(judge)))
 
 
@@ -241,7 +241,7 @@ def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Step(model, rows, Clock(), fused=False, owner=model)
+    step = Forward(model, rows, Clock(), ForwardPlan(fused=False)).run()
     source = judge.source(objective.states["distil_" + type(judge).__name__.lower()], step, "context")
     logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
     table = logits.detach().clone()

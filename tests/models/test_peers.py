@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
-from selfdistill.core.step import Clock, Step
+from selfdistill.core.step import Clock, Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.experiments.network_task import gain
@@ -232,7 +232,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
     """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
 
     class Told(Teacher):
-        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
             valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
             return Target(torch.zeros(3, 3, 1), "features", valid)
 

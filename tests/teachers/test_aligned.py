@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Given, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
+from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, Squared
 from selfdistill.methods.validate import check_method
@@ -19,8 +19,8 @@ from selfdistill.teachers import ClassAligned, Ema, Frozen, History, Itself, Lab
 from selfdistill.testing.specimens import CLASSES, batch_of, inputs, pool, tiny
 
 
-def a_step(x: Tensor, y: Tensor | None = None) -> Step:
-    return Step(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock())
+def a_step(x: Tensor, y: Tensor | None = None) -> Forward:
+    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock()).run()
 
 
 def test_the_running_mean_becomes_the_wanted_shares() -> None:
@@ -99,7 +99,7 @@ def test_the_state_of_the_teacher_inside_goes_on(inner: Any) -> None:
 def test_it_looks_where_the_teacher_inside_looks() -> None:
     """Its view is checked, forwarded, and of the same rows."""
     method = Method({"t": Term(ClassAligned(Itself(view="weak")), KL())})
-    assert method.seen() == (("x",), ("weak",))
+    assert method.student_views() == (("x",), ("weak",))
     with pytest.raises(SpaceError, match="'weak' is not among"):
         check_method(method)
     with pytest.raises(SpaceError, match="'weak' is not among"):

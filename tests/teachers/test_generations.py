@@ -63,7 +63,7 @@ def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_b
     state: Any = objective.states["t_snapshot"]
     taken = []
     for step in range(4):
-        target = Snapshot(2, 2.0).target(state, objective.look({"x": x, "y": y}), method.terms["t"])
+        target = Snapshot(2, 2.0).target(state, objective.forward_views({"x": x, "y": y}), method.terms["t"])
         assert (target.valid is None) == (step >= 2)
         loss = objective({"x": x, "y": y}) + nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
@@ -75,7 +75,7 @@ def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_b
             assert all(torch.equal(a, b) for a, b in zip(taken[1], model.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(taken[1], taken[3], strict=True))
     assert not torch.equal(taken[0][0], taken[1][0])
-    target = Snapshot(2, 2.0).target(state, objective.look({"x": x, "y": y}), method.terms["t"])
+    target = Snapshot(2, 2.0).target(state, objective.forward_views({"x": x, "y": y}), method.terms["t"])
     assert torch.allclose(target.value, (state.module(x) / 2).softmax(1))
 
 
@@ -89,7 +89,7 @@ def mixed(xi, teacher_logits, label):
     term = Term(Beyond(xi=xi), CrossEntropy())
     objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=Clock(1, 2))
     state = objective.states["t_beyond"]
-    step = objective.look({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
+    step = objective.forward_views({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
     return term.teacher.target(state, step, term).value[0]
 
 

@@ -144,7 +144,7 @@ def test_the_labelled_share_is_that_of_the_pool() -> None:
 def test_shards_part_the_samples_evenly() -> None:
     ids = torch.arange(3000)
     objective = Method({"t": Term(Labels(), CrossEntropy(), gate=Shard())}).bind(Says())
-    step = objective.look({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
+    step = objective.forward_views({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
     student = torch.zeros(3000, 3, 2)
     mine = Shard().weigh(nn.Module(), student, Target(step.labels("x"), "classes"), step, objective.method.terms["t"])
     assert mine.sum(1).eq(1).all()
@@ -157,7 +157,7 @@ def test_what_peers_have_drawn_differs_from_peer_to_peer_and_never_from_look_to_
     """Of 3,000 rows a share of 0.6 each, and of any two peers 0.36 together, as independent draws have."""
     ids, gate = torch.arange(3000), Bagged(0.6)
     objective = Method({"t": Term(Labels(), CrossEntropy(), gate=gate)}).bind(Says())
-    step = objective.look({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
+    step = objective.forward_views({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
     student, labels = torch.zeros(3000, 3, 2), Target(step.labels("x"), "classes")
     drawn = gate.weigh(nn.Module(), student, labels, step, objective.method.terms["t"])
     assert drawn.mean(0).sub(0.6).abs().max() < 0.03

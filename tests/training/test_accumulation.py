@@ -294,7 +294,7 @@ def _with_a_bad_sample(sample: int) -> Data:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_loss_that_is_no_number_is_traced(tmp_path: Path, parts: int) -> None:
-    """Step, term and sample are named, the last checkpoint is intact and holds finite weights only."""
+    """Forward, term and sample are named, the last checkpoint is intact and holds finite weights only."""
     data = _with_a_bad_sample(50)
     steps: list[int] = []
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..memory import Held
 from ..parts import BaseTerm, Part, Teacher
-from ..step import Step
+from ..step import Forward
 from .summary import Pulse, fail
 
 MOST = 65536  # ids remembered
@@ -34,7 +34,7 @@ class Remembered:
         self.first: dict[int, int] = {}
         self.again, self.other = 0, 0
 
-    def see(self, terms: Mapping[str, BaseTerm], step: Step) -> None:
+    def see(self, terms: Mapping[str, BaseTerm], step: Forward) -> None:
         """Compare the labels of a step with those remembered, where a term asked for ids.
 
         Raises:
@@ -63,7 +63,7 @@ class Remembered:
             )  # fmt: skip
 
 
-def _asking(terms: Mapping[str, BaseTerm], step: Step) -> str:
+def _asking(terms: Mapping[str, BaseTerm], step: Forward) -> str:
     """The term that needs the ids: one on a view whose ids were asked for, and rather not that of the labels."""
     there = [name for name, term in terms.items() if term.view in step.keyed]
     return next((n for n in there if not by_labels(terms[n])), [*there, *terms][0])
@@ -104,29 +104,29 @@ class Vigil:
 
     def __init__(self, states: nn.ModuleDict, owners: list[tuple[str, Part, BaseTerm]], keys: dict[Any, str]) -> None:
         self.states, self.owners, self.keys, self.rows = states, owners, keys, Remembered()
-        self._opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
+        self.opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
         self._loose: dict[str, dict[str, Any]] = {}
         self._kept: dict[str, _Kept] = {}
         self._suspicions: dict[str, _Suspicion] = {}
         states.register_load_state_dict_post_hook(self._forget)
 
     def _forget(self, module: nn.Module, odd: object) -> None:
-        self._opened, self._kept, self._suspicions = None, {}, {}
+        self.opened, self._kept, self._suspicions = None, {}, {}
 
     def open(self) -> None:
         """A step that is looked at begins; its further micro-batches change nothing."""
-        if self._opened is None:
-            self._opened = {key: _some(held.parameters()) for key, _, held in self._held()}
+        if self.opened is None:
+            self.opened = {key: _some(held.parameters()) for key, _, held in self._held()}
             self._loose = {key: _loose(self.states[key]) for key, _, _ in self.owners}
 
     @contextmanager
-    def over(self, steps: Sequence[Step], pulses: Mapping[str, Pulse]) -> Iterator[None]:
+    def over(self, steps: Sequence[Forward], pulses: Mapping[str, Pulse]) -> Iterator[None]:
         """Around the update of the states, after the optimizer's step.
 
         Raises:
             VitalsError: a frozen teacher has moved, an average stands still, or its statistics are lost.
         """
-        if self._opened is None or steps[0].owner is None:
+        if self.opened is None or steps[0].module is None:
             yield
             return
         before, student, clock = (
@@ -147,7 +147,7 @@ class Vigil:
                 for name in self._terms(key):
                     pulses[name].add("weight_distance", far)
         self._unsaved(pulses)
-        self._opened = None
+        self.opened = None
 
     def _held(self) -> list[tuple[str, Part, nn.Module]]:
         """The owners that hold a module, by the state's key."""
@@ -162,7 +162,7 @@ class Vigil:
         stays = isinstance(part, Teacher) and part.immovable
         if not stays and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
             return  # a part of one's own may be moved by one's own loop
-        past = [(self._opened or {}).get(key)]
+        past = [(self.opened or {}).get(key)]
         past += [self._kept[key].weights] if stays and key in self._kept else []
         if any(then is not None and _moved(then, now) for then in past):
             fail(

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..parts import BaseTerm, Gate, Measured, Seen
-from ..step import Step
+from ..step import Forward
 from ..targets import DISTRIBUTIONS, Target
 from .states import Vigil, by_labels
 from .summary import Pulse, fail
@@ -415,36 +415,23 @@ def _count(into: dict[int, int], classes: Tensor) -> None:
         into[c] = into.get(c, 0) + n
 
 
-def looked_at(step: int) -> bool:
-    """Is this step (from 0) one of the few? Steps 1, 2, 4, ... 32 and every fiftieth, counted from 1.
-
-    >>> [step + 1 for step in range(120) if looked_at(step)]
-    [1, 2, 4, 8, 16, 32, 50, 100]
-    """
-    done = step + 1
-    return done % 50 == 0 or (done <= 32 and done & (done - 1) == 0)
-
-
 class Watch:
     """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
 
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], vigil: Vigil, on: bool = True) -> None:
+    def __init__(self, student: nn.Module, step: Forward, pulse: dict[str, Pulse], vigil: Vigil) -> None:
         self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
-        self.on = on and torch.is_grad_enabled() and looked_at(step.clock.step)
-        self._versions = _versions(student) if self.on else []
-        if self.on:
-            vigil.open()
+        self._versions = _versions(student)
+        vigil.open()
 
-    def buffers(self, name: str, term: BaseTerm, measured: Measured) -> Measured:
+    def buffers(self, name: str, term: BaseTerm) -> None:
         """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
-        now = _versions(self.student) if self.on else []
+        now = _versions(self.student)
         if now != self._versions and term.teacher is not None:
             fail(
                 "teacher-moved-buffers", name, "computing its target changed the student's own buffers (batch-norm "
                 "statistics, say)", "run the teacher on a copy, or in eval mode",
             )  # fmt: skip
         self._versions = now
-        return measured
 
     def read(self, terms: Mapping[str, BaseTerm], measured: Mapping[str, Measured]) -> None:
         """Look at every term.
@@ -452,8 +439,6 @@ class Watch:
         Raises:
             VitalsError: a signal is certainly dead or inverted.
         """
-        if not self.on:
-            return
         frozen = sorted({
             type(m).__name__ for m in self.student.modules()
             if not m.training and isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))

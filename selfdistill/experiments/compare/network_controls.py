@@ -19,7 +19,7 @@ from ... import rng
 from ...core.objective import Method
 from ...core.outputs import space_of
 from ...core.parts import BaseTerm, Term
-from ...core.step import Passes, Step
+from ...core.step import Forward, Passes
 from ...core.targets import Target
 from ...data.dataset import Data
 from ...data.sampler import Sampler
@@ -104,7 +104,7 @@ def planned(ask: Ask, steps: int, costs: Mapping[str, float], classify: bool = T
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
