@@ -1,6 +1,6 @@
 """Views: what do student and teacher look at? Here are the values; `sampling` draws the rows and makes the tensors.
 
-A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
+A `View` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
 
 * ``labelled``: the labelled training rows, shuffled every epoch;
 * ``all``: labelled and unlabelled rows alike;
@@ -29,7 +29,7 @@ AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
 
 
 @dataclass(frozen=True)
-class Look:
+class View:
     """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
 
     ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
@@ -74,7 +74,7 @@ class Views:
     """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones; with ``mates``
     so many rows of a batch accompany each one that is drawn: others of its class."""
 
-    looks: tuple[Look, ...] = (Look("x"),)
+    looks: tuple[View, ...] = (View("x"),)
     ratio: float = 1.0
     overlap: bool = False
     mates: int = 0
@@ -103,12 +103,12 @@ class Views:
 
 def two(rows: str = "labelled", augment: str = "weak") -> Views:
     """Two independent augmentations ``x`` and ``other`` of the same rows."""
-    return Views((Look("x", rows, augment), Look("other", rows, augment)))
+    return Views((View("x", rows, augment), View("other", rows, augment)))
 
 
 def pairs() -> Views:
     """``x`` and, for each of its rows, another sample of the same class in ``pair``."""
-    return Views((Look("x"), Look("pair", "pair")))
+    return Views((View("x"), View("pair", "pair")))
 
 
 def overlapping() -> Views:
@@ -120,9 +120,9 @@ def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
     """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view."""
     return Views(
         (
-            Look("labelled", "labelled", labelled),
-            Look("weak", "unlabelled", "weak"),
-            Look("strong", "unlabelled", "strong"),
+            View("labelled", "labelled", labelled),
+            View("weak", "unlabelled", "weak"),
+            View("strong", "unlabelled", "strong"),
         ),
         ratio,
     )

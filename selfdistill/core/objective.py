@@ -16,22 +16,22 @@ from ..views import Views
 from . import distributed
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
-from .parts import BaseTerm, Given, Measured, Part, Pool, Teacher
+from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
 from .step import Batch, Clock, Forward, ForwardPlan, Passes
-from .vitals import Pulse, Vigil, Vitals, Watch, summarise
+from .vitals import StateWatch, TermHealth, Vitals, Watch, summarise
 
 
 @dataclass(frozen=True)
 class Method:
     """A recipe: named terms, the views they look at, and how generations follow each other.
 
-    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``mixing`` adds views of mixed rows; ``prepare``
-    adapts the model factory (peers, exits). ``method.bind(model)`` makes the objective that trains with it.
+    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``mixing`` adds views of mixed rows;
+    ``wrap_model`` adapts the model factory (peers, exits). ``method.bind(model)`` makes the objective that trains it.
     """
 
     terms: Mapping[str, BaseTerm]
     views: Views = Views()
-    prepare: ModelWrapper | None = None
+    wrap_model: ModelWrapper | None = None
     generations: int = 1
     forward: str = "fused"
     mixing: Mixing | None = None
@@ -50,7 +50,7 @@ class Method:
 
     def __hash__(self) -> int:
         return hash(
-            (frozenset(self.terms.items()), self.views, self.prepare, self.generations, self.forward, self.mixing)
+            (frozenset(self.terms.items()), self.views, self.wrap_model, self.generations, self.forward, self.mixing)
         )
 
     def bind(self, model: nn.Module, **options: Any) -> Objective:
@@ -66,7 +66,7 @@ class Method:
     def student_views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
         graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
-        own = (p.own_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
+        own = (p.student_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
         return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
 
 
@@ -112,7 +112,7 @@ class Objective(nn.Module):
         vitals: bool = True,
     ) -> None:
         super().__init__()
-        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, Pulse]()
+        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, TermHealth]()
         # a predecessor makes this a later generation; a generation that is not the first has one
         self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
         if self.clock.generation and previous is None and method.generations > 1:
@@ -120,14 +120,14 @@ class Objective(nn.Module):
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
         self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, BaseTerm]]()
         self._steps, self.figures, self.states = list[Forward](), dict[str, Figure](), nn.ModuleDict()
-        self._vigil = Vigil(self.states, self._owners, self._keys)
+        self._vigil = StateWatch(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
         for name, term in method.terms.items():
             for part in term.parts():
                 key = part.key(term)
                 if key not in shared:
                     shared[key] = f"{name}_{type(part).__name__.lower()}"
-                    self.states[shared[key]] = part.start(model, Given(previous, external, scale))
+                    self.states[shared[key]] = part.start(model, BindArgs(previous, external, scale))
                     self._owners.append((shared[key], part, term))
                 self._keys[name, part] = shared[key]
         self._plan = ForwardPlan(*method.student_views(), method.forward == "fused", autocast, method.mixing)
@@ -158,7 +158,7 @@ class Objective(nn.Module):
     def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
-    def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
+    def measure(self, batch: Mapping[str, Any]) -> dict[str, TermResult]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
 
         Raises:
@@ -171,7 +171,7 @@ class Objective(nn.Module):
         watch = None
         if learns and self.watched and self.clock.observed:
             watch = Watch(self._student[0], forward, self.pulse, self._vigil)
-        measured = dict[str, Measured]()
+        measured = dict[str, TermResult]()
         for name, term in self.method.terms.items():
             measured[name] = term.tally(partial(self.state_of, name), forward)
             if watch is not None:
@@ -189,7 +189,7 @@ class Objective(nn.Module):
         """Is every term's signal alive? Means over the steps looked at so far."""
         return summarise(self.pulse)
 
-    def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
+    def combine(self, measured: Mapping[str, TermResult], counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
         parts = []
         for name, term in self.method.terms.items():
@@ -236,7 +236,7 @@ class Objective(nn.Module):
         """Call this instead of the model: a DDP or compiled wrapper around it."""
         self._student = (self._student[0], forward)
 
-    def blame(self, measured: Mapping[str, Measured]) -> tuple[str, list[int]]:
+    def blame(self, measured: Mapping[str, TermResult]) -> tuple[str, list[int]]:
         """The first term whose total is not finite, and up to eight samples whose output is not."""
         name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
@@ -245,16 +245,16 @@ class Objective(nn.Module):
         return name, (picked if ids is None else ids[picked])[:8].tolist()
 
     @torch.no_grad()
-    def prepare(self, pool: Pool) -> None:
+    def prepare(self, pool: GenerationData) -> None:
         """At the start of a generation: let teachers label the pool."""
         self._seed = pool.seed
         for name, part, _ in self._owners:
             part.prepare(self.states[name], pool)
 
-    def admitted(self) -> Tensor | None:
+    def eligible_ids(self) -> Tensor | None:
         """Unlabelled ids this generation may draw, or None for all."""
         teachers = ((self.states[n], p) for n, p, _ in self._owners if isinstance(p, Teacher))
-        return next((ids for state, p in teachers if (ids := p.admitted(state)) is not None), None)
+        return next((ids for state, p in teachers if (ids := p.eligible_ids(state)) is not None), None)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(astuple(self.clock))
@@ -270,6 +270,6 @@ def untaught(method: Method) -> bool:
     >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
     (True, False)
     """
-    if method.prepare is None:  # an encoder that fills in words has none
+    if method.wrap_model is None:  # an encoder that fills in words has none
         return False
     return all(space_of(term.head) == "features" for term in method.terms.values())

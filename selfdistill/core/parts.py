@@ -43,7 +43,7 @@ class Tally(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # tuple.count gives way
 
 
-class Given(NamedTuple):
+class BindArgs(NamedTuple):
     """What was handed to ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
 
     previous: nn.Module | None = None
@@ -51,11 +51,11 @@ class Given(NamedTuple):
     scale: tuple[float, float] | None = None
 
 
-class Pool(NamedTuple):
+class GenerationData(NamedTuple):
     """What a generation may prepare itself with: ids, and a way to look at rows without augmentation."""
 
     unlabelled: Tensor
-    look: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
+    predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
     clock: Clock
     labelled: Tensor = torch.zeros(0, dtype=torch.int64)
     seed: int = 0
@@ -85,7 +85,7 @@ class Part(Generic[S]):
         """Into how many parts of equal length it splits a generation."""
         return 1
 
-    def start(self, model: nn.Module, given: Given) -> S:
+    def start(self, model: nn.Module, given: BindArgs) -> S:
         """Make the state for a generation that trains ``model``."""
         state: Any = nn.Module()
         return state  # type: ignore[no-any-return]  # a part with a state of a kind of its own makes it itself
@@ -94,7 +94,7 @@ class Part(Generic[S]):
         """Terms whose parts have equal keys share one state."""
         return self, term.view, term.head
 
-    def prepare(self, state: S, pool: Pool) -> None:
+    def prepare(self, state: S, pool: GenerationData) -> None:
         """Once at the start of a generation, with the data at hand."""
 
     def update(self, state: S, steps: Sequence[Forward], term: BaseTerm) -> None:
@@ -163,11 +163,11 @@ class Teacher(Part[S]):
         """The space of the target, for a student head (``classes``, ``probabilities``, ``logits``, ...)."""
         return space_of(head)
 
-    def own_view(self, term: BaseTerm) -> str | None:
+    def student_view(self, term: BaseTerm) -> str | None:
         """The view that the student itself must forward for this teacher, if any."""
         return None
 
-    def admitted(self, state: S) -> Tensor | None:
+    def eligible_ids(self, state: S) -> Tensor | None:
         """Ids of the unlabelled rows (of all, for views of ``chosen`` rows) to draw from; None: the data decide."""
         return None
 
@@ -339,7 +339,7 @@ class PerView(Reduction):
         return elements.number.new_full((), float(elements.shape.numel()))
 
 
-class Seen(NamedTuple):
+class TermTrace(NamedTuple):
     """What a term computed with: output (rows, ..., components), target, and per element the trust and the loss."""
 
     student: Tensor
@@ -348,13 +348,13 @@ class Seen(NamedTuple):
     loss: Tensor | None
 
 
-class Measured(NamedTuple):
+class TermResult(NamedTuple):
     """A term on one batch: its tally, and how many of its valid elements the gate kept; ``seen`` by the vitals."""
 
     tally: Tally
     kept: Tensor
     valid: Tensor
-    seen: Seen | None = None
+    seen: TermTrace | None = None
 
 
 class BaseTerm:
@@ -378,7 +378,7 @@ class BaseTerm:
         """What the term counts for at a place of the run."""
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its sum is")
 
@@ -416,10 +416,10 @@ class Term(BaseTerm):
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
         return step.student(self.view, self.head)
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
-            return Measured(Tally(zero, zero), zero, zero)
+            return TermResult(Tally(zero, zero), zero, zero)
         student = self.said(step)
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
         trust, valid, shape = None, target.valid, student.shape[:-1]
@@ -433,4 +433,6 @@ class Term(BaseTerm):
         share = self.reduction.weights(elements)
         weight = trust if share is None else share if trust is None else share * trust
         total, loss = self.loss.total(student, target, weight)
-        return Measured(Tally(total, self.reduction.count(elements)), kept, number, Seen(student, target, trust, loss))
+        return TermResult(
+            Tally(total, self.reduction.count(elements)), kept, number, TermTrace(student, target, trust, loss)
+        )

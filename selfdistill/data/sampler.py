@@ -20,7 +20,7 @@ from .. import rng
 from ..core.step import Batch, Clock, Rows
 from ..errors import DataError
 from ..models import patch_masking
-from ..views import TOGETHER, Look, Views
+from ..views import TOGETHER, View, Views
 from . import augment
 
 
@@ -211,21 +211,26 @@ class Sampler:
         batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
-    def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _augmented(self, how: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         tokens = getattr(self.data, "tokens", None)  # of texts
         return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
 
-    def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         """What another view shows, less some patches; others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
-            x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind, spread=look.spread,
+            x,
+            rows.ids + (rows.visits << 40),
+            address,
+            look.hidden,
+            kind=self.data.kind,
+            spread=look.spread,
             whole=look.whole,
-        )  # fmt: skip
+        )
 
-    def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
+    def _fixed(self, how: str, look: View, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""
         address = ("fixed", look.name)
         return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method
 from ..core.outputs import element_shape
-from ..core.parts import Always, BaseTerm, Gate, Given, Loss, PerTrust, Teacher, Term
+from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
 from ..core.step import Forward
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
@@ -43,7 +43,7 @@ class Told(Teacher):
     module: _Told
     called: str  # space of the targets
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return self.module
 
     def space(self, head: str) -> str:
@@ -60,7 +60,7 @@ class Weighted(Gate):
     module: _Told
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return self.module
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:

@@ -120,7 +120,7 @@ def added(result: dict[str, Any], ready: Prepared, trained: Result) -> dict[str,
     found = judge(ready, trained, result.get("plain", {}).get("end"))
     if not found:
         return result
-    product = isinstance(ready.method.prepare, Together) and result["chosen"] != "plain"
+    product = isinstance(ready.method.wrap_model, Together) and result["chosen"] != "plain"
     return {**result, "ensemble": found, **({"test": found["test"]} if product else {})}
 
 
@@ -130,7 +130,7 @@ def joined(ready: Prepared, trained: Result) -> tuple[nn.Module, Build] | None:
     Raises:
         RecipeError: more of them than a model folder can name.
     """
-    found = gathered(ready, trained) if isinstance(ready.method.prepare, Together) else None
+    found = gathered(ready, trained) if isinstance(ready.method.wrap_model, Together) else None
     if found is None:
         return None
     whole, numbers = found

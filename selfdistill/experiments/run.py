@@ -358,7 +358,7 @@ class Run:
     def _finish(self, ready: Prepared, trained: Result, result: dict[str, Any]) -> None:
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        prepared = ready.method.prepare
+        prepared = ready.method.wrap_model
         build = ready.build if plainly or prepared is None else prepared.single(ready.build)
         facts: dict[str, Any] = {"classes": list(ready.data.classes)}
         facts["method"] = "plain()" if plainly else ready.expression

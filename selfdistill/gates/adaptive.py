@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.memory import Buffers, Table, averages, spoken
-from ..core.parts import BaseTerm, Gate, Given, Pool
+from ..core.memory import Buffers, SampleMemory, averages, spoken
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -23,7 +23,7 @@ from ..errors import RecipeError
 MAPPINGS = ("convex", "linear", "concave")
 
 
-class _Progress(Table):
+class _Progress(SampleMemory):
     """The last sure class of each row, from 1 on (0: none yet), and how many rows there are."""
 
     rows: Tensor
@@ -57,10 +57,10 @@ class ClassProgress(Gate[_Progress]):
         if self.mapping not in MAPPINGS:
             raise RecipeError(f"mapping is 'convex', 'linear' or 'concave', not {self.mapping!r}")
 
-    def start(self, model: nn.Module, given: Given) -> _Progress:
+    def start(self, model: nn.Module, given: BindArgs) -> _Progress:
         return _Progress()
 
-    def prepare(self, state: _Progress, pool: Pool) -> None:
+    def prepare(self, state: _Progress, pool: GenerationData) -> None:
         state.rows.fill_(len(pool.unlabelled))
 
     def thresholds(self, progress: _Progress, classes: int) -> Tensor:
@@ -137,7 +137,7 @@ class _Follows(Gate[Running]):
     def __post_init__(self) -> None:
         averages(self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> Running:
+    def start(self, model: nn.Module, given: BindArgs) -> Running:
         return Running()
 
     def aligns(self) -> bool:

@@ -40,7 +40,7 @@ class Unanimous(Gate):
 
 
 @dataclass(frozen=True)
-class Steady(Gate):
+class LowVariance(Gate):
     """1 where the probability of the target's class deviates by at most ``spread`` between several voices, else 0.
 
     The voices are ``passes`` forward passes with dropout on or, where ``head`` is given, its peers; the deviation is

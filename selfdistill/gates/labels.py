@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.memory import Buffers, Table
+from ..core.memory import Buffers, SampleMemory
 from ..core.outputs import element_shape
-from ..core.parts import BaseTerm, Gate, Given, Pool
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
@@ -70,7 +70,7 @@ def at_label(said: Tensor, labels: Tensor) -> Tensor:
     return said.gather(-1, index).squeeze(-1)
 
 
-class _Threshold(Table):
+class _Threshold(SampleMemory):
     """The last loss of each labelled row, and their mean when the warm-up ended (0 before)."""
 
     first: Tensor
@@ -116,7 +116,7 @@ class FallingLoss(Gate[_Threshold]):
     def key(self, term: BaseTerm) -> Hashable:
         return FallingLoss, self.warm_up, self.labelled, term.head  # what they measure is the same
 
-    def start(self, model: nn.Module, given: Given) -> _Threshold:
+    def start(self, model: nn.Module, given: BindArgs) -> _Threshold:
         return _Threshold()
 
     def threshold(self, state: _Threshold, step: Forward) -> float | None:
@@ -171,7 +171,7 @@ class Spared(Gate):
 
 
 @dataclass(frozen=True)
-class Singleton(Gate[Table]):
+class Singleton(Gate[SampleMemory]):
     """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has one class alone, else 0.
 
     q is the ceil((n + 1)(1 - ``risk``))-th smallest of the scores 1 - p_y that the student last gave to the n labelled
@@ -194,20 +194,20 @@ class Singleton(Gate[Table]):
         if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
             raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        return Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        return SampleMemory()
 
-    def limit(self, state: Table) -> float:
+    def limit(self, state: SampleMemory) -> float:
         """The score up to which a class belongs to the set; infinite where too few rows calibrate it."""
         scores = state.values[state.seen].flatten().sort().values
         place = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
         return float(scores[place - 1]) if 0 < place <= len(scores) else math.inf
 
-    def weigh(self, state: Table, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: SampleMemory, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
         return (inside.sum(-1) == 1).to(student.dtype)
 
-    def update(self, state: Table, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
             if found is None or not bool((kept := spared(found[0], self.share)).any()):
                 continue
@@ -236,10 +236,10 @@ class LabelledShare(Gate[_Share]):
 
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> _Share:
+    def start(self, model: nn.Module, given: BindArgs) -> _Share:
         return _Share()
 
-    def prepare(self, state: _Share, pool: Pool) -> None:
+    def prepare(self, state: _Share, pool: GenerationData) -> None:
         every = len(pool.labelled) + len(pool.unlabelled)
         state.share = torch.full_like(state.share, len(pool.labelled) / max(1, every))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.logits import Head, Source
-from ..core.parts import BaseTerm, Given, Teacher
+from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Forward
 from ..errors import DataError, RecipeError
 from ..models.causal_lm import Causal, update_of
@@ -76,7 +76,7 @@ class Live(Judge):
 class Base(Judge):
     """The pre-trained weights: under LoRA the adapter is switched off, otherwise a copy is held."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         student = cast(Causal, model)
         if student.adapted:
             return nn.Module()
@@ -92,7 +92,7 @@ class Base(Judge):
 class Previous(Judge):
     """The generation before this one; in the first, what training began with."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return Snapshot(cast(Causal, given.previous or model).learning())
 
 
@@ -102,7 +102,7 @@ class Refresh(Judge):
 
     every: int = 100
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if self.every < 1:
             raise RecipeError(f"Refresh: every counts steps, from 1 on, not {self.every}")
         return Snapshot(cast(Causal, model).learning())
@@ -126,7 +126,7 @@ class Ema(Judge):
 
     rate: float = 0.01
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if not 0 < self.rate <= 1:
             raise RecipeError(f"Ema: rate lies above 0 and at most at 1, not at {self.rate}")
         return Snapshot(dict(self._now(cast(Causal, model))), torch.float32)
@@ -187,7 +187,7 @@ class TrustRegion(Judge):
     alpha: float = 0.01
     reference: Judge = Base()
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if not 0 <= self.alpha <= 1:
             raise RecipeError(f"TrustRegion: alpha lies between 0 and 1, not at {self.alpha}")
         state: nn.Module = self.reference.start(model, given)
@@ -224,7 +224,7 @@ class External(Judge):
 
     model: str | Callable[[], Causal]
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         from ..models.causal_lm import Pretrained
 
         student, make = cast(Causal, model), self.model

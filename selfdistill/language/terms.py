@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.logits import Source
-from ..core.parts import BaseTerm, Measured, Part, Schedule, StateOf, Tally
+from ..core.parts import BaseTerm, Part, Schedule, StateOf, Tally, TermResult
 from ..core.step import Batch, Forward
 from ..losses.chunked.definitions import ForwardKL, Kind
 from ..losses.chunked.divergences import divergence, entropies, importance, log_probabilities
@@ -30,7 +30,7 @@ class _Term(BaseTerm):
     weight: float | Schedule = 1.0
     mean_over: str = "token"  # or "sequence": the mean of each, and of these the mean
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         raise NotImplementedError
 
     def said(self, step: Forward, view: str | None = None) -> tuple[Causal, Source, Tensor, Tensor]:
@@ -55,10 +55,10 @@ class _Term(BaseTerm):
     def _count(self, kept: Tensor) -> Tensor:
         return (kept if self.mean_over == "token" else kept.any(1)).sum().float()
 
-    def measured(self, total: Tensor, kept: Tensor) -> Measured:
+    def measured(self, total: Tensor, kept: Tensor) -> TermResult:
         """The tally of a sum over tokens that were ``kept`` (rows, T) and weighed by `spread`."""
         valid = kept.sum().to(total.dtype)
-        return Measured(Tally(total, self._count(kept).to(total.dtype)), valid, valid)
+        return TermResult(Tally(total, self._count(kept).to(total.dtype)), valid, valid)
 
     def spread(self, kept: Tensor) -> Tensor:
         """1 for each token, or one over the length of its sequence, (rows, T)."""
@@ -77,7 +77,7 @@ def _given(source: Source, ids: Tensor, where: Tensor, model: Causal) -> Tensor:
 class NextToken(_Term):
     """-log p(y_t | x, y_<t): what supervised fine-tuning minimises."""
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         labels = -log_probabilities(source, ids[real], vocabulary=model.vocabulary)
         return self.measured((self.spread(real)[real] * labels).sum(), real)
@@ -128,7 +128,7 @@ class Distil(_Term):
             here[rows] = real[rows]
         return here
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         if not step.rows("context"):
             parts = source if isinstance(source, tuple) else (source,)
@@ -195,7 +195,7 @@ class Advantage(_Term):
     clip: float = 0.2
     scaled: bool = True  # divide by the standard deviation
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         rewards, groups = step.batch[self.view].y, step.batch[self.view].id
         assert rewards is not None
@@ -238,11 +238,11 @@ class Preferred(_Term):
     def counted(self, batch: Batch) -> Tensor:
         return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
-    def tally(self, state_of: StateOf, step: Forward) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         margin = self._ratio(state_of, step, "x") - self._ratio(state_of, step, "other")
         loss = torch.nn.functional.softplus(-self.lam * margin).sum()
         count = torch.tensor(float(len(margin)), device=margin.device)
-        return Measured(Tally(loss, count), count, count)
+        return TermResult(Tally(loss, count), count, count)
 
     def _ratio(self, state_of: StateOf, step: Forward, view: str) -> Tensor:
         """log p(y) - log q(y) of whole completions, (rows,)."""

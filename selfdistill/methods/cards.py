@@ -17,11 +17,11 @@ from ..core.step import Clock
 from ..errors import SpaceError
 from ..io.expressions import called
 from ..teachers import (
-    Ancestors,
     CertainLabels,
     Ema,
     External,
     Frozen,
+    GenerationEnsemble,
     Members,
     PseudoLabels,
     Sampled,
@@ -29,8 +29,8 @@ from ..teachers import (
     Stale,
 )
 from ..teachers.cached import pinned
-from ..teachers.self_training import Carried
-from ..views import Look, Views
+from ..teachers.self_training import InheritedPseudoLabels
+from ..views import View, Views
 from . import recipes
 from .validate import check_method
 
@@ -98,7 +98,7 @@ def cost(method: Method) -> dict[str, float]:
     graded, quiet = method.student_views()
     if method.mixing is not None:
         graded, quiet = method.mixing.sources(graded), method.mixing.sources(quiet)
-    peers = float(method.prepare.peers * method.prepare.copies) if method.prepare else 1.0
+    peers = float(method.wrap_model.peers * method.wrap_model.copies) if method.wrap_model else 1.0
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
@@ -147,10 +147,10 @@ def _held(method: Method, term: BaseTerm) -> float:
     teacher = term.teacher and term.teacher.origin
     if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
         return 0.0
-    members = 1.0 if isinstance(teacher, External) or not method.prepare else float(method.prepare.peers)
+    members = 1.0 if isinstance(teacher, External) or not method.wrap_model else float(method.wrap_model.peers)
     if isinstance(teacher, Sampled):
         return members * _rows(method.views, term.view) * teacher.passes
-    if isinstance(teacher, Ancestors):
+    if isinstance(teacher, GenerationEnsemble):
         members *= method.generations - 1
     return members * _rows(method.views, teacher.view or term.view)
 
@@ -204,10 +204,10 @@ def _mixed_views(method: Method) -> list[str]:
     return [f"{view}: mixed rows, default augmentation" for view in (MIXED, BETWEEN) if view in views]
 
 
-def _shown(look: Look) -> str:
+def _shown(look: View) -> str:
     """A view in a line.
 
-    >>> _shown(Look("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    >>> _shown(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
     'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
     """
     if not look.of:
@@ -229,7 +229,9 @@ def _cost_note(method: Method) -> str:
         notes.append("one forward pass over the pool before each but the first")
     for passes in {t.teacher.passes for t in method.terms.values() if isinstance(t.teacher, CertainLabels)}:
         notes.append(f"{passes} forward passes over the pool before each but the first")
-    for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
+    for fresh in {
+        term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, InheritedPseudoLabels)
+    }:
         notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
     for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
         notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")

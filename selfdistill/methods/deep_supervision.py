@@ -50,13 +50,16 @@ def sad(weight: float = 0.1, wait: float = 0.5, layers: tuple[str, ...] = STAGES
         mine, theirs = f"attention:{here}", f"attention:{deeper}@{here}"
         terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
         heads += [mine, theirs]
-    return Method(terms, prepare=Features(tuple(heads)))
+    return Method(terms, wrap_model=Features(tuple(heads)))
 
 
 def frskd(
-    weight: float = 2.0, feature: float = 100.0, temperature: float = 4.0, width: int = 2,
+    weight: float = 2.0,
+    feature: float = 100.0,
+    temperature: float = 4.0,
+    width: int = 2,
     layers: tuple[str, ...] = STAGES,
-) -> Method:  # fmt: skip
+) -> Method:
     """Feature refinement: a pyramid fuses the model's own maps, learns the labels, and teaches the model its own maps.
 
     Equation::
@@ -83,7 +86,7 @@ def frskd(
     for number, layer in enumerate(layers):
         told = Itself(head=f"pyramid:{layer}")
         terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
-    return Method(terms, prepare=SelfTeacher(tuple(layers), width))
+    return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
 
 def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) -> Method:
@@ -111,7 +114,7 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
             ),
             "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
         },
-        prepare=Exits(),
+        wrap_model=Exits(),
     )
 
 
@@ -137,5 +140,5 @@ def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
             "label": Term(Labels(), CrossEntropy(), head="classifiers", reduction=PerRow()),
             "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
-        prepare=Levels(),
+        wrap_model=Levels(),
     )

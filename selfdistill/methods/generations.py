@@ -17,10 +17,10 @@ from ..errors import RecipeError
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
 from ..schedules import AtLast, ByCycle, ByGeneration
-from ..teachers import Ancestors, Beyond, Generation, Labels, Members, Snapshot
-from ..teachers.self_training import Carried
+from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
+from ..teachers.self_training import InheritedPseudoLabels
 from ..terms import Cooling
-from ..views import Look, Views
+from ..views import View, Views
 
 
 def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: float = 1.0) -> Method:
@@ -62,14 +62,14 @@ def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: floa
     the last one alone (`born_again`), and their ensemble is the mean.
 
     >>> born_again_ensemble().terms["past"].teacher
-    Ancestors(view=None, at_last=False)
+    GenerationEnsemble(view=None, at_last=False)
     """
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),
-            "past": Term(Ancestors(), KL(temperature), weight=ByGeneration(0.0, xi)),
+            "past": Term(GenerationEnsemble(), KL(temperature), weight=ByGeneration(0.0, xi)),
         },
-        prepare=Together(),
+        wrap_model=Together(),
         generations=generations,
     )
 
@@ -94,7 +94,7 @@ def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=AtLast(1.0, 1.0 - alpha)),
-            "ensemble": Term(Ancestors(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
+            "ensemble": Term(GenerationEnsemble(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
         },
         generations=members + 1,
     )
@@ -148,7 +148,7 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
     if loss not in ("ce", "squared"):
         raise RecipeError(f"beyond compares by loss='ce' or loss='squared', not {loss!r}")
     if loss == "ce":
-        return Method({"past": Term(Beyond(xi=xi), CrossEntropy())}, generations=generations)
+        return Method({"past": Term(Extrapolated(xi=xi), CrossEntropy())}, generations=generations)
     label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
     return Method({"label": label, "past": past}, generations=generations)
@@ -259,14 +259,16 @@ def self_training(
     Needs: unlabelled rows.
 
     >>> self_training(keep="anchor").terms["pseudo"].teacher
-    Carried(keep='anchor', hard=False, fresh=120)
+    InheritedPseudoLabels(keep='anchor', hard=False, fresh=120)
     """
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=taught, reduction=PerView()),
-            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
+            "pseudo": Term(
+                InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
+            ),
         },
-        views=Views((Look("x", "chosen"),)),
+        views=Views((View("x", "chosen"),)),
         generations=generations,
     )

@@ -67,7 +67,7 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
         terms["last" + end] = Term(Itself(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
         terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
-    return Method(terms, prepare=Levels(fused=True), mixing=Mixing(mixing))
+    return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
 def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
@@ -93,4 +93,4 @@ def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
         "label": Term(Labels(), CrossEntropy()),
         "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
     }
-    return Method(terms, prepare=Rotations())
+    return Method(terms, wrap_model=Rotations())

@@ -18,7 +18,7 @@ from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Sq
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
 from ..teachers import Ensembled, History, Itself, Labels, LastBatch, LastEpoch, Refurbished, Relabelled
-from ..views import Look, Views, overlapping
+from ..views import View, Views, overlapping
 
 
 def soft_bootstrapping(beta: float = 0.95) -> Method:
@@ -193,7 +193,7 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
                 Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
-        views=Views((Look("x", "all", "weak"),)),
+        views=Views((View("x", "all", "weak"),)),
     )
 
 
@@ -272,5 +272,5 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
         {"label": Term(Labels(), CrossEntropy(), head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
-        prepare=Group(2),
+        wrap_model=Group(2),
     )

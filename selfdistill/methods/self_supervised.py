@@ -11,7 +11,7 @@ from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
 from ..terms import Cooling, RowMeanCooling
-from ..views import Look, Views, two
+from ..views import View, Views, two
 
 CROPS = two("all", "crop")
 
@@ -43,7 +43,7 @@ def simsiam(width: int = 256) -> Method:
         f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
 def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
@@ -72,13 +72,18 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
         )
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
 def dino(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
-    crops: int = 2, norm: bool = True,
-) -> Method:  # fmt: skip
+    decay: float = 0.996,
+    temperature: float = 0.1,
+    sharp: float = 0.04,
+    centring: float = 0.9,
+    prototypes: int = 1024,
+    crops: int = 2,
+    norm: bool = True,
+) -> Method:
     """Self-distillation with no labels: the prototypes that a slow average of yourself sees in another view.
 
     Equation::
@@ -108,15 +113,23 @@ def dino(
         )
         for v, w in pairs
     }
-    views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
-    return Method(terms, views=views, prepare=heads, forward="separate")
+    views = Views((*CROPS.looks, *(View(v, "all", "local") for v in small)))
+    return Method(terms, views=views, wrap_model=heads, forward="separate")
 
 
 def ibot(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
-    centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
+    decay: float = 0.996,
+    temperature: float = 0.1,
+    sharp: float = 0.04,
+    settled: float = 0.07,
+    warm_up: float = 0.1,
+    centring: float = 0.9,
+    prototypes: int = 1024,
+    crops: int = 2,
+    hidden: float = 0.3,
+    spread: float = 0.2,
     whole: float = 0.5,
-) -> Method:  # fmt: skip
+) -> Method:
     """Image BERT with an online tokenizer: `dino`, whose student also tells what patches it cannot see look like.
 
     Equation::
@@ -148,8 +161,8 @@ def ibot(
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
         terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
-    looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
-    heads = base.prepare
+    looks = [View(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
+    heads = base.wrap_model
     assert isinstance(heads, Projectors)
     heads = replace(heads, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)
+    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)

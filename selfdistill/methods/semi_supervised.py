@@ -19,7 +19,7 @@ from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, Until
 from ..teachers import CertainLabels, Ema, Itself, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
-from ..views import Look, Views, two, weak_strong
+from ..views import View, Views, two, weak_strong
 
 
 def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 180) -> Method:
@@ -82,7 +82,7 @@ def ups(
             "label": Term(CertainLabels(*chosen), CrossEntropy()),
             "excluded": Term(CertainLabels(*chosen, excludes=True), Excluding()),
         },
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=generations,
     )
 
@@ -143,7 +143,7 @@ def vat(
     }
     if entropy:
         terms["entropy"] = Term(Itself(), Entropy(), view="unlabelled", weight=entropy)
-    return Method(terms, views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio))
+    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
 
 
 def uda(
@@ -178,9 +178,16 @@ def uda(
 
 
 def meta_pseudo_labels(
-    meta: float = 1.0, rate: float = 0.1, weight: float = 1.0, ramp: float = 1 / 60, temperature: float = 0.7,
-    confidence: float = 0.6, smoothing: float = 0.15, tune: float = 0.1, ratio: float = 7.0,
-) -> Method:  # fmt: skip
+    meta: float = 1.0,
+    rate: float = 0.1,
+    weight: float = 1.0,
+    ramp: float = 1 / 60,
+    temperature: float = 0.7,
+    confidence: float = 0.6,
+    smoothing: float = 0.15,
+    tune: float = 0.1,
+    ratio: float = 7.0,
+) -> Method:
     """Meta pseudo-labels: a student learns a teacher's labels, and the teacher from what they do for the student.
 
     Equation::
@@ -241,7 +248,7 @@ def pseudo_label(
             "label": Term(Labels(), CrossEntropy(), view="labelled"),
             "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )
 
 
@@ -299,7 +306,7 @@ def noisy_student(
             "label": Term(Labels(), CrossEntropy(smoothing=smoothing), view="labelled"),
             "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
         },
-        views=Views((Look("labelled", "labelled", "strong"), Look("unlabelled", "unlabelled", "strong")), ratio),
+        views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
         generations=generations,
     )
 
@@ -327,6 +334,6 @@ def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confid
     chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(chosen, CrossEntropy())},
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=stages + 1,
     )

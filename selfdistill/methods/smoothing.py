@@ -63,7 +63,7 @@ def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages
     """
     votes = f"dense:{layer}"
     others = Term(ZipfRanks(votes, power), AmongOthers(), weight=weight)
-    return Method({"label": Term(Labels(), CrossEntropy()), "others": others}, prepare=Features((votes,)))
+    return Method({"label": Term(Labels(), CrossEntropy()), "others": others}, wrap_model=Features((votes,)))
 
 
 def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str = "stages.1") -> Method:
@@ -93,7 +93,7 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
             "others": Term(WeakRanks(head), AmongOthers(), weight=others),
             "weak": Term(Labels(), CrossEntropy(smoothing=0.1), head=head, weight=weak),
         },
-        prepare=Features((head,)),
+        wrap_model=Features((head,)),
     )
 
 
@@ -215,4 +215,4 @@ def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> M
         terms["label" + end] = Term(Labels(), CrossEntropy(), view=mine)
         terms["kl" + end] = Term(told, KL(temperature), view=mine, weight=weight)
         terms["feature" + end] = Term(told, MeanDistance(), view=mine, head="feature", weight=mmd)
-    return Method(terms, views=two(), prepare=Features(("feature",), maps=False))
+    return Method(terms, views=two(), wrap_model=Features(("feature",), maps=False))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core import distributed
-from ..core.memory import Buffers, Held
-from ..core.parts import BaseTerm, Given, Pool, Teacher
+from ..core.memory import Buffers, FrozenCopy
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
@@ -64,7 +64,7 @@ class ClassMean(Teacher[_ClassMeans]):
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
 
-    def start(self, model: nn.Module, given: Given) -> _ClassMeans:
+    def start(self, model: nn.Module, given: BindArgs) -> _ClassMeans:
         return _ClassMeans()
 
     def space(self, head: str) -> str:
@@ -107,7 +107,7 @@ class Virtual(Teacher):
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
 
 
-class _Seeded(Held):
+class _Seeded(FrozenCopy):
     """An average of weights, and the seed of the draws."""
 
     seed: Tensor
@@ -133,7 +133,7 @@ class BetaRanked(Ema[_Seeded]):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: Given) -> _Seeded:
+    def start(self, model: nn.Module, given: BindArgs) -> _Seeded:
         return _Seeded(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -142,7 +142,7 @@ class BetaRanked(Ema[_Seeded]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def prepare(self, state: _Seeded, pool: Pool) -> None:
+    def prepare(self, state: _Seeded, pool: GenerationData) -> None:
         state.seed.fill_(pool.seed)
 
     def target(self, state: _Seeded, step: Forward, term: BaseTerm) -> Target:

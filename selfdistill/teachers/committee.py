@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.memory import Buffers
-from ..core.parts import BaseTerm, Given, Pool, Teacher
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -76,7 +76,7 @@ class _Weights(Buffers):
     """The weights of "general", and the rows they are estimated from."""
 
     weights: Tensor
-    pool: tuple[Pool, ...] = ()
+    pool: tuple[GenerationData, ...] = ()
 
     def __init__(self, peers: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Combined(Teacher[_Weights]):
         if self.how not in HOW:
             raise RecipeError(f"peers are combined by {', '.join(map(repr, HOW))}, not {self.how!r}")
 
-    def start(self, model: nn.Module, given: Given) -> _Weights:
+    def start(self, model: nn.Module, given: BindArgs) -> _Weights:
         return _Weights(len(self.views))
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -129,7 +129,7 @@ class Combined(Teacher[_Weights]):
             value = z[torch.arange(len(z), device=z.device), losses.argmin(1)]
         return Target(value, "logits", known)
 
-    def prepare(self, state: _Weights, pool: Pool) -> None:
+    def prepare(self, state: _Weights, pool: GenerationData) -> None:
         if self.how == "general":
             state.pool = (pool,)
 
@@ -139,5 +139,5 @@ class Combined(Teacher[_Weights]):
             return
         pool = state.pool[0]
         ids, y = pool.labelled[:MOST], pool.targets[:MOST]
-        p = torch.stack([F.softmax(pool.look(member, ids), dim=-1) for member in peers.members], dim=1)
+        p = torch.stack([F.softmax(pool.predict(member, ids), dim=-1) for member in peers.members], dim=1)
         state.weights = best_weights(p, y.to(p.device)).to(state.weights)

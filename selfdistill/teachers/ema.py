@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Buffers, Held, averages
+from ..core.memory import Buffers, FrozenCopy, averages
 from ..core.outputs import VALUES, space_of
-from ..core.parts import BaseTerm, Given, Teacher
+from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import SpaceError
@@ -92,7 +92,7 @@ class Centres(Buffers):
         self._buffers[head] = decay * self.of(head).to(now.device) + (1.0 - decay) * now
 
 
-class Centred(Held):
+class Centred(FrozenCopy):
     """Held weights and the means of what they say."""
 
     def __init__(self, module: nn.Module, train: bool) -> None:
@@ -121,7 +121,7 @@ class CentredMomentum(Momentum[Centred]):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: Given) -> Centred:
+    def start(self, model: nn.Module, given: BindArgs) -> Centred:
         return Centred(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Given, Teacher
+from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ancestors(Generation):
+class GenerationEnsemble(Generation):
     """The mean probability, or value, of all accepted earlier generations, frozen and in eval mode.
 
     With ``at_last`` they are the members of an ensemble: the last generation alone is taught, by all of them, whatever
@@ -38,7 +38,7 @@ class Ancestors(Generation):
 
     at_last: bool = False
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
         return previous if previous is None or isinstance(previous, Peers) else Peers([previous])
 
@@ -50,12 +50,12 @@ class Ancestors(Generation):
     def speaks(self, state: nn.Module, step: Forward) -> bool:
         """Is there anything to say in this generation?"""
         last = step.clock.generation == step.clock.generations - 1
-        return isinstance(state, Held) and (last or not self.at_last)
+        return isinstance(state, FrozenCopy) and (last or not self.at_last)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.speaks(state, step):
             return _silent(step.student(term.view, term.head), space_of(term.head))
-        if isinstance(state, Held) and isinstance(state.module, Peers):
+        if isinstance(state, FrozenCopy) and isinstance(state.module, Peers):
             state.module.values = term.head == "values"  # it says what it is asked for
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 
@@ -65,7 +65,7 @@ class Ancestors(Generation):
 
 
 @dataclass(frozen=True)
-class Members(Ancestors):
+class Members(GenerationEnsemble):
     """What each earlier generation says, side by side: their logits (rows, M x classes), member by member."""
 
     def space(self, head: str) -> str:
@@ -74,7 +74,7 @@ class Members(Ancestors):
         return "members"
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        if not self.speaks(state, step) or not isinstance(state, Held):
+        if not self.speaks(state, step) or not isinstance(state, FrozenCopy):
             return _silent(step.student(term.view, term.head), "members")
         return Target(step.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
 
@@ -86,13 +86,13 @@ def _silent(student: Tensor, space: str) -> Target:
     return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
 
 
-def wanted(method: Method) -> Ancestors | None:
+def wanted(method: Method) -> GenerationEnsemble | None:
     """The teacher that asks for all earlier generations, if a method has one."""
     teachers = (term.teacher for term in method.terms.values())
-    return next((teacher for teacher in teachers if isinstance(teacher, Ancestors)), None)
+    return next((teacher for teacher in teachers if isinstance(teacher, GenerationEnsemble)), None)
 
 
-class _Taken(Held):
+class _Taken(FrozenCopy):
     """A snapshot, and whether one was taken yet."""
 
     taken: Tensor
@@ -117,7 +117,7 @@ class Snapshot(Teacher[_Taken]):
         if self.cycles < 2:
             raise RecipeError(f"a snapshot teaches the next cycle: at least two are needed, not {self.cycles}")
 
-    def start(self, model: nn.Module, given: Given) -> _Taken:
+    def start(self, model: nn.Module, given: BindArgs) -> _Taken:
         return _Taken(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -149,7 +149,7 @@ class Snapshot(Teacher[_Taken]):
 
 
 @dataclass(frozen=True)
-class Beyond(Generation):
+class Extrapolated(Generation):
     """xi x last generation + (1 - xi) x label, as far as that is a distribution: what is below 0 is cut off.
 
     For xi in [0, 1] nothing is. Above 1 the label is moved away from, and for rows whose teacher gives it less than

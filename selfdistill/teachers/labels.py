@@ -95,7 +95,7 @@ class Itself(Teacher):
     view: str | None = None
     head: str | None = None
 
-    def own_view(self, term: BaseTerm) -> str | None:
+    def student_view(self, term: BaseTerm) -> str | None:
         return self.view
 
     def space(self, head: str) -> str:

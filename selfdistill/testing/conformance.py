@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .. import gates, losses, methods, models, schedules, teachers, terms, views
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, FunctionLoss, Gate, Given, Loss, LossFunction, Teacher, Term, as_loss
+from ..core.parts import Always, BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
@@ -182,7 +182,7 @@ def check_gate(gate: Gate) -> None:
         for head in [_HEAD_FOR.get(space, "logits"), *(["exits"] if space in DISTRIBUTIONS else [])]:
             model = tiny(0)
             term = Term(teachers.Labels(), losses.CrossEntropy(), head=head, gate=gate)
-            state = gate.start(model, Given())
+            state = gate.start(model, BindArgs())
             step = Forward(model, batch_of({"x": "all"}, 0), Clock()).run()
             student = step.student("x", head).detach()
             shape = tuple(element_shape(student))
@@ -317,7 +317,7 @@ def check_method(
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
     build = build or factory(method, 3)
-    build = method.prepare(build) if method.prepare else build
+    build = method.wrap_model(build) if method.wrap_model else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
         try:

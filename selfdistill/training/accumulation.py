@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.objective import Objective
-from ..core.parts import Measured
-from ..teachers import Held
+from ..core.parts import TermResult
+from ..teachers import FrozenCopy
 
 
 @contextlib.contextmanager
 def kept_buffers(objective: Objective) -> Iterator[None]:
     """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.modules() if isinstance(state, Held)]  # inside others too
+    held = [state.module for state in objective.states.modules() if isinstance(state, FrozenCopy)]  # inside others too
     before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
     try:
         yield
@@ -55,7 +55,7 @@ def counts(
     return {name: distributed.add(count) for name, count in found.items()}
 
 
-def add_up(rows: dict[str, Tensor], measured: dict[str, Measured], loss: Tensor) -> None:
+def add_up(rows: dict[str, Tensor], measured: dict[str, TermResult], loss: Tensor) -> None:
     """Add a micro-batch: per term its total, count, kept and valid, and under "" the loss."""
     more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
     more[""] = loss.detach().reshape(1)

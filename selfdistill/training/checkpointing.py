@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.step import Passes
-from ..core.vitals import Pulse
+from ..core.vitals import TermHealth
 from ..errors import CheckpointError, NotFiniteError
 from ..io import checkpoint, tensors
 from ..io.tensors import digest
@@ -233,5 +233,5 @@ def restore(trainer: Trainer) -> bool:
     trainer.history = log.cut(progress["log_bytes"])
     trainer.elapsed, trainer.steps_done = progress["elapsed"], progress["steps_done"]
     trainer.passes = Passes(*progress["passes"])
-    trainer.objective.pulse.update({name: Pulse(**pulse) for name, pulse in progress["pulse"].items()})
+    trainer.objective.pulse.update({name: TermHealth(**pulse) for name, pulse in progress["pulse"].items()})
     return True

@@ -34,7 +34,7 @@ from ..errors import DataError
 from ..evaluation.predict import predict_rows
 from ..evaluation.statistics import mcnemar, spend
 from ..teachers import PseudoLabels
-from ..teachers.self_training import Carried
+from ..teachers.self_training import InheritedPseudoLabels
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -163,7 +163,7 @@ def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
 def watched(method: Method) -> bool:
     """Does a generation of this method learn from labels of the one before?"""
     teachers = (term.teacher for term in method.terms.values())
-    return method.generations > 1 and any(isinstance(t, (Carried, PseudoLabels)) for t in teachers)
+    return method.generations > 1 and any(isinstance(t, (InheritedPseudoLabels, PseudoLabels)) for t in teachers)
 
 
 def watch(trainer: Trainer) -> None:
@@ -204,7 +204,7 @@ def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drif
 
 def _taught(trainer: Trainer) -> bool:
     """Does the generation at hand learn from real labels?"""
-    ids = trainer.objective.admitted()
+    ids = trainer.objective.eligible_ids()
     chosen = any(look.rows == "chosen" for look in trainer.method.views.looks)
     return not chosen or ids is None or bool(torch.isin(trainer.data.labelled, ids).any())
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..teachers.self_training import Bundle, Carried
+from ..teachers.self_training import InheritedPseudoLabels, PseudoLabelStore
 
 if TYPE_CHECKING:
     from ..core.objective import Method, Objective
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def collect(objective: Objective) -> dict[str, Tensor]:
     """What the states of an objective hand on to the next generation, by state and tensor."""
-    bundles = {name: state for name, state in objective.states.items() if isinstance(state, Bundle)}
+    bundles = {name: state for name, state in objective.states.items() if isinstance(state, PseudoLabelStore)}
     return {f"{name}.{key}": value for name, bundle in bundles.items() for key, value in bundle.carry().items()}
 
 
 def hand_on(carried: Mapping[str, Tensor], objective: Objective) -> None:
     """Give the states of a fresh objective what an earlier one has handed on."""
     for name, state in objective.states.items():
-        if isinstance(state, Bundle) and f"{name}.ids" in carried:
+        if isinstance(state, PseudoLabelStore) and f"{name}.ids" in carried:
             state.write(carried[f"{name}.ids"], carried[f"{name}.labels"])
 
 
@@ -38,7 +38,7 @@ def foreword(method: Method, unlabelled: int) -> str | None:
     last = method.generations - 1
     for term in method.terms.values():
         teacher = term.teacher
-        if isinstance(teacher, Carried) and teacher.fresh * last > unlabelled:
+        if isinstance(teacher, InheritedPseudoLabels) and teacher.fresh * last > unlabelled:
             again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
             first = unlabelled // teacher.fresh + 1
             exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {first} of {last}"

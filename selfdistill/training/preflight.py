@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Measured, Term
+from ..core.parts import BaseTerm, Term, TermResult
 from ..core.step import Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
@@ -69,7 +69,7 @@ def _check_sums(objective: Objective, step: Forward) -> None:
         if type(term).tally is Term.tally or step.rows(term.view) < 3:
             continue
 
-        def tally(part: Forward, seed: int = 0, name: str = name, term: BaseTerm = term) -> Measured:
+        def tally(part: Forward, seed: int = 0, name: str = name, term: BaseTerm = term) -> TermResult:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
@@ -94,7 +94,7 @@ def _check_sums(objective: Objective, step: Forward) -> None:
             )  # fmt: skip
 
 
-_COUNTS: tuple[Callable[[Measured], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
+_COUNTS: tuple[Callable[[TermResult], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
 
 
 def _near(a: float, b: float, size: float) -> bool:
@@ -121,7 +121,7 @@ def _output(trainer: Trainer, step: Forward, term: BaseTerm) -> Tensor:
     try:
         return step.student(term.view, term.head)
     except SpaceError as error:
-        prepared = trainer.method.prepare
+        prepared = trainer.method.wrap_model
         why = prepared.lacking(trainer.objective.student) if prepared else None
         if why is None:
             raise

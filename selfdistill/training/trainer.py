@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core import distributed
 from ..core.objective import Method, Objective
-from ..core.parts import Measured, Pool
+from ..core.parts import GenerationData, TermResult
 from ..core.step import Batch, Clock, Passes, members
 from ..data.dataset import Data
 from ..data.sampler import Drawn, Sampler
@@ -61,7 +61,7 @@ class Trainer:
         warn: Callable[[str], None] = print,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        self.build = method.prepare(build) if method.prepare else build
+        self.build = method.wrap_model(build) if method.wrap_model else build
         self.data, self.method, self.settings, self.folder = data, method, settings, folder
         self.external, self.device = external, torch.device(device)
         self.watch, self.warn, self.tell = watch, warn, tell
@@ -130,7 +130,7 @@ class Trainer:
         live(self.objective.to(self.device), s.cache)
         generations.hand_on(self.done[taken[-1]].carried if (taken := self.accepted()) else {}, self.objective)
         ids, teach = self.data.unlabelled, self.data.labelled
-        self.objective.prepare(Pool(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
+        self.objective.prepare(GenerationData(ids, self._look, clock, teach, s.seed, self.data.targets[teach]))
         self.sample(generation)
         per_epoch = self.sampler.steps_per_epoch
         epochs = -(-s.steps // per_epoch) if s.steps else s.epochs
@@ -155,7 +155,7 @@ class Trainer:
 
     def sample(self, generation: int) -> None:
         """Make the generation's sampler; teachers may have chosen which unlabelled rows it draws."""
-        s, admitted = self.settings, self.objective.admitted()
+        s, admitted = self.settings, self.objective.eligible_ids()
         self.sampler = Sampler(
             self.data,
             pinned(self.method),
@@ -265,7 +265,7 @@ class Trainer:
             self.watch(clock, batches, total)
         return total
 
-    def _refuse_unless_finite(self, measured: dict[str, Measured], loss: Tensor) -> None:
+    def _refuse_unless_finite(self, measured: dict[str, TermResult], loss: Tensor) -> None:
         """All processes stop together; the one that has seen the trouble says which samples."""
         bad = ~torch.isfinite(loss.detach())
         if not bool(distributed.add(bad.float())):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfdistill import gates, losses, teachers
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Gate, Measured, Teacher, Term
+from selfdistill.core.parts import Gate, Teacher, Term, TermResult
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.errors import SpaceError
 from selfdistill.losses import AmongOthers, CrossEntropy, Entropy, LogOneMinusInner, LogVariances, MeanNLL
@@ -149,7 +149,7 @@ def test_every_gate_of_the_table_keeps_something() -> None:
     assert not [gate for gate, trust in kept.items() if not trust > 0]
 
 
-def differs(term: Term, measured: Measured) -> bool:
+def differs(term: Term, measured: TermResult) -> bool:
     """Is there an element that is trusted and whose target is clearly not what the student says?"""
     seen = measured.seen
     assert seen is not None

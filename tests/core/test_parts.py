@@ -18,7 +18,6 @@ from selfdistill.core.parts import (
     BaseTerm,
     FunctionLoss,
     Gate,
-    Measured,
     PerElement,
     PerRow,
     PerTrust,
@@ -26,6 +25,7 @@ from selfdistill.core.parts import (
     Tally,
     Teacher,
     Term,
+    TermResult,
 )
 from selfdistill.core.step import Clock, Forward, Rows
 from selfdistill.core.targets import Target
@@ -34,7 +34,7 @@ from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import plain
 from selfdistill.teachers import Ema, Itself, Labels
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs, tiny
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def difference(student: Tensor, target: Target) -> Tensor:
     return (student - target.value).squeeze(-1)
 
 
-def measured(term: Any, output: Any) -> Measured:
+def measured(term: Any, output: Any) -> TermResult:
     """The term on rows for which the model says ``output``."""
     x = torch.tensor(output).requires_grad_()
     objective = Method({"t": term}).bind(nn.Identity())
@@ -220,10 +220,10 @@ def test_a_term_of_its_own_needs_the_protocol_only():
     class Norm(BaseTerm):
         weight: float = 0.5
 
-        def tally(self, state_of: Any, step: Forward) -> Measured:
+        def tally(self, state_of: Any, step: Forward) -> TermResult:
             z = step.student(self.view, self.head)
             rows = z.new_tensor(float(len(z)))
-            return Measured(Tally(z.square().sum(), rows), rows, rows)
+            return TermResult(Tally(z.square().sum(), rows), rows, rows)
 
     terms: Any = {"norm": Norm()}
     objective = Method(terms).bind(nn.Identity())
@@ -274,7 +274,7 @@ def test_each_teacher_sees_each_view_once():
         "c": Term(Ema(0.9, view="other"), KL(2.0)), "d": Term(Ema(0.5), KL()),
     }  # fmt: skip
     objective = Method(terms).bind(model)
-    averages = [s for s in objective.states.values() if isinstance(s, teachers.Held)]
+    averages = [s for s in objective.states.values() if isinstance(s, teachers.FrozenCopy)]
     assert len(averages) == 2
     calls: list[int] = []
     averages[0].module.register_forward_hook(lambda *_: calls.append(1))
@@ -340,7 +340,7 @@ def test_the_terms_of_a_method_are_its_own():
 
 
 @pytest.mark.parametrize(
-    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), Look("x"), Views(), Clock()]
+    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), Clock()]
 )
 def test_assignment_is_refused(value):
     """Frozen: nothing about a recipe changes after it was made."""

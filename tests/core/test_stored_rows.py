@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.memory import Buffers
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import BaseTerm, Given, Teacher, Term
+from selfdistill.core.parts import BaseTerm, BindArgs, Teacher, Term
 from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy
@@ -52,7 +52,7 @@ class Reservoir(Buffers):
 class Replay(Teacher[Reservoir]):
     """What the student said of past rows when they were shown (dark experience replay)."""
 
-    def start(self, model: nn.Module, given: Given) -> Reservoir:
+    def start(self, model: nn.Module, given: BindArgs) -> Reservoir:
         return Reservoir()
 
     def rows(self, state: Reservoir, batch: Batch, address: Address) -> Rows | None:

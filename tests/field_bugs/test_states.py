@@ -18,7 +18,7 @@ from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd
-from selfdistill.teachers import Ema, External, Frozen, Held, History, Itself, Labels, LastBatch, LastEpoch, Peers
+from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, History, Itself, Labels, LastBatch, LastEpoch, Peers
 from tests import signals
 from tests.signals import LABEL, caught, train
 
@@ -43,7 +43,7 @@ class WeightsOnly(Ema):
     """Forgets the buffers."""
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
-        teacher, student = cast(Held, state).module, steps[0].owner
+        teacher, student = cast(FrozenCopy, state).module, steps[0].owner
         for mine, now in zip(teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(now, 1.0 - self.decay)
 
@@ -53,7 +53,7 @@ class AllAlike(Ema):
     """Averages whatever it finds, so that a counter is rounded down again and again."""
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
-        teacher, student = cast(Held, state).module.state_dict(), steps[0].owner.state_dict()
+        teacher, student = cast(FrozenCopy, state).module.state_dict(), steps[0].owner.state_dict()
         for name, mine in teacher.items():
             mine.copy_(self.decay * mine + (0 if name.endswith("tracked") else 1.0 - self.decay) * student[name])
 
@@ -278,8 +278,8 @@ def test_bug_22_no_peer_is_taught_by_itself() -> None:
     """Moving one peer's output moves the others' targets and leaves its own where it was."""
     torch.manual_seed(0)
     method = mutual(peers=3)
-    assert method.prepare is not None
-    model: Any = method.prepare(lambda: nn.Linear(4, CLASSES))()
+    assert method.wrap_model is not None
+    model: Any = method.wrap_model(lambda: nn.Linear(4, CLASSES))()
     objective = method.bind(model)
     term: Any = method.terms["peers"]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfdistill.core.parts import Always, Gate, Given, Term
+from selfdistill.core.parts import Always, BindArgs, Gate, Term
 from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
@@ -28,7 +28,7 @@ def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = 
     step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), Clock()).run()
     term = Term(Itself(), CrossEntropy(), gate=gate)
     model = nn.Identity()
-    return gate.weigh(gate.start(model, Given()), student, target.spread(student), step, term)
+    return gate.weigh(gate.start(model, BindArgs()), student, target.spread(student), step, term)
 
 
 rows = st.lists(st.lists(st.integers(1, 50), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.core.logits import Head
-from selfdistill.core.parts import Given
+from selfdistill.core.parts import BindArgs
 from selfdistill.core.step import Clock, Forward, ForwardPlan
 from selfdistill.language import batched
 from selfdistill.language.teachers import Ema
@@ -24,7 +24,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     monkeypatch.setattr(batched, "LOOK", room)
     model, asked = shaken(student(lora=4)), list[Tensor]()
     judge = Ema(0.5)
-    state = judge.start(model, Given())
+    state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
     look = Causal.look

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from selfdistill.core.parts import Given, Term
+from selfdistill.core.parts import BindArgs, Term
 from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
@@ -20,7 +20,7 @@ from selfdistill.models.causal_lm import Causal, Pretrained, of_model
 from tests.language.tiny import batch_of, doubled, shaken, spoken, student, tokenizer
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]
-GIVEN = Given(None, None, None)
+GIVEN = BindArgs(None, None, None)
 
 
 def batch() -> Batch:
@@ -76,7 +76,7 @@ def test_base_holds_what_origin_gives() -> None:
 
 def test_previous_is_the_model_that_is_given() -> None:
     model, before = student(), shaken(student(), seed=5)
-    state = Previous().start(model, Given(before, None, None))
+    state = Previous().start(model, BindArgs(before, None, None))
     shaken(before, seed=6)  # it may be reused
     again = shaken(student(), seed=5)
     close(said(Previous(), state, model), doubled(again), model)

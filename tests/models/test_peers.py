@@ -25,7 +25,7 @@ from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, Mean, Peers
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Ancestors, Combined, Itself, Labels, Members, Stale
+from selfdistill.teachers import Combined, GenerationEnsemble, Itself, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
 from selfdistill.terms import Cooling, RowMeanCooling
 from selfdistill.training.callbacks import pairwise
@@ -177,7 +177,7 @@ def test_old_copies_teach_until_they_are_renewed() -> None:
 def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
     x, y = torch.randn(4, 6, generator=generator), torch.arange(4) % 4
     earlier = models(3)
-    for kind, last in itertools.product((Ancestors, Members), (False, True)):
+    for kind, last in itertools.product((GenerationEnsemble, Members), (False, True)):
         method = Method({"t": Term(kind(at_last=last), DirichletNLL() if kind is Members else KL())}, generations=4)
         for generation in (1, 3):
             clock = Clock(generation, 4)

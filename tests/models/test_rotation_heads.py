@@ -77,7 +77,7 @@ def test_a_joint_label_is_the_class_and_the_turn_and_a_row_without_one_has_none(
 
 def test_rows_that_cannot_be_rotated_are_refused():
     method = sla_sd()
-    assert method.prepare is not None
+    assert method.wrap_model is not None
     for shape in ((2, 6), (2, 1, 4, 6)):
         with pytest.raises(SpaceError, match="square images"):
-            method.bind(method.prepare(build)())({"x": torch.rand(shape), "y": torch.tensor([0, 1])})
+            method.bind(method.wrap_model(build)())({"x": torch.rand(shape), "y": torch.tensor([0, 1])})

@@ -15,7 +15,7 @@ from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import beyond, snapshot_distillation
-from selfdistill.teachers import Beyond, Snapshot
+from selfdistill.teachers import Extrapolated, Snapshot
 from selfdistill.testing.specimens import same_bits
 from selfdistill.training.fit import fit
 from tests.harness import build, tiny_data
@@ -80,13 +80,13 @@ def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_b
 
 
 def mixed(xi, teacher_logits, label):
-    """What `Beyond` says of one row whose teacher has these logits."""
+    """What `Extrapolated` says of one row whose teacher has these logits."""
 
     class Always(nn.Module):
         def forward(self, x):
             return torch.tensor([teacher_logits])
 
-    term = Term(Beyond(xi=xi), CrossEntropy())
+    term = Term(Extrapolated(xi=xi), CrossEntropy())
     objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=Clock(1, 2))
     state = objective.states["t_beyond"]
     step = objective.forward_views({"x": torch.zeros(1, 1), "y": torch.tensor([label])})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Pool, Teacher, Term
+from selfdistill.core.parts import GenerationData, Teacher, Term
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SpaceError
@@ -137,7 +137,7 @@ def test_the_labelled_share_is_that_of_the_pool() -> None:
     objective = method.bind(Says())
     batch = {"x": torch.tensor([[1.0, 0.0]]), "y": torch.tensor([0])}
     whole = float(objective(batch).detach())
-    objective.prepare(Pool(torch.arange(6), lambda m, i: i, Clock(), torch.arange(2)))
+    objective.prepare(GenerationData(torch.arange(6), lambda m, i: i, Clock(), torch.arange(2)))
     assert float(objective(batch).detach()) == pytest.approx(whole / 4)
 
 

@@ -260,7 +260,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=why):
             made()
-    with pytest.raises(SpaceError, match=r"not a Sequential; prepare=Paired\(\)"):
+    with pytest.raises(SpaceError, match=r"not a Sequential; wrap_model=Paired\(\)"):
         Feedback(head="logits").tally(
             lambda part: nn.Identity(), alone(Feedback(head="logits"), network(0)).forward_views(batch())
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, Term
 from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
-from selfdistill.core.vitals import Seen
+from selfdistill.core.vitals import TermTrace
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.losses import KL, CrossEntropy, Squared
@@ -117,7 +117,7 @@ def test_any_teacher_can_stay_where_it_was(teacher: Any) -> None:
     assert not torch.allclose(plain.student, moved.student, atol=1e-3)
 
 
-def said(term: Term, batch: dict[str, Tensor]) -> Seen:
+def said(term: Term, batch: dict[str, Tensor]) -> TermTrace:
     """What a term compared."""
     objective = Method({"t": term}).bind(tiny(0))
     seen = term.tally(partial(objective.state_of, "t"), objective.forward_views(batch)).seen

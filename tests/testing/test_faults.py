@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core.memory import Table
+from selfdistill.core.memory import SampleMemory
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import BaseTerm, FunctionLoss, Gate, Given, Teacher, Term
+from selfdistill.core.parts import BaseTerm, BindArgs, FunctionLoss, Gate, Teacher, Term
 from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
-from selfdistill.teachers import Held, Labels, LastEpoch
+from selfdistill.teachers import FrozenCopy, Labels, LastEpoch
 from selfdistill.testing.conformance import check_gate, check_loss, check_method, check_teacher, check_value
 from selfdistill.testing.specimens import CLASSES, tiny
 
@@ -211,7 +211,7 @@ class Taught(Teacher):
 
     fault: str = ""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if self.fault == "alias":
             state = nn.Module()
             state.module = model
@@ -220,7 +220,7 @@ class Taught(Teacher):
             state = nn.Module()
             state.module = tiny(5, dropout=0.5).requires_grad_(False)
             return state
-        held = Held(tiny(5))
+        held = FrozenCopy(tiny(5))
         held.words = []  # type: ignore[assignment]
         if self.fault == "trainable":
             held.requires_grad_()
@@ -316,8 +316,8 @@ class Mute(Term):
 class Secret(LastEpoch):
     """Keeps a count that its state_dict does not know of."""
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        table = Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        table = SampleMemory()
         table.visits = [0]  # type: ignore[assignment]
         return table
 
@@ -334,7 +334,7 @@ class Secret(LastEpoch):
 class Borrowed(Teacher):
     """Teaches by the student's own weights under another name."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         state = nn.Module()
         state.module = model
         return state

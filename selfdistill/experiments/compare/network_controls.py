@@ -31,7 +31,7 @@ from ...io.run_record import Request
 from ...losses import CrossEntropy, Squared
 from ...methods.controls import distil, label_smoothing, plain
 from ...models.peers import Peers, product
-from ...teachers import Ema, Held, Labels
+from ...teachers import Ema, FrozenCopy, Labels
 from ...training.fit import Result, fit
 from ..network_task import Prepared, batch_size_for, prepare, suitable_threads
 from .controls import Kind
@@ -263,7 +263,7 @@ def _longer(bench: Bench) -> dict[str, Any]:
     found = bench.train(averaged())
     last = found.generations[-1]
     assert found.objective is not None
-    held = next(state for state in found.objective.states.values() if isinstance(state, Held))
+    held = next(state for state in found.objective.states.values() if isinstance(state, FrozenCopy))
     uses = {
         LONGER: heard(found.model, bench.data, last.weights),
         STOPPED: heard(found.model, bench.data, last.best),
