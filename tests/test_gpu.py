@@ -20,8 +20,8 @@ from selfdistill.losses.chunked.divergences import divergence
 from selfdistill.losses.chunked.sweep import Top
 from selfdistill.methods import recipes
 from tests.harness import build, building_for, record
-from tests.language import naive
 from tests.language.tiny import prompts, student
+from tests.losses.chunked import naive
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -21,9 +21,10 @@ from selfdistill.data.prompts import of_examples
 from selfdistill.errors import RecipeError
 from selfdistill.language import contexts, recipes
 from selfdistill.language.sampling import export
-from selfdistill.language.trainer import LanguageTrainer
+from selfdistill.language.trainer import LanguageTask
 from selfdistill.models.causal_lm import Causal, Pretrained
 from selfdistill.training.settings import Settings
+from selfdistill.training.trainer import Trainer
 
 OURS, PEER, PEER_LEAN = "selfdistill", "TRL", "TRL, gradient checkpointing off"
 BATCH, TOKENS, RANK, RATE, SKIP = 8, 48, 16, 0.01, 3
@@ -76,15 +77,15 @@ def serve(asked: str) -> None:
     """Our side, in a process of its own."""
     paced, wanted = trl_peer.Paced(), json.loads(asked)
     torch.set_num_threads(wanted["threads"])
-    trainer = prepared(wanted)
+    trainer, task = prepared(wanted)
     paced.say(ready=True, versions={"torch": torch.__version__})
     while True:
         paced.begin()
         trainer.step()
-        paced.end(weights=sum(p.numel() for p in trainer.model.learning().values()))
+        paced.end(weights=sum(p.numel() for p in task.writer.model.learning().values()))
 
 
-def prepared(wanted: dict[str, Any]) -> LanguageTrainer:
+def prepared(wanted: dict[str, Any]) -> tuple[Trainer, LanguageTask]:
     """The trainer that `language.trainer.fit` would drive, before its first step."""
     tokens = wanted["tokens"]
 
@@ -97,9 +98,10 @@ def prepared(wanted: dict[str, Any]) -> LanguageTrainer:
     data = of_examples(rows, "made on the spot", audit=0.0, test=0.0)
     method = recipes.sdft(wanted["rate"], wanted["skip"], max_tokens=tokens)
     settings = Settings(epochs=1000, batch_size=wanted["batch"], clip=1.0, lr=wanted["lr"], vitals=False)
-    trainer = LanguageTrainer(build, data.sealed(), method, settings)
+    task = LanguageTask(build, data.sealed(), method)
+    trainer = Trainer(task, method, settings)
     trainer.begin(0)
-    return trainer
+    return trainer, task
 
 
 class Side:

@@ -1,4 +1,4 @@
-"""The audit: may this generation teach the next one, and may it be the product?
+"""The audit: it decides whether a generation may teach the next one, and which is the final model.
 
 The audit split is labelled and never teaches. After a generation, candidate and champion (the best one audited so far)
 are compared row by row on it. The split is used again for every generation, so the level of the test is spent over
@@ -111,33 +111,50 @@ class Audit:
             said += f"; --audit-folds 5 would audit all {rows + labelled} labels and see {pooled:.1f} points"
         return said
 
-    def decide(self, number: int, candidate: Sequence[float], champion: Sequence[float], *, against: int,
-               what: str = "generation") -> Decision:  # fmt: skip
+    def decide(
+        self,
+        number: int,
+        candidate: Sequence[float],
+        champion: Sequence[float],
+        *,
+        against: int,
+        what: str = "generation",
+        audit: int | None = None,
+        rejected: str = "rolled back",
+    ) -> Decision:
         """Compare the losses of two models on the same rows (for accuracy: 0 where right, else 1).
 
         ``strict`` is McNemar's exact one-sided test, or Student's paired one for other measures. ``safe`` tests that
         the candidate is not worse by ``delta``: for accuracy by Tango's score test if it is given and else by the
         normal approximation to the paired difference, for other measures by Student's test.
 
+        Args:
+            number: of the candidate.
+            candidate, champion: losses of the two by row.
+            against: number of the champion; -1 is the model before training.
+            what: what is numbered.
+            audit: number of this audit, over which the level is spent [default: that of the candidate].
+            rejected: what is said of a candidate that is not accepted.
+
         Raises:
             DataError: the two were not audited on the same rows.
         """
+        other = "the model before training" if against < 0 else f"{what} {against}"
         if len(candidate) != len(champion):
             raise DataError(
-                f"{what} {number} was audited on {len(candidate)} rows and {what} {against} on {len(champion)}; audit "
+                f"{what} {number} was audited on {len(candidate)} rows and {other} on {len(champion)}; audit "
                 "both on the same split"
             )
-        rows, level = len(candidate), spend(self.level, number, self.planned)
+        rows, level = len(candidate), spend(self.level, number if audit is None else audit, self.planned)
         gains = np.asarray(champion, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p, delta = self._improved(gains, better, worse) if self.policy == "strict" else self._not_worse(gains, level)
         accepted = p <= level
-        asked = self._asked(accepted, delta, rows, level, f"{what} {against}")
+        asked = self._asked(accepted, delta, rows, level, other)
         counted = f"{better} rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g}"
         if not better and not worse:  # then p is no probability of anything
             counted = f"no row better or worse, of {rows}"
-        taken = "accepted" if accepted else "rolled back"
-        why = f"{what} {number} {taken}: {asked} ({counted})"
+        why = f"{what} {number} {'accepted' if accepted else rejected}: {asked} ({counted})"
         return Decision(number, accepted, why, against, better, worse, rows, float(gains.mean()), p, level, delta)
 
     def _asked(self, accepted: bool, delta: float | None, rows: int, level: float, other: str) -> str:
@@ -213,13 +230,18 @@ def row_losses(logits: Tensor, y: Tensor, measure: str = "accuracy") -> list[flo
     return [float(loss) for loss in losses]
 
 
-def champion(losses: Sequence[Sequence[float]], accepted: Sequence[int]) -> int:
+def champion(
+    losses: Sequence[Sequence[float]], accepted: Sequence[int], baseline: Sequence[float] | None = None
+) -> int:
     """The accepted generation with the smallest loss over the audit rows; of equals the earliest.
 
-    >>> champion([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], [0, 1, 2])
-    1
+    -1 where ``baseline``, the losses of the model before training, has a smaller loss still.
+
+    >>> champion([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], [0, 1, 2]), champion([[0.0, 1.0]], [0], [0.0, 0.5])
+    (1, -1)
     """
-    return min(accepted, key=lambda g: (math.fsum(losses[g]), g))
+    best = min(accepted, key=lambda g: (math.fsum(losses[g]), g))
+    return -1 if baseline is not None and math.fsum(losses[best]) > math.fsum(baseline) else best
 
 
 def exhausted(losses: Sequence[Sequence[float]], patience: int | None) -> bool:

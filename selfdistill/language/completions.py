@@ -1,23 +1,27 @@
-"""A recipe for language models: terms, where completions come from, what the teacher reads, how generations follow."""
+"""A recipe for language models: terms, where completions come from, what the teacher reads, how generations follow.
+
+A `Writer` has a model write the completions that a recipe asks for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from .. import rng
-from ..core.objective import Method
-from ..core.step import Clock
+from ..core import distributed
+from ..core.objective import Method, Objective
+from ..core.step import Clock, Passes
+from ..data.prompts import Prompts
 from ..errors import RecipeError
-from .contexts import Context, Nothing, Rollout, paired
-from .sampling import Sampling, distinct
+from ..models.causal_lm import Causal, fits
+from .contexts import Context, Nothing, Rollout, completed, paired, rendered
+from .sampling import Beside, Engine, Referee, Sampling, Waiting, by_transformers, distinct, ends, roll
 from .terms import Distil
-
-if TYPE_CHECKING:
-    from .trainer import LanguageTrainer
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Source:
     samples: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         """``samples`` completions for each prompt, those of a prompt one after another."""
         raise NotImplementedError
 
@@ -39,9 +43,9 @@ class OnPolicy(Source):
 
     sampling: Sampling = Sampling()
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
-        address = (trainer.settings.seed, "rollout", clock.generation, clock.step)
-        return trainer.roll(ids, self.sampling, address, self.samples)
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        address = (writer.seed, "rollout", clock.generation, clock.step)
+        return writer.roll(ids, self.sampling, address, self.samples)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ class Together(Source):
         if replace(self.sampling, max_tokens=1) != Sampling(max_tokens=1):
             raise RecipeError("Together: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
-        address = (trainer.settings.seed, "rollout", clock.generation, clock.step)
-        return trainer.roll(ids, self.sampling, address, self.samples, share=self.share)
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        address = (writer.seed, "rollout", clock.generation, clock.step)
+        return writer.roll(ids, self.sampling, address, self.samples, share=self.share)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Given(Source):
 
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
-        return [trainer.given(i) for i in ids]
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        return [writer.demonstration(i) for i in ids]
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,10 @@ class Mixed(Source):
     sampling: Sampling = Sampling()
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
-        u = rng.uniform((trainer.settings.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+        u = rng.uniform((writer.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
         source: Source = OnPolicy(1, self.sampling) if float(u) <= self.share else Given()
-        return source.rollouts(trainer, ids, clock)
+        return source.rollouts(writer, ids, clock)
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,17 @@ class Once(Source):
             return self.threshold[min(generation, len(self.threshold) - 1)]
         return self.threshold
 
-    def rollouts(self, trainer: LanguageTrainer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         least, part = self.least(clock.generation), ids[0] if ids else 0
-        address = (trainer.settings.seed, "written", clock.generation, part)
-        drawn = trainer.roll(ids, self.sampling, address, self.samples, self.context)
-        kept = [r for r in drawn if worth(r, trainer.stop) and (least is None or (r.reward or 0.0) >= least)]
+        address = (writer.seed, "written", clock.generation, part)
+        drawn = writer.roll(ids, self.sampling, address, self.samples, self.context)
+        kept = [r for r in drawn if worth(r, writer.stop) and (least is None or (r.reward or 0.0) >= least)]
         missing = [i for i in ids if i not in {r.example for r in kept}]
         if self.rescue is not None and missing:
-            again = trainer.roll(missing, self.sampling, (*address, 1), 1, self.rescue)
-            kept += [r for r in again if worth(r, trainer.stop) and (r.reward or 0.0) >= (least or 0.0)]
+            again = writer.roll(missing, self.sampling, (*address, 1), 1, self.rescue)
+            kept += [r for r in again if worth(r, writer.stop) and (r.reward or 0.0) >= (least or 0.0)]
         if self.instead:
-            kept += [trainer.given(i) for i in ids if i not in {r.example for r in kept}]
+            kept += [writer.demonstration(i) for i in ids if i not in {r.example for r in kept}]
         return sorted(distinct(kept), key=lambda r: ids.index(r.example))
 
 
@@ -195,12 +199,130 @@ class Language(Method):
         return replace(self, source=replace(self.source, sampling=change(self.sampling)))  # type: ignore[call-arg]
 
 
-def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+class Writer:
+    """Has a model write completions for prompts, and checks them.
+
+    Args:
+        method: what its teacher reads, and who writes beside the model.
+        data: the prompts.
+        seed: of the run.
+        max_tokens: the longest greedy answer.
+        engine: what writes completions.
+        hear: called now and then with how far the model is.
+
+    Attributes:
+        model: who writes; set it before anything is written.
+        objective: holds the states of the method's teachers.
+        autocast: the context of its passes.
+        drawn: completions written so far by `roll`, and ``passes``, what they took.
+        alike: whether all processes write the same, rather than each its own.
+    """
+
+    model: Causal
+    objective: Objective
+    autocast: Callable[[], Any] = nullcontext
+
+    def __init__(
+        self,
+        method: Language,
+        data: Prompts,
+        *,
+        seed: int = 0,
+        max_tokens: int = 256,
+        engine: Engine = by_transformers,
+        hear: Callable[[str], None] | None = None,
+    ) -> None:
+        self.method, self.data, self.seed, self.engine, self.hear = method, data, seed, engine, hear
+        self.greedy, self.referee = Sampling(0.0, max_tokens=max_tokens), Referee()
+        self.drawn, self.passes, self.alike = 0, Passes(), False
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def stop(self) -> list[int]:
+        """The tokens that end a completion."""
+        return ends(self.model)
+
+    def waiting(self, what: str, prompts: int) -> Waiting:
+        """The engine for so many prompts, telling how far it is."""
+        return Waiting(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
+
+    def prompt(self, example: int, context: Context | None = None) -> list[int]:
+        """Token ids of an example's prompt, or of a context's; of the plain prompt where that has nothing to add."""
+        row = self.data.rows[example]
+        plain = rendered(self.tokenizer, row.messages)
+        if context is None or isinstance(context, Nothing):
+            return plain
+        return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
+
+    def demonstration(self, example: int) -> Rollout:
+        """The demonstration as a completion, ended as the model ends its own.
+
+        Raises:
+            DataError: it does not fit into the model's context.
+        """
+        row = self.data.rows[example]
+        text = row.demonstration or ""
+        rollout = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
+        place = f"a demonstration (line {row.line} of {self.data.name})"
+        fits(rollout.prompt, self.model, len(rollout.ids), place)
+        return rollout
+
+    def roll(
+        self,
+        examples: Sequence[int],
+        sampling: Sampling,
+        address: rng.Address,
+        samples: int = 1,
+        context: Context | None = None,
+        share: float = 0.0,
+    ) -> list[Rollout]:
+        """Checked completions, ``samples`` of each example.
+
+        Args:
+            examples: ids of rows of the data.
+            sampling: how tokens are drawn.
+            address: of the random numbers; what is drawn depends on nothing else.
+            samples: completions of each example.
+            context: what is read while they are written; they are learnt after the plain prompt.
+            share: of the teacher in each token.
+        """
+        if distributed.size() > 1 and not self.alike:
+            address = (*address, distributed.rank())
+        prompts = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
+        by = self._beside([i for i, _ in prompts], share) if share else None
+        self.passes += Passes(teacher=len(prompts) * (1 + bool(by)))
+        self.drawn += len(prompts)
+        engine = self.waiting("completions are written", len(prompts))
+        with self.autocast():
+            rollouts = roll(self.model, prompts, sampling, address, engine, by)
+        if context is not None and not isinstance(context, Nothing):
+            # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
+            rollouts = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in rollouts]
+        return [self.referee(r, self.data.rows[r.example]) for r in rollouts]
+
+    def _beside(self, examples: Sequence[int], share: float) -> Beside:
+        """The teacher of a method that has one, reading its context as it is before any attempt."""
+        ((name, term),) = self.method.distils.items()
+        prompts = [self.prompt(i, self.method.context) for i in examples]
+        return Beside(term.teacher, self.objective.state_of(name, term.teacher), share, prompts)
+
+
+def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What the terms read of these rollouts: view -> (pairs of prompt and completion, rewards, ids).
 
     ``unread`` counts teacher's prompts that, made of rollouts, do not fit into the model's context: the teacher has
     nothing to say there. Prompts that do not depend on rollouts were all measured before step 0.
     """
+    method = writer.method
     groups: dict[int, list[int]] = {}
     for row, rollout in enumerate(rollouts):
         groups.setdefault(rollout.example, []).append(row)
@@ -217,10 +339,10 @@ def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout
         for example, members in groups.items():
             siblings = [rollouts[m] for m in members]
             for own, row in enumerate(members):
-                prompt = paired(trainer.tokenizer, context, trainer.data.rows[example], siblings, own)
+                prompt = paired(writer.tokenizer, context, writer.data.rows[example], siblings, own)
                 if prompt is None:
                     continue
-                if trainer.model.holds(len(prompt) + len(rollouts[row].ids)):
+                if writer.model.holds(len(prompt) + len(rollouts[row].ids)):
                     made[row] = (prompt, rollouts[row].ids)
                 else:
                     found["unread"] += 1
@@ -228,7 +350,7 @@ def views(method: Language, trainer: LanguageTrainer, rollouts: Sequence[Rollout
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
     if "preferred" in method.terms:
         found["other"] = found["x"]
-        found["x"] = [(r.prompt, trainer.given(r.example).ids) for r in rollouts]
+        found["x"] = [(r.prompt, writer.demonstration(r.example).ids) for r in rollouts]
     return found
 
 

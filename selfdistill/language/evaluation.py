@@ -1,11 +1,11 @@
-"""Is the signal of a language model's teacher alive, and does it teach what it should? Asked of a few audit prompts."""
+"""Language models evaluated: on audit rows and prior tasks, by vitals of the teacher, and by checks before step 0."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,15 @@ from ..core import distributed
 from ..core.logits import Source
 from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes, Rows
 from ..data.prompts import Prompts
+from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, completions, packed
-from .completions import views
-from .contexts import Context, Rollout, completed, rendered
+from ..models.causal_lm import Causal, completions, fits, packed
+from ..training.state import Evaluation
+from .completions import Writer, views
+from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
 from .sampling import Engine, Referee, Sampling, Waiting, by_transformers, roll
-
-if TYPE_CHECKING:
-    from .trainer import LanguageTrainer
+from .teachers import External, Live
 
 #: Words of doubt; a teacher that has read the solution stops saying them (arXiv 2603.24472).
 DOUBT = re.compile(r"\b(wait|hmm+|maybe|perhaps|actually|let me (re)?check|not sure|alternatively|i think)\b", re.I)
@@ -90,18 +90,23 @@ def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
     return {"accuracy" if right else "nll": 1 - mean if right else mean, **kept}
 
 
-def judged(trainer: LanguageTrainer) -> dict[str, Any]:
-    """Losses on the audit rows and on the suite, of the model as it is."""
-    data, suite = trainer.data, trainer.suite
-    who = f"generation {trainer.objective.clock.generation}" if trainer.before else "the model before"
-    wait = trainer.waiting(f"{who} answers", len(data.audit) + (0 if suite is None else len(suite.test)))
-    how = (trainer.greedy, trainer.referee, wait)
-    with distributed.whole(trainer.model):
-        found: dict[str, Any] = {"losses": losses(trainer.model, data, data.audit.tolist(), *how)}
+def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
+    """Losses of the writer's model on the audit rows and on prior tasks, with their means.
+
+    Args:
+        writer: who answers.
+        suite: prior tasks, whose test rows are asked.
+        who: its name, for messages of progress.
+    """
+    data, model = writer.data, writer.model
+    wait = writer.waiting(f"{who} answers", len(data.audit) + (0 if suite is None else len(suite.test)))
+    how = (writer.greedy, writer.referee, wait)
+    with distributed.whole(model):
+        by_row: dict[str, Any] = {"losses": losses(model, data, data.audit.tolist(), *how)}
         if suite is not None:
-            found["suite"] = losses(trainer.model, suite, suite.test.tolist(), *how)
-    trainer.passes += Passes(evaluation=sum(map(len, found.values())))
-    return found
+            by_row["suite"] = losses(model, suite, suite.test.tolist(), *how)
+    passes = Passes(evaluation=sum(map(len, by_row.values())))
+    return Evaluation(figures(by_row, checked(data)), by_row["losses"], by_row.get("suite", []), passes)
 
 
 def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
@@ -110,7 +115,7 @@ def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
     return model.says(x), ids[real]
 
 
-def look(trainer: LanguageTrainer) -> dict[str, Any]:
+def look(writer: Writer) -> dict[str, Any]:
     """How the teacher fares, how far the student went, and what its answers are like.
 
     ``accuracy``, and ``teacher_accuracy`` of the same weights with the context before them; ``kl`` of teacher and
@@ -118,24 +123,25 @@ def look(trainer: LanguageTrainer) -> dict[str, Any]:
     words of uncertainty in a hundred; ``style``: share of the KL on tokens of style; ``leakage``: share of answers that
     speak of what was not shown.
     """
-    ids = (trainer.data.audit if len(trainer.data.audit) else trainer.data.labelled)[:LOOKED_AT].tolist()
-    method, sampling = trainer.method, trainer.method.sampling or trainer.greedy
-    drawn = trainer.roll(ids, sampling, (trainer.settings.seed, "vitals", trainer.objective.clock.generation))
+    data = writer.data
+    ids = (data.audit if len(data.audit) else data.labelled)[:LOOKED_AT].tolist()
+    method, sampling = writer.method, writer.method.sampling or writer.greedy
+    drawn = writer.roll(ids, sampling, (writer.seed, "vitals", writer.objective.clock.generation))
     answers = [r for r in drawn if r.ids]
     if not answers:
         return {}
-    x = packed([(r.prompt, r.ids) for r in answers]).to(trainer.device)
-    source, _ = read(trainer.model, x)
+    x = packed([(r.prompt, r.ids) for r in answers]).to(writer.device)
+    source, _ = read(writer.model, x)
     words = sum(max(1, len(r.text.split())) for r in answers)
     found: dict[str, Any] = {
         "accuracy": _mean([r.reward for r in answers]),
         "length": sum(len(r.ids) for r in answers) / len(answers),
-        "entropy": float(entropies(source, trainer.model.vocabulary).mean()),
+        "entropy": float(entropies(source, writer.model.vocabulary).mean()),
         "doubt": 100 * sum(len(DOUBT.findall(r.text)) for r in answers) / words,
         "leakage": sum(bool(LEAK.search(r.text)) for r in answers) / len(answers),
-        "kl_to_start": _to_start(trainer, x, source),
+        "kl_to_start": _to_start(writer, x, source),
     }
-    return found | _teacher(trainer, method.context, answers, ids)
+    return found | _teacher(writer, method.context, answers, ids)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -143,14 +149,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _to_start(trainer: LanguageTrainer, x: Tensor, source: Source) -> float | None:
+def _to_start(writer: Writer, x: Tensor, source: Source) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
-    if not trainer.model.adapted:
+    if not writer.model.adapted:
         return None
-    with trainer.model.without_adapter():
-        start, _ = read(trainer.model, x)
+    with writer.model.without_adapter():
+        start, _ = read(writer.model, x)
     with torch.no_grad():
-        return float(divergence(start, source, ForwardKL(), vocabulary=trainer.model.vocabulary).values.mean())
+        return float(divergence(start, source, ForwardKL(), vocabulary=writer.model.vocabulary).values.mean())
 
 
 class Opinion(NamedTuple):
@@ -164,38 +170,114 @@ class Opinion(NamedTuple):
 
 
 @torch.no_grad()
-def opinion(trainer: LanguageTrainer, name: str, answers: Sequence[Rollout]) -> Opinion | None:
+def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | None:
     """What the teacher of a term says of the student's answers; None where its context adds to none of them."""
-    pairs, rows = views(trainer.method, trainer, answers)["context"]
+    pairs, rows = views(writer, answers)["context"]
     if not pairs:
         return None
     chosen = [answers[i] for i in rows.tolist()]
-    x = packed([(r.prompt, r.ids) for r in chosen]).to(trainer.device)
-    batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(trainer.device), None, rows)})
-    term = trainer.method.distils[name]
-    with trainer.model.asking():
-        step = Forward(trainer.model, batch, Clock(), ForwardPlan(fused=False)).run()
-        teacher = term.teacher.source(trainer.objective.state_of(name, term.teacher), step, "context")
-        source, ids = read(trainer.model, x)
-        kl = divergence(source, teacher, ForwardKL(), vocabulary=trainer.model.vocabulary).values
+    x = packed([(r.prompt, r.ids) for r in chosen]).to(writer.device)
+    batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(writer.device), None, rows)})
+    term = writer.method.distils[name]
+    with writer.model.asking():
+        step = Forward(writer.model, batch, Clock(), ForwardPlan(fused=False)).run()
+        teacher = term.teacher.source(writer.objective.state_of(name, term.teacher), step, "context")
+        source, ids = read(writer.model, x)
+        kl = divergence(source, teacher, ForwardKL(), vocabulary=writer.model.vocabulary).values
     return Opinion(rows.tolist(), teacher, kl, ids)
 
 
-def _teacher(
-    trainer: LanguageTrainer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]
-) -> dict[str, Any]:
+def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]) -> dict[str, Any]:
     """What the teacher says of the student's answers, and the student's own score with the context before it."""
-    name = next(iter(trainer.method.distils), None)
+    name = next(iter(writer.method.distils), None)
     if name is None:
         return {}
-    found = opinion(trainer, name, answers)
+    found = opinion(writer, name, answers)
     if found is None:
         return {"context_share": 0.0}
     total = float(found.kl.sum())
-    styled = [bool(STYLE.match(trainer.tokenizer.decode([i]))) for i in found.ids.tolist()]
+    styled = [bool(STYLE.match(writer.tokenizer.decode([i]))) for i in found.ids.tolist()]
     share = float(found.kl[torch.tensor(styled, device=found.kl.device)].sum()) / total if total > 0 else None
-    told = trainer.roll(ids, trainer.method.sampling or trainer.greedy, (0, "told"), 1, context)
+    told = writer.roll(ids, writer.method.sampling or writer.greedy, (0, "told"), 1, context)
     return {
         "kl": float(found.kl.mean()), "style": share, "context_share": len(found.rows) / len(answers),
         "teacher_accuracy": _mean([r.reward for r in told]),
     }  # fmt: skip
+
+
+# ---- before step 0 -----------------------------------------------------------------------------------
+
+
+def check_prompts(writer: Writer, suite: Prompts | None) -> None:
+    """Make all prompts and contexts, of rows that teach, audit or are kept.
+
+    Raises:
+        DataError: one is longer than the model's context allows, or a context is broken.
+        VitalsError: student and teacher would not read the same completion.
+    """
+    method, data = writer.method, writer.data
+    room = method.sampling.max_tokens if method.sampling else 0
+    written = [c for c in (getattr(method.source, n, None) for n in ("context", "rescue")) if c is not None]
+    judged = [c for c in (method.context, method.against) if c is not None] if method.distils else []
+    for i in data.labelled.tolist():
+        _fit(writer, data, i, rendered(writer.tokenizer, data.rows[i].messages), room, "the prompt")
+        for context in written:
+            _fit(writer, data, i, writer.prompt(i, context), room, "the prompt with its context")
+        for context in judged:
+            for rollouts in possible_rollouts(writer, i):
+                prompt = paired(writer.tokenizer, context, data.rows[i], rollouts, 0)
+                if prompt is not None:
+                    _fit(writer, data, i, prompt, room, "what the teacher reads")
+    for rows, ids in ((data, data.audit), *([(suite, suite.test)] if suite else [])):
+        room = writer.greedy.max_tokens if checked(rows) else 0
+        for i in ids.tolist():
+            _fit(writer, rows, i, rendered(writer.tokenizer, rows.rows[i].messages), room, "the prompt")
+
+
+def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
+    """Can the teacher say anything that the student does not?
+
+    Raises:
+        VitalsError: it is the student itself and reads nothing more, so that the loss is 0 whatever it says.
+    """
+    for name, term in writer.method.distils.items():
+        if isinstance(term.teacher, External) or _adds(writer, writer.method.context) or (
+            term.contrast and writer.method.against is not None and _adds(writer, writer.method.against)
+        ):  # fmt: skip
+            continue
+        if isinstance(term.teacher, Live):
+            raise VitalsError(
+                "teacher-is-student",
+                f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "
+                f"any of {len(writer.data.labelled)} prompts, so there is nothing to learn; give one that does",
+            )
+        warn(
+            f"warning: the context of term {name!r} adds nothing to any of {len(writer.data.labelled)} prompts: its "
+            "teacher differs from the student by its weights alone"
+        )
+
+
+def possible_rollouts(writer: Writer, example: int) -> list[list[Rollout]]:
+    """Rollouts that a context may read: a wrong one alone, and beside a right one where a prompt has siblings."""
+    row = writer.data.rows[example]
+    prompt, end = tuple(rendered(writer.tokenizer, row.messages)), tuple(writer.stop[:1])
+    wrong = Rollout(example, prompt, end, "", 0.0, row.feedback or "not correct")
+    right = Rollout(example, prompt, end, row.demonstration or row.answer or "", 1.0)
+    return [[wrong], [wrong, right]] if writer.method.source.samples > 1 else [[wrong]]
+
+
+def _adds(writer: Writer, context: Context) -> bool:
+    """Is there a row for which it makes another prompt than the student's?"""
+    if isinstance(context, Nothing):
+        return False
+    for i in writer.data.labelled.tolist():
+        row = writer.data.rows[i]
+        plain = rendered(writer.tokenizer, row.messages)
+        made = [paired(writer.tokenizer, context, row, rollouts, 0) for rollouts in possible_rollouts(writer, i)]
+        if any(prompt is not None and prompt != plain for prompt in made):
+            return True
+    return False
+
+
+def _fit(writer: Writer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:
+    fits(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")

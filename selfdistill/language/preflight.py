@@ -17,12 +17,10 @@ from torch import Tensor
 
 from ..core.logits import Source
 from ..errors import DataError
-from ..training.settings import Settings
 from . import evaluation
+from .completions import Writer
 from .contexts import Nothing, Rollout
-from .sampling import Sampling
-from .task import Spoken, spread
-from .trainer import LanguageTrainer
+from .run import LanguageRun, spread
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 
@@ -30,7 +28,7 @@ LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
 
 
-def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu",
+def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str = "cpu",
               tell: Callable[[str], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Score the student, the student with the context, and the teacher on a few prompts, and say go or no-go.
 
@@ -43,21 +41,17 @@ def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cp
         DataError: the method has no teacher and no checker, so that there is nothing to ask.
     """
     data, method = ready.data, ready.method
-    settings = Settings(audit="off", seed=ready.settings["seed"])
-    trainer = LanguageTrainer(
-        ready.build, data, method, settings, device=device, tell=tell, max_tokens=ready.max_tokens
-    )
-    trainer.model = ready.build().to(device).train()
-    trainer.objective = method.bind(trainer.model, vitals=False)
-    ids, right = data.labelled[:prompts].tolist(), evaluation.checked(data)
-    greedy = Sampling(0.0, max_tokens=ready.max_tokens)
-    plain = trainer.roll(ids, greedy, (settings.seed, "preflight"))
+    writer = Writer(method, data, seed=ready.settings["seed"], max_tokens=ready.max_tokens, hear=tell)
+    writer.model = ready.build().to(device).train()
+    writer.objective = method.bind(writer.model, vitals=False)
+    ids, right, address = data.labelled[:prompts].tolist(), evaluation.checked(data), (writer.seed, "preflight")
+    plain = writer.roll(ids, writer.greedy, address)
     found: dict[str, Any] = {"prompts": len(ids), "student": _side(plain)}
     name = next(iter(method.distils), None)
     context = method.context if name else getattr(method.source, "context", None)
     if context is not None and not isinstance(context, Nothing):
-        shown = _shown(trainer, ids, plain)
-        told = [r for r in trainer.roll(shown, greedy, (settings.seed, "preflight"), 1, context) if r.ids]
+        shown = _shown(writer, ids, plain)
+        told = [r for r in writer.roll(shown, writer.greedy, address, 1, context) if r.ids]
         found["student_with_context"] = _side(told) | {"shown": len(shown)}
         if right and told:
             mine = {r.example: r.reward or 0.0 for r in plain}
@@ -65,17 +59,17 @@ def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cp
             mean, half = spread(gains)
             found["gap"] = {"mean": mean, "half": half, "prompts": len(gains)}
     if name:
-        found["teacher"] = _compared(trainer, name, plain)
+        found["teacher"] = _compared(writer, name, plain)
     elif not right and context is None:
         raise DataError(f"{ready.expression} has no teacher and {data.name} no checkers: there is nothing to ask")
     go, why = _verdict(found, right)
     return {"method": ready.expression, "model": str(ready.build), **found, "go": go, "why": why}
 
 
-def _shown(trainer: LanguageTrainer, ids: Sequence[int], plain: Sequence[Rollout]) -> list[int]:
+def _shown(writer: Writer, ids: Sequence[int], plain: Sequence[Rollout]) -> list[int]:
     """The prompts for which the context has something to add before any attempt."""
-    return [i for i, r in zip(ids, plain, strict=True) if trainer.prompt(i, trainer.method.context) != list(r.prompt)
-            or trainer.method.source.once]  # fmt: skip
+    return [i for i, r in zip(ids, plain, strict=True) if writer.prompt(i, writer.method.context) != list(r.prompt)
+            or writer.method.source.once]  # fmt: skip
 
 
 def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -89,15 +83,15 @@ def _side(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     }
 
 
-def _compared(trainer: LanguageTrainer, name: str, plain: Sequence[Rollout]) -> dict[str, Any]:
+def _compared(writer: Writer, name: str, plain: Sequence[Rollout]) -> dict[str, Any]:
     """KL of the teacher's distributions and the student's on the student's answers, and how much of the teacher the
     support holds."""
     answers = [r for r in plain if r.ids]
-    found = evaluation.opinion(trainer, name, answers)
+    found = evaluation.opinion(writer, name, answers)
     if found is None:
         return {"judged": 0.0, "kl": None, "top_mass": None}
-    support = trainer.method.distils[name].support
-    k = min(support.k if support else 100, trainer.model.vocabulary)
+    support = writer.method.distils[name].support
+    k = min(support.k if support else 100, writer.model.vocabulary)
     share = len(found.rows) / len(answers)
     return {"judged": share, "kl": float(found.kl.mean()), "k": k, "top_mass": _top_mass(found.teacher, k)}
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,6 @@ from ..io.files import LINE_SECONDS, write
 from ..models.causal_lm import Causal, fits
 from .contexts import Rollout
 from .teachers import Judge
-
-if TYPE_CHECKING:
-    from .trainer import LanguageTrainer
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,6 @@ class Beside:
     def of(self, rows: Sequence[int]) -> Beside:
         """The same for some of the prompts."""
         return replace(self, prompts=[self.prompts[row] for row in rows])
-
-
-def beside(trainer: LanguageTrainer, examples: Sequence[int], share: float) -> Beside:
-    """The teacher of a method that has one, reading its context as it is before any attempt."""
-    ((name, term),) = trainer.method.distils.items()
-    prompts = [trainer.prompt(i, trainer.method.context) for i in examples]
-    return Beside(term.teacher, trainer.objective.state_of(name, term.teacher), share, prompts)
 
 
 class Mixture:

@@ -1,4 +1,4 @@
-"""The trainer of language models: the engine's, with prompts for rows and completions that are written on the way."""
+"""The task of language models: prompts for rows, and completions that are written on the way."""
 
 from __future__ import annotations
 
@@ -7,351 +7,334 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import rng
 from ..core import distributed
+from ..core.objective import Objective
 from ..core.step import Batch, Clock, Passes, Rows
 from ..data.prompts import Prompts, need
 from ..data.sampler import Order
 from ..errors import DataError
-from ..evaluation.audit import Decision, champion
 from ..io.tensors import digest
-from ..models.causal_lm import Causal, fits, packed
+from ..models.causal_lm import Causal, packed
+from ..training.callbacks import AuditNotice
 from ..training.checkpointing import identity
 from ..training.fit import Result, choose_device, drive, join, run_folder
-from ..training.generations import Trained
 from ..training.settings import Settings
+from ..training.state import Evaluation, RunState
+from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
-from . import dry_run, evaluation
+from . import evaluation
 from .batched import pieces
-from .completions import Language, Together, check, views
-from .contexts import Context, Nothing, Rollout, completed, paired, rendered
-from .sampling import Engine, Referee, Sampling, Vllm, Waiting, Written, beside, by_transformers, ends, roll
+from .completions import Language, Together, Writer, check, views
+from .contexts import Rollout
+from .sampling import Engine, Vllm, Written, by_transformers
 
-PART = 32  # prompts that are written to between two saves
+PART = 32  # prompts whose completions are written between two saves
 
 
 #: Tokens whose activations are held at once; a batch with more goes through in pieces. A GPU is slow with fewer.
 ROOM = {"cpu": 256, "cuda": 16_384}
 
 
-class LanguageTrainer(Trainer):
-    """Trains a `Language` method; ``suite`` holds prior tasks, on which it must not get worse."""
+class LanguageTask(Task):
+    """A pre-trained language model that learns by a `Language` method from completions of prompts.
 
-    data: Prompts  # type: ignore[assignment]
-    method: Language
-    model: Causal
+    Args:
+        build: a factory of students.
+        data: the prompts; the test split is never asked here.
+        method: the recipe.
+        suite: prior tasks, on which a generation must not get worse than the model before training.
+        seed: of the run.
+        max_tokens: the longest greedy answer that is judged.
+        engine: what writes completions.
+        hear: called now and then with how far the model is with its answers.
 
-    def __init__(self, *args: Any, suite: Prompts | None = None, engine: Engine = by_transformers,
-                 max_tokens: int = 256, hear: Callable[[str], None] | None = None, **options: Any) -> None:  # fmt: skip
-        super().__init__(*args, **options)
-        self.suite, self.engine, self.referee, self.hear = suite, engine, Referee(), hear or self.tell
-        self.greedy = Sampling(0.0, max_tokens=max_tokens)
-        self.audit = replace(self.audit, planned=self.method.generations)  # the first is audited too: a model was there
-        self.before: dict[str, Any] = {}  # what the model that training began with says
-        self.written: list[Rollout] = []
-        self.wrote = -1  # the generation that they are of
-        self.last: dict[str, Any] = {}  # the same of the model as it was when it was last asked
-        self.told: str | None = None  # the trouble of checkers that was warned of
-        self.unread = 0  # teacher's prompts that were too long in this generation
-        self.together = False  # do all processes write the same now?
-        self.drawn, self.ahead = 0, 0  # completions to learn from, and those of this generation before its first step
+    Attributes:
+        writer: has the model of the generation write.
+        rollouts: the completions of the generation, where they are written before its first step.
+        unread: teacher's prompts of the generation that were too long.
+    """
+
+    problem = "generate"
+
+    def __init__(
+        self,
+        build: Callable[[], Causal],
+        data: Prompts,
+        method: Language,
+        *,
+        suite: Prompts | None = None,
+        seed: int = 0,
+        max_tokens: int = 256,
+        engine: Engine = by_transformers,
+        hear: Callable[[str], None] | None = None,
+    ) -> None:
+        self.build, self.data, self.method, self.suite = build, data, method, suite
+        self.writer = Writer(method, data, seed=seed, max_tokens=max_tokens, engine=engine, hear=hear)
+        self.audit_rows = len(data.audit)
+        self.rollouts: list[Rollout] = []
+        self.order: Order
+        self.unread = 0
+        self._evaluation: Evaluation | None = None  # of the weights as they are; answers take long
 
     @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
+    def identity(self) -> Mapping[str, Any]:
+        return {"data": self.data.fingerprint, "augment": self.data.augment}
 
-    @property
-    def stop(self) -> list[int]:
-        return ends(self.model)
+    # models -----------------------------------------------------------------------------------------------------------
 
-    def waiting(self, what: str, prompts: int) -> Waiting:
-        """The engine for so many prompts, telling how far it is."""
-        return Waiting(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
+    def model(self, state: RunState, generation: int) -> Causal:
+        """The pre-trained model, or the last accepted generation where the method goes on from it."""
+        model = self.build()
+        accepted = [g for g in state.accepted if g < generation]
+        if accepted and not self.method.restart:
+            if model.origin is None:  # a model in memory: what training began with is what the factory gives
+                model.origin = lambda: self._pretrained(state).learning()
+            model.load_state_dict(state.generations[accepted[-1]].weights)
+        return model
 
-    def _wrap(self) -> None:
+    def _pretrained(self, state: RunState) -> Causal:
+        """The model before training."""
+        model = new_model(self, state, 0)
+        assert isinstance(model, Causal)
+        return model
+
+    def restored_model(self, state: RunState, generation: int) -> Causal:
+        model = self._pretrained(state)
+        model.load_state_dict(state.generations[generation].weights)
+        return model.eval()
+
+    def previous_model(self, state: RunState, generation: int) -> Causal | None:
+        """The last accepted generation, or the model before training."""
+        if generation == 0:
+            return None
+        return self.restored_model(state, state.accepted[-1]) if state.accepted else self._pretrained(state).eval()
+
+    def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
+        objective = super().bind(state, previous)
+        assert isinstance(state.model, Causal)
+        self.writer.model, self.writer.objective, self.writer.autocast = state.model, objective, autocast(state)
+        return objective
+
+    def wrap(self, state: RunState) -> Any:
         """As the engine's. Every weight that learns is used at every step; the output matrix outside the wrapper's
         forward pass, which hooks on gradients do not mind. What teachers hold is not sharded.
         """
         if distributed.size() == 1:
-            return super()._wrap()
-        if self.settings.parallel == "fsdp":
-            distributed.shard_layers(self.model)
-            with distributed.whole(self.model):  # FSDP takes the first module that is called for the outermost one
-                self.model.look(packed([([0], [0])]).to(self.device))
-        self.forward = self.model if self.settings.parallel == "fsdp" else distributed.replicated(self.model)
-        self.objective.call_through(self.forward)
-        return None
+            return super().wrap(state)
+        if state.settings.parallel != "fsdp":
+            return distributed.replicated(state.model)
+        distributed.shard_layers(state.model)
+        with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
+            self.writer.model.look(packed([([0], [0])]).to(state.device))
+        return state.model
 
-    # generations ---------------------------------------------------------------------------------------------------
+    # completions ------------------------------------------------------------------------------------------------------
 
-    def _fresh(self, generation: int) -> nn.Module:
-        """The pre-trained model, or the last accepted generation where the method goes on from it."""
-        model = cast(Causal, super()._fresh(generation))
-        before = [g for g in self.accepted() if g < generation]
-        if before and not self.method.restart:
-            if model.origin is None:  # a model in memory: what training began with is what the factory gives
-                model.origin = lambda: cast(Causal, Trainer._fresh(self, 0)).learning()
-            model.load_state_dict(self.done[before[-1]].weights)
-        return model
-
-    def _previous(self, generation: int) -> nn.Module | None:
-        if generation == 0:
-            return None
-        model = super()._fresh(0)
-        if accepted := self.accepted():
-            model.load_state_dict(self.done[accepted[-1]].weights)
-        return model.eval()
-
-    def warn_of_start(self) -> None:
-        """Generations of a pre-trained model may begin alike."""
-
-    def sample(self, generation: int) -> None:
-        s = self.settings
-        if not self.before:
-            dry_run.check(self)
-            self.before = evaluation.judged(self)
-        if self.method.source.once and self.wrote != generation:  # resumed, it comes here twice
-            self.written, self.wrote = self._write(generation), generation
-        rows = len(self.written) if self.method.source.once else len(self.data.labelled)
+    def begin(self, state: RunState) -> int:
+        """Write the completions of the generation, where the method learns from those that its first model writes."""
+        settings, generation = state.settings, state.clock.generation
+        if self.method.source.once:
+            self.rollouts = self._write(state, generation)
+        rows = len(self.rollouts) if self.method.source.once else len(self.data.labelled)
         if not rows:
             raise DataError(
                 f"{self.data.name}: no completion of generation {generation} was worth keeping (empty, or below the "
                 "threshold); give more samples, easier prompts, or a method with a rescue"
             )
-        self.sampler = Order(rows, min(s.batch_size, rows), s.seed, generation)  # type: ignore[assignment]
+        self.order = Order(rows, min(settings.batch_size, rows), settings.seed, generation)
+        return self.order.steps_per_epoch
 
-    def _write(self, generation: int) -> list[Rollout]:
-        """The completions of a generation: by the last accepted one where there is one, else as training began."""
-        ids, clock = self.data.labelled.tolist(), Clock(generation, self.method.generations)
+    def _write(self, state: RunState, generation: int) -> list[Rollout]:
+        """The completions of a generation: by the last accepted one where there is one, else by the model before."""
+        ids, clock, writer = self.data.labelled.tolist(), Clock(generation, self.method.generations), self.writer
         parts = [ids[i : i + PART] for i in range(0, len(ids), PART)]
-        student, previous = self.model, self._previous(generation)
-        if previous is not None:
-            self.model = cast(Causal, previous)
+        student = writer.model
+        file = self._file(state, generation)
+        writer.model, writer.alike = self.previous_model(state, generation) or student, True
 
         def make(part: int) -> list[Rollout]:
-            self.say(f"generation {generation} writes: part {part + 1} of {len(parts)}")
-            return self.method.source.rollouts(self, parts[part], clock)
+            state.report(f"generation {generation} writes: part {part + 1} of {len(parts)}")
+            return self.method.source.rollouts(writer, parts[part], clock)
 
-        file, self.together = self._file(generation), True
-        drawn, passes = self.drawn, self.passes
+        drawn = writer.drawn
         try:
-            found = file.made(len(parts), make, lambda: self.drawn) if distributed.rank() == 0 else []
-            distributed.most(0, self.device)  # the others wait until all is there to read
+            rollouts = file.made(len(parts), make, lambda: writer.drawn) if distributed.rank() == 0 else []
+            distributed.most(0, state.device)  # the others wait until all is there to read
             if distributed.rank():
                 return file.made(len(parts), make)
-            self.ahead, self.drawn, self.passes = file.drawn, drawn + file.drawn, passes + Passes(teacher=file.drawn)
-            return found
+            writer.drawn = drawn + file.drawn  # those that an earlier process has written count too
+            state.passes += Passes(teacher=file.drawn)
+            return rollouts
         finally:
-            self.model, self.together = student, False
+            writer.model, writer.alike, writer.passes = student, False, Passes()
 
-    def _file(self, generation: int) -> Written:
+    def _file(self, state: RunState, generation: int) -> Written:
         """Where the completions of a generation go, marked by the run and the weights that write them."""
-        if self.folder is None:
+        if state.folder is None:
             return Written(None)
-        run = json.dumps([identity(self), digest(self.model.state_dict())], sort_keys=True, default=str)
-        return Written(self.folder / "rollouts" / f"{generation}.jsonl", hashlib.sha256(run.encode()).hexdigest()[:16])
+        run = json.dumps([identity(state, self), digest(self.writer.model.state_dict())], sort_keys=True, default=str)
+        mark = hashlib.sha256(run.encode()).hexdigest()[:16]
+        return Written(state.folder / "rollouts" / f"{generation}.jsonl", mark)
 
-    # rows ----------------------------------------------------------------------------------------------------------
-
-    def prompt(self, example: int, context: Context | None = None) -> list[int]:
-        """Token ids of an example's prompt, or of a context's; of the plain prompt where that has nothing to add."""
-        row = self.data.rows[example]
-        plain = rendered(self.tokenizer, row.messages)
-        if context is None or isinstance(context, Nothing):
-            return plain
-        return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
-
-    def given(self, example: int) -> Rollout:
-        """The demonstration as a completion, ended as the model ends its own."""
-        text = self.data.rows[example].demonstration or ""
-        found = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
-        self.refuse_long(found.prompt, found, "a demonstration")
-        return found
-
-    def refuse_long(self, prompt: Sequence[int], rollout: Rollout, what: str) -> None:
-        line = self.data.rows[rollout.example].line
-        fits(prompt, self.model, len(rollout.ids), f"{what} (line {line} of {self.data.name})")
-
-    def roll(self, examples: Sequence[int], sampling: Sampling, address: rng.Address, samples: int = 1,
-             context: Context | None = None, share: float = 0.0) -> list[Rollout]:  # fmt: skip
-        """Checked completions, ``samples`` of each example; written after a context, learnt after the plain prompt.
-        The teacher has its ``share`` in each token."""
-        if distributed.size() > 1 and not self.together:
-            address = (*address, distributed.rank())
-        asked = [(i, self.prompt(i, context)) for i in examples for _ in range(samples)]
-        by = beside(self, [i for i, _ in asked], share) if share else None
-        self.passes, self.drawn = self.passes + Passes(teacher=len(asked) * (1 + bool(by))), self.drawn + len(asked)
-        engine = self.waiting("completions are written", len(asked))
-        with self._autocast():
-            found = roll(self.model, asked, sampling, address, engine, by)
-        if context is not None and not isinstance(context, Nothing):
-            # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
-            found = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in found]
-        return [self.referee(r, self.data.rows[r.example]) for r in found]
-
-    def batches(self) -> list[Batch]:
-        clock, parts = self.objective.clock, self.settings.accumulate
-        rows = cast(Order, self.sampler).drawn(clock)
+    def batches(self, state: RunState) -> list[Batch]:
+        """The completions of a step; where all terms allow it in as many pieces as the memory wants."""
+        self._evaluation = None  # the weights are about to change
+        clock = state.clock
+        rows = self.order.drawn(clock)
         if len(rows) < distributed.size():
             raise DataError(
                 f"{len(rows)} prompts a step are too few for {distributed.size()} processes; raise --batch-size"
             )
-        rows = distributed.share(rows)
-        if self.method.source.once:
-            rollouts = [self.written[i] for i in rows.tolist()]
-        else:
-            with distributed.whole(self.model) if self.method.sampling else contextlib.nullcontext():
-                rollouts = self.method.source.rollouts(self, self.data.labelled[rows].tolist(), clock)
-        kept = [r for r in rollouts if r.ids]
-        if distributed.most(int(not kept), self.device):
+        rollouts = [r for r in self._rollouts(state, distributed.share(rows)) if r.ids]
+        if distributed.most(int(not rollouts), state.device):
             raise DataError(
                 f"all completions of generation {clock.generation}, step {clock.step} are empty, without even the "
                 "token that ends them; look at the engine that writes them"
             )
-        groups = sorted({r.example for r in kept}, key=[r.example for r in kept].index)
-        if self._separable():
-            tokens = sum(len(r.prompt) + len(r.ids) for r in kept)
-            parts = max(parts, math.ceil(tokens / ROOM.get(self.device.type, tokens)))
-        parts = -distributed.most(
-            -min(distributed.most(parts, self.device), len(groups)), self.device
-        )  # the same everywhere
-        cut = [set(groups[i * len(groups) // parts : (i + 1) * len(groups) // parts]) for i in range(parts)]
-        batches = [self._batch([r for r in kept if r.example in part]) for part in cut]
+        examples = list(dict.fromkeys(r.example for r in rollouts))
+        parts = self._parts(state, rollouts, len(examples))
+        cut = [set(examples[i * len(examples) // parts : (i + 1) * len(examples) // parts]) for i in range(parts)]
+        batches = [self.batch(state, [r for r in rollouts if r.example in part]) for part in cut]
         return pieces(batches) if distributed.size() == 1 else batches  # sharded ones are all asked equally often
 
-    def _batch(self, rollouts: Sequence[Rollout]) -> Batch:
-        found = views(self.method, self, rollouts)
-        self.unread += found["unread"]
-        batch = Batch({"x": Rows(packed(found["x"]), found["rewards"], found["examples"])})
+    def _rollouts(self, state: RunState, rows: Tensor) -> list[Rollout]:
+        """The completions of this process in a step."""
+        if self.method.source.once:
+            return [self.rollouts[i] for i in rows.tolist()]
+        model = state.model
+        with distributed.whole(model) if self.method.sampling else contextlib.nullcontext():
+            rollouts = self.method.source.rollouts(self.writer, self.data.labelled[rows].tolist(), state.clock)
+        state.passes, self.writer.passes = state.passes + self.writer.passes, Passes()
+        return rollouts
+
+    def _parts(self, state: RunState, rollouts: Sequence[Rollout], examples: int) -> int:
+        """In how many micro-batches a step goes through: the same number everywhere."""
+        parts = state.settings.accumulate
+        if self._separable():
+            tokens = sum(len(r.prompt) + len(r.ids) for r in rollouts)
+            parts = max(parts, math.ceil(tokens / ROOM.get(state.device.type, tokens)))
+        return -distributed.most(-min(distributed.most(parts, state.device), examples), state.device)
+
+    def batch(self, state: RunState, rollouts: Sequence[Rollout]) -> Batch:
+        """What the terms read of some completions."""
+        seen = views(self.writer, rollouts)
+        self.unread += seen["unread"]
+        batch = Batch({"x": Rows(packed(seen["x"]), seen["rewards"], seen["examples"])})
         for name in ("context", "against"):
-            if name in found and found[name][0]:
-                batch[name] = Rows(packed(found[name][0]), None, found[name][1])
-        if "other" in found:
-            batch["other"] = Rows(packed(found["other"]), None, found["examples"])
+            if name in seen and seen[name][0]:
+                batch[name] = Rows(packed(seen[name][0]), None, seen[name][1])
+        if "other" in seen:
+            batch["other"] = Rows(packed(seen["other"]), None, seen["examples"])
         if rollouts and all(r.log_probs is not None for r in rollouts):
-            known = [torch.tensor(r.log_probs) for r in rollouts]
-            batch["sampler"] = Rows(nn.utils.rnn.pad_sequence(known, batch_first=True))
+            log_probs = [torch.tensor(r.log_probs) for r in rollouts]
+            batch["sampler"] = Rows(nn.utils.rnn.pad_sequence(log_probs, batch_first=True))
         moved = {
-            n: Rows(x.to(self.device), *(None if v is None else v.to(self.device) for v in (y, i)))
+            n: Rows(x.to(state.device), *(None if v is None else v.to(state.device) for v in (y, i)))
             for n, (x, y, i) in batch.items()
         }
         return Batch(moved)
 
-    def _counts(self, batches: list[Batch]) -> dict[str, Tensor] | None:
+    def counts(
+        self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
+    ) -> dict[str, Tensor] | None:
         """As the engine's, without a pass where none is needed."""
-        if (len(batches) == 1 and distributed.size() == 1) or not self._separable():
-            return super()._counts(batches)
+        if not self._separable():
+            return super().counts(state, batches, seed)
         terms = self.method.terms.items()
         return {name: distributed.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
 
     def _separable(self) -> bool:
         return all(term.separable for term in self.method.terms.values())
 
-    # what is said of it --------------------------------------------------------------------------------------------
+    # evaluation -------------------------------------------------------------------------------------------------------
 
-    def scored(self) -> dict[str, float]:
-        self.last = evaluation.judged(self)
-        return evaluation.figures(self.last, evaluation.checked(self.data))
+    def baseline(self, state: RunState) -> Evaluation:
+        """The pre-trained model, once all prompts and contexts were made and are known to fit."""
+        evaluation.check_prompts(self.writer, self.suite)
+        return evaluation.evaluate(self.writer, self.suite, "the model before")
 
-    def audited(self) -> list[float]:
-        self.last = self.last or evaluation.judged(self)  # no audit row was asked, or what was said is gone
-        return list(self.last["losses"]) if self.audit.policy != "off" else []
+    def evaluate(self, state: RunState) -> Evaluation:
+        """Answers to the audit rows and to prior tasks; asked again only when the weights have changed."""
+        if self._evaluation is not None:
+            return replace(self._evaluation, passes=Passes())
+        self._evaluation = evaluation.evaluate(self.writer, self.suite, f"generation {state.clock.generation}")
+        return self._evaluation
 
-    def end_epoch(self, clock: Clock) -> None:
-        super().end_epoch(clock)
-        if self.history[-1].get("decision", {}).get("restored"):
-            self.last = {}  # that was said of weights which are gone
+    def forget_evaluation(self) -> None:
+        """The weights that were evaluated are gone."""
+        self._evaluation = None
 
-    def end_generation(self) -> None:
-        super().end_generation()
-        self.warn_of_checkers()
-        if self.unread:
-            self.warn(
-                f"warning: {self.unread} solutions or feedbacks of generation {len(self.done) - 1} did not fit into "
-                f"the model's context of {self.model.longest} tokens, and taught nothing; lower --max-tokens"
+    def callbacks(self) -> Sequence[Callback]:
+        return [LanguageChecks(self), AuditNotice(self.audit_rows, len(self.data.labelled)), LanguageVitals(self)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.writer.drawn, "evaluation": self._evaluation.to_dict() if self._evaluation else None}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.writer.drawn = saved["drawn"]
+        self._evaluation = Evaluation.from_dict(saved["evaluation"]) if saved["evaluation"] else None
+
+
+class LanguageChecks(Callback):
+    """Warns of teachers that add nothing, of checkers that raise, and of what did not fit into the model's context."""
+
+    def __init__(self, task: LanguageTask) -> None:
+        self.task = task
+        self.trouble: str | None = None  # the trouble of checkers that was warned of
+
+    def before_training(self, state: RunState) -> None:
+        evaluation.check_teachers(self.task.writer, state.warn)
+        self._warn_of_checkers(state)
+
+    def on_generation_start(self, state: RunState) -> None:
+        self.task.unread = 0
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        if entry.get("decision", {}).get("restored"):
+            self.task.forget_evaluation()
+
+    def on_generation_end(self, state: RunState) -> None:
+        self._warn_of_checkers(state)
+        if self.task.unread:
+            state.warn(
+                f"warning: {self.task.unread} solutions or feedbacks of generation {state.clock.generation} did not "
+                f"fit into the model's context of {self.task.writer.model.longest} tokens, and taught nothing; lower "
+                "--max-tokens"
             )
-        self.unread, self.last = 0, {}
 
-    def warn_of_checkers(self) -> None:
+    def _warn_of_checkers(self, state: RunState) -> None:
         """Say which checkers raised, where it is news."""
-        trouble = self.referee.trouble()
-        if trouble and trouble != self.told:
-            self.warn(f"warning: {trouble}")
-        self.told = trouble
-
-    def _decide(self, generation: int, done: Trained) -> Decision:
-        """As the engine's, from the model that training began with on; forgetting counts as much as failing."""
-        done.drift = {"suite": self.last["suite"]} if "suite" in self.last else {}
-        found = Decision(generation, True, f"generation {generation} accepted: nothing audits it")
-        if done.losses:
-            best = self.product()
-            against = self.before["losses"] if best < 0 else self.done[best].losses
-            found = self.audit.decide(generation + 1, done.losses, against, against=best)
-            found = replace(found, generation=generation, why=_worded(found.why, generation))
-        if found.accepted and self.suite is not None and self.audit.policy != "off":
-            measure = replace(self.audit, measure="accuracy", policy="safe")
-            kept = measure.decide(generation + 1, self.last["suite"], self.before["suite"], against=-1)
-            if not kept.accepted:
-                why = _worded(kept.why, generation).replace("rolled back", "rolled back, it forgets what it knew")
-                found = replace(found, accepted=False, why=why)
-        return found
-
-    def product(self) -> int:
-        """The best audited generation; -1 is the model that training began with."""
-        if self.audit.policy == "off":
-            return len(self.done) - 1
-        if not (accepted := self.accepted()):
-            return -1
-        if not all(t.losses for t in self.done) or not self.before.get("losses"):
-            return accepted[-1]
-        best = champion([t.losses for t in self.done], accepted)
-        return -1 if math.fsum(self.done[best].losses) > math.fsum(self.before["losses"]) else best
-
-    def whole(self) -> nn.Module:
-        product = self.product()
-        if product == len(self.done) - 1 and not distributed.is_sharded(self.model):
-            return self.model.eval()
-        model = Trainer._fresh(self, 0)
-        if product >= 0:
-            model.load_state_dict(self.done[product].weights)
-        return model.eval()
-
-    def remarks(self) -> dict[str, Any]:
-        """Completions drawn so far, and once a generation the vitals of language: they cost two rounds of answers."""
-        clock, drawn, passes = self.objective.clock, self.drawn, self.passes
-        if not self.settings.vitals or clock.step < clock.length:
-            return {"drawn": drawn}
-        with distributed.whole(self.model):
-            found = evaluation.look(self)
-        self.passes, self.drawn = passes + Passes(evaluation=self.drawn - drawn), drawn  # nothing is learnt from looks
-        return {"drawn": drawn, "language": found}
-
-    def extra(self) -> dict[str, Any]:
-        drawn = self.drawn - self.ahead  # which the file of rollouts counts again
-        return {"before": self.before, "last": self.last, "drawn": drawn}
-
-    def restore_extra(self, saved: dict[str, Any]) -> None:
-        self.before, self.last, self.drawn = saved.get("before", {}), saved.get("last", {}), saved.get("drawn", 0)
-
-    def rehearse(self) -> None:
-        """All prompts and contexts were made before a completion was written; is there anything to learn from them?"""
-        dry_run.alive(self)
-        self.warn_of_checkers()
+        trouble = self.task.writer.referee.trouble()
+        if trouble and trouble != self.trouble:
+            state.warn(f"warning: {trouble}")
+        self.trouble = trouble
 
 
-def _worded(why: str, generation: int) -> str:
-    """The engine numbers decisions; people read of generations, and of the model at the start."""
-    return why.replace(f"generation {generation + 1} ", f"generation {generation} ", 1).replace(
-        "generation -1", "the model it started from"
-    )
+class LanguageVitals(Callback):
+    """Logs the completions drawn so far, and at the end of a generation the vitals of language, which cost two rounds
+    of answers.
+    """
+
+    def __init__(self, task: LanguageTask) -> None:
+        self.task = task
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        writer = self.task.writer
+        entry["drawn"] = drawn = writer.drawn
+        if not state.settings.vitals or state.clock.step < state.clock.length:
+            return
+        with distributed.whole(state.model):
+            entry["language"] = evaluation.look(writer)
+        state.passes += Passes(evaluation=writer.drawn - drawn)
+        writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
 
 
 def fit(
@@ -396,10 +379,18 @@ def fit(
     folder = run_folder(out, resume)
     if not evaluation.checked(data.sealed()):
         settings.setdefault("audit_measure", "nll")
-    known = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
-    usual = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **known}
-    trainer = LanguageTrainer(
-        build, data.sealed(), method, Settings(**{**usual, **settings}), folder, None, device, None, warn, tell,
-        suite=suite, engine=engine, max_tokens=max_tokens, hear=hear,
-    )  # fmt: skip
+    advice = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
+    defaults = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **advice}
+    chosen = Settings(**{**defaults, **settings})
+    task = LanguageTask(
+        build,
+        data.sealed(),
+        method,
+        suite=suite,
+        seed=chosen.seed,
+        max_tokens=max_tokens,
+        engine=engine,
+        hear=hear or tell,
+    )
+    trainer = Trainer(task, method, chosen, folder=folder, device=device, warn=warn, tell=tell)
     return drive(trainer, resume, progress)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.objective import Objective
-from ..core.parts import TermResult
 from ..teachers import FrozenCopy
 
 
@@ -53,11 +52,3 @@ def counts(
             for name, m in objective.measure(batch).items():
                 found[name] = found.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
     return {name: distributed.add(count) for name, count in found.items()}
-
-
-def add_up(rows: dict[str, Tensor], measured: dict[str, TermResult], loss: Tensor) -> None:
-    """Add a micro-batch: per term its total, count, kept and valid, and under "" the loss."""
-    more = {name: torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid]) for name, m in measured.items()}
-    more[""] = loss.detach().reshape(1)
-    for name, row in more.items():
-        rows[name] = rows[name] + row if name in rows else row

@@ -1,49 +1,214 @@
-"""How much do peers differ? What is equal adds nothing: in the linear theory equal peers bring no gain at all.
-
-Audits within a generation, for teachers that move all the time: every few epochs, what got worse is rolled back.
-
-A moving average, a memory or a peer has no generation after which to look. With ``audit_epochs`` the student is audited
-every so many epochs against the best state of the generation so far; a state that the audit does not accept is replaced
-by that one (weights, teachers, memories, optimizer moments), while clock and learning rate go on. The generation ends
-in the best state that was audited.
-
-Does a generation end at chance? Asked of its audit rows, once, when its training is over.
-
-Does a generation start afresh?
-"""
+"""What the engine and its tasks do beside the steps: best weights, audits within a generation, warnings, the vitals."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.step import Clock, Passes, members
+from ..data.dataset import Data
 from ..errors import VitalsError
-from ..evaluation.predict import answers, predict_rows
+from ..evaluation import linear_probe
+from ..evaluation.audit import whole_classes
+from ..evaluation.predict import answers, better, predict_rows
+from ..io.tensors import digest
 from ..models.peers import Peers
 from ..teachers import Labels
 from . import vitals_log
+from .state import BestEpoch, RunState, copied
+from .task import Callback, Task
 
-if TYPE_CHECKING:
-    import torch
+# ---- of every task -----------------------------------------------------------------------------------
 
-    from ..data.dataset import Data
-    from .trainer import Trainer
 
-MOST = 1000  # rows that are looked at
+class BestWeights(Callback):
+    """Keeps the weights of the epoch with the best audit metrics: early stopping, had one known when."""
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        if "audit" in entry and better(entry["audit"], state.best.audit):
+            state.best = BestEpoch(clock.epoch, entry["audit"], copied(state.model.state_dict()))
+
+
+class Rollback(Callback):
+    """Audits within a generation, for teachers that move all the time: what got worse is rolled back.
+
+    A moving average, a memory or a peer has no generation after which to look. Every ``audit_epochs`` epochs the
+    student is audited against the best state of the generation so far; a state that the audit does not accept is
+    replaced by that one (weights, teachers, memories, optimizer moments), while clock and learning rate go on. The
+    generation ends in the best state that was audited. Under several processes all take part, and decide alike:
+    weights and audit rows are the same everywhere.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        every, last = state.settings.audit_epochs, clock.step + 1 == clock.length
+        if every is None or ((clock.epoch + 1) % every and not last) or state.audit.policy == "off":
+            return
+        if not self.task.audit_rows:
+            return
+        evaluation = self.task.evaluate(state)
+        state.passes += evaluation.passes
+        entry["decision"] = self._decide(state, clock, every, evaluation.losses)
+
+    def _decide(self, state: RunState, clock: Clock, every: int, losses: list[float]) -> dict[str, Any]:
+        """Keep the state or go back to the best one; the decision, for the log."""
+        if not state.rollback:
+            state.rollback = _snapshot(state, clock.epoch, losses)
+            return {"accepted": True, "why": f"epoch {clock.epoch + 1}: the first state audited", "epoch": clock.epoch}
+        audits = -(-clock.epochs // every)
+        audit = replace(state.audit, planned=max(1, clock.generations * audits))
+        number, before = clock.generation * audits + clock.epoch // every, state.rollback["epoch"] + 1
+        decision = audit.decide(number, losses, state.rollback["losses"], against=before, what="check")
+        worse = math.fsum(losses) > math.fsum(state.rollback["losses"])
+        restored = not decision.accepted or (clock.step + 1 == clock.length and worse)
+        if restored:
+            _go_back(state)
+        elif not worse:
+            state.rollback = _snapshot(state, clock.epoch, losses)
+        why = f"epoch {clock.epoch + 1} against epoch {before}: {decision.why}"
+        state.report(why)
+        return {**asdict(decision), "why": why, "epoch": clock.epoch, "restored": restored}
+
+
+def _snapshot(state: RunState, epoch: int, losses: list[float]) -> dict[str, Any]:
+    """All that learns, copied."""
+    learns = {
+        "student": distributed.gathered(state.model.state_dict()),
+        "objective": distributed.gathered(state.objective.state_dict()),
+        "moments": distributed.gathered(state.optimizer.state_dict())["state"],
+    }
+    return {"epoch": epoch, "losses": losses, **_deep_copy(learns)}
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return copy.deepcopy(value)
+
+
+def _go_back(state: RunState) -> None:
+    """Load the snapshot; time goes on, and so does the learning rate in the optimizer's groups."""
+    clock = state.clock
+    best = _deep_copy({name: state.rollback[name] for name in ("student", "objective", "moments")})
+    distributed.load_module(state.model, best["student"])
+    distributed.load_module(state.objective, best["objective"])
+    state.objective.clock = clock
+    groups = distributed.gathered(state.optimizer.state_dict())["param_groups"]
+    distributed.load_optimizer(state.optimizer, {"state": best["moments"], "param_groups": groups})
+
+
+class Vitals(Callback):
+    """Logs the vitals of the epoch, and the warnings that are new in the generation."""
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        entry |= vitals_log.entry(state.objective.pulse, state.history, clock.generation)
+
+
+class AuditNotice(Callback):
+    """Says before training what the audit can see with so many ``rows``, beside so many ``labelled`` ones."""
+
+    def __init__(self, rows: int, labelled: int) -> None:
+        self.rows, self.labelled = rows, labelled
+
+    def before_training(self, state: RunState) -> None:
+        several = state.method.generations > 1 or state.settings.audit_epochs
+        if several and state.audit.policy != "off":
+            state.report(state.audit.foreword(self.rows, self.labelled))
+
+
+# ---- of networks -------------------------------------------------------------------------------------
+
+
+class AuditedClasses(Callback):
+    """Refuses an audit split that lacks a class, where there is something to audit."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def before_training(self, state: RunState) -> None:
+        data, several = self.data, state.method.generations > 1 or state.settings.audit_epochs
+        if several and state.audit.policy != "off" and len(data.audit) and data.task == "classify":
+            whole_classes(data.y[data.audit], data.classes, data.name)
+
+
+class LinearProbe(Callback):
+    """Fits the classifier of a method without labels, which nothing else teaches, before each evaluation."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def before_evaluation(self, state: RunState) -> None:
+        state.passes += Passes(evaluation=linear_probe.settle(state.model, self.data))
+
+
+class FreshStart(Callback):
+    """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights."""
+
+    def on_generation_start(self, state: RunState) -> None:
+        before = [(done.start, digest(done.weights)) for done in state.generations]
+        warning = fresh_start(state.start, before)
+        if warning and state.settings.vitals:
+            state.warn(f"warning: {warning}")
+
+
+def fresh_start(start: str, before: Sequence[tuple[str, str]]) -> str | None:
+    """A warning where a generation starts as an earlier one did; None where it starts afresh.
+
+    Equal starts are right for a factory that loads pre-trained weights, so they are no error.
+
+    Args:
+        start: digest of its initial weights.
+        before: for each generation so far the digests of its initial and of its final weights.
+
+    Raises:
+        VitalsError: it starts from what an earlier one ended with.
+    """
+    for number, (started, ended) in enumerate(before):
+        if start == ended != started:
+            raise VitalsError(
+                "trained-start",
+                f"trained-start: generation {len(before)} starts from the final weights of generation {number}; "
+                "let build() make a new model at every call, not return the one it made before",
+            )
+    same = [number for number, (started, _) in enumerate(before) if started == start]
+    if not same:
+        return None
+    return (
+        f"generation {len(before)} starts from the very weights that generation {same[0]} started from; "
+        "unless build() loads pre-trained weights, let it draw new ones"
+    )
+
+
+MOST = 1000  # rows on which the diversity of peers is measured
 
 
 HEADS = {"classify": "peers", "regress": "peer_values"}
 
 
-def pairwise(said: Tensor, task: str = "classify") -> dict[str, float]:
+class Diversity(Callback):
+    """Logs how far peers differ. What is equal adds nothing: in the linear theory equal peers bring no gain at all."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        diversity = measure_diversity(state.model, self.data, state.device)
+        entry |= {"diversity": diversity} if diversity else {}
+
+
+def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
     """Means over rows and pairs of peers, from probabilities (rows, K, classes) or values (rows, K, 1).
 
     ``distance`` is the total variation of two peers' probabilities, or the absolute difference of their values;
@@ -53,14 +218,14 @@ def pairwise(said: Tensor, task: str = "classify") -> dict[str, float]:
     >>> pairwise(torch.tensor([[[1.0, 0.0], [0.25, 0.75]]]))
     {'distance': 0.75, 'disagreement': 1.0}
     """
-    peers = said.shape[1]
+    peers = outputs.shape[1]
     pairs = [(i, j) for i in range(peers) for j in range(i + 1, peers)]
-    if not pairs or not len(said):
+    if not pairs or not len(outputs):
         return {}
-    apart = [(said[:, i] - said[:, j]).abs().sum(-1).mean() for i, j in pairs]
+    apart = [(outputs[:, i] - outputs[:, j]).abs().sum(-1).mean() for i, j in pairs]
     if task != "classify":
         return {"distance": float(sum(apart)) / len(pairs)}
-    best = said.argmax(-1)
+    best = outputs.argmax(-1)
     other = [(best[:, i] != best[:, j]).double().mean() for i, j in pairs]
     return {"distance": float(sum(apart)) / (2 * len(pairs)), "disagreement": float(sum(other)) / len(pairs)}
 
@@ -71,75 +236,16 @@ def measure_diversity(model: nn.Module, data: Data, device: torch.device | str =
     Nothing for a model that is no group, or one whose members speak of a mean and a variance.
     """
     rows = (data.audit if len(data.audit) else data.labelled)[:MOST]
-    said = together(model, data, rows, device)
-    return {} if said is None else pairwise(said, data.task)
+    outputs = peer_outputs(model, data, rows, device)
+    return {} if outputs is None else pairwise(outputs, data.task)
 
 
-def together(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
-    """What the members of a group say of rows: probabilities (rows, K, classes) or standardised values (rows, K, 1)."""
+def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
+    """The members of a group on rows: probabilities (rows, K, classes) or standardised values (rows, K, 1)."""
     if not isinstance(model, Peers) or hasattr(model, "jointly"):
         return None
-    said = predict_rows(model, data, ids, HEADS[data.task], device)
-    return F.softmax(said, dim=-1) if data.task == "classify" else said
-
-
-def check_rollback(trainer: Trainer, clock: Clock) -> dict[str, Any] | None:
-    """Audit the epoch that ended, if it is one to audit; the decision, None where none was due.
-
-    Under several processes all take part, and decide alike: weights and audit rows are the same everywhere.
-    """
-    every = trainer.settings.audit_epochs
-    last = clock.step + 1 == clock.length
-    if every is None or ((clock.epoch + 1) % every and not last):
-        return None
-    losses = trainer.audited()
-    if not losses:
-        return None
-    if not trainer.kept:
-        trainer.kept = _state(trainer, clock.epoch, losses)
-        return {"accepted": True, "why": f"epoch {clock.epoch + 1}: the first state audited", "epoch": clock.epoch}
-    checks = -(-clock.epochs // every)
-    audit = replace(trainer.audit, planned=max(1, clock.generations * checks))
-    number = clock.generation * checks + clock.epoch // every
-    before = trainer.kept["epoch"] + 1
-    decision = audit.decide(number, losses, trainer.kept["losses"], against=before, what="check_rollback")
-    worse = math.fsum(losses) > math.fsum(trainer.kept["losses"])
-    restored = not decision.accepted or (last and worse)
-    if restored:
-        _restore(trainer)
-    elif not worse:
-        trainer.kept = _state(trainer, clock.epoch, losses)
-    why = f"epoch {clock.epoch + 1} against epoch {before}: {decision.why}"
-    trainer.say(why)
-    return {**asdict(decision), "why": why, "epoch": clock.epoch, "restored": restored}
-
-
-def _state(trainer: Trainer, epoch: int, losses: list[float]) -> dict[str, Any]:
-    """All that learns, copied: what a check_rollback can go back to."""
-    learns = {
-        "student": distributed.gathered(trainer.model.state_dict()),
-        "objective": distributed.gathered(trainer.objective.state_dict()),
-        "moments": distributed.gathered(trainer.optimizer.state_dict())["state"],
-    }
-    return {"epoch": epoch, "losses": losses, **_copied(learns)}
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return copy.deepcopy(value)
-
-
-def _restore(trainer: Trainer) -> None:
-    clock = trainer.objective.clock
-    kept = _copied({name: trainer.kept[name] for name in ("student", "objective", "moments")})
-    distributed.load_module(trainer.model, kept["student"])
-    distributed.load_module(trainer.objective, kept["objective"])
-    trainer.objective.clock = clock  # time goes on, and so does the learning rate in the groups
-    groups = distributed.gathered(trainer.optimizer.state_dict())["param_groups"]
-    distributed.load_optimizer(trainer.optimizer, {"state": kept["moments"], "param_groups": groups})
+    outputs = predict_rows(model, data, ids, HEADS[data.task], device)
+    return F.softmax(outputs, dim=-1) if data.task == "classify" else outputs
 
 
 ONE = 0.9  # share of the rows above which answers are called one class
@@ -154,38 +260,37 @@ FELL = 0.8  # of its first value: a labelled loss below it has fallen
 LEVEL = 0.05
 
 
-FEWEST = 20  # rows; of fewer nothing is said
+FEWEST = 20  # rows; nothing is concluded from fewer
 
 
 SETTLED = 50  # steps; before, nothing need be learnt
 
 
-def vitals_entry(trainer: Trainer, clock: Clock, audit: Mapping[str, float] | None) -> dict[str, Any]:
-    """What an epoch's line of the log says (`record.entry`), and after a generation's last one a warning of its end.
+class ChanceCheck(Callback):
+    """Warns at the end of a generation that calls nearly all audit rows one class, or is right as often as chance."""
 
-    Args:
-        trainer: whose history has the epochs before.
-        clock: of the epoch's last step.
-        audit: metrics of the audit split; None without one.
-    """
-    found = vitals_log.entry(trainer.objective.pulse, trainer.history, clock.generation)
-    data, done = trainer.data, clock.step + 1 >= max(clock.length, SETTLED)
-    if not done or audit is None or not trainer.settings.vitals or data.task != "classify":
-        return found
-    y = data.y[data.audit]
-    most = float(y.bincount().max()) / len(y)
-    if len(y) < FEWEST or most >= SPREAD:
-        return found
-    said = None
-    if audit["accuracy"] <= most + 1 - ONE:  # more is right than one class could be: nothing is asked
-        trainer.passes += Passes(evaluation=members(trainer.model) * len(y))
-        said = one_class(answers(trainer.model, data, data.audit, trainer.device), data.classes)
-    if said is None and fell(_labelled(trainer, clock.generation)) and by_chance(audit["accuracy"], len(y), most):
-        said = (
-            f"the labelled loss fell, and {audit['accuracy']:.0%} of {len(y)} audit rows are right, which is chance: "
-            "what was learnt does not carry over; see whether labels belong to their rows"
-        )
-    return {**found, "warnings": [*found.get("warnings", []), said]} if said else found
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        data, ended = self.data, clock.step + 1 >= max(clock.length, SETTLED)
+        if not ended or "audit" not in entry or not state.settings.vitals or data.task != "classify":
+            return
+        y, accuracy = data.y[data.audit], entry["audit"]["accuracy"]
+        most = float(y.bincount().max()) / len(y)
+        if len(y) < FEWEST or most >= SPREAD:
+            return
+        warning = None
+        if accuracy <= most + 1 - ONE:  # where more is right than one class could be, the model need not be asked
+            state.passes += Passes(evaluation=members(state.model) * len(y))
+            warning = one_class(answers(state.model, data, data.audit, state.device), data.classes)
+        if warning is None and fell(_label_losses(state, clock.generation)) and by_chance(accuracy, len(y), most):
+            warning = (
+                f"the labelled loss fell, and {accuracy:.0%} of {len(y)} audit rows are right, which is chance: "
+                "what was learnt does not carry over; see whether labels belong to their rows"
+            )
+        if warning:
+            entry["warnings"] = [*entry.get("warnings", []), warning]
 
 
 def one_class(logits: Tensor, classes: Sequence[str]) -> str | None:
@@ -229,37 +334,9 @@ def by_chance(accuracy: float, rows: int, most: float) -> bool:
     return min(float(binom.sf(right - 1, rows, most)), float(binom.cdf(right, rows, most))) > LEVEL
 
 
-def _labelled(trainer: Trainer, generation: int) -> list[float]:
-    """The loss of the first term that learns from labels, by epoch of a generation; the epoch at hand is not in yet."""
-    terms = trainer.method.terms.items()
+def _label_losses(state: RunState, generation: int) -> list[float]:
+    """The loss of the first term that learns from labels, by epoch of a generation; without the epoch under way."""
+    terms = state.method.terms.items()
     name = next((name for name, term in terms if isinstance(term.teacher, Labels)), None)
-    lines = [line["terms"].get(name) for line in trainer.history if line["generation"] == generation]
-    return [line["loss"] for line in lines if line and line["loss"] is not None]
-
-
-def fresh_start(start: str, before: Sequence[tuple[str, str]]) -> str | None:
-    """A warning where a generation starts as an earlier one did; None where it starts afresh.
-
-    Equal starts are right for a factory that loads pre-trained weights, so they are no error.
-
-    Args:
-        start: digest of its initial weights.
-        before: for each generation so far the digests of its initial and of its final weights.
-
-    Raises:
-        VitalsError: it starts from what an earlier one ended with.
-    """
-    for number, (started, ended) in enumerate(before):
-        if start == ended != started:
-            raise VitalsError(
-                "trained-start",
-                f"trained-start: generation {len(before)} starts from the final weights of generation {number}; "
-                "let build() make a new model at every call, not return the one it made before",
-            )
-    same = [number for number, (started, _) in enumerate(before) if started == start]
-    if not same:
-        return None
-    return (
-        f"generation {len(before)} starts from the very weights that generation {same[0]} started from; "
-        "unless build() loads pre-trained weights, let it draw new ones"
-    )
+    entries = [entry["terms"].get(name) for entry in state.history if entry["generation"] == generation]
+    return [entry["loss"] for entry in entries if entry and entry["loss"] is not None]

@@ -1,20 +1,19 @@
-"""What a run leaves on disk, and the way back from it: checkpoints, the metrics log, the weights of generations.
+"""What a run leaves on disk, and the way back from it: checkpoints and the weights of generations.
 
 Everything is written so that a kill between any two instructions leaves a state to go on from: checkpoints appear by
-one rename, the log may only be longer than the checkpoint knows, and the weights of a generation are a pure function
-of the checkpoint before them.
+one rename, the metrics log may only be longer than the checkpoint knows, and the weights of a generation are a pure
+function of the checkpoint before them.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,82 +24,28 @@ from ..core.vitals import TermHealth
 from ..errors import CheckpointError, NotFiniteError
 from ..io import checkpoint, tensors
 from ..io.tensors import digest
-from .generations import Trained
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import BestEpoch, Evaluation, GenerationResult, RunState, cannot_write
+from .task import Task, new_model
 
 # how often to save and how to spread the work do not change what is computed (but for the order of additions)
 _FREE = ("save_seconds", "save_steps", "parallel", "compile", "vitals")
 
 
-def copied(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Whole tensors of their own on the CPU; under FSDP all processes must call it."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in distributed.gathered(dict(weights)).items()}
-
-
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: cannot be written ({error.strerror}); free some space or check its permissions, and resume"
-    )
-
-
-class Log:
-    """``metrics.jsonl``: one line an epoch. Rank 0 writes it; a resumed run cuts it to what the checkpoint knows."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.size = folder / "metrics.jsonl", 0
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line."""
-        if distributed.rank():
-            return
-        try:
-            with self.path.open("a") as log:
-                log.write(json.dumps(line, sort_keys=True) + "\n")
-                log.flush()
-                self.size = log.tell()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-
-    def flush(self) -> None:
-        """Bring the lines to the disk: a checkpoint must never know of more lines than the disk has."""
-        if not self.path.exists():
-            return
-        try:
-            with self.path.open("rb") as log:
-                os.fsync(log.fileno())
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-
-    def cut(self, size: int) -> list[dict[str, Any]]:
-        """Drop what was written after the checkpoint, in one system call; the lines that stay."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        if len(text) < size:
-            raise CheckpointError(
-                f"{self.path} has {len(text)} bytes and the checkpoint knows of {size}; it was cut; "
-                "start again in a new --out"
-            )
-        if distributed.rank() == 0 and len(text) > size:
-            os.truncate(self.path, size)
-        self.size = size
-        return [json.loads(line) for line in text[:size].decode().splitlines()]
-
-
-def identity(trainer: Trainer) -> dict[str, Any]:
+def identity(state: RunState, task: Task) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    settings = {name: value for name, value in asdict(trainer.settings).items() if name not in _FREE}
-    method = re.sub(r" at 0x[0-9a-f]+", "", repr(trainer.method))  # functions without a name have addresses
-    data = trainer.data
-    shown = {"data": data.fingerprint, "augment": f"{data.augment}{', flips' if data.flips else ''}"}
-    return {"method": method, "model": trainer.blueprint, **shown, **settings}
+    settings = {name: value for name, value in asdict(state.settings).items() if name not in _FREE}
+    method = re.sub(r" at 0x[0-9a-f]+", "", repr(state.method))  # functions without a name have addresses
+    if not state.blueprint:
+        model = new_model(task, state, 0)
+        shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+        state.blueprint = hashlib.sha256(f"{model!r}{shapes}".encode()).hexdigest()[:12]
+    return {"method": method, "model": state.blueprint, **task.identity, **settings}
 
 
-def _refuse_another(trainer: Trainer, saved: Mapping[str, Any]) -> None:
-    now, saved = identity(trainer), {"cache": True, **saved}  # which older checkpoints do not say
+def _refuse_another(state: RunState, now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     changed = [f"{k} {saved.get(k)!r}, now {v!r}" for k, v in now.items() if saved.get(k) != v]
     if changed:
-        raise CheckpointError(f"{trainer.folder} holds another run ({'; '.join(changed)}); give another --out")
+        raise CheckpointError(f"{state.folder} holds another run ({'; '.join(changed)}); give another --out")
 
 
 def _per_rank(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,122 +61,141 @@ def _own(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: mine * rows.sum(0).to(device) for name, rows in sums.items()}
 
 
+# ---- generations -------------------------------------------------------------------------------------
+
+
 def _generation_file(folder: Path, index: int, name: str) -> Path:
     return folder / "generations" / f"{index}-{name}.safetensors"
 
 
-def keep_generation(trainer: Trainer) -> None:
-    """Write the weights of the generation that ended last, and what it hands on."""
-    if trainer.folder is None or distributed.rank():
+def _files(done: GenerationResult) -> dict[str, dict[str, Tensor]]:
+    """What is written of a generation, by the names of the files; without pseudo-labels there is no file of them."""
+    files = {"final": done.weights, "best": done.best, "pseudo-labels": done.pseudo_labels}
+    return {name: weights for name, weights in files.items() if weights}
+
+
+def save_generation(state: RunState) -> None:
+    """Write the weights of the generation that ended last, and the pseudo-labels that the next one inherits."""
+    if state.folder is None or distributed.rank():
         return
-    index, done = len(trainer.done) - 1, trainer.done[-1]
+    index = len(state.generations) - 1
     try:
-        (trainer.folder / "generations").mkdir(exist_ok=True)
+        (state.folder / "generations").mkdir(exist_ok=True)
     except OSError as error:
-        raise _cannot_write(trainer.folder / "generations", error) from error
-    for name, state in (("final", done.weights), ("best", done.best), ("carried", done.carried)):
-        if state:
-            tensors.write_tensors(_generation_file(trainer.folder, index, name), state)
+        raise cannot_write(state.folder / "generations", error) from error
+    for name, weights in _files(state.generations[-1]).items():
+        tensors.write_tensors(_generation_file(state.folder, index, name), weights)
 
 
-def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Trained:
-    states: dict[str, dict[str, Tensor]] = {"carried": {}}
-    for name in ("final", "best", *(["carried"] if row.get("carried") else [])):
+_ROW = ("start", "best_epoch", "audit", "losses", "guard", "decision", "drift")  # the fields that are no weights
+
+
+def _row(done: GenerationResult) -> dict[str, Any]:
+    """A generation as a checkpoint knows it: its weights are in files of their own, and here their digests."""
+    fields = vars(done)
+    return {name: fields[name] for name in _ROW} | {
+        "files": {name: digest(weights) for name, weights in _files(done).items()}
+    }
+
+
+def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> GenerationResult:
+    weights: dict[str, dict[str, Tensor]] = {}
+    for name, expected in row["files"].items():
         path = _generation_file(folder, index, name)
-        states[name] = tensors.read_tensors(path)
-        if digest(states[name]) != row[name]:
+        weights[name] = tensors.read_tensors(path)
+        if digest(weights[name]) != expected:
             raise CheckpointError(f"{path} is not the one this run wrote; start again in a new --out")
-    return Trained(
-        row["start"], states["final"], states["best"], row["best_epoch"], row["audit"], row["losses"], row["decision"],
-        states["carried"], row.get("drift", {}),
-    )  # fmt: skip
+    return GenerationResult(
+        weights=weights.get("final", {}),
+        best=weights.get("best", {}),
+        pseudo_labels=weights.get("pseudo-labels", {}),
+        **{name: row[name] for name in _ROW},
+    )
 
 
-def save(trainer: Trainer) -> None:
+# ---- checkpoints -------------------------------------------------------------------------------------
+
+
+def save(state: RunState, task: Task) -> None:
     """A checkpoint of everything; rank 0 writes, all take part.
 
     Raises:
         NotFiniteError: a weight is not a number; the last checkpoint stays.
     """
     components = {
-        "student": distributed.gathered(trainer.model.state_dict()),
-        "objective": distributed.gathered(trainer.objective.state_dict()),
-        "optimizer": distributed.gathered(trainer.optimizer.state_dict()),
-        "scheduler": trainer.scheduler.state_dict(),
-        "best": trainer.best,
-        "kept": trainer.kept,
+        "student": distributed.gathered(state.model.state_dict()),
+        "objective": distributed.gathered(state.objective.state_dict()),
+        "optimizer": distributed.gathered(state.optimizer.state_dict()),
+        "scheduler": state.scheduler.state_dict(),
+        "best": vars(state.best),
+        "rollback": state.rollback,
+        "task": {"start": state.task_start, "now": task.state_dict()},
         "progress": {
-            "run": identity(trainer),
-            "generation": trainer.objective.clock.generation,
-            "start": trainer.start,
-            "sums": _per_rank(trainer.sums),
-            "scaler": trainer.scaler.state_dict(),
-            "log_bytes": trainer.log.size if trainer.log else 0,
-            "steps_done": trainer.steps_done,
-            "elapsed": trainer.seconds(),
-            "passes": list(trainer.passes),
-            "extra": trainer.extra(),
-            "pulse": {name: asdict(pulse) for name, pulse in trainer.objective.pulse.items()},
-            "done": [
-                {
-                    "start": t.start,
-                    "best_epoch": t.best_epoch,
-                    "audit": t.audit,
-                    "losses": t.losses,
-                    "decision": t.decision,
-                    "drift": t.drift,
-                    "final": digest(t.weights),
-                    "best": digest(t.best),
-                    "carried": digest(t.carried) if t.carried else None,
-                }
-                for t in trainer.done
-            ],
+            "run": identity(state, task),
+            "generation": state.clock.generation,
+            "start": state.start,
+            "sums": _per_rank(state.sums),
+            "scaler": state.scaler.state_dict(),
+            "log_bytes": state.log.size if state.log else 0,
+            "steps_done": state.steps_done,
+            "elapsed": state.seconds,
+            "passes": list(state.passes),
+            "baseline": state.baseline.to_dict() if state.baseline else None,
+            "pulse": {name: asdict(pulse) for name, pulse in state.objective.pulse.items()},
+            "done": [_row(done) for done in state.generations],
         },
     }
-    trained = {name for name, _ in trainer.model.named_parameters()}  # a buffer may be infinite: a causal mask
+    trained = {name for name, _ in state.model.named_parameters()}  # a buffer may be infinite: a causal mask
     weights = (value for name, value in components["student"].items() if name in trained)
     if not all(bool(torch.isfinite(weight).all()) for weight in weights):
         raise NotFiniteError(
-            f"a weight is nan or infinite at step {trainer.objective.clock.step}; nothing was saved over the last "
+            f"a weight is nan or infinite at step {state.clock.step}; nothing was saved over the last "
             "checkpoint; lower --lr or set --clip 1.0"
         )
-    if trainer.folder and trainer.log and distributed.rank() == 0:
-        trainer.log.flush()
-        checkpoint.write(trainer.folder / "checkpoints", components)
-    trainer.saved_at = time.monotonic()
+    if state.folder and state.log and distributed.rank() == 0:
+        state.log.flush()
+        checkpoint.write(state.folder / "checkpoints", components)
+    state.saved_at = time.monotonic()
 
 
-def restore(trainer: Trainer) -> bool:
+def restore(state: RunState, task: Task, begin: Callable[[int], None]) -> bool:
     """Go to the newest intact checkpoint; False if the run never saved one.
+
+    Args:
+        state: of the run that has just been started; it is filled.
+        task: takes its own state back.
+        begin: begins a generation of this number as a fresh run does, before what was saved takes its place.
 
     Raises:
         CheckpointError: none is intact, something it refers to is gone, or it belongs to another run.
     """
-    folder, log = trainer.folder, trainer.log
-    assert folder is not None
-    assert log is not None
-    warn = trainer.warn if distributed.rank() == 0 else lambda line: None
-    found = checkpoint.newest(folder / "checkpoints", warn=warn)
-    if found is None:
+    folder, log = state.folder, state.log
+    if folder is None or log is None:
+        return False
+    warn = state.warn if distributed.rank() == 0 else lambda line: None
+    newest = checkpoint.newest(folder / "checkpoints", warn=warn)
+    if newest is None:
         log.path.unlink(missing_ok=True)
         return False
-    saved = checkpoint.read(found)
+    saved = checkpoint.read(newest)
     progress = saved["progress"]
-    _refuse_another(trainer, progress["run"])
-    trainer.done = [_read_generation(folder, index, row) for index, row in enumerate(progress["done"])]
-    trainer.restore_extra(progress.get("extra", {}))
-    trainer.begin(progress["generation"])
-    trainer.start = progress["start"]
-    distributed.load_module(trainer.model, saved["student"])
-    distributed.load_module(trainer.objective, saved["objective"])
-    distributed.load_optimizer(trainer.optimizer, saved["optimizer"])
-    trainer.scheduler.load_state_dict(saved["scheduler"])
-    trainer.kept = saved["kept"]
-    trainer.best, trainer.sums = saved["best"], _own(progress["sums"], trainer.device)
-    trainer.scaler.load_state_dict(progress["scaler"])
-    trainer.sample(progress["generation"])
-    trainer.history = log.cut(progress["log_bytes"])
-    trainer.elapsed, trainer.steps_done = progress["elapsed"], progress["steps_done"]
-    trainer.passes = Passes(*progress["passes"])
-    trainer.objective.pulse.update({name: TermHealth(**pulse) for name, pulse in progress["pulse"].items()})
+    _refuse_another(state, identity(state, task), progress["run"])
+    state.generations = [_read_generation(folder, index, row) for index, row in enumerate(progress["done"])]
+    state.baseline = Evaluation.from_dict(progress["baseline"]) if progress["baseline"] else None
+    task.load_state_dict(saved["task"]["start"])
+    begin(progress["generation"])
+    state.start = progress["start"]
+    distributed.load_module(state.model, saved["student"])
+    distributed.load_module(state.objective, saved["objective"])
+    distributed.load_optimizer(state.optimizer, saved["optimizer"])
+    state.scheduler.load_state_dict(saved["scheduler"])
+    state.scaler.load_state_dict(progress["scaler"])
+    state.best, state.rollback = BestEpoch(**saved["best"]), saved["rollback"]
+    state.sums = _own(progress["sums"], state.device)
+    state.history = log.cut(progress["log_bytes"])
+    state.previous_seconds, state.steps_done = progress["elapsed"], progress["steps_done"]
+    state.passes = Passes(*progress["passes"])
+    state.objective.pulse.update({name: TermHealth(**pulse) for name, pulse in progress["pulse"].items()})
+    task.load_state_dict(saved["task"]["now"])
+    task.resume(state)
     return True

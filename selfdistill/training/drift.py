@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +29,14 @@ from .. import rng
 from ..core import distributed
 from ..core.objective import Method
 from ..core.step import Passes, members
+from ..data.dataset import Data
 from ..errors import DataError
 from ..evaluation.predict import predict_rows
 from ..evaluation.statistics import mcnemar, spend
 from ..teachers import PseudoLabels
 from ..teachers.self_training import InheritedPseudoLabels
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import RunState
+from .task import Callback, Task
 
 LEVEL = 0.05
 
@@ -160,40 +159,52 @@ def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
     return forgot or mcnemar(lost, won) <= level
 
 
-def watched(method: Method) -> bool:
-    """Does a generation of this method learn from labels of the one before?"""
+def learns_from_predecessor(method: Method) -> bool:
+    """Whether a generation of this method learns from labels of the one before."""
     teachers = (term.teacher for term in method.terms.values())
     return method.generations > 1 and any(isinstance(t, (InheritedPseudoLabels, PseudoLabels)) for t in teachers)
 
 
-def watch(trainer: Trainer) -> None:
-    """Measure the generation that ended last, write it into its record, tell of it, and warn at the first alarm."""
-    generation = len(trainer.done) - 1
-    if generation < 1 or not watched(trainer.method):
-        return
-    earlier = [one.drift for one in trainer.done[1:-1]]
-    drift = measure(trainer, generation, [one["moved"] for one in earlier])
-    trainer.done[-1].drift = asdict(drift)
-    trainer.say(told(drift))
-    if drift.alarm and not any(one["alarm"] for one in earlier) and distributed.rank() == 0:
-        trainer.warn(alarm(drift))
+class DriftMonitor(Callback):
+    """Measures each generation that ends, writes it into its record, tells of it, and warns at the first alarm."""
+
+    def __init__(self, task: Task, data: Data) -> None:
+        self.task, self.data = task, data
+
+    def on_generation_end(self, state: RunState) -> None:
+        generation = len(state.generations) - 1
+        if generation < 1 or not learns_from_predecessor(state.method):
+            return
+        earlier = [done.drift for done in state.generations[1:-1]]
+        first = self.task.restored_model(state, 0)
+        drift = measure(state, first, self.data, [one["moved"] for one in earlier])
+        state.generations[-1].drift = asdict(drift)
+        state.report(describe(drift))
+        if drift.alarm and not any(one["alarm"] for one in earlier) and distributed.rank() == 0:
+            state.warn(alarm(drift))
 
 
-def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drift:
-    """Compare the model at hand with generation 0; ``earlier`` are the shares moved in generations 1, 2, ..."""
-    data, seed = trainer.data, trainer.settings.seed
-    first = trainer.as_it_was(0)
+def measure(state: RunState, first: nn.Module, data: Data, earlier: Sequence[float]) -> Drift:
+    """Compare the generation that ended last with generation 0.
+
+    Args:
+        state: the run; ``state.model`` is that generation's.
+        first: generation 0.
+        data: their unlabelled, labelled and audit rows are looked at, at most `MOST` of each.
+        earlier: the shares moved in generations 1, 2, ...
+    """
+    generation, seed = len(state.generations) - 1, state.settings.seed
     ids = {name: _some(getattr(data, name), name, seed) for name in ("unlabelled", "labelled", "audit")}
     then, now = (
-        {name: _answers(trainer, model, rows) for name, rows in ids.items()} for model in (first, trainer.model)
+        {name: _classes(state, model, data, rows) for name, rows in ids.items()} for model in (first, state.model)
     )
     moved = float((then["unlabelled"] != now["unlabelled"]).double().mean()) if len(ids["unlabelled"]) else 0.0
     taught, audit = data.y[ids["labelled"]], data.y[ids["audit"]]
-    missed, before = (int((said["labelled"] != taught).sum()) for said in (now, then))
+    missed, before = (int((predicted["labelled"] != taught).sum()) for predicted in (now, then))
     right, was = now["audit"] == audit, then["audit"] == audit
     lost, won = int((was & ~right).sum()), int((right & ~was).sum())
-    p_missed = None if _taught(trainer) else forgetting(missed, before, len(taught))
-    level = spend(LEVEL, generation, trainer.method.generations - 1)
+    p_missed = None if _learns_from_labels(state, data) else forgetting(missed, before, len(taught))
+    level = spend(LEVEL, generation, state.method.generations - 1)
     moves = [*earlier, moved]
     return Drift(
         generation, moved, len(ids["unlabelled"]), (moved / moves[0]) ** 2 if moves[0] else None, follows(moves),
@@ -202,11 +213,11 @@ def measure(trainer: Trainer, generation: int, earlier: Sequence[float]) -> Drif
     )  # fmt: skip
 
 
-def _taught(trainer: Trainer) -> bool:
-    """Does the generation at hand learn from real labels?"""
-    ids = trainer.objective.eligible_ids()
-    chosen = any(look.rows == "chosen" for look in trainer.method.views.looks)
-    return not chosen or ids is None or bool(torch.isin(trainer.data.labelled, ids).any())
+def _learns_from_labels(state: RunState, data: Data) -> bool:
+    """Whether the generation at hand learns from real labels."""
+    ids = state.objective.eligible_ids()
+    chosen = any(look.rows == "chosen" for look in state.method.views.looks)
+    return not chosen or ids is None or bool(torch.isin(data.labelled, ids).any())
 
 
 def _some(ids: Tensor, name: str, seed: int) -> Tensor:
@@ -214,25 +225,25 @@ def _some(ids: Tensor, name: str, seed: int) -> Tensor:
     return ids if len(ids) <= MOST else ids[rng.permutation((seed, "drift", name), len(ids))[:MOST]]
 
 
-def _answers(trainer: Trainer, model: nn.Module, ids: Tensor) -> Tensor:
+def _classes(state: RunState, model: nn.Module, data: Data, ids: Tensor) -> Tensor:
     """The class (rows,) that a model gives each row."""
     if not len(ids):
         return torch.zeros(0, dtype=torch.int64)
-    trainer.passes += Passes(evaluation=members(model) * len(ids))
-    return predict_rows(model, trainer.data, ids, device=trainer.device).argmax(-1)
+    state.passes += Passes(evaluation=members(model) * len(ids))
+    return predict_rows(model, data, ids, device=state.device).argmax(-1)
 
 
-def told(drift: Drift) -> str:
+def describe(drift: Drift) -> str:
     """A generation's drift in a line."""
-    said = (
+    line = (
         f"drift: generation {drift.generation} answers {100 * drift.moved:.1f} % of {drift.looked} unlabelled rows "
         "otherwise than generation 0"
     )
     if drift.follows and drift.growth is not None:
         by = [f"{expected(curve, drift.generation):.1f}" for curve in (replaced, accumulated)]
-        said += f"; squared, {drift.growth:.1f} x generation 1's ({by[0]} where data are replaced, {by[1]} where they "
-        said += f"accumulate; nearer to {drift.follows})"
-    return f"{said}; misses {drift.missed} of {drift.labels} real labels ({drift.missed_before} before)"
+        line += f"; squared, {drift.growth:.1f} x generation 1's ({by[0]} where data are replaced, {by[1]} where they "
+        line += f"accumulate; nearer to {drift.follows})"
+    return f"{line}; misses {drift.missed} of {drift.labels} real labels ({drift.missed_before} before)"
 
 
 def alarm(drift: Drift) -> str:

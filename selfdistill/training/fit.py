@@ -1,13 +1,4 @@
-"""The loop: generations > epochs > steps > micro-batches.
-
-::
-
-    for each generation:  a fresh model from build(), a fresh objective, the pool labelled by the last generation
-        for each step:    rows -> views -> tallies over micro-batches and ranks -> backward -> clip -> optimizer
-                          -> objective.update()
-        after each epoch: the audit split is scored, a line goes to metrics.jsonl
-    a checkpoint whenever enough time has passed, at the start and end of a generation, and when asked to stop
-"""
+"""`fit`: train a method on data, from the first step or from where a run was cut."""
 
 from __future__ import annotations
 
@@ -16,33 +7,31 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from ..core import distributed, objective
-from ..core.objective import Method, Objective
+from ..core import distributed
+from ..core.objective import Method, Objective, untaught
 from ..core.regression import for_task
-from ..core.step import Clock, Passes
+from ..core.step import Batch, Clock, Passes
 from ..data.dataset import Data
 from ..data.sealed import sealed
 from ..errors import CheckpointError, DataError
-from ..evaluation import linear_probe
-from ..evaluation.audit import whole_classes
 from ..io.expressions import one_line
 from ..methods.validate import check_method
-from . import checkpointing, drift, generations
-from .generations import Trained
 from .settings import Settings
-from .trainer import Trainer, Watch
+from .state import GenerationResult
+from .supervised import NetworkTask
+from .task import FunctionCallback
+from .trainer import Progress, Stopped, Trainer
 
-__all__ = ["Result", "Settings", "Stopped", "Trained", "fit"]
+__all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit"]
 
 
 @dataclass
@@ -53,17 +42,13 @@ class Result:
     """
 
     model: nn.Module
-    generations: list[Trained]
+    generations: list[GenerationResult]
     steps: int
     seconds: float
     history: list[dict[str, Any]] = field(repr=False)
     product: int = 0
     passes: Passes = Passes()
     objective: Objective | None = field(default=None, repr=False)  # of the last generation, with its teachers
-
-
-class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; everything up to the last step is saved."""
 
 
 @contextlib.contextmanager
@@ -138,17 +123,39 @@ def fit(
     resume: bool = False,
     external: nn.Module | None = None,
     device: torch.device | str | None = None,
-    watch: Watch | None = None,
+    watch: Callable[[Clock, list[Batch], float], None] | None = None,
     progress: Callable[[Clock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
-    **settings: Any,
+    epochs: int = 30,
+    steps: int | None = None,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    optimizer: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 1e-4,
+    schedule: str = "cosine",
+    clip: float | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    parallel: str = "ddp",
+    seed: int = 0,
+    audit: str = "safe",
+    audit_level: float = 0.05,
+    audit_delta: float | None = None,
+    audit_measure: str | None = None,
+    audit_epochs: int | None = None,
+    patience: int | None = None,
+    vitals: bool = True,
+    cache: bool = True,
+    save_seconds: float = 30.0,
+    save_steps: int | None = None,
 ) -> Result:
     """Train a method on data.
 
     Args:
         build: a factory of fresh models; it is called once a generation.
-        data: see `tasks.data.load` and `tasks.data.from_tensors`.
+        data: see `selfdistill.load` and `selfdistill.from_tensors`.
         method: the recipe.
         out: folder for checkpoints, metrics and generations; nothing is written without it.
         resume: go on from the newest intact checkpoint in ``out``, if there is one.
@@ -158,7 +165,11 @@ def fit(
         progress: called a few times a second with the clock and the step's figures.
         warn: called with each line about trouble that the run survives.
         tell: called with the decisions of the audit and the drift of generations, in words.
-        settings: fields of `Settings`.
+
+    The other arguments are the fields of `Settings`.
+
+    Returns:
+        The model of the best audited generation, and what all of them took.
 
     Raises:
         SpaceError: the method does not fit the model or the data (before the first step).
@@ -166,81 +177,41 @@ def fit(
         CheckpointError: ``out`` holds another run, or nothing intact to go on from.
         Stopped: asked to stop by SIGINT or SIGTERM; the run is saved and resumes.
     """
+    arguments = locals()
+    settings = Settings(**{field.name: arguments[field.name] for field in fields(Settings)})
     device = choose_device(device)
     join(device)
     folder = run_folder(out, resume)
     method = for_task(method, data.task)
     check_method(method, data)
-    if distributed.size() > 1 and settings.get("parallel") == "fsdp" and objective.untaught(method):
+    if distributed.size() > 1 and parallel == "fsdp" and untaught(method):
         raise DataError("the classifier of a method without labels is fitted whole; train under DDP: leave --parallel")
-    trainer = Trainer(build, sealed(data), method, Settings(**settings), folder, external, device, watch, warn, tell)
+    observers = [FunctionCallback(watch)] if watch else []
+    trainer = Trainer(
+        NetworkTask(build, sealed(data), method, external),
+        method,
+        settings,
+        folder=folder,
+        device=device,
+        callbacks=observers,
+        warn=warn,
+        tell=tell,
+    )
     return drive(trainer, resume, progress)
 
 
-def drive(trainer: Trainer, resume: bool, progress: Callable[[Clock, dict[str, float]], None] | None = None) -> Result:
+def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> Result:
     """Train to the end, from the newest checkpoint if ``resume`` and there is one; raises as `fit`."""
-    with _stop_on_signal() as asked:
-        if not (resume and trainer.folder and checkpointing.restore(trainer)):
-            _begin(trainer)
-        _train(trainer, asked, progress)
+    with _stop_on_signal() as stop:
+        trainer.run(stop, resume=resume, progress=progress)
+    state = trainer.state
     return Result(
-        trainer.whole(), trainer.done, trainer.steps_done, trainer.seconds(), trainer.history, trainer.product(),
-        trainer.passes, trainer.objective,
-    )  # fmt: skip
-
-
-def _begin(trainer: Trainer) -> None:
-    """The first generation: a dry run of it, and what is to be said before."""
-    data, method = trainer.data, trainer.method
-    trainer.begin(0)
-    trainer.rehearse()
-    if (method.generations > 1 or trainer.settings.audit_epochs) and trainer.audit.policy != "off":
-        if len(data.audit) and data.task == "classify":
-            whole_classes(data.y[data.audit], data.classes, data.name)
-        trainer.say(trainer.audit.foreword(len(data.audit), len(data.labelled)))
-    if exhausted := generations.foreword(method, len(data.unlabelled)):
-        trainer.say(exhausted)
-
-
-def _train(
-    trainer: Trainer, asked: threading.Event, progress: Callable[[Clock, dict[str, float]], None] | None
-) -> None:
-    shown = 0.0
-    while True:
-        clock = trainer.objective.clock
-        if clock.step >= clock.length:
-            checkpointing.save(trainer)
-            trainer.end_generation()
-            checkpointing.keep_generation(trainer)
-            if clock.generation:
-                trainer.say(trainer.done[-1].decision["why"])
-            drift.watch(trainer)
-            if clock.generation + 1 >= trainer.method.generations:
-                return
-            if trainer.exhausted():
-                trainer.say(f"ended after generation {clock.generation}: the audit sees no further gain")
-                return
-            trainer.begin(clock.generation + 1)
-            checkpointing.save(trainer)
-            continue
-        loss = trainer.step()
-        if trainer.epoch_ended():
-            if objective.untaught(trainer.method):
-                trainer.passes += Passes(evaluation=linear_probe.settle(trainer.model, trainer.data))
-            trainer.end_epoch(clock)
-        if progress and (time.monotonic() - shown > 0.2 or trainer.epoch_ended()):
-            shown = time.monotonic()
-            progress(clock, {"loss": loss, **trainer.figures()})
-        stop, due = _agree(asked.is_set(), trainer.due(), trainer.device)
-        if stop or due:
-            checkpointing.save(trainer)
-        if stop:
-            raise Stopped(f"stopped after step {clock.step + 1} of generation {clock.generation}")
-
-
-def _agree(stop: bool, due: bool, device: torch.device) -> tuple[bool, bool]:
-    """What any process wants, all do: saving and stopping take every one of them."""
-    if distributed.size() == 1:
-        return stop, due
-    wishes: Tensor = distributed.add(torch.tensor([float(stop), float(due)], device=device))
-    return bool(wishes[0]), bool(wishes[1])
+        trainer.product_model(),
+        state.generations,
+        state.steps_done,
+        state.seconds,
+        state.history,
+        state.product,
+        state.passes,
+        state.objective,
+    )

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,12 @@ from ..core import distributed
 from ..core.objective import Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term, TermResult
-from ..core.step import Forward
+from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
 from ..models.peers import ApartPeers, Peers
 from .accumulation import kept_buffers
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 
 @contextmanager
@@ -37,26 +33,30 @@ def _another_s_code(what: str, remedy: str) -> Iterator[None]:
         raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
 
 
-def dry_run(trainer: Trainer) -> None:
+def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes: int) -> None:
     """One step without learning: shapes are checked where the trouble would otherwise come up later, or never.
+
+    Args:
+        objective: nothing of it changes.
+        batch: a micro-batch.
+        shape: of an input row, for messages.
+        classes: how many the data have.
 
     Raises:
         SpaceError: an output's width is not the number of classes, or an output has no such head.
         RecipeError: the model or a teacher fails on these rows.
     """
-    objective, shape = trainer.objective, trainer.data.shape
-    with torch.no_grad(), kept_buffers(trainer.objective):
-        for batch in trainer.batches()[:1]:
-            reads = f"the model cannot read a batch of rows of shape {shape}"
-            with _another_s_code(reads, "build it for that shape"):
-                step = objective.forward_views(batch)
-            _check_outputs(trainer, step)
-            _check_peers(objective.student, step)
-            weighs = f"a term of the method fails on rows of shape {shape}"
-            with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
-                objective.measure(batch)
-            if objective.watched:
-                _check_sums(objective, step)
+    with torch.no_grad(), kept_buffers(objective):
+        reads = f"the model cannot read a batch of rows of shape {shape}"
+        with _another_s_code(reads, "build it for that shape"):
+            step = objective.forward_views(batch)
+        _check_outputs(objective, step, classes)
+        _check_peers(objective.student, step)
+        weighs = f"a term of the method fails on rows of shape {shape}"
+        with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
+            objective.measure(batch)
+        if objective.watched:
+            _check_sums(objective, step)
 
 
 def _check_sums(objective: Objective, step: Forward) -> None:
@@ -116,24 +116,23 @@ def _check_peers(student: nn.Module, step: Forward) -> None:
             )
 
 
-def _output(trainer: Trainer, step: Forward, term: BaseTerm) -> Tensor:
+def _output(objective: Objective, step: Forward, term: BaseTerm) -> Tensor:
     """The model's output for a term; where it has none, what prepared the model knows why."""
     try:
         return step.student(term.view, term.head)
     except SpaceError as error:
-        prepared = trainer.method.wrap_model
-        why = prepared.lacking(trainer.objective.student) if prepared else None
+        prepared = objective.method.wrap_model
+        why = prepared.lacking(objective.student) if prepared else None
         if why is None:
             raise
         raise SpaceError(why) from error
 
 
-def _check_outputs(trainer: Trainer, step: Forward) -> None:
-    classes = len(trainer.data.classes)
-    for name, term in trainer.method.terms.items():
+def _check_outputs(objective: Objective, step: Forward, classes: int) -> None:
+    for name, term in objective.method.terms.items():
         if not step.rows(term.view):
             continue
-        output = _output(trainer, step, term)
+        output = _output(objective, step, term)
         if output.dim() < 2 or len(output) != step.rows(term.view):
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "

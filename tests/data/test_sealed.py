@@ -13,6 +13,7 @@ from selfdistill.data.sealed import sealed
 from selfdistill.errors import DataError
 from selfdistill.methods import born_again
 from selfdistill.models.registry import parse
+from selfdistill.training.supervised import NetworkTask
 from selfdistill.training.trainer import Trainer
 
 
@@ -56,7 +57,8 @@ def test_a_trainer_that_scores_the_test_split_is_stopped(monkeypatch: pytest.Mon
     before = Trainer.end_epoch
 
     def peek(self: Trainer, clock: Any) -> None:
-        self.data.rows(data.test)
+        assert isinstance(self.task, NetworkTask)
+        self.task.data.rows(data.test)
         before(self, clock)
 
     monkeypatch.setattr(Trainer, "end_epoch", peek)

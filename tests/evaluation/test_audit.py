@@ -125,17 +125,18 @@ def train(data: Data, generations: int, **settings: Any) -> Any:
 
 
 def test_a_rejected_generation_neither_teaches_nor_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.training.trainer import Trainer
+    from selfdistill.training.state import RunState
+    from selfdistill.training.supervised import NetworkTask
 
     seen: list[int] = []
-    before = Trainer._previous
+    before = NetworkTask.previous_model
 
-    def previous(self: Trainer, generation: int) -> Any:
+    def previous(self: NetworkTask, state: RunState, generation: int) -> Any:
         if generation:
-            seen.append(self.accepted()[-1])
-        return before(self, generation)
+            seen.append(state.accepted[-1])
+        return before(self, state, generation)
 
-    monkeypatch.setattr(Trainer, "_previous", previous)
+    monkeypatch.setattr(NetworkTask, "previous_model", previous)
     result, said = train(load("digits", labels=200), 3, audit="strict")
     decisions = [g.decision for g in result.generations]
     assert [d["accepted"] for d in decisions] == [True, False, False]  # 60 steps of distillation gain nothing visible

@@ -62,7 +62,7 @@ def _remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def remembered(self: Trainer, generation: int) -> None:
         begin(self, generation)
-        MADE.append(self.model)
+        MADE.append(self.state.model)
 
     monkeypatch.setattr(Trainer, "begin", remembered)
 

@@ -30,7 +30,9 @@ from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, 
 from selfdistill.language.sampling import Sampling
 from selfdistill.language.teachers import Base, Ema, Judge, Live, TrustRegion
 from selfdistill.language.terms import Distil, NextToken
-from selfdistill.language.trainer import LanguageTrainer, fit
+from selfdistill.language.trainer import LanguageTask, fit
+from selfdistill.training.settings import Settings
+from selfdistill.training.trainer import Trainer
 from tests.language.tiny import TEMPLATE, prompts, student, tokenizer
 
 EXAMPLE = Example((("system", "S"), ("user", "Why?")), demonstration="So.", answer="42", wrong="No.", line=7)
@@ -274,24 +276,23 @@ def test_the_difference_is_shown() -> None:
     assert difference(Attempts(), EXAMPLE, [roll(1.0)], 0) == ["(this context has nothing to add here)"]
 
 
-def made(method: Language, rows: int = 20, **more: Any) -> LanguageTrainer:
-    """A trainer that has begun."""
-    from selfdistill.training.settings import Settings
-
-    trainer = LanguageTrainer(student, prompts(rows).sealed(), method, Settings(steps=2, batch_size=8), **more)
+def begun(method: Language, rows: int = 20, **more: Any) -> tuple[Trainer, LanguageTask]:
+    """A training that has begun."""
+    task = LanguageTask(student, prompts(rows).sealed(), method, **more)
+    trainer = Trainer(task, method, Settings(steps=2, batch_size=8))
     trainer.begin(0)
-    trainer.model.train()
-    return trainer
+    trainer.state.model.train()
+    return trainer, task
 
 
 def test_rows_of_an_example_need_not_stand_together() -> None:
     """The teacher's tokens follow the order of the student's rows, also where siblings are apart."""
     from selfdistill.language.completions import views
 
-    trainer = made(replace(sdft(max_tokens=4)))
-    ids = trainer.data.labelled[:2].tolist()
-    rolls = trainer.roll([ids[0], ids[1], ids[0]], Sampling(max_tokens=4), (0, "apart"))
-    pairs, rows = views(trainer.method, trainer, rolls)["context"]
+    _, task = begun(replace(sdft(max_tokens=4)))
+    ids = task.data.labelled[:2].tolist()
+    rolls = task.writer.roll([ids[0], ids[1], ids[0]], Sampling(max_tokens=4), (0, "apart"))
+    pairs, rows = views(task.writer, rolls)["context"]
     assert rows.tolist() == [0, 1, 2]
     assert [tuple(said) for _, said in pairs] == [r.ids for r in rolls]
 
@@ -302,14 +303,14 @@ def test_empty_completions_teach_nobody() -> None:
     def engine(model: Any, asked: Sequence[Any], sampling: Sampling, seed: int) -> Any:
         return [([], None) if i % 2 else ([20, 21, 1], None) for i in range(len(asked))]
 
-    trainer = made(sdft(max_tokens=4), engine=engine)
-    (batch,) = trainer.batches()
+    trainer, task = begun(sdft(max_tokens=4), engine=engine)
+    (batch,) = task.batches(trainer.state)
     assert len(batch["x"].x) == len(batch["context"].x) == 3
-    trainer = made(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None) if i % 2 else ([20, 1], None) for i in range(len(a))])  # fmt: skip  # noqa: E501
-    assert {r.ids for r in trainer.written} == {(20, 1)}
+    _, task = begun(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None) if i % 2 else ([20, 1], None) for i in range(len(a))])  # fmt: skip  # noqa: E501
+    assert {r.ids for r in task.rollouts} == {(20, 1)}
     with pytest.raises(DataError, match="worth keeping"):
-        made(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None)] * len(a))
-    trainer = made(sdft(max_tokens=4), engine=lambda m, a, s, k: [([], None)] * len(a))
+        begun(ssd(max_tokens=4), engine=lambda m, a, s, k: [([1], None)] * len(a))
+    trainer, _ = begun(sdft(max_tokens=4), engine=lambda m, a, s, k: [([], None)] * len(a))
     with pytest.raises(DataError, match="are empty"):
         trainer.step()
 
@@ -320,9 +321,10 @@ def test_a_context_that_was_written_after_is_not_corrected_for() -> None:
     def engine(model: Any, asked: Sequence[Any], sampling: Sampling, seed: int) -> Any:
         return [([20, 21, 1], (-1.0, -1.0, -1.0)) for _ in asked]
 
-    on_policy, once = made(sdft(max_tokens=4), engine=engine), made(context_distillation(max_tokens=4), engine=engine)
-    assert "sampler" in on_policy.batches()[0]
-    assert "sampler" not in once.batches()[0]
+    on_policy, task = begun(sdft(max_tokens=4), engine=engine)
+    assert "sampler" in task.batches(on_policy.state)[0]
+    once, task = begun(context_distillation(max_tokens=4), engine=engine)
+    assert "sampler" not in task.batches(once.state)[0]
 
 
 def test_accumulation_has_the_loss_of_one_batch() -> None:

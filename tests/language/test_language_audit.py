@@ -15,7 +15,7 @@ from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
 from selfdistill.language.sampling import Referee, Sampling
 from selfdistill.language.terms import NextToken
-from selfdistill.language.trainer import LanguageTrainer, fit
+from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.fit import Result
 from tests.language.tiny import student
@@ -83,7 +83,7 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
     first, second = (g.decision for g in result.generations)
     assert (first["accepted"], second["accepted"], result.product) == (False, False, -1)
     assert "generation 0 rolled back" in first["why"]
-    assert "the model it started from" in first["why"]
+    assert "the model before training" in first["why"]
     assert result.generations[0].start == result.generations[1].start or lora  # it begins again from the start
     start, product = build(able, lora), cast(Causal, result.model)
     x = torch.tensor([[[5, 6, 7, 8], [1, 1, 2, 2]]])
@@ -124,7 +124,7 @@ def test_forgetting_is_rolled_back(able: dict[str, Any], audited: bool) -> None:
     kept = spoil(able, data=data, suite=suite_of(copying()))
     assert kept.product == -1
     assert "it forgets what it knew" in kept.generations[0].decision["why"]
-    assert len(kept.generations[0].drift["suite"]) == 64
+    assert len(kept.generations[0].guard) == 64
     if audited:
         assert kept.history[-1]["audit"]["accuracy"] > 0.9
         assert kept.history[-1]["audit"]["kept"] < 0.8
@@ -142,7 +142,7 @@ def test_a_suite_is_judged_by_each_generations_own_weights(able: dict[str, Any])
     """Without audit rows nobody asks the model at the ends of epochs; it is asked at the end of every generation."""
     data = replace(copying(wrong=True), audit=torch.zeros(0, dtype=torch.int64))
     result = spoil(able, generations=3, data=data, suite=suite_of(copying()), audit_level=0.05, steps=4, lr=3e-3)
-    suites = [g.drift["suite"] for g in result.generations]
+    suites = [g.guard for g in result.generations]
     weights = [g.weights["lm.model.norm.weight"] for g in result.generations]
     for i in range(1, 3):
         assert torch.equal(weights[i], weights[i - 1]) == (suites[i] == suites[i - 1])
@@ -156,7 +156,7 @@ def test_audits_within_a_generation_roll_back(able: dict[str, Any]) -> None:
     done, data, greedy = result.generations[-1], copying(wrong=True), Sampling(0.0, max_tokens=4)
     model, kept = build(done.weights), suite_of(copying())
     assert done.losses == losses(model, data, data.audit.tolist(), greedy, Referee())
-    assert done.drift["suite"] == losses(model, kept, kept.test.tolist(), greedy, Referee())
+    assert done.guard == losses(model, kept, kept.test.tolist(), greedy, Referee())
     assert sum(done.losses) < (1 - result.history[-1]["audit"]["accuracy"]) * len(done.losses)  # of what was discarded
 
 
@@ -171,18 +171,20 @@ def test_generations_go_on_from_the_accepted_one(able: dict[str, Any]) -> None:
 def test_base_stays_the_pre_trained_model_in_later_generations(able: dict[str, Any]) -> None:
     from selfdistill.language.recipes import opcd
     from selfdistill.training.settings import Settings
+    from selfdistill.training.trainer import Trainer
 
     method = replace(opcd(k=5, max_tokens=4), generations=2)
     settings = Settings(steps=2, batch_size=8, lr=1e-2, audit="off")
-    trainer = LanguageTrainer(lambda: build(able), copying().sealed(), method, settings, max_tokens=4)
+    task = LanguageTask(lambda: build(able), copying().sealed(), method, max_tokens=4)
+    trainer = Trainer(task, method, settings)
     trainer.begin(0)
     for _ in range(2):
         trainer.step()
-    trainer.end_epoch(trainer.objective.clock.at(1))
+    trainer.end_epoch(trainer.state.objective.clock.at(1))
     trainer.end_generation()
     trainer.begin(1)
-    (state,) = trainer.objective.states.values()
+    (state,) = trainer.state.objective.states.values()
     held = cast(Any, state).weights()
     start = build(able).learning()
     assert all(torch.equal(held[n], start[n]) for n in start)
-    assert any(not torch.equal(trainer.model.learning()[n], start[n]) for n in start)
+    assert any(not torch.equal(task.writer.model.learning()[n], start[n]) for n in start)

@@ -11,8 +11,10 @@ from torch import Tensor
 from selfdistill.language import trainer
 from selfdistill.language.completions import Language
 from selfdistill.language.recipes import grpo, opsd, sdft, sdpo, sft, spin
-from selfdistill.language.trainer import LanguageTrainer
+from selfdistill.language.trainer import LanguageTask
 from selfdistill.training.settings import Settings
+from selfdistill.training.task import FunctionCallback
+from selfdistill.training.trainer import Trainer
 from tests.language.tiny import prompts, student
 
 DATA = prompts(30, checker="tests.language.test_recipes:lenient")
@@ -22,12 +24,13 @@ def learnt(method: Language, room: int, monkeypatch: pytest.MonkeyPatch, lora: i
     """The weights after a step, and in how many pieces the batch went."""
     monkeypatch.setattr(trainer, "ROOM", {"cpu": room})
     settings = Settings(epochs=1, batch_size=6, lr=1e-2, optimizer="sgd", vitals=False)
-    made = LanguageTrainer(lambda: student(lora), DATA.sealed(), method, settings, max_tokens=4)
-    made.begin(0)
     pieces: list[int] = []
-    made.watch = lambda clock, batches, loss: pieces.append(len(batches))
+    count = FunctionCallback(lambda clock, batches, loss: pieces.append(len(batches)))
+    task = LanguageTask(lambda: student(lora), DATA.sealed(), method, max_tokens=4)
+    made = Trainer(task, method, settings, callbacks=[count])
+    made.begin(0)
     made.step()
-    return torch.cat([p.detach().flatten() for p in made.model.learning().values()]), pieces[0]
+    return torch.cat([p.detach().flatten() for p in task.writer.model.learning().values()]), pieces[0]
 
 
 @pytest.mark.parametrize("recipe", [sft, sdft, opsd, sdpo, spin, grpo], ids=lambda recipe: recipe.__name__)

@@ -99,8 +99,8 @@ def test_the_command_trains_and_writes_once(tmp_path: Path, engine: str) -> None
 
 
 def test_too_few_prompts_for_the_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfdistill.language.trainer.ranks.size", lambda: 9)
-    monkeypatch.setattr("selfdistill.language.trainer.ranks.rank", lambda: 0)
-    monkeypatch.setattr("selfdistill.language.trainer.LanguageTrainer._wrap", lambda self: None)
+    monkeypatch.setattr("selfdistill.language.trainer.distributed.size", lambda: 9)
+    monkeypatch.setattr("selfdistill.language.trainer.distributed.rank", lambda: 0)
+    monkeypatch.setattr("selfdistill.language.trainer.LanguageTask.wrap", lambda self, state: state.model)
     with pytest.raises(DataError, match="4 prompts a step are too few for 9 processes; raise --batch-size"):
         fit(student, prompts(30), sft(), device="cpu", batch_size=6, steps=1)

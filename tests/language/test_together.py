@@ -20,10 +20,11 @@ from selfdistill.language.recipes import minillm
 from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformers, roll
 from selfdistill.language.teachers import Base, Ema, External, Judge, TrustRegion
 from selfdistill.language.terms import Distil
-from selfdistill.language.trainer import LanguageTrainer, fit
+from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.losses.chunked.definitions import ReverseKL
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.settings import Settings
+from selfdistill.training.trainer import Trainer
 from tests.language.test_terms import CONTEXT, PAIRS, ROWS, bound, judged
 from tests.language.tiny import agree, batch_of, doubled, prompts, shaken, spoken, student, tokenizer
 
@@ -121,18 +122,18 @@ def test_the_loss_weighs_each_token_by_student_over_mixture() -> None:
 
 def test_the_recipe_brings_the_mixture_into_its_batches() -> None:
     """Each prompt's teacher has read its own demonstration, and the batch knows m."""
-    settings = Settings(audit="off", batch_size=4, seed=2)
-    made = LanguageTrainer(student, prompts(30), minillm(max_tokens=6), settings, device=torch.device("cpu"))
-    made.model = shaken(student(), 0.2)
-    made.model.origin = lambda: student().learning()
-    made.objective = made.method.bind(made.model, vitals=False)
-    examples, lm, other = [3, 9, 9, 1], doubled(made.model), doubled(student())
-    clock = made.objective.clock
-    found = made.method.source.rollouts(made, examples, clock)
-    batch = made._batch(found)
+    method = minillm(max_tokens=6)
+    task = LanguageTask(student, prompts(30), method, seed=2)
+    writer, state = task.writer, Trainer(task, method, Settings(audit="off", batch_size=4, seed=2)).state
+    writer.model = shaken(student(), 0.2)
+    writer.model.origin = lambda: student().learning()
+    writer.objective = method.bind(writer.model, vitals=False)
+    examples, lm, other = [3, 9, 9, 1], doubled(writer.model), doubled(student())
+    found = method.source.rollouts(writer, examples, writer.objective.clock)
+    batch = task.batch(state, found)
     for row, (r, i) in enumerate(zip(found, examples, strict=True)):
-        read = made.prompt(i, made.method.context)
-        assert list(r.prompt) == made.prompt(i) != read
+        read = writer.prompt(i, method.context)
+        assert list(r.prompt) == writer.prompt(i) != read
         m = mixed(lm, other, r.prompt, read, r.ids, 0.2)[range(len(r.ids)), r.ids]
         torch.testing.assert_close(batch["sampler"].x[row, : len(r.ids)].double(), m.log(), atol=1e-4, rtol=1e-4)
 

@@ -126,10 +126,7 @@ def test_numbers_as_labels_are_refused_by_methods_that_classify():
 
 def dry(method: Method, model: nn.Module, batch: Batch, classes: int = CLASSES) -> None:
     objective = method.bind(model)
-    trainer: Any = SimpleNamespace(
-        objective=objective, data=some_data(classes), batches=lambda: [batch], model=model, method=method,
-    )  # fmt: skip
-    dry_run(trainer)
+    dry_run(objective, batch, some_data(classes).shape, classes)
     assert objective.clock.step == 0
     assert not objective._steps
 

@@ -17,7 +17,7 @@ from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import Bagged, LabelledShare, Shard
 from selfdistill.losses import ClassPrior, CrossEntropy, Entropy, Squared
 from selfdistill.teachers import Ensembled, Labels, Refurbished, Relabelled
-from selfdistill.training.generations import collect, hand_on
+from selfdistill.training.state import collect_pseudo_labels, inherit_pseudo_labels
 
 
 class Says(nn.Module):
@@ -86,7 +86,7 @@ def test_refurbished_labels_pass_to_the_next_generation_and_votes_do_not() -> No
     for _ in range(2):
         visit(objective, [[0.0, 4.0]], [0], [3])
     fresh = bound(Refurbished(history=1, threshold=0.1, wait=0.0), generation=1)
-    hand_on(collect(objective), fresh)
+    inherit_pseudo_labels(collect_pseudo_labels(objective), fresh)
     target = visit(fresh, [[4.0, 0.0]], [0], [3])
     assert target.value.tolist() == [1]
     assert target.valid is not None
@@ -101,11 +101,11 @@ def test_a_window_forgets_what_is_older_and_hands_its_mean_on() -> None:
         target = visit(objective, [last], [1])
     torch.testing.assert_close(target.value[0], torch.tensor(said[:2]).softmax(1).mean(0))
     later = bound(Relabelled(window=2, wait=0.0), generation=1)
-    hand_on(collect(objective), later)
+    inherit_pseudo_labels(collect_pseudo_labels(objective), later)
     for _ in range(2):  # and it stays, whatever is said now
         target = visit(later, [[9.0, 0.0]], [1])
         torch.testing.assert_close(target.value[0], torch.tensor(said[1:]).softmax(1).mean(0))
-    assert collect(later).keys() == collect(objective).keys()
+    assert collect_pseudo_labels(later).keys() == collect_pseudo_labels(objective).keys()
 
 
 def test_while_it_waits_the_label_is_the_target() -> None:

@@ -20,7 +20,7 @@ from selfdistill.methods.registry import read_method
 from selfdistill.teachers.self_training import InheritedPseudoLabels, fresh_rows, real_share
 from selfdistill.testing.specimens import CLASSES
 from selfdistill.training.fit import fit
-from selfdistill.training.generations import collect, hand_on
+from selfdistill.training.state import collect_pseudo_labels, inherit_pseudo_labels
 from selfdistill.training.trainer import Trainer
 from tests.harness import build, record, tiny_data
 from tests.teaching import Net, bound, state_of
@@ -36,7 +36,7 @@ def prepared(
     """A generation whose teacher says class ``says`` of every row."""
     objective = bound(teacher, Net(), Clock(generation, 9), previous=Net() if generation else None)
     if before is not None:
-        hand_on(collect(before), objective)
+        inherit_pseudo_labels(collect_pseudo_labels(before), objective)
     logits = torch.nn.functional.one_hot(torch.tensor(says), CLASSES).float()
     look: Any = lambda module, ids: logits.expand(len(ids), CLASSES)
     objective.prepare(GenerationData(UNLABELLED, look, Clock(generation, 9), LABELLED, seed=3))
@@ -99,7 +99,7 @@ def test_replacing_draws_the_newest_set_only_and_hands_nothing_on() -> None:
     teacher = InheritedPseudoLabels("replace", hard=True, fresh=5)
     first = prepared(teacher, 1, says=1)
     second = prepared(teacher, 2, first, says=2)
-    assert collect(first) == {}
+    assert collect_pseudo_labels(first) == {}
     assert drawn(second) == sorted(pseudo(second))
     assert set(pseudo(second).values()) == {2}
     assert len(pseudo(second)) == 5
@@ -149,10 +149,11 @@ def test_each_way_of_keeping_equals_the_oracle(keep: str, hard: bool, tmp_path: 
 def refusing(monkeypatch: pytest.MonkeyPatch, *rejected: int) -> None:
     """An audit that rolls these generations back and accepts the others."""
 
-    def decide(self: Trainer, generation: int, done: Any) -> Decision:
+    def decide(self: Trainer, done: Any) -> Decision:
+        generation = len(self.state.generations)
         return Decision(generation, generation not in rejected, f"generation {generation} decided by the test")
 
-    monkeypatch.setattr(Trainer, "_decide", decide)
+    monkeypatch.setattr(Trainer, "decide", decide)
 
 
 def train(out: Path | None = None, **options: Any) -> Any:
@@ -167,7 +168,7 @@ def rows_of(seed: int, *generations: int) -> set[int]:
 
 
 def carried(trained: Any) -> set[int]:
-    return set(trained.carried.get("pseudo_carried.ids", torch.zeros(0)).tolist())
+    return set(trained.pseudo_labels.get("pseudo_carried.ids", torch.zeros(0)).tolist())
 
 
 def test_labels_of_a_rejected_generation_teach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,19 +210,19 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(
     assert differences(bits(tmp_path / "whole"), bits(tmp_path / "cut")) == []
     assert cut.history == whole.history
     names = {path.name for path in (tmp_path / "cut" / "generations").iterdir()}
-    assert {name for name in names if "carried" in name} == {f"{k}-carried.safetensors" for k in (1, 2, 3)}
+    assert {name for name in names if "pseudo" in name} == {f"{k}-pseudo-labels.safetensors" for k in (1, 2, 3)}
 
 
 def test_the_carried_labels_are_needed_and_vouched_for(tmp_path: Path) -> None:
     """Another label in the file is refused; were it believed, the run would end otherwise."""
-    file = tmp_path / "cut" / "generations" / "2-carried.safetensors"
+    file = tmp_path / "cut" / "generations" / "2-pseudo-labels.safetensors"
 
     def spoil() -> None:
         state: dict[str, Tensor] = tensors.read_tensors(file)
         state["pseudo_carried.labels"] = state["pseudo_carried.labels"].roll(1, 0)
         tensors.write_tensors(file, state)
 
-    with pytest.raises(CheckpointError, match=r"2-carried.safetensors is not the one this run wrote"):
+    with pytest.raises(CheckpointError, match=r"2-pseudo-labels.safetensors is not the one this run wrote"):
         cut_and_resumed(tmp_path / "cut", 3, 0, spoil)
     before, after = (tensors.read_tensors(file.with_name(f"{k}-final.safetensors")) for k in (1, 2))
     assert any(not torch.equal(before[name], after[name]) for name in before)

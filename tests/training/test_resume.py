@@ -218,12 +218,13 @@ def test_the_controls_are_all_there_is(snapshots: Snapshots) -> None:
     states = {key.split(".")[1] for key in saved["objective"] if key.startswith("states.")}
     assert states == {*CHANGING, *GIVEN}
     assert {key for key in saved["objective"] if not key.startswith("states.")} == {"_extra_state"}
-    assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "kept", "progress"}
-    assert saved["kept"] == {}  # without --audit-epochs; with it, see test_audit
-    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the other two are only told; what
-    # ``extra`` holds for language models is followed in tests/language/test_resume.py
-    assert saved["progress"]["extra"] == {}
-    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes", "extra"}
+    assert set(saved) == {"student", "objective", "optimizer", "scheduler", "best", "rollback", "task", "progress"}
+    assert saved["rollback"] == {}  # without --audit-epochs; with it, see test_audit
+    # ``run`` is compared and not used, ``scaler`` is empty without float16 (below), the next two are only told, and
+    # networks have no ``baseline``; what ``task`` holds of language models is followed in tests/language/test_resume.py
+    assert saved["task"] == {"start": {}, "now": {}}
+    assert saved["progress"]["baseline"] is None
+    assert set(saved["progress"]) == {*PROGRESS, "run", "scaler", "elapsed", "passes", "baseline"}
 
 
 def test_the_loss_scale_of_float16_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from selfdistill.losses.chunked.definitions import (
 )
 from selfdistill.losses.chunked.divergences import divergence, log_probabilities
 from selfdistill.losses.chunked.sweep import Top
-from tests.language import naive
+from tests.losses.chunked import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
 KINDS: dict[Kind, naive.Entries] = {

@@ -26,7 +26,7 @@ from selfdistill.losses.chunked.definitions import (
 )
 from selfdistill.losses.chunked.divergences import divergence, estimates, importance, log_probabilities
 from selfdistill.losses.chunked.sweep import Top
-from tests.language import naive
+from tests.losses.chunked import naive
 
 KINDS = [
     ForwardKL(),

@@ -15,14 +15,14 @@ from selfdistill.data import jsonl
 from selfdistill.data.prompts import load_prompts
 from selfdistill.errors import RecipeError
 from selfdistill.experiments.compare import judge, runner
-from selfdistill.experiments.compare.language_controls import planned
-from selfdistill.experiments.compare.plan import Ask, Job, cost
-from selfdistill.language import sampling, trainer
+from selfdistill.language import completions, sampling
 from selfdistill.language.contexts import rendered
 from selfdistill.language.sampling import export
-from selfdistill.language.trainer import LanguageTrainer
+from selfdistill.language.task import planned
 from selfdistill.models.causal_lm import Pretrained
 from selfdistill.training import threads
+from selfdistill.training.comparison import ComparisonSettings, Job, cost
+from selfdistill.training.trainer import Trainer
 from tests.language.tiny import EOS, student
 from tests.terminal import invoke, passed, refused, report
 
@@ -149,17 +149,17 @@ def test_a_seeds_rows_are_those_of_the_run_with_that_seed(compared: Path) -> Non
 
 
 def test_cut_in_a_training_it_goes_on_and_trains_no_step_twice(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, step = Counter[str](), LanguageTrainer.step
+    steps, step = Counter[str](), Trainer.step
 
-    def counted(self: LanguageTrainer) -> float:
+    def counted(self: Trainer) -> float:
         if sum(steps.values()) == 11 and "cut" not in steps:  # amid a training
             steps["cut"] = 0
             raise KeyboardInterrupt
         loss = step(self)
-        steps[str(self.folder)] += 1
+        steps[str(self.state.folder)] += 1
         return loss
 
-    monkeypatch.setattr(LanguageTrainer, "step", counted)
+    monkeypatch.setattr(Trainer, "step", counted)
     more = ["--keep", compared / "suite.jsonl", "--steps", 2, "--out", compared / "cut", "--save-steps", 1]
     stopped = invoke("compare", *flags(compared, SDFT, "sft()", GRPO), *more, "--quiet")
     assert stopped.exit_code == 130
@@ -184,7 +184,7 @@ def rolled(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[address[1]] += len(prompts)
         return roll(model, prompts, sampling, address, *more)
 
-    monkeypatch.setattr(trainer, "roll", counting)
+    monkeypatch.setattr(completions, "roll", counting)
     return counts
 
 
@@ -329,7 +329,7 @@ def test_costs_in_completions_are_what_was_drawn() -> None:
 
 
 def test_passes_are_matched_and_sft_is_given_the_whole_budget() -> None:
-    ask = Ask(("sdft()", "star()"), (0, 1, 2), "passes")
+    ask = ComparisonSettings(("sdft()", "star()"), (0, 1, 2), "passes")
     amount, jobs = planned(ask, 10, {"sdft()": 400.0, "star()": 100.0, "sft()": 200.0})
     assert (amount, {job.name: job.steps for job in jobs}) == (
         400.0, {"sdft()": 10, "star()": 40, "before": 0, "sft()": 10, "sft(), longer": 20}

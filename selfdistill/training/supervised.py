@@ -1,0 +1,197 @@
+"""The task of networks: labelled and unlabelled rows of fixed data, drawn by a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import distributed
+from ..core.objective import Method, Objective, untaught
+from ..core.parts import GenerationData
+from ..core.step import Batch, Passes, members
+from ..data.dataset import Data
+from ..data.sampler import Drawn, Sampler
+from ..errors import DataError
+from ..evaluation.audit import row_losses
+from ..evaluation.predict import answers, predict_rows, scored
+from ..models.peers import Peers
+from ..teachers.cached import pinned
+from ..teachers.generations import wanted
+from ..teachers.self_training import InheritedPseudoLabels
+from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
+from .drift import DriftMonitor
+from .preflight import dry_run
+from .state import Evaluation, RunState
+from .task import Callback, Task, autocast
+
+
+class NetworkTask(Task):
+    """A network that classifies, predicts values or learns features, on rows of fixed data.
+
+    Args:
+        build: a factory of fresh models; it is called once a generation.
+        data: their test split is never read here.
+        method: the recipe; it may adapt the models.
+        external: the teacher of `distil`, where the recipe names none.
+    """
+
+    def __init__(
+        self, build: Callable[..., nn.Module], data: Data, method: Method, external: nn.Module | None = None
+    ) -> None:
+        self.build = method.wrap_model(build) if method.wrap_model else build
+        self.data, self.method, self.external = data, method, external
+        self.problem, self.audit_rows = data.task, len(data.audit)
+        self.sampler: Sampler
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        data = self.data
+        return {"data": data.fingerprint, "augment": f"{data.augment}{', flips' if data.flips else ''}"}
+
+    def model(self, state: RunState, generation: int) -> nn.Module:
+        return self.build()
+
+    def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
+        """The last accepted generation; all of them as peers, where a teacher asks for its ancestors."""
+        ancestors = wanted(self.method)
+        if ancestors is None or not generation:
+            return super().previous_model(state, generation)
+        numbers = range(generation) if ancestors.at_last else state.accepted
+        return Peers([self.restored_model(state, g) for g in numbers], values=self.data.task == "regress").eval()
+
+    def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
+        return self.method.bind(
+            state.model,
+            previous=previous,
+            external=self.external,
+            scale=(self.data.center, self.data.scale),
+            autocast=autocast(state),
+            vitals=state.settings.vitals,
+        )
+
+    def begin(self, state: RunState) -> int:
+        """Let teachers label the pool, and make the generation's sampler."""
+
+        def look(module: nn.Module, ids: Tensor) -> Tensor:
+            state.passes += Passes(teacher=members(module) * len(ids))
+            return predict_rows(module, self.data, ids, self.data.head, state.device)
+
+        labelled = self.data.labelled
+        state.objective.prepare(
+            GenerationData(
+                self.data.unlabelled, look, state.clock, labelled, state.settings.seed, self.data.targets[labelled]
+            )
+        )
+        self.resume(state)
+        return self.sampler.steps_per_epoch
+
+    def resume(self, state: RunState) -> None:
+        """Make the sampler: teachers may have chosen which unlabelled rows it draws."""
+        settings, eligible = state.settings, state.objective.eligible_ids()
+        self.sampler = Sampler(
+            self.data,
+            pinned(self.method),
+            settings.batch_size,
+            seed=settings.seed,
+            generation=state.clock.generation,
+            admitted=None if eligible is None else eligible.cpu(),
+        )
+
+    def has_heads(self, state: RunState) -> bool:
+        with torch.no_grad():
+            few = torch.cat([self.data.labelled, self.data.unlabelled])[:2]
+            output = state.model.eval()(self.data.rows(few).to(state.device))
+        state.model.train()
+        return isinstance(output, Mapping)
+
+    def batches(self, state: RunState) -> list[Batch]:
+        clock, parts = state.objective.clock, state.settings.accumulate
+        drawn = self.sampler.drawn(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
+        if parts == 1 and distributed.size() == 1:
+            return [self.sampler.batch(drawn, clock.epoch, state.device)]
+        rows = max(len(d.ids) for d in drawn.values())
+        if rows < parts * distributed.size():
+            raise DataError(
+                f"a batch of {rows} rows cannot be split into {parts} micro-batches "
+                f"on {distributed.size()} processes; raise --batch-size or lower --accumulate"
+            )
+        own = {kind: Drawn(distributed.share(d.ids), distributed.share(d.visits)) for kind, d in drawn.items()}
+
+        def piece(d: Drawn, i: int) -> Drawn:
+            return d.part(slice(i * len(d.ids) // parts, (i + 1) * len(d.ids) // parts))
+
+        return [
+            self.sampler.batch({kind: piece(d, i) for kind, d in own.items()}, clock.epoch, state.device)
+            for i in range(parts)
+        ]
+
+    def evaluate(self, state: RunState) -> Evaluation:
+        """Metrics and losses of the audit split; nothing without one."""
+        data, model = self.data, state.model
+        if not self.audit_rows:
+            return Evaluation()
+        outputs, y = answers(model, data, data.audit, state.device), data.y[data.audit]
+        return Evaluation(
+            scored(outputs, y, data.task),
+            row_losses(outputs, y, state.audit.measure),
+            passes=Passes(evaluation=members(model) * self.audit_rows),
+        )
+
+    def callbacks(self) -> Sequence[Callback]:
+        data = self.data
+        probes = [LinearProbe(data)] if untaught(self.method) else []
+        return [
+            FreshStart(),
+            DryRun(self),
+            AuditedClasses(data),
+            AuditNotice(self.audit_rows, len(data.labelled)),
+            PoolNotice(data),
+            *probes,
+            Diversity(data),
+            ChanceCheck(data),
+            DriftMonitor(self, data),
+        ]
+
+
+class DryRun(Callback):
+    """Goes through one micro-batch without learning from it before training: what does not fit is refused there."""
+
+    def __init__(self, task: NetworkTask) -> None:
+        self.task = task
+
+    def before_training(self, state: RunState) -> None:
+        data = self.task.data
+        dry_run(state.objective, self.task.batches(state)[0], data.shape, len(data.classes))
+
+
+class PoolNotice(Callback):
+    """Says before training if the generations need more fresh unlabelled rows than there are."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def before_training(self, state: RunState) -> None:
+        if notice := pool_notice(state.method, len(self.data.unlabelled)):
+            state.report(notice)
+
+
+def pool_notice(method: Method, unlabelled: int) -> str | None:
+    """A line if the generations of a method need more fresh rows than there are; None if there are enough.
+
+    >>> from selfdistill.methods.generations import self_training
+    >>> pool_notice(self_training(generations=4, fresh=50), 120)
+    'the pool of 120 unlabelled rows is exhausted in generation 3 of 3: rows come again, with the labels they have'
+    >>> pool_notice(self_training(generations=3, fresh=50), 120)
+    """
+    last = method.generations - 1
+    for term in method.terms.values():
+        teacher = term.teacher
+        if isinstance(teacher, InheritedPseudoLabels) and teacher.fresh * last > unlabelled:
+            again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
+            first = unlabelled // teacher.fresh + 1
+            exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {first} of {last}"
+            return f"{exhausted}: rows come again, {again}"
+    return None

@@ -1,0 +1,188 @@
+"""What the engine asks of a task, and what may be done beside its steps.
+
+A `Task` says which model a generation begins with, which batches a step takes, and how a model is evaluated. A
+`Callback` measures, warns or repairs at fixed points of a run. Neither knows the trainer that calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from ..core import distributed
+from ..core.objective import Objective
+from ..core.step import Batch, Clock
+from . import accumulation
+from .settings import PRECISIONS
+from .state import Evaluation, RunState
+
+
+class Callback:
+    """Something that is done at fixed points of a run. A method that is left out does nothing.
+
+    A callback may change the state: roll weights back, count passes, add to the entry of the metrics log. All
+    processes call it, and it must not communicate unless all of them do.
+    """
+
+    def before_training(self, state: RunState) -> None:
+        """Once in a run, when generation 0 has begun; not when a run is resumed."""
+
+    def on_generation_start(self, state: RunState) -> None:
+        """The model, the objective and the optimizer of a generation are new; a resumed run loads theirs after it."""
+
+    def on_step_end(self, state: RunState, clock: Clock, batches: Sequence[Batch], loss: float) -> None:
+        """The optimizer and all teachers have moved; ``clock`` is that of the step, ``state.clock`` of the next."""
+
+    def before_evaluation(self, state: RunState) -> None:
+        """The last step of an epoch is done, and its model is about to be evaluated."""
+
+    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+        """The epoch was evaluated; what is added to ``entry`` goes to the metrics log.
+
+        Lines under ``"warnings"`` are told too.
+        """
+
+    def on_generation_end(self, state: RunState) -> None:
+        """The generation was audited and is the last of ``state.generations``; its successor has not begun."""
+
+
+class Task:
+    """What is learnt: a model, where its batches come from, and how it is evaluated.
+
+    A task of fixed data draws rows; one that acts steps an environment in `batches` by the model as it is; one whose
+    data arrive in parts takes the next part in `begin`. Whatever changes in a task during a run is in its
+    `state_dict`, so that a resumed run goes on exactly. What it draws at random it draws by addresses (`rng`).
+
+    Attributes:
+        problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure.
+        audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
+    """
+
+    problem: str = "classify"
+    audit_rows: int = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What must not change between a run and its resumption, beside the method, model and settings."""
+        return {}
+
+    def model(self, state: RunState, generation: int) -> nn.Module:
+        """The model that a generation begins with; the engine has seeded its random numbers.
+
+        Most tasks make a new one. One that goes on from the last accepted generation loads
+        ``state.generations[state.accepted[-1]].weights``, if there is one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which model it trains")
+
+    def begin(self, state: RunState) -> int:
+        """Make ready for the generation ``state.clock.generation``: label a pool, take the next part of the data.
+
+        A resumed run calls it too, on the `state_dict` that the task had when the generation began, and loads what was
+        saved later after it.
+
+        Returns:
+            The number of steps in an epoch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how long an epoch is")
+
+    def batches(self, state: RunState) -> list[Batch]:
+        """The micro-batches of this process for the step at ``state.clock``; they are measured once.
+
+        Under several processes each takes its own rows, and all return as many micro-batches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what a step learns from")
+
+    def evaluate(self, state: RunState) -> Evaluation:
+        """The model as it is, on rows that it does not learn from; called after each epoch and before each audit."""
+        return Evaluation()
+
+    def baseline(self, state: RunState) -> Evaluation | None:
+        """The model before training, evaluated; it is a candidate of the audit like any generation.
+
+        None if there is no such model worth keeping, as for random weights. Called once, before `begin`.
+        """
+        return None
+
+    def restored_model(self, state: RunState, generation: int) -> nn.Module:
+        """A generation as it ended, in eval mode."""
+        model = new_model(self, state, generation)
+        model.load_state_dict(state.generations[generation].weights)
+        return model.eval()
+
+    def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
+        """The model that teaches a generation: the last one that was accepted; None for the first."""
+        return self.restored_model(state, state.accepted[-1]) if generation and state.accepted else None
+
+    def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
+        """The objective of a generation, on ``state.model``."""
+        return state.method.bind(state.model, previous=previous, autocast=autocast(state), vitals=state.settings.vitals)
+
+    def wrap(self, state: RunState) -> Any:
+        """Put PyTorch's own engines around the model; what is to be called in its place."""
+        forward: Any = torch.compile(state.model) if state.settings.compile else state.model
+        if distributed.size() == 1:
+            return forward
+        if state.settings.parallel == "fsdp":
+            distributed.shard(state.model)
+            for part in state.objective.states.values():
+                distributed.shard_children(part)
+            return forward
+        # a method need not use every head, and DDP waits for gradients that never come unless it is told
+        return distributed.replicated(forward, heads=self.has_heads(state))
+
+    def has_heads(self, state: RunState) -> bool:
+        """Whether the model has several outputs, some of which may get no gradient; asked under DDP."""
+        return True
+
+    def counts(
+        self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
+    ) -> dict[str, Tensor] | None:
+        """What each term is divided by, over all micro-batches and processes.
+
+        Called where there are several of either. ``seed(number)`` makes a micro-batch draw what it will draw when it
+        is learnt from. None leaves it to the one micro-batch of each process.
+        """
+        return None if len(batches) == 1 else accumulation.counts(state.objective, batches, seed)
+
+    def callbacks(self) -> Sequence[Callback]:
+        """What the task does beside the engine's steps, in this order."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes in the task during a run: a tree of tensors, numbers, strings and lists."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take back a `state_dict`."""
+
+    def resume(self, state: RunState) -> None:
+        """Everything was loaded from a checkpoint; make anew what depends on it."""
+
+
+class FunctionCallback(Callback):
+    """Calls a function after every step with the clock, the micro-batches and the loss."""
+
+    def __init__(self, function: Callable[[Clock, list[Batch], float], None]) -> None:
+        self.function = function
+
+    def on_step_end(self, state: RunState, clock: Clock, batches: Sequence[Batch], loss: float) -> None:
+        self.function(clock, list(batches), loss)
+
+
+def new_model(task: Task, state: RunState, generation: int) -> nn.Module:
+    """The model that a generation begins with; it depends on the seed and the generation alone."""
+    torch.manual_seed(rng.seed(state.settings.seed, "init", generation))
+    return task.model(state, generation).to(state.device).train()  # a factory may have left it in eval mode
+
+
+def autocast(state: RunState) -> Callable[[], Any]:
+    """The context of forward passes in the precision of the settings."""
+    dtype = PRECISIONS[state.settings.precision]
+    if dtype is None:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(state.device.type, dtype)
