@@ -22,7 +22,7 @@ from selfdistill.core.parts import Always, PerElement, Term
 from selfdistill.core.step import Clock
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, build_for, data_of
-from selfdistill.experiments.network_task import batch_size_for
+from selfdistill.experiments.network_run import batch_size_for
 from selfdistill.methods.registry import read_method
 from selfdistill.schedules import After
 from selfdistill.training.fit import fit

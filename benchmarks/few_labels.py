@@ -28,7 +28,7 @@ from selfdistill.data.dataset import Data, load
 from selfdistill.data.sources import find
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
-from selfdistill.experiments.benchmark.cells import matched
+from selfdistill.experiments.benchmark.cells import train_within
 from selfdistill.methods.registry import read_method
 from selfdistill.models.registry import parse
 from selfdistill.teachers import ClassAligned
@@ -91,7 +91,7 @@ def network(data: Data, scored: Tensor, setup: Setup, seed: int, given: argparse
         found = fit(build, data, method_of(setup), steps=steps, warn=lambda line: None, **settings)
         return found, found.passes.cost()
 
-    result = matched(train, given.passes)[0]
+    result = train_within(train, given.passes)[0]
     said = predict_rows(result.model, data, scored, data.head).argmax(-1)
     return said, {"steps": result.steps, "taken": result.passes.cost()}
 

@@ -17,7 +17,7 @@ import torch
 
 from selfdistill import fit
 from selfdistill.evaluation.predict import score
-from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.training.cross_fitting import all_labels

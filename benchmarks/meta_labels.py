@@ -15,7 +15,7 @@ import statistics
 
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
-from selfdistill.experiments.benchmark.cells import Training, matched
+from selfdistill.experiments.benchmark.cells import Training, train_within
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, data_of
 from selfdistill.training import threads
 from selfdistill.training.fit import Result
@@ -40,7 +40,7 @@ def accuracy(found: Result, seed: int) -> float:
 
 def steps_for(method: str, budget: float) -> int:
     """As many as cost the budget, found with the first seed."""
-    return matched(training(method, FIRST), budget)[1]
+    return train_within(training(method, FIRST), budget)[1]
 
 
 def main() -> None:

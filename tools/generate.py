@@ -16,11 +16,19 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-FACES = (
-    "selfdistill", "selfdistill.methods", "selfdistill.losses", "selfdistill.teachers", "selfdistill.gates",
-    "selfdistill.schedules", "selfdistill.views", "selfdistill.terms", "selfdistill.models", "selfdistill.estimators",
-    "selfdistill.testing", "selfdistill.integrations.huggingface", "selfdistill.integrations.lightning",
-)  # fmt: skip
+FACES: tuple[str, ...] = (
+    "",
+    ".core.parts",
+    ".methods",
+    ".losses",
+    ".teachers",
+    ".gates",
+    ".schedules",
+    ".views",
+    ".terms",
+    ".models",
+)
+FACES += (".estimators", ".testing", ".integrations.huggingface", ".integrations.lightning")
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -47,8 +55,9 @@ def signature(value: Callable[..., object]) -> str:
 
 
 def members(kind: type) -> Iterator[str]:
-    """The public methods and properties that a class gets from this package, one line each."""
-    owners = {base for base in kind.__mro__ if base.__module__.startswith("selfdistill")}
+    """The public methods and properties that a class has of its own or from a private base, one line each."""
+    owners = {base for base in kind.__mro__ if base is kind or base.__name__.startswith("_")}
+    owners = {base for base in owners if base.__module__.startswith("selfdistill")}
     for name in sorted({name for base in owners for name in vars(base)}):
         if name.startswith("_") and name != "__call__":
             continue
@@ -60,18 +69,25 @@ def members(kind: type) -> Iterator[str]:
             yield f"    {name}{signature(value)}"
 
 
+def bases(kind: type) -> str:
+    """The public classes of this package that a class extends, in words; their members are listed with them."""
+    names = [base.__name__ for base in kind.__mro__[1:] if base.__module__.startswith("selfdistill")]
+    names = [name for name in names if not name.startswith("_")]
+    return f", a {names[0]}" if names else ""
+
+
 def public_api() -> str:
     """Every public name with its signature, module by module."""
     lines = list[str]()
     for face in FACES:
-        module = importlib.import_module(face)
-        lines += ["", f"[{face}]"]
+        module = importlib.import_module(f"selfdistill{face}")
+        lines += ["", f"[{module.__name__}]"]
         for name in public_names(module):
             value = getattr(module, name)
             if isinstance(value, ModuleType):
                 lines.append(f"{name}: module")
             elif isinstance(value, type):
-                lines += [f"class {name}{signature(value)}", *members(value)]
+                lines += [f"class {name}{signature(value)}{bases(value)}", *members(value)]
             elif inspect.isfunction(value):
                 lines.append(f"{name}{signature(value)}")
             else:

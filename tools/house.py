@@ -20,14 +20,14 @@ PACKAGE = "selfdistill"
 Graph = dict[str, set[str]]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-# What asks which task it is, anywhere but in the modules of the tasks themselves:
+# What asks which task it is, anywhere but in the modules of the tasks themselves (classes: in isinstance, is, a key):
 TASK_MODULE = re.compile(rf"{PACKAGE}\.((language|estimators|learners)\b.*|(.*[._])?task)")
-TASK_CLASS = re.compile(r".*Task|Prepared|Choice|Spoken|LanguageTrainer|Language")  # in isinstance, is, a key, a case
+TASK_CLASS = re.compile(
+    r".*Task(Type)?|(Network|Table|Language)Run|LanguageTrainer|Language"
+)  # in isinstance, is, a key, a case
 KINDS = {"language", "learner", "estimator", "estimators", "network", "networks", "tabular", "generate"}
 KIND = re.compile("kind|task")  # a comparison with one of KINDS is a question if it names what it compares so
-QUESTIONS = {  # calls, by their number of arguments; ways() are the recipes of a single task, as RECIPES are
-    "spoken": 0, "ways": 0, "speaks": 1, "is_learner": 1, "for_language": 1, "for_learners": 1, "holds_prompts": 1,
-}  # fmt: skip
+QUESTIONS = {"serves": 1, "holds_prompts": 1}  # calls, by their number of arguments
 
 
 class Module(NamedTuple):
@@ -172,7 +172,7 @@ def digits_step() -> Callable[[], object]:
     """The optimizer step of `elr` on digits by an MLP, as `fit` builds its trainer."""
     from selfdistill.core.regression import for_task
     from selfdistill.data.sealed import sealed
-    from selfdistill.experiments.network_task import prepare
+    from selfdistill.experiments.network_run import prepare
     from selfdistill.io.run_record import Request
     from selfdistill.methods.validate import check_method
     from selfdistill.training.settings import Settings

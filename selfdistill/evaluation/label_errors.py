@@ -217,8 +217,6 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
     record, _ = read_record(folder / "run.json")
     if "result" not in record:
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
-    if record.get("kind") == "learner":
-        raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
     summary = record["result"].get("doubts")
     if record["data"].get("task") == "features":
         raise CheckpointError(f"{folder} was trained without any label, so that none can be doubted; label some rows")

@@ -1,4 +1,4 @@
-"""The catalogue: the cards of all recipes, for networks, for learners on tables and for language models.
+"""The catalogue of recipes of all task types, as cards and as ``docs/methods.md``.
 
 The cards are shipped as a file, so that `selfdistill methods` lists them without importing torch.
 """
@@ -25,13 +25,6 @@ computed between generations (labelling a pool, writing completions) is not in i
 """
 
 
-KINDS = {
-    "networks": ("For networks", "Classes and values, images, tables and texts: any model of PyTorch."),
-    "learners": ("For learners on tables", "Gradient boosting, forests and any other estimator of scikit-learn."),
-    "language models": ("For language models", "Prompts; a step is told without the completions that it samples."),
-}
-
-
 def cards() -> list[dict[str, Any]]:
     """The card of every recipe: from the shipped file, or from the code where it holds a recipe that the file lacks."""
     shipped = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
@@ -39,19 +32,16 @@ def cards() -> list[dict[str, Any]]:
 
 
 def live_cards() -> list[dict[str, Any]]:
-    """The card of every recipe, made from the code, those for networks first.
+    """The card of every recipe, made from the code, in the order of the task types.
 
-    A name that networks and learners share is listed once, for networks.
+    A name that several task types have is listed once, for the first of them.
     """
-    from ..estimators import recipes as learners
-    from ..language import recipes as language
-    from ..methods import recipes
-    from ..methods.cards import card
+    from .task_types import TASK_TYPES
 
-    networks = recipes()
-    found = [card(name) for name in networks]
-    found += [learners.card(name) for name in learners.ways() if name not in networks]
-    return found + [language.card(name) for name in language.RECIPES]
+    by_name: dict[str, dict[str, Any]] = {}
+    for task in TASK_TYPES:
+        by_name |= {name: task.card(name) for name in task.recipes() if name not in by_name}
+    return list(by_name.values())
 
 
 def _names_in_source() -> Iterator[str]:
@@ -81,10 +71,12 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     For classes, values. Needs labelled rows. Costs 1 x a plain step, 1 training. Source: the control of every paper.
     <BLANKLINE>
     """
+    from .task_types import TASK_TYPES
+
     parts = [HEAD]
-    for kind, (title, about) in KINDS.items():
-        if mine := [c for c in found if c["for"] == kind]:
-            parts += [f"## {title} ({len(mine)})\n", f"{about}\n", *map(_entry, mine)]
+    for task in TASK_TYPES:
+        if own := [c for c in found if c["for"] == task.learner]:
+            parts += [f"## {task.title} ({len(own)})\n", f"{task.about}\n", *map(_entry, own)]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Losses on distributions and values: divergences, likelihoods, entropies, and a sharpened target for any of them."""
+"""Losses on distributions and on values: divergences, likelihoods, entropies, and sharpened targets."""
 
 from __future__ import annotations
 

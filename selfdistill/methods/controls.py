@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Schedule, Term
+from ..core.parts import Always, Gate, PerElement, Reduction, Schedule, Term
 from ..losses import KL, CrossEntropy
 from ..teachers import External, Labels
 
+ALWAYS, PER_ELEMENT = Always(), PerElement()
 
-def supervised(view: str = "x", *, weight: float | Schedule = 1.0, smoothing: float = 0.0) -> Term:
+
+def supervised(
+    view: str = "x",
+    head: str = "logits",
+    *,
+    gate: Gate = ALWAYS,
+    weight: float | Schedule = 1.0,
+    smoothing: float = 0.0,
+    reduction: Reduction = PER_ELEMENT,
+) -> Term:
     """Cross-entropy of the student's prediction with the label: the term that most recipes have.
 
     Args:
         view: The view that the student predicts from.
+        head: The student's output that is compared with the label.
+        gate: How far each label is trusted.
         weight: The term's weight, a number or a schedule.
         smoothing: Share of the label's probability that the other classes divide, in [0, 1].
+        reduction: By what the sum over elements is divided.
 
     Returns:
         The term.
@@ -22,7 +35,7 @@ def supervised(view: str = "x", *, weight: float | Schedule = 1.0, smoothing: fl
     >>> supervised("labelled").loss
     CrossEntropy(temperature=1.0, hard=False, smoothing=0.0)
     """
-    return Term(Labels(), CrossEntropy(smoothing=smoothing), view, weight=weight)
+    return Term(Labels(), CrossEntropy(smoothing=smoothing), view, head, gate, weight, reduction)
 
 
 def plain() -> Method:

@@ -13,7 +13,7 @@ from ..models.feature_pyramid import SelfTeacher
 from ..models.feature_taps import Features
 from ..models.heads import Exits
 from ..schedules import From
-from ..teachers import Itself, Labels
+from ..teachers import Itself
 from .controls import supervised
 
 STAGES = ("stages.0", "stages.1", "stages.2")  # of the default models of images
@@ -93,7 +93,7 @@ def frskd(
     """
     terms = {
         "label": supervised(),
-        "taught": Term(Labels(), CrossEntropy(), head="taught"),
+        "taught": supervised(head="taught"),
         "teacher": Term(Itself(head="taught"), KL(temperature), weight=weight),
     }
     for number, layer in enumerate(layers):
@@ -129,7 +129,7 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
     return Method(
         {
             "label": supervised(),
-            "exits": Term(Labels(), CrossEntropy(), head="exits", weight=1.0 - alpha, reduction=PerRow()),
+            "exits": supervised(head="exits", weight=1.0 - alpha, reduction=PerRow()),
             "deep": Term(
                 Itself(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, reduction=PerRow()
             ),
@@ -166,7 +166,7 @@ def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="classifiers", reduction=PerRow()),
+            "label": supervised(head="classifiers", reduction=PerRow()),
             "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
         prepare=Levels(),

@@ -26,7 +26,7 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     Under the cosine schedule (the default) each cycle starts at the full learning rate.
 
     Args:
-        cycles: Number of cycles of the learning rate, 1 or more.
+        cycles: Number of cycles of the learning rate, 2 or more.
         temperature: Temperature T of the teacher alone, above 0.
         weight: Weight of the second part, 0 or more.
 
@@ -335,7 +335,7 @@ def self_training(
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=taught, reduction=PerView()),
+            "label": supervised(weight=taught, reduction=PerView()),
             "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
         },
         views=Views((Look("x", "chosen"),)),

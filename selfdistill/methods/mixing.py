@@ -6,7 +6,7 @@ from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
-from ..teachers import External, Itself, JointLabels, Labels, MixedLabels
+from ..teachers import External, Itself, JointLabels, MixedLabels
 from ..views import Look, Views, mixtures
 from .controls import supervised
 
@@ -77,7 +77,7 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
     10
     """
     mean, kl, rows = MixedLabels(), KL(temperature), PerRow()
-    terms = {"label": Term(Labels(), CrossEntropy(), head="classifiers", reduction=rows)}
+    terms = {"label": supervised(head="classifiers", reduction=rows)}
     terms["mixed"] = Term(mean, CrossEntropy(), "mixed", "classifiers", reduction=rows)
     for end, view, other in (("", "between", "mixed"), ("_mixed", "mixed", "between")):
         terms["exits" + end] = Term(Itself(other), kl, view, "exits", reduction=rows)

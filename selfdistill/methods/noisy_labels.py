@@ -8,7 +8,7 @@ from ..gates import Confidence, LabelledShare, SmallLoss
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
-from ..teachers import Ensembled, History, Itself, Labels, LastBatch, LastEpoch, Refurbished, Relabelled
+from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
 from ..views import Look, Views, overlapping
 from .controls import supervised
 
@@ -236,7 +236,7 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
     past = Squared(mean=True)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), reduction=PerView()),
+            "label": supervised(reduction=PerView()),
             "past": Term(
                 Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
@@ -261,7 +261,7 @@ def selfie(
     three).
 
     Args:
-        noise: Share of wrong labels, in [0, 1].
+        noise: Share of wrong labels, in [0, 1).
         generations: Number of trainings, the first included, 1 or more.
         history: Number q of predictions that a sample's history holds, 1 or more.
         threshold: Largest entropy of a certain history, as a share of log C, in [0, 1].
@@ -334,7 +334,7 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     10 of 200 epochs. The first network is the final model.
 
     Args:
-        noise: Share of wrong labels, in [0, 1].
+        noise: Share of wrong labels, in [0, 1).
         ramp: Share of the epochs in which the share of dropped rows rises, in [0, 1].
 
     Returns:
@@ -350,6 +350,6 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     """
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
-        {"label": Term(Labels(), CrossEntropy(), head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
+        {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
         prepare=Group(2),
     )

@@ -83,9 +83,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     given, hard = Bagged(share), CrossEntropy(hard=True)
     return Method(
         {
-            "label": Term(
-                Labels(), CrossEntropy(), "labelled", "peers", given, weight=float(peers), reduction=PerTrust()
-            ),
+            "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
             "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
         views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
@@ -123,8 +121,8 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
     gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
-            "gate": Term(Labels(), CrossEntropy(), head="gated"),
+            "label": supervised(head="peers", reduction=PerRow()),
+            "gate": supervised(head="gated"),
             "sum": Term(gated, KL(temperature), head="peers", weight=ramped, reduction=PerRow()),
         },
         prepare=Gated(branches),
@@ -161,7 +159,7 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     w, learns, follows = EpochRamp(weight, ramp), KL(temperature), ReverseKL(temperature)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
+            "label": supervised(head="peers", reduction=PerRow()),
             "leader": supervised(),
             "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, reduction=PerRow()),
             "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, reduction=PerRow()),
@@ -270,7 +268,7 @@ def mutual(peers: int = 2, weight: float = 1.0) -> Method:
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
+            "label": supervised(head="peers", reduction=PerRow()),
             "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
         prepare=Group(peers),

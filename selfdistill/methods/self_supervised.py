@@ -14,6 +14,7 @@ from ..terms import Cooling, RowMeanCooling
 from ..views import Look, Views, two
 
 CROPS = two("all", "crop")
+WIDTHS = (512, 512, 128)  # of the projection of dino and ibot
 PAIRS = (("x", "other"), ("other", "x"))  # who learns from which
 
 
@@ -63,7 +64,7 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
     train mode. No label is read; the classifier is fitted afterwards as a linear probe.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1].
+        decay: Decay of the averaged weights at the start, in [0, 1).
         hidden: Width of the hidden layers of g and q, 1 or more.
         width: Width of the projection, 1 or more.
 
@@ -105,10 +106,10 @@ def dino(
     linear layers, 512 wide, 128 at the end. No label is read; the classifier is fitted afterwards as a linear probe.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1].
+        decay: Decay of the averaged weights at the start, in [0, 1).
         temperature: Temperature of the student, above 0.
         sharp: Temperature of the teacher, above 0.
-        centring: Decay of the centre c, in [0, 1].
+        centring: Decay of the centre c, in [0, 1).
         prototypes: Number of prototypes, 1 or more.
         crops: Number of small crops of a row, 0 or more.
         norm: Whether the projection has batch norm; otherwise GELU alone.
@@ -128,7 +129,7 @@ def dino(
     >>> len(dino().terms), len(dino(crops=0).terms)
     (6, 2)
     """
-    heads = Projectors((512, 512, 128), prototypes=prototypes, norm=norm)
+    heads = Projectors(WIDTHS, prototypes=prototypes, norm=norm)
     small, loss = [f"small{i + 1}" for i in range(crops)], PrototypeCrossEntropy(temperature, sharp)
     pairs = [*PAIRS, *((v, w) for v in small for w in ("x", "other"))]
     terms = {
@@ -158,17 +159,17 @@ def ibot(
     and the prototypes with the classifier's token. Shares, temperatures and blocks are the paper's.
 
     Args:
-        decay: Decay of the averaged weights at the start, in [0, 1].
+        decay: Decay of the averaged weights at the start, in [0, 1).
         temperature: Temperature of the student, above 0.
         sharp: Temperature of the teacher at the start, above 0.
         settled: Temperature of the teacher after the warm-up, above 0.
         warm_up: Share of the training in which it moves from ``sharp`` to ``settled``, in [0, 1].
-        centring: Decay of the centres c and c', in [0, 1].
+        centring: Decay of the centres c and c', in [0, 1).
         prototypes: Number of prototypes, 1 or more.
         crops: Number of small crops of a row, 0 or more.
-        hidden: Mean share of a crop's patches that are masked, in [0, 1].
-        spread: Half the width of the range of that share, in [0, 1].
-        whole: Share of the crops that mask nothing, in [0, 1].
+        hidden: Mean share of a crop's patches that are masked, in (0, 1).
+        spread: Half the width of the range of that share, 0 or more; the range stays inside 0 to 1.
+        whole: Share of the crops that mask nothing, in [0, 1).
 
     Returns:
         The method, with the terms ``x_from_other``, ``other_from_x``, ``small1_from_x``, ``small1_from_other``,
@@ -195,7 +196,5 @@ def ibot(
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
         terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
     looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
-    heads = base.prepare
-    assert isinstance(heads, Projectors)
-    heads = replace(heads, patches=True)
+    heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
     return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)

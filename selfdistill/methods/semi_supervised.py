@@ -107,7 +107,7 @@ def ups(
         spread: Largest deviation k of such a probability, 0 or more.
         negative: Probability b up to which a class is excluded, in [0, 1].
         negative_spread: Largest deviation l of such a probability, 0 or more.
-        passes: Number T of passes with dropout, 1 or more.
+        passes: Number T of passes with dropout, 2 or more.
 
     Returns:
         The method, with the terms ``label`` and ``excluded``.
@@ -163,7 +163,7 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
     taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), reduction=PerView()),
+            "label": supervised(reduction=PerView()),
             "here": Term(Itself("other"), taught, gate=share, weight=rise, reduction=PerView()),
             "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, reduction=PerView()),
         },
@@ -247,7 +247,7 @@ def uda(
     taught, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), view="labelled", gate=label, reduction=PerTrust()),
+            "label": supervised("labelled", gate=label, reduction=PerTrust()),
             "consistency": weak_to_strong(taught, gate, weight),
         },
         views=weak_strong(ratio),
@@ -329,8 +329,8 @@ def pseudo_label(
         The method, with the terms ``label`` and ``pseudo``.
 
     Departs: The paper's outputs are sigmoids with a cross-entropy each, where this takes softmax. Its a(t) rises from
-    step 100 to 600, here of 1,000, and its batches are 32 and 256. It has no threshold (c = 0); common code adds c =
-    .95 and an early ramp.
+    step 100 to step 600; the shares here are those of 1,000 steps. Its batches are 32 and 256. It has no threshold
+    (c = 0); common code adds c = .95 and an early ramp.
 
     Needs: unlabelled rows.
 
@@ -391,7 +391,8 @@ def noisy_student(
 
     Args:
         generations: Number of trainings, the first included, 1 or more.
-        ratio: Pseudo-labelled rows for each labelled row of a batch, above 0 and at most 100.
+        ratio: Weight r of the second part, and pseudo-labelled rows for each labelled row of a batch; above 0 and at
+            most 100.
         min_confidence: Least probability of a pseudo-label's class, in [0, 1].
         hard: Whether a pseudo-label is the best class; otherwise the probabilities.
         smoothing: Label smoothing of the labelled rows, in [0, 1].

@@ -112,7 +112,7 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
             "label": supervised(),
             "target": Term(Labels(), SelfWeighted(), weight=target),
             "others": Term(WeakRanks(head), AmongOthers(), weight=others),
-            "weak": Term(Labels(), CrossEntropy(smoothing=0.1), head=head, weight=weak),
+            "weak": supervised(head=head, weight=weak, smoothing=0.1),
         },
         prepare=Features((head,)),
     )
@@ -161,7 +161,7 @@ def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.
     Args:
         alpha: Share of the teacher's term in the loss, in [0, 1]; the label has the rest.
         temperature: Temperature of both sides, above 0.
-        correct: Probability that the virtual teacher gives to the label, in [0, 1].
+        correct: Probability that the virtual teacher gives to the label, in (0, 1).
 
     Returns:
         The method, with the terms ``label`` and ``virtual``.

@@ -59,7 +59,7 @@ def freematch(weight: float = 1.0, fairness: float = 0.05, decay: float = 0.999,
     Args:
         weight: Weight of the pseudo-labels, 0 or more.
         fairness: Weight f of the fairness term, 0 or more.
-        decay: Decay d of the running means, in [0, 1].
+        decay: Decay d of the running means, in [0, 1).
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
 
     Returns:
@@ -94,8 +94,8 @@ def softmatch(
 
     Args:
         weight: Weight of the pseudo-labels, 0 or more.
-        decay: Decay of the running mean m and variance s^2, in [0, 1].
-        narrow: Factor that narrows the Gaussian, above 0.
+        decay: Decay of the running mean m and variance s^2, in [0, 1).
+        narrow: Number that divides the deviation s, above 0.
         aligned: Whether confidences are aligned to uniform class frequencies.
         ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
 
@@ -134,7 +134,7 @@ def dash(
 
     Args:
         weight: Weight of the pseudo-labels, 0 or more.
-        base: Base of the threshold's decay, above 1.
+        base: Base of the threshold's decay, 1 or more.
         floor: Least threshold on the loss, above 0.
         warm_up: Share of the training that learns from labels alone, in [0, 1].
         period: Share of the training after which the threshold falls by one factor ``base``, above 0.

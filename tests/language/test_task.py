@@ -16,8 +16,8 @@ from selfdistill.cli import main
 from selfdistill.errors import DataError
 from selfdistill.language import preflight
 from selfdistill.language.recipes import RECIPES
+from selfdistill.language.run import paired, spread
 from selfdistill.language.sampling import Vllm, export
-from selfdistill.language.task import paired, spread
 from selfdistill.language.trainer import fit
 from tests.language.tiny import prompts, student
 

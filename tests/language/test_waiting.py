@@ -11,8 +11,9 @@ import pytest
 
 from selfdistill.io.run_record import Request
 from selfdistill.language import sampling
+from selfdistill.language.run import prepare
 from selfdistill.language.sampling import Sampling, Waiting, export, roll
-from selfdistill.language.task import choose, train
+from selfdistill.training.task_type import Listeners
 from tests.language.tiny import student
 
 
@@ -65,7 +66,7 @@ def test_a_run_tells_of_every_wait(said: list[str], checked: bool, tmp_path: Pat
         data=f"{tmp_path}/p.jsonl", model=f"{tmp_path}/tiny", method="sdft()", max_tokens=3, steps=1, batch_size=2,
         keep=f"{tmp_path}/k.jsonl", device="cpu",
     )  # fmt: skip
-    train(choose(request), request, tmp_path / "run", lambda name: None, said.append, said.append)
+    prepare(request).train(tmp_path / "run", Listeners(lambda name: None, said.append, said.append))
     before = [line.partition(": ")[0] for line in said if line.endswith("s left")]
     for who in ("the model before answers", "generation 0 answers", "completions are written", "the final tests"):
         assert who in before

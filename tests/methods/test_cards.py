@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,24 @@ def test_every_argument_of_a_recipe_is_described(name: str) -> None:
     arguments = card(name)["arguments"]
     assert list(arguments) == list(inspect.signature(recipes()[name]).parameters)
     assert all(about.endswith(".") and about[0].isupper() for about in arguments.values())
+
+
+def stated(about: str) -> Iterator[float]:
+    """The bounds that a description includes."""
+    for opening, least, most, closing in re.findall(r"in ([\[(])(\d), (\d)([\])])", about):
+        yield from [float(least)] * (opening == "[") + [float(most)] * (closing == "]")
+    yield from (float(least) for least in re.findall(r"(\d) or more", about))
+    yield from (float(most) for most in re.findall(r"at most (\d+)", about))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_bounds_that_a_description_states_are_taken(name: str) -> None:
+    """A person may write them, and no part refuses them."""
+    kinds = {key: type(p.default) for key, p in inspect.signature(recipes()[name]).parameters.items()}
+    for argument, about in card(name)["arguments"].items():
+        for bound in stated(about):
+            method = read_method(f"{name}({argument}={kinds[argument](bound)!r})")
+            assert isinstance(method, Method), (argument, bound)
 
 
 @pytest.mark.parametrize("name", recipes())

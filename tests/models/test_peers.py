@@ -19,7 +19,7 @@ from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
 from selfdistill.core.step import Clock, Step
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
-from selfdistill.experiments.network_task import gain
+from selfdistill.experiments.network_run import gain
 from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, PrototypeCrossEntropy, ReverseKL
 from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp

@@ -17,8 +17,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +35,11 @@ from ...io.tensors import write_json
 from ...methods.controls import plain
 from ...methods.registry import read_method
 from ...training import threads
+from ...training.comparison import CLOSE, ignore
 from ...training.fit import Result, fit
-from ..compare import processes
-from ..compare.network_controls import Answers, heard
-from ..compare.plan import CLOSE
-from ..network_task import batch_size_for
+from ..network_run import batch_size_for
+from ..network_task import Answers, heard
+from ..processes import run_jobs
 from .settings import (
     HALF,
     PLAIN,
@@ -169,7 +167,7 @@ def _dear(tried: Tried, budget: float) -> str:
     )
 
 
-def matched(train: Callable[[int], tuple[Any, float]], budget: float) -> tuple[Any, int]:
+def train_within(train: Callable[[int], tuple[Any, float]], budget: float) -> tuple[Any, int]:
     """What ``train`` (steps -> what it gives, its cost) gives at a cost within 3 % of the budget, and its steps.
 
     After three tries the nearest; costs need not be linear in the steps, for answers of frozen teachers are kept.
@@ -210,7 +208,7 @@ class Training:
 
     def _fit(self, method: Method, steps: int, seed: int) -> Result:
         return fit(
-            self.build, self.data, method, external=self.teacher, device="cpu", warn=_quiet, steps=steps, seed=seed,
+            self.build, self.data, method, external=self.teacher, device="cpu", warn=ignore, steps=steps, seed=seed,
             batch_size=batch_size_for(self.data, method), audit="off",
         )  # fmt: skip
 
@@ -218,10 +216,6 @@ class Training:
         """The training of so many steps in each generation, and what all of it has cost."""
         found = self._fit(self.method, steps, self.cell.seed)
         return found, (found.passes + self.taught).cost()
-
-
-def _quiet(line: str) -> None:
-    """Trouble that a training survives is no line among those of the cells: its history has it, and so the record."""
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -286,7 +280,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     if cell.method in (PLAIN, HALF):  # by which the budget is defined
         known = cell.setting.steps * (1 if cell.method == HALF else TIMES)
     if known is None:
-        found, each = matched(training, cell.setting.budget)
+        found, each = train_within(training, cell.setting.budget)
     else:
         found, each = training(known)[0], known
     last = found.generations[found.product]
@@ -370,8 +364,8 @@ def plan(settings: Sequence[Setting], methods: Sequence[str] = (), seeds: int | 
 class Progress:
     """What is done, how long a cell takes, how much is left, and whether there is time for another one."""
 
-    def __init__(self, left: Sequence[Cell], done: int, workers: int, minutes: float | None, tell: Tell) -> None:
-        self.left, self.done, self.all, self.workers = list(left), done, done + len(left), workers
+    def __init__(self, left: int, done: int, minutes: float | None, tell: Tell) -> None:
+        self.done, self.all = done, done + left
         self.begun, self.minutes, self.tell = time.monotonic(), minutes, tell
         self.longest = dict[str, float]()  # by setting
         self.finished = 0
@@ -415,43 +409,17 @@ def run_cells(
         KeyboardInterrupt: asked to stop; cells that are done stay.
     """
     left = [cell for cell in wanted if read(cell, out) is None]
-    progress = Progress(left, len(wanted) - len(left), workers, minutes, tell)
-    if workers == 1 or len(left) < 2:
-        for cell in left:
-            if not progress.time_for(cell):
-                break
-            progress.ended(cell, run(cell, out))
-    else:
-        _side_by_side(progress, out)
+    progress = Progress(len(left), len(wanted) - len(left), minutes, tell)
+
+    def choose(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:
+        cell = _next(queue, running)
+        return cell if cell is not None and progress.time_for(cell) else None
+
+    run_jobs(
+        left, lambda cell: (run, (cell, out)), progress.ended, workers=min(workers, max(1, len(left))), folder=out,
+        choose=choose,
+    )  # fmt: skip
     return len(left) - progress.finished
-
-
-def _side_by_side(progress: Progress, out: Path) -> None:
-    """Processes of their own; a method's first seed ends before its others begin, for it finds their steps."""
-    queue, running = progress.left, dict[Future[dict[str, Any]], Cell]()
-    with processes.pool(progress.workers) as pool:
-        try:
-            while True:
-                while len(running) < progress.workers and (cell := _next(queue, list(running.values()))):
-                    if not progress.time_for(cell):
-                        queue.clear()
-                        break
-                    queue.remove(cell)
-                    with processes.started():
-                        running[pool.submit(processes.alone, run, cell, out)] = cell
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    progress.ended(running[future], future.result())
-                    del running[future]
-        except BrokenProcessPool:
-            raise CheckpointError(
-                f"the process of a cell was ended from outside (out of memory?); what is done is kept in {out}: give "
-                "the same command again to go on"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _next(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:

@@ -1,36 +1,26 @@
-"""The jobs of a comparison: what each one is, and the record it leaves, whatever learns.
+"""A comparison at matched compute, whatever learns: its settings, its trainings, and what a task type adds to it.
 
-One job is one seed of one training; its record has a row for every way to use what was trained (of networks the last
+A job is one training with one seed. Its record has a row for every way to use what was trained (of networks the last
 weights, the best epoch, the averaged weights).
 
-The plan of a comparison: which trainings there are, and how many steps each may take.
-
-The budget is what the dearest method costs at the requested steps, measured by training each method on the first
-seed. Whatever is cheaper gets more steps, in proportion; `plain` alone keeps the requested ones. The plan is written
-once, so that a comparison that is cut and taken up again compares the same things.
+The budget is what the most expensive method costs at the requested steps, measured by training each method with the
+first seed. Whatever is cheaper gets more steps, in proportion; `plain` alone keeps the requested ones.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ...data.dataset import Data
-from ...data.prompts import Prompts
-from ...errors import DataError
-from ...io.run_record import Request
-from ...io.tensors import write_json
-from ...training.fit import Result
-from .processes import Peak
+from ..data.dataset import Data
+from ..data.prompts import Prompts
+from ..errors import DataError
+from ..io.run_record import Request
+from .fit import Result
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Job:
     """
 
     name: str
-    kind: str  # how it is trained; networks, learners and prompts each have their own
+    kind: str  # how it is trained; every task type has its own
     steps: int
     seed: int
     expression: str | None = None
@@ -53,38 +43,6 @@ class Job:
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:30]
         tail = hashlib.sha256(f"{self.name} {self.steps} {self.count}".encode()).hexdigest()[:8]
         return f"{slug}-{tail}/{self.seed}"
-
-
-Trained = Callable[[Job, Request, Path], dict[str, Any]]  # trains a job, in a folder of its own; gives its record
-
-
-def run(job: Job, request: Request, folder: Path, trained: Trained) -> None:
-    """Train a job and write its record: ``cell.json``, and beside it ``times.json``, which no two runs share.
-
-    ``trained`` makes the record; it may say ``seconds`` of earlier sittings.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if (folder / "cell.json").exists():  # a worker that outlived its comparison may just have ended it
-            return
-        peak, begun = Peak(), time.monotonic()
-        record = trained(job, request, folder)
-        seconds = max(record.pop("seconds", 0.0), time.monotonic() - begun)
-        write_json(folder / "times.json", {"seconds": seconds, "peak_memory_mb": peak.megabytes()})
-        write_json(folder / "cell.json", {"job": asdict(job), **record})
-        shutil.rmtree(folder / "training", ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Wait for the folder: a comparison that was killed may have left a worker that still trains there."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def curve(result: Result) -> list[dict[str, float]]:
@@ -131,7 +89,7 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class Ask:
+class ComparisonSettings:
     """What is compared: the methods, on which seeds, at what budget."""
 
     methods: tuple[str, ...]
@@ -162,35 +120,39 @@ def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
     return [replace(job, seed=seed) for job in jobs]
 
 
-def check(ask: Ask) -> None:
+def check(settings: ComparisonSettings) -> None:
     """Refuse what cannot be compared.
 
     Raises:
         DataError: no method, the same one twice, a budget of no known kind, seeds given twice, or fewer than three.
     """
-    if not ask.methods:
+    if not settings.methods:
         raise DataError("a comparison needs at least one of --methods, such as 'born_again()'")
-    twice = [name for name in ask.methods if ask.methods.count(name) > 1]
+    twice = [name for name in settings.methods if settings.methods.count(name) > 1]
     if twice:
         raise DataError(f"{twice[0]!r} is among --methods twice; give it once")
-    if len(set(ask.seeds)) < 3 or len(set(ask.seeds)) < len(ask.seeds):
+    if len(set(settings.seeds)) < 3 or len(set(settings.seeds)) < len(settings.seeds):
         raise DataError(
-            f"{len(set(ask.seeds))} different seeds allow no verdict; give --seeds 3 or more (10 is better)"
+            f"{len(set(settings.seeds))} different seeds allow no verdict; give --seeds 3 or more (10 is better)"
         )
-    if ask.budget not in BUDGETS:
-        raise DataError(f"--budget is {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, not {ask.budget!r}")
-    if not 0 < ask.level < 1:
-        raise DataError(f"--level lies between 0 and 1, not {ask.level}; 0.05 is usual")
+    if settings.budget not in BUDGETS:
+        raise DataError(f"--budget is {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, not {settings.budget!r}")
+    if not 0 < settings.level < 1:
+        raise DataError(f"--level lies between 0 and 1, not {settings.level}; 0.05 is usual")
 
 
-def undrawn(ask: Ask) -> None:
+def refuse_completions(settings: ComparisonSettings) -> None:
     """Refuse a budget of completions where none are drawn.
 
     Raises:
         DataError: it is one.
     """
-    if ask.budget == "completions":
+    if settings.budget == "completions":
         raise DataError("--budget completions is for prompts; give passes, steps or seconds")
+
+
+def ignore(line: str) -> None:
+    """Say nothing: a training survives what it warns of, and a table of many trainings has no place for it."""
 
 
 def require_splits(data: Data | Prompts) -> None:
@@ -201,3 +163,73 @@ def require_splits(data: Data | Prompts) -> None:
     """
     if not len(data.audit) or not len(data.test):
         raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
+
+
+class ComparisonDesign(Protocol):
+    """How a task type is compared: its methods, its controls, and how each of them is trained.
+
+    The class answers what needs no data; an object of it has loaded the first seed's data and model. What is answered
+    here holds unless a design says otherwise.
+    """
+
+    budget: str = "passes"  # what is matched where nothing else is asked for
+
+    @classmethod
+    def matched_budget(cls, budget: str | None) -> str:
+        """What is matched: the budget asked for, or the usual one.
+
+        Raises:
+            DataError: the budget is of another task type.
+        """
+        return budget or cls.budget
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        """The methods that get a verdict."""
+        return tuple(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        """The row that stands for doing nothing new, with and without the control that not all data or models have."""
+        return PLAIN
+
+    @staticmethod
+    def shared(request: Request, settings: ComparisonSettings) -> Request:
+        """The request with what all rows share.
+
+        Raises:
+            DataError: the budget is of another task type, or the rows would not share what they must.
+        """
+        refuse_completions(settings)
+        return request
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        """Train one job; its record."""
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> ComparisonDesign:
+        """The design with the first seed's data and model.
+
+        Raises:
+            DataError, RecipeError: they cannot be had so.
+        """
+
+    def check(self) -> None:
+        """Refuse, before anything is trained, what cannot be compared on some seed.
+
+        Raises:
+            DataError, RecipeError: the data of a seed, or a method.
+        """
+
+    def threads(self) -> int:
+        """Threads for each training."""
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """Whether there is the control that not all data or models have; ``tell`` hears why it is missing."""
+
+    def pilots(self, control: bool) -> list[Job]:
+        """The first seed's trainings at the requested steps, whose costs decide the budget."""
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        """The budget, and the first seed's jobs; ``costs`` are those of the pilots by name."""

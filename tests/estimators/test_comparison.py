@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfdistill.estimators.task import Choice, choose
-from selfdistill.experiments.compare import Comparison, table_controls
-from selfdistill.experiments.compare.plan import Ask, Job
+from selfdistill.estimators import task
+from selfdistill.estimators.run import TableRun, prepare
+from selfdistill.experiments.compare import Comparison
 from selfdistill.io.run_record import Request
+from selfdistill.training.comparison import ComparisonSettings, Job
 from tests.terminal import passed, refused
 
 FLAGS = ["diabetes", "--labels", "40", "--model", "linear", "--seeds", "3"]
@@ -60,7 +61,7 @@ def test_the_plain_row_by_hand(compared: Path) -> None:
     found = json.loads((compared / "out.json").read_text())
     plain = next(row for row in found["rows"] if row["name"] == "plain")
     for seed in range(3):
-        choice = choose(Request("diabetes", labels=40, model="linear", seed=seed))
+        choice = prepare(Request("diabetes", labels=40, model="linear", seed=seed))
         data = choice.data
         model = choice.learner(seed).fit(data.rows(data.labelled), data.y[data.labelled])
         error = np.sqrt(np.mean((model.predict(data.rows(data.test)) - data.y[data.test]) ** 2))
@@ -79,12 +80,13 @@ def test_a_comparison_that_was_cut_goes_on_and_trains_nothing_twice(compared: Pa
 
 
 def test_classes_have_scikit_learns_self_training_among_the_controls() -> None:
-    request, ask = Request("iris", labels=30, model="forest(trees=5)"), Ask(("self_trained()",), (0, 1, 2), "trainings")
-    choice = choose(request)
-    _, jobs = table_controls.planned(ask, choice, {"self_trained()": 30.0})
+    request = Request("iris", labels=30, model="forest(trees=5)")
+    settings = ComparisonSettings(("self_trained()",), (0, 1, 2), "trainings")
+    choice = prepare(request)
+    _, jobs = task.planned(settings, choice, {"self_trained()": 30.0})
     assert [job.name for job in jobs][-1] == "SelfTrainingClassifier"
     assert [job.count for job in jobs if job.name == "bagged"] == [30]
-    record = table_controls.run(jobs[-1], request, Path())
+    record = task.train_job(jobs[-1], request, Path())
     row = record["rows"]["SelfTrainingClassifier"]
     assert row["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "aurc"}
     assert row["audit"]["accuracy"] > 0.5
@@ -92,23 +94,23 @@ def test_classes_have_scikit_learns_self_training_among_the_controls() -> None:
 
 def test_an_audit_on_a_share_has_errors_of_that_share_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in tables of more than 20,000 labels, of which 5,000 are left out once."""
-    whole = Choice.estimator
+    whole = TableRun.estimator
 
-    def shared(self: Choice, seed: int, **more: Any) -> Any:
+    def shared(self: TableRun, seed: int, **more: Any) -> Any:
         self.settings["audit_folds"] = 0.2
         return whole(self, seed, **more)
 
-    monkeypatch.setattr(Choice, "estimator", shared)
+    monkeypatch.setattr(TableRun, "estimator", shared)
     name = "self_distilled(xi=0.5)"
-    job = Job(name, table_controls.METHOD, 0, 0, expression=name)
-    row = table_controls.run(job, Request("diabetes", model="linear"), Path())["rows"][name]
+    job = Job(name, task.METHOD, 0, 0, expression=name)
+    row = task.train_job(job, Request("diabetes", model="linear"), Path())["rows"][name]
     assert 0.5 < row["metrics"]["coverage"] <= 1.0
     assert row["audit"]["rmse"] > 0
 
 
 def test_networks_compare_on_values_too(tmp_path: Path) -> None:
     request = Request("diabetes", model="mlp(width=8)", steps=6)
-    ask = Ask(("born_again(xi=0.5)",), (0, 1, 2))
+    ask = ComparisonSettings(("born_again(xi=0.5)",), (0, 1, 2))
     found = Comparison.create(request, ask, tmp_path / "c").execute()
     names = {row["name"] for row in found["rows"]}
     assert "label smoothing" not in names

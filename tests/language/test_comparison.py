@@ -15,13 +15,13 @@ from selfdistill.data import jsonl
 from selfdistill.data.prompts import load_prompts
 from selfdistill.errors import RecipeError
 from selfdistill.experiments.compare import judge, runner
-from selfdistill.experiments.compare.language_controls import planned
-from selfdistill.experiments.compare.plan import Ask, Job, cost
 from selfdistill.language import completions, sampling
 from selfdistill.language.contexts import rendered
 from selfdistill.language.sampling import export
+from selfdistill.language.task import planned
 from selfdistill.models.causal_lm import Pretrained
 from selfdistill.training import threads
+from selfdistill.training.comparison import ComparisonSettings, Job, cost
 from selfdistill.training.trainer import Trainer
 from tests.language.tiny import EOS, student
 from tests.terminal import invoke, passed, refused, report
@@ -329,7 +329,7 @@ def test_costs_in_completions_are_what_was_drawn() -> None:
 
 
 def test_passes_are_matched_and_sft_is_given_the_whole_budget() -> None:
-    ask = Ask(("sdft()", "star()"), (0, 1, 2), "passes")
+    ask = ComparisonSettings(("sdft()", "star()"), (0, 1, 2), "passes")
     amount, jobs = planned(ask, 10, {"sdft()": 400.0, "star()": 100.0, "sft()": 200.0})
     assert (amount, {job.name: job.steps for job in jobs}) == (
         400.0, {"sdft()": 10, "star()": 40, "before": 0, "sft()": 10, "sft(), longer": 20}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill.experiments.compare import processes
+from selfdistill.experiments import processes
 
 
 def finishes(place: Path) -> None:

@@ -1,7 +1,4 @@
-"""The most memory that a job held at once.
-
-Processes that train beside each other and stop together: Ctrl-C reaches all of them at once.
-"""
+"""Jobs in processes of their own: the memory each one held, and Ctrl-C, which reaches all of them at once."""
 
 from __future__ import annotations
 
@@ -11,13 +8,16 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from ..errors import CheckpointError
 
 
 class Peak:
@@ -41,6 +41,7 @@ class Peak:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+J = TypeVar("J")
 T = TypeVar("T")
 
 
@@ -56,6 +57,59 @@ def listen() -> None:
     """From now on Ctrl-C is noted between two jobs, where it has nothing to end."""
     signal.signal(signal.SIGINT, _note)
     _hold(False)
+
+
+def run_jobs(
+    jobs: Sequence[J],
+    call: Callable[[J], tuple[Callable[..., T], tuple[Any, ...]]],
+    finished: Callable[[J, T], None],
+    *,
+    workers: int,
+    folder: Path,
+    choose: Callable[[Sequence[J], Sequence[J]], J | None] = lambda queue, running: queue[0] if queue else None,
+) -> None:
+    """Run jobs one after the other here, or side by side; the first that fails, or Ctrl-C, ends all.
+
+    Args:
+        jobs: what is to be done.
+        call: a job's function, of the top level of a module, and its arguments.
+        finished: called here with a job and what its function returned.
+        workers: how many run at once; 1 runs all of them in this process.
+        folder: where finished jobs are kept, for the message.
+        choose: the next job, from those left and those running; None: none of those left may begin now.
+
+    Raises:
+        CheckpointError: a process was ended from outside.
+        KeyboardInterrupt: asked to stop.
+    """
+    queue = list(jobs)
+    if workers == 1:
+        while (job := choose(queue, ())) is not None:
+            queue.remove(job)
+            function, arguments = call(job)
+            finished(job, function(*arguments))
+        return
+    running = dict[Future[T], J]()
+    with pool(workers) as executor:
+        try:
+            while True:
+                while len(running) < workers and (job := choose(queue, list(running.values()))) is not None:
+                    queue.remove(job)
+                    function, arguments = call(job)
+                    with started():
+                        running[executor.submit(alone, function, *arguments)] = job
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished(running.pop(future), future.result())
+        except BrokenProcessPool:
+            raise CheckpointError(
+                "the process of a training was ended from outside (out of memory?); what is finished is kept in "
+                f"{folder}: give the same command again to go on"
+            ) from None
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def alone(work: Callable[..., T], *given: Any) -> T:
