@@ -59,8 +59,8 @@ class Task:
     `state_dict`, so that a resumed run goes on exactly. What it draws at random it draws by addresses (`rng`).
 
     Attributes:
-        problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure. Losses that
-            are real numbers, such as negative returns, are those of ``"regress"``.
+        problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure. Losses
+            that are real numbers, such as negative returns, are those of ``"regress"``.
         audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
     """
 
