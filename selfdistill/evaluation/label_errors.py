@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Table
+from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
@@ -125,10 +125,10 @@ def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[T
         soft, known = state.mean(ids, width)
         given, handed = state.read(ids, width)
         return torch.where(known[:, None], soft, given), known | handed
-    if isinstance(part, Ensembled) and isinstance(state, Table):
+    if isinstance(part, Ensembled) and isinstance(state, SampleMemory):
         kept, known = state.read(ids, width + 1)
         return kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), known
-    if isinstance(part, History | LastEpoch) and isinstance(state, Table):
+    if isinstance(part, History | LastEpoch) and isinstance(state, SampleMemory):
         return state.read(ids, width)
     return None
 

@@ -56,7 +56,7 @@ def sad(weight: NonNegative = 0.1, wait: Share = 0.5, layers: tuple[str, ...] = 
         mine, theirs = f"attention:{here}", f"attention:{deeper}@{here}"
         terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
         heads += [mine, theirs]
-    return Method(terms, prepare=Features(tuple(heads)))
+    return Method(terms, wrap_model=Features(tuple(heads)))
 
 
 def frskd(
@@ -100,7 +100,7 @@ def frskd(
     for number, layer in enumerate(layers):
         told = Itself(head=f"pyramid:{layer}")
         terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
-    return Method(terms, prepare=SelfTeacher(tuple(layers), width))
+    return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
 
 def byot(alpha: Share = 0.3, temperature: Positive = 3.0, feature: NonNegative = 0.03) -> Method:
@@ -136,7 +136,7 @@ def byot(alpha: Share = 0.3, temperature: Positive = 3.0, feature: NonNegative =
             ),
             "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
         },
-        prepare=Exits(),
+        wrap_model=Exits(),
     )
 
 
@@ -170,5 +170,5 @@ def dks(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
             "label": supervised(head="classifiers", reduction=PerRow()),
             "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
-        prepare=Levels(),
+        wrap_model=Levels(),
     )

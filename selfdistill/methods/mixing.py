@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ..core.mixing import Mixing
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..io.expressions import NonNegative, Positive
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
 from ..teachers import External, Itself, JointLabels, MixedLabels
-from ..views import Look, Views, mixtures
 from .controls import supervised
 
 
@@ -40,7 +40,7 @@ def function_matching(teacher: str | None = None, temperature: Positive = 1.0, m
     """
     return Method(
         {"teacher": Term(External(source=teacher), KL(temperature), view="mixed")},
-        views=Views((Look("x"), Look("mixed", "mixed")), mixing=mixing),
+        mixing=Mixing(mixing),
     )
 
 
@@ -85,7 +85,7 @@ def mixskd(temperature: Positive = 3.0, mixing: float = 0.4, feature: NonNegativ
         terms["last" + end] = Term(Itself(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
         terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
-    return Method(terms, mixtures(mixing), Levels(fused=True))
+    return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
 def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
@@ -120,4 +120,4 @@ def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
         "label": supervised(),
         "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
     }
-    return Method(terms, prepare=Rotations())
+    return Method(terms, wrap_model=Rotations())

@@ -10,7 +10,7 @@ from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Sq
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
 from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
-from ..views import Look, Views, overlapping
+from ..views import View, Views, overlapping
 from .controls import supervised
 
 
@@ -242,7 +242,7 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
                 Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
-        views=Views((Look("x", "all", "weak"),)),
+        views=Views((View("x", "all", "weak"),)),
     )
 
 
@@ -352,5 +352,5 @@ def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
         {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
-        prepare=Group(2),
+        wrap_model=Group(2),
     )

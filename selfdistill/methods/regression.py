@@ -11,7 +11,7 @@ from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, P
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
-from ..views import Look, Views, weak_strong
+from ..views import View, Views, weak_strong
 
 
 def gaussian(beta: float = 0.5) -> Method:
@@ -34,7 +34,7 @@ def gaussian(beta: float = 0.5) -> Method:
     >>> gaussian().terms["label"].loss
     GaussianNLL(beta=0.5, shared=False)
     """
-    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, prepare=Gaussian())
+    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, wrap_model=Gaussian())
 
 
 def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
@@ -66,7 +66,7 @@ def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0
         raise RecipeError(f"xi lies in [0, 1], where the loss is bounded for every label, not {xi}; mixed() takes any")
     label = Term(Labels(), GaussianNLL(beta), head="gaussian", weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, prepare=Gaussian(), generations=generations)
+    return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
 
 
 def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
@@ -90,7 +90,7 @@ def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, for values; the moments are those of Lakshminarayanan et al.,
     Deep Ensembles, NeurIPS 2017, section 2.4.
 
-    >>> gaussian_mutual(peers=3).prepare
+    >>> gaussian_mutual(peers=3).wrap_model
     GaussianGroup(peers=3)
     """
     head = "peer_gaussians"
@@ -99,7 +99,7 @@ def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
             "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
-        prepare=GaussianGroup(peers),
+        wrap_model=GaussianGroup(peers),
     )
 
 
@@ -139,8 +139,8 @@ def heteroscedastic(
     pseudo = Term(Generation(), GaussianKL(), "unlabelled", "gaussian", Precision(variance), ByGeneration(0.0, weight))
     return Method(
         {"label": Term(Labels(), GaussianNLL(beta), "labelled", "gaussian"), "pseudo": pseudo},
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Gaussian(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Gaussian(),
         generations=generations,
     )
 
@@ -184,8 +184,8 @@ def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Me
             "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
             "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=GaussianPair(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=GaussianPair(),
     )
 
 
@@ -229,4 +229,4 @@ def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))
-    return Method(terms, views=weak_strong(ratio), prepare=Ranked())
+    return Method(terms, views=weak_strong(ratio), wrap_model=Ranked())
