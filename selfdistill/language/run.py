@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,7 +220,7 @@ def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float |
     if len(gains) < statistics.FEWEST:
         return math.fsum(gains) / max(1, len(gains)), None
     mean, half = statistics.interval(gains)
-    if bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0}):
+    if _coarse(gains, bounded):
         half = max(half, (1 - 0.025 ** (1 / len(gains))) * (1 + abs(mean)))
     return mean, half
 
@@ -229,8 +230,27 @@ def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True)
     one. A model ties itself for certain."""
     gains = [b - a for a, b in zip(ours, theirs, strict=True)]
     mean, half = (0.0, 0.0) if ours is theirs else spread(gains, bounded)
-    said = None if half is None else "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
-    return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
+    verdict: statistics.Verdict | None = None
+    if half is not None:
+        p = partial(_p_value, bounded=bounded)
+        verdict = "TIES" if ours is theirs else statistics.compare_paired({"product": gains}, p)["product"].verdict
+    return {"gain": mean, "half": half, "rows": len(gains), "verdict": verdict}
+
+
+def _p_value(gains: Sequence[float], bounded: bool) -> float:
+    """The two-sided p-value that belongs to the interval of `spread`: at most 0.05 where that does not hold 0.
+
+    Solving ``|mean| = u (1 + |mean|)`` for the level gives ``p = 2 (1 + |mean|)^-n`` where rows say so little.
+    """
+    p = statistics.two_sided_t(gains)
+    if not _coarse(gains, bounded):
+        return p
+    return max(p, min(1.0, 2.0 * (1.0 + abs(math.fsum(gains) / len(gains))) ** -len(gains)))
+
+
+def _coarse(gains: Sequence[float], bounded: bool) -> bool:
+    """Whether rows in [0, 1] are right or wrong, or all alike, so that their spread says too little."""
+    return bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0})
 
 
 def _result(ready: LanguageRun, folder: Path, trained: Result, control: Result | None, judge: Judge) -> dict[str, Any]:

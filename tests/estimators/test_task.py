@@ -14,7 +14,8 @@ from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.estimators import base_learners
 from selfdistill.estimators.recipes import read_recipe
 from selfdistill.estimators.recipes import recipes as estimator_recipes
-from selfdistill.estimators.task import TableTaskType, prepare
+from selfdistill.estimators.run import prepare
+from selfdistill.estimators.task import TableTaskType
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes
 from tests.terminal import passed, refused

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from selfdistill.errors import CheckpointError, DataError, SelfdistillError
-from selfdistill.experiments.network_task import NetworkTaskType, prepare
+from selfdistill.experiments.network_run import prepare
+from selfdistill.experiments.network_task import NetworkTaskType
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models import registry, store, warm_start
