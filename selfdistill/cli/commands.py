@@ -223,13 +223,24 @@ def methods(as_json: bool, as_markdown: bool) -> None:
 @main.command()
 @click.argument("expression", metavar="EXPR")
 @click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
+@click.option(
+    "--code", "as_code", is_flag=True, help="Print the recipe's source and the same as a plain training loop."
+)
 @click.option("--json", "as_json", is_flag=True)
 @one_line_errors
-def explain(expression: str, as_json: bool, example: str | None) -> None:
+def explain(expression: str, as_code: bool, as_json: bool, example: str | None) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from ..experiments.task_types import TASK_TYPES
+    from ..io.expressions import called, checked, read
+    from ..methods.cards import code, code_text
 
     task = TASK_TYPES.of_recipe(expression)
+    if as_code:
+        read(expression, {name: checked(recipe) for name, recipe in task.recipes().items()})  # checks it
+        name = called(expression)
+        recipe = task.recipes()[name]
+        click.echo(json.dumps(code(name, recipe), sort_keys=True) if as_json else code_text(name, recipe))
+        return
     card = task.explain(expression, example)
     click.echo(json.dumps(card, sort_keys=True) if as_json else task.text(card))
 

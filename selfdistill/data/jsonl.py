@@ -1,4 +1,4 @@
-"""Prompts in a file: one JSON object a line; everything wrong with it is told with its line and the remedy."""
+"""Prompts in a file, one JSON object a line; a fault is reported with its line and the remedy."""
 
 from __future__ import annotations
 

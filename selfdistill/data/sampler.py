@@ -1,6 +1,4 @@
-"""Which prompts a step takes.
-
-Sampling: which rows a step sees, and the tensors it sees them as.
+"""Sampling: which rows or prompts a step sees, and the tensors that it sees them as.
 
 Both are pure functions of (seed, generation, epoch, step, sample id): nothing is consumed, so a resumed or a
 distributed run sees what the uninterrupted single process sees.

@@ -1,4 +1,4 @@
-"""The guard of the test split: while anything is trained or chosen, its rows and labels are out of reach."""
+"""The lock of the test split: while anything is trained or chosen, its rows and labels cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels did the model come to doubt, and how surely? A score for every row that taught with its label.
+"""Label errors: a score for every labelled training row that says how far the model doubts its label.
 
 Equation::
 

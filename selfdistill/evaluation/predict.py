@@ -1,4 +1,4 @@
-"""What a model says of rows it does not learn from: eval mode, no augmentation, no gradient, modes put back after."""
+"""Prediction: eval mode, no augmentation, no gradient; the modes are put back afterwards."""
 
 from __future__ import annotations
 

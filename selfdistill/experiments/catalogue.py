@@ -1,9 +1,18 @@
-"""The recipes of all task types: as cards, and as ``docs/methods.md``."""
+"""The catalogue of recipes of all task types, as cards and as ``docs/methods.md``.
+
+The cards are shipped as a file, so that `selfdistill methods` lists them without importing torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+#: made by ``python tools/generate.py``; a test compares it with `live_cards`
+SHIPPED = Path(__file__).with_name("catalogue.jsonl")
 
 HEAD = """# Methods
 
@@ -17,13 +26,32 @@ computed between generations (labelling a pool, writing completions) is not in i
 
 
 def cards() -> list[dict[str, Any]]:
-    """A card of every recipe; a name that several task types have is the first one's."""
+    """The card of every recipe: from the shipped file, or from the code where it holds a recipe that the file lacks."""
+    shipped = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
+    return live_cards() if set(_names_in_source()) - {card["name"] for card in shipped} else shipped
+
+
+def live_cards() -> list[dict[str, Any]]:
+    """The card of every recipe, made from the code, in the order of the task types.
+
+    A name that several task types have is listed once, for the first of them.
+    """
     from .task_types import TASK_TYPES
 
-    cards: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for task in TASK_TYPES:
-        cards |= {name: task.card(name) for name in task.recipes() if name not in cards}
-    return list(cards.values())
+        by_name |= {name: task.card(name) for name in task.recipes() if name not in by_name}
+    return list(by_name.values())
+
+
+def _names_in_source() -> Iterator[str]:
+    """The names of the recipes for networks, read from their files without importing them."""
+    for path in (Path(__file__).parents[1] / "methods").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
+                callable_bare = len(node.args.args) == len(node.args.defaults)  # `read_method` is not
+                if callable_bare and ast.unparse(node.returns) == "Method":
+                    yield node.name
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -55,7 +83,8 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 def _entry(c: dict[str, Any]) -> str:
     equation = f"\n\n{c['equation']}" if c["equation"] else ""
     facts = f"For {c['targets']}. Needs {_sentence(c['needs'])} Costs {_cost(c)}. Source: {_sentence(c['source'])}"
-    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n"
+    departs = f"\nWhere it departs: {_sentence(c['departs'])}\n" if c["departs"] else ""
+    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n{departs}"
 
 
 def _sentence(text: str) -> str:

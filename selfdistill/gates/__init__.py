@@ -1,4 +1,4 @@
-"""Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
+"""Gates: each says how far a target is trusted, as a number in [0, 1] for every element, never reduced."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Gates whose threshold follows what the targets say: by class, by their running mean, by their running spread.
+"""Gates whose threshold follows the targets: by class, or by their running mean and spread.
 
-What they have learnt is a state that `update` moves on; where the paper counts the batch at hand too, its part is
-added before the batch is weighed, over all processes. With several micro-batches each adds its own rows.
+The running statistics are a state that `update` moves on. Where the paper counts the batch at hand too, it is added
+before the batch is weighed, over all processes; with several micro-batches each adds its own rows.
 """
 
 from __future__ import annotations

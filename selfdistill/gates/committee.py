@@ -1,4 +1,4 @@
-"""Gates that ask several voices: peers, or passes with dropout on. Do they agree, and how far are they apart?"""
+"""Gates on several predictions, of peers or of dropout passes: their agreement and their spread."""
 
 from __future__ import annotations
 

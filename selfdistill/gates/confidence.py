@@ -1,7 +1,4 @@
-"""Gates that look at one target by itself: its confidence, its precision, its agreement with the label.
-
-A gate that asks the loss: wrong labels are learnt last, so what is learnt badly is suspected.
-"""
+"""Gates on a single target: its confidence, its precision, its agreement with the label, or its loss."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Gates that ask the labelled rows: how well are they learnt, and what does that say about a target without a label?
-
-A gate that knows the data: how much of it has labels.
-"""
+"""Gates on the labelled rows: how well they are learnt, how many there are, and which subset a peer sees."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""What the arguments of a recipe may be, asked where a person writes them: by annotation, and by what a name means.
+"""Expressions such as ``ps_kd(alpha=0.8)``: they are parsed and checked, and never compiled or evaluated.
 
-A parameter that many recipes share means the same in all of them, so its range is said once.
-
-Reading ``ps_kd(alpha=0.8)`` from the command line: Python's own syntax, nothing of Python's power.
-
-The text is parsed and then walked; only calls of the names handed in, and literals, have a meaning.
-Nothing is compiled or evaluated, so a name that was not handed in cannot be reached.
+Only calls of the names handed in, and literals, have a meaning, so a name that was not handed in cannot be reached.
+Arguments are checked by their annotation and by the range that their name has in all recipes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text files that are wholly there or not at all."""
+"""Text files written atomically: a reader sees the whole file or none."""
 
 from __future__ import annotations
 

@@ -1,13 +1,4 @@
-"""Losses on distributions and on values that most recipes share.
-
-How undecided the student is.
-
-Learning from what a row is not.
-
-Losses of the student alone, against collapse and against doubt: they take no notice of their target.
-
-A loss whose target is sharpened first, while the student stays as it is.
-"""
+"""Losses on distributions and on values: divergences, likelihoods, entropies, and sharpened targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""validate"""
+"""Validation of a method: its spaces, its views and the data that it needs are checked before the first step."""
 
 from __future__ import annotations
 

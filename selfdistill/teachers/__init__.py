@@ -1,4 +1,4 @@
-"""Teachers: where does the target come from? From labels, from the model itself in one of many guises, or from outside.
+"""Teachers: each makes a target from the labels, from the student, from a copy of it, or from another model.
 
 Every teacher detaches its target. Teachers that hold weights keep them in a fixed mode and in the objective's
 ``state_dict``, copies of the student in float32; memories are keyed by sample id.

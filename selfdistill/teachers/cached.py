@@ -1,4 +1,4 @@
-"""What a frozen teacher said, kept on disk: computed once for each sample and look, for this run and for later ones."""
+"""The cached teacher: the predictions of a frozen teacher, computed once for each sample and view and kept on disk."""
 
 from __future__ import annotations
 

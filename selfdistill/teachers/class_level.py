@@ -1,9 +1,4 @@
-"""Teachers of classes: one target for each class, or for each place in an order of confidence.
-
-The other rows of a batch as teachers.
-
-Teachers that know in which order the other classes follow, and take their probabilities from Zipf's law.
-"""
+"""Teachers of classes: targets by class, by rank of classes or of confidence, and by similar rows of the batch."""
 
 from __future__ import annotations
 

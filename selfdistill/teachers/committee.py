@@ -1,4 +1,4 @@
-"""One target for all peers, made of what each says of its own view (KDCL)."""
+"""The committee: one target for all peers, combined from each peer's prediction for its own view (KDCL)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Averages of the student's parameters that move less and less, and the same less the mean of what they say."""
+"""Exponential moving averages of the student's parameters with a rising decay, with and without centred outputs."""
 
 from __future__ import annotations
 

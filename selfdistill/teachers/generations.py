@@ -1,7 +1,4 @@
-"""All earlier generations as one teacher: their mean, or each of them by itself.
-
-Teachers from earlier in the same training, and from beyond the last generation.
-"""
+"""Earlier generations and earlier cycles as teachers: their mean, each by itself, or extrapolated."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Labels of rows that were mixed with each other, and of rows that were transformed.
-
-Teachers without a state: labels, and what the student says in the same step.
-"""
+"""Stateless teachers: the labels, also of mixed or rotated rows, and the student's own outputs of the same step."""
 
 from __future__ import annotations
 

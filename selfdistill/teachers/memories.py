@@ -1,7 +1,4 @@
-"""Memories: what the student said of the same sample before.
-
-Peers as they were a while ago.
-"""
+"""Memories: earlier predictions for the same sample, and copies of peers from some steps ago."""
 
 from __future__ import annotations
 

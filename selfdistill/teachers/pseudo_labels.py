@@ -1,9 +1,4 @@
-"""Distribution alignment: another teacher's word, with the classes as often as they are to be.
-
-Labels that unlabelled rows surely have, and classes that they surely do not have, by an unsure last generation.
-
-Labels that unlabelled rows are given: by the last generation, or from the distribution of the labels.
-"""
+"""Pseudo-labels of unlabelled rows, by the last generation, by certainty, or aligned to the distribution of labels."""
 
 from __future__ import annotations
 

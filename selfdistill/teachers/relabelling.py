@@ -1,4 +1,4 @@
-"""Labels that are corrected by what the student has said of a sample over many epochs."""
+"""Relabelling: labels that the student's predictions over many epochs correct."""
 
 from __future__ import annotations
 

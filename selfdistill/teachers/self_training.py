@@ -1,7 +1,7 @@
-"""Pseudo-labels that pass from generation to generation: what repeated self-training trains on.
+"""Pseudo-labels that pass from generation to generation: the data of repeated self-training.
 
-A generation hands on the labels it trained on (`collect`), and the next one takes them over (`hand_on`) from the last
-*accepted* one: labels that a rejected generation has added teach nobody after it.
+A generation hands on the labels that it trained on (`collect`), and the next one takes them from the last *accepted*
+one (`hand_on`): labels that a rejected generation has added are not used again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Teachers with weights: averages and frozen copies of the student, earlier generations, other models."""
+"""Teachers with weights of their own: averages and frozen copies of the student, earlier generations, other models."""
 
 from __future__ import annotations
 

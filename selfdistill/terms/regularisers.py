@@ -1,11 +1,4 @@
-"""Terms whose loss cools down, or warms up.
-
-Are all classes said alike? A term over a batch, not over its rows.
-
-A teacher learns from what its labels do for its student: a gradient through the student's own step.
-
-The student answers for inputs that were moved to where it changes its mind most: gradients within a term.
-"""
+"""Terms with arithmetic of their own: moving temperatures, fairness, meta feedback and adversarial perturbation."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import gates, losses, methods, models, schedules, teachers, terms, views
+from .. import gates, losses, methods, schedules, teachers, terms, views
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
 from ..core.parts import Always, FunctionLoss, Gate, Given, Loss, LossFunction, Teacher, Term, as_loss
@@ -32,7 +32,7 @@ from ..errors import SelfdistillError, SpaceError, VitalsError
 from ..io.expressions import read
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import heads, peers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -46,7 +46,8 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, heads, models, peers):
+    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):

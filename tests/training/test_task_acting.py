@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from selfdistill import rng
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Measured, StateOf, Tally, Term
+from selfdistill.core.parts import BaseTerm, Measured, StateOf, Tally
 from selfdistill.core.step import Batch, Clock, Passes, Rows, Step
-from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Labels
 from selfdistill.training.fit import Result, drive
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, RunState
@@ -31,7 +29,7 @@ PLACES, STEPS = 6, 24  # of the chain; of the walk between two updates
 
 
 @dataclass(frozen=True)
-class PolicyGradient(Term):
+class PolicyGradient(BaseTerm):
     """The mean of -(reward - mean reward) log p(action), over the steps of a walk; REINFORCE with a baseline."""
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
@@ -41,7 +39,7 @@ class PolicyGradient(Term):
         return Measured(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
 
 
-METHOD = Method({"act": PolicyGradient(Labels(), CrossEntropy())}, generations=2)
+METHOD = Method({"act": PolicyGradient()}, generations=2)
 
 
 class Chain(Task):
