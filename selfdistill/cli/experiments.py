@@ -15,7 +15,7 @@ from ..io.files import writable, write
 from .options import Finite, announce_default_data, data_options, one_line_errors, training_options, training_settings
 
 
-class Several(click.Command):
+class ManyMethods(click.Command):
     """A command whose ``--methods`` takes several expressions after one flag: 'a()' 'b()'."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -31,7 +31,7 @@ class Several(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command(cls=Several)
+@click.command(cls=ManyMethods)
 @data_options
 @click.option(
     "--methods",
@@ -121,7 +121,7 @@ def benchmark() -> None:
     """Measure what methods gain, on small data, at matched compute."""
 
 
-@benchmark.command(cls=Several)
+@benchmark.command(cls=ManyMethods)
 @click.option(
     "--settings", multiple=True, metavar="NAMES", help="With commas between; digits-* means many [default: all]."
 )

@@ -7,8 +7,8 @@ there are seeds enough. Over rows: ``mcnemar``, ``one_sided_t``, with ``spend`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -303,3 +303,60 @@ def _finite(differences: Sequence[float] | NDArray[np.floating], place: str) -> 
 def _level(level: float, place: str) -> None:
     if not 0 < level < 1:
         raise DataError(f"the level of {place} is {level}; give one between 0 and 1, as 0.05")
+
+
+class PairedComparison(NamedTuple):
+    """A mean difference of pairs and half of its 95 % interval; from three pairs on also p-values and a verdict."""
+
+    difference: float
+    half: float
+    p: float | None = None
+    holm: float | None = None
+    verdict: Verdict | None = None
+
+
+def two_sided_t(differences: Sequence[float]) -> float:
+    """P-value of Student's paired t-test; where all differences are equal, that of the exact sign-flip test.
+
+    >>> round(two_sided_t([1.0, 2.0, 3.0]), 4)
+    0.0742
+    """
+    if max(differences) == min(differences):
+        return sign_flip(differences)
+    p = one_sided_t(np.asarray(differences))
+    return 2 * min(p, 1 - p)
+
+
+def compare_paired(
+    differences: Mapping[str, Sequence[float]],
+    p_value: Callable[[Sequence[float]], float],
+    higher_is_better: bool = True,
+    level: float = 0.05,
+) -> dict[str, PairedComparison]:
+    """The one rule for BEATS, TIES and LOSES: by the p-value of a test of the pairs, corrected over the family (Holm).
+
+    Args:
+        differences: ours minus the reference's, (n,) for each member of the family.
+        p_value: the two-sided test; `sign_flip` needs no assumption, and `two_sided_t` fewer pairs.
+        higher_is_better: of the metric.
+        level: of the family.
+
+    Returns:
+        A comparison for each; without a verdict where there are fewer than three pairs.
+
+    >>> compare_paired({"a": [0.1, 0.2, 0.3, 0.2], "b": [0.1]}, two_sided_t)["a"].verdict
+    'BEATS'
+
+    Raises:
+        DataError: no difference, one that is not finite, or a level outside (0, 1).
+    """
+    p = {name: p_value(d) for name, d in differences.items() if len(d) >= FEWEST}
+    adjusted = holm(p)
+
+    def compared(name: str, d: Sequence[float]) -> PairedComparison:
+        if name not in p:
+            return PairedComparison(*interval(d))
+        word = verdict(d, adjusted[name], higher_is_better, level)
+        return PairedComparison(*interval(d), p[name], adjusted[name], word)
+
+    return {name: compared(name, d) for name, d in differences.items()}

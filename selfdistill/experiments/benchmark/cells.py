@@ -38,7 +38,7 @@ from ...training import threads
 from ...training.comparison import CLOSE, ignore
 from ...training.fit import Result, fit
 from ..network_run import batch_size_for
-from ..network_task import Answers, heard
+from ..network_task import SplitOutputs, split_outputs
 from ..processes import run_jobs
 from .settings import (
     HALF,
@@ -56,7 +56,7 @@ from .settings import (
 )
 
 
-def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
+def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> SplitOutputs:
     """What a linear classifier on the features, learnt from the training labels, says of audit and test rows."""
 
     def said(rows: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = Non
         logits[:, y.unique()] = linear_probe.linear(known, y, asked)
         return logits.clamp(min=-1e4)
 
-    return Answers(said(data.audit), lambda: said(data.test))
+    return SplitOutputs(said(data.audit), lambda: said(data.test))
 
 
 FORMAT = 2  # 1: generations were audited
@@ -293,7 +293,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     else:
         found, each = training(known)[0], known
     last = found.generations[found.product]
-    asked = probed if cell.setting.probing else heard
+    asked = probed if cell.setting.probing else split_outputs
     said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
     return {
