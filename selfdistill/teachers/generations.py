@@ -69,7 +69,7 @@ class Members(GenerationEnsemble):
 
     def space(self, head: str) -> str:
         if head != "logits":
-            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is another thing")
+            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is neither")
         return "members"
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
