@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Table
+from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
@@ -127,10 +127,10 @@ def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[T
         given, handed = window.read(ids, width)
         return torch.where(known[:, None], soft, given), known | handed
     if isinstance(part, Ensembled):
-        kept, known = cast(Table, state).read(ids, width + 1)
+        kept, known = cast(SampleMemory, state).read(ids, width + 1)
         return kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), known
     if isinstance(part, History | LastEpoch):
-        return cast(Table, state).read(ids, width)
+        return cast(SampleMemory, state).read(ids, width)
     return None
 
 

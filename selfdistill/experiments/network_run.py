@@ -140,7 +140,7 @@ def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) ->
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    product = isinstance(ready.method.prepare, Together) and result["chosen"] != "plain"
+    product = isinstance(ready.method.wrap_model, Together) and result["chosen"] != "plain"
     return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
 
 
@@ -150,7 +150,7 @@ def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build]
     Raises:
         RecipeError: more of them than a model folder can name.
     """
-    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.prepare, Together) else None
+    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.wrap_model, Together) else None
     if ensemble is None:
         return None
     whole, numbers = ensemble
@@ -298,7 +298,7 @@ class NetworkRun:
         """Write the product, what builds it, and the card of its data."""
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        wrapped = self.method.prepare
+        wrapped = self.method.wrap_model
         build = self.build if plainly or wrapped is None else wrapped.single(self.build)
         facts: dict[str, Any] = {"classes": list(self.data.classes)}
         facts["method"] = "plain()" if plainly else self.expression
@@ -364,13 +364,17 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     method = stored(method, str(request.targets))
     for term in method.terms.values():
         teacher = term.teacher
-        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
-        if isinstance(teacher, Cached) and look is not None:
-            how = data.augment if look.augment == "default" else look.augment
-            if look.rows == "mixed" or look.of or how != "none":
-                remedy = "add --augment none" if look.augment == "default" and how != "none" else "leave --targets out"
-                raise RecipeError(f"--targets keeps what a teacher says of inputs that stay as they are, and view "
-                                  f"{look.name!r} changes with every epoch; {remedy}")  # fmt: skip
+        if not isinstance(teacher, Cached):
+            continue
+        name = teacher.view or term.view
+        look = next((one for one in method.views.looks if one.name == name), None)
+        how = data.augment if look is None or look.augment == "default" else look.augment
+        if look is None or look.of or how != "none":
+            default = look is not None and look.augment == "default" and how != "none"
+            raise RecipeError(
+                f"--targets keeps what a teacher says of inputs that stay as they are, and view {name!r} changes with "
+                f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
+            )
     return method
 
 

@@ -19,7 +19,7 @@ from .. import rng
 from ..core.objective import Method
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term
-from ..core.step import Passes, Step
+from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
 from ..data.sampler import Sampler
@@ -34,7 +34,7 @@ from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
 from ..models.peers import Peers, product
 from ..report.summary import ensemble_name
-from ..teachers import Ema, Held, Labels
+from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
     AVERAGED,
     CLOSE,
@@ -113,7 +113,7 @@ def planned(
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
@@ -268,7 +268,7 @@ def _longer(work: NetworkJob) -> dict[str, Any]:
     trained = work.train(averaged())
     last = trained.generations[-1]
     assert trained.objective is not None
-    held = next(state for state in trained.objective.states.values() if isinstance(state, Held))
+    held = next(state for state in trained.objective.states.values() if isinstance(state, FrozenCopy))
     uses = {
         LONGER: split_outputs(trained.model, work.data, last.weights),
         STOPPED: split_outputs(trained.model, work.data, last.best),

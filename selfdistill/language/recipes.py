@@ -328,7 +328,7 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
 def _cost(method: Language) -> float:
     """Passes in units of a step of sft on as many tokens; what sampling takes is not in it."""
     teachers = sum(1 + bool(getattr(t, "contrast", 0)) for t in method.terms.values() if t.teacher is not None)
-    views = len(method.seen()[0])
+    views = len(method.student_views()[0])
     return round(views + teachers * views / 3, 3)
 
 

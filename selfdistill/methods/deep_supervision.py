@@ -55,7 +55,7 @@ def sad(weight: float = 0.1, wait: float = 0.5, layers: tuple[str, ...] = STAGES
         mine, theirs = f"attention:{here}", f"attention:{deeper}@{here}"
         terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
         heads += [mine, theirs]
-    return Method(terms, prepare=Features(tuple(heads)))
+    return Method(terms, wrap_model=Features(tuple(heads)))
 
 
 def frskd(
@@ -99,7 +99,7 @@ def frskd(
     for number, layer in enumerate(layers):
         told = Itself(head=f"pyramid:{layer}")
         terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
-    return Method(terms, prepare=SelfTeacher(tuple(layers), width))
+    return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
 
 def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) -> Method:
@@ -135,7 +135,7 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
             ),
             "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
         },
-        prepare=Exits(),
+        wrap_model=Exits(),
     )
 
 
@@ -169,5 +169,5 @@ def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
             "label": supervised(head="classifiers", reduction=PerRow()),
             "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
-        prepare=Levels(),
+        wrap_model=Levels(),
     )

@@ -8,10 +8,10 @@ from ..errors import RecipeError
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
 from ..schedules import AtLast, ByCycle, ByGeneration
-from ..teachers import Ancestors, Beyond, Generation, Labels, Members, Snapshot
-from ..teachers.self_training import Carried
+from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
+from ..teachers.self_training import InheritedPseudoLabels
 from ..terms import Cooling
-from ..views import Look, Views
+from ..views import View, Views
 from .controls import supervised
 
 
@@ -73,14 +73,14 @@ def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: floa
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, section 3.1.
 
     >>> born_again_ensemble().terms["past"].teacher
-    Ancestors(view=None, at_last=False)
+    GenerationEnsemble(view=None, at_last=False)
     """
     return Method(
         {
             "label": supervised(weight=ByGeneration(1.0, 1.0 - xi)),
-            "past": Term(Ancestors(), KL(temperature), weight=ByGeneration(0.0, xi)),
+            "past": Term(GenerationEnsemble(), KL(temperature), weight=ByGeneration(0.0, xi)),
         },
-        prepare=Together(),
+        wrap_model=Together(),
         generations=generations,
     )
 
@@ -113,7 +113,7 @@ def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1
     return Method(
         {
             "label": supervised(weight=AtLast(1.0, 1.0 - alpha)),
-            "ensemble": Term(Ancestors(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
+            "ensemble": Term(GenerationEnsemble(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
         },
         generations=members + 1,
     )
@@ -187,7 +187,7 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
     if loss not in ("ce", "squared"):
         raise RecipeError(f"beyond compares by loss='ce' or loss='squared', not {loss!r}")
     if loss == "ce":
-        return Method({"past": Term(Beyond(xi=xi), CrossEntropy())}, generations=generations)
+        return Method({"past": Term(Extrapolated(xi=xi), CrossEntropy())}, generations=generations)
     label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
     return Method({"label": label, "past": past}, generations=generations)
@@ -330,14 +330,16 @@ def self_training(
     Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025 (anchor).
 
     >>> self_training(keep="anchor").terms["pseudo"].teacher
-    Carried(keep='anchor', hard=False, fresh=120)
+    InheritedPseudoLabels(keep='anchor', hard=False, fresh=120)
     """
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
             "label": supervised(weight=taught, reduction=PerView()),
-            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
+            "pseudo": Term(
+                InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
+            ),
         },
-        views=Views((Look("x", "chosen"),)),
+        views=Views((View("x", "chosen"),)),
         generations=generations,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..core.mixing import Mixing
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
 from ..teachers import External, Itself, JointLabels, MixedLabels
-from ..views import Look, Views, mixtures
 from .controls import supervised
 
 
@@ -39,7 +39,7 @@ def function_matching(teacher: str | None = None, temperature: float = 1.0, mixi
     """
     return Method(
         {"teacher": Term(External(source=teacher), KL(temperature), view="mixed")},
-        views=Views((Look("x"), Look("mixed", "mixed")), mixing=mixing),
+        mixing=Mixing(mixing),
     )
 
 
@@ -84,7 +84,7 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
         terms["last" + end] = Term(Itself(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
         terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
-    return Method(terms, mixtures(mixing), Levels(fused=True))
+    return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
 def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
@@ -119,4 +119,4 @@ def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
         "label": supervised(),
         "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
     }
-    return Method(terms, prepare=Rotations())
+    return Method(terms, wrap_model=Rotations())

@@ -9,7 +9,7 @@ from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Sq
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
 from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
-from ..views import Look, Views, overlapping
+from ..views import View, Views, overlapping
 from .controls import supervised
 
 
@@ -241,7 +241,7 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
                 Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
-        views=Views((Look("x", "all", "weak"),)),
+        views=Views((View("x", "all", "weak"),)),
     )
 
 
@@ -351,5 +351,5 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
         {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
-        prepare=Group(2),
+        wrap_model=Group(2),
     )

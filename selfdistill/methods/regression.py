@@ -10,7 +10,7 @@ from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, P
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
-from ..views import Look, Views, weak_strong
+from ..views import View, Views, weak_strong
 
 
 def gaussian(beta: float = 0.5) -> Method:
@@ -33,7 +33,7 @@ def gaussian(beta: float = 0.5) -> Method:
     >>> gaussian().terms["label"].loss
     GaussianNLL(beta=0.5, shared=False)
     """
-    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, prepare=Gaussian())
+    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, wrap_model=Gaussian())
 
 
 def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
@@ -65,7 +65,7 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
         raise RecipeError(f"xi lies in [0, 1], where the loss is bounded for every label, not {xi}; mixed() takes any")
     label = Term(Labels(), GaussianNLL(beta), head="gaussian", weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, prepare=Gaussian(), generations=generations)
+    return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
 
 
 def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> Method:
@@ -89,7 +89,7 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, for values; the moments are those of Lakshminarayanan et al.,
     Deep Ensembles, NeurIPS 2017, section 2.4.
 
-    >>> gaussian_mutual(peers=3).prepare
+    >>> gaussian_mutual(peers=3).wrap_model
     GaussianGroup(peers=3)
     """
     head = "peer_gaussians"
@@ -98,7 +98,7 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
             "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
-        prepare=GaussianGroup(peers),
+        wrap_model=GaussianGroup(peers),
     )
 
 
@@ -138,8 +138,8 @@ def heteroscedastic(
     pseudo = Term(Generation(), GaussianKL(), "unlabelled", "gaussian", Precision(variance), ByGeneration(0.0, weight))
     return Method(
         {"label": Term(Labels(), GaussianNLL(beta), "labelled", "gaussian"), "pseudo": pseudo},
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Gaussian(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Gaussian(),
         generations=generations,
     )
 
@@ -183,8 +183,8 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
             "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
             "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=GaussianPair(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=GaussianPair(),
     )
 
 
@@ -228,4 +228,4 @@ def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rd
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))
-    return Method(terms, views=weak_strong(ratio), prepare=Ranked())
+    return Method(terms, views=weak_strong(ratio), wrap_model=Ranked())

@@ -11,7 +11,7 @@ from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
 from ..terms import Cooling, RowMeanCooling
-from ..views import Look, Views, two
+from ..views import View, Views, two
 
 CROPS = two("all", "crop")
 WIDTHS = (512, 512, 128)  # of the projection of dino and ibot
@@ -49,7 +49,7 @@ def simsiam(width: int = 256) -> Method:
         f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
 def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
@@ -88,7 +88,7 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
         )
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
 def dino(
@@ -138,8 +138,8 @@ def dino(
         )
         for v, w in pairs
     }
-    views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
-    return Method(terms, views=views, prepare=heads, forward="separate")
+    views = Views((*CROPS.looks, *(View(v, "all", "local") for v in small)))
+    return Method(terms, views=views, wrap_model=heads, forward="separate")
 
 
 def ibot(
@@ -195,6 +195,6 @@ def ibot(
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
         terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
-    looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
+    looks = [View(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)
+    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)

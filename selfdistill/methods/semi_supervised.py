@@ -10,7 +10,7 @@ from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, Until
 from ..teachers import CertainLabels, Ema, Itself, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
-from ..views import Look, Views, two, weak_strong
+from ..views import View, Views, two, weak_strong
 from .controls import supervised
 
 
@@ -129,7 +129,7 @@ def ups(
             "label": Term(CertainLabels(*chosen), CrossEntropy()),
             "excluded": Term(CertainLabels(*chosen, excludes=True), Excluding()),
         },
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=generations,
     )
 
@@ -209,7 +209,7 @@ def vat(
     }
     if entropy:
         terms["entropy"] = Term(Itself(), Entropy(), view="unlabelled", weight=entropy)
-    return Method(terms, views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio))
+    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
 
 
 def uda(
@@ -345,7 +345,7 @@ def pseudo_label(
             "label": supervised("labelled"),
             "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )
 
 
@@ -415,7 +415,7 @@ def noisy_student(
             "label": supervised("labelled", smoothing=smoothing),
             "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
         },
-        views=Views((Look("labelled", "labelled", "strong"), Look("unlabelled", "unlabelled", "strong")), ratio),
+        views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
         generations=generations,
     )
 
@@ -454,6 +454,6 @@ def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confid
     chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(chosen, CrossEntropy())},
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=stages + 1,
     )

@@ -73,7 +73,7 @@ def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages
     """
     votes = f"dense:{layer}"
     others = Term(ZipfRanks(votes, power), AmongOthers(), weight=weight)
-    return Method({"label": supervised(), "others": others}, prepare=Features((votes,)))
+    return Method({"label": supervised(), "others": others}, wrap_model=Features((votes,)))
 
 
 def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str = "stages.1") -> Method:
@@ -114,7 +114,7 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
             "others": Term(WeakRanks(head), AmongOthers(), weight=others),
             "weak": supervised(head=head, weight=weak, smoothing=0.1),
         },
-        prepare=Features((head,)),
+        wrap_model=Features((head,)),
     )
 
 
@@ -279,4 +279,4 @@ def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> M
         terms["label" + end] = supervised(mine)
         terms["kl" + end] = Term(told, KL(temperature), view=mine, weight=weight)
         terms["feature" + end] = Term(told, MeanDistance(), view=mine, head="feature", weight=mmd)
-    return Method(terms, views=two(), prepare=Features(("feature",), maps=False))
+    return Method(terms, views=two(), wrap_model=Features(("feature",), maps=False))

@@ -23,7 +23,7 @@ from selfdistill.methods.validate import check_method
 from selfdistill.teachers import Ema, Frozen, Itself, Labels, Peers
 from selfdistill.testing.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.training.preflight import dry_run
-from selfdistill.views import Look, Views, pairs, two, weak_strong
+from selfdistill.views import View, Views, pairs, two, weak_strong
 from tests.parts import SPACE
 
 
@@ -160,6 +160,6 @@ def test_a_dry_run_takes_a_view_without_rows():
 
 def test_all_rows_beside_unlabelled_ones_are_different_rows():
     """Views of one name and another's rows are told apart by what they show."""
-    views = Views((Look("x", "all"), Look("u", "unlabelled")))
+    views = Views((View("x", "all"), View("u", "unlabelled")))
     with pytest.raises(SpaceError, match="different rows"):
         check_method(Method({"t": Term(Itself(view="u"), KL())}, views=views))

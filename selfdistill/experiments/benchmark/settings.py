@@ -320,7 +320,7 @@ def misfit(expression: str, setting: Setting) -> str | None:
         return "keeps nothing of its own past within a training"
     try:
         build = build_for(setting, expression)
-        (method.prepare(build) if method.prepare else build)()
+        (method.wrap_model(build) if method.wrap_model else build)()
     except SelfdistillError as error:
         return str(error)
     return None
