@@ -157,7 +157,7 @@ def methods(
 ) -> None:
     """Train all recipes and controls on digits and Fashion-MNIST, cell by cell, and write the page.
 
-    Every cell that is done is a JSON file, and is not trained again; the page says which are missing.
+    Every cell that is done is a line in its setting's file, and is not trained again; the page says which are missing.
     """
     from ..experiments.benchmark import cells as benchmark_cells
     from ..experiments.benchmark import page as benchmark_page
@@ -177,15 +177,15 @@ def methods(
     writable(target, "--page")
     asked = methods or (QUICK_METHODS if quick else ())
     left = 0
+    tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
     if not only_page:
-        tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
             left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell)
         except KeyboardInterrupt:
             hint = f"stopped; the cells that are done are kept in {cells}: give the same command again to go on"
             raise KeyboardInterrupt(hint) from None
-    missing = benchmark_page.write(known, cells, target, asked if quick else ())
+    missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
     over = f"{left} of the cells asked for are left; give the same command again to go on. " if left else ""
     click.echo(
         f"{over}The page is {target}; of the {'quick' if quick else 'whole'} benchmark {missing} cells are missing"

@@ -20,6 +20,7 @@ from ..errors import DataError
 from ..models import patch_masking
 from ..views import TOGETHER, View, Views
 from . import augment
+from .augment import Tokens
 
 
 class Order:
@@ -36,7 +37,7 @@ class Order:
 
 
 class Source(Protocol):
-    """What sampling needs of the data; `tasks.data.Data` is one."""
+    """What sampling needs of the data; `data.dataset.Data` is one."""
 
     @property
     def y(self) -> Tensor: ...
@@ -52,6 +53,8 @@ class Source(Protocol):
     def flips(self) -> bool: ...
     @property
     def augment(self) -> str: ...
+    @property
+    def tokens(self) -> Tokens | None: ...
     def rows(self, ids: Tensor) -> Tensor: ...
 
 
@@ -212,8 +215,8 @@ class Sampler:
     def _augmented(self, how: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
-        tokens = getattr(self.data, "tokens", None)  # of texts
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+        data = self.data
+        return augment.apply(how, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
     def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         """What another view shows, less some patches; others in every epoch."""

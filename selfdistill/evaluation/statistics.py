@@ -72,7 +72,7 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
     """
     from scipy.stats import t
 
-    d = _finite(differences, "interval")
+    d = _finite(differences, "interval")  # scipy's ttest_1samp().confidence_interval() warns where all are equal
     _level(level, "interval")
     if len(d) < 2:
         return float(d.mean()), math.inf
@@ -93,6 +93,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     Raises:
         DataError: no difference, or one that is not finite.
     """
+    # scipy.stats.permutation_test takes 15 s for 20 differences, and this 10 ms; its ties are lost to rounding.
     d = _finite(differences, "sign_flip")
     largest = float(np.abs(d).max())
     if largest == 0:
@@ -216,17 +217,13 @@ def mcnemar(better: int, worse: int) -> float:
     Raises:
         DataError: a negative count.
     """
-    n = better + worse
+    from scipy.stats import binomtest
+
     if better < 0 or worse < 0:
         raise DataError(f"McNemar's counts are {better} and {worse}; give counts of rows, at least 0")
     if better == 0:
         return 1.0
-    if n > 2000:  # whole numbers become slow
-        from scipy.special import betainc
-
-        return float(betainc(better, worse + 1, 0.5))
-    heads = sum(math.comb(n, k) for k in range(better, n + 1))
-    return heads / (1 << n)
+    return float(binomtest(better, better + worse, 0.5, alternative="greater").pvalue)
 
 
 def spend(level: float, audit_number: int, planned: int | None) -> float:

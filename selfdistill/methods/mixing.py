@@ -5,13 +5,14 @@ from __future__ import annotations
 from ..core.mixing import Mixing
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
+from ..io.expressions import NonNegative, Positive
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
 from ..teachers import External, Itself, JointLabels, MixedLabels
 from .controls import supervised
 
 
-def function_matching(teacher: str | None = None, temperature: float = 1.0, mixing: float = 1.0) -> Method:
+def function_matching(teacher: str | None = None, temperature: Positive = 1.0, mixing: float = 1.0) -> Method:
     """Function matching: the student imitates the teacher on mixtures of rows that both see alike; labels are not used.
 
     Equation::
@@ -43,7 +44,7 @@ def function_matching(teacher: str | None = None, temperature: float = 1.0, mixi
     )
 
 
-def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) -> Method:
+def mixskd(temperature: Positive = 3.0, mixing: float = 0.4, feature: NonNegative = 1.0) -> Method:
     """MixSKD: the prediction for a mixture of two rows and the mixture of both predictions teach each other.
 
     Equation::
@@ -87,7 +88,7 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
     return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
-def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
+def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     """Self-supervised label augmentation: class and rotation are one label; the mean of all rotations is the teacher.
 
     Equation::

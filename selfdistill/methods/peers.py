@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, ReverseKL
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
@@ -13,7 +14,9 @@ from ..views import View, Views
 from .controls import supervised
 
 
-def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def co_training(
+    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0
+) -> Method:
     """Co-training: each of two networks learns the labels that the other one gives with confidence.
 
     Equation::
@@ -46,7 +49,7 @@ def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.
     return _each_other(2, Confident(confidence), weight, share, ratio)
 
 
-def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0) -> Method:
     """Tri-training: each of three networks learns the labels on which the other two agree.
 
     Equation::
@@ -91,7 +94,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     )
 
 
-def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """ONE: branches on a shared trunk learn from their weighted sum, whose weights a gate computes from the trunk.
 
     Equation::
@@ -129,7 +132,7 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
     )
 
 
-def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """OKDDip: each peer learns a mean of the others that it weighs itself, and a leader learns from the plain mean.
 
     Equation::
@@ -170,7 +173,7 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     )
 
 
-def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temperature: float = 2.0) -> Method:
+def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0) -> Method:
     """KDCL: peers see a sample each in an augmentation of its own, and learn one target combined from all of them.
 
     Equation::
@@ -205,7 +208,7 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temper
     return Method({**labels, **others}, views=Views(looks), wrap_model=Apart(peers))
 
 
-def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
     """Codistillation: peers with data of their own learn from old copies of each other.
 
     Equation::
@@ -243,7 +246,7 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
     )
 
 
-def mutual(peers: int = 2, weight: float = 1.0) -> Method:
+def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
     """Deep mutual learning: K networks train together, each taught by the mean of the others.
 
     Equation::

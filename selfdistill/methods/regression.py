@@ -6,6 +6,7 @@ from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..errors import RecipeError
 from ..gates import Precision
+from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
@@ -36,7 +37,7 @@ def gaussian(beta: float = 0.5) -> Method:
     return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, wrap_model=Gaussian())
 
 
-def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
     """Born-again networks for values: every generation imitates mean and variance of the one before it.
 
     Equation::
@@ -68,7 +69,7 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
     return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
 
 
-def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
     """Deep mutual learning for values: each peer learns the normal distribution that matches the others' mixture.
 
     Equation::
@@ -103,7 +104,7 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
 
 
 def heteroscedastic(
-    generations: int = 2, weight: float = 1.0, ratio: float = 1.0, variance: float = 1.0, beta: float = 0.5
+    generations: Count = 2, weight: NonNegative = 1.0, ratio: Ratio = 1.0, variance: float = 1.0, beta: float = 0.5
 ) -> Method:
     """Pseudo-labels with a variance: the normal distributions of the last generation, weighed by their precision.
 
@@ -144,7 +145,7 @@ def heteroscedastic(
     )
 
 
-def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
+def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Method:
     """UCVME: two networks agree on the variance, and learn the mean of dropout passes of both on unlabelled rows.
 
     Equation::
@@ -188,7 +189,7 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
     )
 
 
-def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rda: float = 0.0) -> Method:
+def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7.0, rda: float = 0.0) -> Method:
     """RankUp: a second head learns which of two rows has the larger value, by FixMatch on unlabelled pairs.
 
     Equation::

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import Positive, Share
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
@@ -52,7 +53,7 @@ def simsiam(width: int = 256) -> Method:
     return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
-def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
+def byol(decay: Share = 0.99, hidden: int = 512, width: int = 128) -> Method:
     """BYOL: predict the projection that an average of the model's weights gives of another view.
 
     Equation::
@@ -92,9 +93,14 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
 
 
 def dino(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
-    crops: int = 2, norm: bool = True,
-) -> Method:  # fmt: skip
+    decay: Share = 0.996,
+    temperature: Positive = 0.1,
+    sharp: float = 0.04,
+    centring: float = 0.9,
+    prototypes: int = 1024,
+    crops: int = 2,
+    norm: bool = True,
+) -> Method:
     """DINO: learn which prototypes an average of the model's weights assigns to another view.
 
     Equation::
@@ -143,7 +149,7 @@ def dino(
 
 
 def ibot(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
+    decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
     centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
     whole: float = 0.5,
 ) -> Method:  # fmt: skip

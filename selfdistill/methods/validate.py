@@ -56,7 +56,7 @@ def _check_task(method: Method, data: Data) -> None:
         if data.task == "regress" and space == "logits":
             raise DataError(
                 f"the target of {data.name} is a number of many values and term {name!r} is about classes (head "
-                f"{term.head!r}); turn the method into one of values by selfdistill.values.of_values"
+                f"{term.head!r}); turn the method into one of values by selfdistill.core.regression.of_values"
             )
 
 

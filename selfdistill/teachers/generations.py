@@ -41,7 +41,7 @@ class GenerationEnsemble(Generation):
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
-            raise SpaceError(f"Ancestors gives the mean of logits or values; the head {head!r} is another thing")
+            raise SpaceError(f"GenerationEnsemble gives the mean of logits or values, not of the head {head!r}")
         return space_of(head)
 
     def speaks(self, state: nn.Module, step: Forward) -> bool:
@@ -67,7 +67,7 @@ class Members(GenerationEnsemble):
 
     def space(self, head: str) -> str:
         if head != "logits":
-            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is another thing")
+            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is neither")
         return "members"
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:

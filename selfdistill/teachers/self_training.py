@@ -105,7 +105,7 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
 
     def space(self, head: str) -> str:
         if not one_distribution(head):
-            raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
+            raise SpaceError(f"InheritedPseudoLabels holds one distribution for each sample; the head {head!r} is none")
         return "probabilities"
 
     def eligible_ids(self, state: PseudoLabelStore) -> Tensor | None:

@@ -262,15 +262,14 @@ def _check_target(teacher: Teacher, target: Target, objective: Objective, batch:
     declared = teacher.space(term.head)
     _require(target.space == declared, f"{teacher} declares {declared} and gave a target of {target.space}")
     _require(not target.value.requires_grad, f"{teacher} lets gradient through its target; detach it")
+    kind = torch.bool if target.valid is None else target.valid.dtype
+    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
     student = objective.forward_views(batch).student(term.view, term.head)
     try:
         whole = target.spread(student)
     except SpaceError as error:
         raise AssertionError(f"{teacher}: {error}") from None
-    valid = whole.valid
-    kind = torch.bool if valid is None else valid.dtype
-    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
-    said = whole.value if valid is None else whole.value[valid]
+    said = whole.value if whole.valid is None else whole.value[whole.valid]
     _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
     first = _asked(teacher, objective.train(), batch)
     _require(same_bits(first.value, target.value), f"{teacher} answers otherwise when it is asked twice")

@@ -29,6 +29,7 @@ class Few:
     classes: int = 3
     kind: str = "image"
     flips: bool = True
+    tokens: None = None
     augment: str = "weak"
 
     @property

@@ -88,19 +88,19 @@ def mixed(xi, teacher_logits, label):
 
     term = Term(Extrapolated(xi=xi), CrossEntropy())
     objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=Clock(1, 2))
-    state = objective.states["t_beyond"]
+    state = objective.states["t_extrapolated"]
     step = objective.forward_views({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
     return term.teacher.target(state, step, term).value[0]
 
 
-def test_beyond_is_the_papers_mixture_where_that_is_a_distribution():
+def test_extrapolated_is_the_papers_mixture_where_that_is_a_distribution():
     """t = (.7, .2, .1), label 0: at xi 1.5 t_0 > 1 - 1 / 1.5, so the mixture is (.55, .3, .15)."""
     logits = [math.log(p) for p in (0.7, 0.2, 0.1)]
     assert mixed(1.5, logits, 0).tolist() == pytest.approx([0.55, 0.3, 0.15])
     assert mixed(0.4, logits, 1).tolist() == pytest.approx([0.28, 0.68, 0.04])
 
 
-def test_beyond_leaves_a_label_that_the_teacher_does_not_believe():
+def test_extrapolated_leaves_a_label_that_the_teacher_does_not_believe():
     """t_2 = .1 < 1/3: the label would have weight -.35, and is cut off; below 0 the label alone is left."""
     logits = [math.log(p) for p in (0.7, 0.2, 0.1)]
     assert mixed(1.5, logits, 2).tolist() == pytest.approx([7 / 9, 2 / 9, 0])

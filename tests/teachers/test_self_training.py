@@ -168,7 +168,7 @@ def rows_of(seed: int, *generations: int) -> set[int]:
 
 
 def carried(trained: Any) -> set[int]:
-    return set(trained.pseudo_labels.get("pseudo_carried.ids", torch.zeros(0)).tolist())
+    return set(trained.pseudo_labels.get("pseudo_inheritedpseudolabels.ids", torch.zeros(0)).tolist())
 
 
 def test_labels_of_a_rejected_generation_teach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_the_carried_labels_are_needed_and_vouched_for(tmp_path: Path) -> None:
 
     def spoil() -> None:
         state: dict[str, Tensor] = tensors.read_tensors(file)
-        state["pseudo_carried.labels"] = state["pseudo_carried.labels"].roll(1, 0)
+        state["pseudo_inheritedpseudolabels.labels"] = state["pseudo_inheritedpseudolabels.labels"].roll(1, 0)
         tensors.write_tensors(file, state)
 
     with pytest.raises(CheckpointError, match=r"2-pseudo-labels.safetensors is not the one this run wrote"):

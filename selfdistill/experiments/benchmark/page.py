@@ -23,7 +23,7 @@ from ...evaluation.statistics import SAME_ROWS, TIED, PairedComparison, compare_
 from ...io.expressions import one_line
 from ...io.files import write as write_file
 from ...report.figures import forest, standalone
-from .cells import Records, plan, records_of, spans
+from .cells import Records, Tell, plan, records_of, spans
 from .settings import (
     ABOUT,
     HALF,
@@ -205,7 +205,13 @@ def missing_of(setting: Setting, records: Records, methods: Sequence[str] = ()) 
     return left
 
 
-def write(settings: Mapping[str, Setting], cells: Path, target: Path, methods: Sequence[str] = ()) -> int:
+def write(
+    settings: Mapping[str, Setting],
+    cells: Path,
+    target: Path,
+    methods: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> int:
     """Write the page and its drawings; how many cells of the whole benchmark are missing.
 
     ``methods`` are those that the whole benchmark has, where it is not everything that fits.
@@ -213,7 +219,7 @@ def write(settings: Mapping[str, Setting], cells: Path, target: Path, methods: S
     said = findings(cells)
     parts, overview, missing = [], [], 0
     for setting in settings.values():
-        records = records_of(setting, cells)
+        records = records_of(setting, cells, tell)
         left = missing_of(setting, records, methods)
         missing += sum(map(len, left.values()))
         rows = judge(records)
