@@ -27,11 +27,10 @@ from ..models.store import ESTIMATOR
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
 from . import base_learners, recipes
-from .base_learners import Mean
-from .bounded import Codes, core
+from .base_learners import MeanEnsemble
 from .run import FOLDS, NETWORKS, TableRun, cut, errors_of, fit, judged, left_out, predict, prepare, taught
 from .tables import stack
-from .weights import seeded
+from .wrappers import FrameEncoder, innermost, seeded_clone
 
 METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
     "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
@@ -66,7 +65,7 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
     seed, amount = settings.seeds[0], max(costs.values())
     count = math.ceil(amount)
     jobs = [*pilots(settings), Job(PLAIN, ALONE, 0, seed)]
-    if base_learners.named(prepared.build):
+    if base_learners.is_named(prepared.build):
         jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
     jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
     jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(prepared))]
@@ -78,7 +77,7 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
 
 def peer_names(prepared: TableRun) -> list[str]:
     """What the usual peers are, as words."""
-    return [type(core(peer)).__name__ for peer in prepared.peers()]
+    return [type(innermost(peer)).__name__ for peer in prepared.peers()]
 
 
 class Bench:
@@ -117,7 +116,7 @@ class Bench:
         return self.control(fit(self.prepared, model), trainings)
 
     def seeded(self, learner: Any) -> Any:
-        return seeded(learner, np.random.RandomState(self.seed))
+        return seeded_clone(learner, np.random.RandomState(self.seed))
 
 
 def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def _tuned(bench: Bench) -> dict[str, Any]:
 def _bagged(bench: Bench) -> dict[str, Any]:
     """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
     members = [bench.prepared.learner(bench.seed)] * max(FEWEST, bench.job.count)
-    return bench.fitted(Mean(members, bench.seed), len(members))
+    return bench.fitted(MeanEnsemble(members, bench.seed), len(members))
 
 
 def _peer(bench: Bench) -> dict[str, Any]:
@@ -184,8 +183,8 @@ def _peer(bench: Bench) -> dict[str, Any]:
 def _mean(bench: Bench) -> dict[str, Any]:
     """What learner and peers know together, undistilled."""
     random = np.random.RandomState(bench.seed)
-    members = [bench.prepared.learner(bench.seed), *(seeded(peer, random) for peer in bench.prepared.peers())]
-    return bench.fitted(Mean(members), len(members))
+    members = [bench.prepared.learner(bench.seed), *(seeded_clone(peer, random) for peer in bench.prepared.peers())]
+    return bench.fitted(MeanEnsemble(members), len(members))
 
 
 def _self_training(bench: Bench) -> dict[str, Any]:
@@ -195,15 +194,15 @@ def _self_training(bench: Bench) -> dict[str, Any]:
 
     prepared, data = bench.prepared, bench.prepared.data
     bare = (
-        base_learners.kind(prepared.build).bare(True)
-        if base_learners.named(prepared.build)
+        base_learners.base_learner(prepared.build).bare(True)
+        if base_learners.is_named(prepared.build)
         else prepared.learner(bench.seed)
     )
     learner = bench.seeded(bare)
-    model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
+    model = make_pipeline(FrameEncoder(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
     model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
-    return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
+    return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(FrameEncoder(), learner))
 
 
 _TRAININGS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -284,7 +283,9 @@ class TableTaskType(TaskType):
             return False
         table = tables.is_table(request.data) or request.data in sources.TABLES
         model, method = request.model, None if request.method is None else called(request.method)
-        learner = model is not None and (base_learners.named(model) or base_learners.foreign(model) is not None)
+        learner = model is not None and (
+            base_learners.is_named(model) or base_learners.from_function(model) is not None
+        )
         known = method is not None and method in self.recipes()
         ours = known and method not in network_recipes()  # plain() is both
         if table and method is not None and not known and method not in network_recipes():
