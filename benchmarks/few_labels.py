@@ -1,6 +1,6 @@
 """Fashion-MNIST, 100 labels, 59,900 unlabelled rows: a semi-supervised recipe beside plain controls at equal passes.
 
-    python benchmarks/few_labels.py --seeds 5 --out runs/few_labels.jsonl
+    python -m benchmarks.few_labels --seeds 5 --out runs/few_labels.jsonl
 
 Every network takes ``--passes`` sample passes (forward 1, backward 2), from the same first weights and on the same
 labels of a seed, ten of each class. scikit-learn's SelfTrainingClassifier has the same labels, pixels as features and

@@ -1,6 +1,6 @@
 """Does the feedback of meta pseudo-labels add anything? Digits, 100 labels: beside plain and the same without it.
 
-    python benchmarks/meta_labels.py --times 1 10
+    python -m benchmarks.meta_labels --times 1 10
 
 Seeds are from 100 on, which no cell has, and it is the audit split that is scored (100 rows): the test split is not
 read. Every method takes as many sample passes as the setting's budget, ``--times`` over, to 3 %; "as many steps" is the

@@ -1,6 +1,6 @@
 """From features learnt without labels to a classifier of few: pre-train, then fine-tune, beside plain training.
 
-    python benchmarks/pretraining.py --seeds 10 --out runs/pretraining.jsonl
+    python -m benchmarks.pretraining --seeds 10 --out runs/pretraining.jsonl
 
 All rows of a table take the same sample passes in all (forward 1, backward 2): ``plain()`` from a fresh network, and
 for each recipe half of them without labels and half for ``plain()`` from there, as ``selfdistill run --init`` does it.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import gates, losses, methods, schedules, teachers, views
     from .core.objective import Method, Objective
     from .core.parts import Gate, Tally, Teacher, Term
-    from .core.step import Batch, Clock, Rows, Step
+    from .core.step import Batch, Clock, Forward, Rows
     from .core.targets import Target
     from .errors import SelfdistillError
     from .experiments.run import Run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Clock",
+    "Forward",
     "Gate",
     "Method",
     "Objective",
@@ -33,7 +34,6 @@ __all__ = [
     "Run",
     "SelfdistillError",
     "Settings",
-    "Step",
     "Tally",
     "Target",
     "Teacher",
@@ -60,7 +60,7 @@ _HOMES = {
     "Run": "experiments.run",
     "SelfdistillError": "errors",
     "Settings": "training.settings",
-    "Step": "core.step",
+    "Forward": "core.step",
     "Tally": "core.parts",
     "Target": "core.targets",
     "Teacher": "core.parts",

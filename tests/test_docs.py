@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from selfdistill.cli import main
 from selfdistill.methods import Recipe, plain, ps_kd
 from tests.harness import record
+from tools.generate import design_page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/python.md")
@@ -203,6 +204,33 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "more than sixty recipes for networks and fifteen for language models" in text
     assert (60 < len(recipes()) < 70, len(RECIPES)) == (True, 15)
+
+
+def test_the_tree_of_the_package_is_as_the_design_shows_it() -> None:
+    remedy = "run `python tools/generate.py docs/design.md`"
+    assert design_page() == (ROOT / "docs/design.md").read_text(encoding="utf-8"), remedy
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/vitals.md"])
+def test_files_and_modules_that_a_page_names_exist(document: str) -> None:
+    """Paths count from the root or from the package; a bare file name may be that of any file."""
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
+    made = {f"{name.replace('.', '/')}.py" for name in WALK.values()} | {"selfdistill.methods.sure_past"}
+    paths = set(re.findall(r"`((?:\w+/)*\w+\.py)\b", text)) - made
+    every = {path.name for path in (ROOT / "selfdistill").rglob("*.py")}
+    missing = [p for p in paths if not ((ROOT / p).exists() or (ROOT / "selfdistill" / p).exists() or p in every)]
+    modules = set(re.findall(r"python -m ((?:benchmarks|selfdistill)[\w.]*)", text))
+    missing += [name for name in modules if importlib.util.find_spec(name) is None]
+    for name in set(re.findall(r"`(selfdistill(?:\.\w+)+)", text)) - made:
+        parent, _, last = name.rpartition(".")
+        found = importlib.util.find_spec(parent) and hasattr(importlib.import_module(parent), last)
+        missing += [] if found or importlib.util.find_spec(name) else [name]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_of_the_benchmarks_import_what_exists(path: Path) -> None:
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_the_readme_is_one_page() -> None:

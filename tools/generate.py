@@ -6,6 +6,7 @@ python tools/generate.py tests/public_api.txt     writes one
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -29,6 +30,9 @@ FACES: tuple[str, ...] = (
     ".models",
 )
 FACES += (".estimators", ".testing", ".integrations.huggingface", ".integrations.lightning")
+
+TREE_BEGINS = "<!-- tree: written by `python tools/generate.py docs/design.md` -->\n"
+TREE_ENDS = "<!-- end of the tree -->\n"
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -109,7 +113,32 @@ def methods_page() -> str:
     return markdown(live_cards())
 
 
+def sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, in one line."""
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z`])", text, maxsplit=1)[0].rstrip(".")
+
+
+def tree(folder: Path, indent: str = "") -> list[str]:
+    """A line for each module of a folder and, after them, for each folder in it and what that holds."""
+    modules = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    lines = [f"{indent + path.name:<28} {sentence(path)}".rstrip() for path in modules]
+    for below in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        lines.append(f"{indent + below.name + '/':<28} {sentence(below / '__init__.py')}".rstrip())
+        lines += tree(below, indent + "  ")
+    return lines
+
+
+def design_page() -> str:
+    """docs/design.md with the tree of the package as it is now."""
+    before, _, rest = (ROOT / "docs/design.md").read_text(encoding="utf-8").partition(TREE_BEGINS)
+    after = rest.partition(TREE_ENDS)[2]
+    block = "\n".join(["selfdistill/", *tree(ROOT / "selfdistill", "  ")])
+    return f"{before}{TREE_BEGINS}\n```text\n{block}\n```\n\n{TREE_ENDS}{after}"
+
+
 FILES: dict[str, Callable[[], str]] = {
+    "docs/design.md": design_page,
     "docs/methods.md": methods_page,
     "selfdistill/experiments/catalogue.jsonl": catalogue,
     "tests/public_api.txt": public_api,

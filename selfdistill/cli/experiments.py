@@ -15,7 +15,7 @@ from ..io.files import writable, write
 from .options import Finite, announce_default_data, data_options, one_line_errors, training_options, training_settings
 
 
-class Several(click.Command):
+class ManyMethods(click.Command):
     """A command whose ``--methods`` takes several expressions after one flag: 'a()' 'b()'."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -31,7 +31,7 @@ class Several(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command(cls=Several)
+@click.command(cls=ManyMethods)
 @data_options
 @click.option(
     "--methods",
@@ -121,7 +121,7 @@ def benchmark() -> None:
     """Measure what methods gain, on small data, at matched compute."""
 
 
-@benchmark.command(cls=Several)
+@benchmark.command(cls=ManyMethods)
 @click.option(
     "--settings", multiple=True, metavar="NAMES", help="With commas between; digits-* means many [default: all]."
 )
@@ -157,7 +157,7 @@ def methods(
 ) -> None:
     """Train all recipes and controls on digits and Fashion-MNIST, cell by cell, and write the page.
 
-    Every cell that is done is a JSON file, and is not trained again; the page says which are missing.
+    Every cell that is done is a line in its setting's file, and is not trained again; the page says which are missing.
     """
     from ..experiments.benchmark import cells as benchmark_cells
     from ..experiments.benchmark import page as benchmark_page
@@ -177,15 +177,15 @@ def methods(
     writable(target, "--page")
     asked = methods or (QUICK_METHODS if quick else ())
     left = 0
+    tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
     if not only_page:
-        tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
             left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell)
         except KeyboardInterrupt:
             hint = f"stopped; the cells that are done are kept in {cells}: give the same command again to go on"
             raise KeyboardInterrupt(hint) from None
-    missing = benchmark_page.write(known, cells, target, asked if quick else ())
+    missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
     over = f"{left} of the cells asked for are left; give the same command again to go on. " if left else ""
     click.echo(
         f"{over}The page is {target}; of the {'quick' if quick else 'whole'} benchmark {missing} cells are missing"

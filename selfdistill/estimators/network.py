@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method
 from ..core.outputs import element_shape
-from ..core.parts import Always, BaseTerm, Gate, Given, Loss, PerTrust, Teacher, Term
-from ..core.step import Step
+from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
+from ..core.step import Forward
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
@@ -43,13 +43,13 @@ class TargetsOfData(Teacher[TrainingTargets]):
     module: TrainingTargets
     target_space: str
 
-    def start(self, model: nn.Module, given: Given) -> TrainingTargets:
+    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
         return self.module
 
     def space(self, head: str) -> str:
         return self.target_space
 
-    def target(self, state: TrainingTargets, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: TrainingTargets, step: Forward, term: BaseTerm) -> Target:
         return Target(state.targets[step.ids(term.view)], self.target_space)
 
 
@@ -60,10 +60,10 @@ class WeightsOfData(Gate[TrainingTargets]):
     module: TrainingTargets
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> TrainingTargets:
+    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
         return self.module
 
-    def weigh(self, state: TrainingTargets, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: TrainingTargets, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return state.weights[step.ids(term.view)].expand(element_shape(student))
 
 

@@ -157,32 +157,32 @@ FOLDS = 5
 
 
 def predict_frame(model: Any, frame: Any, classes: int) -> Tensor:
-    """What a fitted estimator says of rows: log-probabilities (rows, classes), or values (rows,)."""
+    """The outputs of a fitted estimator: log-probabilities (rows, classes), or values (rows,)."""
     with warnings.catch_warnings():  # that an unknown category is taken for a missing one is what was asked for
         warnings.filterwarnings("ignore", message="Found unknown categories")
         if not classes:
             return torch.from_numpy(np.asarray(model.predict(frame), dtype=np.float64))
-        found = np.zeros((len(frame), classes))
-        found[:, np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(frame)
-    return torch.from_numpy(found).clamp(min=1e-12).log()
+        probabilities = np.zeros((len(frame), classes))
+        probabilities[:, np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(frame)
+    return torch.from_numpy(probabilities).clamp(min=1e-12).log()
 
 
 def fit(run: TableRun, model: Any) -> Any:
     """Fit an estimator on the rows that teach."""
     data = run.data
-    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and taught(model) else {}
+    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and self_taught(model) else {}
     try:
         return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
     except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
         raise RecipeError(f"{run.build} on {data.name}: {one_line(error)}") from error
 
 
-def taught(model: Any) -> bool:
-    """Is it one of ours, which takes unlabelled rows and has a history?"""
+def self_taught(model: Any) -> bool:
+    """Whether it is an estimator of this package, which takes unlabelled rows and has a history."""
     return hasattr(model, "report")
 
 
-def cut(run: TableRun, seed: int) -> Any:
+def folds_of(run: TableRun, seed: int) -> Any:
     """Folds of the labelled rows; every class is spread over them where it has enough."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -191,45 +191,45 @@ def cut(run: TableRun, seed: int) -> Any:
     return (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
 
 
-def left_out(run: TableRun, model: Any, seed: int) -> Tensor:
-    """What an estimator says of each labelled row when trained without its fold: as `predict_frame`."""
+def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:
+    """The outputs of an estimator on each labelled row when trained without its fold, as of `predict_frame`."""
     from sklearn.base import clone
 
     data, rows = run.data, run.data.labelled
     y = data.y[rows]
-    found = (
+    outputs = (
         torch.zeros(len(y), len(data.classes), dtype=torch.float64) if run.classify else torch.zeros(len(y)).double()
     )
-    for teach, held in cut(run, seed).split(np.zeros(len(y)), y):
+    for teach, held in folds_of(run, seed).split(np.zeros(len(y)), y):
         fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
-        found[torch.from_numpy(held)] = predict_frame(fitted, data.rows(rows[held]), len(data.classes))
-    return found
+        outputs[torch.from_numpy(held)] = predict_frame(fitted, data.rows(rows[held]), len(data.classes))
+    return outputs
 
 
-def errors_of(run: TableRun, model: Any, seed: int) -> Tensor | None:
+def residuals(run: TableRun, model: Any, seed: int) -> Tensor | None:
     """Errors of values on labelled rows left out, of an estimator of ours or of another; None where there are none."""
     if run.classify:
         return None
     known = getattr(model, "residuals_", None)
-    if taught(model) and known is not None:
+    if self_taught(model) and known is not None:
         return torch.from_numpy(np.asarray(known, dtype=np.float64))
     if len(run.data.labelled) > MOST:
         return None
     y = torch.from_numpy(run.data.y[run.data.labelled])
-    return y - left_out(run, getattr(model, "estimator_", model), seed)
+    return y - cross_predict(run, getattr(model, "estimator_", model), seed)
 
 
-def judged(run: TableRun, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
-    """The test split: metrics, what was said and, for values whose errors on rows left out are known, half the width of
+def score_test(run: TableRun, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
+    """Metrics on the test split, the outputs and, for values whose errors on rows left out are known, half the width of
     an interval of 90 %."""
     data = run.data
     y = torch.from_numpy(data.y[data.test])
-    said = predict_frame(model, data.rows(data.test), len(data.classes))
-    found = scored(said, y, data.task)
+    outputs = predict_frame(model, data.rows(data.test), len(data.classes))
+    figures = scored(outputs, y, data.task)
     if errors is None:
-        return found, said, None
+        return figures, outputs, None
     half = halfwidth(errors)
-    return {**found, **covered(said, y, errors)}, said, half if half < torch.inf else None
+    return {**figures, **covered(outputs, y, errors)}, outputs, half if half < torch.inf else None
 
 
 def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
@@ -261,10 +261,10 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         with keeping(folder / "fits", progress):
             model = fit(run, learner)
         seconds = time.monotonic() - begun
-        if taught(model):
+        if self_taught(model):
             for line in model.report().splitlines():
                 listeners.tell(line)
-        alone = model if not taught(model) else fit(run, run.learner(seed))
+        alone = model if not self_taught(model) else fit(run, run.learner(seed))
         result = _result(run, model, alone, max(1, done[0]), seconds)
     place = folder / "model"
     place.mkdir(exist_ok=True)
@@ -278,25 +278,25 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
 def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
     data, seed, shown = run.data, int(run.settings["seed"]), "reliability" if run.classify else "predicted"
     y = torch.from_numpy(data.y[data.test])
-    history = [_told(row, model) for row in model.history_] if taught(model) else []
+    history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
     result: dict[str, Any] = {
         "kind": "learner", "method": run.expression, "model": run.build, "parameters": None,
         "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
-    names = {f"generation {result['product']}, the product": model} if taught(model) else {}
+    names = {f"generation {result['product']}, the product": model} if self_taught(model) else {}
     for name, one in {"the learner alone": alone, **names}.items():
-        found, said, half = judged(run, one, errors_of(run, one, seed))
-        result[shown][name] = metrics.reliability(said, y) if run.classify else points(said, y)
+        figures, outputs, half = score_test(run, one, residuals(run, one, seed))
+        result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
         if one is alone:
-            result["plain"] = {"steps": 1, "end": found, "from": "itself" if one is model else "control"}
+            result["plain"] = {"steps": 1, "end": figures, "from": "itself" if one is model else "control"}
         if one is model:
-            result |= {"test": found, "half": half}
+            result |= {"test": figures, "half": half}
     return result
 
 
-def _told(row: dict[str, Any], model: Any) -> dict[str, Any]:
+def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:
     """A generation's line of the history as JSON has it."""
     plain = {key: value for key, value in row.items() if key != "decision"}
     decision = row["decision"] or {"accepted": True, "why": f"generation {row['generation']}: {row['what']}"}
@@ -321,8 +321,10 @@ def predict(folder: Path, source: str, exit_number: int | None = None) -> Predic
     card = model_card(place)
     model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
     with threadpool_limits(threads.of_table(*rows.shape)):
-        said = predict_frame(model.estimator_ if isinstance(model, ClassNames) else model, rows, len(card["classes"]))
+        outputs = predict_frame(
+            model.estimator_ if isinstance(model, ClassNames) else model, rows, len(card["classes"])
+        )
     names = [str(number + 1) for number in range(len(rows))]
     if card["classes"]:
-        return Predictions(names, said.exp(), [str(name) for name in card["classes"]])
-    return ValuePredictions(names, *with_interval(said[:, None], card.get("half")))
+        return Predictions(names, outputs.exp(), [str(name) for name in card["classes"]])
+    return ValuePredictions(names, *with_interval(outputs[:, None], card.get("half")))

@@ -1,7 +1,7 @@
 """The task type of tables by learners of scikit-learn: its recipes, its controls in a comparison, how each is trained.
 
 What a comparison matches are trainings: tuning and bagging get as many as the most expensive method took, folds and
-peers included. The test split is read by `judged` alone, after everything is trained and chosen; controls are
+peers included. The test split is read by `run.score_test` alone, after everything is trained and chosen; controls are
 ranked by labelled rows left out.
 """
 
@@ -28,7 +28,19 @@ from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSett
 from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
 from . import base_learners, recipes
 from .base_learners import MeanEnsemble
-from .run import FOLDS, NETWORKS, TableRun, cut, errors_of, fit, judged, left_out, predict, prepare, taught
+from .run import (
+    FOLDS,
+    NETWORKS,
+    TableRun,
+    cross_predict,
+    fit,
+    folds_of,
+    predict,
+    prepare,
+    residuals,
+    score_test,
+    self_taught,
+)
 from .tables import stack
 from .wrappers import FrameEncoder, innermost, seeded_clone
 
@@ -80,7 +92,7 @@ def peer_names(prepared: TableRun) -> list[str]:
     return [type(innermost(peer)).__name__ for peer in prepared.peers()]
 
 
-class Bench:
+class TableJob:
     """One job's table, its seed, and how many trainings it took."""
 
     def __init__(self, job: Job, request: Request) -> None:
@@ -92,15 +104,15 @@ class Bench:
         """A row's record; ``audit``, scores on labelled rows left out, ranks the controls, and ``errors`` on such rows
         make the intervals of values."""
         data = self.prepared.data
-        found, test, _ = judged(self.prepared, model, errors)
+        figures, test, _ = score_test(self.prepared, model, errors)
         truth = torch.from_numpy(data.y[data.test])
         shown: dict[str, Any] = {}
         if data.classes:
-            found["aurc"] = metrics.aurc(test.exp(), truth)
+            figures["aurc"] = metrics.aurc(test.exp(), truth)
             shown["reliability"] = metrics.reliability(test, truth)
         return {
             "passes": {"total": float(self.trainings)}, "with_teacher_training": None, "steps": self.trainings,
-            "generations": 1, "curve": [], "decisions": None, "audit": audit, "metrics": found,
+            "generations": 1, "curve": [], "decisions": None, "audit": audit, "metrics": figures,
             "about": ABOUT.get(self.job.name, "this learner alone, on the labels"), **shown, **more,
         }  # fmt: skip
 
@@ -108,8 +120,8 @@ class Bench:
         """The record of a fitted control, which folds of the labels judge beside; ``unfitted`` is trained for those."""
         data, self.trainings = self.prepared.data, trainings
         y = torch.from_numpy(data.y[data.labelled])
-        said = left_out(self.prepared, model if unfitted is None else unfitted, self.seed)
-        return self.row(model, scored(said, y, data.task), None if data.classes else y - said, **more)
+        outputs = cross_predict(self.prepared, model if unfitted is None else unfitted, self.seed)
+        return self.row(model, scored(outputs, y, data.task), None if data.classes else y - outputs, **more)
 
     def fitted(self, model: Any, trainings: int = 1) -> dict[str, Any]:
         """The same for a control that learns the labels as they are."""
@@ -123,89 +135,89 @@ def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     """The record of a job that trains learners; nothing of it is kept in the folder until it has ended."""
     from threadpoolctl import threadpool_limits
 
-    bench = Bench(job, request)
+    work = TableJob(job, request)
     with threadpool_limits(torch.get_num_threads()):
-        row = _TRAININGS[job.kind](bench)
-    data = bench.prepared.data.describe()
-    return {"rows": {job.name: row}, "data": data, "model": bench.prepared.build, "parameters": None}
+        row = _TRAININGS[job.kind](work)
+    data = work.prepared.data.describe()
+    return {"rows": {job.name: row}, "data": data, "model": work.prepared.build, "parameters": None}
 
 
-def _method(bench: Bench) -> dict[str, Any]:
+def _method(work: TableJob) -> dict[str, Any]:
     from . import keeping
 
     def count(done: int, of: int, what: str) -> None:
-        bench.trainings = done
+        work.trainings = done
 
     with keeping(None, count):
-        model = fit(bench.prepared, bench.prepared.estimator(bench.seed))
-    if not taught(model):
-        return bench.control(model, 1)
-    history, classes = model.history_, bench.prepared.data.classes
+        model = fit(work.prepared, work.prepared.estimator(work.seed))
+    if not self_taught(model):
+        return work.control(model, 1)
+    history, classes = model.history_, work.prepared.data.classes
     decisions = [row["decision"]["accepted"] if row["decision"] else True for row in history]
     more = {"decisions": decisions if len(history) > 1 else None, "generations": len(history)}
-    peers = bool(dict(bench.prepared.recipe.options).get("peers", "usual"))
+    peers = bool(dict(work.prepared.recipe.options).get("peers", "usual"))
     loss = history[model.generation_]["loss"]
     audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
-    errors = errors_of(bench.prepared, model, bench.seed)
-    return bench.row(model, audit, errors, product=model.generation_, peers=peers, **more)
+    errors = residuals(work.prepared, model, work.seed)
+    return work.row(model, audit, errors, product=model.generation_, peers=peers, **more)
 
 
-def _alone(bench: Bench) -> dict[str, Any]:
-    return bench.fitted(bench.prepared.learner(bench.seed))
+def _alone(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.prepared.learner(work.seed))
 
 
-def _tuned(bench: Bench) -> dict[str, Any]:
+def _tuned(work: TableJob) -> dict[str, Any]:
     """A random search over the learner's settings; every training of it counts."""
     from sklearn.model_selection import RandomizedSearchCV
 
-    prepared, folds = bench.prepared, FOLDS
-    learner = prepared.learner(bench.seed)
+    prepared, folds = work.prepared, FOLDS
+    learner = prepared.learner(work.seed)
     grid = base_learners.grid(prepared.build, learner)
-    tries = max(FEWEST, (bench.job.count - 1) // folds)
+    tries = max(FEWEST, (work.job.count - 1) // folds)
     by = "neg_log_loss" if prepared.classify else "neg_mean_squared_error"
     search = RandomizedSearchCV(
-        learner, grid, n_iter=tries, cv=cut(prepared, bench.seed), scoring=by, random_state=bench.seed
+        learner, grid, n_iter=tries, cv=folds_of(prepared, work.seed), scoring=by, random_state=work.seed
     )
     fit(prepared, search)
-    return bench.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
+    return work.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
 
 
-def _bagged(bench: Bench) -> dict[str, Any]:
+def _bagged(work: TableJob) -> dict[str, Any]:
     """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
-    members = [bench.prepared.learner(bench.seed)] * max(FEWEST, bench.job.count)
-    return bench.fitted(MeanEnsemble(members, bench.seed), len(members))
+    members = [work.prepared.learner(work.seed)] * max(FEWEST, work.job.count)
+    return work.fitted(MeanEnsemble(members, work.seed), len(members))
 
 
-def _peer(bench: Bench) -> dict[str, Any]:
-    return bench.fitted(bench.seeded(bench.prepared.peers()[bench.job.count]))
+def _peer(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.seeded(work.prepared.peers()[work.job.count]))
 
 
-def _mean(bench: Bench) -> dict[str, Any]:
+def _mean(work: TableJob) -> dict[str, Any]:
     """What learner and peers know together, undistilled."""
-    random = np.random.RandomState(bench.seed)
-    members = [bench.prepared.learner(bench.seed), *(seeded_clone(peer, random) for peer in bench.prepared.peers())]
-    return bench.fitted(MeanEnsemble(members), len(members))
+    random = np.random.RandomState(work.seed)
+    members = [work.prepared.learner(work.seed), *(seeded_clone(peer, random) for peer in work.prepared.peers())]
+    return work.fitted(MeanEnsemble(members), len(members))
 
 
-def _self_training(bench: Bench) -> dict[str, Any]:
+def _self_training(work: TableJob) -> dict[str, Any]:
     """scikit-learn's own, with its default threshold, on codes of the categories."""
     from sklearn.pipeline import make_pipeline
     from sklearn.semi_supervised import SelfTrainingClassifier
 
-    prepared, data = bench.prepared, bench.prepared.data
+    prepared, data = work.prepared, work.prepared.data
     bare = (
         base_learners.base_learner(prepared.build).bare(True)
         if base_learners.is_named(prepared.build)
-        else prepared.learner(bench.seed)
+        else prepared.learner(work.seed)
     )
-    learner = bench.seeded(bare)
+    learner = work.seeded(bare)
     model = make_pipeline(FrameEncoder(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
     model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
-    return bench.control(model, int(model[-1].n_iter_) + 1, make_pipeline(FrameEncoder(), learner))
+    return work.control(model, int(model[-1].n_iter_) + 1, make_pipeline(FrameEncoder(), learner))
 
 
-_TRAININGS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+_TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
     METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
     SELF_TRAINING: _self_training,
 }  # fmt: skip
@@ -369,7 +381,7 @@ class TableTaskType(TaskType):
         ]
 
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve]:
-        """What generations said of labelled rows that they had not learnt from, where the audit asked them."""
+        """The metric of generations on labelled rows that they had not learnt from, where the audit asked them."""
         audited = [g for g in result["generations"] if g.get("loss") is not None]
         if not audited:
             return []

@@ -22,13 +22,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Table
+from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
@@ -121,16 +121,15 @@ class TrainedModel(Protocol):
 
 def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
     """What a teacher's memory says of rows (rows, width), and of which of them it knows any; None if it has none."""
-    if isinstance(part, Relabelled):
-        window = cast(Window, state)
-        soft, known = window.mean(ids, width)
-        given, handed = window.read(ids, width)
+    if isinstance(part, Relabelled) and isinstance(state, Window):
+        soft, known = state.mean(ids, width)
+        given, handed = state.read(ids, width)
         return torch.where(known[:, None], soft, given), known | handed
-    if isinstance(part, Ensembled):
-        kept, known = cast(Table, state).read(ids, width + 1)
+    if isinstance(part, Ensembled) and isinstance(state, SampleMemory):
+        kept, known = state.read(ids, width + 1)
         return kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), known
-    if isinstance(part, History | LastEpoch):
-        return cast(Table, state).read(ids, width)
+    if isinstance(part, History | LastEpoch) and isinstance(state, SampleMemory):
+        return state.read(ids, width)
     return None
 
 

@@ -55,14 +55,14 @@ if TYPE_CHECKING:
     from ..models.registry import Build
 
 
-def gathered(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int]] | None:
+def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int]] | None:
     """What predicts by the mean of several models, and the generations it is made of; None where none does.
 
     Of a group of peers it is the group, with the head ``ensemble`` as its main one; of a method whose teacher are all
     earlier generations, these (the accepted ones, or all but the last).
     """
     if isinstance(trained.model, Peers) and not hasattr(trained.model, "jointly"):
-        return Speaking(trained.model, ready.data.head), [trained.product]
+        return EnsembleOutput(trained.model, ready.data.head), [trained.product]
     teacher, last = wanted(ready.method), len(trained.generations) - 1
     if teacher is None:
         return None
@@ -71,16 +71,16 @@ def gathered(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int]] 
         numbers = list(range(min(last, ready.method.generations - 1)))
     if len(numbers) < 2:
         return None
-    return Mean([_of(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
+    return Mean([_generation_model(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
 
 
-def _of(trained: Result, generation: int) -> nn.Module:
+def _generation_model(trained: Result, generation: int) -> nn.Module:
     model = copy.deepcopy(trained.model)
     model.load_state_dict(trained.generations[generation].weights)
     return model
 
 
-class Speaking(nn.Module):
+class EnsembleOutput(nn.Module):
     """A group of peers that answers for all of them: its head ``ensemble`` under the name of its main one."""
 
     def __init__(self, group: Peers, head: str) -> None:
@@ -88,38 +88,38 @@ class Speaking(nn.Module):
         self.group, self.head = group, head
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = self.group(x)
-        return {self.head: said["ensemble"]}
+        outputs = self.group(x)
+        return {self.head: outputs["ensemble"]}
 
 
 @torch.no_grad()
-def judge_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] | None) -> dict[str, Any]:
+def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] | None) -> dict[str, Any]:
     """The ensemble on the test split, beside the single model that was made with it; empty without one.
 
     Returns:
-        ``of``: the generations, or the number of peers; ``test``: its metrics; ``distance`` and ``disagreement`` of its
-        members (see `diversity.pairwise`); ``single``: the metrics of the single model; with the control's metrics
+        ``generations``, or the number of ``peers``; ``test``: its metrics; ``distance`` and ``disagreement`` of its
+        members (see `callbacks.pairwise`); ``single``: the metrics of the single model; with the control's metrics
         ``plain``, ``gain`` of the ensemble and ``kept``, the share of it that the single one keeps.
     """
-    found, data = gathered(ready, trained), ready.data
-    if found is None:
+    ensemble, data = ensemble_of(ready, trained), ready.data
+    if ensemble is None:
         return {}
-    whole, numbers = found
+    whole, numbers = ensemble
     test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
-    group = whole.group if isinstance(whole, Speaking) else whole
-    said = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
+    group = whole.group if isinstance(whole, EnsembleOutput) else whole
+    outputs = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
     peers = len(group.members) if isinstance(group, Peers) else len(numbers)
-    named: dict[str, Any] = {"peers": peers} if isinstance(whole, Speaking) else {"generations": numbers}
+    named: dict[str, Any] = {"peers": peers} if isinstance(whole, EnsembleOutput) else {"generations": numbers}
     result = {**named, "test": test, "single": single}
-    result |= callbacks.pairwise(said, data.task) if said is not None else {}
+    result |= callbacks.pairwise(outputs, data.task) if outputs is not None else {}
     return result | (gain(test, single, plain) if plain else {})
 
 
 def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
     """The single model: a group's product, or the last generation."""
     number = trained.product if isinstance(trained.model, Peers) else len(trained.generations) - 1
-    return scored(answers(product(_of(trained, number)), data, data.test), data.y[data.test], data.task)
+    return scored(answers(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task)
 
 
 def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, float]) -> dict[str, float | None]:
@@ -137,11 +137,11 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
 
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
     """A run's result with the figures of the ensemble; where generations predict `Together`, it is the product."""
-    found = judge_ensemble(ready, trained, result.get("plain", {}).get("end"))
-    if not found:
+    figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
+    if not figures:
         return result
-    product = isinstance(ready.method.prepare, Together) and result["chosen"] != "plain"
-    return {**result, "ensemble": found, **({"test": found["test"]} if product else {})}
+    product = isinstance(ready.method.wrap_model, Together) and result["chosen"] != "plain"
+    return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
 
 
 def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
@@ -150,10 +150,10 @@ def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build]
     Raises:
         RecipeError: more of them than a model folder can name.
     """
-    found = gathered(ready, trained) if isinstance(ready.method.prepare, Together) else None
-    if found is None:
+    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.wrap_model, Together) else None
+    if ensemble is None:
         return None
-    whole, numbers = found
+    whole, numbers = ensemble
     if len(numbers) > MOST_MEMBERS:
         raise RecipeError(f"{len(numbers)} generations cannot be one product; train at most {MOST_MEMBERS}")
     values = "_values" if ready.data.task == "regress" else ""
@@ -245,8 +245,8 @@ class NetworkRun:
             return final_score(product(model), data)
 
         def judged(number: int, t: GenerationResult) -> dict[str, Any]:
-            found = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
-            return {**found, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
+            facts = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
+            return {**facts, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
         against, name = (trained, "itself") if self.method == plain() else (control, "control")
@@ -266,12 +266,12 @@ class NetworkRun:
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
         }
-        said = {
+        shown_models = {
             f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
         }
         if against is not None:
             last = against.generations[-1]
-            said = {"plain": (against, last.weights), **said}
+            shown_models = {"plain": (against, last.weights), **shown_models}
             result["plain"] = {
                 "steps": against.steps,
                 "seconds": round(against.seconds, 2),
@@ -284,10 +284,10 @@ class NetworkRun:
                 result["test"] = result["plain"]["end"]
         shown = "reliability" if data.task == "classify" else "predicted"
         result[shown] = {}
-        for name, (one, weights) in said.items() if len(test) else ():
+        for name, (one, weights) in shown_models.items() if len(test) else ():
             one.model.load_state_dict(weights)
-            found = answers(product(one.model), data, test)
-            result[shown][name] = reliability(found, data.y[test]) if data.classes else points(found, data.y[test])
+            outputs = answers(product(one.model), data, test)
+            result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)
         if untaught(self.method):
@@ -298,7 +298,7 @@ class NetworkRun:
         """Write the product, what builds it, and the card of its data."""
         model = product(trained.model)
         plainly = result["chosen"] == "plain"
-        wrapped = self.method.prepare
+        wrapped = self.method.wrap_model
         build = self.build if plainly or wrapped is None else wrapped.single(self.build)
         facts: dict[str, Any] = {"classes": list(self.data.classes)}
         facts["method"] = "plain()" if plainly else self.expression
@@ -364,13 +364,17 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     method = stored(method, str(request.targets))
     for term in method.terms.values():
         teacher = term.teacher
-        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
-        if isinstance(teacher, Cached) and look is not None:
-            how = data.augment if look.augment == "default" else look.augment
-            if look.rows == "mixed" or look.of or how != "none":
-                remedy = "add --augment none" if look.augment == "default" and how != "none" else "leave --targets out"
-                raise RecipeError(f"--targets keeps what a teacher says of inputs that stay as they are, and view "
-                                  f"{look.name!r} changes with every epoch; {remedy}")  # fmt: skip
+        if not isinstance(teacher, Cached):
+            continue
+        name = teacher.view or term.view
+        look = next((one for one in method.views.looks if one.name == name), None)
+        how = data.augment if look is None or look.augment == "default" else look.augment
+        if look is None or look.of or how != "none":
+            default = look is not None and look.augment == "default" and how != "none"
+            raise RecipeError(
+                f"--targets keeps what a teacher says of inputs that stay as they are, and view {name!r} changes with "
+                f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
+            )
     return method
 
 
@@ -431,10 +435,10 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     model = store.load(place)
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
-    said = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
     if head == "values":
-        return ValuePredictions(names, *with_interval(said, card.get("half")))
-    return Predictions(names, torch.softmax(said, -1), [str(name) for name in card["classes"]])
+        return ValuePredictions(names, *with_interval(outputs, card.get("half")))
+    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]])
 
 
 def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head: str) -> Tensor:

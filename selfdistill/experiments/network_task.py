@@ -19,7 +19,7 @@ from .. import rng
 from ..core.objective import Method
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term
-from ..core.step import Passes, Step
+from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
 from ..data.sampler import Sampler
@@ -34,7 +34,7 @@ from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
 from ..models.peers import Peers, product
 from ..report.summary import ensemble_name
-from ..teachers import Ema, Held, Labels
+from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
     AVERAGED,
     CLOSE,
@@ -113,7 +113,7 @@ def planned(
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
@@ -125,26 +125,26 @@ def averaged() -> Method:
     return Method({"label": Term(Labels(), CrossEntropy()), "average": average})
 
 
-class Answers(NamedTuple):
-    """What a model says of the audit rows and of the test rows: logits (rows, classes), or values (rows,)."""
+class SplitOutputs(NamedTuple):
+    """Outputs on the audit rows and on the test rows: logits (rows, classes), or values (rows,)."""
 
     audit: Tensor
     test: Callable[[], Tensor]  # asked once everything is chosen
 
 
-def heard(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
-    """What a model, with some weights, says; the weights are loaded again when the test rows are asked for."""
+def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> SplitOutputs:
+    """The outputs of a model with some weights; these are loaded again when the test rows are asked for."""
     device = next(model.parameters()).device
 
-    def said(rows: Tensor) -> Tensor:
+    def outputs(rows: Tensor) -> Tensor:
         if weights is not None:
             model.load_state_dict(weights)
         return answers(product(model), data, rows, device)
 
-    return Answers(said(data.audit), lambda: said(data.test))
+    return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
 
 
-def mean_of(several: list[Answers]) -> Answers:
+def mean_outputs(several: list[SplitOutputs]) -> SplitOutputs:
     """Probabilities, or values, averaged over models."""
 
     def mean(logits: list[Tensor]) -> Tensor:
@@ -153,7 +153,7 @@ def mean_of(several: list[Answers]) -> Answers:
         p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
         return p.clamp(min=1e-30).log()
 
-    return Answers(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
+    return SplitOutputs(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
 
 
 def flops(model: nn.Module, data: Data) -> float:
@@ -166,7 +166,7 @@ def flops(model: nn.Module, data: Data) -> float:
     return float(counter.get_total_flops())
 
 
-class Bench:
+class NetworkJob:
     """Everything that one job needs: data and settings of its seed, a folder, and how to train there."""
 
     def __init__(self, job: Job, request: Request, folder: Path) -> None:
@@ -181,37 +181,37 @@ class Bench:
         batch = min(self.asked, len(self.data.labelled)) if self.asked else batch_size_for(self.data, method)
         settings = {**self.ready.settings, "batch_size": batch, "seed": self.job.seed if seed is None else seed}
         external = more.pop("external", None)
-        found = fit(
+        trained = fit(
             build or self.ready.build, self.data, method, out=self.folder / "training" / name, resume=True,
             external=external, device=self.device, warn=ignore, **{**settings, **more},
         )  # fmt: skip
-        self.spent += found.passes
-        self.steps += found.steps
-        self.seconds += found.seconds
-        return found
+        self.spent += trained.passes
+        self.steps += trained.steps
+        self.seconds += trained.seconds
+        return trained
 
 
 def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     """The record of a job that trains networks."""
-    bench = Bench(job, request, folder)
-    rows = _TRAININGS[job.kind](bench)
+    work = NetworkJob(job, request, folder)
+    rows = _TRAININGS[job.kind](work)
     return {
         "rows": rows,
-        "data": bench.data.describe(),
-        "model": str(bench.ready.build),
-        "parameters": sum(p.numel() for p in bench.ready.build().parameters()),
-        "seconds": bench.seconds,
+        "data": work.data.describe(),
+        "model": str(work.ready.build),
+        "parameters": sum(p.numel() for p in work.ready.build().parameters()),
+        "seconds": work.seconds,
     }
 
 
-def _row(bench: Bench, result: Result, says: Answers, **more: Any) -> dict[str, Any]:
-    """A row's record, but for what the test split says."""
-    cost = bench.spent.cost(float(more.pop("ratio", 1.0)))
+def _row(work: NetworkJob, result: Result, outputs: SplitOutputs, **more: Any) -> dict[str, Any]:
+    """A row's record, without the scores on the splits."""
+    cost = work.spent.cost(float(more.pop("ratio", 1.0)))
     return {
-        "says": says,
-        "passes": {**bench.spent._asdict(), "total": cost},
+        "outputs": outputs,
+        "passes": {**work.spent._asdict(), "total": cost},
         "with_teacher_training": None,
-        "steps": bench.steps,
+        "steps": work.steps,
         "generations": len(result.generations),
         "curve": curve(result),
         "decisions": None,
@@ -219,86 +219,86 @@ def _row(bench: Bench, result: Result, says: Answers, **more: Any) -> dict[str, 
     }
 
 
-def _judged(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _judged(work: NetworkJob, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Score every row, on the audit split and, now that all is chosen, on the test split."""
-    data = bench.data
+    data = work.data
     for row in rows.values():
-        says: Answers = row.pop("says")
-        said, y = says.test(), data.y[data.test]
-        row["audit"] = scored(says.audit, data.y[data.audit], data.task)
-        row["metrics"] = scored(said, y, data.task)
+        outputs: SplitOutputs = row.pop("outputs")
+        test, y = outputs.test(), data.y[data.test]
+        row["audit"] = scored(outputs.audit, data.y[data.audit], data.task)
+        row["metrics"] = scored(test, y, data.task)
         if data.task == "regress":
-            row["metrics"] |= covered(said, y, says.audit - data.y[data.audit])
+            row["metrics"] |= covered(test, y, outputs.audit - data.y[data.audit])
             continue
-        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(said.double(), -1), y)
-        row["reliability"] = metrics.reliability(said, y)
+        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(test.double(), -1), y)
+        row["reliability"] = metrics.reliability(test, y)
     return rows
 
 
-def _method(bench: Bench) -> dict[str, Any]:
-    found = bench.train(bench.ready.method)
-    says = heard(found.model, bench.data, found.generations[found.product].weights)
-    decisions = [t.decision["accepted"] for t in found.generations] if len(found.generations) > 1 else None
-    ratio = _teacher_ratio(bench)
-    more = {"product": found.product, "peers": isinstance(found.model, Peers)}
-    row = _row(bench, found, says, decisions=decisions, ratio=ratio, **more)
-    return _judged(bench, {bench.job.name: row})
+def _method(work: NetworkJob) -> dict[str, Any]:
+    trained = work.train(work.ready.method)
+    outputs = split_outputs(trained.model, work.data, trained.generations[trained.product].weights)
+    decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
+    ratio = _teacher_ratio(work)
+    more = {"product": trained.product, "peers": isinstance(trained.model, Peers)}
+    row = _row(work, trained, outputs, decisions=decisions, ratio=ratio, **more)
+    return _judged(work, {work.job.name: row})
 
 
-def _teacher_ratio(bench: Bench) -> float:
+def _teacher_ratio(work: NetworkJob) -> float:
     """What a pass of a recipe's own external teacher costs, against the student's."""
     from ..models.store import load_model
     from ..teachers import External
 
-    for term in bench.ready.method.terms.values():
+    for term in work.ready.method.terms.values():
         teacher = term.teacher
         if isinstance(teacher, External) and teacher.source is not None:
-            return flops(load_model(teacher.source), bench.data) / flops(bench.ready.build(), bench.data)
+            return flops(load_model(teacher.source), work.data) / flops(work.ready.build(), work.data)
     return 1.0
 
 
-def _plain(bench: Bench) -> dict[str, Any]:
-    method = label_smoothing() if bench.job.kind == "smoothing" else plain()
-    found = bench.train(method)
-    return _judged(bench, {bench.job.name: _row(bench, found, heard(found.model, bench.data))})
+def _plain(work: NetworkJob) -> dict[str, Any]:
+    method = label_smoothing() if work.job.kind == "smoothing" else plain()
+    trained = work.train(method)
+    return _judged(work, {work.job.name: _row(work, trained, split_outputs(trained.model, work.data))})
 
 
-def _longer(bench: Bench) -> dict[str, Any]:
+def _longer(work: NetworkJob) -> dict[str, Any]:
     """One training, three rows: its last weights, its best epoch by the audit split, the average of its weights."""
-    found = bench.train(averaged())
-    last = found.generations[-1]
-    assert found.objective is not None
-    held = next(state for state in found.objective.states.values() if isinstance(state, Held))
+    trained = work.train(averaged())
+    last = trained.generations[-1]
+    assert trained.objective is not None
+    held = next(state for state in trained.objective.states.values() if isinstance(state, FrozenCopy))
     uses = {
-        LONGER: heard(found.model, bench.data, last.weights),
-        STOPPED: heard(found.model, bench.data, last.best),
-        AVERAGED: heard(held.module, bench.data),
+        LONGER: split_outputs(trained.model, work.data, last.weights),
+        STOPPED: split_outputs(trained.model, work.data, last.best),
+        AVERAGED: split_outputs(held.module, work.data),
     }
-    rows = {name: _row(bench, found, says) for name, says in uses.items()}
-    return _judged(bench, rows)
+    rows = {name: _row(work, trained, outputs) for name, outputs in uses.items()}
+    return _judged(work, rows)
 
 
-def _decay(bench: Bench) -> dict[str, Any]:
+def _decay(work: NetworkJob) -> dict[str, Any]:
     """Weight decay chosen by audit accuracy, of equals by audit NLL, or by audit RMSE; all the trainings count."""
     tried = []
     for decay in DECAYS:
-        found = bench.train(plain(), f"{decay:g}", weight_decay=decay)
-        says = heard(found.model, bench.data)
-        score = scored(says.audit, bench.data.y[bench.data.audit], bench.data.task)
-        worth = (-score["accuracy"], score["nll"]) if bench.data.classes else (score["rmse"], 0.0)
-        tried.append((*worth, decay, found, says))
+        trained = work.train(plain(), f"{decay:g}", weight_decay=decay)
+        outputs = split_outputs(trained.model, work.data)
+        score = scored(outputs.audit, work.data.y[work.data.audit], work.data.task)
+        worth = (-score["accuracy"], score["nll"]) if work.data.classes else (score["rmse"], 0.0)
+        tried.append((*worth, decay, trained, outputs))
     best = min(tried, key=lambda one: one[:3])
-    return _judged(bench, {bench.job.name: _row(bench, best[3], best[4], weight_decay=best[2])})
+    return _judged(work, {work.job.name: _row(work, best[3], best[4], weight_decay=best[2])})
 
 
-def _independent(bench: Bench) -> dict[str, Any]:
+def _independent(work: NetworkJob) -> dict[str, Any]:
     """Plain models of other initialisations and data orders; the first is that of the plain row."""
     members = []
-    for k in range(bench.job.count):
-        seed = bench.job.seed if k == 0 else rng.seed(bench.job.seed, "member", k) % (1 << 31)
-        found = bench.train(plain(), str(k), seed=seed)
-        members.append(heard(found.model, bench.data))
-    return _judged(bench, {bench.job.name: _row(bench, found, mean_of(members))})
+    for k in range(work.job.count):
+        seed = work.job.seed if k == 0 else rng.seed(work.job.seed, "member", k) % (1 << 31)
+        trained = work.train(plain(), str(k), seed=seed)
+        members.append(split_outputs(trained.model, work.data))
+    return _judged(work, {work.job.name: _row(work, trained, mean_outputs(members))})
 
 
 def larger(build: Any) -> Any:
@@ -313,19 +313,21 @@ def larger(build: Any) -> Any:
     return build.having(width=WIDER * width)
 
 
-def _distil(bench: Bench) -> dict[str, Any]:
+def _distil(work: NetworkJob) -> dict[str, Any]:
     """A wider plain model teaches: its own training is told apart, weighed by its operations."""
-    build = larger(bench.ready.build)
-    big = bench.train(plain(), "teacher", build=build, steps=bench.job.count)
-    ratio = flops(big.model, bench.data) / flops(bench.ready.build(), bench.data)
-    own, bench.spent, bench.steps = bench.spent.cost(), Passes(), 0
-    found = bench.train(distil(), "student", external=big.model)
-    row = _row(bench, found, heard(found.model, bench.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x")
+    build = larger(work.ready.build)
+    big = work.train(plain(), "teacher", build=build, steps=work.job.count)
+    ratio = flops(big.model, work.data) / flops(work.ready.build(), work.data)
+    own, work.spent, work.steps = work.spent.cost(), Passes(), 0
+    trained = work.train(distil(), "student", external=big.model)
+    row = _row(
+        work, trained, split_outputs(trained.model, work.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x"
+    )
     row["with_teacher_training"] = row["passes"]["total"] + ratio * own
-    return _judged(bench, {bench.job.name: row})
+    return _judged(work, {work.job.name: row})
 
 
-_TRAININGS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+_TRAININGS: dict[str, Callable[[NetworkJob], dict[str, Any]]] = {
     "method": _method,
     "plain": _plain,
     "smoothing": _plain,

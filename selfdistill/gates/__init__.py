@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
-from .committee import Steady, Unanimous
+from .committee import LowVariance, Unanimous
 from .confidence import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
 from .labels import Annealed, Bagged, FallingLoss, LabelledShare, Shard, Singleton, Spared
 
@@ -19,13 +19,13 @@ __all__ = [
     "Correct",
     "FallingLoss",
     "LabelledShare",
+    "LowVariance",
     "Precision",
     "SelfAdaptive",
     "Shard",
     "Singleton",
     "SmallLoss",
     "Spared",
-    "Steady",
     "TruncatedGaussian",
     "Unanimous",
 ]

@@ -165,7 +165,7 @@ class Language(Method):
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.source, self.context, self.against, self.restart, self.advice))
 
-    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def student_views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         views = (view for term in self.terms.values() for view in getattr(term, "views", (term.view,)))
         return tuple(dict.fromkeys(views)), ()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.logits import Source
-from ..core.step import Batch, Clock, Passes, Rows, Step
+from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes, Rows
 from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
@@ -180,7 +180,7 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(writer.device), None, rows)})
     term = writer.method.distils[name]
     with writer.model.asking():
-        step = Step(writer.model, batch, Clock(), fused=False, owner=writer.model)
+        step = Forward(writer.model, batch, Clock(), ForwardPlan(fused=False)).run()
         teacher = term.teacher.source(writer.objective.state_of(name, term.teacher), step, "context")
         source, ids = read(writer.model, x)
         kl = divergence(source, teacher, ForwardKL(), vocabulary=writer.model.vocabulary).values

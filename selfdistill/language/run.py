@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +56,9 @@ def read_recipe(expression: str) -> Language:
     >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
     Ema(rate=0.05)
     """
-    found = read_method(expression, RECIPES)
-    assert isinstance(found, Language)
-    return found
+    method = read_method(expression, RECIPES)
+    assert isinstance(method, Language)
+    return method
 
 
 @dataclass
@@ -150,10 +151,10 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
             ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the control"),
             hear=lambda line: tell(f"sft(), the control: {line}"), **options, **longer,
         )  # fmt: skip
-    judge = Judge(ready, choose_device(request.device), tell)
-    result = _result(ready, folder, trained, control, judge)
+    evaluator = Evaluator(ready, choose_device(request.device), tell)
+    result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
-        export(judge.product(trained), folder / "model")
+        export(evaluator.product(trained), folder / "model")
         card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         write_json(folder / "model" / "selfdistill.json", card)
     return result
@@ -164,7 +165,7 @@ def product(trained: Result) -> dict[str, torch.Tensor] | None:
     return None if trained.product < 0 else trained.generations[trained.product].weights
 
 
-class Judge:
+class Evaluator:
     """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
 
     def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
@@ -189,13 +190,13 @@ class Judge:
         rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
         wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
         answers = evaluation.answered(model, data, asked, sampling, self.referee, wait)
-        found: dict[str, Any] = {
+        scores: dict[str, Any] = {
             "losses": evaluation.wrong(answers) if self.right else evaluation.unlikely(model, data, wait.each(ids)),
             "length": sum(len(r.ids) for r in answers[:MEASURED]) / max(1, len(answers[:MEASURED])),
         }
         if suite is not None:
-            found["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
-        return found
+            scores["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
+        return scores
 
     def figures(self, asked: dict[str, Any]) -> dict[str, float]:
         """Accuracy (or NLL), accuracy on the suite, and length."""
@@ -219,7 +220,7 @@ def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float |
     if len(gains) < statistics.FEWEST:
         return math.fsum(gains) / max(1, len(gains)), None
     mean, half = statistics.interval(gains)
-    if bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0}):
+    if _coarse(gains, bounded):
         half = max(half, (1 - 0.025 ** (1 / len(gains))) * (1 + abs(mean)))
     return mean, half
 
@@ -229,41 +230,62 @@ def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True)
     one. A model ties itself for certain."""
     gains = [b - a for a, b in zip(ours, theirs, strict=True)]
     mean, half = (0.0, 0.0) if ours is theirs else spread(gains, bounded)
-    said = None if half is None else "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
-    return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
+    verdict: statistics.Verdict | None = None
+    if half is not None:
+        p = partial(_p_value, bounded=bounded)
+        verdict = "TIES" if ours is theirs else statistics.compare_paired({"product": gains}, p)["product"].verdict
+    return {"gain": mean, "half": half, "rows": len(gains), "verdict": verdict}
 
 
-def _result(ready: LanguageRun, folder: Path, trained: Result, control: Result | None, judge: Judge) -> dict[str, Any]:
-    before = judge.asked(None, "the model before")
-    asked = [judge.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
+def _p_value(gains: Sequence[float], bounded: bool) -> float:
+    """The two-sided p-value that belongs to the interval of `spread`: at most 0.05 where that does not hold 0.
+
+    Solving ``|mean| = u (1 + |mean|)`` for the level gives ``p = 2 (1 + |mean|)^-n`` where rows say so little.
+    """
+    p = statistics.two_sided_t(gains)
+    if not _coarse(gains, bounded):
+        return p
+    return max(p, min(1.0, 2.0 * (1.0 + abs(math.fsum(gains) / len(gains))) ** -len(gains)))
+
+
+def _coarse(gains: Sequence[float], bounded: bool) -> bool:
+    """Whether rows in [0, 1] are right or wrong, or all alike, so that their spread says too little."""
+    return bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0})
+
+
+def _result(
+    ready: LanguageRun, folder: Path, trained: Result, control: Result | None, evaluator: Evaluator
+) -> dict[str, Any]:
+    before = evaluator.asked(None, "the model before")
+    asked = [evaluator.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
     product = before if trained.product < 0 else asked[trained.product]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
-        "parameters": sum(p.numel() for p in judge.model.parameters()),
-        "learning": sum(p.numel() for p in judge.model.learning().values()),
+        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "learning": sum(p.numel() for p in evaluator.model.learning().values()),
         "data": ready.data.describe(), "seed": ready.request.seed, "product": trained.product, "chosen": "method",
-        "test": judge.figures(product), "before": judge.figures(before),
+        "test": evaluator.figures(product), "before": evaluator.figures(before),
         "generations": [
-            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": judge.figures(a)}
+            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": evaluator.figures(a)}
             for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
         ],
         "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
-        "against": {"before": _against(product, before, judge.right)},
-        "trouble": judge.referee.trouble(),
+        "against": {"before": _against(product, before, evaluator.right)},
+        "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
     if control is not None:
-        theirs = judge.asked(control.generations[-1].weights, "sft()")
+        theirs = evaluator.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
             "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
-            "passes": control.passes._asdict(), "end": judge.figures(theirs),
+            "passes": control.passes._asdict(), "end": evaluator.figures(theirs),
         }  # fmt: skip
-        result["against"]["sft"] = _against(product, theirs, judge.right)
+        result["against"]["sft"] = _against(product, theirs, evaluator.right)
     return result
 
 
 def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
-    found = {"test": paired(ours["losses"], theirs["losses"], bounded)}
-    return found | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+    comparisons = {"test": paired(ours["losses"], theirs["losses"], bounded)}
+    return comparisons | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
 
 
 class Completions(NamedTuple):
@@ -288,6 +310,6 @@ def predict(folder: Path, source: str) -> Completions:
     card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
     sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
-    said = evaluation.answered(model, data, every, sampling, Referee())
-    rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in said]
+    answers = evaluation.answered(model, data, every, sampling, Referee())
+    rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

@@ -2,7 +2,7 @@
 
 Controls are the model before, which is scored and not trained, and, where all prompts that teach have demonstrations,
 `sft()`: for the requested steps as the plain row and, where the budget has room for more, for the whole of it. The test
-split is read by `run.Judge` alone, after everything is trained and chosen; the audit rows rank the controls.
+split is read by `run.Evaluator` alone, after everything is trained and chosen; the audit rows rank the controls.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
 from .recipes import sft
-from .run import Completions, Judge, LanguageRun, default_recipe, predict, prepare, product, read_recipe
+from .run import Completions, Evaluator, LanguageRun, default_recipe, predict, prepare, product, read_recipe
 from .sampling import Sampling
 from .teachers import External
 from .trainer import fit
@@ -72,7 +72,7 @@ def judged(methods: Sequence[str]) -> tuple[str, ...]:
     return others or tuple(methods)
 
 
-def _judgeable(data: Prompts) -> None:
+def _require_scores(data: Prompts) -> None:
     """Is there something to rank controls by and to test?"""
     require_splits(data)
     if evaluation.checked(data):
@@ -117,13 +117,13 @@ def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
     steps = job.steps or None
     ready = prepare(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
     trained = None if job.kind == START else _trained(ready, request, folder / "training")
-    judge = Judge(ready, choose_device(request.device))
-    row = _TRAININGS[job.kind](judge, trained)
+    evaluator = Evaluator(ready, choose_device(request.device))
+    row = _TRAININGS[job.kind](evaluator, trained)
     return {
         "rows": {job.name: {"about": ABOUT.get(job.name, ""), **row}},
         "data": ready.data.describe(),
         "model": str(ready.build),
-        "parameters": sum(p.numel() for p in judge.model.parameters()),
+        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
         "seconds": trained.seconds if trained else 0.0,
     }
 
@@ -136,12 +136,12 @@ def _trained(ready: LanguageRun, request: Request, folder: Path) -> Result:
     )  # fmt: skip
 
 
-def _scored(judge: Judge, weights: Any, trained: Result | None) -> dict[str, Any]:
+def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[str, Any]:
     """A row's record of these weights (None: as training began), and of what the training took."""
-    data, greedy = judge.ready.data, Sampling(0.0, max_tokens=judge.ready.max_tokens)
+    data, greedy = evaluator.ready.data, Sampling(0.0, max_tokens=evaluator.ready.max_tokens)
     passes = trained.passes if trained else Passes()
-    audit = evaluation.losses(judge.of(weights), data, data.audit.tolist(), greedy, judge.referee)
-    total = passes.cost() + (_dearer(judge, trained) if trained else 0.0)
+    audit = evaluation.losses(evaluator.of(weights), data, data.audit.tolist(), greedy, evaluator.referee)
+    total = passes.cost() + (_teacher_cost(evaluator, trained) if trained else 0.0)
     return {
         "passes": {**passes._asdict(), "total": total},
         "with_teacher_training": None,
@@ -150,39 +150,39 @@ def _scored(judge: Judge, weights: Any, trained: Result | None) -> dict[str, Any
         "curve": curve(trained) if trained else [],
         "decisions": [t.decision["accepted"] for t in trained.generations] if trained else None,
         "drawn": trained.history[-1].get("drawn", 0) if trained else 0,
-        "audit": evaluation.figures({"losses": audit}, judge.right),
-        "metrics": judge.figures(judge.asked(weights)),
-        "trouble": judge.referee.trouble(),
+        "audit": evaluation.figures({"losses": audit}, evaluator.right),
+        "metrics": evaluator.figures(evaluator.asked(weights)),
+        "trouble": evaluator.referee.trouble(),
     }
 
 
-def _dearer(judge: Judge, trained: Result) -> float:
+def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
     assert trained.objective is not None
-    for name, term in judge.ready.method.distils.items():
+    for name, term in evaluator.ready.method.distils.items():
         if isinstance(term.teacher, External):
             (other,) = trained.objective.state_of(name, term.teacher).held
-            sizes = [sum(p.numel() for p in model.parameters()) for model in (other, judge.model)]
+            sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
             looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
             return (sizes[0] / sizes[1] - 1.0) * looks
     return 0.0
 
 
-def _method(judge: Judge, trained: Result | None) -> dict[str, Any]:
+def _method(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
     assert trained is not None
-    return {**_scored(judge, product(trained), trained), "product": trained.product}
+    return {**_scored(evaluator, product(trained), trained), "product": trained.product}
 
 
-def _control(judge: Judge, trained: Result | None) -> dict[str, Any]:
+def _control(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
     assert trained is not None
-    return _scored(judge, trained.generations[-1].weights, trained)
+    return _scored(evaluator, trained.generations[-1].weights, trained)
 
 
-def _before(judge: Judge, trained: Result | None) -> dict[str, Any]:
-    return _scored(judge, None, None)
+def _before(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
+    return _scored(evaluator, None, None)
 
 
-_TRAININGS: dict[str, Callable[[Judge, Result | None], dict[str, Any]]] = {
+_TRAININGS: dict[str, Callable[[Evaluator, Result | None], dict[str, Any]]] = {
     METHOD: _method, CONTROL: _control, START: _before,
 }  # fmt: skip
 
@@ -249,7 +249,7 @@ class LanguageDesign(ComparisonDesign):
         if drawn and not any(method.sampling for method in recipes.values()):
             raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
         for data in self._every_seed:
-            _judgeable(data)
+            _require_scores(data)
             for name, method in recipes.items():
                 for field in method.needs:
                     need(data, field, f"{called(name)}()")

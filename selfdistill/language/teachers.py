@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.logits import Head, Source
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Forward
 from ..errors import DataError, RecipeError
 from ..models.causal_lm import Causal, update_of
 from .batched import Piece
@@ -46,7 +46,7 @@ class Judge(Teacher):
     def key(self, term: BaseTerm) -> Hashable:
         return self
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Forward, view: str) -> Source:
         """Its distribution at every completion token of the view, the tokens in one row."""
         model, x = cast(Causal, step.owner), step.batch[view].x
         step.passes += type(step.passes)(teacher=len(x))
@@ -76,7 +76,7 @@ class Live(Judge):
 class Base(Judge):
     """The pre-trained weights: under LoRA the adapter is switched off, otherwise a copy is held."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         student = cast(Causal, model)
         if student.adapted:
             return nn.Module()
@@ -92,7 +92,7 @@ class Base(Judge):
 class Previous(Judge):
     """The generation before this one; in the first, what training began with."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return Snapshot(cast(Causal, given.previous or model).learning())
 
 
@@ -102,13 +102,13 @@ class Refresh(Judge):
 
     every: int = 100
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if self.every < 1:
             raise RecipeError(f"Refresh: every counts steps, from 1 on, not {self.every}")
         return Snapshot(cast(Causal, model).learning())
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every == 0:
             student = cast(Causal, steps[0].owner)
             with distributed.whole(student):
@@ -126,7 +126,7 @@ class Ema(Judge):
 
     rate: float = 0.01
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if not 0 < self.rate <= 1:
             raise RecipeError(f"Ema: rate lies above 0 and at most at 1, not at {self.rate}")
         return Snapshot(dict(self._now(cast(Causal, model))), torch.float32)
@@ -140,7 +140,7 @@ class Ema(Judge):
             if not model.adapted or "lora_" not in name:
                 yield name, value.detach()
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Forward, view: str) -> Source:
         """As any judge's; under LoRA, weights and updates are added up once for all pieces of a step."""
         model, batch = cast(Causal, step.owner), step.batch
         if not isinstance(batch, Piece) or not model.adapted or not model.linear:
@@ -156,7 +156,7 @@ class Ema(Judge):
             yield model, whole
 
     @torch.no_grad()
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         held, student = cast(Snapshot, state).weights(), cast(Causal, steps[0].owner)
         with distributed.whole(student):
             for name, now in self._now(student):
@@ -187,7 +187,7 @@ class TrustRegion(Judge):
     alpha: float = 0.01
     reference: Judge = Base()
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if not 0 <= self.alpha <= 1:
             raise RecipeError(f"TrustRegion: alpha lies between 0 and 1, not at {self.alpha}")
         state: nn.Module = self.reference.start(model, given)
@@ -202,7 +202,7 @@ class TrustRegion(Judge):
         raise RecipeError("a TrustRegion is a mixture of two models, and cannot write; let its reference write")
         yield model, None
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         self.reference.update(state, steps, term)
 
 
@@ -224,7 +224,7 @@ class External(Judge):
 
     model: str | Callable[[], Causal]
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         from ..models.causal_lm import Pretrained
 
         student, make = cast(Causal, model), self.model

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.logits import Source
-from ..core.parts import BaseTerm, Measured, Part, Schedule, StateOf, Tally
-from ..core.step import Batch, Step
+from ..core.parts import BaseTerm, Part, Schedule, StateOf, Tally, TermResult
+from ..core.step import Batch, Forward
 from ..losses.chunked.definitions import ForwardKL, Kind
 from ..losses.chunked.divergences import divergence, entropies, importance, log_probabilities
 from ..losses.chunked.sweep import Top
@@ -30,10 +30,10 @@ class _Term(BaseTerm):
     weight: float | Schedule = 1.0
     mean_over: str = "token"  # or "sequence": the mean of each, and of these the mean
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         raise NotImplementedError
 
-    def said(self, step: Step, view: str | None = None) -> tuple[Causal, Source, Tensor, Tensor]:
+    def said(self, step: Forward, view: str | None = None) -> tuple[Causal, Source, Tensor, Tensor]:
         """The student, its distributions at the tokens of a view (tokens in one row), their ids, and which are real."""
         view = view or self.view
         model, (ids, real) = cast(Causal, step.owner), completions(step.batch[view].x)
@@ -55,10 +55,10 @@ class _Term(BaseTerm):
     def _count(self, kept: Tensor) -> Tensor:
         return (kept if self.mean_over == "token" else kept.any(1)).sum().float()
 
-    def measured(self, total: Tensor, kept: Tensor) -> Measured:
+    def measured(self, total: Tensor, kept: Tensor) -> TermResult:
         """The tally of a sum over tokens that were ``kept`` (rows, T) and weighed by `spread`."""
         valid = kept.sum().to(total.dtype)
-        return Measured(Tally(total, self._count(kept).to(total.dtype)), valid, valid)
+        return TermResult(Tally(total, self._count(kept).to(total.dtype)), valid, valid)
 
     def spread(self, kept: Tensor) -> Tensor:
         """1 for each token, or one over the length of its sequence, (rows, T)."""
@@ -77,7 +77,7 @@ def _given(source: Source, ids: Tensor, where: Tensor, model: Causal) -> Tensor:
 class NextToken(_Term):
     """-log p(y_t | x, y_<t): what supervised fine-tuning minimises."""
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         labels = -log_probabilities(source, ids[real], vocabulary=model.vocabulary)
         return self.measured((self.spread(real)[real] * labels).sum(), real)
@@ -128,7 +128,7 @@ class Distil(_Term):
             here[rows] = real[rows]
         return here
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         if not step.rows("context"):
             parts = source if isinstance(source, tuple) else (source,)
@@ -163,7 +163,7 @@ class Distil(_Term):
         rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (r, here.float()))
         return -(weight * (rest / count.clamp(min=1) * now)[here]).sum()
 
-    def _teacher(self, state: torch.nn.Module, step: Step) -> Source:
+    def _teacher(self, state: torch.nn.Module, step: Forward) -> Source:
         context = self.teacher.source(state, step, "context")
         if not self.contrast:
             return context
@@ -176,7 +176,7 @@ class Distil(_Term):
         found[here] = h >= h.quantile(self.quantile)
         return found
 
-    def _corrected(self, step: Step, student: Source, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
+    def _corrected(self, step: Forward, student: Source, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
         """Importance weights of the tokens, where the batch knows that another engine or a mixture drew them."""
         if not step.rows("sampler"):
             return torch.ones((), device=here.device)
@@ -195,7 +195,7 @@ class Advantage(_Term):
     clip: float = 0.2
     scaled: bool = True  # divide by the standard deviation
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         model, source, ids, real = self.said(step)
         rewards, groups = step.batch[self.view].y, step.batch[self.view].id
         assert rewards is not None
@@ -238,13 +238,13 @@ class Preferred(_Term):
     def counted(self, batch: Batch) -> Tensor:
         return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         margin = self._ratio(state_of, step, "x") - self._ratio(state_of, step, "other")
         loss = torch.nn.functional.softplus(-self.lam * margin).sum()
         count = torch.tensor(float(len(margin)), device=margin.device)
-        return Measured(Tally(loss, count), count, count)
+        return TermResult(Tally(loss, count), count, count)
 
-    def _ratio(self, state_of: StateOf, step: Step, view: str) -> Tensor:
+    def _ratio(self, state_of: StateOf, step: Forward, view: str) -> Tensor:
         """log p(y) - log q(y) of whole completions, (rows,)."""
         model, source, ids, real = self.said(step, view)
         theirs = self.teacher.source(state_of(self.teacher), step, view)

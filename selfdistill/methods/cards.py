@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.mixing import BETWEEN, MIXED
 from ..core.objective import Method
 from ..core.outputs import MAIN, space_of
 from ..core.parts import BaseTerm
 from ..core.regression import of_values
-from ..core.step import BETWEEN, Clock
+from ..core.step import Clock
 from ..errors import SpaceError
 from ..io.expressions import called
 from ..teachers import (
-    Ancestors,
     CertainLabels,
     Ema,
     External,
     Frozen,
+    GenerationEnsemble,
     Members,
     PseudoLabels,
     Sampled,
@@ -30,8 +31,8 @@ from ..teachers import (
     Stale,
 )
 from ..teachers.cached import pinned
-from ..teachers.self_training import Carried
-from ..views import Look, Views
+from ..teachers.self_training import InheritedPseudoLabels
+from ..views import View, Views
 from .registry import recipes
 from .validate import check_method
 
@@ -170,8 +171,7 @@ def targets(method: Method) -> str:
 
 def _rows(views: Views, view: str) -> float:
     """Rows of a view for each row of the batch."""
-    look = next(look for look in views.looks if look.name == view)
-    return views.ratio if look.rows == "unlabelled" else 1.0
+    return views.ratio if any(v.name == view and v.rows == "unlabelled" for v in views.looks) else 1.0
 
 
 def cost(method: Method) -> dict[str, float]:
@@ -184,8 +184,10 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = (tuple(dict.fromkeys("x" if v == BETWEEN else v for v in views)) for views in method.seen())
-    peers = float(method.prepare.peers * method.prepare.copies) if method.prepare else 1.0
+    graded, quiet = method.student_views()
+    if method.mixing is not None:
+        graded, quiet = method.mixing.sources(graded), method.mixing.sources(quiet)
+    peers = float(method.wrap_model.peers * method.wrap_model.copies) if method.wrap_model else 1.0
     fused = method.forward == "fused"
     with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
@@ -211,8 +213,10 @@ def kept(method: Method) -> dict[str, Any] | None:
     for term in method.terms.values():
         if term.teacher is None:
             continue
-        teacher, look = term.teacher.origin, looks[term.teacher.view or term.view]
-        still = look.rows != "mixed" and not look.of and (look.fixed or look.augment in ("default", "none"))
+        teacher, look = term.teacher.origin, looks.get(term.teacher.view or term.view)
+        if look is None:  # a view that is made anew for each batch
+            continue
+        still = not look.of and (look.fixed or look.augment in ("default", "none"))
         if isinstance(teacher, Frozen) and not isinstance(teacher, Members) and term.head in MAIN and still:
             saved[term.teacher.key(term)] = _held(method, term)
             seen.append(look)
@@ -232,10 +236,10 @@ def _held(method: Method, term: BaseTerm) -> float:
     teacher = term.teacher and term.teacher.origin
     if not isinstance(teacher, (Ema, Frozen, Sampled, Snapshot, Stale)):
         return 0.0
-    members = 1.0 if isinstance(teacher, External) or not method.prepare else float(method.prepare.peers)
+    members = 1.0 if isinstance(teacher, External) or not method.wrap_model else float(method.wrap_model.peers)
     if isinstance(teacher, Sampled):
         return members * _rows(method.views, term.view) * teacher.passes
-    if isinstance(teacher, Ancestors):
+    if isinstance(teacher, GenerationEnsemble):
         members *= method.generations - 1
     return members * _rows(method.views, teacher.view or term.view)
 
@@ -273,7 +277,7 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         **card(name),
         "expression": expression,
         "terms": terms(method),
-        "views": [_shown(look) for look in method.views.looks],
+        "views": [_shown(look) for look in method.views.looks] + _mixed_views(method),
         "heads": sorted({term.head for term in method.terms.values()}),
         "forward": method.forward,
         "generations": method.generations,
@@ -283,10 +287,16 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
     }
 
 
-def _shown(look: Look) -> str:
+def _mixed_views(method: Method) -> list[str]:
+    """The views of mixed rows that the terms look at, in a line each."""
+    views = {view for group in method.student_views() for view in group} if method.mixing else set[str]()
+    return [f"{view}: mixed rows, default augmentation" for view in (MIXED, BETWEEN) if view in views]
+
+
+def _shown(look: View) -> str:
     """A view in a line.
 
-    >>> _shown(Look("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    >>> _shown(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
     'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
     """
     if not look.of:
@@ -308,7 +318,9 @@ def _cost_note(method: Method) -> str:
         notes.append("one forward pass over the pool before each but the first")
     for passes in {t.teacher.passes for t in method.terms.values() if isinstance(t.teacher, CertainLabels)}:
         notes.append(f"{passes} forward passes over the pool before each but the first")
-    for fresh in {term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, Carried)}:
+    for fresh in {
+        term.teacher.fresh for term in method.terms.values() if isinstance(term.teacher, InheritedPseudoLabels)
+    }:
         notes.append(f"one forward pass over {fresh} unlabelled rows before each but the first")
     for cycles in {term.teacher.cycles for term in method.terms.values() if isinstance(term.teacher, Snapshot)}:
         notes.append(f"without a teacher, at 1 x, in the first of {cycles} cycles")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Always, Gate, PerElement, Reduction, Schedule, Term
+from ..io.expressions import Positive, Share
 from ..losses import KL, CrossEntropy
 from ..teachers import External, Labels
 
@@ -56,7 +57,7 @@ def plain() -> Method:
     return Method({"label": supervised()})
 
 
-def label_smoothing(smoothing: float = 0.1) -> Method:
+def label_smoothing(smoothing: Share = 0.1) -> Method:
     """Label smoothing: cross-entropy on labels that give a little probability to every other class.
 
     Equation::
@@ -79,7 +80,7 @@ def label_smoothing(smoothing: float = 0.1) -> Method:
     return Method({"label": supervised(smoothing=smoothing)})
 
 
-def distil(teacher: str | None = None, alpha: float = 0.9, temperature: float = 4.0) -> Method:
+def distil(teacher: str | None = None, alpha: Share = 0.9, temperature: Positive = 4.0) -> Method:
     """Knowledge distillation: a student learns from an external, usually larger, trained teacher.
 
     Equation::

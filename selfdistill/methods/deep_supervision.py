@@ -7,6 +7,7 @@ from itertools import pairwise
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..errors import RecipeError
+from ..io.expressions import NonNegative, Positive, Share
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels
 from ..models.feature_pyramid import SelfTeacher
@@ -19,7 +20,7 @@ from .controls import supervised
 STAGES = ("stages.0", "stages.1", "stages.2")  # of the default models of images
 
 
-def sad(weight: float = 0.1, wait: float = 0.5, layers: tuple[str, ...] = STAGES) -> Method:
+def sad(weight: NonNegative = 0.1, wait: Share = 0.5, layers: tuple[str, ...] = STAGES) -> Method:
     """Self attention distillation: each layer's attention map learns from that of the next deeper layer.
 
     Equation::
@@ -55,11 +56,11 @@ def sad(weight: float = 0.1, wait: float = 0.5, layers: tuple[str, ...] = STAGES
         mine, theirs = f"attention:{here}", f"attention:{deeper}@{here}"
         terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
         heads += [mine, theirs]
-    return Method(terms, prepare=Features(tuple(heads)))
+    return Method(terms, wrap_model=Features(tuple(heads)))
 
 
 def frskd(
-    weight: float = 2.0, feature: float = 100.0, temperature: float = 4.0, width: int = 2,
+    weight: NonNegative = 2.0, feature: NonNegative = 100.0, temperature: Positive = 4.0, width: int = 2,
     layers: tuple[str, ...] = STAGES,
 ) -> Method:  # fmt: skip
     """Feature refinement: a pyramid fuses the model's feature maps, learns the labels, and teaches the model.
@@ -99,10 +100,10 @@ def frskd(
     for number, layer in enumerate(layers):
         told = Itself(head=f"pyramid:{layer}")
         terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
-    return Method(terms, prepare=SelfTeacher(tuple(layers), width))
+    return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
 
-def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) -> Method:
+def byot(alpha: Share = 0.3, temperature: Positive = 3.0, feature: NonNegative = 0.03) -> Method:
     """Be your own teacher: early exits learn from the label, from the last classifier, and from its feature.
 
     Equation::
@@ -135,11 +136,11 @@ def byot(alpha: float = 0.3, temperature: float = 3.0, feature: float = 0.03) ->
             ),
             "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
         },
-        prepare=Exits(),
+        wrap_model=Exits(),
     )
 
 
-def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
+def dks(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     """Deeply-supervised knowledge synergy: early exits and the last classifier all learn from each other, pair by pair.
 
     Equation::
@@ -169,5 +170,5 @@ def dks(weight: float = 1.0, temperature: float = 1.0) -> Method:
             "label": supervised(head="classifiers", reduction=PerRow()),
             "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
         },
-        prepare=Levels(),
+        wrap_model=Levels(),
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
+from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
 from ..schedules import AtLast, ByCycle, ByGeneration
-from ..teachers import Ancestors, Beyond, Generation, Labels, Members, Snapshot
-from ..teachers.self_training import Carried
+from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
+from ..teachers.self_training import InheritedPseudoLabels
 from ..terms import Cooling
-from ..views import Look, Views
+from ..views import View, Views
 from .controls import supervised
 
 
-def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: float = 1.0) -> Method:
+def snapshot_distillation(cycles: int = 4, temperature: Positive = 2.0, weight: NonNegative = 1.0) -> Method:
     """Snapshot distillation: within one training, the model at the end of a cycle teaches the next cycle.
 
     Equation::
@@ -48,7 +49,7 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     )
 
 
-def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: float = 1.0) -> Method:
+def born_again_ensemble(generations: Count = 3, xi: float = 1.0, temperature: Positive = 1.0) -> Method:
     """Born-again ensemble: every generation imitates the mean of all before it; the mean of all predicts.
 
     Equation::
@@ -73,19 +74,19 @@ def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: floa
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, section 3.1.
 
     >>> born_again_ensemble().terms["past"].teacher
-    Ancestors(view=None, at_last=False)
+    GenerationEnsemble(view=None, at_last=False)
     """
     return Method(
         {
             "label": supervised(weight=ByGeneration(1.0, 1.0 - xi)),
-            "past": Term(Ancestors(), KL(temperature), weight=ByGeneration(0.0, xi)),
+            "past": Term(GenerationEnsemble(), KL(temperature), weight=ByGeneration(0.0, xi)),
         },
-        prepare=Together(),
+        wrap_model=Together(),
         generations=generations,
     )
 
 
-def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1.0) -> Method:
+def ensemble_distil(members: Count = 4, alpha: Share = 1.0, temperature: Positive = 1.0) -> Method:
     """Ensemble distillation: several networks learn the labels, then one network learns their mean prediction.
 
     Equation::
@@ -113,13 +114,13 @@ def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1
     return Method(
         {
             "label": supervised(weight=AtLast(1.0, 1.0 - alpha)),
-            "ensemble": Term(Ancestors(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
+            "ensemble": Term(GenerationEnsemble(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
         },
         generations=members + 1,
     )
 
 
-def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: float = 1e-4) -> Method:
+def end2(members: Count = 4, start: float = 10.0, share: float = 0.5, smoothing: Share = 1e-4) -> Method:
     """Ensemble distribution distillation: one network learns the members' predictions and their disagreement.
 
     Equation::
@@ -155,7 +156,7 @@ def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: f
     )
 
 
-def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
+def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
     """Self-distillation with any weight of the teacher: with label noise the best weight may exceed 1.
 
     Equation::
@@ -187,7 +188,7 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
     if loss not in ("ce", "squared"):
         raise RecipeError(f"beyond compares by loss='ce' or loss='squared', not {loss!r}")
     if loss == "ce":
-        return Method({"past": Term(Beyond(xi=xi), CrossEntropy())}, generations=generations)
+        return Method({"past": Term(Extrapolated(xi=xi), CrossEntropy())}, generations=generations)
     label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
     return Method({"label": label, "past": past}, generations=generations)
@@ -209,7 +210,7 @@ def _generations(generations: int, xi: float, loss: Loss) -> Method:
     )
 
 
-def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, loss: str = "kl") -> Method:
+def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl") -> Method:
     """Born-again networks: every generation is initialised anew and imitates the one before it.
 
     Equation::
@@ -239,7 +240,7 @@ def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, 
     return _generations(generations, xi, losses[loss])
 
 
-def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
+def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:
     """Teacher-free distillation (self-training form): a trained copy of the model teaches a freshly initialised one.
 
     Equation::
@@ -264,7 +265,7 @@ def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
     return _generations(2, alpha, KL(temperature))
 
 
-def mixed(xi: float = 0.5, generations: int = 2) -> Method:
+def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
     """Self-distillation for values: the target is a mixture of label and last generation, with any weight.
 
     Equation::
@@ -298,7 +299,7 @@ def mixed(xi: float = 0.5, generations: int = 2) -> Method:
 
 
 def self_training(
-    generations: int = 11, keep: str = "accumulate", hard: bool = False, fresh: int = 120, weight: float = 1.0
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Count = 120, weight: NonNegative = 1.0
 ) -> Method:
     """Repeated self-training: each generation starts afresh and learns pseudo-labels of the last accepted one.
 
@@ -330,14 +331,16 @@ def self_training(
     Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025 (anchor).
 
     >>> self_training(keep="anchor").terms["pseudo"].teacher
-    Carried(keep='anchor', hard=False, fresh=120)
+    InheritedPseudoLabels(keep='anchor', hard=False, fresh=120)
     """
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
             "label": supervised(weight=taught, reduction=PerView()),
-            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
+            "pseudo": Term(
+                InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
+            ),
         },
-        views=Views((Look("x", "chosen"),)),
+        views=Views((View("x", "chosen"),)),
         generations=generations,
     )

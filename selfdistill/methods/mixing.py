@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from ..core.mixing import Mixing
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
+from ..io.expressions import NonNegative, Positive
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
 from ..teachers import External, Itself, JointLabels, MixedLabels
-from ..views import Look, Views, mixtures
 from .controls import supervised
 
 
-def function_matching(teacher: str | None = None, temperature: float = 1.0, mixing: float = 1.0) -> Method:
+def function_matching(teacher: str | None = None, temperature: Positive = 1.0, mixing: float = 1.0) -> Method:
     """Function matching: the student imitates the teacher on mixtures of rows that both see alike; labels are not used.
 
     Equation::
@@ -39,11 +40,11 @@ def function_matching(teacher: str | None = None, temperature: float = 1.0, mixi
     """
     return Method(
         {"teacher": Term(External(source=teacher), KL(temperature), view="mixed")},
-        views=Views((Look("x"), Look("mixed", "mixed")), mixing=mixing),
+        mixing=Mixing(mixing),
     )
 
 
-def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) -> Method:
+def mixskd(temperature: Positive = 3.0, mixing: float = 0.4, feature: NonNegative = 1.0) -> Method:
     """MixSKD: the prediction for a mixture of two rows and the mixture of both predictions teach each other.
 
     Equation::
@@ -84,10 +85,10 @@ def mixskd(temperature: float = 3.0, mixing: float = 0.4, feature: float = 1.0) 
         terms["last" + end] = Term(Itself(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
         terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
-    return Method(terms, mixtures(mixing), Levels(fused=True))
+    return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
-def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
+def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     """Self-supervised label augmentation: class and rotation are one label; the mean of all rotations is the teacher.
 
     Equation::
@@ -119,4 +120,4 @@ def sla_sd(weight: float = 1.0, temperature: float = 1.0) -> Method:
         "label": supervised(),
         "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
     }
-    return Method(terms, prepare=Rotations())
+    return Method(terms, wrap_model=Rotations())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerTrust, PerView, Term
 from ..gates import Confidence, LabelledShare, SmallLoss
+from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
 from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
-from ..views import Look, Views, overlapping
+from ..views import View, Views, overlapping
 from .controls import supervised
 
 
@@ -67,7 +68,7 @@ def hard_bootstrapping(beta: float = 0.8) -> Method:
     )
 
 
-def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
+def elr(weight: NonNegative = 3.0, decay: Share = 0.7) -> Method:
     """Early-learning regularisation: predictions stay close to their running average, which wrong labels enter late.
 
     Equation::
@@ -98,7 +99,7 @@ def elr(weight: float = 3.0, decay: float = 0.7) -> Method:
     )
 
 
-def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
+def self_adaptive(decay: Share = 0.9, wait: Share = 0.3) -> Method:
     """Self-adaptive training: after a while the running average of a sample's predictions replaces its label.
 
     Equation::
@@ -122,7 +123,7 @@ def self_adaptive(decay: float = 0.9, wait: float = 0.3) -> Method:
     return Method({"history": Term(teacher, CrossEntropy(), gate=Confidence(), reduction=PerTrust())})
 
 
-def selc(decay: float = 0.9, wait: float = 0.15) -> Method:
+def selc(decay: Share = 0.9, wait: Share = 0.15) -> Method:
     """SELC: from a turning point on, the running average of a sample's predictions corrects its label.
 
     Equation::
@@ -149,7 +150,7 @@ def selc(decay: float = 0.9, wait: float = 0.15) -> Method:
     return Method({"history": Term(History(decay, start_from="labels", wait=wait), CrossEntropy())})
 
 
-def ps_kd(alpha: float = 0.8) -> Method:
+def ps_kd(alpha: Share = 0.8) -> Method:
     """Progressive self-knowledge distillation: the prediction of the last epoch replaces the label more and more.
 
     Equation::
@@ -177,7 +178,7 @@ def ps_kd(alpha: float = 0.8) -> Method:
     )
 
 
-def dlb(alpha: float = 1.0, temperature: float = 3.0) -> Method:
+def dlb(alpha: Share = 1.0, temperature: Positive = 3.0) -> Method:
     """Self-distillation from the last mini-batch: half of each batch was in the one before, which teaches it.
 
     Equation::
@@ -211,7 +212,7 @@ def dlb(alpha: float = 1.0, temperature: float = 3.0) -> Method:
     )
 
 
-def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 80 / 300) -> Method:
+def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Share = 80 / 300) -> Method:
     """Temporal ensembling: predictions agree with the average of those of earlier epochs, with or without a label.
 
     Equation::
@@ -241,12 +242,12 @@ def temporal_ensembling(weight: float = 30.0, decay: float = 0.6, ramp: float = 
                 Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
-        views=Views((Look("x", "all", "weak"),)),
+        views=Views((View("x", "all", "weak"),)),
     )
 
 
 def selfie(
-    noise: float = 0.2, generations: int = 3, history: int = 15, threshold: float = 0.05, wait: float = 0.25
+    noise: float = 0.2, generations: Count = 3, history: int = 15, threshold: float = 0.05, wait: Share = 0.25
 ) -> Method:
     """SELFIE: a class that is predicted steadily replaces the label; of other samples those with a small loss teach.
 
@@ -282,7 +283,7 @@ def selfie(
     )
 
 
-def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: float = 0.35) -> Method:
+def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: Share = 0.35) -> Method:
     """Joint optimisation: a first training learns weights and labels in turn, a second one learns the final labels.
 
     Equation::
@@ -321,7 +322,7 @@ def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 1
     )
 
 
-def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
+def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
     """Co-teaching: each of two networks learns the rows on which the other one has a small loss.
 
     Equation::
@@ -351,5 +352,5 @@ def co_teaching(noise: float = 0.4, ramp: float = 0.05) -> Method:
     easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
         {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
-        prepare=Group(2),
+        wrap_model=Group(2),
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, ReverseKL
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
 from ..teachers import Combined, Itself, Labels, Peers, Stale
-from ..views import Look, Views
+from ..views import View, Views
 from .controls import supervised
 
 
-def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def co_training(
+    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0
+) -> Method:
     """Co-training: each of two networks learns the labels that the other one gives with confidence.
 
     Equation::
@@ -46,7 +49,7 @@ def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.
     return _each_other(2, Confident(confidence), weight, share, ratio)
 
 
-def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
+def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0) -> Method:
     """Tri-training: each of three networks learns the labels on which the other two agree.
 
     Equation::
@@ -72,7 +75,7 @@ def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) 
 
     Source: Zhou and Li, Tri-Training: Exploiting Unlabeled Data Using Three Classifiers, IEEE TKDE 2005.
 
-    >>> tri_training().prepare
+    >>> tri_training().wrap_model
     Group(peers=3)
     """
     return _each_other(3, Unanimous(), weight, share, ratio)
@@ -86,12 +89,12 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
             "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
             "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Group(peers),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Group(peers),
     )
 
 
-def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """ONE: branches on a shared trunk learn from their weighted sum, whose weights a gate computes from the trunk.
 
     Equation::
@@ -115,7 +118,7 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
 
     Source: Lan, Zhu and Gong, Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018.
 
-    >>> one().prepare
+    >>> one().wrap_model
     Gated(peers=3)
     """
     gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
@@ -125,11 +128,11 @@ def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: 
             "gate": supervised(head="gated"),
             "sum": Term(gated, KL(temperature), head="peers", weight=ramped, reduction=PerRow()),
         },
-        prepare=Gated(branches),
+        wrap_model=Gated(branches),
     )
 
 
-def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
+def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """OKDDip: each peer learns a mean of the others that it weighs itself, and a leader learns from the plain mean.
 
     Equation::
@@ -166,11 +169,11 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
             "group": Term(Itself(head="mean"), learns, weight=w),
             "pull": Term(Itself(head="logits"), follows, head="mean", weight=w),
         },
-        prepare=Attending(branches),
+        wrap_model=Attending(branches),
     )
 
 
-def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temperature: float = 2.0) -> Method:
+def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0) -> Method:
     """KDCL: peers see a sample each in an augmentation of its own, and learn one target combined from all of them.
 
     Equation::
@@ -201,11 +204,11 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temper
     taught, loss = Combined(combination, views), KL(temperature)
     labels = {f"label{k}": supervised(view) for k, view in enumerate(views)}
     others = {f"peers{k}": Term(taught, loss, view, weight=weight) for k, view in enumerate(views)}
-    looks = tuple(Look(view, "labelled", "weak") for view in views)
-    return Method({**labels, **others}, views=Views(looks), prepare=Apart(peers))
+    looks = tuple(View(view, "labelled", "weak") for view in views)
+    return Method({**labels, **others}, views=Views(looks), wrap_model=Apart(peers))
 
 
-def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
     """Codistillation: peers with data of their own learn from old copies of each other.
 
     Equation::
@@ -239,11 +242,11 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
             "label": Term(Labels(), loss, head="peers", gate=own, weight=w, reduction=PerTrust()),
             "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), PerTrust()),
         },
-        prepare=Group(peers),
+        wrap_model=Group(peers),
     )
 
 
-def mutual(peers: int = 2, weight: float = 1.0) -> Method:
+def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
     """Deep mutual learning: K networks train together, each taught by the mean of the others.
 
     Equation::
@@ -263,7 +266,7 @@ def mutual(peers: int = 2, weight: float = 1.0) -> Method:
 
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, equations 4 and 7.
 
-    >>> mutual(peers=3).prepare
+    >>> mutual(peers=3).wrap_model
     Group(peers=3)
     """
     return Method(
@@ -271,5 +274,5 @@ def mutual(peers: int = 2, weight: float = 1.0) -> Method:
             "label": supervised(head="peers", reduction=PerRow()),
             "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
-        prepare=Group(peers),
+        wrap_model=Group(peers),
     )

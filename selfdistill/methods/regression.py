@@ -6,11 +6,12 @@ from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..errors import RecipeError
 from ..gates import Precision
+from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
-from ..views import Look, Views, weak_strong
+from ..views import View, Views, weak_strong
 
 
 def gaussian(beta: float = 0.5) -> Method:
@@ -33,10 +34,10 @@ def gaussian(beta: float = 0.5) -> Method:
     >>> gaussian().terms["label"].loss
     GaussianNLL(beta=0.5, shared=False)
     """
-    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, prepare=Gaussian())
+    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, wrap_model=Gaussian())
 
 
-def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
     """Born-again networks for values: every generation imitates mean and variance of the one before it.
 
     Equation::
@@ -65,10 +66,10 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
         raise RecipeError(f"xi lies in [0, 1], where the loss is bounded for every label, not {xi}; mixed() takes any")
     label = Term(Labels(), GaussianNLL(beta), head="gaussian", weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, prepare=Gaussian(), generations=generations)
+    return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
 
 
-def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> Method:
+def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
     """Deep mutual learning for values: each peer learns the normal distribution that matches the others' mixture.
 
     Equation::
@@ -89,7 +90,7 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, for values; the moments are those of Lakshminarayanan et al.,
     Deep Ensembles, NeurIPS 2017, section 2.4.
 
-    >>> gaussian_mutual(peers=3).prepare
+    >>> gaussian_mutual(peers=3).wrap_model
     GaussianGroup(peers=3)
     """
     head = "peer_gaussians"
@@ -98,12 +99,12 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
             "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
-        prepare=GaussianGroup(peers),
+        wrap_model=GaussianGroup(peers),
     )
 
 
 def heteroscedastic(
-    generations: int = 2, weight: float = 1.0, ratio: float = 1.0, variance: float = 1.0, beta: float = 0.5
+    generations: Count = 2, weight: NonNegative = 1.0, ratio: Ratio = 1.0, variance: float = 1.0, beta: float = 0.5
 ) -> Method:
     """Pseudo-labels with a variance: the normal distributions of the last generation, weighed by their precision.
 
@@ -138,13 +139,13 @@ def heteroscedastic(
     pseudo = Term(Generation(), GaussianKL(), "unlabelled", "gaussian", Precision(variance), ByGeneration(0.0, weight))
     return Method(
         {"label": Term(Labels(), GaussianNLL(beta), "labelled", "gaussian"), "pseudo": pseudo},
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Gaussian(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Gaussian(),
         generations=generations,
     )
 
 
-def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
+def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Method:
     """UCVME: two networks agree on the variance, and learn the mean of dropout passes of both on unlabelled rows.
 
     Equation::
@@ -183,12 +184,12 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
             "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
             "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=GaussianPair(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=GaussianPair(),
     )
 
 
-def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rda: float = 0.0) -> Method:
+def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7.0, rda: float = 0.0) -> Method:
     """RankUp: a second head learns which of two rows has the larger value, by FixMatch on unlabelled pairs.
 
     Equation::
@@ -228,4 +229,4 @@ def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rd
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))
-    return Method(terms, views=weak_strong(ratio), prepare=Ranked())
+    return Method(terms, views=weak_strong(ratio), wrap_model=Ranked())

@@ -7,11 +7,12 @@ from typing import Any
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import Positive, Share
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, Itself, Momentum
 from ..terms import Cooling, RowMeanCooling
-from ..views import Look, Views, two
+from ..views import View, Views, two
 
 CROPS = two("all", "crop")
 WIDTHS = (512, 512, 128)  # of the projection of dino and ibot
@@ -49,10 +50,10 @@ def simsiam(width: int = 256) -> Method:
         f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
-def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
+def byol(decay: Share = 0.99, hidden: int = 512, width: int = 128) -> Method:
     """BYOL: predict the projection that an average of the model's weights gives of another view.
 
     Equation::
@@ -88,13 +89,18 @@ def byol(decay: float = 0.99, hidden: int = 512, width: int = 128) -> Method:
         )
         for mine, theirs in PAIRS
     }
-    return Method(terms, views=CROPS, prepare=heads, forward="separate")
+    return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
 def dino(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, centring: float = 0.9, prototypes: int = 1024,
-    crops: int = 2, norm: bool = True,
-) -> Method:  # fmt: skip
+    decay: Share = 0.996,
+    temperature: Positive = 0.1,
+    sharp: float = 0.04,
+    centring: float = 0.9,
+    prototypes: int = 1024,
+    crops: int = 2,
+    norm: bool = True,
+) -> Method:
     """DINO: learn which prototypes an average of the model's weights assigns to another view.
 
     Equation::
@@ -138,12 +144,12 @@ def dino(
         )
         for v, w in pairs
     }
-    views = Views((*CROPS.looks, *(Look(v, "all", "local") for v in small)))
-    return Method(terms, views=views, prepare=heads, forward="separate")
+    views = Views((*CROPS.looks, *(View(v, "all", "local") for v in small)))
+    return Method(terms, views=views, wrap_model=heads, forward="separate")
 
 
 def ibot(
-    decay: float = 0.996, temperature: float = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
+    decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
     centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
     whole: float = 0.5,
 ) -> Method:  # fmt: skip
@@ -195,6 +201,6 @@ def ibot(
     for view, there in blind.items():
         told = CentredMomentum(decay, view, centring=centring, hidden=True)
         terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
-    looks = [Look(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
+    looks = [View(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), prepare=heads)
+    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)

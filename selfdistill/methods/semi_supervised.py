@@ -5,12 +5,13 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Term
 from ..gates import Annealed, Confident, LabelledShare
+from ..io.expressions import Count, NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, Until
 from ..teachers import CertainLabels, Ema, Itself, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
-from ..views import Look, Views, two, weak_strong
+from ..views import View, Views, two, weak_strong
 from .controls import supervised
 
 
@@ -47,7 +48,7 @@ def matching(gate: Gate, weight: float) -> dict[str, Term]:
     return {"label": supervised("labelled"), "pseudo": weak_to_strong(CrossEntropy(hard=True), gate, weight)}
 
 
-def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 180) -> Method:
+def mean_teacher(weight: NonNegative = 100.0, decay: Share = 0.999, ramp: Share = 5 / 180) -> Method:
     """Mean Teacher: the student agrees with the moving average of its own weights on another view of a row.
 
     Equation::
@@ -84,7 +85,7 @@ def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 
 
 
 def ups(
-    generations: int = 5,
+    generations: Count = 5,
     positive: float = 0.7,
     spread: float = 0.05,
     negative: float = 0.05,
@@ -129,12 +130,12 @@ def ups(
             "label": Term(CertainLabels(*chosen), CrossEntropy()),
             "excluded": Term(CertainLabels(*chosen, excludes=True), Excluding()),
         },
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=generations,
     )
 
 
-def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
+def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
     """Pi-model: two passes of a row, with other augmentation and other dropout, agree; with or without a label.
 
     Equation::
@@ -173,7 +174,7 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
 
 
 def vat(
-    size: float = 8.0, weight: float = 1.0, iterations: int = 1, entropy: float = 0.0, ratio: float = 4.0
+    size: float = 8.0, weight: NonNegative = 1.0, iterations: int = 1, entropy: float = 0.0, ratio: Ratio = 4.0
 ) -> Method:
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
@@ -209,11 +210,15 @@ def vat(
     }
     if entropy:
         terms["entropy"] = Term(Itself(), Entropy(), view="unlabelled", weight=entropy)
-    return Method(terms, views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio))
+    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
 
 
 def uda(
-    confidence: float = 0.8, temperature: float = 0.4, weight: float = 1.0, annealing: str = "", ratio: float = 7.0
+    confidence: Share = 0.8,
+    temperature: Positive = 0.4,
+    weight: NonNegative = 1.0,
+    annealing: str = "",
+    ratio: Ratio = 7.0,
 ) -> Method:
     """Unsupervised data augmentation: the sharpened prediction for the weak view is the target of the strong one.
 
@@ -255,8 +260,8 @@ def uda(
 
 
 def meta_pseudo_labels(
-    meta: float = 1.0, rate: float = 0.1, weight: float = 1.0, ramp: float = 1 / 60, temperature: float = 0.7,
-    confidence: float = 0.6, smoothing: float = 0.15, tune: float = 0.1, ratio: float = 7.0,
+    meta: float = 1.0, rate: float = 0.1, weight: NonNegative = 1.0, ramp: Share = 1 / 60, temperature: Positive = 0.7,
+    confidence: Share = 0.6, smoothing: Share = 0.15, tune: float = 0.1, ratio: Ratio = 7.0,
 ) -> Method:  # fmt: skip
     """Meta pseudo-labels: a student learns a teacher's labels, the teacher from the student's loss after a step.
 
@@ -309,7 +314,7 @@ def meta_pseudo_labels(
 
 
 def pseudo_label(
-    weight: float = 3.0, start: float = 0.1, end: float = 0.6, ratio: float = 8.0, confidence: float = 0.0
+    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio = 8.0, confidence: Share = 0.0
 ) -> Method:
     """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
@@ -345,11 +350,11 @@ def pseudo_label(
             "label": supervised("labelled"),
             "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )
 
 
-def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) -> Method:
+def fixmatch(confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio = 7.0) -> Method:
     """FixMatch: the confident best class of the weak view is the target of the strong one.
 
     Equation::
@@ -378,7 +383,7 @@ def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) 
 
 
 def noisy_student(
-    generations: int = 4, ratio: float = 1.0, min_confidence: float = 0.3, hard: bool = False, smoothing: float = 0.1
+    generations: Count = 4, ratio: Ratio = 1.0, min_confidence: Share = 0.3, hard: bool = False, smoothing: Share = 0.1
 ) -> Method:
     """Noisy Student: the last generation labels clean unlabelled rows; a fresh student learns them under noise.
 
@@ -415,12 +420,12 @@ def noisy_student(
             "label": supervised("labelled", smoothing=smoothing),
             "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
         },
-        views=Views((Look("labelled", "labelled", "strong"), Look("unlabelled", "unlabelled", "strong")), ratio),
+        views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
         generations=generations,
     )
 
 
-def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confidence: float = 0.0) -> Method:
+def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0) -> Method:
     """Curriculum labelling: each stage starts afresh with more of the pseudo-labels, the most confident first.
 
     Equation::
@@ -454,6 +459,6 @@ def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confid
     chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(chosen, CrossEntropy())},
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=stages + 1,
     )

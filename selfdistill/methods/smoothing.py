@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Term
+from ..io.expressions import NonNegative, Positive, Share
 from ..losses import KL, AmongOthers, CrossEntropy, MeanDistance, SelfWeighted
 from ..models.feature_taps import Features
 from ..teachers import BetaRanked, ClassMean, Itself, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
@@ -11,7 +12,7 @@ from ..views import Views, pairs, two
 from .controls import supervised
 
 
-def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mates: int = 3) -> Method:
+def bake(weight: NonNegative = 1.0, omega: float = 0.5, temperature: Positive = 4.0, mates: int = 3) -> Method:
     """BAKE: rows with similar features share their predictions, by a random walk over the batch.
 
     Equation::
@@ -43,7 +44,7 @@ def bake(weight: float = 1.0, omega: float = 0.5, temperature: float = 4.0, mate
     return Method(terms, Views(mates=mates), Features(("feature",), maps=False))
 
 
-def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages.2") -> Method:
+def zipf_smoothing(weight: NonNegative = 0.1, power: float = 1.0, layer: str = "stages.2") -> Method:
     """Zipf's label smoothing: positions of the last map vote for classes, whose ranks become probabilities.
 
     Equation::
@@ -73,7 +74,7 @@ def zipf_smoothing(weight: float = 0.1, power: float = 1.0, layer: str = "stages
     """
     votes = f"dense:{layer}"
     others = Term(ZipfRanks(votes, power), AmongOthers(), weight=weight)
-    return Method({"label": supervised(), "others": others}, prepare=Features((votes,)))
+    return Method({"label": supervised(), "others": others}, wrap_model=Features((votes,)))
 
 
 def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str = "stages.1") -> Method:
@@ -114,11 +115,11 @@ def uskd(target: float = 0.1, others: float = 0.1, weak: float = 0.1, layer: str
             "others": Term(WeakRanks(head), AmongOthers(), weight=others),
             "weak": supervised(head=head, weight=weak, smoothing=0.1),
         },
-        prepare=Features((head,)),
+        wrap_model=Features((head,)),
     )
 
 
-def cs_kd(weight: float = 1.0, temperature: float = 4.0) -> Method:
+def cs_kd(weight: NonNegative = 1.0, temperature: Positive = 4.0) -> Method:
     """Class-wise self-knowledge distillation: a sample's prediction agrees with that of another sample of its class.
 
     Equation::
@@ -149,7 +150,7 @@ def cs_kd(weight: float = 1.0, temperature: float = 4.0) -> Method:
     )
 
 
-def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> Method:
+def tf_kd_reg(alpha: Share = 0.1, temperature: Positive = 20.0, correct: float = 0.99) -> Method:
     """Teacher-free regularisation: a virtual teacher gives the label a fixed probability and divides the rest evenly.
 
     Equation::
@@ -184,7 +185,7 @@ def tf_kd_reg(alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.
     )
 
 
-def ols(alpha: float = 0.5) -> Method:
+def ols(alpha: Share = 0.5) -> Method:
     """Online label smoothing: the soft label of a class is the mean of its correct predictions in the last epoch.
 
     Equation::
@@ -214,7 +215,7 @@ def ols(alpha: float = 0.5) -> Method:
     )
 
 
-def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> Method:
+def beta_smoothing(alpha: Share = 0.6, a: float = 3.0, decay: Share = 0.999) -> Method:
     """Beta smoothing: label smoothing whose strength differs from row to row, in the order of the model's confidence.
 
     Equation::
@@ -247,7 +248,7 @@ def beta_smoothing(alpha: float = 0.6, a: float = 3.0, decay: float = 0.999) -> 
     )
 
 
-def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> Method:
+def ddgsd(weight: NonNegative = 1.0, mmd: float = 5e-4, temperature: Positive = 1.0) -> Method:
     """Data-distortion guided self-distillation: two views of a row teach each other; their mean features agree.
 
     Equation::
@@ -279,4 +280,4 @@ def ddgsd(weight: float = 1.0, mmd: float = 5e-4, temperature: float = 1.0) -> M
         terms["label" + end] = supervised(mine)
         terms["kl" + end] = Term(told, KL(temperature), view=mine, weight=weight)
         terms["feature" + end] = Term(told, MeanDistance(), view=mine, head="feature", weight=mmd)
-    return Method(terms, views=two(), prepare=Features(("feature",), maps=False))
+    return Method(terms, views=two(), wrap_model=Features(("feature",), maps=False))

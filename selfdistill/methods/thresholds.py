@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..core.objective import Method
 from ..core.parts import PerTrust, Term
 from ..gates import ClassProgress, FallingLoss, SelfAdaptive, TruncatedGaussian
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Sharpened
 from ..teachers import Itself
 from ..terms import Fairness
@@ -15,7 +16,11 @@ from .semi_supervised import matching
 
 
 def flexmatch(
-    confidence: float = 0.95, weight: float = 1.0, mapping: str = "convex", warm_up: bool = True, ratio: float = 7.0
+    confidence: Share = 0.95,
+    weight: NonNegative = 1.0,
+    mapping: str = "convex",
+    warm_up: bool = True,
+    ratio: Ratio = 7.0,
 ) -> Method:
     """FlexMatch: FixMatch with a lower threshold for classes of which few rows are predicted with confidence.
 
@@ -46,7 +51,7 @@ def flexmatch(
     return Method(matching(ClassProgress(confidence, mapping, warm_up), weight), views=weak_strong(ratio))
 
 
-def freematch(weight: float = 1.0, fairness: float = 0.05, decay: float = 0.999, ratio: float = 7.0) -> Method:
+def freematch(weight: NonNegative = 1.0, fairness: float = 0.05, decay: Share = 0.999, ratio: Ratio = 7.0) -> Method:
     """FreeMatch: FixMatch with thresholds that follow the confidence in each class, and a fairness term.
 
     Equation::
@@ -80,7 +85,7 @@ def freematch(weight: float = 1.0, fairness: float = 0.05, decay: float = 0.999,
 
 
 def softmatch(
-    weight: float = 1.0, decay: float = 0.999, narrow: float = 1.0, aligned: bool = True, ratio: float = 7.0
+    weight: NonNegative = 1.0, decay: Share = 0.999, narrow: float = 1.0, aligned: bool = True, ratio: Ratio = 7.0
 ) -> Method:
     """SoftMatch: FixMatch with weights that fall off as a Gaussian below the mean confidence, in place of a threshold.
 
@@ -115,13 +120,13 @@ def softmatch(
 
 
 def dash(
-    weight: float = 1.0,
+    weight: NonNegative = 1.0,
     base: float = 1.27,
     floor: float = 0.05,
     warm_up: float = 10 / 1024,
     period: float = 9 / 1024,
-    temperature: float = 0.5,
-    ratio: float = 7.0,
+    temperature: Positive = 0.5,
+    ratio: Ratio = 7.0,
 ) -> Method:
     """Dash: FixMatch that trusts pseudo-labels whose own loss is below a threshold, which falls over time.
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ..core import distributed
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..models.networks import Scaled
 
-H = TypeVar("H", bound=Held, default=Held)
+H = TypeVar("H", bound=FrozenCopy, default=FrozenCopy)
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Ema(Teacher[H]):
             return None
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> H:
-        state: Any = Held(copy.deepcopy(model).float(), self.train)  # an average with more to remember overrides this
+    def start(self, model: nn.Module, given: BindArgs) -> H:
+        state: Any = FrozenCopy(copy.deepcopy(model).float(), self.train)  # H is another class where this is overridden
         return state  # type: ignore[no-any-return]
 
     def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
-    def target(self, state: H, step: Step, term: BaseTerm) -> Target:
-        value = step.look(state.module, self.view or term.view, term.head)
+    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
+        value = step.teacher_output(state.module, self.view or term.view, term.head)
         return Target(value, space_of(term.head))
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
-        teacher, student = state.module, steps[0].trained
+        teacher, student = state.module, steps[0].owner
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
         buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
         if weights:
@@ -86,45 +86,45 @@ class Frozen(Teacher):
     def immovable(self) -> bool:
         return type(self).update is Frozen.update
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
         return copy.deepcopy(model).float()
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         module = self.module(model, given)
-        return nn.Module() if module is None else Held(module)
+        return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
         return self, term.head, self.view or term.view  # what is cached was said of one view
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return self.answer(state, step, term, term.head)
 
-    def answer(self, state: nn.Module, step: Step, term: BaseTerm, head: str) -> Target:
+    def answer(self, state: nn.Module, step: Forward, term: BaseTerm, head: str) -> Target:
         """What it says at a head of its own for a term; nothing where it holds no weights yet."""
         view, space = self.view or term.view, space_of(head)
-        if not isinstance(state, Held):
+        if not isinstance(state, FrozenCopy):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
         if view not in step.batch.fixed or not state.keeps:
-            return Target(step.look(state.module, view, head), space)
+            return Target(step.teacher_output(state.module, view, head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
-            step.spare(state.module, view)
+            step.skip(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.look(state.module, view, head))
+        fresh = state.said.rounded(step.teacher_output(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
-        if not isinstance(state, Held) or not state.keeps:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
+        if not isinstance(state, FrozenCopy) or not state.keeps:
             return
         view = self.view or term.view
         for step in steps:
             # several processes exchange what is new, so each takes part even where the cache knew all its rows
-            if view in step.batch.fixed and (distributed.size() > 1 or step.asked(state.module, view)):
+            if view in step.batch.fixed and (distributed.size() > 1 or step.has_output(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
                     state.said.write_new(step.addresses(view), value)
@@ -135,7 +135,7 @@ class Frozen(Teacher):
 class Generation(Frozen):
     """The last accepted generation, frozen; in generation 0 there is none and every row is left without a target."""
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.previous is model:
             raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
         return given.previous
@@ -148,7 +148,7 @@ class External(Frozen):
 
     source: str | None = None
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.external is model:
             raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
         if given.external is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.vitals import Pulse, interval, summarise
+from ..core.vitals import TermHealth, interval, summarise
 from ..errors import CheckpointError
 from ..io.run_record import read_lines, read_record
 
@@ -33,7 +33,7 @@ norm; spread: of the directions of features, 0 where all are one. Means over
 the looks: first epoch > last epoch that had any."""
 
 
-def entry(pulses: Mapping[str, Pulse], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
+def entry(pulses: Mapping[str, TermHealth], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
     """What an epoch's line of the log says: ``vitals`` by term, and the ``warnings`` that are new in the generation.
 
     Args:

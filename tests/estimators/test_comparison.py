@@ -121,5 +121,5 @@ def test_networks_compare_on_values_too(tmp_path: Path) -> None:
 
 def test_mixed_kinds_and_budgets_of_networks_are_refused(tmp_path: Path) -> None:
     said = refused("compare", "diabetes", "--methods", "born_again()", "self_distilled()", "--out", tmp_path / "c")
-    assert "self_distilled() is for learners and born_again() for networks" in said
+    assert "born_again() is for networks and self_distilled() for learners" in said
     assert "leave it out" in refused("compare", *FLAGS, "--budget", "steps", "--out", tmp_path / "c")

@@ -185,9 +185,9 @@ def test_rows_left_out_are_not_learnt_from() -> None:
     """A tree that remembers would be perfect on rows that it has seen."""
     from sklearn.tree import DecisionTreeRegressor
 
-    from selfdistill.estimators.run import left_out, prepare
+    from selfdistill.estimators.run import cross_predict, prepare
 
     choice = prepare(Request("diabetes", labels=80, model=BOOSTING))
-    said = left_out(choice, DecisionTreeRegressor(random_state=0), seed=0)
+    said = cross_predict(choice, DecisionTreeRegressor(random_state=0), seed=0)
     y = choice.data.y[choice.data.labelled]
     assert float(np.mean((said.numpy() - y) ** 2)) > 0.3 * y.var()

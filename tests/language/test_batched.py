@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from selfdistill.core.logits import Head
-from selfdistill.core.parts import Given
-from selfdistill.core.step import Clock, Step
+from selfdistill.core.parts import BindArgs
+from selfdistill.core.step import Clock, Forward, ForwardPlan
 from selfdistill.language import batched
 from selfdistill.language.teachers import Ema
 from selfdistill.models.causal_lm import Causal
@@ -24,7 +24,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     monkeypatch.setattr(batched, "LOOK", room)
     model, asked = shaken(student(lora=4)), list[Tensor]()
     judge = Ema(0.5)
-    state = judge.start(model, Given())
+    state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
     look = Causal.look
@@ -37,7 +37,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     batches = [batch_of(some, context=(some, range(len(some)))) for some in PAIRS]
     found = []
     for piece in batched.pieces(batches):
-        step = Step(model, piece, Clock(), fused=False, owner=model)
+        step = Forward(model, piece, Clock(), ForwardPlan(fused=False)).run()
         before = step.passes.teacher
         head = cast(Head, judge.source(state, step, "context"))
         assert step.passes.teacher - before == step.rows("context")

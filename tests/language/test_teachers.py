@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from selfdistill.core.parts import Given, Term
-from selfdistill.core.step import Batch, Clock, Step
+from selfdistill.core.parts import BindArgs, Term
+from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
 from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
@@ -20,7 +20,7 @@ from selfdistill.models.causal_lm import Causal, Pretrained, of_model
 from tests.language.tiny import batch_of, doubled, shaken, spoken, student, tokenizer
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]
-GIVEN = Given(None, None, None)
+GIVEN = BindArgs(None, None, None)
 
 
 def batch() -> Batch:
@@ -29,7 +29,7 @@ def batch() -> Batch:
 
 def said(judge: Judge, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Step(model, batch(), Clock(), fused=False, owner=model)
+    step = Forward(model, batch(), Clock(), ForwardPlan(fused=False)).run()
     source = judge.source(state, step, "x")
     logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
     return torch.log_softmax(logits[:, : model.vocabulary].detach(), -1)
@@ -41,7 +41,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 
 def stepped(judge: Judge, state: nn.Module, model: Causal, step: int) -> None:
-    looked = Step(model, batch(), Clock(0, 1, 0, 1, step, 100), fused=False, owner=model)
+    looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
     judge.update(state, [looked], cast(Term, Distil(judge)))
 
 
@@ -76,7 +76,7 @@ def test_base_holds_what_origin_gives() -> None:
 
 def test_previous_is_the_model_that_is_given() -> None:
     model, before = student(), shaken(student(), seed=5)
-    state = Previous().start(model, Given(before, None, None))
+    state = Previous().start(model, BindArgs(before, None, None))
     shaken(before, seed=6)  # it may be reused
     again = shaken(student(), seed=5)
     close(said(Previous(), state, model), doubled(again), model)
@@ -241,7 +241,7 @@ def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Step(model, rows, Clock(), fused=False, owner=model)
+    step = Forward(model, rows, Clock(), ForwardPlan(fused=False)).run()
     source = judge.source(objective.states["distil_" + type(judge).__name__.lower()], step, "context")
     logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
     table = logits.detach().clone()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core.parts import Given
+from selfdistill.core.parts import BindArgs
 from selfdistill.core.step import Rows
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.language.completions import Language, Together
@@ -30,7 +30,7 @@ from tests.language.tiny import agree, batch_of, doubled, prompts, shaken, spoke
 
 ASKED = [(7, [10, 11, 12, 13, 14]), (3, [15]), (5, [16, 17, 18])]
 READ = [[30], [31, 32, 33, 34, 35, 36, 37], [38, 39, 40]]  # what the teacher reads of each
-NONE = Given(None, None, None)
+NONE = BindArgs(None, None, None)
 
 
 def mixed(model: Any, other: Any, prompt: Sequence[int], read: Sequence[int], said: Sequence[int], a: float) -> Tensor:

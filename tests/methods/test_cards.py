@@ -210,7 +210,7 @@ class Counter:
 @pytest.mark.parametrize("expression", RUN)
 def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a look calls the hooks on outputs, too
-    monkeypatch.setattr("selfdistill.core.vitals.watch.looked_at", lambda step: False)
+    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)
     method = read_method(expression)

@@ -30,10 +30,10 @@ from selfdistill.teachers import Cached, ClassAligned, Ema, External, Frozen, La
 from selfdistill.testing.specimens import inputs, same_bits, tiny
 from selfdistill.training.comparison import cost as spent
 from selfdistill.training.fit import Result, fit
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 from tests.harness import DECAY, LR, TinyNet, build, build_values, external_teacher, of_values, tiny_data, value_data
 
-PLAIN, RANDOM = (Views((Look("x", augment=how),)) for how in ("none", "weak"))
+PLAIN, RANDOM = (Views((View("x", augment=how),)) for how in ("none", "weak"))
 EPOCHS, ROWS = 4, 66
 
 
@@ -141,7 +141,7 @@ def test_of_views_that_look_anew_nothing_is_kept() -> None:
 
 
 def test_of_several_fixed_views_it_is_asked_once_each() -> None:
-    found = trained(of("distil", Views((Look("x", augment="weak", fixed=3),))))
+    found = trained(of("distil", Views((View("x", augment="weak", fixed=3),))))
     assert (found.passes.teacher, found.passes.saved) == (3 * ROWS, (EPOCHS - 3) * ROWS)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...evaluation.metrics import METRICS, POINTS
-from ...evaluation.statistics import holm, interval, paired, sign_flip, smallest_p, verdict
+from ...evaluation.statistics import compare_paired, interval, paired, sign_flip, smallest_p
 from ...training.comparison import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
 
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
@@ -100,16 +100,17 @@ def _compared(
 ) -> dict[str, dict[str, Any]]:
     theirs = values(cells[reference], metric)
     differences = {name: paired(values(cells[name], metric), theirs) for name in family}
-    p = {name: sign_flip(d) for name, d in differences.items()}
-    adjusted = holm(p)
-    found = {}
-    for name, d in differences.items():
-        mean, half = interval(d)
-        found[name] = {
-            "difference": mean, "interval": [mean - half, mean + half], "p": p[name], "holm": adjusted[name],
-            "verdict": verdict(d, adjusted[name], higher, level),
-        }  # fmt: skip
-    return found
+    comparisons = compare_paired(differences, sign_flip, higher, level)
+    return {
+        name: {
+            "difference": c.difference,
+            "interval": [c.difference - c.half, c.difference + c.half],
+            "p": c.p,
+            "holm": c.holm,
+            "verdict": c.verdict,
+        }
+        for name, c in comparisons.items()
+    }
 
 
 def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: dict[str, Any]) -> dict[str, Any]:

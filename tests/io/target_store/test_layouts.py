@@ -15,8 +15,7 @@ from selfdistill.core.logits import Cached
 from selfdistill.errors import DataError
 from selfdistill.io.target_store import Dense, Store, Top
 from selfdistill.io.target_store.layouts import LEAST, id_bits, pack, unpack
-from selfdistill.losses import ReverseKL
-from selfdistill.losses.chunked.definitions import ForwardKL
+from selfdistill.losses.chunked.definitions import ForwardKL, ReverseKL
 from selfdistill.losses.chunked.divergences import divergence
 
 WIDTHS = [2, 1000, 131_072, 131_073, 151_936, 262_144, 2**20]
