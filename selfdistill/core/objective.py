@@ -54,7 +54,7 @@ class Method:
 
     def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
-        graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
+        graded = tuple(dict.fromkeys(view for term in self.terms.values() for view in term.views))
         own = (p.own_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
         return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
 

@@ -346,8 +346,12 @@ class Measured(NamedTuple):
 class BaseTerm:
     """What every term of a method has; a term of a kind of its own adds a ``tally``.
 
-    ``teacher``, ``gate`` and ``loss`` are None where it has none of that kind.
+    ``teacher``, ``gate`` and ``loss`` are None where it has none of that kind. ``needs`` are the fields that each
+    example must have beside its input (a checker, a demonstration), ``group`` how many samples of it are compared.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    group: ClassVar[int] = 1
 
     view: str = "x"
     head: str = "logits"
@@ -355,6 +359,11 @@ class BaseTerm:
     teacher: Teacher | None = None
     gate: Gate | None = None
     loss: Loss | None = None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views on which it compares the student."""
+        return (self.view,)
 
     def parts(self) -> tuple[Part, ...]:
         """Those with a state, or with something to say about views."""

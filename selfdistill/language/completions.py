@@ -165,21 +165,14 @@ class Language(Method):
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.source, self.context, self.against, self.restart, self.advice))
 
-    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        views = (view for term in self.terms.values() for view in getattr(term, "views", (term.view,)))
-        return tuple(dict.fromkeys(views)), ()
-
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields that each prompt must have."""
         parts = (self.source, self.context, self.against, getattr(self.source, "context", None),
-                 getattr(self.source, "rescue", None))  # fmt: skip
+                 getattr(self.source, "rescue", None), *self.terms.values())  # fmt: skip
         wanted = [need for part in parts for need in getattr(part, "needs", ())]
-        source = self.source
-        if "advantage" in self.terms or (isinstance(source, Once) and source.threshold is not None):
+        if isinstance(self.source, Once) and self.source.threshold is not None:
             wanted.append("checker")
-        if "preferred" in self.terms:
-            wanted.append("demonstration")
         return tuple(dict.fromkeys(wanted))
 
     @property
@@ -348,7 +341,7 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                     found["unread"] += 1
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
-    if "preferred" in method.terms:
+    if "other" in method.seen()[0]:
         found["other"] = found["x"]
         found["x"] = [(r.prompt, writer.demonstration(r.example).ids) for r in rollouts]
     return found
@@ -364,8 +357,9 @@ def check(method: Language) -> None:
     if isinstance(method.source, Together) and len(method.distils) != 1:
         raise RecipeError(f"student and teacher write together, and the method has {len(method.distils)} terms with a "
                           "teacher; give it one")  # fmt: skip
-    if "advantage" in method.terms and method.source.samples < 2:
-        raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
+    for name, term in method.terms.items():
+        if method.source.samples < term.group:
+            raise RecipeError(f"term {name!r} compares the samples of a prompt; give at least {term.group} samples")
     for name, term in method.distils.items():
         if term.contrast and method.against is None:
             raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

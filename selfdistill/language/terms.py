@@ -192,6 +192,8 @@ class Advantage(_Term):
     r = p / p_old; on the first step of a batch r is 1 and the gradient -A grad log p. Source: GRPO (Shao et al. 2024).
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("checker",)
+    group: ClassVar[int] = 2
     clip: float = 0.2
     scaled: bool = True  # divide by the standard deviation
 
@@ -230,7 +232,11 @@ class Preferred(_Term):
     teacher: Judge = Base()
     lam: float = 0.1
     mean_over: str = field(default="sequence", kw_only=True)
-    views: ClassVar[tuple[str, ...]] = ("x", "other")
+    needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return self.view, "other"
 
     def parts(self) -> tuple[Part, ...]:
         return (self.teacher,)
@@ -239,7 +245,7 @@ class Preferred(_Term):
         return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
     def tally(self, state_of: StateOf, step: Step) -> Measured:
-        margin = self._ratio(state_of, step, "x") - self._ratio(state_of, step, "other")
+        margin = self._ratio(state_of, step, self.view) - self._ratio(state_of, step, "other")
         loss = torch.nn.functional.softplus(-self.lam * margin).sum()
         count = torch.tensor(float(len(margin)), device=margin.device)
         return Measured(Tally(loss, count), count, count)

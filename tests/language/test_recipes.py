@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from selfdistill.errors import RecipeError
+from selfdistill.errors import DataError, RecipeError
 from selfdistill.language import recipes
 from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Attempts, Demonstration, Hint, Instruction, Nothing
@@ -91,7 +91,8 @@ def plain(method: Language) -> dict[str, Any]:
 
 
 def test_every_recipe_is_pinned() -> None:
-    written = {name for name, f in vars(recipes).items() if inspect.isfunction(f) and not name.startswith("_")}
+    functions = {name: f for name, f in vars(recipes).items() if inspect.isfunction(f)}
+    written = {name for name, f in functions.items() if f.__annotations__.get("return") == "Language"}
     assert written == set(MAKE) == set(PAPERS)
 
 
@@ -155,6 +156,34 @@ def test_options_reach_their_parts() -> None:
     assert set(MAKE["context_distillation"](hard=True).terms) == {"label"}
     with pytest.raises(RecipeError, match="at least 2 samples"):
         fit(student, prompts(20), MAKE["grpo"](samples=1), device="cpu", steps=1)
+
+
+def renamed(method: Language, name: str) -> Language:
+    """The same method, its only term under another name."""
+    (term,) = method.terms.values()
+    return replace(method, terms={name: term})
+
+
+def test_a_term_needs_the_same_under_any_name() -> None:
+    policy = renamed(MAKE["grpo"](samples=1), "policy")
+    assert policy.needs == ("checker",)
+    with pytest.raises(RecipeError, match="'policy' compares the samples of a prompt; give at least 2 samples"):
+        fit(student, prompts(20), policy, device="cpu", steps=1)
+    with pytest.raises(DataError, match="checker"):
+        fit(student, prompts(20, checker=None), renamed(MAKE["grpo"](), "policy"), device="cpu", steps=1)
+    play = renamed(MAKE["spin"](), "play")
+    assert play.needs == ("demonstration",)
+    assert play.seen() == MAKE["spin"]().seen() == (("x", "other"), ())
+    with pytest.raises(DataError, match="demonstration"):
+        fit(student, prompts(20, demonstration=None), play, device="cpu", steps=1)
+
+
+def test_a_preference_learns_from_its_two_views_under_any_name() -> None:
+    play = renamed(MAKE["spin"](generations=1, max_tokens=5), "play")
+    named = MAKE["spin"](generations=1, max_tokens=5)
+    both = [fit(student, prompts(20), m, device="cpu", steps=2, batch_size=4, max_tokens=5, lr=1e-3, audit="off")
+            for m in (play, named)]  # fmt: skip
+    assert [line["loss"] for line in both[0].history] == [line["loss"] for line in both[1].history]
 
 
 def lenient(completion: str, answer: str) -> float:
