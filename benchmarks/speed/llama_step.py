@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.timing import Call, Spread, in_turns, one_thread, ratio, seconds
-from selfdistill.core.logits import Cached
+from selfdistill.core.logits import SparseLogProbs
 from selfdistill.core.step import Batch, Rows
 from selfdistill.language.completions import Language
 from selfdistill.language.terms import Distil
@@ -143,7 +143,7 @@ def _cached(sizes: Sizes) -> Call:
     said, real = completions(work.x)
     with torch.no_grad():
         top = torch.log_softmax(work.teacher.lm(work.ids).logits[:, :-1][real], -1).topk(sizes.k)
-    kept, labels = Cached(top.indices, top.values), said[real]
+    kept, labels = SparseLogProbs(top.indices, top.values), said[real]
 
     def call(_: int) -> None:
         student = work.model.source(work.model(work.x)["hidden"][real])

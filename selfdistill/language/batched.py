@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.logits import Head
+from ..core.logits import Projection
 from ..core.step import Batch
 from ..models.causal_lm import COMPLETION
 
@@ -20,11 +20,11 @@ class Piece(Batch):
     What was said is kept as long as the step lasts, in which no weight changes.
     """
 
-    def __init__(self, batch: Batch, step: list[Piece], heads: dict[Hashable, dict[int, Head]]) -> None:
+    def __init__(self, batch: Batch, step: list[Piece], heads: dict[Hashable, dict[int, Projection]]) -> None:
         super().__init__(batch)
         self.step, self.heads = step, heads
 
-    def head(self, view: str, who: Hashable, says: Callable[[Tensor], Head]) -> Head:
+    def head(self, view: str, who: Hashable, says: Callable[[Tensor], Projection]) -> Projection:
         """What ``says`` says of the view's rows (rows, 2, length), of all pieces when one of them is wanted."""
         if (view, who) not in self.heads:
             there = [piece for piece in self.step if view in piece]
@@ -35,12 +35,12 @@ class Piece(Batch):
 
 def pieces(batches: Sequence[Batch]) -> list[Batch]:
     """The batches of a step, which know each other."""
-    step, heads = list[Piece](), dict[Hashable, dict[int, Head]]()
+    step, heads = list[Piece](), dict[Hashable, dict[int, Projection]]()
     step += [Piece(batch, step, heads) for batch in batches]
     return list(step)
 
 
-def said(xs: Sequence[Tensor], says: Callable[[Tensor], Head]) -> Iterator[Head]:
+def said(xs: Sequence[Tensor], says: Callable[[Tensor], Projection]) -> Iterator[Projection]:
     """What is said of each of some batches of rows (rows, 2, length), asked as many together as `LOOK` allows."""
     for few in _looks(xs):
         longest = max(x.shape[-1] for x in few)

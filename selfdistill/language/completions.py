@@ -25,7 +25,7 @@ from .terms import Distil
 
 
 @dataclass(frozen=True)
-class Source:
+class CompletionSource:
     """Where the completions of a step come from."""
 
     once: ClassVar[bool] = False  # are they made once a generation?
@@ -38,7 +38,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class OnPolicy(Source):
+class OnPolicy(CompletionSource):
     """The student writes them, at every step."""
 
     sampling: Sampling = Sampling()
@@ -49,7 +49,7 @@ class OnPolicy(Source):
 
 
 @dataclass(frozen=True)
-class Together(Source):
+class TeacherMixed(CompletionSource):
     """Student and teacher write, at every step: each token is drawn from both, and importance weights correct for it.
 
     Equation::
@@ -67,9 +67,9 @@ class Together(Source):
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise RecipeError(f"Together: the teacher's share lies between 0 and 1, not at {self.share}")
+            raise RecipeError(f"TeacherMixed: the teacher's share lies between 0 and 1, not at {self.share}")
         if replace(self.sampling, max_tokens=1) != Sampling(max_tokens=1):
-            raise RecipeError("Together: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
+            raise RecipeError("TeacherMixed: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         address = (writer.seed, "rollout", clock.generation, clock.step)
@@ -77,7 +77,7 @@ class Together(Source):
 
 
 @dataclass(frozen=True)
-class Given(Source):
+class Demonstrations(CompletionSource):
     """The demonstrations of the data."""
 
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
@@ -87,7 +87,7 @@ class Given(Source):
 
 
 @dataclass(frozen=True)
-class Mixed(Source):
+class MixedPolicy(CompletionSource):
     """With probability ``share`` the student writes the batch, otherwise demonstrations stand. Source: GKD."""
 
     share: float = 0.5
@@ -96,12 +96,12 @@ class Mixed(Source):
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         u = rng.uniform((writer.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
-        source: Source = OnPolicy(1, self.sampling) if float(u) <= self.share else Given()
+        source: CompletionSource = OnPolicy(1, self.sampling) if float(u) <= self.share else Demonstrations()
         return source.rollouts(writer, ids, clock)
 
 
 @dataclass(frozen=True)
-class Once(Source):
+class Once(CompletionSource):
     """The model that a generation begins with writes all of them before its first step; each is kept once.
 
     Args:
@@ -155,7 +155,7 @@ class Language(Method):
     """
 
     terms: Mapping[str, Any]
-    source: Source = OnPolicy()
+    source: CompletionSource = OnPolicy()
     context: Context = Nothing()
     against: Context | None = None
     restart: bool = False
@@ -354,7 +354,7 @@ def check(method: Language) -> None:
         RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from; who writes
             together with the student is not clear.
     """
-    if isinstance(method.source, Together) and len(method.distils) != 1:
+    if isinstance(method.source, TeacherMixed) and len(method.distils) != 1:
         raise RecipeError(f"student and teacher write together, and the method has {len(method.distils)} terms with a "
                           "teacher; give it one")  # fmt: skip
     for name, term in method.terms.items():

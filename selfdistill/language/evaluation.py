@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import distributed
-from ..core.logits import Source
+from ..core.logits import Logits
 from ..core.step import Batch, Clock, Passes, Rows, Step
 from ..data.prompts import Prompts
 from ..errors import VitalsError
@@ -109,7 +109,7 @@ def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
     return Evaluation(figures(by_row, checked(data)), by_row["losses"], by_row.get("suite", []), passes)
 
 
-def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
+def read(model: Causal, x: Tensor) -> tuple[Logits, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)
     return model.says(x), ids[real]
@@ -149,7 +149,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _to_start(writer: Writer, x: Tensor, source: Source) -> float | None:
+def _to_start(writer: Writer, x: Tensor, source: Logits) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
     if not writer.model.adapted:
         return None
@@ -164,7 +164,7 @@ class Opinion(NamedTuple):
     the tokens' ids; all of the rows judged, in one row."""
 
     rows: list[int]
-    teacher: Source
+    teacher: Logits
     kl: Tensor
     ids: Tensor
 

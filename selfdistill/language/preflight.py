@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.logits import Source
+from ..core.logits import Logits, dense
 from ..errors import DataError
 from . import evaluation
 from .completions import Writer
@@ -97,9 +96,9 @@ def _compared(writer: Writer, name: str, plain: Sequence[Rollout]) -> dict[str, 
 
 
 @torch.no_grad()
-def _top_mass(source: Source, k: int) -> float:
+def _top_mass(source: Logits, k: int) -> float:
     """Probability that the k likeliest tokens have, on the mean over at most 256 tokens."""
-    few = source[:256] if isinstance(source, Tensor) else F.linear(source.hidden[:256], *source[1:])
+    few = dense(source[:256] if isinstance(source, Tensor) else source._replace(hidden=source.hidden[:256]))
     return float(few.float().softmax(-1).topk(min(k, few.shape[-1]), -1).values.sum(-1).mean())
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from ..data.prompts import Prompts
 from ..io.expressions import called
-from ..losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL
+from ..losses.chunked.definitions import Divergence, ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.sweep import Top
 from ..methods.cards import described
 from . import contexts
-from .completions import Given, Language, Mixed, Once, OnPolicy, Together
+from .completions import Demonstrations, Language, MixedPolicy, Once, OnPolicy, TeacherMixed
 from .contexts import Nothing, Rollout, difference
 from .sampling import Sampling
 from .teachers import Base, Ema, External, Judge, Previous, TrustRegion
 from .terms import Advantage, Distil, NextToken, Preferred
 
-_KINDS: dict[str, Kind] = {"forward": ForwardKL(), "reverse": ReverseKL(), "js": JensenShannon()}
+_KINDS: dict[str, Divergence] = {"forward": ForwardKL(), "reverse": ReverseKL(), "js": JensenShannon()}
 
 
 def sft(epochs: int = 1) -> Language:
@@ -35,7 +35,7 @@ def sft(epochs: int = 1) -> Language:
     >>> list(sft().terms)
     ['label']
     """
-    return Language({"label": NextToken()}, source=Given(), advice=(("epochs", epochs), ("lr", 2e-5)))
+    return Language({"label": NextToken()}, source=Demonstrations(), advice=(("epochs", epochs), ("lr", 2e-5)))
 
 
 def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int = 1024) -> Language:
@@ -189,7 +189,7 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     0.5
     """
     judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
-    source = Mixed(1, share, Sampling(max_tokens=max_tokens))
+    source = MixedPolicy(1, share, Sampling(max_tokens=max_tokens))
     return Language(
         {"distil": Distil(judge, JensenShannon(beta))}, source=source, context=context, advice=(("lr", 1e-5),)
     )
@@ -214,7 +214,7 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 51
     """
     judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
     term, sampling = Distil(judge, ReverseKL(), returns=1.0), Sampling(max_tokens=max_tokens)
-    source = Together(1, share, sampling) if share else OnPolicy(1, sampling)
+    source = TeacherMixed(1, share, sampling) if share else OnPolicy(1, sampling)
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 5e-6),))
 
 

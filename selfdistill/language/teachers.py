@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.logits import Head, Source
+from ..core.logits import Logits, Projection
 from ..core.parts import BaseTerm, Given, Teacher
 from ..core.step import Step
 from ..errors import DataError, RecipeError
@@ -46,13 +46,13 @@ class Judge(Teacher):
     def key(self, term: BaseTerm) -> Hashable:
         return self
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Step, view: str) -> Logits:
         """Its distribution at every completion token of the view, the tokens in one row."""
         model, x = cast(Causal, step.owner), step.batch[view].x
         step.passes += type(step.passes)(teacher=len(x))
         return self.said(state, model, x)
 
-    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
+    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Logits:
         """The same for rows (rows, 2, length)."""
         with self.placed(state, model) as (who, weights):
             return who.says(x, weights)
@@ -140,13 +140,13 @@ class Ema(Judge):
             if not model.adapted or "lora_" not in name:
                 yield name, value.detach()
 
-    def source(self, state: nn.Module, step: Step, view: str) -> Source:
+    def source(self, state: nn.Module, step: Step, view: str) -> Logits:
         """As any judge's; under LoRA, weights and updates are added up once for all pieces of a step."""
         model, batch = cast(Causal, step.owner), step.batch
         if not isinstance(batch, Piece) or not model.adapted or not model.linear:
             return super().source(state, step, view)
         step.passes += type(step.passes)(teacher=step.rows(view))
-        return batch.head(view, self, lambda x: cast(Head, self.said(state, model, x)))
+        return batch.head(view, self, lambda x: cast(Projection, self.said(state, model, x)))
 
     @contextlib.contextmanager
     def placed(self, state: nn.Module, model: Causal) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
@@ -163,18 +163,20 @@ class Ema(Judge):
                 held[name].lerp_(now.to(held[name].dtype), self.rate)
 
 
-def blended(parts: Sequence[tuple[float, Source]]) -> Source:
+def blended(parts: Sequence[tuple[float, Logits]]) -> Logits:
     """The distribution with log q = sum_i w_i log q_i + const: logits are linear in what they are made of."""
     weights, sources = [w for w, _ in parts], [s for _, s in parts]
-    if any(isinstance(s, Tensor) for s in sources) or any(s.bias is not None for s in sources if isinstance(s, Head)):
-        logits = [s if isinstance(s, Tensor) else nn.functional.linear(*s) for s in sources]
+    if any(isinstance(s, Tensor) for s in sources) or any(
+        s.bias is not None for s in sources if isinstance(s, Projection)
+    ):
+        logits = [s if isinstance(s, Tensor) else nn.functional.linear(*s[:3]) for s in sources]
         return sum((w * z for w, z in zip(weights, logits, strict=True)), torch.zeros_like(logits[0]))
-    heads = [cast(Head, s) for s in sources]
-    if all(h.weight is heads[0].weight for h in heads):
+    heads = [cast(Projection, s) for s in sources]
+    if all(h.matrix is heads[0].matrix for h in heads):
         return heads[0]._replace(hidden=sum((w * h.hidden for w, h in zip(weights, heads, strict=True)),
                                             torch.zeros_like(heads[0].hidden)))  # fmt: skip
     hidden = torch.cat([w * h.hidden for w, h in zip(weights, heads, strict=True)], -1)
-    return Head(hidden, torch.cat([h.weight for h in heads], -1))
+    return Projection(hidden, torch.cat([h.matrix for h in heads], -1))
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class TrustRegion(Judge):
         state: nn.Module = self.reference.start(model, given)
         return state
 
-    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Source:
+    def said(self, state: nn.Module, model: Causal, x: Tensor) -> Logits:
         live = Live().said(state, model, x)
         return blended([(1 - self.alpha, self.reference.said(state, model, x)), (self.alpha, live)])
 

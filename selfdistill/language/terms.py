@@ -12,10 +12,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from ..core.logits import Source
+from ..core.logits import Logits
 from ..core.parts import BaseTerm, Measured, Part, Schedule, StateOf, Tally
 from ..core.step import Batch, Step
-from ..losses.chunked.definitions import ForwardKL, Kind
+from ..losses.chunked.definitions import Divergence, ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, importance, log_probabilities
 from ..losses.chunked.sweep import Top
 from ..models.causal_lm import Causal, completions
@@ -33,7 +33,7 @@ class _Term(BaseTerm):
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         raise NotImplementedError
 
-    def said(self, step: Step, view: str | None = None) -> tuple[Causal, Source, Tensor, Tensor]:
+    def said(self, step: Step, view: str | None = None) -> tuple[Causal, Logits, Tensor, Tensor]:
         """The student, its distributions at the tokens of a view (tokens in one row), their ids, and which are real."""
         view = view or self.view
         model, (ids, real) = cast(Causal, step.owner), completions(step.batch[view].x)
@@ -66,7 +66,7 @@ class _Term(BaseTerm):
         return ones if self.mean_over == "token" else ones / kept.sum(1, keepdim=True).clamp(min=1)
 
 
-def _given(source: Source, ids: Tensor, where: Tensor, model: Causal) -> Tensor:
+def _given(source: Logits, ids: Tensor, where: Tensor, model: Causal) -> Tensor:
     """log p(y) of the tokens ``where`` they are, (rows, T), 0 elsewhere; ``source`` has those tokens in one row."""
     found = torch.zeros(where.shape, device=where.device)
     found[where] = log_probabilities(source, ids[where], vocabulary=model.vocabulary)
@@ -98,7 +98,7 @@ class Distil(_Term):
     """
 
     teacher: Judge = Base()
-    divergence: Kind = ForwardKL()
+    divergence: Divergence = ForwardKL()
     support: Top | None = None
     skip: int = 0
     quantile: float = 0.0
@@ -131,7 +131,7 @@ class Distil(_Term):
     def tally(self, state_of: StateOf, step: Step) -> Measured:
         model, source, ids, real = self.said(step)
         if not step.rows("context"):
-            parts = source if isinstance(source, tuple) else (source,)
+            parts = (source,) if isinstance(source, Tensor) else source[:3]
             zero = 0.0 * sum(t.float().sum() for t in parts if t is not None)
             return self.measured(torch.as_tensor(zero), torch.zeros_like(real))
         here, kept = self._judged(step.batch, real), self.kept(step.batch)
@@ -153,7 +153,7 @@ class Distil(_Term):
         return self.measured(total, kept)
 
     def _later(
-        self, student: Source, teacher: Source, ids: Tensor, here: Tensor, weight: Tensor, model: Causal
+        self, student: Logits, teacher: Logits, ids: Tensor, here: Tensor, weight: Tensor, model: Causal
     ) -> Tensor:
         """-sum_t w_t R_t log p(y_t), R_t the mean of log q(y) - log p(y) over the tokens after t."""
         now = _given(student, ids, here, model)
@@ -163,20 +163,20 @@ class Distil(_Term):
         rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (r, here.float()))
         return -(weight * (rest / count.clamp(min=1) * now)[here]).sum()
 
-    def _teacher(self, state: torch.nn.Module, step: Step) -> Source:
+    def _teacher(self, state: torch.nn.Module, step: Step) -> Logits:
         context = self.teacher.source(state, step, "context")
         if not self.contrast:
             return context
         against = self.teacher.source(state, step, "against")
         return blended([(1 + self.contrast, context), (-self.contrast, against)])
 
-    def _surprising(self, model: Causal, student: Source, here: Tensor) -> Tensor:
+    def _surprising(self, model: Causal, student: Logits, here: Tensor) -> Tensor:
         """Tokens whose student entropy reaches the quantile."""
         found, h = torch.zeros_like(here), entropies(student, model.vocabulary)
         found[here] = h >= h.quantile(self.quantile)
         return found
 
-    def _corrected(self, step: Step, student: Source, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
+    def _corrected(self, step: Step, student: Logits, ids: Tensor, here: Tensor, model: Causal) -> Tensor:
         """Importance weights of the tokens, where the batch knows that another engine or a mixture drew them."""
         if not step.rows("sampler"):
             return torch.ones((), device=here.device)

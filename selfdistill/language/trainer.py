@@ -32,7 +32,7 @@ from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
 from . import evaluation
 from .batched import pieces
-from .completions import Language, Together, Writer, check, views
+from .completions import Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
 from .sampling import Engine, Vllm, Written, by_transformers
 
@@ -368,7 +368,7 @@ def fit(
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
     check(method)
-    if isinstance(method.source, Together) and engine is not by_transformers:
+    if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     for field in method.needs:
         need(data, field, "this method")

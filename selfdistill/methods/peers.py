@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
-from ..losses import KL, CrossEntropy, ReverseKL
+from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
 from ..teachers import Combined, Itself, Labels, Peers, Stale
@@ -123,7 +123,7 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     >>> okddip().terms["attention"].head
     'attended'
     """
-    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), ReverseKL(temperature)
+    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), KLFromStudent(temperature)
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.logits import Head, Source, product
+from ..core.logits import Logits, Projection, product
 from ..errors import DataError, RecipeError
 from .hub import causal, quiet
 
@@ -104,14 +104,14 @@ class Causal(nn.Module):
         hidden[real] = states[before]
         return {"hidden": hidden}
 
-    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Logits:
         """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
         if not self.linear:
             return hidden
         head = self.plain.get_output_embeddings()
         given = weights or {}  # a tied matrix goes by its first name
         matrix = next((given[n] for n, p in self.named_parameters() if p is head.weight and n in given), None)
-        return Head(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
+        return Projection(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
 
     @torch.no_grad()
     def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -136,7 +136,7 @@ class Causal(nn.Module):
         said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
         return said.logits[:, -1, : self.vocabulary], said[held]
 
-    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Logits:
         """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
         _, real = completions(x)
         return self.source(self.look(x, weights)[real], weights)

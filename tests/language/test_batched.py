@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.logits import Head
+from selfdistill.core.logits import Projection
 from selfdistill.core.parts import Given
 from selfdistill.core.step import Clock, Step
 from selfdistill.language import batched
@@ -39,9 +39,9 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     for piece in batched.pieces(batches):
         step = Step(model, piece, Clock(), fused=False, owner=model)
         before = step.passes.teacher
-        head = cast(Head, judge.source(state, step, "context"))
+        head = cast(Projection, judge.source(state, step, "context"))
         assert step.passes.teacher - before == step.rows("context")
-        found.append(torch.log_softmax((head.hidden @ head.weight.T)[:, : model.vocabulary], -1))
+        found.append(torch.log_softmax((head.hidden @ head.matrix.T)[:, : model.vocabulary], -1))
     assert len(asked) == looks
     torch.testing.assert_close(torch.cat(found), torch.cat(teacher), atol=1e-4, rtol=1e-4)
 
@@ -50,5 +50,5 @@ def test_a_piece_without_the_view_is_left_out() -> None:
     batches = [batch_of(PAIRS[0]), batch_of(PAIRS[1], context=(PAIRS[1], range(2)))]
     _, there = batched.pieces(batches)
     assert isinstance(there, batched.Piece)
-    head = there.head("context", "anyone", lambda x: Head(torch.ones(4, 1) * len(x), torch.ones(1, 1)))
+    head = there.head("context", "anyone", lambda x: Projection(torch.ones(4, 1) * len(x), torch.ones(1, 1)))
     assert head.hidden.tolist() == [[2.0]] * 4

@@ -10,7 +10,7 @@ import torch
 
 from selfdistill.data.examples import Example
 from selfdistill.data.prompts import Prompts, of_examples
-from selfdistill.language.completions import Given, Language
+from selfdistill.language.completions import Demonstrations, Language
 from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
 from selfdistill.language.sampling import Referee, Sampling
@@ -71,7 +71,7 @@ def build(weights: dict[str, Any], lora: int = 0) -> Causal:
 def spoil(
     able: dict[str, Any], lora: int = 0, generations: int = 1, data: Prompts | None = None, **more: Any
 ) -> Result:
-    method = Language({"label": NextToken()}, source=Given(), generations=generations)
+    method = Language({"label": NextToken()}, source=Demonstrations(), generations=generations)
     options: dict[str, Any] = {"device": "cpu", "steps": 40, "batch_size": 16, "lr": 2e-2, "max_tokens": 4} | more
     return fit(lambda: build(able, lora), data or copying(wrong=True), method, **options)
 

@@ -23,7 +23,8 @@ from tests.language.tiny import prompts, student
 # what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,
 # samples; context; generations, restart; advice
 PAPERS: dict[str, dict[str, Any]] = {
-    "sft": {"label": "NextToken", "source": "Given", "generations": 1, "lr": 2e-5, "needs": ("demonstration",)},
+    "sft": {"label": "NextToken", "source": "Demonstrations", "generations": 1, "lr": 2e-5,
+            "needs": ("demonstration",)},
     "sdft": {"teacher": "Ema", "rate": 0.01, "divergence": "ForwardKL", "entries": None, "support": None, "skip": 3,
              "mean_over": "sequence", "per": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0,
              "top_p": 1.0, "top_k": 0, "context": "Demonstration", "lr": 2e-5, "clip": 1.0, "batch_size": 32,
@@ -43,8 +44,8 @@ PAPERS: dict[str, dict[str, Any]] = {
              "samples": 1, "temperature": 1.0, "context": "Demonstration"},
     "context_distillation": {"teacher": "Base", "divergence": "ForwardKL", "support": None, "source": "Once",
                              "context": "Demonstration", "writes_with": "Demonstration"},
-    "gkd": {"teacher": "Base", "divergence": "JensenShannon", "beta": 0.5, "source": "Mixed", "share": 0.5},
-    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "Together", "share": 0.2, "returns": 1.0,
+    "gkd": {"teacher": "Base", "divergence": "JensenShannon", "beta": 0.5, "source": "MixedPolicy", "share": 0.5},
+    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "returns": 1.0,
                 "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
     "star": {"label": "NextToken", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
              "generations": 3, "needs": ("answer", "checker")},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from selfdistill.core.logits import dense
 from selfdistill.core.parts import Given, Term
 from selfdistill.core.step import Batch, Clock, Step
 from selfdistill.errors import DataError
@@ -31,7 +32,7 @@ def said(judge: Judge, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
     step = Step(model, batch(), Clock(), fused=False, owner=model)
     source = judge.source(state, step, "x")
-    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
+    logits = dense(source)
     return torch.log_softmax(logits[:, : model.vocabulary].detach(), -1)
 
 
@@ -243,7 +244,7 @@ def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
     model.zero_grad()
     step = Step(model, rows, Clock(), fused=False, owner=model)
     source = judge.source(objective.states["distil_" + type(judge).__name__.lower()], step, "context")
-    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
+    logits = dense(source)
     table = logits.detach().clone()
     lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]
     z = nn.functional.linear(torch.cat(lines), model.plain.get_output_embeddings().weight)[:, : model.vocabulary]

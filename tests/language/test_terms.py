@@ -13,7 +13,7 @@ from selfdistill.core.step import Batch, Rows
 from selfdistill.language.completions import Language
 from selfdistill.language.teachers import Base
 from selfdistill.language.terms import Advantage, Distil, NextToken, Preferred
-from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, PolicyGradient, ReverseKL
+from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL, SampledReverseKL
 from selfdistill.losses.chunked.sweep import Top
 from selfdistill.models.causal_lm import Causal
 from tests.language.tiny import agree, batch_of, doubled, shaken, spoken, student
@@ -193,7 +193,7 @@ def test_importance_weights_of_another_sampler(per: str, model: Causal) -> None:
 
 def test_sampled_divergence_reads_the_completion(model: Causal) -> None:
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), PolicyGradient()))
+    objective = bound(model, distil=Distil(Base(), SampledReverseKL()))
     lm = doubled(model)
     values = []
     for (q, p), i in zip(judged(lm, base, model), ROWS, strict=True):

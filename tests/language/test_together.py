@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selfdistill.core.parts import Given
 from selfdistill.core.step import Rows
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.language.completions import Language, Together
+from selfdistill.language.completions import Language, TeacherMixed
 from selfdistill.language.recipes import minillm
 from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformers, roll
 from selfdistill.language.teachers import Base, Ema, External, Judge, TrustRegion
@@ -141,12 +141,12 @@ def test_the_recipe_brings_the_mixture_into_its_batches() -> None:
 def test_what_cannot_write_together_is_refused() -> None:
     for share in (0.0, 1.0, -0.5):
         with pytest.raises(RecipeError, match="share lies between 0 and 1"):
-            Together(share=share)
+            TeacherMixed(share=share)
     for sampling in (Sampling(0.0), Sampling(top_k=5), Sampling(top_p=0.9)):
         with pytest.raises(RecipeError, match="drawn as it is"):
-            Together(sampling=sampling)
-    assert Together(sampling=Sampling(max_tokens=7)).sampling.max_tokens == 7
-    two = Language({"a": Distil(Base()), "b": Distil(Ema(), ReverseKL())}, source=Together())
+            TeacherMixed(sampling=sampling)
+    assert TeacherMixed(sampling=Sampling(max_tokens=7)).sampling.max_tokens == 7
+    two = Language({"a": Distil(Base()), "b": Distil(Ema(), ReverseKL())}, source=TeacherMixed())
     with pytest.raises(RecipeError, match="has 2 terms with a teacher; give it one"):
         fit(student, prompts(20), two, device="cpu", steps=1)
     with pytest.raises(DataError, match="by transformers alone"):
