@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,8 @@ class Projection(NamedTuple):
         return self.hidden.device
 
     def float(self) -> Projection:
-        """With hidden states in float32; the matrix stays as it is."""
-        return self._replace(hidden=self.hidden.float())
+        """As it is: what reads it does so in float32."""
+        return self
 
     def detach(self) -> Projection:
         """Without the graph of the hidden states."""
@@ -99,6 +99,33 @@ def dense(source: Logits) -> Tensor:
     if isinstance(source, Tensor):
         return source
     return nn.functional.linear(source.hidden, *source[1:3])[..., : outputs(source)]
+
+
+def scattered(source: Any, rows: Tensor, shape: torch.Size) -> Any:
+    """Logits (rows, T, ...) at these rows of a larger batch of the given shape (all rows, T, ...), 0 elsewhere."""
+    if len(rows) == shape[0] and source.shape[: len(shape)] == shape:
+        return source
+    first = source if isinstance(source, Tensor) else source.hidden
+    whole = first.new_zeros(*shape, *first.shape[len(shape) :])
+    if len(shape) > 1:
+        whole[rows, : first.shape[1]] = first
+    else:
+        whole[rows] = first
+    return whole if isinstance(source, Tensor) else source._replace(hidden=whole)
+
+
+def blended(parts: Sequence[tuple[builtins.float, Logits]]) -> Logits:
+    """The distribution with log q = sum_i w_i log q_i + const: logits are linear in what they are made of."""
+    weights, sources = [w for w, _ in parts], [s for _, s in parts]
+    heads = [s for s in sources if isinstance(s, Projection)]
+    if len(heads) < len(sources) or any(h.bias is not None for h in heads):
+        logits = [dense(s) for s in sources]
+        return sum((w * z for w, z in zip(weights, logits, strict=True)), torch.zeros_like(logits[0]))
+    if all(h.matrix is heads[0].matrix for h in heads):
+        zero = torch.zeros_like(heads[0].hidden)
+        return heads[0]._replace(hidden=sum((w * h.hidden for w, h in zip(weights, heads, strict=True)), zero))
+    hidden = torch.cat([w * h.hidden for w, h in zip(weights, heads, strict=True)], -1)
+    return Projection(hidden, torch.cat([h.matrix for h in heads], -1), None, heads[0].vocabulary)
 
 
 def lowest(dtype: torch.dtype) -> float:

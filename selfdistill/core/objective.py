@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, SpaceError
 from ..views import Views
+from .logits import tensors
+from .memory import LargeModel
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, Given, Measured, Part, Pool, Teacher
 from .step import Batch, Clock, Passes, Step
@@ -116,6 +118,8 @@ class Objective(nn.Module):
         self._vigil = Vigil(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
         for name, term in method.terms.items():
+            if isinstance(model, LargeModel):
+                _refuse_unless_lazy(name, term)
             for part in term.parts():
                 key = part.key(term)
                 if key not in shared:
@@ -203,7 +207,10 @@ class Objective(nn.Module):
         """The first term whose total is not finite, and up to eight samples whose output is not."""
         name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
-        rows, ids = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1), step.batch[term.view].id
+        rows, ids = (
+            torch.isfinite(tensors(step.student(term.view, term.head))[0]).flatten(1).all(1),
+            step.batch[term.view].id,
+        )
         picked = (~rows if not bool(rows.all()) else rows).nonzero().squeeze(1)
         return name, (picked if ids is None else ids[picked])[:8].tolist()
 
@@ -223,6 +230,15 @@ class Objective(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.clock = Clock(*state.tolist())
+
+
+def _refuse_unless_lazy(name: str, term: BaseTerm) -> None:
+    for part in (term.loss, term.gate):
+        if part is not None and not part.lazy:
+            raise SpaceError(
+                f"term {name!r}: {type(part).__name__} needs all logits at once, and this model gives them a block "
+                "at a time; take a loss or gate for tokens, such as TokenDivergence()"
+            )
 
 
 def untaught(method: Method) -> bool:

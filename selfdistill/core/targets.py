@@ -71,7 +71,7 @@ class Target(NamedTuple):
         So no teacher learns through its student's loss, and a nan that stands for nothing enters no gradient.
         """
         value = self.value.detach()
-        if self.valid is not None:
+        if self.valid is not None and isinstance(value, Tensor):  # lazy logits are read where they are valid alone
             mask = self.valid.reshape(*self.valid.shape, *(1,) * (value.dim() - self.valid.dim()))
             value = torch.where(mask, value, torch.zeros_like(value))
         return Target(value, self.space, self.valid)

@@ -14,14 +14,22 @@ import torch
 
 from .. import rng
 from ..core import distributed
+from ..core.memory import Held
 from ..core.objective import Method, Objective
+from ..core.parts import BaseTerm
 from ..core.step import Clock, Passes
 from ..data.prompts import Prompts
 from ..errors import RecipeError
-from ..models.causal_lm import Causal, fits
+from ..models.causal_lm import Causal, ModelView, fits
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .sampling import Beside, Engine, Referee, Sampling, Waiting, by_transformers, distinct, ends, roll
-from .terms import Distil
+
+CONTEXT, AGAINST = "context", "against"  # the views of completions after a context, and after what is turned away from
+
+
+def read_views(term: BaseTerm) -> tuple[str, ...]:
+    """The views that the teacher of a term looks at."""
+    return () if term.teacher is None else term.teacher.reads(term)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def worth(rollout: Rollout, stop: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Language(Method):
-    """A `Method` whose terms are those of `language.terms`.
+    """A `Method` on completions, whose teachers read the view ``context``: the same completion after another prompt.
 
     Args:
         source: where completions come from.
@@ -154,7 +162,7 @@ class Language(Method):
         advice: settings that the paper trains with, used where nothing else is asked for.
     """
 
-    terms: Mapping[str, Any]
+    terms: Mapping[str, BaseTerm]
     source: CompletionSource = OnPolicy()
     context: Context = Nothing()
     against: Context | None = None
@@ -176,9 +184,9 @@ class Language(Method):
         return tuple(dict.fromkeys(wanted))
 
     @property
-    def distils(self) -> dict[str, Distil]:
-        """The terms that have a teacher judge completions after the context."""
-        return {name: term for name, term in self.terms.items() if isinstance(term, Distil)}
+    def distils(self) -> dict[str, BaseTerm]:
+        """The terms whose teacher judges completions after the context."""
+        return {name: term for name, term in self.terms.items() if CONTEXT in read_views(term)}
 
     @property
     def sampling(self) -> Sampling | None:
@@ -303,10 +311,19 @@ class Writer:
         return [self.referee(r, self.data.rows[r.example]) for r in rollouts]
 
     def _beside(self, examples: Sequence[int], share: float) -> Beside:
-        """The teacher of a method that has one, reading its context as it is before any attempt."""
-        ((name, term),) = self.method.distils.items()
-        prompts = [self.prompt(i, self.method.context) for i in examples]
-        return Beside(term.teacher, self.objective.state_of(name, term.teacher), share, prompts)
+        """The teacher of a method that has one, reading its context as it is before any attempt.
+
+        Raises:
+            RecipeError: it is no model that could write.
+        """
+        name, term = next(iter(self.method.distils.items()))
+        assert term.teacher is not None
+        state = self.objective.state_of(name, term.teacher)
+        if not isinstance(state, Held) or not isinstance(state.module, ModelView):
+            raise RecipeError(
+                f"a {type(term.teacher).__name__} cannot write; let a teacher with weights of its own do it"
+            )
+        return Beside(state.module, share, [self.prompt(i, self.method.context) for i in examples])
 
 
 def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -325,8 +342,9 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "examples": torch.tensor([r.example for r in rollouts]),
         "unread": 0,
     }
-    for name, context in (("context", method.context), ("against", method.against)):
-        if context is None or not method.distils:
+    read = {view for term in method.terms.values() for view in read_views(term)}
+    for name, context in ((CONTEXT, method.context), (AGAINST, method.against)):
+        if context is None or name not in read:
             continue
         made: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         for example, members in groups.items():
@@ -354,12 +372,14 @@ def check(method: Language) -> None:
         RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from; who writes
             together with the student is not clear.
     """
-    if isinstance(method.source, TeacherMixed) and len(method.distils) != 1:
-        raise RecipeError(f"student and teacher write together, and the method has {len(method.distils)} terms with a "
-                          "teacher; give it one")  # fmt: skip
+    teachers = {term.teacher for term in method.distils.values()}
+    if isinstance(method.source, TeacherMixed) and len(teachers) != 1:
+        raise RecipeError(
+            f"student and teacher write together, and the method has {len(teachers)} teachers that read a context; "
+            "give it one"
+        )
     for name, term in method.terms.items():
         if method.source.samples < term.group:
             raise RecipeError(f"term {name!r} compares the samples of a prompt; give at least {term.group} samples")
-    for name, term in method.distils.items():
-        if term.contrast and method.against is None:
+        if AGAINST in read_views(term) and method.against is None:
             raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

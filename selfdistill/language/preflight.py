@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.logits import Logits, dense
 from ..errors import DataError
+from ..losses.chunked.divergences import TokenDivergence
 from . import evaluation
 from .completions import Writer
 from .contexts import Nothing, Rollout
@@ -89,7 +90,8 @@ def _compared(writer: Writer, name: str, plain: Sequence[Rollout]) -> dict[str, 
     found = evaluation.opinion(writer, name, answers)
     if found is None:
         return {"judged": 0.0, "kl": None, "top_mass": None}
-    support = writer.method.distils[name].support
+    loss = writer.method.distils[name].loss
+    support = loss.support if isinstance(loss, TokenDivergence) else None
     k = min(support.k if support else 100, writer.model.vocabulary)
     share = len(found.rows) / len(answers)
     return {"judged": share, "kl": float(found.kl.mean()), "k": k, "top_mass": _top_mass(found.teacher, k)}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.outputs import VALUES, space_of, tells_copies
-from ..core.parts import BaseTerm, Teacher
+from ..core.parts import BaseTerm, Teacher, aligned_target
 from ..core.step import Step
 from ..core.targets import Target, matched
 from ..errors import SpaceError
@@ -91,8 +91,8 @@ class Itself(Teacher):
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
     def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
-        value = step.student(self.view or term.view, self.head or term.head).detach()
-        return Target(value, self.space(term.head))
+        view, head = self.view or term.view, self.head or term.head
+        return aligned_target(step, term, view, lambda: step.student(view, head).detach(), self.space(term.head))
 
 
 @dataclass(frozen=True)

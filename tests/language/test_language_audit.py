@@ -14,11 +14,10 @@ from selfdistill.language.completions import Demonstrations, Language
 from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
 from selfdistill.language.sampling import Referee, Sampling
-from selfdistill.language.terms import NextToken
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.fit import Result
-from tests.language.tiny import student
+from tests.language.tiny import label, student
 
 WORDS = [a + b for a in "abcdefgh" for b in "abcdefgh"]
 
@@ -71,7 +70,7 @@ def build(weights: dict[str, Any], lora: int = 0) -> Causal:
 def spoil(
     able: dict[str, Any], lora: int = 0, generations: int = 1, data: Prompts | None = None, **more: Any
 ) -> Result:
-    method = Language({"label": NextToken()}, source=Demonstrations(), generations=generations)
+    method = Language({"label": label()}, source=Demonstrations(), generations=generations)
     options: dict[str, Any] = {"device": "cpu", "steps": 40, "batch_size": 16, "lr": 2e-2, "max_tokens": 4} | more
     return fit(lambda: build(able, lora), data or copying(wrong=True), method, **options)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..memory import Held
+from ..memory import Held, WeightView
 from ..parts import BaseTerm, Part, Teacher
 from ..step import Step
 from .summary import Pulse, fail
@@ -152,7 +152,11 @@ class Vigil:
     def _held(self) -> list[tuple[str, Part, nn.Module]]:
         """The owners that hold a module, by the state's key."""
         held = [(key, part, self.states[key]) for key, part, _ in self.owners]
-        return [(key, part, state.module) for key, part, state in held if isinstance(state, Held)]
+        return [
+            (key, part, state.module)
+            for key, part, state in held
+            if isinstance(state, Held) and not isinstance(state.module, WeightView)
+        ]
 
     def _terms(self, key: str) -> list[str]:
         return [name for (name, _), mine in self.keys.items() if mine == key]

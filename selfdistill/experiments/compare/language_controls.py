@@ -26,9 +26,9 @@ from ...language.contexts import rendered
 from ...language.recipes import sft
 from ...language.sampling import Sampling
 from ...language.task import Judge, Spoken, choose, product, read_recipe
-from ...language.teachers import External
 from ...language.trainer import fit
 from ...models.causal_lm import packed
+from ...teachers import External
 from ...training import threads
 from ...training.fit import Result, choose_device
 from .controls import Kind
@@ -146,7 +146,7 @@ def _dearer(judge: Judge, trained: Result) -> float:
     assert trained.objective is not None
     for name, term in judge.ready.method.distils.items():
         if isinstance(term.teacher, External):
-            (other,) = trained.objective.state_of(name, term.teacher).held
+            (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, judge.model)]
             looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
             return (sizes[0] / sizes[1] - 1.0) * looks

@@ -12,13 +12,16 @@ No gradient flows to a teacher. Arithmetic is float32 whatever comes in, float64
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...core.logits import Logits, Projection, SparseLogProbs, checked, outputs, picked, tensors
+from ...core.parts import Loss
+from ...core.targets import Target
 from ...errors import DataError, RecipeError
 from .definitions import (
     K2,
@@ -48,6 +51,8 @@ __all__ = [
     "SampledReverseKL",
     "SkewKL",
     "SparseLogProbs",
+    "TokenCrossEntropy",
+    "TokenDivergence",
     "Top",
     "TotalVariation",
     "divergence",
@@ -299,15 +304,63 @@ def log_probabilities(student: Logits, ids: Tensor, *, temperature: float = 1.0,
 
 
 @torch.no_grad()
-def entropies(source: Logits, vocabulary: int) -> Tensor:
-    """-sum_v p_v log p_v of every token in nats, from log V - KL(p || uniform): flat in memory, without gradient.
+def entropies(source: Logits, mask: Tensor | None = None) -> Tensor:
+    """-sum_v p_v log p_v of every token (...) in nats, from log V - KL(p || uniform): flat in memory, no gradient.
 
-    >>> [round(h, 4) for h in entropies(torch.zeros(2, 4), 4).tolist()]
+    >>> [round(h, 4) for h in entropies(torch.zeros(2, 4)).tolist()]
     [1.3863, 1.3863]
     """
-    first = tensors(source)[0]
-    uniform = Projection(first.new_zeros(len(first), 1), first.new_zeros(vocabulary, 1))
-    return math.log(vocabulary) - divergence(uniform, source, ForwardKL(), vocabulary=vocabulary).values
+    first, vocabulary = tensors(source)[0], outputs(source)
+    uniform = Projection(first.new_zeros(*first.shape[:-1], 1), first.new_zeros(vocabulary, 1))
+    return math.log(vocabulary) - divergence(uniform, source, ForwardKL(), mask=mask, vocabulary=vocabulary).values
+
+
+@dataclass(frozen=True)
+class TokenDivergence(Loss):
+    """D(q_t, p_t) of each token, q_t the teacher and p_t the student, in one sweep with flat memory.
+
+    Args:
+        divergence: which divergence, its temperature and clip.
+        support: None for the full vocabulary, or the ``Top`` k ids of a side (k is an upper bound).
+    """
+
+    divergence: Divergence = ForwardKL()
+    support: Top | None = None
+    target_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    student_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    lazy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.divergence.sampled:
+            raise RecipeError(f"{self.divergence} reads sampled tokens; TeacherReturns learns from those")
+
+    def total(self, student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        size, (mask, weight) = min(outputs(student), outputs(target.value)), _weighed(student, target, weight)
+        support = self.support and replace(self.support, k=min(self.support.k, size))
+        found = divergence(student, target.value, self.divergence, support=support, weight=weight, mask=mask)
+        return found.total, found.values
+
+
+@dataclass(frozen=True)
+class TokenCrossEntropy(Loss):
+    """-log p(y_t) of each token y_t of a completion: what supervised fine-tuning minimises."""
+
+    target_spaces: ClassVar[frozenset[str] | None] = frozenset({"classes"})
+    student_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    lazy: ClassVar[bool] = True
+
+    def total(self, student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        mask, weight = _weighed(student, target, weight)
+        values = -log_probabilities(student, target.value, mask=mask)
+        return (weight[mask] * values[mask]).sum(), values.detach()
+
+
+def _weighed(student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which tokens count, and the weight of each, (rows, T)."""
+    mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+    mask = mask if target.valid is None else target.valid
+    weight = mask.float() if weight is None else weight
+    return mask & (weight != 0), weight
 
 
 class Estimates(NamedTuple):
