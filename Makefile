@@ -1,42 +1,62 @@
-# Two commands matter: `make demo` and `make test`. Each does all the set-up it needs, in .venv.
+# Two commands matter: `make demo` and `make test`. Each installs what it needs into .venv; `make help` lists the others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+DEV := $(VENV)/.dev
 # Half the machine's work is done by torch's own threads; two test processes share two cores best with one thread each.
 WORKERS ?= 2
 
-.PHONY: demo demo-unlabelled test test-slow lint format bench clean
+.PHONY: help demo demo-unlabelled test test-slow lint house golden bench format generate clean
+.DEFAULT_GOAL := help
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r target what; do printf 'make %-16s %s\n' "$$target" "$$what"; done
 
-demo: $(READY)
-	$(BIN)/selfdistill run digits --label-noise 0.4 --out runs/demo
+$(DEMO): pyproject.toml constraints.txt
+	@tools/install.sh $(PYTHON) $(VENV) .
+	@touch $(DEMO)
 
-demo-unlabelled: $(READY)
+$(DEV): $(DEMO)
+	@tools/install.sh $(PYTHON) $(VENV) '.[dev]'
+	@touch $(DEV)
+
+demo: $(DEMO) ## a minute: train an MLP on digits with 40 % wrong labels by elr(), beside plain training
+	@echo "elr() (early-learning regularisation, a model taught by its own past) against plain(): digits, 40 % wrong labels"
+	$(BIN)/selfdistill run digits --label-noise 0.4 --method 'elr()' --out runs/demo
+
+demo-unlabelled: $(DEMO) ## the same with 100 labelled rows and the others unlabelled, by curriculum()
+	@echo "curriculum() (pseudo-labels, the surest first) against plain(): digits, 100 rows with a label"
 	$(BIN)/selfdistill run digits --labels 100 --method 'curriculum()' --out runs/demo-unlabelled
 
-lint: $(READY)
+test: lint house ## all checks: lint, house and the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules selfdistill tests
+
+test-slow: $(DEV) ## tests that take long: 200 kills, learning runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+lint: $(DEV) ## formatting, style, types and the layers of the package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-format: $(READY)
+house: $(DEV) ## measure the architecture against its targets
+	$(BIN)/python tools/house.py --report
+
+golden: $(DEV) ## compare small runs with tests/golden.json, bit for bit: on the kind of processor that recorded them
+	$(BIN)/python tools/golden.py check tests/golden.json
+
+bench: $(DEV) ## measure the time of a training step against a bare loop
+	$(BIN)/python -m benchmarks.speed steps
+
+format: $(DEV) ## format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules selfdistill tests
+generate: $(DEV) ## write the pages and lists that are made from the code
+	$(BIN)/python tools/generate.py
 
-test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
-
-bench: $(READY)
-	$(BIN)/python -m benchmarks.speed steps
-
-clean:
+clean: ## remove the environment, runs and builds
 	rm -rf $(VENV) runs build dist

@@ -1,6 +1,6 @@
 """Why are some methods of the benchmark far below plain()? Their cells once more, each with one thing changed.
 
-    python benchmarks/far_below.py --groups thresholds views
+    python -m benchmarks.far_below --groups thresholds views
 
 Seeds are from 100 on, which no cell has, and it is the audit split that is scored, as far as its labels are right: the
 test split is not read. Steps are those of the cells unless a row says otherwise. Each row: accuracy by seed, its mean,
@@ -10,7 +10,6 @@ and the mean share of audit rows that have the commonest answer.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +20,9 @@ from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, PerElement, Term
 from selfdistill.core.step import Clock
 from selfdistill.evaluation.predict import predict_rows
+from selfdistill.experiments.benchmark.cells import read
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, build_for, data_of
-from selfdistill.experiments.network_task import batch_size_for
+from selfdistill.experiments.network_run import batch_size_for
 from selfdistill.methods.registry import read_method
 from selfdistill.schedules import After
 from selfdistill.training.fit import fit
@@ -263,7 +263,10 @@ def steps_of(row: Row) -> int:
     if row.steps:
         return row.steps
     cell = Cell(SETTINGS[row.setting], f"{row.method.partition('(')[0]}()", 0)
-    return int(json.loads(cell.path(CELLS).read_text())["steps_each"])
+    record = read(cell, CELLS)
+    if record is None:
+        raise SystemExit(f"{cell.method} has no cell in {row.setting}; make it with: {cell.command()}")
+    return int(record["steps_each"])
 
 
 def trained(row: Row, seed: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Fashion-MNIST, 100 labels, 59,900 unlabelled rows: a semi-supervised recipe beside plain controls at equal passes.
 
-    python benchmarks/few_labels.py --seeds 5 --out runs/few_labels.jsonl
+    python -m benchmarks.few_labels --seeds 5 --out runs/few_labels.jsonl
 
 Every network takes ``--passes`` sample passes (forward 1, backward 2), from the same first weights and on the same
 labels of a seed, ten of each class. scikit-learn's SelfTrainingClassifier has the same labels, pixels as features and
@@ -28,7 +28,7 @@ from selfdistill.data.dataset import Data, load
 from selfdistill.data.sources import find
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
-from selfdistill.experiments.benchmark.cells import matched
+from selfdistill.experiments.benchmark.cells import train_within
 from selfdistill.methods.registry import read_method
 from selfdistill.models.registry import parse
 from selfdistill.teachers import ClassAligned
@@ -91,7 +91,7 @@ def network(data: Data, scored: Tensor, setup: Setup, seed: int, given: argparse
         found = fit(build, data, method_of(setup), steps=steps, warn=lambda line: None, **settings)
         return found, found.passes.cost()
 
-    result = matched(train, given.passes)[0]
+    result = train_within(train, given.passes)[0]
     said = predict_rows(result.model, data, scored, data.head).argmax(-1)
     return said, {"steps": result.steps, "taken": result.passes.cost()}
 

@@ -2,7 +2,7 @@
 
 For each seed the method is trained on all labels (training and audit rows) without any audit; its last generation
 against its first, on the test split, is the ungated gain. Then the same run with K folds, whose product learns from the
-same rows. Run it as ``python benchmarks/gain_kept.py --seeds 6``; what is done is not trained again.
+same rows. Run it as ``python -m benchmarks.gain_kept --seeds 6``; what is done is not trained again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from selfdistill import fit
 from selfdistill.evaluation.predict import score
-from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.training.cross_fitting import all_labels

@@ -1,9 +1,10 @@
 """What a divergence over a large vocabulary costs on a GPU: all logits, this package, and peers.
 
-    python benchmarks/gpu_divergence.py --out divergence-gpu.json
+    python -m benchmarks.gpu_divergence --out divergence-gpu.json
 
-From hidden states and output matrices to gradients of both, as `selfdistill bench divergence` does it on a CPU. Every
-round calls every variant once, timed by the device's events; memory is the highest allocated above the inputs.
+From hidden states and output matrices to gradients of both, as `python -m benchmarks.speed divergence` does it on a
+CPU. Every round calls every variant once, timed by the device's events; memory is the highest allocated above the
+inputs.
 "selfdistill" is what runs by itself, its kernel; "compiled" has what the compiler makes of the same arithmetic in the
 kernel's place, "as written" neither.
 """

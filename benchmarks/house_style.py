@@ -1,6 +1,6 @@
 """Questions to be answered in a house style, with demonstrations, and a suite of plain questions that must not suffer.
 
-    python benchmarks/house_style.py FOLDER      writes style.jsonl and plain.jsonl there
+    python -m benchmarks.house_style FOLDER      writes style.jsonl and plain.jsonl there
 
 The style is "Answer: X. (Source: common knowledge)". In style.jsonl a completion is right if it has that form and the
 right X; in plain.jsonl if X is in it, however it is said. The two ask about different things.
@@ -8,8 +8,8 @@ right X; in plain.jsonl if X is in it, however it is said. The two ask about dif
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 CAPITALS = (
@@ -72,4 +72,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", help="where the two files are written")
+    main(parser.parse_args().folder)

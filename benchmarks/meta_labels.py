@@ -1,6 +1,6 @@
 """Does the feedback of meta pseudo-labels add anything? Digits, 100 labels: beside plain and the same without it.
 
-    python benchmarks/meta_labels.py --times 1 10
+    python -m benchmarks.meta_labels --times 1 10
 
 Seeds are from 100 on, which no cell has, and it is the audit split that is scored (100 rows): the test split is not
 read. Every method takes as many sample passes as the setting's budget, ``--times`` over, to 3 %; "as many steps" is the
@@ -15,7 +15,7 @@ import statistics
 
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
-from selfdistill.experiments.benchmark.cells import Training, matched
+from selfdistill.experiments.benchmark.cells import Training, train_within
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, data_of
 from selfdistill.training import threads
 from selfdistill.training.fit import Result
@@ -40,7 +40,7 @@ def accuracy(found: Result, seed: int) -> float:
 
 def steps_for(method: str, budget: float) -> int:
     """As many as cost the budget, found with the first seed."""
-    return matched(training(method, FIRST), budget)[1]
+    return train_within(training(method, FIRST), budget)[1]
 
 
 def main() -> None:

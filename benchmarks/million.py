@@ -75,7 +75,7 @@ def command(rows: int) -> None:
     from tempfile import TemporaryDirectory
 
     import selfdistill.estimators.defaults
-    import selfdistill.estimators.task  # noqa: F401
+    import selfdistill.estimators.run  # noqa: F401
     from selfdistill.experiments.run import Run
     from selfdistill.io.run_record import Request
 

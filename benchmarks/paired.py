@@ -1,12 +1,13 @@
 """Paired differences over seeds, from finished run folders: mean and 95 % interval (Student's t).
 
-    python benchmarks/paired.py runs/evidence/noise-*
+    python -m benchmarks.paired runs/evidence/noise-*
 
 Every run trained its own plain control on the same split, labels and number of steps, so that each seed is a pair.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -44,4 +45,6 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folders", nargs="+", metavar="RUN", help="folders of finished runs")
+    main(parser.parse_args().folders)

@@ -1,6 +1,6 @@
 """Peers on digits with 40 % wrong labels: one model taught by its peers, one alone, and as many alone together.
 
-    python benchmarks/peers.py --seeds 12 --out runs/peers.jsonl
+    python -m benchmarks.peers --seeds 12 --out runs/peers.jsonl
 
 All networks take the same number of steps on the same labels. ``alone`` is the plain network; ``together`` is the mean
 probability of as many plain networks as there are peers; a recipe's row is the single network that it leaves. The share

@@ -1,6 +1,6 @@
 """From features learnt without labels to a classifier of few: pre-train, then fine-tune, beside plain training.
 
-    python benchmarks/pretraining.py --seeds 10 --out runs/pretraining.jsonl
+    python -m benchmarks.pretraining --seeds 10 --out runs/pretraining.jsonl
 
 All rows of a table take the same sample passes in all (forward 1, backward 2): ``plain()`` from a fresh network, and
 for each recipe half of them without labels and half for ``plain()`` from there, as ``selfdistill run --init`` does it.
@@ -24,8 +24,8 @@ from selfdistill.data.dataset import Data, load
 from selfdistill.evaluation import linear_probe
 from selfdistill.evaluation.predict import score
 from selfdistill.evaluation.statistics import interval, paired
-from selfdistill.experiments.benchmark.cells import matched
-from selfdistill.experiments.network_task import batch_size_for
+from selfdistill.experiments.benchmark.cells import train_within
+from selfdistill.experiments.network_run import batch_size_for
 from selfdistill.methods.registry import read_method
 from selfdistill.models import registry, store
 from selfdistill.models.peers import product
@@ -45,7 +45,7 @@ def trained(build: registry.Build, data: Data, expression: str, passes: float, s
         found = fit(build, data, method, steps=steps, seed=seed, batch_size=size, audit="off", warn=lambda line: None)
         return found, found.passes.cost()
 
-    found: tuple[Result, int] = matched(train, passes)
+    found: tuple[Result, int] = train_within(train, passes)
     return found
 
 

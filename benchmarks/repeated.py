@@ -1,6 +1,6 @@
 """Repeated self-training on digits: what replacing, accumulating and anchoring do, and when the alarm is raised.
 
-    python benchmarks/repeated.py --seeds 8 --out runs/repeated.jsonl
+    python -m benchmarks.repeated --seeds 8 --out runs/repeated.jsonl
 
 60 labels, 120 fresh unlabelled rows a generation, 10 generations after the first. A training adds a line to ``--out``;
 given again, the command goes on where it was cut. Every generation is scored on the test split after the training; the

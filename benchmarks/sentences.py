@@ -1,6 +1,6 @@
 """MiniLM fine-tuned on rated sentences: the plain model against three recipes, at equal steps, paired over seeds.
 
-    python benchmarks/sentences.py FOLDER --seeds 5 --out runs/sentences.jsonl
+    python -m benchmarks.sentences FOLDER --seeds 5 --out runs/sentences.jsonl
 
 FOLDER has ``sentiment-amazon.csv.gz`` with the columns ``text`` and ``rating``, the mean of 20 raters from -4 to 4
 (sentences of VADER, Hutto and Gilbert, ICWSM 2014). Two tasks: the rating as a value, and its sign as a class, without

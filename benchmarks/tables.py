@@ -1,13 +1,13 @@
 """The estimators on tables, against the same learner alone: paired over seeds, mean ± half of the 95 % interval.
 
-``python benchmarks/tables.py`` measures everything (about a quarter of an hour on one core); name parts to run some:
+``python -m benchmarks.tables`` measures everything (about a quarter of an hour on one core); name parts to run some:
 
 repair   ridge on diabetes with a penalty ten times too large: what xi from the data repairs
 tuned    ridge on diabetes, penalty by generalised cross-validation: xi must leave it alone
 joint    penalty and xi chosen together: must not be worse than the tuned penalty
 peers    60 labels of diabetes, 80 of friedman1, the rest unlabelled: peers that label for each other, and own labels
 soft     the cost of fitting soft targets, where the learner takes them without copies of the rows
-million  memory and seconds of the defaults on a million rows with kinds and gaps (``benchmarks/million.py``)
+million  memory and seconds of the defaults on a million rows with kinds and gaps (``benchmarks.million``)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The names below are loaded when they are first used, so that importing the packa
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import gates, losses, methods, schedules, teachers, views
     from .core.objective import Method, Objective
     from .core.parts import Gate, Tally, Teacher, Term
-    from .core.step import Batch, Clock, Rows, Step
+    from .core.step import Batch, Clock, Forward, Rows
     from .core.targets import Target
     from .errors import SelfdistillError
     from .experiments.run import Run
@@ -22,31 +22,61 @@ if TYPE_CHECKING:
     from .training.fit import Result, fit
     from .training.settings import Settings
 
-#: module that defines each public name
-_HOME = {
-    "core.objective": ("Method", "Objective"),
-    "core.parts": ("Gate", "Tally", "Teacher", "Term"),
-    "core.step": ("Batch", "Clock", "Rows", "Step"),
-    "core.targets": ("Target",),
-    "errors": ("SelfdistillError",),
-    "experiments.run": ("Run",),
-    "models.store": ("load_model",),
-    "training.fit": ("Result", "fit"),
-    "training.settings": ("Settings",),
-}
-_MODULES = ("gates", "losses", "methods", "schedules", "teachers", "views")
-
 __all__ = [
-    "Batch", "Clock", "Gate", "Method", "Objective", "Result", "Rows", "Run", "SelfdistillError", "Settings", "Step",
-    "Tally", "Target", "Teacher", "Term", "fit", "gates", "load_model", "losses", "methods", "schedules", "teachers",
+    "Batch",
+    "Clock",
+    "Forward",
+    "Gate",
+    "Method",
+    "Objective",
+    "Result",
+    "Rows",
+    "Run",
+    "SelfdistillError",
+    "Settings",
+    "Tally",
+    "Target",
+    "Teacher",
+    "Term",
+    "fit",
+    "gates",
+    "load_model",
+    "losses",
+    "methods",
+    "schedules",
+    "teachers",
     "views",
-]  # fmt: skip
+]
 
+#: the module that defines each public name; a name that is not here is a module itself
+_HOMES = {
+    "Batch": "core.step",
+    "Clock": "core.step",
+    "Gate": "core.parts",
+    "Method": "core.objective",
+    "Objective": "core.objective",
+    "Result": "training.fit",
+    "Rows": "core.step",
+    "Run": "experiments.run",
+    "SelfdistillError": "errors",
+    "Settings": "training.settings",
+    "Forward": "core.step",
+    "Tally": "core.parts",
+    "Target": "core.targets",
+    "Teacher": "core.parts",
+    "Term": "core.parts",
+    "fit": "training.fit",
+    "load_model": "models.store",
+}
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    home = next((module for module, names in _HOME.items() if name in names), None)
-    if home is None:
-        raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{home}", __name__), name)
+if not TYPE_CHECKING:  # a type checker reads the imports above, and knows a name that does not exist
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
+        if name not in _HOMES:
+            return importlib.import_module(f".{name}", __name__)
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

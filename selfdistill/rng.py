@@ -27,13 +27,6 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-def _mix(word: int) -> int:
-    word = (word + _GOLDEN) & _MASK
-    word = ((word ^ (word >> 30)) * _MIX1) & _MASK
-    word = ((word ^ (word >> 27)) * _MIX2) & _MASK
-    return word ^ (word >> 31)
-
-
 def seed(*address: int | str) -> int:
     """A 63-bit seed for a generator, from an address of integers and words.
 
@@ -43,7 +36,10 @@ def seed(*address: int | str) -> int:
     state = 0
     for part in address:
         word = zlib.crc32(part.encode()) if isinstance(part, str) else part & _MASK
-        state = _mix(state ^ word)
+        state = ((state ^ word) + _GOLDEN) & _MASK
+        state = ((state ^ (state >> 30)) * _MIX1) & _MASK
+        state = ((state ^ (state >> 27)) * _MIX2) & _MASK
+        state ^= state >> 31
     return state >> 1
 
 

@@ -1,15 +1,13 @@
 """Views: what do student and teacher look at? Here are the values; `sampling` draws the rows and makes the tensors.
 
-A `Look` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
+A `View` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
 
 * ``labelled``: the labelled training rows, shuffled every epoch;
 * ``all``: labelled and unlabelled rows alike;
 * ``union``: labelled rows and the unlabelled ones that a teacher has admitted;
 * ``chosen``: the rows that a teacher has admitted, labelled or not, as often as it names them;
 * ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
-* ``pair``: for each labelled row of the batch another row of its class;
-* ``mixed``: rows of the view ``x``, mixed with each other when they are looked at: the view ``mixed`` is that of their
-  inputs, and ``between`` has no inputs, but what is said of ``x``, mixed in the same way.
+* ``pair``: for each labelled row of the batch another row of its class.
 
 ``augment`` is ``none``, ``weak``, ``strong``, ``crop`` (a large part), ``local`` (a small one), or ``default`` (what
 suits the data).
@@ -21,7 +19,7 @@ from dataclasses import dataclass
 
 from .errors import RecipeError
 
-ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair", "mixed")
+ROWS = ("labelled", "all", "union", "chosen", "unlabelled", "pair")
 
 
 TOGETHER = ("union", "all", "chosen")  # both labelled and unlabelled rows in one set
@@ -31,7 +29,7 @@ AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
 
 
 @dataclass(frozen=True)
-class Look:
+class View:
     """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
 
     ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
@@ -74,19 +72,14 @@ class Look:
 @dataclass(frozen=True)
 class Views:
     """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones; with ``mates``
-    so many rows of a batch accompany each one that is drawn: others of its class. ``mixing`` is a of Beta(a, a), from
-    which each batch draws the share of a row beside that of its partner; the partner of the first row is the last."""
+    so many rows of a batch accompany each one that is drawn: others of its class."""
 
-    looks: tuple[Look, ...] = (Look("x"),)
+    looks: tuple[View, ...] = (View("x"),)
     ratio: float = 1.0
     overlap: bool = False
     mates: int = 0
-    mixing: float = 0.0
 
     def __post_init__(self) -> None:
-        mixed = {look.name for look in self.looks if look.rows == "mixed"}
-        if not mixed <= {"mixed", "between"} or (mixed and not self.mixing > 0):
-            raise RecipeError("views of mixed rows are 'mixed' and 'between', and need a mixing above 0")
         ways = dict[str, tuple[str, str]]()  # by name of the looks so far
         for look in self.looks:
             if look.of and ways.get(look.of) != (look.rows, look.augment):
@@ -110,12 +103,12 @@ class Views:
 
 def two(rows: str = "labelled", augment: str = "weak") -> Views:
     """Two independent augmentations ``x`` and ``other`` of the same rows."""
-    return Views((Look("x", rows, augment), Look("other", rows, augment)))
+    return Views((View("x", rows, augment), View("other", rows, augment)))
 
 
 def pairs() -> Views:
     """``x`` and, for each of its rows, another sample of the same class in ``pair``."""
-    return Views((Look("x"), Look("pair", "pair")))
+    return Views((View("x"), View("pair", "pair")))
 
 
 def overlapping() -> Views:
@@ -127,14 +120,9 @@ def weak_strong(ratio: float = 7.0, labelled: str = "weak") -> Views:
     """``labelled`` rows, and ``ratio`` times as many unlabelled ones in a ``weak`` and a ``strong`` view."""
     return Views(
         (
-            Look("labelled", "labelled", labelled),
-            Look("weak", "unlabelled", "weak"),
-            Look("strong", "unlabelled", "strong"),
+            View("labelled", "labelled", labelled),
+            View("weak", "unlabelled", "weak"),
+            View("strong", "unlabelled", "strong"),
         ),
         ratio,
     )
-
-
-def mixtures(mixing: float) -> Views:
-    """``x``, its rows ``mixed`` with each other, and ``between``: what is said of ``x``, mixed in the same way."""
-    return Views((Look("x"), Look("mixed", "mixed"), Look("between", "mixed")), mixing=mixing)

@@ -89,9 +89,9 @@ def building_for(method: Method) -> Any:
     """The factory of models that the recipe is tried on."""
     if of_values(method):
         return build_values
-    if method.prepare and method.prepare.patches:
+    if method.wrap_model and method.wrap_model.patches:
         return build_patches
-    if method.prepare and method.prepare.maps:
+    if method.wrap_model and method.wrap_model.maps:
         return build_maps
     several = any(hasattr(part, "passes") for term in method.terms.values() for part in term.parts())
     return build_dropping if several else build
@@ -216,7 +216,7 @@ def _initial_models(method: Method, building: Any, generations: list[Any]) -> li
     """Each generation's model as it was before its first step; their digests are checked against the run's record."""
     from selfdistill.io.tensors import digest
 
-    factory = method.prepare(building) if method.prepare else building
+    factory = method.wrap_model(building) if method.wrap_model else building
     starts = []
     for g, generation in enumerate(generations):
         torch.manual_seed(rng.seed(0, "init", g))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from selfdistill.core.mixing import Mixing
 from selfdistill.core.parts import Always
 from selfdistill.gates import (
     Agreement,
@@ -15,13 +16,13 @@ from selfdistill.gates import (
     Correct,
     FallingLoss,
     LabelledShare,
+    LowVariance,
     Precision,
     SelfAdaptive,
     Shard,
     Singleton,
     SmallLoss,
     Spared,
-    Steady,
     TruncatedGaussian,
     Unanimous,
 )
@@ -50,9 +51,7 @@ from selfdistill.losses import (
 )
 from selfdistill.teachers import (
     Aligned,
-    Ancestors,
     BetaRanked,
-    Beyond,
     Cached,
     CentredMomentum,
     CertainLabels,
@@ -62,8 +61,10 @@ from selfdistill.teachers import (
     Ema,
     Ensembled,
     External,
+    Extrapolated,
     Frozen,
     Generation,
+    GenerationEnsemble,
     History,
     Itself,
     JointLabels,
@@ -85,8 +86,7 @@ from selfdistill.teachers import (
     WeakRanks,
     ZipfRanks,  # fmt: skip
 )
-from selfdistill.teachers.self_training import Carried
-from selfdistill.views import Look, Views
+from selfdistill.teachers.self_training import InheritedPseudoLabels
 
 LOSSES = [
     (CrossEntropy(), None), (CrossEntropy(4.0, smoothing=0.1), None), (CrossEntropy(hard=True), None),
@@ -104,7 +104,8 @@ GATES = [
     Precision(0.1), Annealed(), Annealed("log"), Annealed("exp"), ClassProgress(), ClassProgress(0.4, "concave", False),
     ClassProgress(0.3, "linear"), SelfAdaptive(), SelfAdaptive(0.5), TruncatedGaussian(),
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
-    Steady(), Steady(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(), Shard(),
+    LowVariance(), LowVariance(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
+    Shard(),
     Bagged(), Bagged(0.3),
 ]  # fmt: skip
 TEACHERS = [
@@ -112,13 +113,16 @@ TEACHERS = [
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
     ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
-    Snapshot(2, 1.0), Beyond(), Beyond(xi=-1.0),
+    Snapshot(2, 1.0), Extrapolated(), Extrapolated(xi=-1.0),
     Neighbours(), Neighbours(0.0, 1.0), MixedLabels(), JointLabels(),
     LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), PseudoLabels(balanced=False),
-    Carried(), Carried("replace", hard=True, fresh=5), Carried("anchor", fresh=7), Sampled(), Sampled(2), Aligned(),
+    InheritedPseudoLabels(),
+    InheritedPseudoLabels("replace", hard=True, fresh=5), InheritedPseudoLabels("anchor", fresh=7),
+    Sampled(), Sampled(2), Aligned(),
     ClassAligned(), ClassAligned(Ema(0.5), 0.5), ClassAligned(History(), 0.9), CertainLabels(0.3, 0.05, 0.25, 0.05),
     CertainLabels(0.9, 0.05, 0.25, 0.05, 3, True),
-    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0), Ancestors(), Ancestors(at_last=True), Members(),
+    Ensembled(), Refurbished(0.4, 2, 0.5, 0.0), Relabelled(2, 0.0),
+    GenerationEnsemble(), GenerationEnsemble(at_last=True), Members(),
     Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
     Momentum(), Momentum(0.5, view="weak", head="logits"), CentredMomentum(), CentredMomentum(0.5, centring=0.3),
 ]  # fmt: skip
@@ -168,7 +172,7 @@ SAYS: dict[Any, Any] = {
     Itself(head="exits"): lambda head: None if head == "joint" else "logits",
     Itself(head="feature"): lambda head: None if head == "joint" else "features",
     **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
-    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), Carried(), Relabelled())},
+    **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), InheritedPseudoLabels(), Relabelled())},
     Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
@@ -180,11 +184,19 @@ SAYS: dict[Any, Any] = {
     },
     **{
         t: lambda head: "probabilities" if head == "logits" else None
-        for t in (BetaRanked(), Beyond(), ClassMean(), Virtual(), Snapshot(2), ZipfRanks("exits"), WeakRanks("logits"))
+        for t in (
+            BetaRanked(),
+            Extrapolated(),
+            ClassMean(),
+            Virtual(),
+            Snapshot(2),
+            ZipfRanks("exits"),
+            WeakRanks("logits"),
+        )
     },
     Neighbours(): lambda head: "logits" if head == "logits" else None,
     Refurbished(): {"logits": "classes"}.get,
-    Ancestors(): {"logits": "logits", "values": "values"}.get,
+    GenerationEnsemble(): {"logits": "logits", "values": "values"}.get,
     Members(): {"logits": "members"}.get,
     Stale(): {"peers": "probabilities"}.get,
     Combined(): {"logits": "logits"}.get,
@@ -200,8 +212,8 @@ JUDGES: dict[Any, Any] = {
     Precision(0.5): {"gaussian"},
     Spared(0.3): None,
     **dict.fromkeys(
-        (Annealed(), ClassProgress(0.3), SelfAdaptive(), TruncatedGaussian(), Unanimous(), Steady(1.0),
-         FallingLoss(1.0, warm_up=0.0, labelled="x"), Singleton(0.8, 0.5, "x"), Steady(1.0, head="peers")),
+        (Annealed(), ClassProgress(0.3), SelfAdaptive(), TruncatedGaussian(), Unanimous(), LowVariance(1.0),
+         FallingLoss(1.0, warm_up=0.0, labelled="x"), Singleton(0.8, 0.5, "x"), LowVariance(1.0, head="peers")),
         DISTRIBUTIONS,
     ),
     SmallLoss(0.3): DISTRIBUTIONS,
@@ -210,9 +222,9 @@ JUDGES: dict[Any, Any] = {
     Bagged(): None,
 }  # fmt: skip
 #: They ask the head 'peers', whose classes are others than those of 'joint'.
-ASKS_PEERS = {Unanimous(), Steady(1.0, head="peers")}
+ASKS_PEERS = {Unanimous(), LowVariance(1.0, head="peers")}
 #: They speak of rows that are mixed, in this view; all others of the rows as they are.
-MIXED = {MixedLabels(): Views((Look("x"), Look("mixed", "mixed")), mixing=1.0)}
+MIXED = {MixedLabels(): Mixing()}
 #: They ask for a sample's id or label, and a mixture has two.
 OF_A_SAMPLE = {
     Correct(): "two labels",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Gate, Teacher, Term
-from selfdistill.core.step import Step
+from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import CrossEntropy
@@ -26,13 +26,13 @@ CLASSES, ROWS = 4, 32
 class Says(Teacher):
     """Says what a function of the step says."""
 
-    what: Callable[[Step], Tensor]
+    what: Callable[[Forward], Tensor]
     called: str = "logits"
 
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return Target(self.what(step), self.called)
 
 
@@ -40,7 +40,7 @@ class Says(Teacher):
 class Inverted(Gate):
     """Keeps what it should drop, or makes no claim."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         top = target.probabilities(student.shape[-1]).amax(-1)
         return (top < top.median()).float()
 
@@ -62,7 +62,7 @@ class Net(nn.Module):
         return found
 
 
-def clear(step: Step) -> Tensor:
+def clear(step: Forward) -> Tensor:
     """Confident and right: logits of the labels."""
     return F.one_hot(step.labels("x"), CLASSES).float() * (2 + torch.rand(step.rows("x"), 1) * 4)
 

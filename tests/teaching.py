@@ -53,7 +53,7 @@ def state_of(objective: Objective) -> Any:
 def said(objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
     """What the teacher says of a batch, and of which rows."""
     term: Any = objective.method.terms["t"]
-    step = objective.look(batch)
+    step = objective.forward_views(batch)
     target = term.teacher.target(state_of(objective), step, term)
     valid = torch.ones(len(target.value), dtype=torch.bool) if target.valid is None else target.valid
     return target.value, valid

@@ -6,7 +6,11 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +22,7 @@ from click.testing import CliRunner
 from selfdistill.cli import main
 from selfdistill.methods import Recipe, plain, ps_kd
 from tests.harness import record
+from tools.generate import design_page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/python.md")
@@ -147,8 +152,26 @@ def test_a_method_added_by_the_walk_through_agrees_with_its_oracle(
 
 
 def test_the_walk_through_takes_two_files_of_forty_lines_together() -> None:
-    files = [block("CONTRIBUTING.md", text) for text in WALK]
-    assert sum(bool(line.strip()) for text in files for line in text.splitlines()) <= 40
+    """Of code: blank lines and docstrings are not counted."""
+    two = [block("CONTRIBUTING.md", "def sure_past"), block("CONTRIBUTING.md", "def oracle")]
+    code = [re.sub(r'""".*?"""', "", text, flags=re.DOTALL) for text in two]
+    assert sum(bool(line.strip()) for text in code for line in text.splitlines()) <= 40
+
+
+def test_the_recipe_of_the_walk_through_is_listed_as_soon_as_its_file_is_there(tmp_path: Path) -> None:
+    """Though neither the exports nor the shipped catalogue name it."""
+    shutil.copytree(ROOT / "selfdistill", tmp_path / "selfdistill", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "selfdistill" / "methods" / "sure_past_.py"
+    file.write_text(block("CONTRIBUTING.md", "def sure_past"))
+    for command, expected in (
+        (["methods"], "sure_past(weight=1.0)"),
+        (["explain", "sure_past", "--code"], "LastEpoch"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "selfdistill", *command],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert expected in done.stdout
 
 
 def test_every_python_block_of_the_walk_through_is_executed() -> None:
@@ -181,6 +204,33 @@ def test_the_readme_counts_the_recipes_that_there_are() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "more than sixty recipes for networks and fifteen for language models" in text
     assert (60 < len(recipes()) < 70, len(RECIPES)) == (True, 15)
+
+
+def test_the_tree_of_the_package_is_as_the_design_shows_it() -> None:
+    remedy = "run `python tools/generate.py docs/design.md`"
+    assert design_page() == (ROOT / "docs/design.md").read_text(encoding="utf-8"), remedy
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/vitals.md"])
+def test_files_and_modules_that_a_page_names_exist(document: str) -> None:
+    """Paths count from the root or from the package; a bare file name may be that of any file."""
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
+    made = {f"{name.replace('.', '/')}.py" for name in WALK.values()} | {"selfdistill.methods.sure_past"}
+    paths = set(re.findall(r"`((?:\w+/)*\w+\.py)\b", text)) - made
+    every = {path.name for path in (ROOT / "selfdistill").rglob("*.py")}
+    missing = [p for p in paths if not ((ROOT / p).exists() or (ROOT / "selfdistill" / p).exists() or p in every)]
+    modules = set(re.findall(r"python -m ((?:benchmarks|selfdistill)[\w.]*)", text))
+    missing += [name for name in modules if importlib.util.find_spec(name) is None]
+    for name in set(re.findall(r"`(selfdistill(?:\.\w+)+)", text)) - made:
+        parent, _, last = name.rpartition(".")
+        found = importlib.util.find_spec(parent) and hasattr(importlib.import_module(parent), last)
+        missing += [] if found or importlib.util.find_spec(name) else [name]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_of_the_benchmarks_import_what_exists(path: Path) -> None:
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_the_readme_is_one_page() -> None:

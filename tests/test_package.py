@@ -1,29 +1,31 @@
-"""The package as a whole: what importing costs, what is public, what the code never does, and how long it may be."""
+"""The package as a whole: what importing costs, what is public, what a wheel holds, and what the code never does."""
 
 from __future__ import annotations
 
 import ast
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import selfdistill
+from selfdistill import methods
 from selfdistill.methods import recipes
+from tools.generate import public_api
 
 ROOT = Path(selfdistill.__file__).parent
+TESTS = Path(__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "numpy", "pandas", "PIL", "sklearn", "skops", "pyarrow", "rich", "safetensors", "torchvision")
-PUBLIC = [
-    "Batch", "Clock", "Gate", "Method", "Objective", "Result", "Rows", "Run", "SelfdistillError", "Settings", "Step",
-    "Tally", "Target", "Teacher", "Term", "fit", "gates", "heads", "load_model", "losses", "methods", "schedules",
-    "teachers", "views",
-]  # fmt: skip
 
 
 def loaded_by(code: str) -> set[str]:
@@ -42,10 +44,12 @@ def loaded_by(code: str) -> set[str]:
         "assert '--method' in CliRunner().invoke(main, ['run', '--help']).output; "
         "assert CliRunner().invoke(main, ['run', '--bogus']).exit_code == 2; "
         "assert CliRunner().invoke(main, ['--version']).exit_code == 0",
+        "from click.testing import CliRunner; from selfdistill.cli import main; "
+        "assert 'elr(weight' in CliRunner().invoke(main, ['methods']).output",
     ],
-    ids=["import", "help"],
+    ids=["import", "help", "methods"],
 )
-def test_importing_and_helping_load_nothing_heavy(code: str) -> None:
+def test_importing_helping_and_listing_load_nothing_heavy(code: str) -> None:
     assert loaded_by(code) & set(HEAVY) == set()
 
 
@@ -63,24 +67,77 @@ def test_training_loads_no_torchvision_and_a_model_loads_no_training_code(tmp_pa
         "print(sorted(name for name in sys.modules if name.startswith('selfdistill.')))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    parts = set(ast.literal_eval(done.stdout))
-    light = ("models", "errors", "expressions", "heads", "networks", "targets")
-    assert parts <= {f"selfdistill.{name}" for name in light}
+    folders = {name.split(".")[1] for name in ast.literal_eval(done.stdout)}
+    assert folders == {"core", "errors", "io", "models"}
 
 
-def test_the_public_names_are_these_and_all_exist() -> None:
-    assert sorted(selfdistill.__all__) == PUBLIC
-    for name in PUBLIC:
+def test_the_public_names_and_signatures_are_those_of_the_file() -> None:
+    assert public_api() == (TESTS / "public_api.txt").read_text(encoding="utf-8"), (
+        "a public name or signature changed; if that is meant, run `python tools/generate.py tests/public_api.txt` and "
+        "say so in CHANGELOG.md"
+    )
+
+
+def test_every_public_name_exists_and_an_editor_sees_it() -> None:
+    """What the root loads by name is also imported for type checkers, from the same module."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (block,) = (n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    homes = {a.name: node.module or "" for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert sorted(homes) == sorted(selfdistill.__all__)
+    assert {name: home for name, home in homes.items() if home} == selfdistill._HOMES
+    assert set(selfdistill.__all__) <= set(dir(selfdistill))
+    for name in selfdistill.__all__:
         assert getattr(selfdistill, name) is not None
+    missing = "fitt"
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
-        _ = selfdistill.fitt
+        getattr(selfdistill, missing)
+
+
+def test_every_recipe_is_exported_by_name() -> None:
+    """`recipes` finds them by annotation; the exports are written out."""
+    assert set(methods.__all__) == {*recipes(), "Recipe", "recipes"}
+    assert all(getattr(methods, name) is recipe for name, recipe in recipes().items())
 
 
 def test_no_module_takes_the_place_of_a_public_function() -> None:
     """Importing a submodule of the same name would turn ``selfdistill.fit`` into a module."""
     modules = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    public = {name for name in PUBLIC if name in modules}
-    assert public == {"gates", "heads", "losses", "methods", "schedules", "teachers", "views"}
+    public = set(selfdistill.__all__) & modules
+    assert public == {"gates", "losses", "methods", "schedules", "teachers", "views"}
+
+
+def _built(source: Path, out: Path, kind: str) -> Path:
+    """Build a wheel or a source distribution of a folder."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
+    return out / done.stdout.splitlines()[-1]
+
+
+def test_a_wheel_from_the_source_distribution_prints_the_oracles_and_lists_the_recipes(tmp_path: Path) -> None:
+    """They are text there and no modules; the package's own modules are those of the checkout."""
+    project, sdist, wheel = (tmp_path / name for name in ("project", "sdist", "wheel"))
+    for name in ("selfdistill", "tests/oracles"):
+        shutil.copytree(ROOT.parent / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT.parent / name, project / name)
+    sdist.mkdir()
+    with tarfile.open(_built(project, sdist, "sdist")) as archive:
+        archive.extractall(sdist, filter="data")
+    (unpacked,) = (path for path in sdist.iterdir() if path.is_dir())
+    with zipfile.ZipFile(_built(unpacked, tmp_path, "wheel")) as archive:
+        archive.extractall(wheel)
+    shipped = {path.relative_to(wheel) for path in (wheel / "selfdistill").rglob("*.py")}
+    assert shipped == {path.relative_to(ROOT.parent) for path in FILES}
+    oracle = (TESTS / "oracles" / "elr.py").read_text()
+    assert (wheel / "selfdistill/methods/oracles/elr.py.txt").read_text() == oracle
+    assert len(list((wheel / "selfdistill/methods/oracles").iterdir())) == len(recipes())
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    for command, expected in ((["explain", "elr", "--code"], oracle.strip()), (["methods"], "elr(weight=3.0")):
+        done = subprocess.run(
+            [sys.executable, "-m", "selfdistill", *command],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert expected in done.stdout
 
 
 def test_the_version_is_that_of_the_project_file() -> None:
@@ -132,56 +189,41 @@ def test_no_file_speaks_of_one_machine_or_of_unfinished_work() -> None:
     assert found == []
 
 
-def test_files_stay_under_400_lines_and_functions_under_60() -> None:
-    long = [f"{p.relative_to(ROOT)}: {n}" for p in FILES if (n := len(p.read_text().splitlines())) >= 400]
-    for name, tree in _trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
-                if length >= 60:
-                    long.append(f"{name}: {node.name} {length}")
+def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, which is as long as what a caller must know."""
+    lines = (node.end_lineno or 0) - node.lineno + 1
+    docstring = node.body[0]
+    return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1 if ast.get_docstring(node) else 0)
+
+
+def test_functions_stay_under_60_lines() -> None:
+    long = [
+        f"{name}: {node.name}"
+        for name, tree in _trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _length(node) >= 60
+    ]
     assert long == []
 
 
 def test_most_functions_stay_under_25_lines() -> None:
-    lengths = [
-        (node.end_lineno or node.lineno) - node.lineno + 1
-        for _, tree in _trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    ]
+    lengths = [_length(node) for _, tree in _trees() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert sorted(lengths)[int(0.9 * len(lengths))] < 30
     assert sorted(lengths)[len(lengths) // 2] <= 10
-
-
-def test_the_core_stays_small() -> None:
-    """Code lines: without blank ones, comments and docstrings."""
-    tree = ast.parse((ROOT / "core.py").read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0] = ast.Pass()
-    assert len(ast.unparse(tree).splitlines()) <= 300
 
 
 def test_every_recipe_has_an_oracle_and_no_module_hides_a_recipe() -> None:
     modules = {path.stem for path in (ROOT / "methods").glob("*.py")}
     assert modules & set(recipes()) == set()
-    oracles = {path.stem for path in (Path(__file__).parent / "oracles").glob("*.py")} - {"__init__"}
+    oracles = {path.stem for path in (TESTS / "oracles").glob("*.py")} - {"__init__"}
     assert oracles == set(recipes())
 
 
-def test_a_recipe_file_is_short() -> None:
-    """At most forty lines a method, docstring included, and half of them under 25, so that a new one costs little."""
-    lines = list[int]()
+def test_a_recipe_is_short() -> None:
+    """At most twenty lines of code each and half of them ten or fewer, so that a new one costs little."""
+    lines = dict[str, int]()
     for name, recipe in recipes().items():
         tree = ast.parse(Path(recipe.__code__.co_filename).read_text())
-        (node,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-        lines.append((node.end_lineno or 0) - node.lineno + 1)
-        assert lines[-1] <= 40, name
-    assert statistics.median(lines) < 25
+        (lines[name],) = (_length(n) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    assert {name: n for name, n in lines.items() if n > 20} == {}
+    assert statistics.median(lines.values()) <= 10

@@ -1,1 +1,1 @@
-"""Measurements of this package's own cost: the modules of ``selfdistill bench``."""
+"""Measurements of this package's own cost: the modules of ``python -m benchmarks.speed``."""

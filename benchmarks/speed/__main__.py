@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from selfdistill.cli.options import refusing
+from selfdistill.cli.options import one_line_errors
 
 
 @click.group()
@@ -31,7 +31,7 @@ def _benchmark(name: str, what: str, quick: str) -> None:
     @_more(name)
     @click.option("--json", "as_json", is_flag=True)
     @click.option("--quick", is_flag=True, help=f"{quick}, to see that it works; the numbers mean nothing.")
-    @refusing
+    @one_line_errors
     def command(as_json: bool, quick: bool, **more: Any) -> None:
         measured = importlib.import_module(f"benchmarks.speed.{name}")
         result = measured.run(quick=quick, progress=lambda line: click.echo(line, err=True), **more)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +15,19 @@ from .. import __version__
 from ..io.files import write
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
-from .options import data_options, given, refusing, told_of_default, training_options
+from .options import (
+    announce_default_data,
+    data_options,
+    first_process,
+    one_line_errors,
+    training_options,
+    training_settings,
+)
 from .report import doubts, report, theory, vitals
+
+if TYPE_CHECKING:
+    from ..experiments.run import Run
+    from ..training.task_type import TaskType
 
 MAIN_EXAMPLES = """\b
 Examples:
@@ -51,9 +61,9 @@ def _one_line(ctx: click.Context) -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        said = " ".join(error.format_message().split()).rstrip(".")
+        message = " ".join(error.format_message().split()).rstrip(".")
         path = error.ctx.command_path if error.ctx else ctx.command_path
-        click.echo(f"selfdistill: {said}; see `{path} --help`", err=True)
+        click.echo(f"selfdistill: {message}; see `{path} --help`", err=True)
         ctx.exit(error.exit_code)
 
 
@@ -91,7 +101,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
-@refusing
+@one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table, prompts in a .jsonl file
     or reasoning-gym:TASK) with a method. Without DATA, digits: 1,797 small images that come with scikit-learn.
@@ -105,8 +115,8 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     from ..experiments.run import Run
     from ..io.run_record import Request
 
-    told_of_default(quiet)
-    training = given(options)
+    announce_default_data(quiet)
+    training = training_settings(options)
     _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
 
 
@@ -114,7 +124,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-@refusing
+@one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     """Go on with a run that was cut; it ends as if it had not been."""
     from ..experiments.run import Run
@@ -122,52 +132,53 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     _execute(Run.open(run_folder), as_json, quiet)
 
 
-def _execute(found: Any, as_json: bool, quiet: bool) -> None:
+def _execute(run: Run, as_json: bool, quiet: bool) -> None:
     from ..core import distributed
     from .progress import reporting
 
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process speaks
+    first = first_process()
 
     def warn(line: str) -> None:
         if first:
             click.echo(line, err=True)
 
-    if first and not quiet and found.result() is not None:
-        warn(f"{found.folder} is finished: nothing is trained, this is its result")
+    if first and not quiet and run.result() is not None:
+        warn(f"{run.folder} is finished: nothing is trained, this is its result")
     try:
         with reporting(quiet or not first) as reporter:
-            result = found.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
+            result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
-        begun = (found.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; go on by `selfdistill resume {found.folder}`" if begun else ""
+        begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
+        hint = f"; go on by `selfdistill resume {run.folder}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return
     if as_json:
         click.echo(json.dumps(result, sort_keys=True))
         return
-    _table(result)
+    _print(result, run.task)
 
 
-def _table(result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..report.summary import cells, head, rows, sentence
+    from ..report.summary import sentence, table
 
     console = Console()
     data = result["data"]
-    table = Table(
+    grid = Table(
         title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left"
     )
-    table.add_column("")
-    for name in head(result):
-        table.add_column(name, justify="right")
-    for name, metrics in rows(result):
-        table.add_row(name, *cells(metrics, result))
-    if table.rows:
-        console.print(table)
-    console.print(sentence(result), highlight=False)
+    grid.add_column("")
+    names, rows = table(result, task)
+    for name in names:
+        grid.add_column(name, justify="right")
+    for name, figures in rows:
+        grid.add_row(name, *figures)
+    if grid.rows:
+        console.print(grid)
+    console.print(sentence(result, task), highlight=False)
     console.print(f"The run lies in {result['run']}", highlight=False, soft_wrap=True)
 
 
@@ -176,42 +187,25 @@ def _table(result: dict[str, Any]) -> None:
 @click.argument("data")
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
-@refusing
+@one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
     """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV; for
     prompts its answers, as JSON lines. Rows are counted as by `doubts`: the first row of data is 1, the header of a
     table is not counted."""
-    import csv
-    import io
-
     from ..experiments.run import Run
-    from ..models.store import model_card
 
-    found = Run.open(run_folder)
-    if found.spoken():
-        from ..language.task import answer
-
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answer(found.folder, data))
-        click.echo(lines, nl=False) if out is None else write(Path(out), lines)
-        return
-    names, numbers, columns = found.predict(data, exit_number)
-    classifies = model_card(found.folder)["task"] == "classify"
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *(["prediction", *(f"p({name})" for name in columns)] if classifies else columns)])
-    for name, row in zip(names, numbers.tolist(), strict=True):
-        best = [columns[max(range(len(row)), key=row.__getitem__)]] if classifies else []
-        writer.writerow([name, *best, *(f"{value:.6g}" for value in row)])
+    run = Run.open(run_folder)
+    text = run.task.predict(run.folder, data, exit_number).text()
     if out is None:
-        click.echo(text.getvalue(), nl=False)
+        click.echo(text, nl=False)
     else:
-        write(Path(out), text.getvalue())
+        write(Path(out), text)
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--markdown", "as_markdown", is_flag=True, help="The page docs/methods.md.")
-@refusing
+@one_line_errors
 def methods(as_json: bool, as_markdown: bool) -> None:
     """List the recipes: what they are, what they need, what they cost."""
     from ..experiments.catalogue import cards, markdown
@@ -229,52 +223,30 @@ def methods(as_json: bool, as_markdown: bool) -> None:
 @main.command()
 @click.argument("expression", metavar="EXPR")
 @click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
+@click.option(
+    "--code", "as_code", is_flag=True, help="Print the recipe's source and the same as a plain training loop."
+)
 @click.option("--json", "as_json", is_flag=True)
-@refusing
-def explain(expression: str, as_json: bool, example: str | None) -> None:
+@one_line_errors
+def explain(expression: str, as_code: bool, as_json: bool, example: str | None) -> None:
     """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
-    from ..errors import RecipeError
-    from ..estimators import recipes as estimator_recipes
-    from ..io.expressions import called
-    from ..language import recipes as language_recipes
-    from ..methods import recipes
-    from ..methods.cards import explain as explained
-    from ..methods.cards import text
-    from ..methods.registry import read_method
+    from ..experiments.task_types import TASK_TYPES
+    from ..io.expressions import called, checked, read
+    from ..methods.cards import code, code_text
 
-    name = called(expression)
-    if name in language_recipes.RECIPES:
-        _explain_spoken(expression, as_json, example)
+    task = TASK_TYPES.of_recipe(expression)
+    if as_code:
+        read(expression, {name: checked(recipe) for name, recipe in task.recipes().items()})  # checks it
+        name = called(expression)
+        recipe = task.recipes()[name]
+        click.echo(json.dumps(code(name, recipe), sort_keys=True) if as_json else code_text(name, recipe))
         return
-    if example is not None:
-        raise RecipeError(f"{name}() has no context to show; --example is for recipes for language models")
-    if name in estimator_recipes.ways() and name not in recipes():
-        found = estimator_recipes.explain(expression)
-        click.echo(json.dumps(found, sort_keys=True) if as_json else estimator_recipes.text(found))
-        return
-    found = explained(expression, read_method(expression))
-    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
-
-
-def _explain_spoken(expression: str, as_json: bool, example: str | None) -> None:
-    """The same for a recipe for language models."""
-    from ..data.prompts import load_prompts
-    from ..language import recipes
-    from ..language.task import read_recipe
-
-    method = read_recipe(expression)
-    found = recipes.explain(expression, method)
-    shown = None if example is None else recipes.example(method, load_prompts(example))
-    if as_json:
-        click.echo(json.dumps({**found, "example": shown} if shown else found, sort_keys=True))
-        return
-    click.echo(recipes.text(found))
-    if shown:
-        click.echo(f"\nOne prompt of {example}; + is read by the teacher alone, - by the student alone:\n{shown}")
+    card = task.explain(expression, example)
+    click.echo(json.dumps(card, sort_keys=True) if as_json else task.text(card))
 
 
 @main.command()
-@refusing
+@one_line_errors
 def doctor() -> None:
     """Check the installation, and name what is broken with its remedy. Exit code 1 if something fails."""
     from .doctor import examine

@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import Finite, data_options, given, refusing, told_of_default, training_options
+from .options import Finite, announce_default_data, data_options, one_line_errors, training_options, training_settings
 
 
-class Several(click.Command):
+class ManyMethods(click.Command):
     """A command whose ``--methods`` takes several expressions after one flag: 'a()' 'b()'."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -31,7 +31,7 @@ class Several(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command(cls=Several)
+@click.command(cls=ManyMethods)
 @data_options
 @click.option(
     "--methods",
@@ -60,7 +60,7 @@ class Several(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Write the result there as JSON too; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
-@refusing
+@one_line_errors
 def compare(
     methods: tuple[str, ...],
     seeds: int | None,
@@ -80,34 +80,29 @@ def compare(
     too. Says BEATS, TIES or LOSES for each method, against plain (sft()), the model before, and the best control. The
     same command goes on with what was cut. Without DATA, digits.
     """
-    told_of_default(quiet)
-    from ..errors import DataError
+    announce_default_data(quiet)
     from ..evaluation.statistics import fewest_seeds
     from ..experiments.compare import Comparison
-    from ..experiments.compare.plan import Ask
-    from ..experiments.compare.runner import kind_of, usual_budget
+    from ..experiments.compare.runner import design_for
     from ..experiments.compare.table import show
-    from ..experiments.compare.table_controls import Learners
+    from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
+    from ..training.comparison import ComparisonSettings
 
     if json_file not in (None, "-"):
         writable(Path(str(json_file)), "--json")  # before anything is trained
-    training = given(options)
+    training = training_settings(options)
     request = Request(**options, training=training)
-    asked = methods or (_usual(request),)
-    kind = kind_of(request, asked)
-    if kind is Learners:
-        if budget is not None:
-            raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
-        budget = "trainings"
-    several = fewest_seeds(len(kind.judged(asked)), level) if seeds is None else max(0, seeds)
-    matched = budget or usual_budget(request.data)
-    ask = Ask(asked, tuple(range(request.seed, request.seed + several)), matched, level)
-    found = Comparison.create(request, ask, out)
+    methods = methods or (TASK_TYPES.of_request(request).default_recipe(request),)
+    design = design_for(request, methods)
+    count = fewest_seeds(len(design.judged(methods)), level) if seeds is None else max(0, seeds)
+    all_seeds = tuple(range(request.seed, request.seed + count))
+    settings = ComparisonSettings(methods, all_seeds, design.matched_budget(budget), level)
+    comparison = Comparison.create(request, settings, out)
     try:
-        result = found.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
+        result = comparison.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
     except KeyboardInterrupt:
-        hint = f"stopped; finished trainings are kept in {found.folder}: give the same command again to go on"
+        hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to go on"
         raise KeyboardInterrupt(hint) from None
     if json_file == "-":
         click.echo(json.dumps(result, sort_keys=True))
@@ -115,18 +110,7 @@ def compare(
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
-    click.echo(f"The comparison lies in {found.folder}, for people in {found.folder}/report.html")
-
-
-def _usual(request: Any) -> str:
-    """The method that `run` would choose."""
-    from ..estimators.task import default_way, for_learners
-    from ..experiments.network_task import default_method
-    from ..language.task import holds_prompts, usual
-
-    if holds_prompts(request.data):
-        return usual(request)
-    return default_way(request) if for_learners(request) else default_method(request)
+    click.echo(f"The comparison lies in {comparison.folder}, for people in {comparison.folder}/report.html")
 
 
 QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")
@@ -137,7 +121,7 @@ def benchmark() -> None:
     """Measure what methods gain, on small data, at matched compute."""
 
 
-@benchmark.command(cls=Several)
+@benchmark.command(cls=ManyMethods)
 @click.option(
     "--settings", multiple=True, metavar="NAMES", help="With commas between; digits-* means many [default: all]."
 )
@@ -158,7 +142,7 @@ def benchmark() -> None:
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, a thread each.")
 @click.option("--minutes", type=Finite(min=0), metavar="N", help="Stop before so much time is over; go on later.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-@refusing
+@one_line_errors
 def methods(
     settings: tuple[str, ...],
     methods: tuple[str, ...],
@@ -173,7 +157,7 @@ def methods(
 ) -> None:
     """Train all recipes and controls on digits and Fashion-MNIST, cell by cell, and write the page.
 
-    Every cell that is done is a JSON file, and is not trained again; the page says which are missing.
+    Every cell that is done is a line in its setting's file, and is not trained again; the page says which are missing.
     """
     from ..experiments.benchmark import cells as benchmark_cells
     from ..experiments.benchmark import page as benchmark_page
@@ -193,15 +177,15 @@ def methods(
     writable(target, "--page")
     asked = methods or (QUICK_METHODS if quick else ())
     left = 0
+    tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
     if not only_page:
-        tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
             left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell)
         except KeyboardInterrupt:
             hint = f"stopped; the cells that are done are kept in {cells}: give the same command again to go on"
             raise KeyboardInterrupt(hint) from None
-    missing = benchmark_page.write(known, cells, target, asked if quick else ())
+    missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
     over = f"{left} of the cells asked for are left; give the same command again to go on. " if left else ""
     click.echo(
         f"{over}The page is {target}; of the {'quick' if quick else 'whole'} benchmark {missing} cells are missing"

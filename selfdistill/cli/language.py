@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, one_length, refusing
+from .options import Finite, one_line_errors, refuse_two_lengths
 
 
 @click.command()
@@ -23,21 +23,15 @@ from .options import Finite, one_length, refusing
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@refusing
+@one_line_errors
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
     """Score the student, the student with the context, and the teacher on a few PROMPTS: go, or no-go (exit code 1)."""
+    from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
-    from ..language.preflight import preflight as asked
     from ..language.preflight import text
-    from ..language.task import choose, for_language
-    from ..training.fit import choose_device
 
     request = Request(data=data, device=device, **options)
-    if not for_language(request):
-        from ..errors import DataError
-
-        raise DataError(f"{data} holds no prompts; give a .jsonl file with a prompt a line, or reasoning-gym:TASK")
-    found = asked(choose(request), prompts, choose_device(device), lambda line: click.echo(line, err=True))
+    found = TASK_TYPES.of_request(request).preflight(request, prompts, lambda line: click.echo(line, err=True))
     click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
     if not found["go"]:
         raise SystemExit(1)
@@ -57,7 +51,7 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-@refusing
+@one_line_errors
 def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Go on pre-training an encoder on the texts of DATA (a CSV or Parquet table), with itself as the teacher.
 
@@ -67,7 +61,7 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     from ..training import further_pretraining
     from .progress import reporting
 
-    one_length(options["steps"], options["epochs"])
+    refuse_two_lengths(options["steps"], options["epochs"])
     given = {name: value for name, value in options.items() if value is not None}
     with reporting(quiet) as reporter:
         record = further_pretraining.pretrain(

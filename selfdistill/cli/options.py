@@ -1,4 +1,4 @@
-"""What the commands share: options, and refusals in one line."""
+"""What the commands share: options, and errors in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from ..errors import SelfdistillError
 
 
-def refusing(command: Callable[..., Any]) -> Callable[..., Any]:
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """One line on stderr and exit code 2 for what a person can mend; 130 for a run that was stopped and resumes."""
 
     @wraps(command)
@@ -178,7 +178,7 @@ TRAINING = (
 )  # fmt: skip
 
 
-def one_length(steps: int | None, epochs: int | None) -> None:
+def refuse_two_lengths(steps: int | None, epochs: int | None) -> None:
     """Refuse two lengths of one training.
 
     Raises:
@@ -190,19 +190,24 @@ def one_length(steps: int | None, epochs: int | None) -> None:
         raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
 
 
-def told_of_default(quiet: bool) -> None:
-    """Say which data are used where none were named; under torchrun one process speaks."""
+def first_process() -> bool:
+    """Whether this process prints: under torchrun one does."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def announce_default_data(quiet: bool) -> None:
+    """Say which data are used where none are named."""
     source = click.get_current_context().get_parameter_source("data")
-    if source is ParameterSource.DEFAULT and not quiet and int(os.environ.get("RANK", "0")) == 0:
+    if source is ParameterSource.DEFAULT and not quiet and first_process():
         click.echo("no DATA was given: digits, 1,797 small images that come with scikit-learn", err=True)
 
 
-def given(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+def training_settings(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Take the training options out; those that were given, as a request has them.
 
     Raises:
         DataError: steps and epochs were both given.
     """
-    one_length(options.get("steps"), options.get("epochs"))
+    refuse_two_lengths(options.get("steps"), options.get("epochs"))
     training = {name: options.pop(name) for name in TRAINING}
     return tuple(sorted((name, value) for name, value in training.items() if value is not None))

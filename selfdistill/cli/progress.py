@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from ..core.step import Clock
-from ..io.files import LINE_SECONDS
+from ..io.files import line_due, seconds_left
 
 
 def _words(figures: dict[str, float]) -> str:
@@ -76,10 +76,10 @@ class Shown:
     def _line(self, done: int, total: int, said: str, unless: str) -> None:
         now = time.monotonic()
         since, first = self.begun = self.begun or (now, done)
-        if now - self.reporter.printed < LINE_SECONDS and done != total:
+        if done != total and not line_due(now, self.made, self.reporter.printed):
             return
         self.reporter.printed = now
-        left = f"  {(now - since) / (done - first) * (total - done):.0f} s left" if done > first else ""
+        left = f"  {seconds_left(now - since, done - first, total - done):.0f} s left" if done > first else ""
         left += unless if left and done < total else ""
         print(f"{self.name}: {said}{left}", file=sys.stderr)
 

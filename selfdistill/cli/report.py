@@ -14,44 +14,48 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import refusing
+from .options import one_line_errors
 
 
 @click.command()
 @click.argument("source", metavar="RUN|COMPARISON")
 @click.option("--out", metavar="FILE", help="HTML file to write [default: report.html in the folder].")
-@refusing
+@one_line_errors
 def report(source: str, out: str | None) -> None:
     """Write one HTML page about a run or a comparison: verdict, curves, decisions, calibration, cost, lineage."""
+    from ..experiments.task_types import TASK_TYPES
     from ..report import write
 
-    click.echo(str(write(source, out)))
+    click.echo(str(write(source, TASK_TYPES, out)))
 
 
 @click.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@refusing
+@one_line_errors
 def vitals(run_folder: str, as_json: bool) -> None:
     """Is the signal alive? Per generation and term: gradient, disagreement, entropy, share kept, and warnings."""
-    from ..training.vitals_log import read, text
+    from ..experiments.run import Run
 
-    found = read(run_folder)
-    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+    run = Run.open(run_folder)
+    figures = run.task.vitals(run.folder)
+    click.echo(json.dumps(figures, sort_keys=True) if as_json else run.task.vitals_text(figures))
 
 
 @click.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="So many rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@refusing
+@one_line_errors
 def doubts(run_folder: str, top: int, as_json: bool) -> None:
     """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv. Rows are
     counted as by `predict`: the first row of data is 1, the header of a table is not counted."""
-    from ..evaluation.label_errors import read, text
+    from ..evaluation.label_errors import text
+    from ..experiments.run import Run
 
-    found = read(run_folder, top)
-    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+    run = Run.open(run_folder)
+    labels = run.task.label_errors(run.folder, top)
+    click.echo(json.dumps(labels, sort_keys=True) if as_json else text(labels))
 
 
 @click.command()
@@ -64,7 +68,7 @@ def doubts(run_folder: str, top: int, as_json: bool) -> None:
     help="Draw the laws against simulation, as one HTML page [without FILE: theory.html].",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn at random.")
-@refusing
+@one_line_errors
 def theory(as_json: bool, plot: str | None, seed: int) -> None:
     """Measure the closed forms of self-distillation against brute force. Exit code 1 if one is off by too much.
 

@@ -58,7 +58,7 @@ def most(number: int, device: torch.device | str = "cpu") -> int:
 
 def share(rows: Tensor) -> Tensor:
     """This process's rows of a batch that all processes know: every size-th, starting at its rank."""
-    return rows[rank() :: size()]
+    return rows if size() == 1 else rows[rank() :: size()]
 
 
 def average_(buffers: Iterable[Tensor]) -> None:
@@ -67,8 +67,10 @@ def average_(buffers: Iterable[Tensor]) -> None:
     Without it every process would score and teach with statistics of its own, of which a checkpoint keeps one set.
     Buffers that agree keep their bits.
     """
+    if size() == 1:
+        return
     floating = [buffer for buffer in buffers if buffer.is_floating_point()]
-    if size() == 1 or not floating:
+    if not floating:
         return
     mine = torch.cat([buffer.detach().double().flatten() for buffer in floating])
     rows = [torch.empty_like(mine) for _ in range(size())]

@@ -24,10 +24,10 @@ class Buffers(nn.Module):
         super()._load_from_state_dict(dict(state_dict), prefix, *rest)
 
 
-class Table(Buffers):
+class SampleMemory(Buffers):
     """A value for each sample id; grows as ids come in. Rows never written are not ``seen``.
 
-    >>> table = Table()
+    >>> table = SampleMemory()
     >>> table.write(torch.tensor([4]), torch.tensor([[0.2, 0.8]]))
     >>> values, seen = table.read(torch.tensor([4, 1]), width=2)
     >>> seen.tolist(), values[0].tolist() == torch.tensor([0.2, 0.8]).tolist()
@@ -56,7 +56,10 @@ class Table(Buffers):
 
     def _room(self, ids: Tensor, width: int) -> None:
         """Make room for the largest id; doubling keeps the cost of growing constant per row."""
-        low, high = (int(end) for end in ids.aminmax()) if len(ids) else (0, -1)
+        low, high = 0, -1
+        if len(ids):
+            least, most = ids.aminmax()
+            low, high = int(least), int(most)
         if low < 0:
             raise DataError(f"sample ids count from 0; a batch has {low}, which would mix up samples in a memory")
         need = high + 1
@@ -139,17 +142,17 @@ class LargeModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not say how it holds another model")
 
 
-class Held(nn.Module):
+class FrozenCopy(nn.Module):
     """A module that no optimizer touches, in a mode that no outer ``train()`` changes; caches what it said."""
 
     def __init__(self, module: nn.Module, train: bool = False) -> None:
         super().__init__()
         self.module = module.requires_grad_(False)
-        self.said: Any = Table()  # or what stands in its place
+        self.said: Any = SampleMemory()  # or what stands in its place
         self.keeps = True  # may what is said be kept?
         self._mode = train
         self.train(train)
 
-    def train(self, mode: bool = True) -> Held:
+    def train(self, mode: bool = True) -> FrozenCopy:
         super().train(self._mode)
         return self

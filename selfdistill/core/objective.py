@@ -1,4 +1,4 @@
-"""objective"""
+"""A recipe of terms (`Method`), and the same bound to a model (`Objective`)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError, SpaceError
 from ..views import Views
+from . import distributed
 from .logits import tensors
 from .memory import LargeModel
+from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
-from .parts import BaseTerm, Given, Measured, Part, Pool, Teacher
-from .step import Batch, Clock, Passes, Step
-from .vitals import Pulse, Vigil, Vitals, Watch, summarise
+from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
+from .step import Batch, Clock, Forward, ForwardPlan, Passes
+from .vitals import StateWatch, TermHealth, Vitals, Watch, summarise
 
 
 @dataclass(frozen=True)
 class Method:
     """A recipe: named terms, the views they look at, and how generations follow each other.
 
-    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``prepare`` adapts the model factory (peers,
-    exits; its ``single(build)`` builds the product). ``method.bind(model)`` makes the objective that trains with it.
+    ``forward`` is ``"fused"`` (all views one batch) or ``"separate"``; ``mixing`` adds views of mixed rows;
+    ``wrap_model`` adapts the model factory (peers, exits). ``method.bind(model)`` makes the objective that trains it.
     """
 
     terms: Mapping[str, BaseTerm]
     views: Views = Views()
-    prepare: ModelWrapper | None = None
+    wrap_model: ModelWrapper | None = None
     generations: int = 1
     forward: str = "fused"
+    mixing: Mixing | None = None
 
     def __post_init__(self) -> None:
         if self.forward not in ("fused", "separate"):
@@ -48,16 +51,24 @@ class Method:
         object.__setattr__(self, "terms", dict(self.terms))
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.terms.items()), self.views, self.prepare, self.generations, self.forward))
+        return hash(
+            (frozenset(self.terms.items()), self.views, self.wrap_model, self.generations, self.forward, self.mixing)
+        )
 
     def bind(self, model: nn.Module, **options: Any) -> Objective:
         """An `Objective` that trains this model; options as there."""
         return Objective(self, model, **options)
 
-    def seen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def rows_of(self) -> dict[str, str]:
+        """The rows of each view by its name: as `View.rows`, ``mixed``, or ``stored`` where a part supplies them."""
+        rows = {view.name: view.rows for view in self.views.looks}
+        stored = {t.view: "stored" for t in self.terms.values() for p in t.parts() if type(p).rows is not Part.rows}
+        return rows | stored | (dict.fromkeys((MIXED, BETWEEN), "mixed") if self.mixing else {})
+
+    def student_views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
         graded = tuple(dict.fromkeys(view for term in self.terms.values() for view in term.views))
-        own = (p.own_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
+        own = (p.student_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
         return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
 
 
@@ -103,19 +114,15 @@ class Objective(nn.Module):
         vitals: bool = True,
     ) -> None:
         super().__init__()
-        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, Pulse]()
+        self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, TermHealth]()
         # a predecessor makes this a later generation; a generation that is not the first has one
         self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
         if self.clock.generation and previous is None and method.generations > 1:
             raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
-        self._plan, self._keys, self._owners = (
-            method.seen(),
-            dict[tuple[str, Part], str](),
-            list[tuple[str, Part, BaseTerm]](),
-        )
-        self._steps, self.figures, self.states = list[Step](), dict[str, Figure](), nn.ModuleDict()
-        self._vigil = Vigil(self.states, self._owners, self._keys)
+        self._keys, self._owners = dict[tuple[str, Part], str](), list[tuple[str, Part, BaseTerm]]()
+        self._steps, self.figures, self.states = list[Forward](), dict[str, Figure](), nn.ModuleDict()
+        self._vigil = StateWatch(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
         for name, term in method.terms.items():
             if isinstance(model, LargeModel):
@@ -124,42 +131,69 @@ class Objective(nn.Module):
                 key = part.key(term)
                 if key not in shared:
                     shared[key] = f"{name}_{type(part).__name__.lower()}"
-                    self.states[shared[key]] = part.start(model, Given(previous, external, scale))
+                    self.states[shared[key]] = part.start(model, BindArgs(previous, external, scale))
                     self._owners.append((shared[key], part, term))
                 self._keys[name, part] = shared[key]
+        self._plan = ForwardPlan(*method.student_views(), method.forward == "fused", autocast, method.mixing)
+        self._followers = [owner for owner in self._owners if type(owner[1]).update is not Part.update]
+        self._suppliers = [owner for owner in self._owners if type(owner[1]).rows is not Part.rows]
+        self._seed = 0  # of the rows that parts supply; `prepare` brings that of the run
 
-    def look(self, batch: Mapping[str, Any]) -> Step:
+    def forward_views(self, batch: Mapping[str, Any]) -> Forward:
         """Forward every view that the method names, once."""
-        (model, forward), fused, mixing = self._student, self.method.forward == "fused", self.method.views.mixing
-        return Step(forward, Batch.of(batch), self.clock, *self._plan, fused, self.autocast, model, mixing)
+        views = batch if isinstance(batch, Batch) else Batch.of(batch)
+        if self._suppliers:
+            views = self._supplied(views)
+        model, call = self._student
+        return Forward(call, views, self.clock, self._plan, model).run()
+
+    def _supplied(self, batch: Batch) -> Batch:
+        """The batch with the rows that parts have stored, in the views of their terms."""
+        whole = Batch(batch)
+        whole.fixed, whole.addresses = batch.fixed, batch.addresses
+        first = next((int(rows.id[0]) for rows in batch.values() if rows.id is not None and len(rows.id)), 0)
+        for key, part, term in self._suppliers:
+            address = (self._seed, "stored", key, self.clock.generation, self.clock.step, distributed.rank(), first)
+            rows = part.rows(self.states[key], batch, address)
+            if rows is not None:
+                whole[term.view] = rows
+        return whole
 
     def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
-    def measure(self, batch: Mapping[str, Any]) -> dict[str, Measured]:
+    def measure(self, batch: Mapping[str, Any]) -> dict[str, TermResult]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
 
         Raises:
             VitalsError: at a step that is looked at, the signal of a term is certainly dead.
         """
-        if torch.is_grad_enabled() and not self.student.training:
+        learns = torch.is_grad_enabled()
+        if learns and not self._student[0].training:
             raise RecipeError("the student is in eval mode at a training step; call model.train() before it")
-        step = self.look(batch)
-        watch = Watch(self.student, step, self.pulse, self._vigil, self.watched)
-        measured = {
-            n: watch.buffers(n, t, t.tally(partial(self.state_of, n), step)) for n, t in self.method.terms.items()
-        }
-        if torch.is_grad_enabled():
+        forward = self.forward_views(batch)
+        watch = None
+        if learns and self.watched and self.clock.observed:
+            watch = Watch(self._student[0], forward, self.pulse, self._vigil)
+        measured = dict[str, TermResult]()
+        for name, term in self.method.terms.items():
+            measured[name] = term.tally(partial(self.state_of, name), forward)
+            if watch is not None:
+                watch.buffers(name, term)
+        if watch is not None:
             watch.read(self.method.terms, measured)
-            step.release()
-            self._steps.append(step)
-        return {name: m._replace(seen=None) for name, m in measured.items()}  # so that no graph is held
+        if learns:
+            forward.release()
+            self._steps.append(forward)
+        for name in measured:
+            measured[name] = measured[name]._replace(seen=None)  # so that no graph is held
+        return measured
 
     def vitals(self) -> Vitals:
         """Is every term's signal alive? Means over the steps looked at so far."""
         return summarise(self.pulse)
 
-    def combine(self, measured: Mapping[str, Measured], counts: Mapping[str, Tensor] | None = None) -> Tensor:
+    def combine(self, measured: Mapping[str, TermResult], counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss: sum over terms of weight x total / count, with counts of a larger batch where given."""
         parts = []
         for name, term in self.method.terms.items():
@@ -184,15 +218,18 @@ class Objective(nn.Module):
         """
         if not self._steps:
             raise RecipeError("update() follows a step: call the objective on a batch, with gradient, before it")
-        with self._vigil.over(self._steps, self.pulse):
-            for name, part, term in self._owners:
+        with self._vigil.over(self._steps, self.pulse) if self._vigil.opened is not None else nullcontext():
+            for name, part, term in self._followers:
                 part.update(self.states[name], self._steps, term)
         self._steps.clear()
         self.clock = self.clock.at(self.clock.step + 1)
 
     def passes(self) -> Passes:
         """What was computed since the last update."""
-        return sum((step.spent() for step in self._steps), Passes())
+        passes = Passes()
+        for forward in self._steps:
+            passes += forward.cost()
+        return passes
 
     @property
     def student(self) -> nn.Module:
@@ -203,7 +240,7 @@ class Objective(nn.Module):
         """Call this instead of the model: a DDP or compiled wrapper around it."""
         self._student = (self._student[0], forward)
 
-    def blame(self, measured: Mapping[str, Measured]) -> tuple[str, list[int]]:
+    def blame(self, measured: Mapping[str, TermResult]) -> tuple[str, list[int]]:
         """The first term whose total is not finite, and up to eight samples whose output is not."""
         name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
@@ -215,15 +252,16 @@ class Objective(nn.Module):
         return name, (picked if ids is None else ids[picked])[:8].tolist()
 
     @torch.no_grad()
-    def prepare(self, pool: Pool) -> None:
+    def prepare(self, pool: GenerationData) -> None:
         """At the start of a generation: let teachers label the pool."""
+        self._seed = pool.seed
         for name, part, _ in self._owners:
             part.prepare(self.states[name], pool)
 
-    def admitted(self) -> Tensor | None:
+    def eligible_ids(self) -> Tensor | None:
         """Unlabelled ids this generation may draw, or None for all."""
         teachers = ((self.states[n], p) for n, p, _ in self._owners if isinstance(p, Teacher))
-        return next((ids for state, p in teachers if (ids := p.admitted(state)) is not None), None)
+        return next((ids for state, p in teachers if (ids := p.eligible_ids(state)) is not None), None)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(astuple(self.clock))
@@ -248,6 +286,6 @@ def untaught(method: Method) -> bool:
     >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
     (True, False)
     """
-    if method.prepare is None:  # an encoder that fills in words has none
+    if method.wrap_model is None:  # an encoder that fills in words has none
         return False
     return all(space_of(term.head) == "features" for term in method.terms.values())

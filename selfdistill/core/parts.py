@@ -4,7 +4,7 @@ A **recipe** (`Method`, `Term` and every part in them) is a frozen value: equal,
 What changes in training lives in the `Objective` that ``method.bind(model)`` makes, a module whose ``state_dict``
 is all there is to save. A term of another kind is a `BaseTerm` with a ``tally`` of its own. One batch::
 
-    Batch -> Step (each view forwarded once) -> per term: target, trust of the gate, loss -> Tally(total, count)
+    Batch -> Forward (each view forwarded once) -> per term: target, trust of the gate, loss -> Tally(total, count)
           -> loss = sum over terms of weight x total / count -> backward, optimizer -> update() of every state
 
 A loss gives the weighted sum over elements and never divides it: a `Reduction` says by what, tallies add over
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ..errors import SpaceError
+from ..rng import Address
 from .logits import scattered
 from .outputs import element_shape, space_of
-from .step import Batch, Clock, Rows, Step
+from .step import Batch, Clock, Forward, Rows
 from .targets import Target
 
 Schedule = Callable[[Clock], float]
@@ -43,7 +44,7 @@ class Tally(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # tuple.count gives way
 
 
-class Given(NamedTuple):
+class BindArgs(NamedTuple):
     """What was handed to ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
 
     previous: nn.Module | None = None
@@ -51,11 +52,11 @@ class Given(NamedTuple):
     scale: tuple[float, float] | None = None
 
 
-class Pool(NamedTuple):
+class GenerationData(NamedTuple):
     """What a generation may prepare itself with: ids, and a way to look at rows without augmentation."""
 
     unlabelled: Tensor
-    look: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
+    predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
     clock: Clock
     labelled: Tensor = torch.zeros(0, dtype=torch.int64)
     seed: int = 0
@@ -85,7 +86,7 @@ class Part(Generic[S]):
         """Into how many parts of equal length it splits a generation."""
         return 1
 
-    def start(self, model: nn.Module, given: Given) -> S:
+    def start(self, model: nn.Module, given: BindArgs) -> S:
         """Make the state for a generation that trains ``model``."""
         state: Any = nn.Module()
         return state  # type: ignore[no-any-return]  # a part with a state of a kind of its own makes it itself
@@ -94,11 +95,24 @@ class Part(Generic[S]):
         """Terms whose parts have equal keys share one state."""
         return self, term.view, term.head
 
-    def prepare(self, state: S, pool: Pool) -> None:
+    def prepare(self, state: S, pool: GenerationData) -> None:
         """Once at the start of a generation, with the data at hand."""
 
-    def update(self, state: S, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: S, steps: Sequence[Forward], term: BaseTerm) -> None:
         """After the optimizer's step; ``steps`` (one per micro-batch) still hold what was said before it."""
+
+    def rows(self, state: S, batch: Batch, address: Address) -> Rows | None:
+        """Rows of its own, for the view of its term: replayed ones, visited states, stored episodes.
+
+        Args:
+            state: what it has stored; it is saved with the objective.
+            batch: the other views of the batch.
+            address: what `rng` draws by; it differs by seed, generation, step, micro-batch and process.
+
+        Returns:
+            The rows, or None for a part that supplies none, or has none yet.
+        """
+        return None
 
     def waits(self, clock: Clock) -> bool:
         """Has it nothing to say yet?"""
@@ -142,7 +156,7 @@ class Teacher(Part[S]):
         None if it is no average of weights."""
         return None
 
-    def target(self, state: S, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: S, step: Forward, term: BaseTerm) -> Target:
         """The target for each row of the term's view."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its target is")
 
@@ -154,11 +168,11 @@ class Teacher(Part[S]):
         """The views that it looks at."""
         return (self.view or term.view,)
 
-    def own_view(self, term: BaseTerm) -> str | None:
+    def student_view(self, term: BaseTerm) -> str | None:
         """The view that the student itself must forward for this teacher, if any."""
         return None
 
-    def admitted(self, state: S) -> Tensor | None:
+    def eligible_ids(self, state: S) -> Tensor | None:
         """Ids of the unlabelled rows (of all, for views of ``chosen`` rows) to draw from; None: the data decide."""
         return None
 
@@ -183,7 +197,7 @@ class Gate(Part[S]):
         """Which of the elements that exist (mask, (rows, T)) it trusts at all; None where only a pass tells."""
         return None
 
-    def weigh(self, state: S, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: S, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it weighs")
 
@@ -202,7 +216,7 @@ class Always(Gate):
     def keeps(self, mask: Tensor) -> Tensor | None:
         return mask
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return student.new_ones(element_shape(student))
 
 
@@ -247,10 +261,10 @@ class Loss:
             SpaceError: the loss does not give one number for each element.
         """
         values = self(student, target)
-        if values.shape != element_shape(student):
+        if values.shape != student.shape[:-1]:
             raise SpaceError(
                 f"{self} returned {tuple(values.shape)}; a loss returns one number for each element, "
-                f"{tuple(element_shape(student))}, and never reduces"
+                f"{tuple(student.shape[:-1])}, and never reduces"
             )
         if target.valid is not None:
             values = values.masked_fill(~target.valid, 0.0)  # not a product: the loss of such an element may be nan
@@ -340,7 +354,7 @@ class PerView(Reduction):
         return elements.number.new_full((), float(elements.shape.numel()))
 
 
-class Seen(NamedTuple):
+class TermTrace(NamedTuple):
     """What a term computed with: output (rows, ..., components), target, and per element the trust and the loss."""
 
     student: Tensor
@@ -349,13 +363,13 @@ class Seen(NamedTuple):
     loss: Tensor | None
 
 
-class Measured(NamedTuple):
+class TermResult(NamedTuple):
     """A term on one batch: its tally, and how many of its valid elements the gate kept; ``seen`` by the vitals."""
 
     tally: Tally
     kept: Tensor
     valid: Tensor
-    seen: Seen | None = None
+    seen: TermTrace | None = None
 
 
 class BaseTerm:
@@ -388,7 +402,7 @@ class BaseTerm:
         """What the term counts for at a place of the run."""
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its sum is")
 
@@ -431,7 +445,7 @@ class Term(BaseTerm):
         if not isinstance(self.reduction, Reduction):
             raise SpaceError(f"reduction is an object such as PerElement() or PerTrust(), not {self.reduction!r}")
 
-    def said(self, step: Step) -> Tensor:
+    def said(self, step: Forward) -> Tensor:
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
         return step.student(self.view, self.head)
 
@@ -446,13 +460,13 @@ class Term(BaseTerm):
         trust = (trust & valid).float()
         return self.reduction.count(Elements(mask.shape, valid, trust, valid.sum().float(), trust.sum()))
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
-            return Measured(Tally(zero, zero), zero, zero)
+            return TermResult(Tally(zero, zero), zero, zero)
         student = self.said(step)
-        target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
-        trust, valid, shape = None, target.valid, element_shape(student)
+        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
+        trust, valid, shape = None, target.valid, student.shape[:-1]
         number = student.new_full((), float(shape.numel())) if valid is None else valid.sum(dtype=student.dtype)
         kept = number
         if not self.gate.full:  # full trust costs nothing
@@ -463,8 +477,8 @@ class Term(BaseTerm):
         share = self.reduction.weights(elements)
         weight = trust if share is None else share if trust is None else share * trust
         total, loss = self.loss.total(student, target, weight)
-        seen = None if self.loss.lazy else Seen(student, target, trust, loss)  # its gradient is handed out once
-        return Measured(Tally(total, self.reduction.count(elements)), kept, number, seen)
+        trace = None if self.loss.lazy else TermTrace(student, target, trust, loss)  # its gradient is handed out once
+        return TermResult(Tally(total, self.reduction.count(elements)), kept, number, trace)
 
 
 def aligned_rows(rows: Rows, like: Tensor) -> Tensor:
@@ -476,7 +490,7 @@ def aligned_rows(rows: Rows, like: Tensor) -> Tensor:
     return here.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def aligned_target(step: Step, term: BaseTerm, view: str, answer: Callable[[], Tensor], space: str) -> Target:
+def aligned_target(step: Forward, term: BaseTerm, view: str, answer: Callable[[], Tensor], space: str) -> Target:
     """A teacher's target for the rows of the term's view, from its answer for the rows of its own.
 
     Args:

@@ -40,7 +40,7 @@ weight=ByGeneration(first=0.0, later=1.0), reduction=PerElement())
         if look.rows == "pair":
             raise SpaceError(f"view {look.name!r} shows another row of the same class, and values have no classes")
     terms = {name: _term(name, term) if isinstance(term, Term) else term for name, term in method.terms.items()}
-    return replace(method, terms=terms, prepare=method.prepare and method.prepare.of_values())
+    return replace(method, terms=terms, wrap_model=method.wrap_model and method.wrap_model.of_values())
 
 
 def _term(name: str, term: Term) -> Term:

@@ -1,8 +1,9 @@
-"""One step: what is looked at (`Batch`), when (`Clock`), and what the models say about it (`Step`)."""
+"""What a step looks at (`Batch`), when (`Clock`), and what the models answer (`Forward`)."""
 
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Beta
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,9 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import SpaceError
 from .logits import Projection
 from .memory import LargeModel
-from .outputs import Composite, output_of
-
-BETWEEN = "between"  # the view that is not forwarded: what is said of "x", mixed
+from .outputs import MAIN, Composite, output_of
 
 
 class Rows(NamedTuple):
@@ -56,6 +54,7 @@ class Batch(dict[str, Rows]):
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> Batch:
+        """A flat batch as views; one that is a `Batch` already is returned as it is."""
         if isinstance(batch, Batch):
             return batch
         y, ids = batch.get("y"), batch.get("id")
@@ -99,6 +98,16 @@ class Clock:
         """The same run at another step of this generation."""
         return replace(self, step=step, epoch=min(step // self.per_epoch, self.epochs - 1))
 
+    @property
+    def observed(self) -> bool:
+        """Is this one of the few steps that the vitals look at? Steps 1, 2, 4, ... 32 and every fiftieth, from 1.
+
+        >>> [step + 1 for step in range(120) if Clock(step=step).observed]
+        [1, 2, 4, 8, 16, 32, 50, 100]
+        """
+        done = self.step + 1
+        return done % 50 == 0 or (done <= 32 and done & (done - 1) == 0)
+
 
 class Passes(NamedTuple):
     """What was computed, in samples: forward and backward passes of the student, forward passes of teachers.
@@ -116,7 +125,7 @@ class Passes(NamedTuple):
     def __add__(self, other: object) -> Passes:  # not a tuple's: the counts add
         if not isinstance(other, Passes):
             return NotImplemented
-        return Passes(*(a + b for a, b in zip(self, other, strict=True)))
+        return Passes(*map(operator.add, self, other))
 
     def cost(self, teacher: float = 1.0) -> float:
         """Forward 1, backward 2; a teacher's forward costs ``teacher`` times the student's.
@@ -132,16 +141,61 @@ def members(module: nn.Module | None) -> int:
     return module.each if isinstance(module, Composite) else 1
 
 
-def copies(module: nn.Module | None) -> int:
-    """How many copies of a row a module looks at: in training some transform it in several ways."""
-    return module.copies if isinstance(module, Composite) and module.training else 1
+class DerivedViews:
+    """Views that are made of others when a batch is looked at; by default none."""
+
+    def draw(self) -> DerivedViews:
+        """The same for one batch, with all that is drawn for it."""
+        return self
+
+    def extend(self, batch: Batch) -> Batch:
+        """The batch with the views that have inputs."""
+        return batch
+
+    def sources(self, views: tuple[str, ...]) -> tuple[str, ...]:
+        """What is forwarded for these views."""
+        return views
+
+    def outputs(self, views: tuple[str, ...], of: Callable[[str], dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """The outputs by view and head of those that are not forwarded, from the outputs ``of`` others."""
+        return {}
+
+    def lacking(self, view: str, what: str) -> str | None:
+        """Why a view has no ``labels`` or no ``ids``; None if it is not one of these."""
+        return None
 
 
-class Step:
-    """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
+@dataclass(frozen=True)
+class ForwardPlan:
+    """How the views of a batch go through the student.
 
     ``graded`` views keep their graph; ``quiet`` ones serve only as targets. ``fused`` sends all of them through the
     model as one batch (shared batch statistics); otherwise each view runs by itself, quiet ones without a graph.
+    ``autocast`` makes the context of the passes, ``derived`` further views of the rows.
+    """
+
+    graded: tuple[str, ...] = ("x",)
+    quiet: tuple[str, ...] = ()
+    fused: bool = True
+    autocast: Callable[[], Any] = nullcontext
+    derived: DerivedViews | None = None
+
+
+class Dropout(NamedTuple):
+    """So many further passes of the student with dropout on, as a source of outputs."""
+
+    passes: int
+
+
+Source = nn.Module | Dropout | None  # who answers: another module, further passes of the student, or (None) the student
+
+
+class Forward:
+    """One batch seen by one model; each view is forwarded at most once, however many terms look at it.
+
+    `run` forwards the views of the plan; until then nothing is computed. ``module`` is the module whose weights are
+    trained, where ``model`` is a wrapper around it; None for a plain function. ``keyed`` are the views whose sample ids
+    were asked for, ``notes`` what a part saw in this step and learns in its update, by the part's key.
     """
 
     def __init__(
@@ -149,73 +203,84 @@ class Step:
         model: Callable[[Tensor], Any],
         batch: Batch,
         clock: Clock,
-        graded: tuple[str, ...] = ("x",),
-        quiet: tuple[str, ...] = (),
-        fused: bool = True,
-        autocast: Callable[[], Any] = nullcontext,
-        owner: nn.Module | None = None,
-        mixing: float = 0.0,
+        plan: ForwardPlan | None = None,
+        module: nn.Module | None = None,
     ) -> None:
-        self.share = float(Beta(mixing, mixing).sample()) if mixing else 1.0  # of a row beside its partner
-        batch = _with_mixtures(batch, self.share) if mixing else batch
-        self.model, self.batch, self.clock, self.autocast = model, batch, clock, autocast
-        self.owner = owner  # the module whose weights are trained, where ``model`` is a wrapper around it
+        self.model, self.batch, self.clock, self.plan = model, batch, clock, plan or ForwardPlan()
+        self.module = model if module is None and isinstance(model, nn.Module) else module
+        self.derived: DerivedViews | None = None
         self.passes = Passes()
-        self.keyed: set[str] = set()  # the views whose sample ids were asked for
-        self.notes: dict[Hashable, Any] = {}  # what a part saw in this step and learns in its update, by the part's key
-        self._outputs: dict[str | tuple[int, str], dict[str, Tensor]] = {}  # by view: of the student, or of a module
-        self._spared: dict[tuple[int, str], int] = {}  # rows that a module was not asked about, its answers being kept
-        if not any(view in batch for view in graded):
-            raise SpaceError(
-                f"the method looks at {' and '.join(map(repr, graded))}, and the batch has none of it (it has: "
-                f"{', '.join(map(repr, batch)) or 'nothing'}); give inputs under those names"
-            )
-        between = BETWEEN in (*graded, *quiet)
-        names = (*graded, "x") if between and "x" not in graded else graded
-        self._graded, self._quiet = ([v for v in n if self.rows(v) and v != BETWEEN] for n in (names, quiet))
-        if fused:
-            self._forward(self._graded + self._quiet)
-        else:
-            for view in self._graded:
-                self._forward([view])
-            with torch.no_grad():
-                for view in self._quiet:
-                    self._forward([view])
-        if between:
-            self._outputs[BETWEEN] = {head: self.mixed(value) for head, value in self._outputs["x"].items()}
+        self.keyed: set[str] = set()
+        self.notes: dict[Hashable, Any] = {}
+        self._outputs: dict[tuple[str, Source], dict[str, Tensor]] = {}
+        self._skipped: dict[tuple[str, Source], int] = {}  # rows that a module was not asked about: answers are kept
 
     @property
-    def trained(self) -> nn.Module:
-        """The module whose weights are trained."""
-        module = self.model if self.owner is None else self.owner
-        if not isinstance(module, nn.Module):
+    def owner(self) -> nn.Module:
+        """The module whose weights are trained.
+
+        Raises:
+            SpaceError: the model is a plain function.
+        """
+        if self.module is None:
             raise SpaceError("the model is a plain function and has no weights that a teacher could follow")
-        return module
+        return self.module
 
-    def rows(self, view: str) -> int:
-        """How many rows a view has in this batch; an absent view has none."""
-        return len(self.batch[view].x) if view in self.batch else 0
+    def run(self) -> Forward:
+        """Forward the views of the plan, and return this.
 
-    def mixed(self, value: Tensor) -> Tensor:
-        """Rows mixed with their partners by this step's share: the first with the last, and so on."""
-        return self.share * value + (1.0 - self.share) * value.flip(0)
+        Raises:
+            SpaceError: the batch has none of the views that terms learn on.
+        """
+        plan = self.plan
+        graded, quiet = plan.graded, plan.quiet
+        if plan.derived is not None:
+            self.derived = plan.derived.draw()
+            self.batch = self.derived.extend(self.batch)
+            graded = self.derived.sources(graded)
+            quiet = tuple(view for view in self.derived.sources(quiet) if view not in graded)
+        if self.batch.keys().isdisjoint(plan.graded):
+            raise SpaceError(
+                f"the method looks at {' and '.join(map(repr, plan.graded))}, and the batch has none of it (it has: "
+                f"{', '.join(map(repr, self.batch)) or 'nothing'}); give inputs under those names"
+            )
+        if plan.fused:
+            self._forward((*graded, *quiet))
+        else:
+            for view in graded:
+                self._forward((view,))
+            with torch.no_grad():
+                for view in quiet:
+                    self._forward((view,))
+        if self.derived is not None:
+            made = self.derived.outputs((*plan.graded, *plan.quiet), lambda view: self._outputs[view, None])
+            self._outputs |= {(view, None): heads for view, heads in made.items()}
+        return self
 
-    def _forward(self, views: list[str]) -> None:
-        if not views:
+    def _forward(self, views: tuple[str, ...]) -> None:
+        """The student's outputs on those of the views that have rows, in one pass."""
+        module, shown, xs, sizes = self.module, [], [], []
+        for view in views:
+            if view in self.batch and len(self.batch[view].x):
+                shown.append(view)
+                xs.append(self.batch[view].x)
+                sizes.append(len(xs[-1]))
+        if not shown:
             return
-        xs = [self.batch[view].x for view in views]
-        rows = members(self.owner) * copies(self.owner) * sum(map(len, xs))
-        self.passes += Passes(forward=rows, backward=rows if torch.is_grad_enabled() else 0)
-        if len(xs) == 1:
-            self._outputs[views[0]] = self._named(self.model, xs[0])
+        rows = sum(sizes)
+        if isinstance(module, Composite):
+            rows *= module.each * (module.copies if module.training else 1)
+        self.passes += Passes(rows, rows if torch.is_grad_enabled() else 0)
+        if len(shown) == 1:
+            self._outputs[shown[0], None] = self._named(self.model, xs[0])
             return
         named = self._named(self.model, torch.cat(xs))
-        parts = {head: torch.split(value, [len(x) for x in xs]) for head, value in named.items()}
-        for i, view in enumerate(views):
-            self._outputs[view] = {head: values[i] for head, values in parts.items()}
+        parts = {head: torch.split(value, sizes) for head, value in named.items()}
+        for i, view in enumerate(shown):
+            self._outputs[view, None] = {head: values[i] for head, values in parts.items()}
 
     def _named(self, model: Callable[[Tensor], Any], x: Tensor) -> dict[str, Tensor]:
-        with self.autocast():
+        with self.plan.autocast():
             output = model(x)
         if isinstance(output, Tensor):
             return {"": output}
@@ -224,9 +289,13 @@ class Step:
                 f"the model returned a {type(output).__name__}; a tensor or a mapping of named tensors is wanted"
             )
         named: dict[str, Any] = {h: v for h, v in output.items() if isinstance(v, Projection | Tensor) and len(v.shape)}
-        if isinstance(self.owner, LargeModel) and model is self.model:
-            named["logits"] = self.owner.logits(named)
+        if isinstance(self.module, LargeModel) and model is self.model:
+            named["logits"] = self.module.logits(named)
         return named
+
+    def rows(self, view: str) -> int:
+        """How many rows a view has in this batch; an absent view has none."""
+        return len(self.batch[view].x) if view in self.batch else 0
 
     def student(self, view: str, head: str = "logits") -> Tensor:
         """The student's output, with gradient: (rows, ..., components), float32.
@@ -234,39 +303,49 @@ class Step:
         Raises:
             SpaceError: the batch has no such view, or the model no such head.
         """
-        if view not in self._outputs:
+        outputs = self._outputs.get((view, None))
+        if outputs is None:
             raise self._absent(view)
-        return output_of(self._outputs[view], head).float()
+        value = outputs.get(head)
+        if value is None:  # a bare tensor is the main head
+            value = outputs[""] if head in MAIN and "" in outputs else output_of(outputs, head)
+        return value.float()
 
-    def look(self, module: nn.Module, view: str, head: str = "logits") -> Tensor:
+    def teacher_output(self, module: nn.Module, view: str, head: str = "logits") -> Tensor:
         """Another module's output on a view, without gradient; each module sees each view once."""
-        key = (id(module), view)
+        key = (view, module)
         if key not in self._outputs:
             self.passes += Passes(teacher=members(module) * self.rows(view))
             with torch.no_grad():
                 self._outputs[key] = self._named(module, _as_weights(self._view(view).x, module))
         return output_of(self._outputs[key], head).float()
 
-    def spare(self, module: nn.Module, view: str) -> None:
+    def has_output(self, module: nn.Module, view: str) -> bool:
+        """Was this module asked about the view in this step?"""
+        return (view, module) in self._outputs
+
+    def skip(self, module: nn.Module, view: str) -> None:
         """Note that a module's answers on a view are kept, and it is not asked."""
-        self._spared[id(module), view] = members(module) * self.rows(view)
+        self._skipped[view, module] = members(module) * self.rows(view)
 
-    def spent(self) -> Passes:
+    def cost(self) -> Passes:
         """What was computed, and what was saved; a module that another term did ask has saved nothing."""
-        return self.passes + Passes(saved=sum(n for key, n in self._spared.items() if key not in self._outputs))
+        if not self._skipped:
+            return self.passes
+        return self.passes + Passes(saved=sum(n for key, n in self._skipped.items() if key not in self._outputs))
 
-    def drawn(self, view: str, head: str, passes: int) -> Tensor:
+    def dropout_outputs(self, view: str, head: str, passes: int) -> Tensor:
         """The student's output in further passes, without gradient: (rows, passes, ..., components).
 
         Dropout draws anew in each; batch norm uses the rows of the view and keeps its running statistics.
         """
-        key = (-passes, view)  # no module has such an id
+        key = (view, Dropout(passes))
         if key not in self._outputs:
-            module = self.owner or self.model
-            self.passes += Passes(teacher=passes * members(self.owner) * self.rows(view))
-            with torch.no_grad(), _unmoved(self.owner):
-                said = [self._named(module, self._view(view).x) for _ in range(passes)]
-            self._outputs[key] = {name: torch.stack([s[name] for s in said], dim=1) for name in said[0]}
+            model = self.module or self.model
+            self.passes += Passes(teacher=passes * members(self.module) * self.rows(view))
+            with torch.no_grad(), _unmoved(self.module):
+                outputs = [self._named(model, self._view(view).x) for _ in range(passes)]
+            self._outputs[key] = {name: torch.stack([o[name] for o in outputs], dim=1) for name in outputs[0]}
         return output_of(self._outputs[key], head).float()
 
     def answer(self, x: Tensor, head: str = "logits", wrapped: bool = True) -> Tensor:
@@ -275,82 +354,82 @@ class Step:
         Batch norm uses these rows and keeps its running statistics. Without ``wrapped`` the module itself is called,
         not the engine around it: for gradients that the engine is to know nothing of.
         """
-        grown = torch.is_grad_enabled()
-        rows = members(self.owner) * len(x)
-        self.passes += Passes(forward=rows, backward=rows if grown else 0)
-        with _unmoved(self.owner):
-            named = self._named(self.model if wrapped or self.owner is None else self.owner, x)
+        rows = members(self.module) * len(x)
+        self.passes += Passes(rows, rows if torch.is_grad_enabled() else 0)
+        with _unmoved(self.module):
+            named = self._named(self.model if wrapped or self.module is None else self.module, x)
         return output_of(named, head).float()
 
-    def otherwise(self, module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def with_weights(self, module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The logits of a part of the student with other weights, in a forward of its own: (rows, ..., classes).
 
         Batch norm uses these rows and keeps its running statistics. It can be differentiated twice.
         """
-        grown = torch.is_grad_enabled()
-        self.passes += Passes(forward=len(x), backward=len(x) if grown else 0)
+        self.passes += Passes(len(x), len(x) if torch.is_grad_enabled() else 0)
 
-        def speak(x: Tensor) -> Any:
+        def call(x: Tensor) -> Any:
             return functional_call(module, dict(weights), (x,))
 
         with _unmoved(module), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-            return output_of(self._named(speak, x), "logits").float()
+            return output_of(self._named(call, x), "logits").float()
 
-    def parted(self, share: float) -> tuple[Step, Step]:
-        """The first rows of every view, and the rest: as two steps that hold what was said of the whole."""
-        parts = (copy.copy(self), copy.copy(self))
-        for i, part in enumerate(parts):
-            part.batch, part.passes, part.keyed, cuts = Batch(), Passes(), set(), dict[str, slice]()
-            part._spared = {}
-            for view, (x, y, ids, *_) in self.batch.items():
-                cut = cuts[view] = slice(*[(0, int(share * len(x))), (int(share * len(x)), None)][i])
-                part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
-            part.batch.fixed = self.batch.fixed
-            part.batch.addresses = {view: a[cuts[view]] for view, a in self.batch.addresses.items()}
-            part._outputs = {
-                key: {head: value[cuts[key if isinstance(key, str) else key[1]]] for head, value in outputs.items()}
-                for key, outputs in self._outputs.items()
-            }
-        return parts
+    def split(self, share: float) -> tuple[Forward, Forward]:
+        """The first rows of every view, and the rest, each with what was answered of the whole."""
+        cuts = {view: int(share * len(rows.x)) for view, rows in self.batch.items()}
+        first = self._part({view: slice(0, cut) for view, cut in cuts.items()})
+        return first, self._part({view: slice(cut, None) for view, cut in cuts.items()})
 
-    def asked(self, module: nn.Module, view: str) -> bool:
-        """Was this module asked about the view in this step?"""
-        return (id(module), view) in self._outputs
+    def _part(self, cuts: Mapping[str, slice]) -> Forward:
+        """The same for some rows of each view."""
+        part = copy.copy(self)
+        part.batch, part.passes, part.keyed, part._skipped = Batch(), Passes(), set(), {}
+        for view, (x, y, ids, *_) in self.batch.items():
+            cut = cuts[view]
+            part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
+        part.batch.fixed = self.batch.fixed
+        part.batch.addresses = {view: a[cuts[view]] for view, a in self.batch.addresses.items()}
+        part._outputs = {
+            (view, source): {head: value[cuts[view]] for head, value in outputs.items()}
+            for (view, source), outputs in self._outputs.items()
+        }
+        return part
 
     def labels(self, view: str) -> Tensor:
         """Labels of a view's rows; -1 (or nan) where a row has none."""
-        y = self._view(view).y
-        if y is None and view == "mixed":
+        rows = self.batch[view] if view in self.batch else self._view(view)
+        if rows.y is None:
             raise SpaceError(
-                "a row of view 'mixed' has two labels; MixedLabels gives both, and a gate must ask for none"
+                self._lacking(view, "labels") or f"view {view!r} carries no labels; give the batch its 'y'"
             )
-        if y is None:
-            raise SpaceError(f"view {view!r} carries no labels; give the batch its 'y'")
-        return self._for_each_row(view, "labels", y)
+        if rows.y.dim() == 0 or len(rows.y) != len(rows.x):
+            raise self._uneven(view, "labels", rows.y)
+        return rows.y
 
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
-        ids = self._view(view).id
-        if ids is None and view == "mixed":
-            raise SpaceError("a row of view 'mixed' is two samples and has no id; remember those of view 'x'")
-        if ids is None:
+        rows = self.batch[view] if view in self.batch else self._view(view)
+        if rows.id is None:
             raise SpaceError(
-                f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
+                self._lacking(view, "ids")
+                or f"view {view!r} carries no sample ids, which a memory is keyed by; give the batch its 'id'"
             )
-        if ids.is_floating_point():
-            raise SpaceError(f"the sample ids of view {view!r} are {ids.dtype}; they are whole numbers")
+        if rows.id.is_floating_point():
+            raise SpaceError(f"the sample ids of view {view!r} are {rows.id.dtype}; they are whole numbers")
+        if rows.id.dim() == 0 or len(rows.id) != len(rows.x):
+            raise self._uneven(view, "sample ids", rows.id)
         self.keyed.add(view)
-        return self._for_each_row(view, "sample ids", ids)
+        return rows.id
 
     def addresses(self, view: str) -> Tensor:
         """What a fixed view's rows are remembered by: their sample ids, or the numbers of sample and way."""
         return self.batch.addresses.get(view, self.ids(view))
 
-    def _for_each_row(self, view: str, what: str, given: Tensor) -> Tensor:
-        rows = len(self._view(view).x)
-        if given.dim() == 0 or len(given) != rows:
-            raise SpaceError(f"view {view!r} has {rows} rows and {what} of shape {tuple(given.shape)}; give one a row")
-        return given
+    def _lacking(self, view: str, what: str) -> str | None:
+        return None if self.derived is None else self.derived.lacking(view, what)
+
+    def _uneven(self, view: str, what: str, value: Tensor) -> SpaceError:
+        rows = self.rows(view)
+        return SpaceError(f"view {view!r} has {rows} rows and {what} of shape {tuple(value.shape)}; give one a row")
 
     def _view(self, view: str) -> Rows:
         if view not in self.batch:
@@ -368,16 +447,6 @@ class Step:
         for outputs in self._outputs.values():
             for head, value in outputs.items():
                 outputs[head] = value.detach()
-
-
-def _with_mixtures(batch: Batch, share: float) -> Batch:
-    """The batch with the views ``mixed`` and ``between``; see `views`."""
-    x = batch["x"].x if "x" in batch else None
-    if x is None or not x.is_floating_point():
-        raise SpaceError("rows are mixed by their numbers: the batch needs a view 'x' of floating-point inputs")
-    whole = Batch({**batch, "mixed": Rows(share * x + (1.0 - share) * x.flip(0)), BETWEEN: batch["x"]})
-    whole.fixed = batch.fixed
-    return whole
 
 
 def _as_weights(x: Tensor, module: nn.Module) -> Tensor:

@@ -66,20 +66,24 @@ class Target(NamedTuple):
         return self.value if self.space == "classes" else self.value.argmax(-1)
 
     def detached(self) -> Target:
-        """The same target, cut off whatever graph it came from, and 0 in rows that say nothing.
-
-        So no teacher learns through its student's loss, and a nan that stands for nothing enters no gradient.
-        """
+        """The same target, cut off whatever graph it came from, and 0 in rows that say nothing."""
         value = self.value.detach()
-        if self.valid is not None and isinstance(value, Tensor):  # lazy logits are read where they are valid alone
+        if self.valid is not None and isinstance(value, Tensor):
             mask = self.valid.reshape(*self.valid.shape, *(1,) * (value.dim() - self.valid.dim()))
             value = torch.where(mask, value, torch.zeros_like(value))
         return Target(value, self.space, self.valid)
 
     def spread(self, student: Tensor) -> Target:
-        """The same target for every inner element of the student's output (exits, peers), without copying."""
+        """The same target for every inner element of the student's output (exits, peers), without copying.
+
+        It is cut off whatever graph it came from, and 0 in rows that say nothing: so no teacher learns through its
+        student's loss, and a nan that stands for nothing enters no gradient.
+
+        Raises:
+            SpaceError: its elements are not the first dimensions of the student's.
+        """
         shape = student.shape[:-1]
-        value, valid = self.value, self.valid
+        value, valid = self.value.detach(), self.valid
         lead = value.shape if self.space == "classes" else value.shape[:-1]
         if len(lead) > len(shape) or lead != shape[: len(lead)]:
             raise SpaceError(
@@ -89,8 +93,12 @@ class Target(NamedTuple):
             inner = (1,) * (len(shape) - len(lead))
             components = value.shape[len(lead) :]
             value = value.reshape(*lead, *inner, *components).expand(*shape, *components)
-        if valid is not None and valid.shape != shape:
-            valid = valid.reshape(*valid.shape, *(1,) * (len(shape) - valid.dim())).expand(shape)
+        if valid is not None:
+            if valid.shape != shape:
+                valid = valid.reshape(*valid.shape, *(1,) * (len(shape) - valid.dim())).expand(shape)
+            if isinstance(value, Tensor):  # lazy logits are read where they are valid alone
+                mask = valid.reshape(*shape, *(1,) * (value.dim() - valid.dim()))
+                value = torch.where(mask, value, torch.zeros_like(value))
         return Target(value, self.space, valid)
 
 

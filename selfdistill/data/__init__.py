@@ -1,3 +1,3 @@
-"""Doors for real data: images and tables become tensors with sample ids, splits and augmentations."""
+"""Data: images, tables, texts and prompts become rows with sample ids, splits and augmentations."""
 
 from __future__ import annotations

@@ -152,8 +152,10 @@ def _hidden(x: Tensor, chosen: Tensor, tokens: Tokens | None) -> Tensor:
         RecipeError: the tokenizer has no mask token.
     """
     if tokens is None or tokens.mask is None:
-        raise RecipeError("the tokenizer of this model has no mask token, so that no view can hide words; give another "
-                          "model, or a recipe without weak and strong views")  # fmt: skip
+        raise RecipeError(
+            "the tokenizer of this model has no mask token, so that no view can hide words; give another "
+            "model, or a recipe without weak and strong views"
+        )
     fixed = torch.isin(x, torch.tensor(tokens.kept, dtype=x.dtype, device=x.device))
     return x.masked_fill(chosen & ~fixed, tokens.mask)
 

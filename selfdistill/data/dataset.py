@@ -1,4 +1,4 @@
-"""The data door: a name, a folder, a table or two tensors become rows with ids, labels and splits."""
+"""The data set: a name, a folder, a table or two tensors become rows with ids, labels and splits."""
 
 from __future__ import annotations
 

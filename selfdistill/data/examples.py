@@ -1,4 +1,4 @@
-"""One prompt and what is known about it."""
+"""An example: one prompt with its answer, demonstration and feedback."""
 
 from __future__ import annotations
 

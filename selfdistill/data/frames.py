@@ -74,11 +74,17 @@ class Frame:
         """What a run's record says about its data."""
         counts = {name: len(part.ids) for name, part in self.parts.items()}
         return {
-            "name": self.name, "kind": "table", "task": self.task, "shape": [self.sample.shape[1]],
-            "classes": list(self.classes), "rows": {**counts, "audit": 0},
-            "noise": int(self.noisy[self.labelled].sum()) / max(len(self.labelled), 1), "flips": False,
-            "augment": "none", "fingerprint": self.fingerprint,
-        }  # fmt: skip
+            "name": self.name,
+            "kind": "table",
+            "task": self.task,
+            "shape": [self.sample.shape[1]],
+            "classes": list(self.classes),
+            "rows": {**counts, "audit": 0},
+            "noise": int(self.noisy[self.labelled].sum()) / max(len(self.labelled), 1),
+            "flips": False,
+            "augment": "none",
+            "fingerprint": self.fingerprint,
+        }
 
 
 class Part(NamedTuple):
@@ -135,13 +141,19 @@ def load(
     if found.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
     parts = splits.make(
-        splits.Labels(found.name, found.y, found.classes), test=found.test, audit=0, labels=labels,
-        label_noise=label_noise, seed=seed,
-    )  # fmt: skip
+        splits.Labels(found.name, found.y, found.classes),
+        test=found.test,
+        audit=0,
+        labels=labels,
+        label_noise=label_noise,
+        seed=seed,
+    )
     y = parts.y.numpy() if found.classes else parts.y.double().numpy()
     if not found.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
-        raise DataError(f"{found.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
-                        "nothing to learn, choose another column")  # fmt: skip
+        raise DataError(
+            f"{found.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
+            "nothing to learn, choose another column"
+        )
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
     mark = _fingerprint(found.features, repr(found.classes), y, *ids.values())
     cut = _cut(found.features, ids)

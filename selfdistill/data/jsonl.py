@@ -1,4 +1,4 @@
-"""Prompts in a file: one JSON object a line; everything wrong with it is told with its line and the remedy."""
+"""Prompts in a file, one JSON object a line; a fault is reported with its line and the remedy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ _READ = ("prompt", "messages", "split", "entry", *FIELDS)
 
 
 _KINDS: dict[type, str] = {
-    bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text",
-}  # fmt: skip
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    str: "text",
+}
 
 
 class Row(NamedTuple):
@@ -96,7 +101,7 @@ def _row(path: Path, number: int, line: str) -> Row:
     try:
         found = json.loads(line)
     except ValueError as error:
-        why = one_line(getattr(error, "msg", error), 80)
+        why = one_line(error.msg if isinstance(error, json.JSONDecodeError) else error, 80)
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         place.refuse(f'not JSON ({why}{column}); write one object a line, such as {{"prompt": "..."}}')
     except RecursionError:

@@ -1,7 +1,7 @@
-"""Who teaches, who judges, who is asked once, for prompts: the same prompt is never in two splits.
+"""Splits of prompts into training, audit and test; the same prompt is never in two of them.
 
-Prompts are drawn in the order of a hash of what they ask, so the splits depend neither on the order of the rows nor,
-but for the last prompts drawn, on rows that are added later. The test split does not depend on the seed either.
+Prompts are drawn in the order of a hash of their text, so the splits depend neither on the order of the rows nor, but
+for the last prompts drawn, on rows that are added later. The test split does not depend on the seed either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The data door of language models: prompts, what is known about them, and who teaches, judges and is asked once."""
+"""Data sets of prompts for language models, with their splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door of reasoning-gym: tasks that are made on the spot, with checkers of their own."""
+"""Tasks of reasoning-gym: they are generated on the spot, with verifiers of their own."""
 
 from __future__ import annotations
 

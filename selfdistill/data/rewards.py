@@ -1,4 +1,4 @@
-"""Is a completion right? Checkers give a reward in [0, 1]; one that raises is counted and shown, and never fatal."""
+"""Verifiers: each gives a completion a reward in [0, 1]; one that raises is counted and shown, and never fatal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which prompts a step takes.
-
-Sampling: which rows a step sees, and the tensors it sees them as.
+"""Sampling: which rows or prompts a step sees, and the tensors that it sees them as.
 
 Both are pure functions of (seed, generation, epoch, step, sample id): nothing is consumed, so a resumed or a
 distributed run sees what the uninterrupted single process sees.
@@ -20,8 +18,9 @@ from .. import rng
 from ..core.step import Batch, Clock, Rows
 from ..errors import DataError
 from ..models import patch_masking
-from ..views import TOGETHER, Look, Views
+from ..views import TOGETHER, View, Views
 from . import augment
+from .augment import Tokens
 
 
 class Order:
@@ -38,7 +37,7 @@ class Order:
 
 
 class Source(Protocol):
-    """What sampling needs of the data; `tasks.data.Data` is one."""
+    """What sampling needs of the data; `data.dataset.Data` is one."""
 
     @property
     def y(self) -> Tensor: ...
@@ -54,6 +53,8 @@ class Source(Protocol):
     def flips(self) -> bool: ...
     @property
     def augment(self) -> str: ...
+    @property
+    def tokens(self) -> Tokens | None: ...
     def rows(self, ids: Tensor) -> Tensor: ...
 
 
@@ -154,8 +155,9 @@ class Sampler:
 
     def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> Drawn:
         order = self._order(kind, epoch, rows)
-        total = len(order.ids)
-        return order.part(slice(step * total // self.steps_per_epoch, (step + 1) * total // self.steps_per_epoch))
+        total, steps = len(order.ids), self.steps_per_epoch
+        part = slice(step * total // steps, (step + 1) * total // steps)
+        return Drawn(order.ids[part], order.visits[part])
 
     def _partners(self, main: Drawn, epoch: int) -> Drawn:
         """For each row another row of its class; a class of one row, or a row without a class, pairs with itself."""
@@ -190,7 +192,7 @@ class Sampler:
     def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, shown = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
-        for look in (look for look in self.views.looks if look.rows != "mixed"):
+        for look in self.views.looks:
             rows = drawn[look.rows]
             how = self.data.augment if look.augment == "default" else look.augment
             x = shown[look.of] if look.of else self.data.rows(rows.ids)
@@ -210,21 +212,26 @@ class Sampler:
         batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
-    def _augmented(self, how: str, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _augmented(self, how: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
-        tokens = getattr(self.data, "tokens", None)  # of texts
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips, tokens=tokens)
+        data = self.data
+        return augment.apply(how, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
-    def _with_hidden(self, look: Look, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         """What another view shows, less some patches; others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
-            x, rows.ids + (rows.visits << 40), address, look.hidden, kind=self.data.kind, spread=look.spread,
+            x,
+            rows.ids + (rows.visits << 40),
+            address,
+            look.hidden,
+            kind=self.data.kind,
+            spread=look.spread,
             whole=look.whole,
-        )  # fmt: skip
+        )
 
-    def _fixed(self, how: str, look: Look, x: Tensor, key: Tensor) -> Tensor:
+    def _fixed(self, how: str, look: View, x: Tensor, key: Tensor) -> Tensor:
         """By sample and way alone: whoever trains on these data sees the same."""
         address = ("fixed", look.name)
         return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x

@@ -1,4 +1,4 @@
-"""The guard of the test split: while anything is trained or chosen, its rows and labels are out of reach."""
+"""The lock of the test split: while anything is trained or chosen, its rows and labels cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .dataset import Data
 class Sealed(Data):
     """Data whose test split cannot be read: no ids, no labels, and an error for whoever asks for its rows.
 
-    >>> from selfdistill.tasks.data import load
+    >>> from selfdistill.data.dataset import load
     >>> whole = load("digits")
     >>> kept = sealed(whole)
     >>> len(kept.test), kept.fingerprint == whole.fingerprint

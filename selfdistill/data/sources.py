@@ -1,4 +1,4 @@
-"""Where data come from: a name or a path becomes inputs and labels, before any split is drawn."""
+"""Sources of data: a name or a path becomes inputs and labels, before any split is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who teaches, who judges, who is asked once: seeded stratified splits, label removal and label noise.
+"""Seeded stratified splits, removal of labels and label noise.
 
 The test split depends on the data alone, so runs with different seeds are measured on the same rows.
 """

@@ -77,8 +77,10 @@ class Reader:
             DataError: it is no table, or has no such column of texts.
         """
         if not tables.is_table(name):
-            raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
-                            f"{', '.join(tables.SUFFIXES)}")  # fmt: skip
+            raise DataError(
+                f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
+                f"{', '.join(tables.SUFFIXES)}"
+            )
         path = existing(name)
         frame = tables.read_frame(path)
         return path, frame, column(path, frame, self.column)
@@ -151,8 +153,10 @@ def inputs(source: str, card: dict[str, Any], folder: Path) -> tuple[Tensor, lis
         DataError: no such table or column, or the folder has no readable tokenizer.
     """
     if not tables.is_table(source):
-        raise DataError(f"{source}: the model was trained on text; give a table ({', '.join(tables.SUFFIXES)}) with a "
-                        f"column '{card['text']}'")  # fmt: skip
+        raise DataError(
+            f"{source}: the model was trained on text; give a table ({', '.join(tables.SUFFIXES)}) with a "
+            f"column '{card['text']}'"
+        )
     path = existing(source)
     texts = column(path, tables.read_frame(path), card["text"])
     found = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))

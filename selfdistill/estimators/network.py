@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method
 from ..core.outputs import element_shape
-from ..core.parts import Always, BaseTerm, Gate, Given, Loss, PerTrust, Teacher, Term
-from ..core.step import Step
+from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
+from ..core.step import Forward
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
@@ -43,13 +43,13 @@ class Told(Teacher):
     module: _Told
     called: str  # space of the targets
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return self.module
 
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return Target(cast(_Told, state).targets[step.ids(term.view)], self.called)
 
 
@@ -60,10 +60,10 @@ class Weighted(Gate):
     module: _Told
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return self.module
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return cast(_Told, state).weights[step.ids(term.view)].expand(element_shape(student))
 
 

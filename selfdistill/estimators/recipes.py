@@ -1,4 +1,4 @@
-"""How a learner teaches itself: recipes for tables, read from the command line like those of networks."""
+"""Recipes for learners on tables, read from the command line like those of networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..io.expressions import checked, read
 
 
 @dataclass(frozen=True)
-class Way:
+class EstimatorRecipe:
     """A recipe for learners: its name, and the options of the estimator that it stands for."""
 
     name: str
@@ -21,7 +21,7 @@ class Way:
         """The estimator around a learner; ``peers`` are the usual ones for such a table.
 
         Raises:
-            RecipeError: the way is not for this task.
+            RecipeError: the recipe is not for this task.
         """
         from .. import estimators
 
@@ -52,15 +52,17 @@ class Way:
         return kind(learner, **options)
 
 
-def plain() -> Way:
+def plain() -> EstimatorRecipe:
     """The learner alone, on the labels.
 
     Source: the control of every paper.
     """
-    return Way("plain")
+    return EstimatorRecipe("plain")
 
 
-def self_distilled(generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual") -> Way:
+def self_distilled(
+    generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual"
+) -> EstimatorRecipe:
     """Each generation learns the labels mixed with what its peers, or the last generation, say.
 
     Equation::
@@ -72,10 +74,10 @@ def self_distilled(generations: int = 2, xi: float | str = "auto", peers: str | 
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026.
     """
-    return Way("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
+    return EstimatorRecipe("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
 
 
-def peer_taught(generations: int = 2) -> Way:
+def peer_taught(generations: int = 2) -> EstimatorRecipe:
     """Learners of different kinds label the unlabelled rows for each other, never for themselves.
 
     Equation::
@@ -86,7 +88,7 @@ def peer_taught(generations: int = 2) -> Way:
 
     Source: Krogh and Vedelsby, NIPS 1994, equation 6.
     """
-    return Way("peer_taught", (("generations", generations),))
+    return EstimatorRecipe("peer_taught", (("generations", generations),))
 
 
 def self_trained(
@@ -95,7 +97,7 @@ def self_trained(
     balanced: bool = True,
     calibrate: bool = True,
     peers: str | int | None = None,
-) -> Way:
+) -> EstimatorRecipe:
     """Curriculum of own labels: stage s of S learns the labels and the surest s / S of the unlabelled rows, afresh.
 
     Equation::
@@ -107,26 +109,26 @@ def self_trained(
     Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1.
     """
     options = {"generations": generations, "hard": hard, "balanced": balanced, "calibrate": calibrate, "peers": peers}
-    return Way("self_trained", tuple(options.items()))
+    return EstimatorRecipe("self_trained", tuple(options.items()))
 
 
-def ways() -> dict[str, Callable[..., Way]]:
+def recipes() -> dict[str, Callable[..., EstimatorRecipe]]:
     """All of them by name.
 
-    >>> sorted(ways())
+    >>> sorted(recipes())
     ['peer_taught', 'plain', 'self_distilled', 'self_trained']
     """
-    return {way.__name__: way for way in (peer_taught, plain, self_distilled, self_trained)}
+    return {recipe.__name__: recipe for recipe in (peer_taught, plain, self_distilled, self_trained)}
 
 
 def card(name: str) -> dict[str, Any]:
-    """A way as `selfdistill methods` lists it; ``cost`` counts trainings of the learner without folds and peers."""
+    """A recipe as `selfdistill methods` lists it; ``cost`` counts trainings of the learner without folds and peers."""
     from ..methods.cards import described
 
-    default = ways()[name]()
+    default = recipes()[name]()
     trainings = dict(default.options).get("generations", 1)
     return {
-        **described(name, ways()[name]),
+        **described(name, recipes()[name]),
         "targets": "classes" if name == "self_trained" else "classes, values",
         "for": "learners",
         "cost": {"trainings": trainings},
@@ -134,21 +136,21 @@ def card(name: str) -> dict[str, Any]:
     }
 
 
-def read_way(expression: str) -> Way:
-    """A way from its expression, such as ``self_distilled(xi=0.5)``, read without evaluating code.
+def read_recipe(expression: str) -> EstimatorRecipe:
+    """A recipe from its expression, such as ``self_distilled(xi=0.5)``, read without evaluating code.
 
-    >>> read_way("peer_taught(generations=3)")
-    Way(name='peer_taught', options=(('generations', 3),))
+    >>> read_recipe("peer_taught(generations=3)")
+    EstimatorRecipe(name='peer_taught', options=(('generations', 3),))
     """
-    found = read(expression, {name: checked(way) for name, way in ways().items()})
-    assert isinstance(found, Way)
-    return found
+    recipe = read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    assert isinstance(recipe, EstimatorRecipe)
+    return recipe
 
 
 def explain(expression: str) -> dict[str, Any]:
-    """Everything `selfdistill explain` prints of a way."""
-    way = read_way(expression)
-    return {**card(way.name), "expression": expression, "options": dict(way.options)}
+    """Everything `selfdistill explain` prints of a recipe."""
+    recipe = read_recipe(expression)
+    return {**card(recipe.name), "expression": expression, "options": dict(recipe.options)}
 
 
 def text(found: dict[str, Any]) -> str:

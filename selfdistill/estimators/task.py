@@ -1,341 +1,397 @@
-"""Is a table learnt by a learner or by a network, and if by a learner, by which one and in what way?
+"""The task type of tables by learners of scikit-learn: its recipes, its controls in a comparison, how each is trained.
 
-Train a chosen learner in a run folder: it is kept as a skops file, and every training that ended is kept until then.
-
-::
-
-    fits/             one file a training, so that a run that was cut goes on; gone when it is done
-    model/            estimator.skops, data.json, README.md
+What a comparison matches are trainings: tuning and bagging get as many as the most expensive method took, folds and
+peers included. The test split is read by `run.score_test` alone, after everything is trained and chosen; controls are
+ranked by labelled rows left out.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
-import warnings
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..data import frames, sources, tables
-from ..data.frames import Frame
-from ..errors import DataError, RecipeError
+from ..data import sources, tables
+from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import metrics
-from ..evaluation.predict import COVERAGE, Predicted, covered, halfwidth, points, scored, with_interval
-from ..io.expressions import called, nearest, one_line
+from ..evaluation.predict import Predictions, scored
+from ..io.expressions import called, nearest
 from ..io.run_record import Request
-from ..methods import recipes
+from ..methods import recipes as network_recipes
 from ..models.store import ESTIMATOR
-from ..training import threads
-from . import base_learners
-from .recipes import Way, read_way, ways
+from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
+from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
+from . import base_learners, recipes
+from .base_learners import Mean
+from .bounded import Codes, core
+from .run import (
+    FOLDS,
+    NETWORKS,
+    TableRun,
+    cross_predict,
+    fit,
+    folds_of,
+    predict,
+    prepare,
+    residuals,
+    score_test,
+    self_taught,
+)
+from .tables import stack
+from .weights import seeded
 
-BOOSTING = "boosting"  # what a table is learnt by where nothing is asked for
-
-
-NETWORKS = "mlp"  # what to give for the other side
-
-
-_OURS = ("audit",)  # the settings of a training that learners have too
-
-
-def for_learners(request: Request) -> bool:
-    """Does the request ask for a learner of scikit-learn? Tables do, unless a network or its recipe is named.
-
-    Raises:
-        RecipeError, DataError: it asks for both, or for a learner on images.
-    """
-    if request.text is not None:  # read by an encoder
-        return False
-    table = tables.is_table(request.data) or request.data in sources.TABLES
-    model, method = request.model, None if request.method is None else called(request.method)
-    learner = model is not None and (base_learners.named(model) or base_learners.foreign(model) is not None)
-    known = method is not None and method in ways()
-    ours = known and method not in recipes()  # plain() is both
-    if table and method is not None and not known and method not in recipes():
-        close = nearest(method, [*ways(), *recipes()])
-        raise RecipeError(
-            f"unknown method {method!r}; {f'nearest: {close}. ' if close else ''}`selfdistill methods` lists them"
-        )
-    if not table:
-        if learner or ours:
-            raise DataError(
-                f"{request.data}: {model if learner else request.method} learns tables, and this is none; give a CSV "
-                "or Parquet file, or leave it out"
-            )
-        return False
-    if learner and method is not None and not known:
-        raise RecipeError(
-            f"{method}() trains networks and {model} is a learner of scikit-learn; give one of "
-            f"{', '.join(f'{name}()' for name in ways())}, or --model {NETWORKS}"
-        )
-    if ours and model is not None and not learner:
-        raise RecipeError(
-            f"{method}() is for learners of scikit-learn and {model} is a network; give one of "
-            f"{', '.join(base_learners.LEARNERS)} as --model, or a recipe for networks"
-        )
-    return learner or (model is None and (method is None or ours))
+METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
+    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
+)  # fmt: skip
 
 
-@dataclass
-class Choice:
-    """A request with every choice made: the table, the learner, its peers, and how they teach."""
+ALONE, PEER = "learner alone", "learner peer"
 
-    data: Frame
-    way: Way
-    expression: str
-    build: str  # the learner's expression
-    settings: dict[str, Any]
 
-    @property
-    def classify(self) -> bool:
-        return self.data.task == "classify"
+NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier"}
+
+
+ABOUT = {
+    PLAIN: "the learner alone, on the labels, with its usual settings",
+    NAMES[TUNED]: "the learner with the best settings of a random search by folds of the labels; all trainings count",
+    NAMES[BAGGED]: "copies of the learner on bootstrap samples, averaged",
+    NAMES[MEAN]: "the learner and the usual peers on the labels, averaged, undistilled",
+    NAMES[SELF_TRAINING]: "scikit-learn's own self-training of the learner, with its default threshold",
+}
+
+
+FEWEST = 4  # settings that tuning tries, and copies that are averaged, at the least
+
+
+def pilots(settings: ComparisonSettings) -> list[Job]:
+    """The methods on the first seed: the most expensive one's trainings are the budget."""
+    return [Job(name, METHOD, 0, settings.seeds[0], expression=name) for name in settings.methods]
+
+
+def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    """The budget in trainings, and the first seed's jobs."""
+    seed, amount = settings.seeds[0], max(costs.values())
+    count = math.ceil(amount)
+    jobs = [*pilots(settings), Job(PLAIN, ALONE, 0, seed)]
+    if base_learners.named(prepared.build):
+        jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
+    jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
+    jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(prepared))]
+    jobs.append(Job(NAMES[MEAN], MEAN, 0, seed))
+    if prepared.classify and len(prepared.data.unlabelled):
+        jobs.append(Job(NAMES[SELF_TRAINING], SELF_TRAINING, 0, seed))
+    return amount, jobs
+
+
+def peer_names(prepared: TableRun) -> list[str]:
+    """What the usual peers are, as words."""
+    return [type(core(peer)).__name__ for peer in prepared.peers()]
+
+
+class TableJob:
+    """One job's table, its seed, and how many trainings it took."""
+
+    def __init__(self, job: Job, request: Request) -> None:
+        self.job = job
+        self.prepared = prepare(replace(request, method=job.expression, seed=job.seed))
+        self.seed, self.trainings = job.seed, 0
+
+    def row(self, model: Any, audit: dict[str, float], errors: torch.Tensor | None, **more: Any) -> dict[str, Any]:
+        """A row's record; ``audit``, scores on labelled rows left out, ranks the controls, and ``errors`` on such rows
+        make the intervals of values."""
+        data = self.prepared.data
+        figures, test, _ = score_test(self.prepared, model, errors)
+        truth = torch.from_numpy(data.y[data.test])
+        shown: dict[str, Any] = {}
+        if data.classes:
+            figures["aurc"] = metrics.aurc(test.exp(), truth)
+            shown["reliability"] = metrics.reliability(test, truth)
+        return {
+            "passes": {"total": float(self.trainings)}, "with_teacher_training": None, "steps": self.trainings,
+            "generations": 1, "curve": [], "decisions": None, "audit": audit, "metrics": figures,
+            "about": ABOUT.get(self.job.name, "this learner alone, on the labels"), **shown, **more,
+        }  # fmt: skip
+
+    def control(self, model: Any, trainings: int, unfitted: Any = None, **more: Any) -> dict[str, Any]:
+        """The record of a fitted control, which folds of the labels judge beside; ``unfitted`` is trained for those."""
+        data, self.trainings = self.prepared.data, trainings
+        y = torch.from_numpy(data.y[data.labelled])
+        outputs = cross_predict(self.prepared, model if unfitted is None else unfitted, self.seed)
+        return self.row(model, scored(outputs, y, data.task), None if data.classes else y - outputs, **more)
+
+    def fitted(self, model: Any, trainings: int = 1) -> dict[str, Any]:
+        """The same for a control that learns the labels as they are."""
+        return self.control(fit(self.prepared, model), trainings)
+
+    def seeded(self, learner: Any) -> Any:
+        return seeded(learner, np.random.RandomState(self.seed))
+
+
+def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains learners; nothing of it is kept in the folder until it has ended."""
+    from threadpoolctl import threadpool_limits
+
+    work = TableJob(job, request)
+    with threadpool_limits(torch.get_num_threads()):
+        row = _TRAININGS[job.kind](work)
+    data = work.prepared.data.describe()
+    return {"rows": {job.name: row}, "data": data, "model": work.prepared.build, "parameters": None}
+
+
+def _method(work: TableJob) -> dict[str, Any]:
+    from . import keeping
+
+    def count(done: int, of: int, what: str) -> None:
+        work.trainings = done
+
+    with keeping(None, count):
+        model = fit(work.prepared, work.prepared.estimator(work.seed))
+    if not self_taught(model):
+        return work.control(model, 1)
+    history, classes = model.history_, work.prepared.data.classes
+    decisions = [row["decision"]["accepted"] if row["decision"] else True for row in history]
+    more = {"decisions": decisions if len(history) > 1 else None, "generations": len(history)}
+    peers = bool(dict(work.prepared.recipe.options).get("peers", "usual"))
+    loss = history[model.generation_]["loss"]
+    audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
+    errors = residuals(work.prepared, model, work.seed)
+    return work.row(model, audit, errors, product=model.generation_, peers=peers, **more)
+
+
+def _alone(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.prepared.learner(work.seed))
+
+
+def _tuned(work: TableJob) -> dict[str, Any]:
+    """A random search over the learner's settings; every training of it counts."""
+    from sklearn.model_selection import RandomizedSearchCV
+
+    prepared, folds = work.prepared, FOLDS
+    learner = prepared.learner(work.seed)
+    grid = base_learners.grid(prepared.build, learner)
+    tries = max(FEWEST, (work.job.count - 1) // folds)
+    by = "neg_log_loss" if prepared.classify else "neg_mean_squared_error"
+    search = RandomizedSearchCV(
+        learner, grid, n_iter=tries, cv=folds_of(prepared, work.seed), scoring=by, random_state=work.seed
+    )
+    fit(prepared, search)
+    return work.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
+
+
+def _bagged(work: TableJob) -> dict[str, Any]:
+    """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
+    members = [work.prepared.learner(work.seed)] * max(FEWEST, work.job.count)
+    return work.fitted(Mean(members, work.seed), len(members))
+
+
+def _peer(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.seeded(work.prepared.peers()[work.job.count]))
+
+
+def _mean(work: TableJob) -> dict[str, Any]:
+    """What learner and peers know together, undistilled."""
+    random = np.random.RandomState(work.seed)
+    members = [work.prepared.learner(work.seed), *(seeded(peer, random) for peer in work.prepared.peers())]
+    return work.fitted(Mean(members), len(members))
+
+
+def _self_training(work: TableJob) -> dict[str, Any]:
+    """scikit-learn's own, with its default threshold, on codes of the categories."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.semi_supervised import SelfTrainingClassifier
+
+    prepared, data = work.prepared, work.prepared.data
+    bare = (
+        base_learners.kind(prepared.build).bare(True)
+        if base_learners.named(prepared.build)
+        else prepared.learner(work.seed)
+    )
+    learner = work.seeded(bare)
+    model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
+    rows = np.concatenate([data.labelled, data.unlabelled])
+    model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
+    return work.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
+
+
+_TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
+    METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
+    SELF_TRAINING: _self_training,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TableDesign(ComparisonDesign):
+    """How learners of scikit-learn on a table are compared."""
+
+    request: Request
+    settings: ComparisonSettings
+    prepared: TableRun  # of the first seed and method
+
+    budget = "trainings"
+
+    @classmethod
+    def matched_budget(cls, budget: str | None) -> str:
+        """Trainings: learners take no steps.
+
+        Raises:
+            DataError: another budget is asked for.
+        """
+        if budget not in (None, cls.budget):
+            raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
+        return cls.budget
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return train_job(job, request, folder)
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> TableDesign:
+        return cls(request, settings, prepare(replace(request, method=settings.methods[0], seed=settings.seeds[0])))
+
+    def check(self) -> None:
+        """Folds audit, so that no seed lacks an audit split; the first method was chosen to be here."""
+        for expression in self.settings.methods[1:]:
+            prepare(replace(self.request, method=expression, seed=self.settings.seeds[0]))
 
     def threads(self) -> int:
-        """How many threads learn the table."""
-        return threads.of_table(len(self.data.y), self.data.sample.shape[1])
+        return 1
 
-    def learner(self, seed: int) -> Any:
-        """The learner alone, seeded."""
-        from numpy.random import RandomState
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """All controls are there on every table."""
+        return False
 
-        from .weights import seeded
+    def pilots(self, control: bool) -> list[Job]:
+        return pilots(self.settings)
 
-        return seeded(self._learner(), RandomState(seed))
-
-    def _learner(self) -> Any:
-        return base_learners.learner(self.build, self.classify, self.data.sample, len(self.data.labelled))
-
-    def peers(self) -> list[Any]:
-        """The usual peers for such a table."""
-        from .defaults import usual_peers
-
-        return usual_peers(self.data.sample, classify=self.classify)
-
-    def estimator(self, seed: int, **more: Any) -> Any:
-        """The learner that teaches itself, not fitted."""
-        if self.way.name == "plain":
-            return self.learner(seed)
-        options = {"random_state": seed, "audit": self.settings["audit"], "audit_folds": self.settings["audit_folds"]}
-        return self.way.make(self._learner(), self.peers(), self.classify, **options, **more)
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.settings, self.prepared, costs)
 
 
-def choose(request: Request) -> Choice:
-    """Load the table and fill in what the request leaves open.
-
-    Raises:
-        DataError: the table, or an option that only networks have.
-        RecipeError: the learner or the way does not fit the task.
-    """
-    _refuse_network_options(request)
-    data = frames.load(
-        request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
-        label_noise=request.label_noise, seed=request.seed,
-    )  # fmt: skip
-    expression = request.method or _usual(data)
-    settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
-    found = Choice(
-        data, read_way(expression), expression, request.model or BOOSTING, {**settings, **dict(request.training)}
-    )
-    if not len(data.unlabelled) and found.way.name in ("peer_taught", "self_trained"):
-        raise DataError(f"{expression} learns from unlabelled rows and {data.name} has none; give --labels N or "
-                        "--unlabelled PATH, or take self_distilled()")  # fmt: skip
-    found.estimator(request.seed)  # what does not fit says so before anything is trained
-    return found
+# ---- the task type -------------------------------------------------------------------------------------------------
 
 
-def _usual(data: Frame) -> str:
-    """Boosting with peers: they label the unlabelled rows, where there are some, and else correct the labels."""
-    if not len(data.unlabelled):
-        return "self_distilled()"
-    return "peer_taught()" if data.task == "regress" else "self_trained(peers='usual')"
+class TableTaskType(TaskType):
+    """Tables learnt by learners of scikit-learn, which teach themselves or each other."""
 
+    name, learner, title = "learner", "learners", "For learners on tables"
+    about = "Gradient boosting, forests and any other estimator of scikit-learn."
+    design = TableDesign
+    equal_steps = False
 
-def _refuse_network_options(request: Request) -> None:
-    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets")
-    asked = {name: getattr(request, name) for name in names}
-    asked |= {name: value for name, value in request.training if name not in _OURS}
-    for name, value in asked.items():
-        if value is not None:
-            option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
-            raise DataError(
-                f"{option} is for networks, and {request.data} is learnt by "
-                f"{request.model or BOOSTING}; leave it out, or give --model {NETWORKS}"
+    def recipes(self) -> Mapping[str, Callable[..., recipes.EstimatorRecipe]]:
+        return recipes.recipes()
+
+    def serves(self, request: Request) -> bool:
+        """Tables, unless a network or its recipe is named.
+
+        Raises:
+            RecipeError, DataError: both are asked for, or a learner on images.
+        """
+        if request.text is not None:  # read by an encoder
+            return False
+        table = tables.is_table(request.data) or request.data in sources.TABLES
+        model, method = request.model, None if request.method is None else called(request.method)
+        learner = model is not None and (base_learners.named(model) or base_learners.foreign(model) is not None)
+        known = method is not None and method in self.recipes()
+        ours = known and method not in network_recipes()  # plain() is both
+        if table and method is not None and not known and method not in network_recipes():
+            close = nearest(method, [*self.recipes(), *network_recipes()])
+            raise RecipeError(
+                f"unknown method {method!r}; {f'nearest: {close}. ' if close else ''}`selfdistill methods` lists them"
             )
+        if not table:
+            if learner or ours:
+                raise DataError(
+                    f"{request.data}: {model if learner else request.method} learns tables, and this is none; give a "
+                    "CSV or Parquet file, or leave it out"
+                )
+            return False
+        if learner and method is not None and not known:
+            raise RecipeError(
+                f"{method}() trains networks and {model} is a learner of scikit-learn; give one of "
+                f"{', '.join(f'{name}()' for name in self.recipes())}, or --model {NETWORKS}"
+            )
+        if ours and model is not None and not learner:
+            raise RecipeError(
+                f"{method}() is for learners of scikit-learn and {model} is a network; give one of "
+                f"{', '.join(base_learners.LEARNERS)} as --model, or a recipe for networks"
+            )
+        return learner or (model is None and (method is None or ours))
 
+    def prepare(self, request: Request) -> TableRun:
+        return prepare(request)
 
-def default_way(request: Request) -> str:
-    """The way that `run` would choose for the table."""
-    return choose(replace(request, method=None)).expression
+    def card(self, name: str) -> dict[str, Any]:
+        return recipes.card(name)
 
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        refuse_example(expression, example)
+        return recipes.explain(expression)
 
-MOST = 20_000  # labelled rows, beyond which the learner alone is not trained five times more for its interval
+    def text(self, card: dict[str, Any]) -> str:
+        return recipes.text(card)
 
+    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
+        return predict(folder, source, exit_number)
 
-FOLDS = 5
+    def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
+        """Refused: a learner keeps no history of the rows."""
+        raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
 
+    def vitals(self, folder: Path) -> dict[str, Any]:
+        """Refused: a learner takes no steps."""
+        raise CheckpointError(
+            f"{folder} trained a learner of scikit-learn, which has no steps to look at; its audit is in "
+            f"`selfdistill report {folder}`"
+        )
 
-def says(model: Any, frame: Any, classes: int) -> Tensor:
-    """What a fitted estimator says of rows: log-probabilities (rows, classes), or values (rows,)."""
-    with warnings.catch_warnings():  # that an unknown category is taken for a missing one is what was asked for
-        warnings.filterwarnings("ignore", message="Found unknown categories")
-        if not classes:
-            return torch.from_numpy(np.asarray(model.predict(frame), dtype=np.float64))
-        found = np.zeros((len(frame), classes))
-        found[:, np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(frame)
-    return torch.from_numpy(found).clamp(min=1e-12).log()
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The learner alone, and the product where it is another one."""
+        plain = result["plain"]
+        table = [(self.baseline(result), plain["end"])]
+        if plain["from"] == "itself":
+            return table
+        return [
+            *table,
+            (f"{result['method']}, {generation_name(result, {'generation': result['product']})}", result["test"]),
+        ]
 
+    def baseline(self, result: dict[str, Any]) -> str:
+        return f"{result['model']} alone"
 
-def fit(choice: Choice, model: Any) -> Any:
-    """Fit an estimator on the rows that teach."""
-    data = choice.data
-    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and taught(model) else {}
-    try:
-        return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
-    except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
-        raise RecipeError(f"{choice.build} on {data.name}: {one_line(error)}") from error
+    def size(self, result: dict[str, Any], record: dict[str, Any], time: str) -> list[str]:
+        return [f"- model: {result['model']}", f"- trainings: {result['steps']}{time}, seed {result['seed']}"]
 
+    def loading(self, folder: str) -> list[str]:
+        return [
+            "Load the model without the training code:",
+            "",
+            "```python",
+            "from selfdistill.estimators import load",
+            f'model = load("{folder}/{ESTIMATOR}")',
+            "model.predict(frame)  # the columns without the target, in their order; classes by name",
+            "```",
+            "",
+        ]
 
-def taught(model: Any) -> bool:
-    """Is it one of ours, which takes unlabelled rows and has a history?"""
-    return hasattr(model, "report")
+    def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve]:
+        """The metric of generations on labelled rows that they had not learnt from, where the audit asked them."""
+        audited = [g for g in result["generations"] if g.get("loss") is not None]
+        if not audited:
+            return []
+        classify = audited[0]["measure"] == "accuracy"
+        metric = "accuracy" if classify else "RMSE"
+        points = [(g["generation"], 1 - g["loss"] if classify else g["loss"] ** 0.5) for g in audited]
+        caption = f"{metric[0].upper()}{metric[1:]} of each generation on labelled rows that it had not learnt from."
+        return [GenerationCurve(metric, points, caption)]
 
-
-def cut(choice: Choice, seed: int) -> Any:
-    """Folds of the labelled rows; every class is spread over them where it has enough."""
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    y = choice.data.y[choice.data.labelled]
-    spread = choice.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
-    return (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
-
-
-def left_out(choice: Choice, model: Any, seed: int) -> Tensor:
-    """What an estimator says of each labelled row when trained without its fold: as `says`."""
-    from sklearn.base import clone
-
-    data, rows = choice.data, choice.data.labelled
-    y = data.y[rows]
-    found = (
-        torch.zeros(len(y), len(data.classes), dtype=torch.float64) if choice.classify else torch.zeros(len(y)).double()
-    )
-    for teach, held in cut(choice, seed).split(np.zeros(len(y)), y):
-        fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
-        found[torch.from_numpy(held)] = says(fitted, data.rows(rows[held]), len(data.classes))
-    return found
-
-
-def errors_of(choice: Choice, model: Any, seed: int) -> Tensor | None:
-    """Errors of values on labelled rows left out, of an estimator of ours or of another; None where there are none."""
-    if choice.classify:
-        return None
-    known = getattr(model, "residuals_", None)
-    if taught(model) and known is not None:
-        return torch.from_numpy(np.asarray(known, dtype=np.float64))
-    if len(choice.data.labelled) > MOST:
-        return None
-    y = torch.from_numpy(choice.data.y[choice.data.labelled])
-    return y - left_out(choice, getattr(model, "estimator_", model), seed)
-
-
-def judged(choice: Choice, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
-    """The test split: metrics, what was said and, for values whose errors on rows left out are known, half the width of
-    an interval of 90 %."""
-    data = choice.data
-    y = torch.from_numpy(data.y[data.test])
-    said = says(model, data.rows(data.test), len(data.classes))
-    found = scored(said, y, data.task)
-    if errors is None:
-        return found, said, None
-    half = halfwidth(errors)
-    return {**found, **covered(said, y, errors)}, said, half if half < torch.inf else None
-
-
-def train(choice: Choice, folder: Path, report: Callable[[str], Any], tell: Callable[[str], None]) -> dict[str, Any]:
-    """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
-    from threadpoolctl import threadpool_limits
-
-    from .io import save
-    from .naming import Named
-    from .resume import keeping
-
-    begun, seed, data = time.monotonic(), int(choice.settings["seed"]), choice.data
-    done = [0]
-    learner = choice.estimator(seed)  # what it imports is no part of the first training's time
-    first = time.monotonic()
-    heard, again = report(choice.expression), any((folder / "fits").glob("*"))
-
-    def progress(number: int, planned: int, what: str) -> None:
-        done[0] = number
-        if number == 1 and planned > 1 and not again:
-            about = planned * (time.monotonic() - first)
-            tell(f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
-                 "audit ends a chain early")  # fmt: skip
-        if heard:
-            heard.count(number, planned, what)
-
-    with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
-        with keeping(folder / "fits", progress):
-            model = fit(choice, learner)
-        seconds = time.monotonic() - begun
-        if taught(model):
-            for line in model.report().splitlines():
-                tell(line)
-        alone = model if not taught(model) else fit(choice, choice.learner(seed))
-        result = _result(choice, model, alone, max(1, done[0]), seconds)
-    place = folder / "model"
-    place.mkdir(exist_ok=True)
-    save(Named.of(model, data.classes) if choice.classify else model, place / ESTIMATOR)
-    half = result.pop("half")
-    frames.write_card(data, place, method=choice.expression, model=choice.build, half=half, coverage=COVERAGE)
-    shutil.rmtree(folder / "fits", ignore_errors=True)
-    return result
-
-
-def _result(choice: Choice, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
-    data, seed, shown = choice.data, int(choice.settings["seed"]), "reliability" if choice.classify else "predicted"
-    y = torch.from_numpy(data.y[data.test])
-    history = [_told(row, model) for row in model.history_] if taught(model) else []
-    result: dict[str, Any] = {
-        "kind": "learner", "method": choice.expression, "model": choice.build, "parameters": None,
-        "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
-        "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
-        "seconds": round(seconds, 2), shown: {},
-    }  # fmt: skip
-    names = {f"generation {result['product']}, the product": model} if taught(model) else {}
-    for name, one in {"the learner alone": alone, **names}.items():
-        found, said, half = judged(choice, one, errors_of(choice, one, seed))
-        result[shown][name] = metrics.reliability(said, y) if choice.classify else points(said, y)
-        if one is alone:
-            result["plain"] = {"steps": 1, "end": found, "from": "itself" if one is model else "control"}
-        if one is model:
-            result |= {"test": found, "half": half}
-    return result
-
-
-def _told(row: dict[str, Any], model: Any) -> dict[str, Any]:
-    """A generation's line of the history as JSON has it."""
-    plain = {key: value for key, value in row.items() if key != "decision"}
-    decision = row["decision"] or {"accepted": True, "why": f"generation {row['generation']}: {row['what']}"}
-    return {**plain, "decision": decision, "measure": model._measure}
-
-
-def predict(folder: Path, card: dict[str, Any], source: str) -> Predicted:
-    """What the finished learner of a model folder says of a table."""
-    from threadpoolctl import threadpool_limits
-
-    from .io import load
-    from .naming import Named
-
-    model, rows = load(folder / ESTIMATOR), frames.rows_for(source, card)
-    with threadpool_limits(threads.of_table(*rows.shape)):
-        said = says(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
-    names = [str(number + 1) for number in range(len(rows))]
-    if card["classes"]:
-        return Predicted(names, said.exp(), [str(name) for name in card["classes"]])
-    return Predicted(names, *with_interval(said[:, None], card.get("half")))
+    def cost(self, result: dict[str, Any]) -> Cost:
+        """Trainings."""
+        time = f"{result['steps']} trainings, {result['seconds']} s"
+        bars = [(result["method"], result["steps"], time), (self.baseline(result), 1, "1 training")]
+        return Cost(bars, "trainings", "Trainings of all learners: peers and the folds of the audit too.")

@@ -1,4 +1,4 @@
-"""The audit: may this generation teach the next one, and may it be the product?
+"""The audit: it decides whether a generation may teach the next one, and which is the final model.
 
 The audit split is labelled and never teaches. After a generation, candidate and champion (the best one audited so far)
 are compared row by row on it. The split is used again for every generation, so the level of the test is spent over

@@ -1,4 +1,4 @@
-"""Which labels did the model come to doubt, and how surely? A score for every row that taught with its label.
+"""Label errors: a score for every labelled training row that says how far the model doubts its label.
 
 Equation::
 
@@ -22,13 +22,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Table
+from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
@@ -121,16 +121,15 @@ class TrainedModel(Protocol):
 
 def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
     """What a teacher's memory says of rows (rows, width), and of which of them it knows any; None if it has none."""
-    if isinstance(part, Relabelled):
-        window = cast(Window, state)
-        soft, known = window.mean(ids, width)
-        given, handed = window.read(ids, width)
+    if isinstance(part, Relabelled) and isinstance(state, Window):
+        soft, known = state.mean(ids, width)
+        given, handed = state.read(ids, width)
         return torch.where(known[:, None], soft, given), known | handed
-    if isinstance(part, Ensembled):
-        kept, known = cast(Table, state).read(ids, width + 1)
+    if isinstance(part, Ensembled) and isinstance(state, SampleMemory):
+        kept, known = state.read(ids, width + 1)
         return kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), known
-    if isinstance(part, History | LastEpoch):
-        return cast(Table, state).read(ids, width)
+    if isinstance(part, History | LastEpoch) and isinstance(state, SampleMemory):
+        return state.read(ids, width)
     return None
 
 
@@ -217,8 +216,6 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
     record, _ = read_record(folder / "run.json")
     if "result" not in record:
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
-    if record.get("kind") == "learner":
-        raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
     summary = record["result"].get("doubts")
     if record["data"].get("task") == "features":
         raise CheckpointError(f"{folder} was trained without any label, so that none can be doubted; label some rows")

@@ -1,4 +1,4 @@
-"""What a network's features are worth: simple learners on top of them, fitted to labels that taught it nothing."""
+"""Linear probes: simple learners on a network's features, fitted to labels that it was not trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: how good are predictions where labels are known? In float64; rows without a label are left out."""
+"""Metrics of predictions where labels are known, in float64; rows without a label are left out."""
 
 from __future__ import annotations
 

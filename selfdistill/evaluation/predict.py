@@ -1,7 +1,9 @@
-"""What a model says of rows it does not learn from: eval mode, no augmentation, no gradient, modes put back after."""
+"""Prediction: eval mode, no augmentation, no gradient; the modes are put back afterwards."""
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -119,13 +121,38 @@ def points(said: Tensor, y: Tensor) -> list[tuple[float, float]]:
     return [(round(float(a), 6), round(float(b), 6)) for a, b in zip(said[::every], y[::every], strict=True)]
 
 
-class Predicted(NamedTuple):
+class Predictions(NamedTuple):
     """What a finished run says of rows: their names, numbers (rows, columns), and what the columns are: classes, whose
-    probabilities they are, or ``prediction`` and, where the run knows an interval, ``low`` and ``high``."""
+    probabilities the numbers are."""
 
     names: list[str]
     numbers: Tensor
     columns: list[str]
+
+    def text(self) -> str:
+        """The predictions as CSV: the class and the probability of each class, or the values."""
+        lines = io.StringIO(newline="")
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["row", *self._header()])
+        for name, numbers in zip(self.names, self.numbers.tolist(), strict=True):
+            writer.writerow([name, *self._best(numbers), *(f"{number:.6g}" for number in numbers)])
+        return lines.getvalue()
+
+    def _header(self) -> list[str]:
+        return ["prediction", *(f"p({name})" for name in self.columns)]
+
+    def _best(self, numbers: list[float]) -> list[str]:
+        return [self.columns[max(range(len(numbers)), key=numbers.__getitem__)]]
+
+
+class ValuePredictions(Predictions):
+    """Predicted values: the column ``prediction`` and, where the run knows an interval, ``low`` and ``high``."""
+
+    def _header(self) -> list[str]:
+        return self.columns
+
+    def _best(self, numbers: list[float]) -> list[str]:
+        return []
 
 
 def with_interval(said: Tensor, half: float | None) -> tuple[Tensor, list[str]]:

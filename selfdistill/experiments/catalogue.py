@@ -1,16 +1,18 @@
-"""All recipes, for networks, for learners on tables and for language models: as cards, and as ``docs/methods.md``."""
+"""The catalogue of recipes of all task types, as cards and as ``docs/methods.md``.
+
+The cards are shipped as a file, so that `selfdistill methods` lists them without importing torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..estimators.recipes import card as way_card
-from ..estimators.recipes import ways
-from ..language.recipes import RECIPES
-from ..language.recipes import card as spoken_card
-from ..methods import recipes
-from ..methods.cards import card
+#: made by ``python tools/generate.py``; a test compares it with `live_cards`
+SHIPPED = Path(__file__).with_name("catalogue.jsonl")
 
 HEAD = """# Methods
 
@@ -23,18 +25,33 @@ computed between generations (labelling a pool, writing completions) is not in i
 """
 
 
-KINDS = {
-    "networks": ("For networks", "Classes and values, images, tables and texts: any model of PyTorch."),
-    "learners": ("For learners on tables", "Gradient boosting, forests and any other estimator of scikit-learn."),
-    "language models": ("For language models", "Prompts; a step is told without the completions that it samples."),
-}
-
-
 def cards() -> list[dict[str, Any]]:
-    """A card of every recipe, those for networks first; a name that both have is the network's."""
-    found = [card(name) for name in recipes()]
-    found += [way_card(name) for name in ways() if name not in recipes()]
-    return found + [spoken_card(name) for name in RECIPES]
+    """The card of every recipe: from the shipped file, or from the code where it holds a recipe that the file lacks."""
+    shipped = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
+    return live_cards() if set(_names_in_source()) - {card["name"] for card in shipped} else shipped
+
+
+def live_cards() -> list[dict[str, Any]]:
+    """The card of every recipe, made from the code, in the order of the task types.
+
+    A name that several task types have is listed once, for the first of them.
+    """
+    from .task_types import TASK_TYPES
+
+    by_name: dict[str, dict[str, Any]] = {}
+    for task in TASK_TYPES:
+        by_name |= {name: task.card(name) for name in task.recipes() if name not in by_name}
+    return list(by_name.values())
+
+
+def _names_in_source() -> Iterator[str]:
+    """The names of the recipes for networks, read from their files without importing them."""
+    for path in (Path(__file__).parents[1] / "methods").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
+                callable_bare = len(node.args.args) == len(node.args.defaults)  # `read_method` is not
+                if callable_bare and ast.unparse(node.returns) == "Method":
+                    yield node.name
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -54,17 +71,20 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     For classes, values. Needs labelled rows. Costs 1 x a plain step, 1 training. Source: the control of every paper.
     <BLANKLINE>
     """
+    from .task_types import TASK_TYPES
+
     parts = [HEAD]
-    for kind, (title, about) in KINDS.items():
-        if mine := [c for c in found if c["for"] == kind]:
-            parts += [f"## {title} ({len(mine)})\n", f"{about}\n", *map(_entry, mine)]
+    for task in TASK_TYPES:
+        if own := [c for c in found if c["for"] == task.learner]:
+            parts += [f"## {task.title} ({len(own)})\n", f"{task.about}\n", *map(_entry, own)]
     return "\n".join(parts)
 
 
 def _entry(c: dict[str, Any]) -> str:
     equation = f"\n\n{c['equation']}" if c["equation"] else ""
     facts = f"For {c['targets']}. Needs {_sentence(c['needs'])} Costs {_cost(c)}. Source: {_sentence(c['source'])}"
-    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n"
+    departs = f"\nWhere it departs: {_sentence(c['departs'])}\n" if c["departs"] else ""
+    return f"### {c['name']}\n\n{c['summary']}\n\n```\n{c['signature']}{equation}\n```\n\n{facts}\n{departs}"
 
 
 def _sentence(text: str) -> str:

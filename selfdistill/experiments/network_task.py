@@ -1,261 +1,452 @@
-"""Several models as one: generations that predict together, and how much of their gain a single model keeps.
+"""The task type of networks: its recipes, its controls in a comparison, and how each of them is trained.
 
-A request with every choice made: data loaded, method read, model, batch size, epochs and threads chosen.
+One training of a comparison may be several rows: its last weights, its best epoch, the average of its weights. The test
+split is read in `_judged` alone, after everything is trained and chosen.
 """
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core.objective import Method, untaught
-from ..data import text
-from ..data.dataset import Data, load
+from .. import rng
+from ..core.objective import Method
+from ..core.outputs import space_of
+from ..core.parts import BaseTerm, Term
+from ..core.step import Forward, Passes
+from ..core.targets import Target
+from ..data.dataset import Data
 from ..data.sampler import Sampler
-from ..errors import DataError, RecipeError
-from ..evaluation.predict import answers, scored
+from ..errors import RecipeError
+from ..evaluation import metrics
+from ..evaluation.audit import whole_classes
+from ..evaluation.predict import Predictions, answers, covered, scored
 from ..io.run_record import Request
+from ..losses import CrossEntropy, Squared
+from ..methods import Recipe, cards, recipes
+from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
-from ..models import registry, text_encoder, warm_start
-from ..models.peers import Mean, Peers, Together, product
-from ..models.wrappers import MOST_MEMBERS
-from ..teachers import Cached
-from ..teachers.cached import stored
-from ..teachers.generations import wanted
-from ..training import callbacks, threads
-from ..views import TOGETHER
+from ..models.peers import Peers, product
+from ..report.summary import ensemble_name
+from ..teachers import Ema, FrozenCopy, Labels
+from ..training.comparison import (
+    AVERAGED,
+    CLOSE,
+    DECAY,
+    DISTIL,
+    INDEPENDENT,
+    LONGER,
+    PLAIN,
+    SMOOTHING,
+    STOPPED,
+    ComparisonDesign,
+    ComparisonSettings,
+    Job,
+    curve,
+    ignore,
+    matched,
+    require_splits,
+)
+from ..training.fit import Result, fit
+from ..training.task_type import Rows, TaskType, generation_name, refuse_example
+from .network_run import NetworkRun, batch_size_for, predict_source, prepare
 
-if TYPE_CHECKING:
-    from ..models.registry import Build
-    from ..training.fit import Result
+DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 
 
-def gathered(ready: Prepared, trained: Result) -> tuple[nn.Module, list[int]] | None:
-    """What predicts by the mean of several models, and the generations it is made of; None where none does.
+SLOW = 0.999  # the decay of the averaged weights
 
-    Of a group of peers it is the group, with the head ``ensemble`` as its main one; of a method whose teacher are all
-    earlier generations, these (the accepted ones, or all but the last).
+
+WIDER = 2  # the larger teacher's width, as a multiple
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def requested_steps(ready: NetworkRun) -> int:
+    """Steps of one generation, from a plainly prepared request."""
+    if ready.settings["steps"]:
+        return int(ready.settings["steps"])
+    sampler = Sampler(ready.data, ready.method.views, ready.settings["batch_size"], seed=0)
+    return int(ready.settings["epochs"]) * sampler.steps_per_epoch
+
+
+def planned(
+    settings: ComparisonSettings, steps: int, costs: Mapping[str, float], classify: bool = True
+) -> tuple[float, list[Job]]:
+    """The budget, and the first seed's jobs at matched compute; ``costs`` are those of the pilots by name.
+
+    Label smoothing is a control where classes are learnt.
+
+    >>> settings = ComparisonSettings(("elr()", "tf_kd()"), (0, 1, 2))
+    >>> budget, jobs = planned(settings, 10, {"elr()": 30.0, "tf_kd()": 90.0, "plain": 30.0})
+    >>> budget, [job.steps for job in jobs if job.kind == "method"], [job.count for job in jobs][-1]
+    (90.0, [30, 10], 3)
     """
-    if isinstance(trained.model, Peers) and not hasattr(trained.model, "jointly"):
-        return Speaking(trained.model, ready.data.head), [trained.product]
-    teacher, last = wanted(ready.method), len(trained.generations) - 1
-    if teacher is None:
-        return None
-    numbers = [g for g, t in enumerate(trained.generations) if t.decision.get("accepted", True)]
-    if teacher.at_last:  # the ensemble is what the last one learnt from
-        numbers = list(range(min(last, ready.method.generations - 1)))
-    if len(numbers) < 2:
-        return None
-    return Mean([_of(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
+    seed, amount = settings.seeds[0], max(costs[name] for name in settings.methods)
+    whole = max(steps, round(steps * amount / costs[PLAIN]))
+    jobs = [
+        Job(name, "method", matched(steps, costs[name], amount), seed, expression=name) for name in settings.methods
+    ]
+    jobs += [
+        Job(PLAIN, "plain", steps, seed),
+        Job(LONGER, "longer", whole, seed),
+        *([Job(SMOOTHING, "smoothing", whole, seed)] if classify else []),
+        Job(DECAY, "decay", whole, seed),
+    ]
+    if DISTIL in costs:
+        jobs.append(Job(DISTIL, "distil", matched(steps, costs[DISTIL], amount), seed, count=steps))
+    members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
+    return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
 
 
-def _of(trained: Result, generation: int) -> nn.Module:
-    model = copy.deepcopy(trained.model)
-    model.load_state_dict(trained.generations[generation].weights)
-    return model
+# ---- a training ----------------------------------------------------------------------------------------------------
 
 
-class Speaking(nn.Module):
-    """A group of peers that answers for all of them: its head ``ensemble`` under the name of its main one."""
+@dataclass(frozen=True)
+class _Average(Ema):
+    """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def __init__(self, group: Peers, head: str) -> None:
-        super().__init__()
-        self.group, self.head = group, head
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = self.group(x)
-        return {self.head: said["ensemble"]}
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+        student = step.student(term.view, term.head)
+        silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
+        return Target(torch.zeros_like(student), space_of(term.head), silent)
 
 
-@torch.no_grad()
-def judge(ready: Prepared, trained: Result, plain: dict[str, float] | None) -> dict[str, Any]:
-    """The ensemble on the test split, beside the single model that was made with it; empty without one.
-
-    Returns:
-        ``of``: the generations, or the number of peers; ``test``: its metrics; ``distance`` and ``disagreement`` of its
-        members (see `diversity.pairwise`); ``single``: the metrics of the single model; with the control's metrics
-        ``plain``, ``gain`` of the ensemble and ``kept``, the share of it that the single one keeps.
-    """
-    found, data = gathered(ready, trained), ready.data
-    if found is None:
-        return {}
-    whole, numbers = found
-    test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
-    group = whole.group if isinstance(whole, Speaking) else whole
-    said = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
-    single = _single(ready, trained, data)
-    peers = len(group.members) if isinstance(group, Peers) else len(numbers)
-    named: dict[str, Any] = {"peers": peers} if isinstance(whole, Speaking) else {"generations": numbers}
-    result = {**named, "test": test, "single": single}
-    result |= callbacks.pairwise(said, data.task) if said is not None else {}
-    return result | (gain(test, single, plain) if plain else {})
+def averaged() -> Method:
+    """The plain method with an average of its weights kept beside it."""
+    average = Term(_Average(SLOW), Squared(), weight=0.0)
+    return Method({"label": Term(Labels(), CrossEntropy()), "average": average})
 
 
-def _single(ready: Prepared, trained: Result, data: Data) -> dict[str, float]:
-    """The single model: a group's product, or the last generation."""
-    number = trained.product if isinstance(trained.model, Peers) else len(trained.generations) - 1
-    return scored(answers(product(_of(trained, number)), data, data.test), data.y[data.test], data.task)
+class SplitOutputs(NamedTuple):
+    """Outputs on the audit rows and on the test rows: logits (rows, classes), or values (rows,)."""
+
+    audit: Tensor
+    test: Callable[[], Tensor]  # asked once everything is chosen
 
 
-def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, float]) -> dict[str, float | None]:
-    """The ensemble's gain over plain, and the share that the single model keeps; None where there is no gain.
+def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> SplitOutputs:
+    """The outputs of a model with some weights; these are loaded again when the test rows are asked for."""
+    device = next(model.parameters()).device
 
-    In accuracy; of values in the root of the squared error, which falls.
+    def outputs(rows: Tensor) -> Tensor:
+        if weights is not None:
+            model.load_state_dict(weights)
+        return answers(product(model), data, rows, device)
 
-    >>> gain({"accuracy": 0.75}, {"accuracy": 0.625}, {"accuracy": 0.5})
-    {'gain': 0.25, 'kept': 0.5}
-    """
-    measure, sign = ("accuracy", 1.0) if "accuracy" in ensemble else ("rmse", -1.0)
-    whole, part = (sign * (one[measure] - plain[measure]) for one in (ensemble, single))
-    return {"gain": whole, "kept": part / whole if whole > 0 else None}
-
-
-def added(result: dict[str, Any], ready: Prepared, trained: Result) -> dict[str, Any]:
-    """A run's result with what `judge` says of the ensemble; of generations `Together` that is the product's."""
-    found = judge(ready, trained, result.get("plain", {}).get("end"))
-    if not found:
-        return result
-    product = isinstance(ready.method.prepare, Together) and result["chosen"] != "plain"
-    return {**result, "ensemble": found, **({"test": found["test"]} if product else {})}
+    return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
 
 
-def joined(ready: Prepared, trained: Result) -> tuple[nn.Module, Build] | None:
-    """The product of a method whose generations predict `Together`, and what builds it; None for others.
+def mean_outputs(several: list[SplitOutputs]) -> SplitOutputs:
+    """Probabilities, or values, averaged over models."""
 
-    Raises:
-        RecipeError: more of them than a model folder can name.
-    """
-    found = gathered(ready, trained) if isinstance(ready.method.prepare, Together) else None
-    if found is None:
-        return None
-    whole, numbers = found
-    if len(numbers) > MOST_MEMBERS:
-        raise RecipeError(f"{len(numbers)} generations cannot be one product; train at most {MOST_MEMBERS}")
-    values = "_values" if ready.data.task == "regress" else ""
-    return whole, ready.build.wrapped(f"mean{len(numbers)}{values}", 1)
+    def mean(logits: list[Tensor]) -> Tensor:
+        if logits[0].dim() == 1:
+            return torch.stack(logits).mean(0)
+        p = torch.stack([torch.softmax(one.double(), -1) for one in logits]).mean(0)
+        return p.clamp(min=1e-30).log()
+
+    return SplitOutputs(mean([one.audit for one in several]), lambda: mean([one.test() for one in several]))
 
 
-STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
+def flops(model: nn.Module, data: Data) -> float:
+    """Floating-point operations of one row's forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = data.rows(data.labelled[:1]).to(next(model.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x)
+    return float(counter.get_total_flops())
 
 
-@dataclass
-class Prepared:
-    """A request with every choice made."""
+class NetworkJob:
+    """Everything that one job needs: data and settings of its seed, a folder, and how to train there."""
 
-    data: Data
-    method: Method
-    expression: str
-    build: registry.Build
-    settings: dict[str, Any]
+    def __init__(self, job: Job, request: Request, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        expression = job.expression or "plain()"
+        self.ready: NetworkRun = prepare(replace(request, method=expression, seed=job.seed, steps=job.steps))
+        self.data, self.device, self.asked = self.ready.data, request.device, request.batch_size
+        self.spent, self.steps, self.seconds = Passes(), 0, 0.0
 
-
-def prepare(request: Request) -> Prepared:
-    """Load the data and fill in what the request leaves open."""
-    spec, reader = request.model, None
-    if request.text is not None:
-        spec, reader = request.model or text_encoder.USUAL, text.reader(request.model, request.text)
-    elif spec is not None and spec.partition("(")[0].strip() not in registry.MODELS and text_encoder.named(spec):
-        raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
-    bare = request.method is not None and reader is None and untaught(read_method(request.method))
-    data = load(
-        request.data,
-        target=request.target,
-        unlabelled=request.unlabelled,
-        labels=request.labels,
-        label_noise=request.label_noise,
-        image_size=request.image_size,
-        seed=request.seed,
-        reader=reader,
-        labelled=not bare,
-    )
-    if data.task == "features":
-        _refuse_judging(request, data)
-    if request.augment:
-        data = replace(data, augment=request.augment)
-    if request.init and reader:
-        raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
-    expression = request.method or _usual(data)
-    method = read_method(expression)
-    if request.targets is not None:
-        method = _stored(method, request, data)
-    small = data.kind == "table" or max(data.shape[-2:]) < 16
-    usual_model = warm_start.spec_of(request.init) if request.init else "mlp" if small else "cnn"
-    build = registry.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
-    if request.init:
-        build = warm_start.started(build, request.init)
-    usual = text.SETTINGS if reader else {}
-    settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
-    settings["batch_size"] = request.batch_size or batch_size_for(data, method)
-    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
-    return Prepared(data, method, expression, build, settings)
+    def train(self, method: Method, name: str = "", build: Any = None, seed: int | None = None, **more: Any) -> Result:
+        """Train a method in a sub-folder of the job's, from wherever it was cut."""
+        batch = min(self.asked, len(self.data.labelled)) if self.asked else batch_size_for(self.data, method)
+        settings = {**self.ready.settings, "batch_size": batch, "seed": self.job.seed if seed is None else seed}
+        external = more.pop("external", None)
+        trained = fit(
+            build or self.ready.build, self.data, method, out=self.folder / "training" / name, resume=True,
+            external=external, device=self.device, warn=ignore, **{**settings, **more},
+        )  # fmt: skip
+        self.spent += trained.passes
+        self.steps += trained.steps
+        self.seconds += trained.seconds
+        return trained
 
 
-def _stored(method: Method, request: Request, data: Data) -> Method:
-    """The method with its outside teachers' answers on disk.
+def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains networks."""
+    work = NetworkJob(job, request, folder)
+    rows = _TRAININGS[job.kind](work)
+    return {
+        "rows": rows,
+        "data": work.data.describe(),
+        "model": str(work.ready.build),
+        "parameters": sum(p.numel() for p in work.ready.build().parameters()),
+        "seconds": work.seconds,
+    }
 
-    Raises:
-        RecipeError: there is no such teacher, or what it sees changes, or nothing is to be kept.
-    """
-    if dict(request.training).get("cache") is False:
-        raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
-    method = stored(method, str(request.targets))
-    for term in method.terms.values():
+
+def _row(work: NetworkJob, result: Result, outputs: SplitOutputs, **more: Any) -> dict[str, Any]:
+    """A row's record, without the scores on the splits."""
+    cost = work.spent.cost(float(more.pop("ratio", 1.0)))
+    return {
+        "outputs": outputs,
+        "passes": {**work.spent._asdict(), "total": cost},
+        "with_teacher_training": None,
+        "steps": work.steps,
+        "generations": len(result.generations),
+        "curve": curve(result),
+        "decisions": None,
+        **more,
+    }
+
+
+def _judged(work: NetworkJob, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Score every row, on the audit split and, now that all is chosen, on the test split."""
+    data = work.data
+    for row in rows.values():
+        outputs: SplitOutputs = row.pop("outputs")
+        test, y = outputs.test(), data.y[data.test]
+        row["audit"] = scored(outputs.audit, data.y[data.audit], data.task)
+        row["metrics"] = scored(test, y, data.task)
+        if data.task == "regress":
+            row["metrics"] |= covered(test, y, outputs.audit - data.y[data.audit])
+            continue
+        row["metrics"]["aurc"] = metrics.aurc(torch.softmax(test.double(), -1), y)
+        row["reliability"] = metrics.reliability(test, y)
+    return rows
+
+
+def _method(work: NetworkJob) -> dict[str, Any]:
+    trained = work.train(work.ready.method)
+    outputs = split_outputs(trained.model, work.data, trained.generations[trained.product].weights)
+    decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
+    ratio = _teacher_ratio(work)
+    more = {"product": trained.product, "peers": isinstance(trained.model, Peers)}
+    row = _row(work, trained, outputs, decisions=decisions, ratio=ratio, **more)
+    return _judged(work, {work.job.name: row})
+
+
+def _teacher_ratio(work: NetworkJob) -> float:
+    """What a pass of a recipe's own external teacher costs, against the student's."""
+    from ..models.store import load_model
+    from ..teachers import External
+
+    for term in work.ready.method.terms.values():
         teacher = term.teacher
-        look = next((one for one in method.views.looks if one.name == ((teacher and teacher.view) or term.view)), None)
-        if isinstance(teacher, Cached) and look is not None:
-            how = data.augment if look.augment == "default" else look.augment
-            if look.rows == "mixed" or look.of or how != "none":
-                remedy = "add --augment none" if look.augment == "default" and how != "none" else "leave --targets out"
-                raise RecipeError(f"--targets keeps what a teacher says of inputs that stay as they are, and view "
-                                  f"{look.name!r} changes with every epoch; {remedy}")  # fmt: skip
-    return method
+        if isinstance(teacher, External) and teacher.source is not None:
+            return flops(load_model(teacher.source), work.data) / flops(work.ready.build(), work.data)
+    return 1.0
 
 
-def _refuse_judging(request: Request, data: Data) -> None:
-    """What audits by labels has no meaning where there are none."""
-    for name in ("audit_folds", "audit_epochs", "audit_measure"):
-        if getattr(request, name, None) is not None or dict(request.training).get(name) is not None:
-            raise DataError(
-                f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"
-            )
+def _plain(work: NetworkJob) -> dict[str, Any]:
+    method = label_smoothing() if work.job.kind == "smoothing" else plain()
+    trained = work.train(method)
+    return _judged(work, {work.job.name: _row(work, trained, split_outputs(trained.model, work.data))})
 
 
-def _usual(data: Data) -> str:
-    """What is learnt by where nothing is asked for."""
-    if data.task == "regress":
-        return "mean_teacher(weight=1.0)" if len(data.unlabelled) else "born_again(xi=0.5)"
-    return "curriculum()" if len(data.unlabelled) else "elr()"
+def _longer(work: NetworkJob) -> dict[str, Any]:
+    """One training, three rows: its last weights, its best epoch by the audit split, the average of its weights."""
+    trained = work.train(averaged())
+    last = trained.generations[-1]
+    assert trained.objective is not None
+    held = next(state for state in trained.objective.states.values() if isinstance(state, FrozenCopy))
+    uses = {
+        LONGER: split_outputs(trained.model, work.data, last.weights),
+        STOPPED: split_outputs(trained.model, work.data, last.best),
+        AVERAGED: split_outputs(held.module, work.data),
+    }
+    rows = {name: _row(work, trained, outputs) for name, outputs in uses.items()}
+    return _judged(work, rows)
 
 
-def default_method(request: Request) -> str:
-    """The method that `run` would choose for the data."""
-    return prepare(replace(request, method=None)).expression
+def _decay(work: NetworkJob) -> dict[str, Any]:
+    """Weight decay chosen by audit accuracy, of equals by audit NLL, or by audit RMSE; all the trainings count."""
+    tried = []
+    for decay in DECAYS:
+        trained = work.train(plain(), f"{decay:g}", weight_decay=decay)
+        outputs = split_outputs(trained.model, work.data)
+        score = scored(outputs.audit, work.data.y[work.data.audit], work.data.task)
+        worth = (-score["accuracy"], score["nll"]) if work.data.classes else (score["rmse"], 0.0)
+        tried.append((*worth, decay, trained, outputs))
+    best = min(tried, key=lambda one: one[:3])
+    return _judged(work, {work.job.name: _row(work, best[3], best[4], weight_decay=best[2])})
 
 
-def batch_size_for(data: Data, method: Method) -> int:
-    """64 rows, 32 of texts, or all if there are fewer."""
-    both = any(look.rows in TOGETHER for look in method.views.looks)
-    usual = text.BATCH if data.kind == "text" else 64
-    return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
+def _independent(work: NetworkJob) -> dict[str, Any]:
+    """Plain models of other initialisations and data orders; the first is that of the plain row."""
+    members = []
+    for k in range(work.job.count):
+        seed = work.job.seed if k == 0 else rng.seed(work.job.seed, "member", k) % (1 << 31)
+        trained = work.train(plain(), str(k), seed=seed)
+        members.append(split_outputs(trained.model, work.data))
+    return _judged(work, {work.job.name: _row(work, trained, mean_outputs(members))})
 
 
-def _epochs(data: Data, method: Method, batch_size: int) -> int:
-    steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
-    if data.kind == "text":
-        return min(text.EPOCHS[1], max(text.EPOCHS[0], math.ceil(text.STEPS / steps)))
-    return min(100, max(3, math.ceil(STEPS / steps)))
+def larger(build: Any) -> Any:
+    """A wider model of the same kind, to be a teacher.
+
+    Raises:
+        RecipeError: the model has no width to raise.
+    """
+    width = build.default("width") if build.accepts("width") else None
+    if not isinstance(width, int):
+        raise RecipeError(f"{build} has no width, so there is no larger teacher of its kind")
+    return build.having(width=WIDER * width)
 
 
-def suitable_threads(ready: Prepared) -> int:
-    """Threads for this model and batch; where the model does not run, the dry run will say why."""
-    some = torch.cat([ready.data.labelled, ready.data.unlabelled])[:1]
-    x = ready.data.rows(some).repeat(ready.settings["batch_size"], *[1] * len(ready.data.shape))
-    try:
-        return threads.suitable(ready.build(), x)
-    except Exception:  # another's code may raise anything
-        return torch.get_num_threads()
+def _distil(work: NetworkJob) -> dict[str, Any]:
+    """A wider plain model teaches: its own training is told apart, weighed by its operations."""
+    build = larger(work.ready.build)
+    big = work.train(plain(), "teacher", build=build, steps=work.job.count)
+    ratio = flops(big.model, work.data) / flops(work.ready.build(), work.data)
+    own, work.spent, work.steps = work.spent.cost(), Passes(), 0
+    trained = work.train(distil(), "student", external=big.model)
+    row = _row(
+        work, trained, split_outputs(trained.model, work.data), ratio=ratio, teacher=f"{build}, a pass {ratio:.3g} x"
+    )
+    row["with_teacher_training"] = row["passes"]["total"] + ratio * own
+    return _judged(work, {work.job.name: row})
+
+
+_TRAININGS: dict[str, Callable[[NetworkJob], dict[str, Any]]] = {
+    "method": _method,
+    "plain": _plain,
+    "smoothing": _plain,
+    "longer": _longer,
+    "decay": _decay,
+    "independent": _independent,
+    "distil": _distil,
+}
+
+
+# ---- what the runner asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetworkDesign(ComparisonDesign):
+    """How networks are compared; ``ready`` is the first seed's plain run."""
+
+    request: Request
+    settings: ComparisonSettings
+    ready: NetworkRun
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return run(job, request, folder)
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> NetworkDesign:
+        return cls(request, settings, prepare(replace(request, method="plain()", seed=settings.seeds[0])))
+
+    def check(self) -> None:
+        """Every seed's audit split must be able to choose, and every method must be readable."""
+        first = self.settings.seeds[0]
+        for expression in self.settings.methods:
+            prepare(replace(self.request, method=expression, seed=first))
+        for seed in self.settings.seeds:
+            data = self.ready.data if seed == first else prepare(replace(self.request, seed=seed)).data
+            require_splits(data)
+            if data.classes:
+                whole_classes(data.y[data.audit], data.classes, f"{data.name}, seed {seed}")
+
+    def threads(self) -> int:
+        return self.ready.threads()
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """A larger teacher."""
+        try:
+            larger(self.ready.build)
+        except RecipeError as error:
+            tell(f"{error}; that control is left out")
+            return False
+        return True
+
+    def pilots(self, control: bool) -> list[Job]:
+        seed, steps = self.settings.seeds[0], requested_steps(self.ready)
+        jobs = [Job(name, "method", steps, seed, expression=name) for name in self.settings.methods]
+        jobs.append(Job(PLAIN, "plain", steps, seed))
+        return [*jobs, Job(DISTIL, "distil", steps, seed, count=steps)] if control else jobs
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.settings, requested_steps(self.ready), costs, self.ready.data.task == "classify")
+
+
+# ---- the task type -------------------------------------------------------------------------------------------------
+
+
+class NetworkTaskType(TaskType):
+    """Networks that learn classes, values or features of images, tables and texts."""
+
+    name, learner, title = "network", "networks", "For networks"
+    about = "Classes and values, images, tables and texts: any model of PyTorch."
+    design = NetworkDesign
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        return recipes()
+
+    def serves(self, request: Request) -> bool:
+        """All that no other task type serves."""
+        return True
+
+    def prepare(self, request: Request) -> NetworkRun:
+        return prepare(request)
+
+    def card(self, name: str) -> dict[str, Any]:
+        return cards.card(name)
+
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        refuse_example(expression, example)
+        return cards.explain(expression, read_method(expression))
+
+    def text(self, card: dict[str, Any]) -> str:
+        return cards.text(card)
+
+    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Predictions:
+        return predict_source(folder, source, exit_number)
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The plain model at its end and at its best epoch, every generation, and the ensemble where there is one."""
+        table, plain, generations = Rows(), result.get("plain"), result["generations"]
+        if plain:
+            product = ", the product" if result.get("chosen") == "plain" else ""
+            table.append((f"plain, after {plain['steps']} steps{product}", plain["end"]))
+            if stopped := plain.get("early_stopped"):
+                table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
+            if plain["from"] == "itself":
+                return table
+        for generation in generations:
+            name = f", {generation_name(result, generation)}" if len(generations) > 1 else ""
+            table.append((f"{result['method']}{name}", generation["test"]))
+        if ensemble := result.get("ensemble"):
+            table.append((ensemble_name(ensemble), ensemble["test"]))
+        return table
+
+    def loading(self, folder: str) -> list[str]:
+        return [
+            "Load the model without the training code:",
+            "",
+            "```python",
+            "from selfdistill.models import load",
+            f'model = load("{folder}")',
+            "```",
+            "",
+        ]

@@ -1,10 +1,10 @@
-"""Gates: how far is this target trusted? Each returns trust in [0, 1] for every element, never a reduced number."""
+"""Gates: each says how far a target is trusted, as a number in [0, 1] for every element, never reduced."""
 
 from __future__ import annotations
 
 from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
-from .committee import Steady, Unanimous
+from .committee import LowVariance, Unanimous
 from .confidence import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
 from .labels import Annealed, Bagged, FallingLoss, LabelledShare, Shard, Singleton, Spared
 
@@ -19,13 +19,13 @@ __all__ = [
     "Correct",
     "FallingLoss",
     "LabelledShare",
+    "LowVariance",
     "Precision",
     "SelfAdaptive",
     "Shard",
     "Singleton",
     "SmallLoss",
     "Spared",
-    "Steady",
     "TruncatedGaussian",
     "Unanimous",
 ]

@@ -1,7 +1,7 @@
-"""Gates whose threshold follows what the targets say: by class, by their running mean, by their running spread.
+"""Gates whose threshold follows the targets: by class, or by their running mean and spread.
 
-What they have learnt is a state that `update` moves on; where the paper counts the batch at hand too, its part is
-added before the batch is weighed, over all processes. With several micro-batches each adds its own rows.
+The running statistics are a state that `update` moves on. Where the paper counts the batch at hand too, it is added
+before the batch is weighed, over all processes; with several micro-batches each adds its own rows.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.memory import Buffers, Table, averages, spoken
-from ..core.parts import BaseTerm, Gate, Given, Pool
-from ..core.step import Step
+from ..core.memory import Buffers, SampleMemory, averages, spoken
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
 MAPPINGS = ("convex", "linear", "concave")
 
 
-class _Progress(Table):
+class _Progress(SampleMemory):
     """The last sure class of each row, from 1 on (0: none yet), and how many rows there are."""
 
     rows: Tensor
@@ -57,10 +57,10 @@ class ClassProgress(Gate[_Progress]):
         if self.mapping not in MAPPINGS:
             raise RecipeError(f"mapping is 'convex', 'linear' or 'concave', not {self.mapping!r}")
 
-    def start(self, model: nn.Module, given: Given) -> _Progress:
+    def start(self, model: nn.Module, given: BindArgs) -> _Progress:
         return _Progress()
 
-    def prepare(self, state: _Progress, pool: Pool) -> None:
+    def prepare(self, state: _Progress, pool: GenerationData) -> None:
         state.rows.fill_(len(pool.unlabelled))
 
     def thresholds(self, progress: _Progress, classes: int) -> Tensor:
@@ -73,13 +73,13 @@ class ClassProgress(Gate[_Progress]):
         mapped = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]
         return self.threshold * mapped
 
-    def weigh(self, state: _Progress, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: _Progress, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         sure, best = target.probabilities(student.shape[-1]).max(-1)
         said = sure > self.threshold if target.valid is None else (sure > self.threshold) & target.valid
         step.notes.setdefault(self.key(term), (said, best, step.ids(term.view)))
         return (sure > self.thresholds(state, student.shape[-1]).to(sure.device)[best]).to(student.dtype)
 
-    def update(self, state: _Progress, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Progress, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if self.key(term) in step.notes):
             said, best, ids = step.notes[self.key(term)]
             said, best = said.reshape(len(said), -1), best.reshape(len(best), -1)
@@ -137,20 +137,20 @@ class _Follows(Gate[Running]):
     def __post_init__(self) -> None:
         averages(self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> Running:
+    def start(self, model: nn.Module, given: BindArgs) -> Running:
         return Running()
 
     def aligns(self) -> bool:
         """Does the confidence of aligned targets enter the means?"""
         return False
 
-    def now(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Running:
+    def now(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Running:
         """The running means with the batch at hand."""
         p = spoken(target.probabilities(student.shape[-1]), target.valid)
         step.notes.setdefault(self.key(term), p)
         return state.moved(p, self.decay, self.aligns())
 
-    def update(self, state: Running, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Running, steps: Sequence[Forward], term: BaseTerm) -> None:
         seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
         if seen:
             after = state.moved(torch.cat(seen), self.decay, self.aligns())
@@ -171,7 +171,7 @@ class SelfAdaptive(_Follows):
         RecipeError: a decay outside [0, 1).
     """
 
-    def weigh(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         now = self.now(state, student, target, step, term)
         sure, best = target.probabilities(student.shape[-1]).max(-1)
         return (sure >= (now.mean * now.marginal / now.marginal.max())[best]).to(student.dtype)
@@ -202,7 +202,7 @@ class TruncatedGaussian(_Follows):
     def aligns(self) -> bool:
         return self.aligned
 
-    def weigh(self, state: Running, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         now = self.now(state, student, target, step, term)
         p = target.probabilities(student.shape[-1])
         below = ((now.align(p) if self.aligned else p).amax(-1) - now.mean).clamp(max=0.0)

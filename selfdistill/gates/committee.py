@@ -1,4 +1,4 @@
-"""Gates that ask several voices: peers, or passes with dropout on. Do they agree, and how far are they apart?"""
+"""Gates on several predictions, of peers or of dropout passes: their agreement and their spread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.parts import BaseTerm, Gate
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
@@ -28,7 +28,7 @@ class Unanimous(Gate):
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
     prefers: ClassVar[str | None] = None  # it asks the peers
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         votes, best = (
             step.student(self.view or term.view, self.head).argmax(-1),
             target.best(),
@@ -40,7 +40,7 @@ class Unanimous(Gate):
 
 
 @dataclass(frozen=True)
-class Steady(Gate):
+class LowVariance(Gate):
     """1 where the probability of the target's class deviates by at most ``spread`` between several voices, else 0.
 
     The voices are ``passes`` forward passes with dropout on or, where ``head`` is given, its peers; the deviation is
@@ -64,9 +64,9 @@ class Steady(Gate):
         if self.passes < 2 or not self.spread >= 0:
             raise RecipeError(f"at least 2 passes deviate by 0 or more, not {self.passes} and {self.spread}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         view = self.view or term.view
-        said = step.student(view, self.head) if self.head else step.drawn(view, term.head, self.passes)
+        said = step.student(view, self.head) if self.head else step.dropout_outputs(view, term.head, self.passes)
         p, best = F.softmax(said.detach(), dim=-1), target.best().clamp(min=0)  # (rows, voices, ..., classes)
         if p.dim() == 3 and best.dim() == 2:  # voices of a row judge each of its exits or peers
             p = p.unsqueeze(2).expand(-1, -1, best.shape[1], -1)

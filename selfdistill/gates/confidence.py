@@ -1,7 +1,4 @@
-"""Gates that look at one target by itself: its confidence, its precision, its agreement with the label.
-
-A gate that asks the loss: wrong labels are learnt last, so what is learnt badly is suspected.
-"""
+"""Gates on a single target: its confidence, its precision, its agreement with the label, or its loss."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.parts import Always, BaseTerm, Gate
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
@@ -32,7 +29,7 @@ class Confident(Gate):
     threshold: float = 0.95
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return (_top(student, target) >= self.threshold).to(student.dtype)
 
 
@@ -42,7 +39,7 @@ class Confidence(Gate):
 
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return _top(student, target).to(student.dtype)
 
 
@@ -63,7 +60,7 @@ class Agreement(Gate):
         apart = (student[..., : target.value.shape[-1]] - target.value).abs()
         return -(apart[..., 0] * torch.exp(-target.value[..., 1] / 2) if target.space == "gaussian" else apart.mean(-1))
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return (self.measures(student, target) >= -self.within).to(student.dtype)
 
 
@@ -86,7 +83,7 @@ class Precision(Gate):
         """How sure an element is: minus its log variance."""
         return -target.value[..., 1]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return torch.sigmoid(math.log(self.variance) + self.measures(student, target)).to(student.dtype)
 
 
@@ -97,7 +94,7 @@ class Correct(Gate):
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
     prefers: ClassVar[str | None] = None  # it asks the label
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         labels = Target(step.labels(term.view), "classes").spread(student).value
         return torch.where(labels < 0, True, target.best() == labels).to(student.dtype)
 
@@ -134,7 +131,7 @@ class SmallLoss(Gate):
         if not 0.0 <= self.noise < 1.0:
             raise RecipeError(f"noise is the share of labels taken for wrong, from 0 to below 1, not {self.noise}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         epochs = self.ramp * step.clock.epochs
         forget = self.noise * (min(1.0, step.clock.epoch / epochs) if epochs > 0 else 1.0)
         if term.loss is None:

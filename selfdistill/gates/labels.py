@@ -1,7 +1,4 @@
-"""Gates that ask the labelled rows: how well are they learnt, and what does that say about a target without a label?
-
-A gate that knows the data: how much of it has labels.
-"""
+"""Gates on the labelled rows: how well they are learnt, how many there are, and which subset a peer sees."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.memory import Buffers, Table
+from ..core.memory import Buffers, SampleMemory
 from ..core.outputs import element_shape
-from ..core.parts import BaseTerm, Gate, Given, Pool
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Gate, GenerationData
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError
 
@@ -46,7 +43,7 @@ class Annealed(Gate):
         if self.schedule not in SCHEDULES:
             raise RecipeError(f"the schedule is 'linear', 'log' or 'exp', not {self.schedule!r}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         t, even = step.clock.progress, 1.0 / student.shape[-1]
         share = {"linear": t, "log": 1.0 - math.exp(-5.0 * t), "exp": math.exp(5.0 * (t - 1.0))}[self.schedule]
         best = target.best().clamp(min=0).unsqueeze(-1)
@@ -54,7 +51,7 @@ class Annealed(Gate):
         return (known <= even + (1.0 - even) * share).to(student.dtype)
 
 
-def labelled_rows(step: Step, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
+def labelled_rows(step: Forward, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
     """Ids (rows,), labels (rows,) and the student's log-probabilities (rows, ..., classes) of a view's labelled rows;
     None where the batch has no such view, or none of its rows a class."""
     if not step.rows(view) or step.batch[view].y is None or step.labels(view).is_floating_point():
@@ -70,7 +67,7 @@ def at_label(said: Tensor, labels: Tensor) -> Tensor:
     return said.gather(-1, index).squeeze(-1)
 
 
-class _Threshold(Table):
+class _Threshold(SampleMemory):
     """The last loss of each labelled row, and their mean when the warm-up ended (0 before)."""
 
     first: Tensor
@@ -116,10 +113,10 @@ class FallingLoss(Gate[_Threshold]):
     def key(self, term: BaseTerm) -> Hashable:
         return FallingLoss, self.warm_up, self.labelled, term.head  # what they measure is the same
 
-    def start(self, model: nn.Module, given: Given) -> _Threshold:
+    def start(self, model: nn.Module, given: BindArgs) -> _Threshold:
         return _Threshold()
 
-    def threshold(self, state: _Threshold, step: Step) -> float | None:
+    def threshold(self, state: _Threshold, step: Forward) -> float | None:
         """The largest loss that is trusted at this step; None in the warm-up."""
         first = float(state.first)
         if not first > 0:
@@ -127,13 +124,13 @@ class FallingLoss(Gate[_Threshold]):
         periods = int(max(0.0, step.clock.progress - self.warm_up) / self.period)
         return max(self.scale * first / self.base**periods, self.floor)
 
-    def weigh(self, state: _Threshold, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: _Threshold, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         own, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
         if limit is None or (self.phase != "both" and (self.phase == "floor") != (limit <= self.floor)):
             return torch.zeros_like(own)
         return (own <= limit).to(student.dtype)
 
-    def update(self, state: _Threshold, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Threshold, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         if bool(state.first > 0):
             return
@@ -165,13 +162,13 @@ class Spared(Gate):
         if not 0.0 <= self.share < 1.0:
             raise RecipeError(f"the share of rows that is spared lies in [0, 1), not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         kept = (~spared(step.ids(term.view), self.share)).to(student.dtype)
         return kept.reshape(len(kept), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
 
 
 @dataclass(frozen=True)
-class Singleton(Gate[Table]):
+class Singleton(Gate[SampleMemory]):
     """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has one class alone, else 0.
 
     q is the ceil((n + 1)(1 - ``risk``))-th smallest of the scores 1 - p_y that the student last gave to the n labelled
@@ -194,20 +191,20 @@ class Singleton(Gate[Table]):
         if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
             raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        return Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        return SampleMemory()
 
-    def limit(self, state: Table) -> float:
+    def limit(self, state: SampleMemory) -> float:
         """The score up to which a class belongs to the set; infinite where too few rows calibrate it."""
         scores = state.values[state.seen].flatten().sort().values
         place = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
         return float(scores[place - 1]) if 0 < place <= len(scores) else math.inf
 
-    def weigh(self, state: Table, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: SampleMemory, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
         return (inside.sum(-1) == 1).to(student.dtype)
 
-    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
             if found is None or not bool((kept := spared(found[0], self.share)).any()):
                 continue
@@ -236,14 +233,14 @@ class LabelledShare(Gate[_Share]):
 
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: Given) -> _Share:
+    def start(self, model: nn.Module, given: BindArgs) -> _Share:
         return _Share()
 
-    def prepare(self, state: _Share, pool: Pool) -> None:
+    def prepare(self, state: _Share, pool: GenerationData) -> None:
         every = len(pool.labelled) + len(pool.unlabelled)
         state.share = torch.full_like(state.share, len(pool.labelled) / max(1, every))
 
-    def weigh(self, state: _Share, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: _Share, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return state.share.to(student).expand(element_shape(student))
 
 
@@ -256,7 +253,7 @@ class Shard(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         peers = student.shape[1]
@@ -284,7 +281,7 @@ class Bagged(Gate):
         if not 0.0 < self.share <= 1.0:
             raise RecipeError(f"share is that of the samples a peer sees, above 0 and at most 1, not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         ids = step.ids(term.view)

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.parts import BaseTerm, Gate, Given
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Gate
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..losses.chunked.divergences import entropies, importance, log_probabilities
@@ -40,7 +40,7 @@ class AfterTokens(TokenGate):
     def keeps(self, mask: Tensor) -> Tensor | None:
         return mask & (torch.arange(mask.shape[1], device=mask.device) >= self.first)
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         mask = all_valid(student, target)
         return (mask & (torch.arange(mask.shape[1], device=mask.device) >= self.first)).float()
 
@@ -52,7 +52,7 @@ class HighEntropy(TokenGate):
     quantile: float = 0.5
     mixes: ClassVar[bool] = True
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         mask = all_valid(student, target)
         h = entropies(student, mask=mask)
         return (mask & (h >= h[mask].quantile(self.quantile))).float() if bool(mask.any()) else mask.float()
@@ -75,7 +75,7 @@ class ImportanceWeight(TokenGate):
     def keeps(self, mask: Tensor) -> Tensor | None:
         return mask
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         mask, drawn = all_valid(student, target), step.batch[term.view].extra.get("log_prob")
         if drawn is None:
             return mask.float()
@@ -94,7 +94,7 @@ class Product(TokenGate):
     def mixes(self) -> bool:  # type: ignore[override]
         return any(gate.mixes for gate in self.gates)
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return nn.ModuleList([gate.start(model, given) for gate in self.gates])
 
     def keeps(self, mask: Tensor) -> Tensor | None:
@@ -102,11 +102,11 @@ class Product(TokenGate):
         known = [k for k in kept if k is not None]
         return reduce(torch.logical_and, known) if len(known) == len(kept) else None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         states = state if isinstance(state, nn.ModuleList) else [state] * len(self.gates)
         trusts = [g.weigh(s, student, target, step, term) for g, s in zip(self.gates, states, strict=True)]
         return reduce(torch.mul, trusts)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         for gate, inner in zip(self.gates, state.children(), strict=True):
             gate.update(inner, steps, term)

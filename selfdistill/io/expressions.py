@@ -1,11 +1,7 @@
-"""What the arguments of a recipe may be, asked where a person writes them: by annotation, and by what a name means.
+"""Expressions such as ``ps_kd(alpha=0.8)``: they are parsed and checked, and never compiled or evaluated.
 
-A parameter that many recipes share means the same in all of them, so its range is said once.
-
-Reading ``ps_kd(alpha=0.8)`` from the command line: Python's own syntax, nothing of Python's power.
-
-The text is parsed and then walked; only calls of the names handed in, and literals, have a meaning.
-Nothing is compiled or evaluated, so a name that was not handed in cannot be reached.
+Only calls of the names handed in, and literals, have a meaning, so a name that was not handed in cannot be reached.
+Arguments are checked by the annotations of the recipe, in which their range stands.
 """
 
 from __future__ import annotations
@@ -18,7 +14,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
 
@@ -40,17 +37,12 @@ class Range(NamedTuple):
         return start if math.isinf(self.most) else f"{start} and at most {self.most:g}"
 
 
-RANGES = {
-    **dict.fromkeys(("decay", "smoothing", "confidence", "min_confidence", "wait", "ramp"), Range(0, 1)),
-    "alpha": Range(0, 1),  # a share of a mixture
-    **dict.fromkeys(("weight", "feature"), Range(0)),
-    "temperature": Range(0, above=True),
-    "ratio": Range(0, 100, above=True),  # beyond, one batch is more than most memories hold
-    "stages": Range(1),
-    "fresh": Range(1),
-    "generations": Range(1),
-    "members": Range(1),
-}
+# What the parameters of recipes are annotated with: an editor sees the number, `checked` sees the range too.
+Share = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Ratio = Annotated[float, Range(0, 100, above=True)]  # beyond, one batch is more than most memories hold
+Count = Annotated[int, Range(1)]
 
 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -62,15 +54,18 @@ _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 
 def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
-    """The same recipe, refusing arguments that it could only fail on later.
+    """The same recipe, which refuses arguments that its annotations do not allow.
 
-    >>> def soften(temperature: float = 4.0) -> float:
+    >>> def soften(temperature: Positive = 4.0) -> float:
     ...     return temperature
     >>> checked(soften)(2)
     2
     >>> checked(soften)("warm")
     Traceback (most recent call last):
     selfdistill.errors.RecipeError: temperature is a number, not 'warm'
+    >>> checked(soften)(0)
+    Traceback (most recent call last):
+    selfdistill.errors.RecipeError: temperature is above 0, not 0
 
     Raises:
         RecipeError: an argument is of another kind, not finite, or out of its range.
@@ -78,9 +73,9 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(recipe)
     def careful(*args: Any, **options: Any) -> Any:
-        hints, signature = get_type_hints(recipe), inspect.signature(recipe)  # of the one recipe that is called
+        hints, signature = get_type_hints(recipe, include_extras=True), inspect.signature(recipe)
         for name, value in signature.bind(*args, **options).arguments.items():
-            fault = _fault(value, hints.get(name)) or _outside(name, value)
+            fault = _fault(value, hints.get(name))
             if fault:
                 raise RecipeError(f"{name} is {fault}, not {value!r}")
         return recipe(*args, **options)
@@ -89,20 +84,20 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fault(value: Any, kind: Any) -> str | None:
-    allowed = get_args(kind)
-    if type(None) in allowed and len(allowed) == 2:
+    """What an annotation asks for, in words; None where the value is so, or where it is not a kind of literal."""
+    if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
         if value is None:
             return None
-        kind = next(one for one in allowed if one is not type(None))
+        kind = Union[tuple(one for one in get_args(kind) if one is not NoneType)]  # noqa: UP007  # of one it is itself
+    kind, *ranges = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if kind not in _KINDS:
         return None
     words, types = _KINDS[kind]
-    right = isinstance(value, types) and (kind is bool or not isinstance(value, bool))
-    return None if right and not (isinstance(value, float) and not math.isfinite(value)) else words
-
-
-def _outside(name: str, value: Any) -> str | None:
-    return str(RANGES[name]) if name in RANGES and value not in RANGES[name] else None
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        return words
+    if isinstance(value, float) and not math.isfinite(value):
+        return words
+    return next((str(limits) for limits in ranges if value not in limits), None)
 
 
 MAX_LENGTH = 10_000
@@ -228,15 +223,15 @@ class _Reader:
     def error(self, what: str) -> RecipeError:
         return RecipeError(f"{self.kind} expression '{one_line(self.text, 80)}': {what}")
 
-    def refusal(self, node: ast.AST, what: str) -> RecipeError:
+    def refusal(self, node: ast.expr | ast.keyword, what: str) -> RecipeError:
         """Something that has no meaning here, with its place counted from 1 as a reader would."""
         lines = self.text.splitlines() or [""]
-        row, offset = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        row, offset = node.lineno, node.col_offset
         before = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
         place = f"column {len(before.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
         return self.error(f"{what} at {place}; only calls of known names with literals as arguments are read")
 
-    def value(self, node: ast.AST, depth: int) -> Any:
+    def value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise self.error(f"nested deeper than {MAX_DEPTH}")
         match node:

@@ -1,7 +1,9 @@
-"""Text files that are wholly there or not at all."""
+"""Text files written atomically, files of lines that several processes append to, and the pace of progress lines."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +11,6 @@ from pathlib import Path
 from ..errors import DataError
 
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
-LINE_SECONDS = 10.0  # between two lines of progress in a file
 
 
 def writable(path: Path, option: str) -> None:
@@ -40,3 +41,85 @@ def write(path: Path, text: str, option: str = "--out") -> None:
             with suppress(OSError):
                 unfinished.unlink()
         raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error
+
+
+def append_line(path: Path, line: str, option: str = "--out") -> None:
+    """Add a line to a file in a single write, under a lock, and wait until it is on the disk.
+
+    Several processes may add to the same file. What an earlier process left of a line that it could not finish is
+    removed first.
+
+    Args:
+        path: the file; it is made, with the folders above it, where it is missing.
+        line: the text, without a line break.
+        option: the command-line option that named the file, for the message.
+
+    Raises:
+        ValueError: the text has a line break.
+        DataError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for text in ("one", "two"):
+    ...         append_line(Path(folder, "lines.txt"), text)
+    ...     Path(folder, "lines.txt").read_text()
+    'one\\ntwo\\n'
+    """
+    if "\n" in line:
+        raise ValueError("a line has no line break within; write one line at a time")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                os.ftruncate(handle, path.read_bytes().rfind(b"\n") + 1)
+            data = f"{line}\n".encode()
+            if os.write(handle, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error
+
+
+def read_lines(path: Path) -> tuple[list[str], bool]:
+    """The whole lines of a file, and whether its last line is cut off; no lines where there is no file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+        return [line.decode() for line in lines], bool(rest)
+    except FileNotFoundError:
+        return [], False
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read (it is not UTF-8); repair or remove it") from error
+
+
+def line_due(now: float, begun: float, last: float) -> bool:
+    """Whether it is time for another line of progress: every 4 s at first, in long work every minute.
+
+    Args:
+        now: the time, in seconds.
+        begun: when the work began.
+        last: when the last line was written; ``-inf`` where there is none.
+
+    >>> line_due(4.0, 0.0, 0.0), line_due(3600.0, 0.0, 3550.0), line_due(3600.0, 0.0, 3540.0)
+    (True, False, True)
+    """
+    return now - last >= min(60.0, max(4.0, (now - begun) / 20))
+
+
+def seconds_left(seconds: float, done: float, rest: float) -> float:
+    """How long the rest takes at the pace of what is done.
+
+    >>> seconds_left(12.0, done=3, rest=5)
+    20.0
+    """
+    return seconds / done * rest

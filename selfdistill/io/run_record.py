@@ -1,4 +1,4 @@
-"""What was asked for: the part of run.json that decides a run, and reading it back with distrust."""
+"""The request of a run, the part of run.json that decides it, with checks of what is read back."""
 
 from __future__ import annotations
 

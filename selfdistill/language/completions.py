@@ -14,7 +14,7 @@ import torch
 
 from .. import rng
 from ..core import distributed
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.parts import BaseTerm
 from ..core.step import Clock, Passes
@@ -319,7 +319,7 @@ class Writer:
         name, term = next(iter(self.method.distils.items()))
         assert term.teacher is not None
         state = self.objective.state_of(name, term.teacher)
-        if not isinstance(state, Held) or not isinstance(state.module, ModelView):
+        if not isinstance(state, FrozenCopy) or not isinstance(state.module, ModelView):
             raise RecipeError(
                 f"a {type(term.teacher).__name__} cannot write; let a teacher with weights of its own do it"
             )
@@ -359,7 +359,7 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                     found["unread"] += 1
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
-    if "other" in method.seen()[0]:
+    if "other" in method.student_views()[0]:
         found["other"] = found["x"]
         found["x"] = [(r.prompt, writer.demonstration(r.example).ids) for r in rollouts]
     return found

@@ -20,7 +20,7 @@ from ..losses.chunked.divergences import TokenDivergence
 from . import evaluation
 from .completions import Writer
 from .contexts import Nothing, Rollout
-from .task import Spoken, spread
+from .run import LanguageRun, spread
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 
@@ -28,7 +28,7 @@ LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
 MOST_LEAKS = 0.3  # share of told answers that speak of what the student has not read
 
 
-def preflight(ready: Spoken, prompts: int = 32, device: torch.device | str = "cpu",
+def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str = "cpu",
               tell: Callable[[str], None] | None = None) -> dict[str, Any]:  # fmt: skip
     """Score the student, the student with the context, and the teacher on a few prompts, and say go or no-go.
 

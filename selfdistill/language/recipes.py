@@ -10,7 +10,7 @@ from typing import Any
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import called
+from ..io.expressions import Count, Positive, called
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import Top
@@ -140,7 +140,7 @@ def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
     return Language({"distil": term}, source=source, context=contexts.reference(), advice=advice)
 
 
-def ssd(temperature: float = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: int = 1024) -> Language:
+def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: int = 1024) -> Language:
     """Learn your own samples, drawn once with truncation: at temperature 1 without it nothing would change.
 
     Equation::
@@ -242,7 +242,7 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 51
     return Language(terms, source=source, context=context, advice=(("lr", 5e-6),))
 
 
-def star(generations: int = 3, max_tokens: int = 512) -> Language:
+def star(generations: Count = 3, max_tokens: int = 512) -> Language:
     """Learn your own reasoning where it led to the answer; where not, reason again with the answer as a hint.
 
     Equation::
@@ -259,7 +259,7 @@ def star(generations: int = 3, max_tokens: int = 512) -> Language:
     return Language({"label": _likelihood()}, generations=generations, source=source, restart=True)
 
 
-def rest(generations: int = 3, samples: int = 4, max_tokens: int = 512) -> Language:
+def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Language:
     """Grow a set of your own answers, learn those above a bar that rises, and repeat.
 
     Equation::
@@ -276,7 +276,7 @@ def rest(generations: int = 3, samples: int = 4, max_tokens: int = 512) -> Langu
     return Language({"label": _likelihood()}, generations=generations, source=source)
 
 
-def rft(samples: int = 8, temperature: float = 0.7, max_tokens: int = 512) -> Language:
+def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) -> Language:
     """Sample many answers, keep the distinct right ones, and learn them once from the pre-trained weights.
 
     Equation::
@@ -293,7 +293,7 @@ def rft(samples: int = 8, temperature: float = 0.7, max_tokens: int = 512) -> La
     return Language({"label": _likelihood()}, source=source, restart=True)
 
 
-def spin(lam: float = 0.1, generations: int = 3, max_tokens: int = 256) -> Language:
+def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Language:
     """Tell the given answer from the one that your previous generation wrote.
 
     Equation::
@@ -352,7 +352,7 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
 def _cost(method: Language) -> float:
     """Passes in units of a step of sft on as many tokens; what sampling takes is not in it."""
     teachers = len({term.teacher for term in method.terms.values() if term.teacher and not term.teacher.labels})
-    views = len(method.seen()[0])
+    views = len(method.student_views()[0])
     return round(views + teachers * views / 3, 3)
 
 

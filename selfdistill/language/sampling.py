@@ -26,7 +26,7 @@ from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
-from ..io.files import LINE_SECONDS, write
+from ..io.files import line_due, seconds_left, write
 from ..models.causal_lm import Causal, ModelView, fits
 from .contexts import Rollout
 
@@ -358,7 +358,7 @@ def distinct(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 class Waiting:
-    """An engine that counts what another one writes, and tells of it every `LINE_SECONDS`: so many of ``total``
+    """An engine that counts what another one writes, and tells of it now and then: so many of ``total``
     prompts, and the seconds left if all answers that are to come are as long as they may be.
 
     >>> list(Waiting(print, "nobody answers", 2).each([3, 4]))
@@ -400,8 +400,8 @@ class Waiting:
     def _tell(self, begun: float = 0.0) -> None:
         """``begun``: what the answers that are being written come to, in whole ones."""
         now, done = time.monotonic(), self.done + begun
-        if self.hear is None or now - self.told < LINE_SECONDS or self.done >= self.total:
+        if self.hear is None or self.done >= self.total or not line_due(now, self.begun, self.told):
             return
         self.told = now
-        left = (now - self.begun) / done * (self.total - done)
+        left = seconds_left(now - self.begun, done, self.total - done)
         self.hear(f"{self.what}: {self.done} of {self.total} prompts, at most about {left:.0f} s left")

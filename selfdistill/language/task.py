@@ -1,53 +1,293 @@
-"""The door for language models: a request becomes prompts, a student and a method, and a run folder's result.
+"""The task type of language models on prompts: its recipes, its controls in a comparison, how each is trained.
 
-::
-
-    rollouts/         what each generation wrote, where it writes before it learns
-    control/          sft() for as many steps, where all prompts have demonstrations
-    model/            the product as plain transformers load it, and selfdistill's card of it
+Controls are the model before, which is scored and not trained, and, where all prompts that teach have demonstrations,
+`sft()`: for the requested steps as the plain row and, where the budget has room for more, for the whole of it. The test
+split is read by `run.Evaluator` alone, after everything is trained and chosen; the audit rows rank the controls.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..core import distributed
+from ..core.step import Passes
 from ..data.jsonl import SUFFIX
-from ..data.prompts import Prompts, load_prompts, load_suite
+from ..data.prompts import Prompts, load_prompts, load_seeds, need
 from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError
-from ..evaluation import statistics
+from ..evaluation.statistics import FEWEST
 from ..io.expressions import called, nearest
-from ..io.run_record import Request
-from ..io.tensors import write_json
-from ..methods import recipes
-from ..methods.registry import read_method
-from ..models.causal_lm import Causal, Pretrained, of_model
-from ..models.hub import ENCODERS, causal, locate
+from ..io.run_record import Request, read_lines
+from ..methods import recipes as network_recipes
+from ..models.causal_lm import packed
+from ..teachers import External
+from ..training import threads
+from ..training.comparison import (
+    BEFORE,
+    ComparisonDesign,
+    ComparisonSettings,
+    Job,
+    curve,
+    ignore,
+    matched,
+    require_splits,
+)
 from ..training.fit import Result, choose_device
-from . import evaluation
-from .completions import Language
-from .recipes import RECIPES, sft
-from .sampling import Referee, Sampling, Waiting, export
+from ..training.task_type import Rows, TaskType, generation_name
+from . import evaluation, recipes
+from .completions import Language, Once
+from .completions import check as check_method
+from .contexts import rendered
+from .preflight import preflight
+from .recipes import sft
+from .run import Completions, Evaluator, LanguageRun, default_recipe, predict, prepare, product, read_recipe
+from .sampling import Sampling
 from .trainer import fit
 
-USUAL = "smollm2"  # the model where none is named
+METHOD, CONTROL, START = "language method", "language control", "language before"
 
 
-MEASURED = 32  # answers whose length is told
+SFT, LONGER = "sft()", "sft(), longer"
 
 
-TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
+ABOUT = {
+    BEFORE: "the model before anything is trained",
+    SFT: "cross-entropy on the demonstrations, for the requested steps",
+    LONGER: "the same for the whole budget",
+}
 
 
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
+def judged(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods that get a verdict: `sft()` beside others is their control, and alone a method.
+
+    >>> judged(("sdft()", "sft()")), judged(("sft()",))
+    (('sdft()',), ('sft()',))
+    """
+    others = tuple(name for name in methods if called(name) != "sft" or read_recipe(name) != sft())
+    return others or tuple(methods)
+
+
+def _require_scores(data: Prompts) -> None:
+    """Is there something to rank controls by and to test?"""
+    require_splits(data)
+    if evaluation.checked(data):
+        return
+    for name, ids in (("audit", data.audit), ("test", data.test)):
+        if all(data.rows[i].demonstration is None for i in ids.tolist()):
+            raise DataError(
+                f"no prompt of the {name} split of {data.name} can be judged; give all of them the fields "
+                '"answer" and "checker", or "demonstration"'
+            )
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    """The budget, and the first seed's jobs; what draws no completions gets as many steps as the longest method.
+
+    >>> settings = ComparisonSettings(("grpo()", "sdft()"), (0, 1, 2), "completions")
+    >>> amount, jobs = planned(settings, 10, {"grpo()": 320.0, "sdft()": 40.0, "sft()": 0.0})
+    >>> amount, [(job.name, job.steps) for job in jobs]
+    (320.0, [('grpo()', 10), ('sdft()', 80), ('before', 0), ('sft()', 10), ('sft(), longer', 80)])
+    """
+    seed, methods = settings.seeds[0], judged(settings.methods)
+    amount = max(costs[name] for name in methods)
+    longer = {name: matched(steps, costs[name], amount) for name in costs if costs[name]}
+    longest = max(longer.values(), default=steps)
+    jobs = [Job(name, METHOD, longer.get(name, longest), seed, expression=name) for name in methods]
+    jobs.append(Job(BEFORE, START, 0, seed))
+    if SFT not in costs:
+        return amount, jobs
+    jobs.append(Job(SFT, CONTROL, steps, seed, expression=SFT))
+    whole = longer.get(SFT, longest)
+    return amount, [*jobs, Job(LONGER, CONTROL, whole, seed, expression=SFT)] if whole > steps else jobs
+
+
+# ---- a training ----------------------------------------------------------------------------------------------------
+
+
+def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job: the method's product, or the control's last weights, or the model before."""
+    steps = job.steps or None
+    ready = prepare(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
+    trained = None if job.kind == START else _trained(ready, request, folder / "training")
+    evaluator = Evaluator(ready, choose_device(request.device))
+    row = _TRAININGS[job.kind](evaluator, trained)
+    return {
+        "rows": {job.name: {"about": ABOUT.get(job.name, ""), **row}},
+        "data": ready.data.describe(),
+        "model": str(ready.build),
+        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "seconds": trained.seconds if trained else 0.0,
+    }
+
+
+def _trained(ready: LanguageRun, request: Request, folder: Path) -> Result:
+    """Train from wherever it was cut; trouble that a training survives is of no interest in a table."""
+    return fit(
+        ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device, suite=ready.suite,
+        max_tokens=ready.max_tokens, warn=ignore, **ready.settings,
+    )  # fmt: skip
+
+
+def _scored(evaluator: Evaluator, weights: Any, trained: Result | None) -> dict[str, Any]:
+    """A row's record of these weights (None: as training began), and of what the training took."""
+    data, greedy = evaluator.ready.data, Sampling(0.0, max_tokens=evaluator.ready.max_tokens)
+    passes = trained.passes if trained else Passes()
+    audit = evaluation.losses(evaluator.of(weights), data, data.audit.tolist(), greedy, evaluator.referee)
+    total = passes.cost() + (_teacher_cost(evaluator, trained) if trained else 0.0)
+    return {
+        "passes": {**passes._asdict(), "total": total},
+        "with_teacher_training": None,
+        "steps": trained.steps if trained else 0,
+        "generations": len(trained.generations) if trained else 0,
+        "curve": curve(trained) if trained else [],
+        "decisions": [t.decision["accepted"] for t in trained.generations] if trained else None,
+        "drawn": trained.history[-1].get("drawn", 0) if trained else 0,
+        "audit": evaluation.figures({"losses": audit}, evaluator.right),
+        "metrics": evaluator.figures(evaluator.asked(weights)),
+        "trouble": evaluator.referee.trouble(),
+    }
+
+
+def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
+    """What another model's passes cost beyond the student's own, by its parameters; completions are the student's."""
+    assert trained.objective is not None
+    for name, term in evaluator.ready.method.distils.items():
+        if isinstance(term.teacher, External):
+            (other,) = trained.objective.state_of(name, term.teacher).module.student
+            sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
+            looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
+            return (sizes[0] / sizes[1] - 1.0) * looks
+    return 0.0
+
+
+def _method(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
+    assert trained is not None
+    return {**_scored(evaluator, product(trained), trained), "product": trained.product}
+
+
+def _control(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
+    assert trained is not None
+    return _scored(evaluator, trained.generations[-1].weights, trained)
+
+
+def _before(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
+    return _scored(evaluator, None, None)
+
+
+_TRAININGS: dict[str, Callable[[Evaluator, Result | None], dict[str, Any]]] = {
+    METHOD: _method, CONTROL: _control, START: _before,
+}  # fmt: skip
+
+
+# ---- what the runner asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LanguageDesign(ComparisonDesign):
+    """How language models on prompts are compared."""
+
+    request: Request
+    settings: ComparisonSettings
+    ready: LanguageRun  # of the first seed and method
+
+    budget = "steps"
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        return judged(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        return SFT if control else BEFORE
+
+    @staticmethod
+    def shared(request: Request, settings: ComparisonSettings) -> Request:
+        """The largest batch that one of the recipes advises; an adapter that one advises, all rows would need."""
+        if settings.budget == "trainings":
+            raise DataError(
+                "--budget trainings is for learners on tables; for prompts give steps, passes or completions"
+            )
+        advice = {name: dict(read_recipe(name).advice) for name in settings.methods}
+        for name, given in advice.items():
+            if request.lora is None and given.get("lora"):
+                raise DataError(
+                    f"{name} advises an adapter of rank {given['lora']}, and all rows of a comparison train the same "
+                    "weights; give --lora, 0 for all weights"
+                )
+        batch = request.batch_size or max(given.get("batch_size", 8) for given in advice.values())
+        return replace(request, batch_size=batch)
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return train_job(job, request, folder)
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> LanguageDesign:
+        return cls(request, settings, prepare(replace(request, method=settings.methods[0], seed=settings.seeds[0])))
+
+    @cached_property
+    def _every_seed(self) -> list[Prompts]:
+        return load_seeds(self.request.data, self.settings.seeds, labels=self.request.labels)
+
+    def check(self) -> None:
+        """What a method lacks on some seed, and what cannot be matched."""
+        recipes = {name: read_recipe(name) for name in self.settings.methods}
+        drawn = self.settings.budget == "completions"
+        for name, method in recipes.items():
+            check_method(method)
+            if drawn and isinstance(method.source, Once):
+                raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
+                                  "completions cannot match it; give steps or passes")  # fmt: skip
+        if drawn and not any(method.sampling for method in recipes.values()):
+            raise RecipeError("no method draws completions that --budget completions could match; give steps or passes")
+        for data in self._every_seed:
+            _require_scores(data)
+            for name, method in recipes.items():
+                for field in method.needs:
+                    need(data, field, f"{called(name)}()")
+
+    def threads(self) -> int:
+        """For a batch of prompts; a small model takes one, and trainings then run side by side."""
+        ready, model = self.ready, self.ready.build()
+        few = ready.data.labelled[: ready.settings["batch_size"]].tolist()
+        prompts = [rendered(model.tokenizer, ready.data.rows[i].messages) for i in few]
+        return threads.suitable(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """`sft()`: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
+        if SFT in judged(self.settings.methods):
+            return False
+        teaching = (data.rows[i] for data in self._every_seed for i in data.labelled.tolist())
+        return all(row.demonstration for row in teaching)
+
+    def _steps(self) -> int:
+        """Steps of one generation: what was asked for, else the most that one of the recipes advises."""
+        if self.request.steps:
+            return self.request.steps
+        per_epoch: int = math.ceil(len(self.ready.data.labelled) / self.ready.settings["batch_size"])
+        if self.request.epochs:
+            return self.request.epochs * per_epoch
+        advice = [dict(read_recipe(name).advice) for name in self.settings.methods]
+        return max(int(given.get("steps") or given.get("epochs", 1) * per_epoch) for given in advice)
+
+    def pilots(self, control: bool) -> list[Job]:
+        seed, steps = self.settings.seeds[0], self._steps()
+        jobs = [Job(name, METHOD, steps, seed, expression=name) for name in judged(self.settings.methods)]
+        return [*jobs, Job(SFT, CONTROL, steps, seed, expression=SFT)] if control else jobs
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.settings, self._steps(), costs)
+
+
+# ---- the task type -------------------------------------------------------------------------------------------------
 
 
 def holds_prompts(data: str) -> bool:
@@ -55,241 +295,160 @@ def holds_prompts(data: str) -> bool:
     return data.endswith((SUFFIX, ".ndjson")) or is_task(data)
 
 
-def for_language(request: Request) -> bool:
-    """Does the request ask for a language model? Prompts do: a .jsonl file or a task of reasoning-gym.
-
-    Raises:
-        RecipeError: the method is for prompts and the data are none, or the other way round.
-    """
-    prompts = holds_prompts(request.data)
-    name = None if request.method is None else called(request.method)
-    if prompts and name is not None and name not in RECIPES:
-        if name in recipes():
-            raise RecipeError(f"{name}() learns classes or values and {request.data} holds prompts; give one of "
-                              f"{', '.join(f'{one}()' for one in RECIPES)}")  # fmt: skip
-        close = nearest(name, list(RECIPES))
-        raise RecipeError(f"unknown method {name!r}; {f'nearest: {close}. ' if close else ''}known for prompts: "
-                          f"{', '.join(RECIPES)}")  # fmt: skip
-    if not prompts and name in RECIPES and name not in recipes():
-        raise RecipeError(f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a "
-                          "line, or reasoning-gym:TASK")  # fmt: skip
-    return prompts
+#: The vitals of language models, in words.
+VITALS = {
+    "accuracy": "answers that are right",
+    "teacher_accuracy": "right when the context is read",
+    "context_share": "answers that a context judges",
+    "kl": "teacher from student, nats a token",
+    "kl_to_start": "student from the model it began as, nats a token",
+    "entropy": "entropy, nats a token",
+    "length": "tokens an answer",
+    "doubt": "words of doubt in a hundred",
+    "style": "share of that KL on tokens of style",
+    "leakage": "answers that speak of what was not shown",
+}
 
 
-def read_recipe(expression: str) -> Language:
-    """A recipe's own expression, such as ``sdft(rate=0.05)``, read without evaluating code.
-
-    >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
-    Ema(rate=0.05)
-    """
-    found = read_method(expression, RECIPES)
-    assert isinstance(found, Language)
-    return found
-
-
-@dataclass
-class Spoken:
-    """A request with every choice made."""
-
-    data: Prompts
-    method: Language
-    expression: str
-    build: Pretrained
-    settings: dict[str, Any]
-    suite: Prompts | None
-    max_tokens: int
+def _outcome(figures: Mapping[str, Any], against: str, nats: bool) -> str:
+    """A paired gain over rows in words: with its verdict, where there are rows enough for one."""
+    unit, scale = (" nats", 1) if nats else (" points", 100)
+    gain = f"{scale * figures['gain']:+.3g}"
+    if figures["verdict"] is None:
+        count = f"{figures['rows']} prompt{'' if figures['rows'] == 1 else 's'}"
+        return f"has no verdict against {against}: {gain}{unit} over {count}, and at least {FEWEST} show one"
+    word = "LOSES to" if figures["verdict"] == "LOSES" else figures["verdict"]
+    return f"{word} {against} by {gain} ± {scale * figures['half']:.2g}{unit}"
 
 
-def choose(request: Request) -> Spoken:
-    """Load the prompts and fill in what the request leaves open.
+class LanguageTaskType(TaskType):
+    """Language models that learn prompts."""
 
-    Raises:
-        DataError: the prompts, the suite or the model; or an option that only networks have.
-    """
-    for name in _NETWORKS:
-        if getattr(request, name) is not None:
-            raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
-    if "cache" in dict(request.training):
-        raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
-    data = load_prompts(request.data, labels=request.labels, seed=request.seed)
-    suite = None if request.keep is None else load_suite(request.keep)
-    expression = request.method or _usual(data)
-    method = read_recipe(expression)
-    most = request.max_tokens or TOKENS
-    method = method.drawing(lambda s: replace(s, max_tokens=min(s.max_tokens, most)))
-    advice = dict(method.advice)
-    model = request.model or USUAL
-    if model in ENCODERS:
-        raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
-    locate(model)
-    lora = advice.get("lora", 0) if request.lora is None else request.lora
-    build = Pretrained(model, lora=lora, checkpointing=request.checkpointing)
-    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps or advice.get("steps")}
-    settings["batch_size"] = min(request.batch_size or advice.get("batch_size", 8), len(data.labelled))
-    settings["epochs"] = request.epochs or advice.get("epochs", 1)
-    if request.epochs:
-        settings["steps"] = None
-    settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
-    settings.setdefault("clip", advice.get("clip", 1.0))
-    return Spoken(data, method, expression, build, settings, suite, most)
+    name, learner, title = "language", "language models", "For language models"
+    about = "Prompts; a step is told without the completions that it samples."
+    design = LanguageDesign
+    control = "sft()"
 
+    def recipes(self) -> Mapping[str, Callable[..., Language]]:
+        return recipes.RECIPES
 
-def usual(request: Request) -> str:
-    """The recipe that a request is trained with where it names none."""
-    return request.method or _usual(load_prompts(request.data, labels=request.labels, seed=request.seed))
+    def serves(self, request: Request) -> bool:
+        """Prompts: a .jsonl file or a task of reasoning-gym.
 
+        Raises:
+            RecipeError: the method is for prompts and the data are none, or the other way round.
+        """
+        prompts = holds_prompts(request.data)
+        name = None if request.method is None else called(request.method)
+        networks = network_recipes()
+        if prompts and name is not None and name not in self.recipes():
+            if name in networks:
+                raise RecipeError(
+                    f"{name}() learns classes or values and {request.data} holds prompts; give one of "
+                    f"{', '.join(f'{recipe}()' for recipe in self.recipes())}"
+                )
+            close = nearest(name, list(self.recipes()))
+            raise RecipeError(
+                f"unknown method {name!r}; {f'nearest: {close}. ' if close else ''}known for prompts: "
+                f"{', '.join(self.recipes())}"
+            )
+        if not prompts and name in self.recipes() and name not in networks:
+            raise RecipeError(
+                f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a line, or "
+                "reasoning-gym:TASK"
+            )
+        return prompts
 
-def _usual(data: Prompts) -> str:
-    """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
-    have = [field for field in ("demonstration", "checker") if len(data.has(field)) == len(data.rows)]
-    return "sdft()" if "demonstration" in have else "sdpo()" if "checker" in have else "ssd()"
+    def prepare(self, request: Request) -> LanguageRun:
+        return prepare(request)
 
+    def default_recipe(self, request: Request) -> str:
+        return default_recipe(request)
 
-def train(ready: Spoken, request: Request, folder: Path, make: Callable[[str], Any], warn: Callable[[str], None],
-          tell: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
-    """Train the method and, beside it, sft() for as many steps; then ask the test prompts, once.
+    def card(self, name: str) -> dict[str, Any]:
+        return recipes.card(name)
 
-    A run that was cut goes on where it was.
-    """
-    options: dict[str, Any] = {
-        "suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device, "resume": True, "warn": warn,
-    }  # fmt: skip
-    trained = fit(ready.build, ready.data, ready.method, out=folder, progress=make(ready.expression), tell=tell,
-                  **options, **ready.settings)  # fmt: skip
-    demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
-    control = None
-    if request.control and demonstrated and called(ready.expression) != "sft":
-        longer = {**ready.settings, "steps": trained.steps}
-        control = fit(ready.build, ready.data, sft(), out=folder / "control", progress=make("sft(), the control"),
-                      hear=lambda line: tell(f"sft(), the control: {line}"), **options, **longer)  # fmt: skip
-    judge = Judge(ready, choose_device(request.device), tell)
-    result = _result(ready, request, folder, trained, control, judge)
-    if distributed.rank() == 0:
-        export(judge.product(trained), folder / "model")
-        card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
-        write_json(folder / "model" / "selfdistill.json", card)
-    return result
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        """With an example also what student and teacher read of its first prompt."""
+        method = read_recipe(expression)
+        card = recipes.explain(expression, method)
+        if example is None:
+            return card
+        shown = recipes.example(method, load_prompts(example))
+        return {**card, "example": shown, "example_of": example} if shown else card
 
+    def text(self, card: dict[str, Any]) -> str:
+        text = recipes.text(card)
+        if "example" not in card:
+            return text
+        head = f"One prompt of {card['example_of']}; + is read by the teacher alone, - by the student alone:"
+        return f"{text}\n\n{head}\n{card['example']}"
 
-def product(trained: Result) -> dict[str, torch.Tensor] | None:
-    """The product's weights; None where that is the model before."""
-    return None if trained.product < 0 else trained.generations[trained.product].weights
+    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Completions:
+        if exit_number is not None:
+            raise DataError(f"the model of {folder} is a language model and has no early exits; leave out --exit")
+        return predict(folder, source)
 
+    def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
+        """Refused: prompts have no labels."""
+        raise CheckpointError(f"{folder} trained a language model, and prompts have no labels that it could doubt")
 
-class Judge:
-    """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
+    def vitals(self, folder: Path) -> dict[str, Any]:
+        """Those of language models by generation; before a generation has ended, those of any run."""
+        lines = [line for line in read_lines(folder / "metrics.jsonl") if line.get("language")]
+        if not lines:
+            return super().vitals(folder)
+        generations = [{"generation": line["generation"], **line["language"]} for line in lines]
+        return {"run": str(folder), "language": generations, "generations": [], "warnings": []}
 
-    def __init__(self, ready: Spoken, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
-        self.hear = hear if distributed.rank() == 0 else None
-        self.ready, self.referee, self.right = ready, Referee(), evaluation.checked(ready.data)
-        self.model: Causal = ready.build().to(device).eval()
-        self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
+    def vitals_text(self, vitals: dict[str, Any]) -> str:
+        """A table with a column a generation."""
+        generations = vitals.get("language")
+        if not generations:
+            return super().vitals_text(vitals)
+        table = [["", *(f"generation {one['generation']}" for one in generations)]]
+        for name, words in VITALS.items():
+            values = [one.get(name) for one in generations]
+            if any(value is not None for value in values):
+                table.append([words, *("-" if value is None else f"{value:.3g}" for value in values)])
+        return "\n".join("  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in table)
 
-    def of(self, weights: dict[str, torch.Tensor] | None) -> Causal:
-        """The student with given weights; None: as training began."""
-        self.model.load_state_dict(self.start if weights is None else weights)
-        return self.model
+    def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
+        return preflight(prepare(request), prompts, choose_device(request.device), tell)
 
-    def product(self, trained: Result) -> Causal:
-        return self.of(product(trained))
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The model before, the control, and the generations."""
+        table = [(f"{result['model']}, before" + (", the product" if result["product"] < 0 else ""), result["before"])]
+        if plain := result.get("plain"):
+            table.append((f"{self.control}, after {plain['steps']} steps", plain["end"]))
+        return table + [
+            (f"{result['method']}, {generation_name(result, generation)}", generation["test"])
+            for generation in result["generations"]
+        ]
 
-    def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
-        """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
-        model, data, sampling = self.of(weights), self.ready.data, Sampling(0.0, max_tokens=self.ready.max_tokens)
-        ids, suite = data.test.tolist(), self.ready.suite
-        asked = ids if self.right else ids[:MEASURED]
-        rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
-        wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
-        answers = evaluation.answered(model, data, asked, sampling, self.referee, wait)
-        found: dict[str, Any] = {
-            "losses": evaluation.wrong(answers) if self.right else evaluation.unlikely(model, data, wait.each(ids)),
-            "length": sum(len(r.ids) for r in answers[:MEASURED]) / max(1, len(answers[:MEASURED])),
-        }
-        if suite is not None:
-            found["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
-        return found
+    def verdict(self, result: dict[str, Any]) -> str:
+        """What the product gained over the model before and over the control, on the test prompts and prior tasks."""
+        parts = []
+        for name, split in itertools.product(("before", "sft"), ("test", "kept")):  # run.json is sorted by name
+            if figures := result["against"].get(name, {}).get(split):
+                nats = split == "test" and "nll" in result["test"]
+                against = "the model before" if name == "before" else f"{self.control} at equal steps"
+                parts.append(_outcome(figures, against + " on prior tasks" * (split == "kept"), nats))
+        kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
+        trouble = f" {result['trouble']}." if result.get("trouble") else ""
+        return (
+            f"The product {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts).{kept}{trouble} One "
+            "seed is an anecdote; repeat with other --seed values before you believe it."
+        )
 
-    def figures(self, asked: dict[str, Any]) -> dict[str, float]:
-        """Accuracy (or NLL), accuracy on the suite, and length."""
-        return {**evaluation.figures(asked, self.right), "length": asked["length"]}
-
-
-def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
-    """Mean gain over rows and half of its interval of 95 % (Student); None for fewer than 3 rows, which show nothing.
-
-    Equation::
-
-        half = t s / sqrt(n);  where rows are right or wrong, or all alike, at least u (1 + |mean|), u = 1 - 0.025^(1/n)
-
-    A share u of all prompts may gain otherwise though none of n did (Clopper & Pearson, Biometrika, 1934), each by at
-    most 1 + |mean|, since rewards lie in [0, 1]; of likelihoods (``bounded`` False) nothing like it is known.
-
-    >>> mean, half = spread([0.0] * 20)
-    >>> mean, round(half, 2), spread([1.0])
-    (0.0, 0.17, (1.0, None))
-    """
-    if len(gains) < statistics.FEWEST:
-        return math.fsum(gains) / max(1, len(gains)), None
-    mean, half = statistics.interval(gains)
-    if bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0}):
-        half = max(half, (1 - 0.025 ** (1 / len(gains))) * (1 + abs(mean)))
-    return mean, half
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True) -> dict[str, Any]:
-    """The mean gain of the first over the second on the same rows, with its interval, and a verdict if there can be
-    one. A model ties itself for certain."""
-    gains = [b - a for a, b in zip(ours, theirs, strict=True)]
-    mean, half = (0.0, 0.0) if ours is theirs else spread(gains, bounded)
-    said = None if half is None else "BEATS" if mean - half > 0 else "LOSES" if mean + half < 0 else "TIES"
-    return {"gain": mean, "half": half, "rows": len(gains), "verdict": said}
-
-
-def _result(ready: Spoken, request: Request, folder: Path, trained: Result, control: Result | None,
-            judge: Judge) -> dict[str, Any]:  # fmt: skip
-    before = judge.asked(None, "the model before")
-    asked = [judge.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
-    product = before if trained.product < 0 else asked[trained.product]
-    result: dict[str, Any] = {
-        "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
-        "parameters": sum(p.numel() for p in judge.model.parameters()),
-        "learning": sum(p.numel() for p in judge.model.learning().values()),
-        "data": ready.data.describe(), "seed": request.seed, "product": trained.product, "chosen": "method",
-        "test": judge.figures(product), "before": judge.figures(before),
-        "generations": [
-            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": judge.figures(a)}
-            for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
-        ],
-        "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
-        "against": {"before": _against(product, before, judge.right)},
-        "trouble": judge.referee.trouble(),
-    }  # fmt: skip
-    if control is not None:
-        theirs = judge.asked(control.generations[-1].weights, "sft()")
-        result["plain"] = {
-            "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
-            "passes": control.passes._asdict(), "end": judge.figures(theirs),
-        }  # fmt: skip
-        result["against"]["sft"] = _against(product, theirs, judge.right)
-    return result
-
-
-def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
-    found = {"test": paired(ours["losses"], theirs["losses"], bounded)}
-    return found | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
-
-
-def answer(folder: Path, source: str) -> list[dict[str, Any]]:
-    """What the product of a run says to new prompts: one row a prompt, with its reward where a checker is.
-
-    Raises:
-        CheckpointError: the run has no model yet. DataError: the prompts.
-    """
-    place = folder / "model"
-    if not (place / "selfdistill.json").exists():
-        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
-    data, model = load_prompts(source), of_model(*causal(str(place))).eval()
-    sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
-    said = evaluation.answered(model, data, every, sampling, Referee())
-    return [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in said]
+    def loading(self, folder: str) -> list[str]:
+        return [
+            "Load the model by transformers alone:",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            "```",
+            "",
+        ]

@@ -1,8 +1,8 @@
-"""Losses: how far is the student from the target? Each returns one number per element and never reduces.
+"""Losses: each is the distance of the student from a target, one number per element, never reduced.
 
-A loss is called as ``loss(student, target)`` with the student's raw output (rows, ..., components) and a `Target`,
-and returns (rows, ...). ``student_spaces`` and ``target_spaces`` say what it can compare; a method is checked against
-them before step 0. A loss on distributions that may be negative says ``signed = True``, and one that is 0 where the two
+A loss is called as ``loss(student, target)`` with the student's raw output (rows, ..., components) and a `Target`, and
+returns (rows, ...). ``student_spaces`` and ``target_spaces`` say what it can compare; a method is checked against them
+before step 0. A loss on distributions that may be negative says ``signed = True``, and one that is 0 where the two
 differ says ``flat = True``; of others the vitals expect a divergence. All arithmetic is in the student's float32.
 """
 

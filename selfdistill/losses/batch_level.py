@@ -1,4 +1,4 @@
-"""Losses that compare a batch as a whole: every row has the same value, and micro-batches are batches of their own."""
+"""Losses on a batch as a whole: every row has the same value, and each micro-batch is a batch of its own."""
 
 from __future__ import annotations
 

@@ -1,13 +1,4 @@
-"""Losses on distributions and on values that most recipes share.
-
-How undecided the student is.
-
-Learning from what a row is not.
-
-Losses of the student alone, against collapse and against doubt: they take no notice of their target.
-
-A loss whose target is sharpened first, while the student stays as it is.
-"""
+"""Losses on distributions and on values: divergences, likelihoods, entropies, and sharpened targets."""
 
 from __future__ import annotations
 
@@ -60,8 +51,11 @@ class CrossEntropy(Loss):
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         log_p = F.log_softmax(tempered(student, self.temperature), dim=-1)
         if self.hard or target.space == "classes":
-            target.fits(student.shape[-1])
-            best = target.best().clamp(min=0)
+            if target.space == "classes":
+                best = target.value.clamp(min=0)
+            else:
+                target.fits(student.shape[-1])
+                best = target.best()
             picked = F.nll_loss(log_p.flatten(0, -2), best.flatten(), reduction="none").view(best.shape)
             if not self.smoothing:
                 return picked

@@ -1,4 +1,4 @@
-"""Losses for students of several teachers, or of teachers that learn from them."""
+"""Losses for students of several teachers, and for teachers that learn from their students."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that treat the label's class and the other classes apart."""
+"""Losses that treat the class of the label and the other classes apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses between two views of a row of which nobody knows the class."""
+"""Losses between two views of an unlabelled row."""
 
 from __future__ import annotations
 

@@ -1,38 +1,128 @@
-"""The methods: each a function that returns a `Method`, one file per paper or family.
+"""The recipes for networks: each is a function that returns a `Method`, and each file is a family of them.
 
-A new file here is found by itself: every public function annotated ``-> Method`` is a recipe, for the library, the
-command line and the generated lists alike. Its docstring has a summary line, ``Equation::``, ``Needs:`` and
-``Source:``; `selfdistill explain` prints them. No file may have the name of a recipe, which it would hide.
+A recipe's docstring has a summary line, ``Equation::``, ``Args:``, ``Returns:``, ``Source:`` and, where they apply,
+``Needs:`` and ``Departs:`` (where code and paper differ). `selfdistill explain` prints them. `recipes` finds a new file
+of this folder without its being named here. No file may have the name of a recipe, which it would hide.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from .controls import distil, label_smoothing, plain
+from .deep_supervision import byot, dks, frskd, sad
+from .generations import (
+    beyond,
+    born_again,
+    born_again_ensemble,
+    end2,
+    ensemble_distil,
+    mixed,
+    self_training,
+    snapshot_distillation,
+    tf_kd,
+)
+from .mixing import function_matching, mixskd, sla_sd
+from .noisy_labels import (
+    co_teaching,
+    dlb,
+    elr,
+    hard_bootstrapping,
+    joint_optimisation,
+    ps_kd,
+    selc,
+    self_adaptive,
+    selfie,
+    soft_bootstrapping,
+    temporal_ensembling,
+)
+from .peers import co_training, codistillation, kdcl, mutual, okddip, one, tri_training
+from .registry import Recipe, recipes
+from .regression import gaussian, gaussian_born_again, gaussian_mutual, heteroscedastic, rankup, ucvme
+from .self_supervised import byol, dino, ibot, simsiam
+from .semi_supervised import (
+    curriculum,
+    fixmatch,
+    mean_teacher,
+    meta_pseudo_labels,
+    noisy_student,
+    pi_model,
+    pseudo_label,
+    uda,
+    ups,
+    vat,
+)
+from .smoothing import bake, beta_smoothing, cs_kd, ddgsd, ols, tf_kd_reg, uskd, zipf_smoothing
+from .thresholds import dash, flexmatch, freematch, softmatch
 
-from ..core.objective import Method
-
-Recipe = Callable[..., Method]
-
-
-def recipes() -> dict[str, Recipe]:
-    """All recipes by name, sorted."""
-    found: dict[str, Recipe] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for name, thing in vars(module).items():
-            mine = inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
-            recipe = mine and thing.__annotations__.get("return") == "Method"
-            if recipe and len(thing.__defaults__ or ()) == thing.__code__.co_argcount:  # each has all its defaults
-                found[name] = thing
-    return dict(sorted(found.items()))
-
-
-globals().update(recipes())
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Recipe: ...
+__all__ = [
+    "Recipe",
+    "bake",
+    "beta_smoothing",
+    "beyond",
+    "born_again",
+    "born_again_ensemble",
+    "byol",
+    "byot",
+    "co_teaching",
+    "co_training",
+    "codistillation",
+    "cs_kd",
+    "curriculum",
+    "dash",
+    "ddgsd",
+    "dino",
+    "distil",
+    "dks",
+    "dlb",
+    "elr",
+    "end2",
+    "ensemble_distil",
+    "fixmatch",
+    "flexmatch",
+    "freematch",
+    "frskd",
+    "function_matching",
+    "gaussian",
+    "gaussian_born_again",
+    "gaussian_mutual",
+    "hard_bootstrapping",
+    "heteroscedastic",
+    "ibot",
+    "joint_optimisation",
+    "kdcl",
+    "label_smoothing",
+    "mean_teacher",
+    "meta_pseudo_labels",
+    "mixed",
+    "mixskd",
+    "mutual",
+    "noisy_student",
+    "okddip",
+    "ols",
+    "one",
+    "pi_model",
+    "plain",
+    "ps_kd",
+    "pseudo_label",
+    "rankup",
+    "recipes",
+    "sad",
+    "selc",
+    "self_adaptive",
+    "self_training",
+    "selfie",
+    "simsiam",
+    "sla_sd",
+    "snapshot_distillation",
+    "soft_bootstrapping",
+    "softmatch",
+    "temporal_ensembling",
+    "tf_kd",
+    "tf_kd_reg",
+    "tri_training",
+    "ucvme",
+    "uda",
+    "ups",
+    "uskd",
+    "vat",
+    "zipf_smoothing",
+]

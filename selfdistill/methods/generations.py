@@ -1,38 +1,40 @@
-"""The end of one cycle of the learning rate teaches the next.
-
-Several trainings as one teacher: their mean, and how far they disagree.
-
-Weights of the teacher outside [0, 1], where the loss stays bounded.
-
-Generations that learn from the one before them.
-
-Generation after generation on the labels of the one before: what collapses, and what keeps it from collapsing.
-"""
+"""Generations and ensembles: trainings one after another, of which the earlier ones teach the later ones."""
 
 from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
+from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import Together
 from ..schedules import AtLast, ByCycle, ByGeneration
-from ..teachers import Ancestors, Beyond, Generation, Labels, Members, Snapshot
-from ..teachers.self_training import Carried
+from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
+from ..teachers.self_training import InheritedPseudoLabels
 from ..terms import Cooling
-from ..views import Look, Views
+from ..views import View, Views
+from .controls import supervised
 
 
-def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: float = 1.0) -> Method:
-    """Snapshot distillation: in one training, the model at the end of a cycle teaches the cycle after it.
+def snapshot_distillation(cycles: int = 4, temperature: Positive = 2.0, weight: NonNegative = 1.0) -> Method:
+    """Snapshot distillation: within one training, the model at the end of a cycle teaches the next cycle.
 
     Equation::
 
         cycle 1:  L = CE(y, p)
         cycle k:  L = (1 + 1 / T) CE(y, p) + w KL(t^T || p),  t = the model at the end of cycle k - 1, frozen
 
-    Only the teacher is softened. Under the cosine schedule (the default) each cycle starts at the full learning rate.
-    No code was published; 4 cycles and T = 2 are ours, from the range that the paper tries.
+    Under the cosine schedule (the default) each cycle starts at the full learning rate.
+
+    Args:
+        cycles: Number of cycles of the learning rate, 2 or more.
+        temperature: Temperature T of the teacher alone, above 0.
+        weight: Weight of the second part, 0 or more.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
+
+    Departs: No code was published; 4 cycles and T = 2 are this package's, from the range that the paper tries.
 
     Source: Yang et al., Snapshot Distillation: Teacher-Student Optimization in One Generation, CVPR 2019.
 
@@ -41,14 +43,14 @@ def snapshot_distillation(cycles: int = 4, temperature: float = 2.0, weight: flo
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=ByCycle(cycles, 1.0, 1.0 + 1.0 / temperature)),
+            "label": supervised(weight=ByCycle(cycles, 1.0, 1.0 + 1.0 / temperature)),
             "past": Term(Snapshot(cycles, temperature), KL(), weight=weight),
         }
     )
 
 
-def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: float = 1.0) -> Method:
-    """Born-again ensemble: every generation imitates the mean of all before it, and all together are the product.
+def born_again_ensemble(generations: Count = 3, xi: float = 1.0, temperature: Positive = 1.0) -> Method:
+    """Born-again ensemble: every generation imitates the mean of all before it; the mean of all predicts.
 
     Equation::
 
@@ -56,34 +58,52 @@ def born_again_ensemble(generations: int = 3, xi: float = 1.0, temperature: floa
         generation k:  L = (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T),  t = mean of the generations before k, frozen
         prediction:    the mean probability of the generations
 
-    What the audit rolls back neither teaches nor predicts.
+    A generation that the audit rolls back neither teaches nor predicts.
 
-    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, section 3.1; of theirs each generation learns from
-    the last one alone (`born_again`), and their ensemble is the mean.
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        xi: Share of the ensemble's prediction in the target, in [0, 1]; the label has the rest.
+        temperature: Temperature of both sides, above 0.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
+
+    Departs: In the paper each generation learns from the last one alone (`born_again`), and the mean of all is the
+    ensemble.
+
+    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, section 3.1.
 
     >>> born_again_ensemble().terms["past"].teacher
-    Ancestors(view=None, at_last=False)
+    GenerationEnsemble(view=None, at_last=False)
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),
-            "past": Term(Ancestors(), KL(temperature), weight=ByGeneration(0.0, xi)),
+            "label": supervised(weight=ByGeneration(1.0, 1.0 - xi)),
+            "past": Term(GenerationEnsemble(), KL(temperature), weight=ByGeneration(0.0, xi)),
         },
-        prepare=Together(),
+        wrap_model=Together(),
         generations=generations,
     )
 
 
-def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1.0) -> Method:
-    """From an ensemble to a single model: some trainings on the labels, then one on what they say together.
+def ensemble_distil(members: Count = 4, alpha: Share = 1.0, temperature: Positive = 1.0) -> Method:
+    """Ensemble distillation: several networks learn the labels, then one network learns their mean prediction.
 
     Equation::
 
         generations 0 to M - 1:  L = CE(y, p), each from its own start
         generation M:            L = (1 - a) CE(y, p) + a T^2 KL(t^T || p^T),  t = mean of the M, frozen
 
-    The run tells how much of the ensemble's gain over a plain model the single one keeps. The mean is taken first and
-    tempered then.
+    The run reports how much of the ensemble's gain over a plain model the single one keeps. The mean is taken before
+    the temperature is applied.
+
+    Args:
+        members: Number M of members, 1 or more.
+        alpha: Share of the teacher's term in the loss, in [0, 1]; the label has the rest.
+        temperature: Temperature of both sides, above 0.
+
+    Returns:
+        The method, with the terms ``label`` and ``ensemble``.
 
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2; the ensemble of
     Lakshminarayanan, Pritzel and Blundell, Deep Ensembles, NeurIPS 2017.
@@ -93,15 +113,15 @@ def ensemble_distil(members: int = 4, alpha: float = 1.0, temperature: float = 1
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=AtLast(1.0, 1.0 - alpha)),
-            "ensemble": Term(Ancestors(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
+            "label": supervised(weight=AtLast(1.0, 1.0 - alpha)),
+            "ensemble": Term(GenerationEnsemble(at_last=True), KL(temperature), weight=AtLast(0.0, alpha)),
         },
         generations=members + 1,
     )
 
 
-def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: float = 1e-4) -> Method:
-    """Ensemble distribution distillation: a single model learns what the members say, and how far they disagree.
+def end2(members: Count = 4, start: float = 10.0, share: float = 0.5, smoothing: Share = 1e-4) -> Method:
+    """Ensemble distribution distillation: one network learns the members' predictions and their disagreement.
 
     Equation::
 
@@ -109,8 +129,18 @@ def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: f
         generation M:            L = - mean_m log Dirichlet(p_m; a),  a = exp(z / T),  p_m = softmax(z_m / T)
         T falls on a line from ``start`` to 1 over ``share`` of the training
 
-    The mean of the Dirichlet distribution is softmax(z), as of any model; the sum of a tells how surely. Members are
-    smoothed towards the uniform distribution. The paper has ensembles of 100.
+    The mean of the Dirichlet distribution is softmax(z), as of any model; the sum of a says how certain it is.
+
+    Args:
+        members: Number M of members, 1 or more.
+        start: Temperature at the start of the last training, 1 or more.
+        share: Share of that training in which it falls to 1, in [0, 1].
+        smoothing: Share of the uniform distribution mixed into each member, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label`` and ``members``.
+
+    Departs: The paper has ensembles of 100.
 
     Source: Malinin, Mlodozeniec and Gales, Ensemble Distribution Distillation, ICLR 2020.
 
@@ -121,13 +151,13 @@ def end2(members: int = 4, start: float = 10.0, share: float = 0.5, smoothing: f
         Members(at_last=True), DirichletNLL(1.0, smoothing), weight=AtLast(0.0, 1.0), start=start, share=share
     )
     return Method(
-        {"label": Term(Labels(), CrossEntropy(), weight=AtLast(1.0, 0.0)), "members": members_term},
+        {"label": supervised(weight=AtLast(1.0, 0.0)), "members": members_term},
         generations=members + 1,
     )
 
 
-def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
-    """Self-distillation beyond the teacher: with noisy labels the best weight of the teacher may exceed 1.
+def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
+    """Self-distillation with any weight of the teacher: with label noise the best weight may exceed 1.
 
     Equation::
 
@@ -136,9 +166,19 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
         loss="ce":       l = CE, and of the mixed target what is below 0 is cut off, the rest normalised
         loss="squared":  l = ||. - p||^2, as (1 - xi) ||y - p||^2 + xi ||t - p||^2, which is the same but for a constant
 
-    A cross-entropy with a negative weight has no minimum, so the paper's xi CE(t, p) + (1 - xi) CE(y, p) is kept where
-    the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut is ours.
     Squared distances of probabilities are bounded for every xi.
+
+    Args:
+        xi: Weight of the teacher in the target, any number.
+        generations: Number of trainings, the first included, 1 or more.
+        loss: Distance from the target, 'ce' or 'squared'.
+
+    Returns:
+        The method, with the term ``past``.
+
+    Departs: A cross-entropy with a negative weight has no minimum, so the paper's xi CE(t, p) + (1 - xi) CE(y, p) is
+    kept where the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut
+    elsewhere is this package's.
 
     Source: Das and Sanghavi, Understanding Self-Distillation in the Presence of Label Noise, ICML 2023.
 
@@ -148,7 +188,7 @@ def beyond(xi: float = 1.5, generations: int = 2, loss: str = "ce") -> Method:
     if loss not in ("ce", "squared"):
         raise RecipeError(f"beyond compares by loss='ce' or loss='squared', not {loss!r}")
     if loss == "ce":
-        return Method({"past": Term(Beyond(xi=xi), CrossEntropy())}, generations=generations)
+        return Method({"past": Term(Extrapolated(xi=xi), CrossEntropy())}, generations=generations)
     label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
     return Method({"label": label, "past": past}, generations=generations)
@@ -163,15 +203,15 @@ def _generations(generations: int, xi: float, loss: Loss) -> Method:
         )
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=ByGeneration(1.0, 1.0 - xi)),
+            "label": supervised(weight=ByGeneration(1.0, 1.0 - xi)),
             "past": Term(Generation(), loss, weight=ByGeneration(0.0, xi)),
         },
         generations=generations,
     )
 
 
-def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, loss: str = "kl") -> Method:
-    """Born-again networks: every generation starts afresh and imitates the one before it.
+def born_again(generations: Count = 2, xi: float = 1.0, temperature: Positive = 1.0, loss: str = "kl") -> Method:
+    """Born-again networks: every generation is initialised anew and imitates the one before it.
 
     Equation::
 
@@ -179,7 +219,15 @@ def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, 
         generation k:  L = (1 - xi) CE(y, p) + xi T^2 KL(t^T || p^T),  t = generation k-1, frozen, eval mode
 
     ``loss="ce"`` puts CE(t^T, p^T), without T^2, in the place of the KL; at T = 1 the gradient is the same.
-    ``generations`` counts trainings, the first included.
+
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        xi: Share of the last generation's prediction in the target, in [0, 1]; the label has the rest.
+        temperature: Temperature of both sides, above 0.
+        loss: Distance from the last generation, 'kl' or 'ce'.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
 
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, equation 5 (xi = 1, T = 1: no labels).
 
@@ -192,15 +240,22 @@ def born_again(generations: int = 2, xi: float = 1.0, temperature: float = 1.0, 
     return _generations(generations, xi, losses[loss])
 
 
-def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
-    """Teacher-free distillation (self-training form): a pretrained copy of the model teaches a fresh one.
+def tf_kd(alpha: Share = 0.95, temperature: Positive = 6.0) -> Method:
+    """Teacher-free distillation (self-training form): a trained copy of the model teaches a freshly initialised one.
 
     Equation::
 
         L = (1 - a) CE(y, p) + a T^2 KL(t^T || p^T),  t = the pretrained copy, frozen
 
-    The authors' code averages the KL over classes too and multiplies by 50 (a factor 0.5 at 100 classes); the paper's
-    equation has neither.
+    Args:
+        alpha: Share of the teacher's term in the loss, in [0, 1]; the label has the rest.
+        temperature: Temperature of both sides, above 0.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
+
+    Departs: The authors' code averages the KL over classes too and multiplies by 50 (a factor 0.5 at 100 classes); the
+    paper's equation has neither.
 
     Source: Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR 2020, equation 8.
 
@@ -210,19 +265,26 @@ def tf_kd(alpha: float = 0.95, temperature: float = 6.0) -> Method:
     return _generations(2, alpha, KL(temperature))
 
 
-def mixed(xi: float = 0.5, generations: int = 2) -> Method:
-    """Values between label and last generation, or beyond them: squared errors allow every real weight.
+def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
+    """Self-distillation for values: the target is a mixture of label and last generation, with any weight.
 
     Equation::
 
         generation 0:  L = (y - f)^2
         generation k:  L = (1 - xi) (y - f)^2 + xi (t - f)^2 = (xi t + (1 - xi) y - f)^2 + xi (1 - xi) (t - y)^2
 
-    So it is a squared error from the mixed target, and bounded, for xi below 0 (the student is told more of what its
-    teacher missed) and above 1 too; t is generation k - 1, frozen, in eval mode.
+    It is a squared error from the mixed target, and bounded, for xi below 0 and above 1 too; t is generation k - 1,
+    frozen, in eval mode.
 
-    Source: Borup and Andersen, Even your Teacher Needs Guidance, NeurIPS 2021 (xi in [0, 1]); Pareek, Du
-    and Oh, Understanding the Gains from Repeated Self-Distillation, NeurIPS 2024 (any xi).
+    Args:
+        xi: Weight of the last generation's value in the target, any number.
+        generations: Number of trainings, the first included, 1 or more.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
+
+    Source: Borup and Andersen, Even your Teacher Needs Guidance, NeurIPS 2021 (xi in [0, 1]); Pareek, Du and Oh,
+    Understanding the Gains from Repeated Self-Distillation, NeurIPS 2024 (any xi).
 
     >>> mixed(xi=1.5).terms["label"].weight
     ByGeneration(first=1.0, later=-0.5)
@@ -237,9 +299,9 @@ def mixed(xi: float = 0.5, generations: int = 2) -> Method:
 
 
 def self_training(
-    generations: int = 11, keep: str = "accumulate", hard: bool = False, fresh: int = 120, weight: float = 1.0
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Count = 120, weight: NonNegative = 1.0
 ) -> Method:
-    """Repeated self-training: each generation starts afresh and learns what the last accepted one said of new rows.
+    """Repeated self-training: each generation starts afresh and learns pseudo-labels of the last accepted one.
 
     Equation::
 
@@ -251,22 +313,34 @@ def self_training(
             "anchor"      the newest set, and labelled rows repeated to the weight (sqrt(k^2 + 4k) - k) / 2
                           for k labelled rows per new one (0.618 at k = 1)
 
-    Sets share no row; when the pool is exhausted they go round again.
+    Sets share no row; when the pool is exhausted it is used again from the start.
+
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        keep: Which rows a generation learns from: 'accumulate', 'replace' or 'anchor'.
+        hard: Whether a pseudo-label is the best class; otherwise the probabilities.
+        fresh: Number of new rows that each generation labels, 1 or more.
+        weight: Weight w of pseudo-labelled rows, 0 or more.
+
+    Returns:
+        The method, with the terms ``label`` and ``pseudo``.
+
+    Needs: unlabelled rows.
 
     Source: Gerstgrasser et al., Is Model Collapse Inevitable?, arXiv 2404.01413, 2024 (accumulate, replace); He, Xu &
     Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025 (anchor).
 
-    Needs: unlabelled rows.
-
     >>> self_training(keep="anchor").terms["pseudo"].teacher
-    Carried(keep='anchor', hard=False, fresh=120)
+    InheritedPseudoLabels(keep='anchor', hard=False, fresh=120)
     """
     taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), weight=taught, reduction=PerView()),
-            "pseudo": Term(Carried(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()),
+            "label": supervised(weight=taught, reduction=PerView()),
+            "pseudo": Term(
+                InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
+            ),
         },
-        views=Views((Look("x", "chosen"),)),
+        views=Views((View("x", "chosen"),)),
         generations=generations,
     )

@@ -1,37 +1,47 @@
-"""Learners that label for each other: none ever learns a label of its own.
-
-Peers and branches that train together, and make their own teacher at every step.
-
-Peers that teach each other.
-"""
+"""Peers: networks or branches that train together and teach each other."""
 
 from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
+from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
 from ..teachers import Combined, Itself, Labels, Peers, Stale
-from ..views import Look, Views
+from ..views import View, Views
+from .controls import supervised
 
 
-def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
-    """Co-training: two networks, and each learns the labels of which the other one is sure.
+def co_training(
+    confidence: Share = 0.95, weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0
+) -> Method:
+    """Co-training: each of two networks learns the labels that the other one gives with confidence.
 
     Equation::
 
         L = K mean over drawn (row, k) of CE(y, p_k) + w sum_k mean_u 1[max q_l >= c] CE(argmax q_l, p_k(u))
 
-    l is the other network and q_l what it says, held. The paper has two sets of features that would each do; here the
-    two differ by their first weights and by the labelled rows that each sees (a ``share``). The paper moves the surest
-    rows into the labelled set, round by round; here the labels are given anew at every step. Rows that fail the gate
-    count as zero. The first network is the product.
+    l is the other network and q_l its prediction, without gradient. Rows that fail the gate count as zero. The first
+    network is the final model.
 
-    Source: Blum and Mitchell, Combining Labeled and Unlabeled Data with Co-Training, COLT 1998.
+    Args:
+        confidence: Probability c from which the other network's best class counts, in [0, 1].
+        weight: Weight w of the unlabelled rows, 0 or more.
+        share: Share of the labelled rows that each network sees, in (0, 1].
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label`` and ``other``.
+
+    Departs: The paper has two sets of features each of which suffices; here the two differ by their first weights and
+    by the labelled rows that each sees. The paper moves the most confident rows into the labelled set, round by round;
+    here the labels are given anew at every step.
 
     Needs: unlabelled rows.
+
+    Source: Blum and Mitchell, Combining Labeled and Unlabeled Data with Co-Training, COLT 1998.
 
     >>> co_training(confidence=0.8).terms["other"].gate
     Confident(threshold=0.8)
@@ -39,23 +49,33 @@ def co_training(confidence: float = 0.95, weight: float = 1.0, share: float = 0.
     return _each_other(2, Confident(confidence), weight, share, ratio)
 
 
-def tri_training(weight: float = 1.0, share: float = 0.632, ratio: float = 7.0) -> Method:
-    """Tri-training: three networks, and each learns the labels on which the other two agree.
+def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio = 7.0) -> Method:
+    """Tri-training: each of three networks learns the labels on which the other two agree.
 
     Equation::
 
         L = K mean over drawn (row, k) of CE(y, p_k) + w sum_k mean_u 1[argmax p_i = argmax p_j] CE(argmax p_i, p_k(u))
 
-    i and j are the other two, held. As in the paper the three differ by what they draw of the labels: a bootstrap
-    there, here the ``share`` of rows that one would have, fixed for each. The paper refits whole classifiers in rounds
-    and takes a round only where the error that it estimates falls; here each step is taken, and the audit judges the
-    whole. Rows on which the two differ count as zero. The first network is the product.
+    i and j are the other two, without gradient. Rows on which they differ count as zero. The first network is the final
+    model.
 
-    Source: Zhou and Li, Tri-Training: Exploiting Unlabeled Data Using Three Classifiers, IEEE TKDE 2005.
+    Args:
+        weight: Weight w of the unlabelled rows, 0 or more.
+        share: Share of the labelled rows that each network sees, in (0, 1].
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label`` and ``other``.
+
+    Departs: In the paper each of the three draws a bootstrap of the labels; here it has the share of rows that a
+    bootstrap would have, fixed for each. The paper refits whole classifiers in rounds and takes a round only where the
+    error that it estimates falls; here each step is taken, and the audit judges the whole.
 
     Needs: unlabelled rows.
 
-    >>> tri_training().prepare
+    Source: Zhou and Li, Tri-Training: Exploiting Unlabeled Data Using Three Classifiers, IEEE TKDE 2005.
+
+    >>> tri_training().wrap_model
     Group(peers=3)
     """
     return _each_other(3, Unanimous(), weight, share, ratio)
@@ -66,47 +86,54 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     given, hard = Bagged(share), CrossEntropy(hard=True)
     return Method(
         {
-            "label": Term(
-                Labels(), CrossEntropy(), "labelled", "peers", given, weight=float(peers), reduction=PerTrust()
-            ),
+            "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
             "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Group(peers),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Group(peers),
     )
 
 
-def one(branches: int = 3, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
-    """ONE: branches on a shared trunk learn from their own sum, weighted by a gate that reads the trunk.
+def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
+    """ONE: branches on a shared trunk learn from their weighted sum, whose weights a gate computes from the trunk.
 
     Equation::
 
         L = sum_k CE(y, p_k) + CE(y, p_e) + w(e) sum_k T^2 KL(sg p_e^T || p_k^T)
         z_e = sum_k g_k z_k,  g = softmax(relu(BN(linear(trunk, pooled)))),  w(e) = weight exp(-5 (1 - e / ramp)^2)
 
-    The gate learns from the second part alone. The first branch, with the trunk, is the product. Passes are counted as
-    if each branch were a whole model. Ramp and T are those of the authors' code.
+    The gate learns from the second part alone. The first branch, with the trunk, is the final model. Passes are counted
+    as if each branch were a whole model. Ramp and T are those of the authors' code.
 
-    Source: Lan, Zhu and Gong, Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018.
+    Args:
+        branches: Number of branches, 2 or more.
+        temperature: Temperature of both sides, above 0.
+        weight: Weight after the ramp, 0 or more.
+        ramp: Share of the epochs in which the weight rises, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label``, ``gate`` and ``sum``.
 
     Needs: a model with stages (the default models have them).
 
-    >>> one().prepare
+    Source: Lan, Zhu and Gong, Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018.
+
+    >>> one().wrap_model
     Gated(peers=3)
     """
     gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
-            "gate": Term(Labels(), CrossEntropy(), head="gated"),
+            "label": supervised(head="peers", reduction=PerRow()),
+            "gate": supervised(head="gated"),
             "sum": Term(gated, KL(temperature), head="peers", weight=ramped, reduction=PerRow()),
         },
-        prepare=Gated(branches),
+        wrap_model=Gated(branches),
     )
 
 
-def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ramp: float = 80 / 300) -> Method:
-    """OKDDip: each peer attends to the others by its own measure, and a leader learns from the mean of all.
+def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
+    """OKDDip: each peer learns a mean of the others that it weighs itself, and a leader learns from the plain mean.
 
     Equation::
 
@@ -114,11 +141,20 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
         t_k = sum_j a_kj z_j,  a_k = softmax over j of <W_q f_k, W_k f_j>,  m = mean_j z_j,  w(e) as in `one`
 
     Targets learn too, or the attention would not. Of KL(t || p) each side's half is a term of its own here, so that a
-    loss shows both: KL with t held, and reverse KL with p held. ``branches`` counts the leader, which is the product.
+    loss shows both: KL with t held constant, and reverse KL with p held constant. The leader is the final model.
 
-    Source: Chen et al., Online Knowledge Distillation with Diverse Peers, AAAI 2020; ramp and T of the authors' code.
+    Args:
+        branches: Number of branches with the leader, 3 or more.
+        temperature: Temperature of both sides, above 0.
+        weight: Weight after the ramp, 0 or more.
+        ramp: Share of the epochs in which the weight rises, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label``, ``leader``, ``peers``, ``attention``, ``group`` and ``pull``.
 
     Needs: a model with stages (the default models have them).
+
+    Source: Chen et al., Online Knowledge Distillation with Diverse Peers, AAAI 2020; ramp and T of the authors' code.
 
     >>> okddip().terms["attention"].head
     'attended'
@@ -126,19 +162,19 @@ def okddip(branches: int = 4, temperature: float = 3.0, weight: float = 1.0, ram
     w, learns, follows = EpochRamp(weight, ramp), KL(temperature), KLFromStudent(temperature)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
-            "leader": Term(Labels(), CrossEntropy()),
+            "label": supervised(head="peers", reduction=PerRow()),
+            "leader": supervised(),
             "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, reduction=PerRow()),
             "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, reduction=PerRow()),
             "group": Term(Itself(head="mean"), learns, weight=w),
             "pull": Term(Itself(head="logits"), follows, head="mean", weight=w),
         },
-        prepare=Attending(branches),
+        wrap_model=Attending(branches),
     )
 
 
-def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temperature: float = 2.0) -> Method:
-    """KDCL: peers see a sample each in its own distortion, and learn one target that is better than any of theirs.
+def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0) -> Method:
+    """KDCL: peers see a sample each in an augmentation of its own, and learn one target combined from all of them.
 
     Equation::
 
@@ -148,7 +184,16 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temper
             "minlogit" of each class c the smallest z_kc - z_ky
             "general"  sum_k w_k z_k, w_k = sum_j (C^-1)_kj / sum_ij (C^-1)_ij, C of the peers' errors, after each epoch
 
-    C is estimated on training rows without augmentation: the audit split teaches nobody. The first peer is the product.
+    C is estimated on training rows without augmentation, never on the audit split. The first peer is the final model.
+
+    Args:
+        combination: How peers are combined: 'naive', 'linear', 'minlogit' or 'general'.
+        peers: Number K of networks, 2 or more.
+        weight: Weight of the second part, 0 or more.
+        temperature: Temperature of both sides, above 0.
+
+    Returns:
+        The method, with the terms ``label0``, ``label1``, ``peers0`` and ``peers1``.
 
     Source: Guo et al., Online Knowledge Distillation via Collaborative Learning, CVPR 2020; there is no public code.
 
@@ -157,14 +202,14 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: float = 1.0, temper
     """
     views = tuple(f"x{k}" for k in range(peers))
     taught, loss = Combined(combination, views), KL(temperature)
-    labels = {f"label{k}": Term(Labels(), CrossEntropy(), view) for k, view in enumerate(views)}
+    labels = {f"label{k}": supervised(view) for k, view in enumerate(views)}
     others = {f"peers{k}": Term(taught, loss, view, weight=weight) for k, view in enumerate(views)}
-    looks = tuple(Look(view, "labelled", "weak") for view in views)
-    return Method({**labels, **others}, views=Views(looks), prepare=Apart(peers))
+    looks = tuple(View(view, "labelled", "weak") for view in views)
+    return Method({**labels, **others}, views=Views(looks), wrap_model=Apart(peers))
 
 
-def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
-    """Codistillation: peers with data of their own agree with what old copies of the others say.
+def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+    """Codistillation: peers with data of their own learn from old copies of each other.
 
     Equation::
 
@@ -172,7 +217,18 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
         p' by weights that are copied every ``every`` steps;  w(t) = 0 until ``burn_in`` of the training is over
 
     Each peer has a K-th of the samples, by a hash of their ids, and forwards the whole batch. The first peer is the
-    product. Burn-in and exchange are ours: the paper's were set per data set.
+    final model.
+
+    Args:
+        peers: Number K of networks, 2 or more.
+        weight: Weight of the second part, 0 or more.
+        every: Steps between two exchanges of weights, 1 or more.
+        burn_in: Share of the training before the second part begins, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label`` and ``peers``.
+
+    Departs: Burn-in and exchange are this package's; the paper's were set per data set.
 
     Source: Anil et al., Large Scale Distributed Neural Network Training through Online Distillation, ICLR 2018,
     algorithm 1.
@@ -186,30 +242,37 @@ def codistillation(peers: int = 2, weight: float = 1.0, every: int = 50, burn_in
             "label": Term(Labels(), loss, head="peers", gate=own, weight=w, reduction=PerTrust()),
             "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), PerTrust()),
         },
-        prepare=Group(peers),
+        wrap_model=Group(peers),
     )
 
 
-def mutual(peers: int = 2, weight: float = 1.0) -> Method:
-    """Deep mutual learning: K peers train together, each taught by the mean of the others.
+def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
+    """Deep mutual learning: K networks train together, each taught by the mean of the others.
 
     Equation::
 
         L = sum_k [CE(y, p_k) + w KL(mean_{l != k} sg p_l || p_k)]
 
-    The gradient is that of the paper's (1 / (K - 1)) sum_l KL(p_l || p_k): the KL's derivative is linear in its
-    target. All peers see the same batch, one forward each. The first peer is the product; head ``ensemble`` is the
+    The gradient is that of the paper's (1 / (K - 1)) sum_l KL(p_l || p_k): the KL's derivative is linear in its target.
+    All peers see the same batch, one forward pass each. The first peer is the final model; head ``ensemble`` is the
     mean of all.
+
+    Args:
+        peers: Number K of networks, 2 or more.
+        weight: Weight of the second part, 0 or more.
+
+    Returns:
+        The method, with the terms ``label`` and ``peers``.
 
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, equations 4 and 7.
 
-    >>> mutual(peers=3).prepare
+    >>> mutual(peers=3).wrap_model
     Group(peers=3)
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow()),
+            "label": supervised(head="peers", reduction=PerRow()),
             "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
-        prepare=Group(peers),
+        wrap_model=Group(peers),
     )

@@ -1,17 +1,58 @@
-"""registry"""
+"""The registry of recipes: it finds them by their annotation and reads them from expressions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ..core.objective import Method
 from ..io import expressions
 from ..io.expressions import checked
-from . import Recipe, recipes
+
+Recipe = Callable[..., Method]
+
+#: modules of this folder that hold no recipe
+SUPPORT = frozenset({"cards", "registry", "validate"})
+
+
+def recipes() -> dict[str, Recipe]:
+    """Find every recipe of this folder: each public function annotated ``-> Method``.
+
+    Returns:
+        The recipes by name, sorted.
+
+    >>> "elr" in recipes()
+    True
+    """
+    by_name: dict[str, Recipe] = {}
+    package = __name__.rpartition(".")[0]
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if info.name in SUPPORT:
+            continue
+        module = importlib.import_module(f"{package}.{info.name}")
+        for name, value in vars(module).items():
+            if name.startswith("_") or not inspect.isfunction(value) or value.__module__ != module.__name__:
+                continue
+            if value.__annotations__.get("return") == "Method":
+                by_name[name] = value
+    return dict(sorted(by_name.items()))
 
 
 def read_method(expression: str, known: Mapping[str, Recipe] | None = None) -> Method:
-    """A recipe's own expression, such as ``ps_kd(alpha=0.8)``, read without evaluating code.
+    """Read a recipe's expression, such as ``ps_kd(alpha=0.8)``, without evaluating code.
+
+    Args:
+        expression: The call of a recipe with literals as arguments.
+        known: The recipes that may be called, by name; all of them if it is None.
+
+    Returns:
+        The method that the recipe makes.
+
+    Raises:
+        RecipeError: The expression is malformed, or names an unknown recipe or argument.
 
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True

@@ -1,7 +1,4 @@
-"""Models that say a mean and a variance, and teach both.
-
-Methods that were made for values, with few labels and many rows without.
-"""
+"""Regression: means and variances that teach each other, and methods made for few labels with values."""
 
 from __future__ import annotations
 
@@ -9,31 +6,39 @@ from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..errors import RecipeError
 from ..gates import Precision
+from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
-from ..views import Look, Views, weak_strong
+from ..views import View, Views, weak_strong
 
 
 def gaussian(beta: float = 0.5) -> Method:
-    """Likelihood of the labels under a mean and a variance: no distillation, the control of the others.
+    """Likelihood of the labels under a predicted mean and variance: the control of methods for normal distributions.
 
     Equation::
 
         L = sg(s^(2 beta)) [(y - m)^2 / s^2 + log s^2 + log 2 pi] / 2,  log s^2 = 10 tanh(raw / 10)
 
-    Source: Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation, ICLR 2022
-    (beta = 0: the plain likelihood); the bound of the log variance is ours.
+    Args:
+        beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
+
+    Returns:
+        The method, with the term ``label``.
+
+    Departs: The bound on the log variance is this package's.
+
+    Source: Seitzer et al., On the Pitfalls of Heteroscedastic Uncertainty Estimation, ICLR 2022.
 
     >>> gaussian().terms["label"].loss
     GaussianNLL(beta=0.5, shared=False)
     """
-    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, prepare=Gaussian())
+    return Method({"label": Term(Labels(), GaussianNLL(beta), head="gaussian")}, wrap_model=Gaussian())
 
 
-def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
-    """Born-again networks of values: every generation imitates mean and variance of the one before it.
+def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0.5) -> Method:
+    """Born-again networks for values: every generation imitates mean and variance of the one before it.
 
     Equation::
 
@@ -44,6 +49,14 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
     xi < 0 is below 0 always, and for xi > 1 wherever abs(y - m_t) > s_t / sqrt(xi - 1); there the loss falls without
     bound as s goes to 0 (beta = 0). Within (0, 1] the teacher's variance bounds it, which labels alone do not.
 
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        xi: Share of the last generation's prediction in the target, in [0, 1]; the label has the rest.
+        beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
+
+    Returns:
+        The method, with the terms ``label`` and ``past``.
+
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, with the divergence of two normal distributions.
 
     >>> gaussian_born_again(xi=0.5).terms["past"].loss
@@ -53,23 +66,31 @@ def gaussian_born_again(generations: int = 2, xi: float = 1.0, beta: float = 0.5
         raise RecipeError(f"xi lies in [0, 1], where the loss is bounded for every label, not {xi}; mixed() takes any")
     label = Term(Labels(), GaussianNLL(beta), head="gaussian", weight=ByGeneration(1.0, 1.0 - xi))
     past = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, prepare=Gaussian(), generations=generations)
+    return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
 
 
-def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> Method:
-    """Deep mutual learning of values: each of K peers learns the normal distribution that matches the others' mixture.
+def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
+    """Deep mutual learning for values: each peer learns the normal distribution that matches the others' mixture.
 
     Equation::
 
         L = sum_k [NLL_beta(y; m_k, s_k) + w KL(N(m~_k, s~_k^2) || N(m_k, s_k^2))]
         m~_k = mean_{l != k} m_l,  s~_k^2 = mean_{l != k} s_l^2 + mean_{l != k} (m_l - m~_k)^2,  no gradient
 
-    So a peer is unsure where the others see noise, and where they disagree. The first peer is the product.
+    A peer's variance grows where the others see noise, and where they disagree. The first peer is the final model.
+
+    Args:
+        peers: Number K of networks, 2 or more.
+        weight: Weight w of the peers' mixture, 0 or more.
+        beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
+
+    Returns:
+        The method, with the terms ``label`` and ``peers``.
 
     Source: Zhang et al., Deep Mutual Learning, CVPR 2018, for values; the moments are those of Lakshminarayanan et al.,
     Deep Ensembles, NeurIPS 2017, section 2.4.
 
-    >>> gaussian_mutual(peers=3).prepare
+    >>> gaussian_mutual(peers=3).wrap_model
     GaussianGroup(peers=3)
     """
     head = "peer_gaussians"
@@ -78,27 +99,39 @@ def gaussian_mutual(peers: int = 2, weight: float = 1.0, beta: float = 0.5) -> M
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
             "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
-        prepare=GaussianGroup(peers),
+        wrap_model=GaussianGroup(peers),
     )
 
 
 def heteroscedastic(
-    generations: int = 2, weight: float = 1.0, ratio: float = 1.0, variance: float = 1.0, beta: float = 0.5
+    generations: Count = 2, weight: NonNegative = 1.0, ratio: Ratio = 1.0, variance: float = 1.0, beta: float = 0.5
 ) -> Method:
-    """Pseudo-labels with a variance: the last generation's normal distributions, trusted as far as they are precise.
+    """Pseudo-labels with a variance: the normal distributions of the last generation, weighed by their precision.
 
     Equation::
 
         L = NLL_beta(y; m, s) + w mean_u v / (v + s_t^2) KL(N(m_t, s_t^2) || N(m, s^2)),  t = the last generation on u
 
-    v is ``variance``, in units of the labels' variance. Generation 0 learns labels alone. This is the form of one
-    level: the variance is what the likelihood has taught. In the paper an uncertainty network is taught by what a step
-    on the pseudo-labels does to the labelled loss (two levels), which this is not; the trust and v are ours.
+    Generation 0 learns from labels alone.
+
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        weight: Weight w of the pseudo-labels, 0 or more.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        variance: Variance v at which a pseudo-label has half its weight, in units of the labels' variance, above 0.
+        beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
+
+    Returns:
+        The method, with the terms ``label`` and ``pseudo``.
+
+    Departs: This is the form of one level: the variance is learnt by the likelihood. In the paper an uncertainty
+    network learns from what a step on the pseudo-labels does to the labelled loss (two levels). The weight and v are
+    this package's.
+
+    Needs: unlabelled rows.
 
     Source: after Sun et al., Semi-Supervised Regression with Heteroscedastic Pseudo-Labels, NeurIPS 2025, without its
     second level.
-
-    Needs: unlabelled rows.
 
     >>> heteroscedastic().terms["pseudo"].gate
     Precision(variance=1.0)
@@ -106,14 +139,14 @@ def heteroscedastic(
     pseudo = Term(Generation(), GaussianKL(), "unlabelled", "gaussian", Precision(variance), ByGeneration(0.0, weight))
     return Method(
         {"label": Term(Labels(), GaussianNLL(beta), "labelled", "gaussian"), "pseudo": pseudo},
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=Gaussian(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=Gaussian(),
         generations=generations,
     )
 
 
-def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
-    """UCVME: two networks agree on the variance, and learn the mean of several passes of both where there is no label.
+def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Method:
+    """UCVME: two networks agree on the variance, and learn the mean of dropout passes of both on unlabelled rows.
 
     Equation::
 
@@ -121,14 +154,24 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
           + w mean_u sum_k { [(m_k - m~)^2 exp(-z~) + z~] / 2 + (z_k - z~)^2 }
         m~, z~ = means of m, z = log s^2 over T passes of both networks with dropout on, no gradient
 
-    The sum of (z_k - sg z_l)^2 has the gradient of (z_a - z_b)^2. z~ is a constant: it weighs. The shared z is that of
-    the authors' code. Needs dropout (theirs is 0.05): without it the passes are equal. The product is the mixture of
-    both networks; it speaks with dropout off, where the authors average passes.
+    The sum of (z_k - sg z_l)^2 has the gradient of (z_a - z_b)^2. z~ is a constant that weighs. Without dropout (the
+    authors' is 0.05) the passes are equal. The final model is the mixture of both networks.
+
+    Args:
+        weight: Weight w of the unlabelled rows, 0 or more.
+        passes: Number T of passes with dropout, 1 or more.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label``, ``agree``, ``mean`` and ``variance``.
+
+    Departs: The shared z is that of the authors' code. The final model predicts with dropout off, where the authors
+    average passes.
+
+    Needs: unlabelled rows, and a model with dropout: --model 'mlp(dropout=0.05)'.
 
     Source: Dai, Li and Cheng, Semi-Supervised Deep Regression with Uncertainty Consistency and Variational Model
     Ensembling via Bayesian Neural Networks, AAAI 2023.
-
-    Needs: unlabelled rows, and a model with dropout: --model 'mlp(dropout=0.05)'.
 
     >>> ucvme().terms["mean"].teacher
     Sampled(passes=5)
@@ -141,13 +184,13 @@ def ucvme(weight: float = 10.0, passes: int = 5, ratio: float = 1.0) -> Method:
             "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
             "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
-        prepare=GaussianPair(),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
+        wrap_model=GaussianPair(),
     )
 
 
-def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rda: float = 0.0) -> Method:
-    """RankUp: beside the value, which of two rows has the larger one? Of that, FixMatch makes sense without labels.
+def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7.0, rda: float = 0.0) -> Method:
+    """RankUp: a second head learns which of two rows has the larger value, by FixMatch on unlabelled pairs.
 
     Equation::
 
@@ -156,14 +199,25 @@ def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rd
         p_ij = softmax(a_i - a_j), a of two logits;  r_ij: is y_i above y_j?  q = sg p(weak);  all ordered pairs
         A: rank r of N among what was said of all rows in the last epoch -> quantile r / (N - 1) of the labels
 
-    ``rda`` is the weight of distribution alignment (theirs, where used, is 1), from the second epoch on; it supposes
-    that labelled and unlabelled rows share one distribution. The authors predict with an average of the weights; here
-    the last ones do. Their code puts A anew every 1024 steps, which is their epoch.
+    Distribution alignment begins in the second epoch; it supposes that labelled and unlabelled rows share one
+    distribution.
+
+    Args:
+        weight: Weight w of the ranking, 0 or more.
+        confidence: Probability c above which a pair's order counts, in [0, 1].
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        rda: Weight of the distribution alignment, 0 or more; the authors' is 1 where they use it.
+
+    Returns:
+        The method, with the terms ``label``, ``order`` and ``pairs``.
+
+    Departs: The authors predict with an average of the weights; here the last ones predict. Their code renews A every
+    1024 steps, which is their epoch.
+
+    Needs: unlabelled rows.
 
     Source: Huang, Fu and Tsao, RankUp: Boosting Semi-Supervised Regression with an Auxiliary Ranking Classifier,
     NeurIPS 2024.
-
-    Needs: unlabelled rows.
 
     >>> list(rankup(rda=1.0).terms)
     ['label', 'order', 'pairs', 'aligned']
@@ -175,4 +229,4 @@ def rankup(weight: float = 0.2, confidence: float = 0.95, ratio: float = 7.0, rd
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))
-    return Method(terms, views=weak_strong(ratio), prepare=Ranked())
+    return Method(terms, views=weak_strong(ratio), wrap_model=Ranked())

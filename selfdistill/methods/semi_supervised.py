@@ -1,38 +1,73 @@
-"""The average of the student's weights as its teacher.
-
-Pseudo-labels that are certain, not only probable.
-
-Say the same of a row that was changed: by noise, by an adversary, by strong augmentation.
-
-A teacher that learns to teach.
-
-Labels that the model gives to unlabelled rows.
-"""
+"""Semi-supervised learning: unlabelled rows are learnt by consistency between views and by pseudo-labels."""
 
 from __future__ import annotations
 
 from ..core.objective import Method
-from ..core.parts import Always, PerTrust, PerView, Term
+from ..core.parts import Always, Gate, Loss, PerTrust, PerView, Term
 from ..gates import Annealed, Confident, LabelledShare
+from ..io.expressions import Count, NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, Until
 from ..teachers import CertainLabels, Ema, Itself, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
-from ..views import Look, Views, two, weak_strong
+from ..views import View, Views, two, weak_strong
+from .controls import supervised
 
 
-def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 180) -> Method:
-    """Mean Teacher: agree with the moving average of your own weights, on another view, labelled or not.
+def weak_to_strong(loss: Loss, gate: Gate, weight: float) -> Term:
+    """The prediction for the weak view of an unlabelled row as the target of its strong view.
+
+    Args:
+        loss: The loss between target and student.
+        gate: How far each target is trusted.
+        weight: The term's weight, 0 or more.
+
+    Returns:
+        The term.
+
+    >>> weak_to_strong(CrossEntropy(hard=True), Confident(0.95), 1.0).view
+    'strong'
+    """
+    return Term(Itself(view="weak"), loss, view="strong", gate=gate, weight=weight)
+
+
+def matching(gate: Gate, weight: float) -> dict[str, Term]:
+    """The terms of FixMatch and of those that differ from it by their gate.
+
+    Args:
+        gate: How far each pseudo-label is trusted.
+        weight: Weight of the pseudo-labels, 0 or more.
+
+    Returns:
+        ``label`` on labelled rows, and ``pseudo``: the best class of the weak view for the strong one.
+
+    >>> list(matching(Confident(0.95), 1.0))
+    ['label', 'pseudo']
+    """
+    return {"label": supervised("labelled"), "pseudo": weak_to_strong(CrossEntropy(hard=True), gate, weight)}
+
+
+def mean_teacher(weight: NonNegative = 100.0, decay: Share = 0.999, ramp: Share = 5 / 180) -> Method:
+    """Mean Teacher: the student agrees with the moving average of its own weights on another view of a row.
 
     Equation::
 
         L = CE(y, p(x)) + w(t) mean_c (p_c(x) - p'_c(x'))^2,  w(t) = weight exp(-5 (1 - t / ramp)^2)
         theta' <- d theta' + (1 - d) theta,  d = min(1 - 1 / (step + 1), decay)
 
-    Labelled rows have both parts, unlabelled ones the second. The teacher is in eval mode; the paper's has noise of its
-    own (train mode). The cross-entropy is a mean over labelled rows; the authors' code divides it by all rows of a
-    batch, of which it labels about a quarter.
+    Labelled rows have both parts, unlabelled ones the second.
+
+    Args:
+        weight: Weight of the consistency after the ramp, 0 or more.
+        decay: Decay d of the averaged weights, in [0, 1].
+        ramp: Share of the training in which the weight rises, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label`` and ``consistency``.
+
+    Departs: The teacher is in eval mode; the paper's has noise of its own (train mode). The cross-entropy is a mean
+    over labelled rows; the authors' code divides it by all rows of a batch, of which it labels about a quarter.
 
     Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017 (decay); weight and ramp are those
     of the authors' code for CIFAR-10.
@@ -42,7 +77,7 @@ def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 
     """
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy()),
+            "label": supervised(),
             "consistency": Term(Ema(decay, view="other"), Squared(mean=True), weight=Ramp(weight, ramp)),
         },
         views=two("all"),
@@ -50,14 +85,14 @@ def mean_teacher(weight: float = 100.0, decay: float = 0.999, ramp: float = 5 / 
 
 
 def ups(
-    generations: int = 5,
+    generations: Count = 5,
     positive: float = 0.7,
     spread: float = 0.05,
     negative: float = 0.05,
     negative_spread: float = 0.005,
     passes: int = 10,
 ) -> Method:
-    """Uncertainty-aware pseudo-labels: what rows surely are, and what they surely are not, by passes with dropout.
+    """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
     Equation::
 
@@ -65,13 +100,26 @@ def ups(
         t: best class of q where q >= a and s <= k;  m_c = 1[q_c <= b and s_c <= l] in rows without t
         q, s = mean and deviation of T passes of the last generation, dropout on
 
-    Each generation starts afresh and chooses again from the whole pool; ``generations`` counts the first, on labels
-    alone (the authors' code trains 20; fewer are the default here for their cost). That code balances the classes of t
-    in its first rounds and softens what it excludes by a temperature of 2; the equations have neither.
+    Each generation is initialised anew and chooses again from the whole pool; generation 0 learns from labels alone.
 
-    Source: Rizve et al., In Defense of Pseudo-Labeling, ICLR 2021, equations 5 to 8.
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        positive: Probability a from which a class is a pseudo-label, in [0, 1].
+        spread: Largest deviation k of such a probability, 0 or more.
+        negative: Probability b up to which a class is excluded, in [0, 1].
+        negative_spread: Largest deviation l of such a probability, 0 or more.
+        passes: Number T of passes with dropout, 2 or more.
+
+    Returns:
+        The method, with the terms ``label`` and ``excluded``.
+
+    Departs: The authors' code trains 20 generations; fewer are the default here for their cost. It balances the classes
+    of t in its first rounds and softens what it excludes by a temperature of 2; the equations have neither, nor has
+    this.
 
     Needs: unlabelled rows, and a model with dropout: --model 'cnn(dropout=0.3)'.
+
+    Source: Rizve et al., In Defense of Pseudo-Labeling, ICLR 2021, equations 5 to 8.
 
     >>> ups(generations=2).terms["excluded"].loss
     Excluding()
@@ -82,13 +130,13 @@ def ups(
             "label": Term(CertainLabels(*chosen), CrossEntropy()),
             "excluded": Term(CertainLabels(*chosen, excludes=True), Excluding()),
         },
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=generations,
     )
 
 
-def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
-    """Pi-model: say the same of a row, labelled or not, in two passes with other augmentation and other dropout.
+def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
+    """Pi-model: two passes of a row, with other augmentation and other dropout, agree; with or without a label.
 
     Equation::
 
@@ -96,9 +144,17 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
           + w(t) mean over the B rows and C classes of [(p(x) - sg p(x'))^2 + (sg p(x) - p(x'))^2]
         w(t) = weight M / N exp(-5 (1 - t / ramp)^2);  M of N rows have a label
 
-    The two squares have together the gradient of the paper's one, (p(x) - p(x'))^2, which runs through both passes;
-    the figure is twice its. The authors' code ramps by whole epochs, from 0 in the first, where this has exp(-5). Each
-    pass is a forward of its own.
+    The two squares have together the gradient of the paper's one, (p(x) - p(x'))^2, which runs through both passes; the
+    reported loss is twice that. Each pass is a forward pass of its own.
+
+    Args:
+        weight: Weight of the consistency after the ramp, before the factor M / N; 0 or more.
+        ramp: Share of the training in which the weight rises, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label``, ``here`` and ``there``.
+
+    Departs: The authors' code ramps by whole epochs, from 0 in the first, where this has exp(-5).
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 1.
 
@@ -108,7 +164,7 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
     taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), reduction=PerView()),
+            "label": supervised(reduction=PerView()),
             "here": Term(Itself("other"), taught, gate=share, weight=rise, reduction=PerView()),
             "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, reduction=PerView()),
         },
@@ -118,50 +174,76 @@ def pi_model(weight: float = 100.0, ramp: float = 80 / 300) -> Method:
 
 
 def vat(
-    size: float = 8.0, weight: float = 1.0, iterations: int = 1, entropy: float = 0.0, ratio: float = 4.0
+    size: float = 8.0, weight: NonNegative = 1.0, iterations: int = 1, entropy: float = 0.0, ratio: Ratio = 4.0
 ) -> Method:
-    """Virtual adversarial training: say the same of a row that was moved to where you change your mind most.
+    """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 
     Equation::
 
         L = CE(y, p(x)) + w mean_u KL(sg p(u) || p(u + r)) + e mean_u H(p(u))
         r = size x the unit vector in which KL(sg p(u) || p(u + r)) grows most, by power iteration: see `Perturbed`
 
-    ``entropy`` e is the paper's VAT+EntMin at 1. ``size`` is in the units of the inputs, over all of a row, and is to
-    be tuned; 8 is the authors' for augmented CIFAR-10. The paper perturbs labelled rows too, in proportion.
+    ``size`` is to be tuned; 8 is the authors' for augmented CIFAR-10.
 
-    Source: Miyato et al., Virtual Adversarial Training, IEEE TPAMI 2019, equations 5 to 8; batches of 32 and 128.
+    Args:
+        size: Length of the perturbation of a row, in the units of the inputs, above 0.
+        weight: Weight of the perturbed rows, 0 or more.
+        iterations: Number of power iterations, 1 or more.
+        entropy: Weight e of the entropy, 0 or more; 1 is the paper's VAT+EntMin.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label`` and ``adversarial``.
+
+    Departs: The paper perturbs labelled rows too, in proportion; here unlabelled rows alone are perturbed.
 
     Needs: unlabelled rows, and inputs that can be moved.
+
+    Source: Miyato et al., Virtual Adversarial Training, IEEE TPAMI 2019, equations 5 to 8; batches of 32 and 128.
 
     >>> vat(size=2.0).terms["adversarial"].size
     2.0
     """
     terms = {
-        "label": Term(Labels(), CrossEntropy(), view="labelled"),
+        "label": supervised("labelled"),
         "adversarial": Perturbed(view="unlabelled", weight=weight, size=size, iterations=iterations),
     }
     if entropy:
         terms["entropy"] = Term(Itself(), Entropy(), view="unlabelled", weight=entropy)
-    return Method(terms, views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio))
+    return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
 
 
 def uda(
-    confidence: float = 0.8, temperature: float = 0.4, weight: float = 1.0, annealing: str = "", ratio: float = 7.0
+    confidence: Share = 0.8,
+    temperature: Positive = 0.4,
+    weight: NonNegative = 1.0,
+    annealing: str = "",
+    ratio: Ratio = 7.0,
 ) -> Method:
-    """Unsupervised data augmentation: the sharpened word on the weak view is the target of the strong one.
+    """Unsupervised data augmentation: the sharpened prediction for the weak view is the target of the strong one.
 
     Equation::
 
         L = CE(y, p(weak x)) + w mean_u 1[max q >= c] CE(q^(1/T) / sum, p(strong u)),  q = sg p(weak u)
 
-    The gate judges q before it is sharpened, and rows that fail it count as zero. With ``annealing`` (``"linear"``,
-    ``"log"``, ``"exp"``) labels that are learnt too soon are dropped for a while: see `Annealed`. The authors' code has
-    a KL for CE(q, p), with the same gradient. All views share one forward.
+    The gate judges q before it is sharpened, and rows that fail it count as zero. All views share one forward pass.
 
-    Source: Xie et al., Unsupervised Data Augmentation for Consistency Training, NeurIPS 2020 (images: c .8, T .4).
+    Args:
+        confidence: Probability c of the best class above which a pseudo-label counts, in [0, 1].
+        temperature: Temperature T that sharpens targets, above 0.
+        weight: Weight of the unlabelled rows, 0 or more.
+        annealing: Schedule by which labels learnt too soon are dropped: 'linear', 'log', 'exp', or '' for none; see
+            `Annealed`.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label`` and ``consistency``.
+
+    Departs: The authors' code has a KL in the place of CE(q, p), with the same gradient.
 
     Needs: unlabelled rows.
+
+    Source: Xie et al., Unsupervised Data Augmentation for Consistency Training, NeurIPS 2020 (images: c .8, T .4).
 
     >>> uda(annealing="log").terms["label"].gate
     Annealed(schedule='log')
@@ -170,34 +252,50 @@ def uda(
     taught, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), view="labelled", gate=label, reduction=PerTrust()),
-            "consistency": Term(Itself(view="weak"), taught, view="strong", gate=gate, weight=weight),
+            "label": supervised("labelled", gate=label, reduction=PerTrust()),
+            "consistency": weak_to_strong(taught, gate, weight),
         },
         views=weak_strong(ratio),
     )
 
 
 def meta_pseudo_labels(
-    meta: float = 1.0, rate: float = 0.1, weight: float = 1.0, ramp: float = 1 / 60, temperature: float = 0.7,
-    confidence: float = 0.6, smoothing: float = 0.15, tune: float = 0.1, ratio: float = 7.0,
+    meta: float = 1.0, rate: float = 0.1, weight: NonNegative = 1.0, ramp: Share = 1 / 60, temperature: Positive = 0.7,
+    confidence: Share = 0.6, smoothing: Share = 0.15, tune: float = 0.1, ratio: Ratio = 7.0,
 ) -> Method:  # fmt: skip
-    """Meta pseudo-labels: a student learns a teacher's labels, and the teacher from what they do for the student.
+    """Meta pseudo-labels: a student learns a teacher's labels, the teacher from the student's loss after a step.
 
     Equation::
 
         L = CE(sg q, p_S(u)) + CE(y, p_T(x)) + w(t) UDA_T(u, weak u) + m CE(y, p_S'(x)),  q = p_T(u)
         S' = S - rate grad_S CE(q, p_S(u)), of which the teacher alone learns: see `Feedback`;  UDA_T: see `uda`
 
-    u are strong views. The student sees no label until the last ``tune`` of the run, where it learns labels alone; the
-    paper fine-tunes apart, at a rate of 1e-5. S' is a step of plain gradient descent at ``rate``, with soft labels: its
-    derivative is exact and in the same step; the paper's hard labels are drawn, and estimate it. ``meta=0`` is the
-    control that is missed too often; the released code is near to it, its feedback being along CE(sg q, q), which is
-    flat. The first two terms have ``smoothing``. The student is the product; each view is a forward of its own.
+    u are strong views. The student sees no label before the last ``tune`` of the run. The student is the final model;
+    each view is a forward pass of its own. ``meta=0`` is the control to compare with.
 
-    Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2; defaults of its code for CIFAR-10, but for ``rate``,
-    ``tune`` and ``weight``: 8 there, which in runs a thousand times shorter lets a beginner teach itself one class.
+    Args:
+        meta: Weight m of the feedback, 0 or more; 0 leaves it out.
+        rate: Learning rate of the student's trial step, above 0.
+        weight: Weight of UDA after the ramp, 0 or more.
+        ramp: Share of the training in which that weight rises, in [0, 1].
+        temperature: Temperature that sharpens UDA's targets, above 0.
+        confidence: Threshold of UDA's targets, in [0, 1].
+        smoothing: Label smoothing of the first two terms, in [0, 1].
+        tune: Share of the training at its end in which the student learns labels alone, in [0, 1].
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label``, ``pseudo``, ``consistency``, ``tuned`` and ``meta``.
+
+    Departs: The paper fine-tunes in a training of its own, at a rate of 1e-5. Here the trial step is plain gradient
+    descent with soft labels: its derivative is exact; the paper's hard labels are sampled, and estimate it. The
+    feedback of the released code is along CE(sg q, q), which is flat, so it is near to ``meta=0``. The code's weight of
+    UDA is 8 in place of 1, which in runs a thousand times shorter lets the teacher collapse to one class.
 
     Needs: unlabelled rows.
+
+    Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2; defaults of its code for CIFAR-10, but for ``rate``,
+    ``tune`` and ``weight``.
 
     >>> list(meta_pseudo_labels(meta=0).terms)
     ['label', 'pseudo', 'consistency', 'tuned']
@@ -208,7 +306,7 @@ def meta_pseudo_labels(
         "label": Term(Labels(), smooth, "labelled", "teacher"),
         "pseudo": Term(Itself(head="teacher"), smooth, "strong", weight=Until(1.0, 1.0 - tune)),
         "consistency": Term(weak, sharp, "strong", "teacher", sure, rise),
-        "tuned": Term(Labels(), CrossEntropy(), "labelled", weight=After(1.0, 1.0 - tune)),
+        "tuned": supervised("labelled", weight=After(1.0, 1.0 - tune)),
     }
     if meta:
         terms["meta"] = Feedback(loss=smooth, rate=rate, weight=Until(meta, 1.0 - tune))
@@ -216,21 +314,32 @@ def meta_pseudo_labels(
 
 
 def pseudo_label(
-    weight: float = 3.0, start: float = 0.1, end: float = 0.6, ratio: float = 8.0, confidence: float = 0.0
+    weight: NonNegative = 3.0, start: float = 0.1, end: float = 0.6, ratio: Ratio = 8.0, confidence: Share = 0.0
 ) -> Method:
-    """Pseudo-label: take your own best class for the label, the more so the longer you have learnt.
+    """Pseudo-label: the model's own best class is the label of an unlabelled row, with a weight that rises.
 
     Equation::
 
         L = CE(y, p(x)) + a(t) mean_u 1[max p >= c] CE(argmax p(u), p(u)),  both from the same forward
         a(t) = 0 until ``start`` of the training, then a line up to ``weight``, reached at ``end`` of it
 
-    The paper has no threshold (c = 0), a(t) from step 100 to 600 (here of 1,000), batches of 32 and 256, and sigmoid
-    outputs with a cross-entropy each, where this takes softmax. Common code adds c = .95 and an early ramp.
+    Args:
+        weight: Weight of the pseudo-labels after the rise, 0 or more.
+        start: Share of the training before they count, in [0, 1].
+        end: Share of the training when their weight is full, in [0, 1].
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+        confidence: Threshold c of the pseudo-labels, in [0, 1]; 0 takes all.
 
-    Source: Lee, Pseudo-Label, ICML 2013 workshop on Challenges in Representation Learning, equations 15 and 16.
+    Returns:
+        The method, with the terms ``label`` and ``pseudo``.
+
+    Departs: The paper's outputs are sigmoids with a cross-entropy each, where this takes softmax. Its a(t) rises from
+    step 100 to step 600; the shares here are those of 1,000 steps. Its batches are 32 and 256. It has no threshold
+    (c = 0); common code adds c = .95 and an early ramp.
 
     Needs: unlabelled rows.
+
+    Source: Lee, Pseudo-Label, ICML 2013 workshop on Challenges in Representation Learning, equations 15 and 16.
 
     >>> pseudo_label().terms["pseudo"].weight
     Rise(peak=3.0, share=0.6, start=0.1)
@@ -238,57 +347,69 @@ def pseudo_label(
     gate, taught = Confident(confidence), CrossEntropy(hard=True)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(), view="labelled"),
+            "label": supervised("labelled"),
             "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
-        views=Views((Look("labelled"), Look("unlabelled", "unlabelled")), ratio),
+        views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )
 
 
-def fixmatch(confidence: float = 0.95, weight: float = 1.0, ratio: float = 7.0) -> Method:
-    """FixMatch: the confident label of the weak view is the target of the strong one.
+def fixmatch(confidence: Share = 0.95, weight: NonNegative = 1.0, ratio: Ratio = 7.0) -> Method:
+    """FixMatch: the confident best class of the weak view is the target of the strong one.
 
     Equation::
 
         L = CE(y, p(weak x)) + w mean_u 1[max q >= c] CE(argmax q, p(strong u)),  q = sg p(weak u)
 
-    u runs over all unlabelled rows of the batch; those that fail the gate count as zero. All views share one forward.
+    u runs over all unlabelled rows of the batch; those that fail the gate count as zero. All views share one forward
+    pass.
 
-    Source: Sohn et al., FixMatch, NeurIPS 2020, equations 3 and 4 (c = .95, 7 unlabelled rows per labelled one).
+    Args:
+        confidence: Probability c of the best class above which a pseudo-label counts, in [0, 1].
+        weight: Weight of the pseudo-labels, 0 or more.
+        ratio: Unlabelled rows for each labelled row of a batch, above 0 and at most 100.
+
+    Returns:
+        The method, with the terms ``label`` and ``pseudo``.
 
     Needs: unlabelled rows.
+
+    Source: Sohn et al., FixMatch, NeurIPS 2020, equations 3 and 4 (c = .95, 7 unlabelled rows per labelled one).
 
     >>> fixmatch(confidence=0.8).terms["pseudo"].gate
     Confident(threshold=0.8)
     """
-    return Method(
-        {
-            "label": Term(Labels(), CrossEntropy(), view="labelled"),
-            "pseudo": Term(
-                Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(confidence), weight=weight
-            ),
-        },
-        views=weak_strong(ratio),
-    )
+    return Method(matching(Confident(confidence), weight), views=weak_strong(ratio))
 
 
 def noisy_student(
-    generations: int = 4, ratio: float = 1.0, min_confidence: float = 0.3, hard: bool = False, smoothing: float = 0.1
+    generations: Count = 4, ratio: Ratio = 1.0, min_confidence: Share = 0.3, hard: bool = False, smoothing: Share = 0.1
 ) -> Method:
-    """Noisy Student: the last generation labels clean unlabelled rows, a noised fresh student learns them.
+    """Noisy Student: the last generation labels clean unlabelled rows; a fresh student learns them under noise.
 
     Equation::
 
         L = CE_e(y, p(strong x)) + r mean CE(t, p(strong u)),  t = last generation on the clean row, eval mode
 
-    Rows below ``min_confidence`` are dropped; every predicted class gets as many rows, the most confident ones,
-    repeated where there are too few; ``ratio`` x batch size of them join each batch. e is `label_smoothing`'s;
-    pseudo-labels, ``hard`` ones too, are not smoothed (the authors smooth hard ones). ``generations`` counts the
-    first teacher. The noise is the strong view and the model's dropout.
+    Every predicted class gets as many rows, the most confident ones, repeated where there are too few. e is
+    `label_smoothing`'s. The noise is the strong view and the model's dropout.
 
-    Source: Xie et al., Self-training with Noisy Student improves ImageNet classification, CVPR 2020, algorithm 1.
+    Args:
+        generations: Number of trainings, the first included, 1 or more.
+        ratio: Weight r of the second part, and pseudo-labelled rows for each labelled row of a batch; above 0 and at
+            most 100.
+        min_confidence: Least probability of a pseudo-label's class, in [0, 1].
+        hard: Whether a pseudo-label is the best class; otherwise the probabilities.
+        smoothing: Label smoothing of the labelled rows, in [0, 1].
+
+    Returns:
+        The method, with the terms ``label`` and ``pseudo``.
+
+    Departs: Pseudo-labels, hard ones too, are not smoothed; the authors smooth hard ones.
 
     Needs: unlabelled rows.
+
+    Source: Xie et al., Self-training with Noisy Student improves ImageNet classification, CVPR 2020, algorithm 1.
 
     >>> noisy_student().terms["pseudo"].weight
     1.0
@@ -296,29 +417,40 @@ def noisy_student(
     chosen = PseudoLabels(hard=hard, min_confidence=min_confidence, fill=True)
     return Method(
         {
-            "label": Term(Labels(), CrossEntropy(smoothing=smoothing), view="labelled"),
+            "label": supervised("labelled", smoothing=smoothing),
             "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
         },
-        views=Views((Look("labelled", "labelled", "strong"), Look("unlabelled", "unlabelled", "strong")), ratio),
+        views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
         generations=generations,
     )
 
 
-def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confidence: float = 0.0) -> Method:
-    """Curriculum labelling: take the surest pseudo-labels first, class by class, and start afresh at every stage.
+def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, confidence: Share = 0.0) -> Method:
+    """Curriculum labelling: each stage starts afresh with more of the pseudo-labels, the most confident first.
 
     Equation::
 
         L = CE(t, p) over labelled rows (t = y) and the chosen ones (t = best class of the last stage's model)
         stage s of S takes the most confident s / S of the pool, as many of each class, of confidence c or more
 
-    Generation 0 learns from labels alone; each stage re-initialises and labels the whole pool again. ``balanced=False``
-    is the paper's percentile, over all classes together; the class balance is ours. The paper's comparison with a
-    fixed threshold is ``stages=1`` with ``confidence``; ``hard=False`` learns probabilities.
+    Generation 0 learns from labels alone; each stage labels the whole pool again. The paper's comparison with a fixed
+    threshold is ``stages=1`` with ``confidence``.
 
-    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5).
+    Args:
+        stages: Number S of stages after generation 0, 1 or more.
+        balanced: Whether as many rows of each class are chosen.
+        hard: Whether a pseudo-label is the best class; otherwise the probabilities.
+        confidence: Least probability c of a pseudo-label's class, in [0, 1].
+
+    Returns:
+        The method, with the term ``label``.
+
+    Departs: The class balance is this package's; ``balanced=False`` is the paper's percentile over all classes
+    together.
 
     Needs: unlabelled rows.
+
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1 (S = 5).
 
     >>> curriculum(stages=2).terms["label"].teacher.shares
     (0.5, 1.0)
@@ -327,6 +459,6 @@ def curriculum(stages: int = 5, balanced: bool = True, hard: bool = True, confid
     chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
         {"label": Term(chosen, CrossEntropy())},
-        views=Views((Look("x", "union"),)),
+        views=Views((View("x", "union"),)),
         generations=stages + 1,
     )

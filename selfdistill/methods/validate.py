@@ -1,4 +1,4 @@
-"""validate"""
+"""Validation of a method: its spaces, its views and the data that it needs are checked before the first step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_method(method: Method, data: Data | None = None) -> None:
     """
     for name, term in method.terms.items():
         fault = _spaces(term) if isinstance(term, Term) else None  # a term of its own kind checks itself
-        fault = fault or _views(term, {look.name: look.rows for look in method.views.looks})
+        fault = fault or _views(term, method.rows_of())
         if fault:
             raise SpaceError(f"term {name!r}: {fault}")
     if data is not None:
@@ -56,7 +56,7 @@ def _check_task(method: Method, data: Data) -> None:
         if data.task == "regress" and space == "logits":
             raise DataError(
                 f"the target of {data.name} is a number of many values and term {name!r} is about classes (head "
-                f"{term.head!r}); turn the method into one of values by selfdistill.values.of_values"
+                f"{term.head!r}); turn the method into one of values by selfdistill.core.regression.of_values"
             )
 
 
@@ -105,7 +105,7 @@ def _spaces(term: Term) -> str | None:
 def _views(term: BaseTerm, rows_of: dict[str, str]) -> str | None:
     """A view that the method does not make, or that shows the teacher other rows than the student."""
     seen = [part.view for part in term.parts()]
-    seen += [part.own_view(term) for part in term.parts() if isinstance(part, Teacher)]
+    seen += [part.student_view(term) for part in term.parts() if isinstance(part, Teacher)]
     looked = [term.view, *(view for view in seen if view is not None)]
     missing = [view for view in looked if view not in rows_of]
     if missing:

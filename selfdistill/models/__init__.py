@@ -1,7 +1,7 @@
-"""Models: a factory by name or by `module:function`, the model folder, and what is put around any network.
+"""Models: factories by name or by ``module:function``, the model folder, and the modules put around a network.
 
-`parse` makes a factory, `save` and `load` keep a model as safetensors with a small config. Loading one imports none of
-the training code.
+`parse` makes a factory, `save` and `load` keep a model as safetensors with a small config. Loading a model imports none
+of the training code.
 """
 
 from .networks import cnn, mlp, resnet, vit

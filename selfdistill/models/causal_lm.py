@@ -1,12 +1,10 @@
-"""A causal language model as the engine sees it: rows of token ids in, the hidden states before each completion token
-out; its output matrix is read by `divergences`, so that logits are never all in memory.
+"""A causal language model as the engine uses it, and the pretrained model, with or without adapter, that it is made of.
 
-A row is two lines of integers, (2, length): token ids, and roles (0 padding, 1 prompt, 2 completion). The completion is
-right of the prompt and padding right of both.
+Rows of token ids come in, and the hidden states before each completion token go out; the output matrix is read by the
+chunked divergences, so that logits are never all in memory. A row is two lines of integers, (2, length): token ids, and
+roles (0 padding, 1 prompt, 2 completion). The completion is right of the prompt and padding right of both.
 
-How it holds its teachers: other weights that answer through the student's own layers.
-
-Where a student comes from: a pretrained model by name, with or without an adapter, anew for each generation.
+It holds its teachers as other weights that answer through the student's own layers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The classifiers of a model with early exits, side by side: each with each, and all of their features together.
-
-Heads to compare rows without labels: a projector on the features, and a predictor or prototypes on that.
-
-Four rotations of each row, told apart together with its class.
-"""
+"""Heads on features: all classifiers of a model with exits, projectors and prototypes, and rotations as classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher made of the model's own maps: they are fused from deep to shallow and back, and classified."""
+"""A feature pyramid as a teacher: it fuses the model's maps from deep to shallow and back, and classifies them."""
 
 from __future__ import annotations
 

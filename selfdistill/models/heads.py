@@ -1,8 +1,4 @@
-"""Heads: which of the model's outputs is compared, and the space it speaks in.
-
-A model returns a tensor (its main output) or a mapping of named outputs. Rows come first and components last;
-what is between (exits, peers, tokens) are elements of their own.
-"""
+"""Modules that give a network further named outputs: early exits, a variance, or logits of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretrained models: where one lies, by name, and how it is loaded without pickles, foreign code or noise.
+"""Pretrained models: they are found by name and loaded without pickles or foreign code.
 
 A name is built in (the weights come from an installed package), a folder, or ``owner/name`` of the Hugging Face hub.
 """

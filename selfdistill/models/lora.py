@@ -1,4 +1,4 @@
-"""LoRA's layers on a CPU: what peft computes, with each product added in place and the large ones made by oneDNN."""
+"""LoRA layers on a CPU: what peft computes, with each product added in place and large products made by oneDNN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Default networks: an MLP, a small CNN and a small residual network, with early exits if asked for; a transformer."""
+"""Default networks: an MLP, a small CNN, a small residual network and a transformer, with early exits on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of patches of an image that a student does not see; what is hidden depends on address and sample id alone.
+"""Patch masking: blocks of image patches hidden from the student, a function of address and sample id alone.
 
 The blocks are those of BEiT (Bao, Dong, Piao and Wei, ICLR 2022, algorithm 1, arXiv:2106.08254), as iBOT draws them.
 """

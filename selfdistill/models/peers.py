@@ -1,4 +1,4 @@
-"""Groups of peers of another kind: branches on a shared trunk, peers that each see a view of their own, and pairs."""
+"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs."""
 
 from __future__ import annotations
 

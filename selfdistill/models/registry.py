@@ -1,4 +1,4 @@
-"""registry"""
+"""The registry of models: a name or ``module:function`` with its arguments becomes a factory."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Models by name or by `module:function`: a factory that builds them afresh, and the folder that keeps one.
-
-A model folder holds safetensors and a small config. Loading it needs this file and what it imports, which is
-none of the training code.
-"""
+"""The model folder: safetensors and a small config, saved and loaded without the training code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pretrained text encoder as a model of classes or values: token ids in, mean over real tokens, linear heads out."""
+"""A pretrained text encoder with linear heads: token ids in, mean over real tokens, classes or values out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beginning with what another run has learnt: all its layers but the classifier, which is drawn afresh."""
+"""Warm start: a model takes over all layers of another run but the classifier, which is initialised anew."""
 
 from __future__ import annotations
 

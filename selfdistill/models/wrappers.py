@@ -1,4 +1,4 @@
-"""What a `models.Build` can put around its models, and the factories that ask for it."""
+"""Wrappers that a factory puts around its models: normal distributions, ranks and several outputs."""
 
 from __future__ import annotations
 

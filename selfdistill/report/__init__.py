@@ -12,6 +12,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..io import files
 from ..io.expressions import one_line
+from ..io.run_record import read_record
+from ..training.task_type import TaskTypes
 from . import comparison_page, run_page
 
 __all__ = ["render", "write"]
@@ -19,15 +21,20 @@ __all__ = ["render", "write"]
 COMPARISON = "comparison.json"
 
 
-def render(source: str | Path) -> str:
+def render(source: str | Path, types: TaskTypes) -> str:
     """The report of a run folder, a comparison's folder, or a comparison's JSON file, as HTML.
+
+    Args:
+        source: the folder or the file.
+        types: the task types, one of which made the run.
 
     Raises:
         CheckpointError: there is neither, or it is damaged.
     """
     path = Path(source)
     if path.is_dir() and (path / "run.json").exists():
-        return run_page.render(path)
+        record, _ = read_record(path / "run.json")
+        return run_page.render(path, types.of_record(record))
     found = path / COMPARISON if path.is_dir() else path
     if not found.is_file():
         unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
@@ -36,12 +43,12 @@ def render(source: str | Path) -> str:
         result = json.loads(found.read_text(encoding="utf-8"))
         if result["kind"] != "comparison":
             raise ValueError(f"it is a {result['kind']}")
-        return comparison_page.render(result)
+        return comparison_page.render(result, types)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{found} is damaged or foreign ({one_line(error, 80)}); run it again") from error
 
 
-def write(source: str | Path, out: str | Path | None = None) -> Path:
+def write(source: str | Path, types: TaskTypes, out: str | Path | None = None) -> Path:
     """Write the report, by default as ``report.html`` in the folder; where it lies.
 
     Raises:
@@ -50,5 +57,5 @@ def write(source: str | Path, out: str | Path | None = None) -> Path:
     """
     path = Path(source)
     target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
-    files.write(target, render(path))
+    files.write(target, render(path, types))
     return target

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..evaluation.metrics import POINTS, ordered
 from ..evaluation.statistics import SAME_ROWS, TIED
+from ..training.task_type import TaskTypes
 from .figures import Series, bars, curves, forest, reliability
 from .layout import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
@@ -16,7 +17,7 @@ LEARNING = ("plain", "plain, longer", "label smoothing", "sft()", "sft(), longer
 CORRECTED = "Holm's correction is over the rows of a table, methods and controls apart, and not over the metrics."
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: dict[str, Any], types: TaskTypes) -> str:
     """The page of a comparison, from what its JSON holds."""
     metrics = ordered(result["metrics"], result["task"])
     metric, plain = metrics[0], _plain(result)
@@ -40,7 +41,7 @@ def render(result: dict[str, Any]) -> str:
         section("What was compared", table(("", "", ""), [
             (row["name"], row["about"], f"{row['steps']:,} {_counted(result)}") for row in result["rows"]
         ], "words"), *_peers(methods)),
-        *(section(row["name"], *equation(row["name"])) for row in methods),
+        *(section(row["name"], *equation(row["name"], types.of_recipe(row["name"]))) for row in methods),
         section("Data", *data(result["data"])),
         section("How it was made", code(typed(result["command"])), _made(result)),
     ]  # fmt: skip

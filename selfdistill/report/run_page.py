@@ -1,7 +1,4 @@
-"""Sections of a run's report on its peers, and on the labels that it came to doubt.
-
-The report of one run, finished or not.
-"""
+"""The page of one run, finished or not."""
 
 from __future__ import annotations
 
@@ -11,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SelfdistillError
-from ..estimators import recipes as estimator_recipes
 from ..evaluation.label_errors import FILE, read
-from ..io.expressions import called
 from ..io.run_record import Lines, read_lines, read_record
-from ..language import recipes as language_recipes
-from ..language.recipes import RECIPES
-from ..methods.cards import explain
-from ..methods.registry import read_method
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
+from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
 from .layout import code, figure, page, paragraph, section, table
-from .summary import cells, head, is_learner, rows, sentence, together
+from .summary import sentence, together
+from .summary import table as summary_table
 
 SHOWN = 12  # doubted labels
 
@@ -71,8 +64,8 @@ VITALS = {
 }
 
 
-def render(folder: Path) -> str:
-    """The page of a run folder.
+def render(folder: Path, task: TaskType) -> str:
+    """The page of the folder of a run of a task type.
 
     Raises:
         CheckpointError: its run.json is damaged or foreign.
@@ -80,16 +73,15 @@ def render(folder: Path) -> str:
     record, _ = read_record(folder / "run.json")
     lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
     result = record.get("result")
-    control_name = f"{'sft()' if record.get('kind') == 'language' else 'plain'}, the control"
+    control_name = f"{task.control}, the control"
     method = record["method"]
-    parts = [_verdict(record, folder)]
-    if result and head(result):
-        metrics = table(("on the test split", *head(result)), [
-            (name, *cells(figures, result)) for name, figures in rows(result)
-        ])  # fmt: skip
-        parts.append(section("On the test split", metrics))
+    parts = [_verdict(record, folder, task)]
+    names, lines_of = summary_table(result, task) if result else ([], [])
+    if names:
+        figures = table(("on the test split", *names), [(name, *cells) for name, cells in lines_of])
+        parts.append(section("On the test split", figures))
     parts += [
-        section("Learning", *_learning(lines, control, result, control_name)),
+        section("Learning", *_learning(lines, control, result, control_name, task)),
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
@@ -97,23 +89,26 @@ def render(folder: Path) -> str:
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
-        section("Cost", *_cost(result, control_name)),
-        section("The method", *equation(method)),
+        section("Cost", *_cost(result, control_name, task)),
+        section("The method", *equation(method, task)),
         section("Data", *data(record["data"])),
         section("How it was made", code(typed(record["command"])), *_made(record)),
     ]
     return page(f"{method} on {record['data']['name']}", parts)
 
 
-def _verdict(record: dict[str, Any], folder: Path) -> str:
+def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
     result = record.get("result")
-    said = sentence(result) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
+    said = sentence(result, task) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
     return paragraph(said, "verdict")
 
 
-def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None, control_name: str) -> list[str]:
-    if result and is_learner(result):
-        return _left_out(result)
+def _learning(
+    lines: Lines, control: Lines, result: dict[str, Any] | None, control_name: str, task: TaskType
+) -> list[str]:
+    by_generation = task.curves(result) if result else None
+    if by_generation is not None:
+        return [_by_generation(curve) for curve in by_generation]
     ends = _ends(lines)
     series = []
     for g in sorted({line["generation"] for line in lines}):
@@ -142,19 +137,11 @@ def _learning(lines: Lines, control: Lines, result: dict[str, Any] | None, contr
     ]
 
 
-def _left_out(result: dict[str, Any]) -> list[str]:
-    """What a learner's generations said of rows that they had not learnt from."""
-    found = [g for g in result["generations"] if g.get("loss") is not None]
-    if not found:
-        return []
-    right = found[0]["measure"] == "accuracy"
-    name = "accuracy" if right else "RMSE"
-    points = [(g["generation"], 1 - g["loss"] if right else g["loss"] ** 0.5) for g in found]
-    drawn = curves([Series("left out", points, marked=True)], f"{name} by generation", "generation", name, whole=True,
-                   share=right)  # fmt: skip
-    return [
-        figure(drawn, f"{name[0].upper()}{name[1:]} of each generation on labelled rows that it had not learnt from.")
-    ]
+def _by_generation(curve: GenerationCurve) -> str:
+    """A metric by generation."""
+    series = [Series("left out", curve.points, marked=True)]
+    title, share = f"{curve.metric} by generation", curve.metric == "accuracy"
+    return figure(curves(series, title, "generation", curve.metric, whole=True, share=share), curve.caption)
 
 
 def _audited(line: dict[str, Any]) -> float:
@@ -240,13 +227,11 @@ def vitals(lines: Lines) -> list[str]:
     return ['<div class="grid2">' + "".join(drawn) + "</div>"] if drawn else []
 
 
-def _cost(result: dict[str, Any] | None, control_name: str) -> list[str]:
+def _cost(result: dict[str, Any] | None, control_name: str, task: TaskType) -> list[str]:
     if not result:
         return []
-    if is_learner(result):
-        spent = [(result["method"], result["steps"], f"{result['steps']} trainings, {result['seconds']} s")]
-        spent.append((f"{result['model']} alone", 1, "1 training"))
-        return [figure(bars(spent, "trainings"), "Trainings of all learners: peers and the folds of the audit too.")]
+    if cost := task.cost(result):
+        return [figure(bars(cost.bars, cost.unit), cost.caption)]
     compared = [(result["method"], result)]
     if result.get("plain") and result["plain"]["from"] == "control":
         compared.append((control_name, result["plain"]))
@@ -264,17 +249,10 @@ def _cost(result: dict[str, Any] | None, control_name: str) -> list[str]:
     return [figure(bars(spent, "sample passes"), note)]
 
 
-def equation(expression: str) -> list[str]:
+def equation(expression: str, task: TaskType) -> list[str]:
     """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
     try:
-        name = called(expression)
-        card = (
-            estimator_recipes.explain(expression)
-            if name in estimator_recipes.ways()
-            else language_recipes.card(name)
-            if name in RECIPES
-            else explain(expression, read_method(expression))
-        )
+        card = task.explain(expression)
     except SelfdistillError:
         return [code(expression)]
     return [paragraph(card["summary"]), code(card["equation"]), paragraph(f"Source: {card['source']}", "soft")]

@@ -1,4 +1,4 @@
-"""Teachers: where does the target come from? From labels, from the model itself in one of many guises, or from outside.
+"""Teachers: each makes a target from the labels, from the student, from a copy of it, or from another model.
 
 Every teacher detaches its target. Teachers that hold weights keep them in a fixed mode and in the objective's
 ``state_dict``, copies of the student in float32; memories are keyed by sample id.
@@ -6,12 +6,12 @@ Every teacher detaches its target. Teachers that hold weights keep them in a fix
 
 from __future__ import annotations
 
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from .cached import Cached
 from .class_level import BetaRanked, ClassMean, Neighbours, Virtual, WeakRanks, ZipfRanks
 from .committee import Combined
 from .ema import CentredMomentum, Momentum
-from .generations import Ancestors, Beyond, Members, Snapshot
+from .generations import Extrapolated, GenerationEnsemble, Members, Snapshot
 from .labels import Itself, JointLabels, Labels, MixedLabels, Peers, Sampled
 from .memories import History, LastBatch, LastEpoch, Stale
 from .pseudo_labels import Aligned, CertainLabels, ClassAligned, PseudoLabels
@@ -20,9 +20,7 @@ from .weights import Ema, External, Frozen, Generation
 
 __all__ = [
     "Aligned",
-    "Ancestors",
     "BetaRanked",
-    "Beyond",
     "Cached",
     "CentredMomentum",
     "CertainLabels",
@@ -32,9 +30,11 @@ __all__ = [
     "Ema",
     "Ensembled",
     "External",
+    "Extrapolated",
     "Frozen",
+    "FrozenCopy",
     "Generation",
-    "Held",
+    "GenerationEnsemble",
     "History",
     "Itself",
     "JointLabels",

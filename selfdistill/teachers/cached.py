@@ -1,4 +1,4 @@
-"""What a frozen teacher said, kept on disk: computed once for each sample and look, for this run and for later ones."""
+"""The cached teacher: the predictions of a frozen teacher, computed once for each sample and view and kept on disk."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Given, Teacher, Term
-from ..core.step import Clock, Step
+from ..core.parts import BaseTerm, BindArgs, Teacher, Term
+from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -69,12 +69,12 @@ class Cached(Frozen):
     def stores(self) -> bool:
         return True
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         return self.teacher.module(model, given)
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         state = super().start(model, given)
-        if isinstance(state, Held) and self.folder is not None:
+        if isinstance(state, FrozenCopy) and self.folder is not None:
             from ..io.tensors import digest
 
             mark = digest(state.module.state_dict())
@@ -90,14 +90,14 @@ class Cached(Frozen):
             raise SpaceError(f"the most probable outputs are those of logits; the head {head!r} is of {space_of(head)}")
         return super().space(head)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         view = self.view or term.view
-        if isinstance(state, Held) and view not in step.batch.fixed and (self.folder or self.views > 1):
+        if isinstance(state, FrozenCopy) and view not in step.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(
                 f"view {view!r} looks anew in every epoch, and Cached keeps what a teacher said of the same inputs; "
                 "give the view no augmentation or Cached views=4, and in a loop of your own name it in batch.fixed"
             )
-        if isinstance(state, Held) and isinstance(state.said, Shelf):
+        if isinstance(state, FrozenCopy) and isinstance(state.said, Shelf):
             state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
         return super().target(state, step, term)
 
@@ -145,8 +145,10 @@ def stored(method: Method, folder: str) -> Method:
             place = Path(folder, f"{of}-{teacher.view or term.view}-{term.head}")
             terms[name] = replace(term, teacher=Cached(teacher, folder=str(place)))
     if terms == method.terms:
-        raise RecipeError("--targets keeps what a frozen outside teacher says, as in distil('RUN'), and the method has "
-                          "none; leave it out")  # fmt: skip
+        raise RecipeError(
+            "--targets keeps what a frozen outside teacher says, as in distil('RUN'), and the method has "
+            "none; leave it out"
+        )
     return replace(method, terms=terms)
 
 
@@ -162,7 +164,7 @@ def live(objective: Objective, cache: bool) -> None:
         if term.teacher is not None and term.teacher.stores:
             raise RecipeError(f"term {name!r} has Cached keep what its teacher says; leave it or --no-cache out")
     for state in objective.states.modules():
-        if isinstance(state, Held):
+        if isinstance(state, FrozenCopy):
             state.keeps = False
 
 

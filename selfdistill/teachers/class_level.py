@@ -1,9 +1,4 @@
-"""Teachers of classes: one target for each class, or for each place in an order of confidence.
-
-The other rows of a batch as teachers.
-
-Teachers that know in which order the other classes follow, and take their probabilities from Zipf's law.
-"""
+"""Teachers of classes: targets by class, by rank of classes or of confidence, and by similar rows of the batch."""
 
 from __future__ import annotations
 
@@ -18,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core import distributed
-from ..core.memory import Buffers, Held
-from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.memory import Buffers, FrozenCopy
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from .memories import one_per_row
@@ -64,18 +59,18 @@ class ClassMean(Teacher[_ClassMeans]):
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
 
-    def start(self, model: nn.Module, given: Given) -> _ClassMeans:
+    def start(self, model: nn.Module, given: BindArgs) -> _ClassMeans:
         return _ClassMeans()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: _ClassMeans, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _ClassMeans, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         state.room(step.student(term.view, term.head).detach())
         return Target(state.soft[y.clamp(min=0)], "probabilities", y >= 0)
 
-    def update(self, state: _ClassMeans, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _ClassMeans, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         for step in (step for step in steps if step.rows(term.view)):
             p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
@@ -101,13 +96,13 @@ class Virtual(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
         value = torch.full((len(y), classes), (1.0 - self.correct) / (classes - 1), device=y.device)
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
 
 
-class _Seeded(Held):
+class _Seeded(FrozenCopy):
     """An average of weights, and the seed of the draws."""
 
     seed: Tensor
@@ -133,7 +128,7 @@ class BetaRanked(Ema[_Seeded]):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: Given) -> _Seeded:
+    def start(self, model: nn.Module, given: BindArgs) -> _Seeded:
         return _Seeded(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -142,12 +137,12 @@ class BetaRanked(Ema[_Seeded]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def prepare(self, state: _Seeded, pool: Pool) -> None:
+    def prepare(self, state: _Seeded, pool: GenerationData) -> None:
         state.seed.fill_(pool.seed)
 
-    def target(self, state: _Seeded, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Seeded, step: Forward, term: BaseTerm) -> Target:
         y, clock = step.labels(term.view), step.clock
-        z = step.look(state.module, self.view or term.view, term.head)
+        z = step.teacher_output(state.module, self.view or term.view, term.head)
         known = y >= 0
         address = (int(state.seed), "beta", clock.generation, clock.step)
         drawn = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
@@ -181,7 +176,7 @@ class Neighbours(Teacher):
         one_per_row(self, head, values=False)
         return "logits"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said = step.student(term.view, term.head).detach()
         if len(said) < 2:
             return Target(said, "logits")
@@ -221,7 +216,7 @@ class ZipfRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
         votes = F.one_hot(said.argmax(-1), said.shape[-1]).sum(1).float()
         return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
@@ -239,7 +234,7 @@ class WeakRanks(Teacher):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         label, scores = y.clamp(min=0)[:, None], torch.zeros(())
         for head in (self.weak, term.head):

@@ -1,4 +1,4 @@
-"""One target for all peers, made of what each says of its own view (KDCL)."""
+"""The committee: one target for all peers, combined from each peer's prediction for its own view (KDCL)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.memory import Buffers
-from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import Peers
@@ -76,7 +76,7 @@ class _Weights(Buffers):
     """The weights of "general", and the rows they are estimated from."""
 
     weights: Tensor
-    pool: tuple[Pool, ...] = ()
+    pool: tuple[GenerationData, ...] = ()
 
     def __init__(self, peers: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Combined(Teacher[_Weights]):
         if self.how not in HOW:
             raise RecipeError(f"peers are combined by {', '.join(map(repr, HOW))}, not {self.how!r}")
 
-    def start(self, model: nn.Module, given: Given) -> _Weights:
+    def start(self, model: nn.Module, given: BindArgs) -> _Weights:
         return _Weights(len(self.views))
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -114,7 +114,7 @@ class Combined(Teacher[_Weights]):
             raise SpaceError(f"Combined puts the logits of several peers together; the head {head!r} is another thing")
         return "logits"
 
-    def target(self, state: _Weights, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Weights, step: Forward, term: BaseTerm) -> Target:
         z = torch.stack([step.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
         if self.how == "general":
             return Target(torch.einsum("k,nkc->nc", state.weights.to(z), z), "logits")
@@ -129,15 +129,15 @@ class Combined(Teacher[_Weights]):
             value = z[torch.arange(len(z), device=z.device), losses.argmin(1)]
         return Target(value, "logits", known)
 
-    def prepare(self, state: _Weights, pool: Pool) -> None:
+    def prepare(self, state: _Weights, pool: GenerationData) -> None:
         if self.how == "general":
             state.pool = (pool,)
 
-    def update(self, state: _Weights, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Weights, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock, peers = steps[0].clock, steps[0].owner
         if not state.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
             return
         pool = state.pool[0]
         ids, y = pool.labelled[:MOST], pool.targets[:MOST]
-        p = torch.stack([F.softmax(pool.look(member, ids), dim=-1) for member in peers.members], dim=1)
+        p = torch.stack([F.softmax(pool.predict(member, ids), dim=-1) for member in peers.members], dim=1)
         state.weights = best_weights(p, y.to(p.device)).to(state.weights)

@@ -1,4 +1,4 @@
-"""Averages of the student's parameters that move less and less, and the same less the mean of what they say."""
+"""Exponential moving averages of the student's parameters with a rising decay, with and without centred outputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Buffers, Held, averages
+from ..core.memory import Buffers, FrozenCopy, averages
 from ..core.outputs import VALUES, space_of
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import SpaceError
 from ..models.patch_masking import hidden_patches
@@ -60,13 +60,13 @@ class Momentum(Ema[H]):
     def of_values(self) -> Teacher:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
-    def target(self, state: H, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
         head = self.head or term.head
-        return Target(step.look(state.module, self.view or term.view, head), space_of(head))
+        return Target(step.teacher_output(state.module, self.view or term.view, head), space_of(head))
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Step], term: BaseTerm) -> None:
-        clock, teacher, student = steps[0].clock, state.module, steps[0].trained
+    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
+        clock, teacher, student = steps[0].clock, state.module, steps[0].owner
         mine = list[Tensor](teacher.parameters())
         theirs = [w.to(m.dtype) for m, w in zip(mine, student.parameters(), strict=True)]
         torch._foreach_lerp_(mine, theirs, 1.0 - self.decay_at(clock.step, clock.length))
@@ -92,7 +92,7 @@ class Centres(Buffers):
         self._buffers[head] = decay * self.of(head).to(now.device) + (1.0 - decay) * now
 
 
-class Centred(Held):
+class Centred(FrozenCopy):
     """Held weights and the means of what they say."""
 
     def __init__(self, module: nn.Module, train: bool) -> None:
@@ -121,30 +121,30 @@ class CentredMomentum(Momentum[Centred]):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: Given) -> Centred:
+    def start(self, model: nn.Module, given: BindArgs) -> Centred:
         return Centred(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return super().key(term), self.centring
 
-    def target(self, state: Centred, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Centred, step: Forward, term: BaseTerm) -> Target:
         said, head = super().target(state, step, term), self.head or term.head
         step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
         value = said.value - state.centres.of(head).to(said.value.device)
         return said._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
 
     @torch.no_grad()
-    def update(self, state: Centred, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Centred, steps: Sequence[Forward], term: BaseTerm) -> None:
         heard = dict[str, list[Tensor]]()
         for step in steps:
             for head, view in sorted(step.notes.get(self.key(term), ())):
-                heard.setdefault(head, []).append(step.look(state.module, view, head))
+                heard.setdefault(head, []).append(step.teacher_output(state.module, view, head))
         for head, said in heard.items():
             state.centres.follow(head, torch.cat(said), self.centring)
         super().update(state, steps, term)
 
 
-def _hidden(step: Step, term: BaseTerm, said: Tensor) -> Tensor:
+def _hidden(step: Forward, term: BaseTerm, said: Tensor) -> Tensor:
     """Which patches (rows, patches) the student's view hides.
 
     Raises:

@@ -1,7 +1,4 @@
-"""All earlier generations as one teacher: their mean, or each of them by itself.
-
-Teachers from earlier in the same training, and from beyond the last generation.
-"""
+"""Earlier generations and earlier cycles as teachers: their mean, each by itself, or extrapolated."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Held
+from ..core.memory import FrozenCopy
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Clock, Step
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import Peers
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ancestors(Generation):
+class GenerationEnsemble(Generation):
     """The mean probability, or value, of all accepted earlier generations, frozen and in eval mode.
 
     With ``at_last`` they are the members of an ensemble: the last generation alone is taught, by all of them, whatever
@@ -38,47 +35,47 @@ class Ancestors(Generation):
 
     at_last: bool = False
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
         return previous if previous is None or isinstance(previous, Peers) else Peers([previous])
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
-            raise SpaceError(f"Ancestors gives the mean of logits or values; the head {head!r} is another thing")
+            raise SpaceError(f"GenerationEnsemble gives the mean of logits or values, not of the head {head!r}")
         return space_of(head)
 
-    def speaks(self, state: nn.Module, step: Step) -> bool:
+    def speaks(self, state: nn.Module, step: Forward) -> bool:
         """Is there anything to say in this generation?"""
         last = step.clock.generation == step.clock.generations - 1
-        return isinstance(state, Held) and (last or not self.at_last)
+        return isinstance(state, FrozenCopy) and (last or not self.at_last)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.speaks(state, step):
             return _silent(step.student(term.view, term.head), space_of(term.head))
-        if isinstance(state, Held) and isinstance(state.module, Peers):
+        if isinstance(state, FrozenCopy) and isinstance(state.module, Peers):
             state.module.values = term.head == "values"  # it says what it is asked for
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         if self.speaks(state, steps[0]):
             super().update(state, steps, term)
 
 
 @dataclass(frozen=True)
-class Members(Ancestors):
+class Members(GenerationEnsemble):
     """What each earlier generation says, side by side: their logits (rows, M x classes), member by member."""
 
     def space(self, head: str) -> str:
         if head != "logits":
-            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is another thing")
+            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is neither")
         return "members"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
-        if not self.speaks(state, step) or not isinstance(state, Held):
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+        if not self.speaks(state, step) or not isinstance(state, FrozenCopy):
             return _silent(step.student(term.view, term.head), "members")
-        return Target(step.look(state.module, self.view or term.view, "peers").flatten(1), "members")
+        return Target(step.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         """Nothing is kept."""
 
 
@@ -86,13 +83,13 @@ def _silent(student: Tensor, space: str) -> Target:
     return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
 
 
-def wanted(method: Method) -> Ancestors | None:
+def wanted(method: Method) -> GenerationEnsemble | None:
     """The teacher that asks for all earlier generations, if a method has one."""
     teachers = (term.teacher for term in method.terms.values())
-    return next((teacher for teacher in teachers if isinstance(teacher, Ancestors)), None)
+    return next((teacher for teacher in teachers if isinstance(teacher, GenerationEnsemble)), None)
 
 
-class _Taken(Held):
+class _Taken(FrozenCopy):
     """A snapshot, and whether one was taken yet."""
 
     taken: Tensor
@@ -117,7 +114,7 @@ class Snapshot(Teacher[_Taken]):
         if self.cycles < 2:
             raise RecipeError(f"a snapshot teaches the next cycle: at least two are needed, not {self.cycles}")
 
-    def start(self, model: nn.Module, given: Given) -> _Taken:
+    def start(self, model: nn.Module, given: BindArgs) -> _Taken:
         return _Taken(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -130,18 +127,18 @@ class Snapshot(Teacher[_Taken]):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: _Taken, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Taken, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         if not bool(state.taken):
             return Target(torch.zeros_like(student), "probabilities", torch.zeros_like(student[:, 0], dtype=torch.bool))
-        said = step.look(state.module, term.view, term.head)
+        said = step.teacher_output(state.module, term.view, term.head)
         return Target(F.softmax(said / self.temperature, dim=-1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: _Taken, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Taken, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         if clock.step + 1 in {k * clock.length // self.cycles for k in range(1, self.cycles)}:
-            student = steps[0].trained
+            student = steps[0].owner
             theirs = (*student.parameters(), *student.buffers())
             for mine, now in zip((*state.module.parameters(), *state.module.buffers()), theirs, strict=True):
                 mine.copy_(now)
@@ -149,7 +146,7 @@ class Snapshot(Teacher[_Taken]):
 
 
 @dataclass(frozen=True)
-class Beyond(Generation):
+class Extrapolated(Generation):
     """xi x last generation + (1 - xi) x label, as far as that is a distribution: what is below 0 is cut off.
 
     For xi in [0, 1] nothing is. Above 1 the label is moved away from, and for rows whose teacher gives it less than
@@ -164,7 +161,7 @@ class Beyond(Generation):
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
         past = Generation(self.view).target(state, step, term)
@@ -174,5 +171,5 @@ class Beyond(Generation):
         mixed = mixed / mixed.sum(-1, keepdim=True)
         return Target(torch.where(known[:, None], mixed, past.probabilities(classes)), "probabilities")
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
         Generation(self.view).update(state, steps, term)  # what is kept by sample id is what the generation said

@@ -1,20 +1,19 @@
-"""Labels of rows that were mixed with each other, and of rows that were transformed.
-
-Teachers without a state: labels, and what the student says in the same step.
-"""
+"""Stateless teachers: the labels, also of mixed or rotated rows, and the student's own outputs of the same step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.mixing import mixture_of
 from ..core.outputs import VALUES, space_of, tells_copies
 from ..core.parts import BaseTerm, Teacher, aligned_target
-from ..core.step import Step
+from ..core.step import Forward
 from ..core.targets import Target, matched
 from ..errors import SpaceError
 from .memories import remembered
@@ -29,10 +28,12 @@ class MixedLabels(Teacher):
             raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")
         return "probabilities"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y, classes = step.labels("x"), step.student(term.view, term.head).shape[-1]
         known = y >= 0
-        return Target(step.mixed(F.one_hot(y.clamp(min=0), classes).float()), "probabilities", known & known.flip(0))
+        return Target(
+            mixture_of(step).mix(F.one_hot(y.clamp(min=0), classes).float()), "probabilities", known & known.flip(0)
+        )
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,25 @@ class JointLabels(Teacher):
             raise SpaceError(f"JointLabels are about the head 'joint', which tells copies apart, not {head!r}")
         return "classes"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         which = torch.arange(self.transforms, device=y.device)
         return Target(self.transforms * y[:, None] + which, "classes", (y >= 0)[:, None].expand(-1, self.transforms))
+
+
+@cache
+def _label_space(head: str) -> str:
+    """What labels say about a head: its classes or its values.
+
+    Raises:
+        SpaceError: they say nothing about it.
+    """
+    spaces = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}
+    if tells_copies(head):
+        raise SpaceError(f"labels say nothing about the head {head!r}, which tells copies apart; JointLabels do")
+    if space_of(head) not in spaces:
+        raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
+    return spaces[space_of(head)]
 
 
 @dataclass(frozen=True)
@@ -59,16 +75,11 @@ class Labels(Teacher):
     labels: ClassVar[bool] = True
 
     def space(self, head: str) -> str:
-        spaces = {"logits": "classes", "values": "values", "gaussian": "values", "ranks": "values"}
-        if tells_copies(head):
-            raise SpaceError(f"labels say nothing about the head {head!r}, which tells copies apart; JointLabels do")
-        if space_of(head) not in spaces:
-            raise SpaceError(f"labels say nothing about the head {head!r}, which speaks of {space_of(head)}")
-        return spaces[space_of(head)]
+        return _label_space(head)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
-        if self.space(term.head) == "classes":
+        if _label_space(term.head) == "classes":
             return Target(y, "classes", y >= 0)
         y = y if y.dim() > 1 else y.unsqueeze(-1)
         return Target(y.nan_to_num(), "values", ~y.isnan().any(-1))
@@ -81,7 +92,7 @@ class Itself(Teacher):
     view: str | None = None
     head: str | None = None
 
-    def own_view(self, term: BaseTerm) -> str | None:
+    def student_view(self, term: BaseTerm) -> str | None:
         return self.view
 
     def space(self, head: str) -> str:
@@ -90,7 +101,7 @@ class Itself(Teacher):
     def of_values(self) -> Itself:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         view, head = self.view or term.view, self.head or term.head
         return aligned_target(step, term, view, lambda: step.student(view, head).detach(), self.space(term.head))
 
@@ -108,7 +119,7 @@ class Peers(Teacher):
             raise SpaceError(f"Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not {head!r}")
         return spaces[head]
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         space, said = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
         peers = said.shape[1]
         if peers < 2:
@@ -136,6 +147,6 @@ class Sampled(Teacher):
             raise SpaceError(f"Sampled averages a mean and a log variance; the head {head!r} has none")
         return "gaussian"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
-        said = step.drawn(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+        said = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
         return Target(said.flatten(1, -2).mean(1), self.space(term.head))

@@ -1,27 +1,26 @@
-"""Memories: what the student said of the same sample before.
-
-Peers as they were a while ago.
-"""
+"""Memories: earlier predictions for the same sample, and copies of peers from some steps ago."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Buffers, Held, Table
+from ..core.memory import Buffers, FrozenCopy, SampleMemory
 from ..core.outputs import one_distribution, space_of
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 
 
+@cache
 def one_per_row(teacher: Teacher, head: str, values: bool = True) -> str:
     """The space of memories that hold one distribution, or one value, for each sample."""
     if values and head == "values":
@@ -36,7 +35,7 @@ def remembered(output: Tensor, space: str) -> Tensor:
     return output if space == "values" else F.softmax(output, dim=-1)
 
 
-def first_word(step: Step, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
+def first_word(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
     """The label as a distribution or a value, for samples without a history, and which rows have a label."""
     y = step.labels(term.view)
     if y.is_floating_point():
@@ -46,29 +45,29 @@ def first_word(step: Step, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class LastEpoch(Teacher[Table]):
+class LastEpoch(Teacher[SampleMemory]):
     """What the student said of the same sample an epoch ago; its label before that (PS-KD, Kim et al. 2021)."""
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        return Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        return SampleMemory()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
         memory, seen = state.read(step.ids(term.view), width)
         label, known = first_word(step, term, width)
         return Target(torch.where(seen[:, None], memory, label), self.space(term.head), seen | known)
 
-    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in _shown(steps, term):
             said = remembered(step.student(term.view, term.head), self.space(term.head))
             state.write(step.ids(term.view), said)
 
 
 @dataclass(frozen=True)
-class History(Teacher[Table]):
+class History(Teacher[SampleMemory]):
     """A moving average of the student's own predictions, per sample: t <- decay t + (1 - decay) p, *before* use.
 
     ``start_from`` is ``"zero"`` (ELR: no bias correction) or ``"labels"`` (self-adaptive training: the one-hot label).
@@ -87,20 +86,20 @@ class History(Teacher[Table]):
         if self.start_from not in ("zero", "labels"):
             raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        return Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        return SampleMemory()
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head).detach()
         past, seen = state.read(step.ids(term.view), student.shape[-1])
         valid = None
         if self.start_from == "labels":
             label, known = first_word(step, term, student.shape[-1])
             past, valid = torch.where(seen[:, None], past, label), seen | known
-        space = self.space(term.head)
+        space = one_per_row(self, term.head)
         if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(past, space, valid)
         now = remembered(student, space)
@@ -109,13 +108,13 @@ class History(Teacher[Table]):
             now = now / now.sum(-1, keepdim=True)
         return Target(self.decay * past + (1.0 - self.decay) * now, space, valid)
 
-    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
-        for step in _shown(steps, term):
-            if step.clock.epoch >= self.wait * step.clock.epochs:
+    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
+        for step in steps:
+            if step.rows(term.view) and step.clock.epoch >= self.wait * step.clock.epochs:
                 state.write(step.ids(term.view), self.target(state, step, term).value)
 
 
-def _shown(steps: Sequence[Step], term: BaseTerm) -> list[Step]:
+def _shown(steps: Sequence[Forward], term: BaseTerm) -> list[Forward]:
     """The micro-batches that have rows of the term's view."""
     return [step for step in steps if step.rows(term.view)]
 
@@ -134,10 +133,10 @@ class _LastRows(Buffers):
 class LastBatch(Teacher[_LastRows]):
     """What the student said of the same sample in the batch before this one, with the weights of then (DLB 2022)."""
 
-    def start(self, model: nn.Module, given: Given) -> _LastRows:
+    def start(self, model: nn.Module, given: BindArgs) -> _LastRows:
         return _LastRows()
 
-    def target(self, state: _LastRows, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _LastRows, step: Forward, term: BaseTerm) -> Target:
         ids = step.ids(term.view)
         student = step.student(term.view, term.head)
         if not len(state.ids):
@@ -145,7 +144,7 @@ class LastBatch(Teacher[_LastRows]):
         match = ids[:, None] == state.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
         return Target(state.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
 
-    def update(self, state: _LastRows, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _LastRows, steps: Sequence[Forward], term: BaseTerm) -> None:
         if not (steps := _shown(steps, term)):
             return
         state.ids = distributed.gather(torch.cat([step.ids(term.view) for step in steps]))
@@ -153,7 +152,7 @@ class LastBatch(Teacher[_LastRows]):
 
 
 @dataclass(frozen=True)
-class Stale(Teacher[Held]):
+class Stale(Teacher[FrozenCopy]):
     """For each peer the mean probability of the others, by copies of their weights that are renewed now and then.
 
     Every so many steps, that is. The copies are in eval mode; the first ones are of the initial weights
@@ -169,8 +168,8 @@ class Stale(Teacher[Held]):
         if self.every < 1:
             raise RecipeError(f"peers exchange their weights every so many steps, from 1 on, not {self.every}")
 
-    def start(self, model: nn.Module, given: Given) -> Held:
-        return Held(copy.deepcopy(model).float())
+    def start(self, model: nn.Module, given: BindArgs) -> FrozenCopy:
+        return FrozenCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
         return self
@@ -180,16 +179,16 @@ class Stale(Teacher[Held]):
             raise SpaceError(f"Stale teaches the head 'peers', not {head!r}")
         return "probabilities"
 
-    def target(self, state: Held, step: Step, term: BaseTerm) -> Target:
-        p = F.softmax(step.look(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
+    def target(self, state: FrozenCopy, step: Forward, term: BaseTerm) -> Target:
+        p = F.softmax(step.teacher_output(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
         if p.shape[1] < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {p.shape[1]}")
         return Target((p.sum(1, keepdim=True) - p) / (p.shape[1] - 1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: Held, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: FrozenCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every:
             return
-        now = steps[0].trained.state_dict()
+        now = steps[0].owner.state_dict()
         for name, mine in state.module.state_dict().items():
             mine.copy_(now[name])

@@ -1,9 +1,4 @@
-"""Distribution alignment: another teacher's word, with the classes as often as they are to be.
-
-Labels that unlabelled rows surely have, and classes that they surely do not have, by an unsure last generation.
-
-Labels that unlabelled rows are given: by the last generation, or from the distribution of the labels.
-"""
+"""Pseudo-labels of unlabelled rows, by the last generation, by certainty, or aligned to the distribution of labels."""
 
 from __future__ import annotations
 
@@ -16,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.memory import Buffers, Table, averages, spoken
-from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.memory import Buffers, SampleMemory, averages, spoken
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
+from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
 from .labels import Itself
@@ -80,8 +75,8 @@ class ClassAligned(Teacher[_Shares]):
         """The view that the inner teacher looks at, where it names one."""
         return self.teacher.view
 
-    def own_view(self, term: BaseTerm) -> str | None:
-        return self.teacher.own_view(term)
+    def student_view(self, term: BaseTerm) -> str | None:
+        return self.teacher.student_view(term)
 
     def key(self, term: BaseTerm) -> Hashable:
         return ClassAligned, self.decay, self.to, self.teacher.key(term)
@@ -94,19 +89,19 @@ class ClassAligned(Teacher[_Shares]):
             )
         return "probabilities"
 
-    def start(self, model: nn.Module, given: Given) -> _Shares:
+    def start(self, model: nn.Module, given: BindArgs) -> _Shares:
         return _Shares(self.teacher.start(model, given))
 
-    def prepare(self, state: _Shares, pool: Pool) -> None:
+    def prepare(self, state: _Shares, pool: GenerationData) -> None:
         self.teacher.prepare(state.inner, pool)
         if self.to == "labels" and not pool.targets.is_floating_point():
             counts = pool.targets.flatten().bincount().float()
             state.wanted = (counts / counts.sum()).to(state.wanted.device)
 
-    def admitted(self, state: _Shares) -> Tensor | None:
-        return self.teacher.admitted(state.inner)
+    def eligible_ids(self, state: _Shares) -> Tensor | None:
+        return self.teacher.eligible_ids(state.inner)
 
-    def target(self, state: _Shares, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Shares, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         word = self.teacher.target(state.inner, step, term).detached()
         p = word.probabilities(classes)
@@ -123,7 +118,7 @@ class ClassAligned(Teacher[_Shares]):
         missing = shares.wanted.new_zeros(max(0, classes - len(shares.wanted)))  # classes beyond the last label's
         return torch.cat([shares.wanted, missing])
 
-    def update(self, state: _Shares, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Shares, steps: Sequence[Forward], term: BaseTerm) -> None:
         self.teacher.update(state.inner, steps, term)
         seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
         if seen:
@@ -148,7 +143,7 @@ class Dropping(nn.Module):
         return self.model(x)
 
 
-class _Selected(Table):
+class _Selected(SampleMemory):
     """By sample id two rows of ones and zeros, (classes) each: the class it has, and those that it does not have."""
 
     def __init__(self, previous: nn.Module | None) -> None:
@@ -194,13 +189,13 @@ class CertainLabels(Teacher[_Selected]):
         space = one_per_row(self, head, values=False)
         return "excluded" if self.excludes else space
 
-    def start(self, model: nn.Module, given: Given) -> _Selected:
+    def start(self, model: nn.Module, given: BindArgs) -> _Selected:
         return _Selected(given.previous)
 
-    def admitted(self, state: _Selected) -> Tensor | None:
+    def eligible_ids(self, state: _Selected) -> Tensor | None:
         return state.ids().cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: _Selected, pool: Pool) -> None:
+    def prepare(self, state: _Selected, pool: GenerationData) -> None:
         previous = state.previous[0]
         if previous is None or not len(pool.unlabelled):
             return
@@ -210,16 +205,16 @@ class CertainLabels(Teacher[_Selected]):
         has_not = ~best & (p <= self.negative) & (s <= self.negative_spread) & ~has.any(1, keepdim=True)
         state.write(pool.unlabelled.to(p.device), torch.cat([has, has_not], dim=1).float())
 
-    def heard(self, previous: nn.Module, pool: Pool) -> tuple[Tensor, Tensor]:
+    def heard(self, previous: nn.Module, pool: GenerationData) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over the passes, (rows, classes) each."""
         said = []
         with torch.random.fork_rng(devices=[]):
             for k in range(self.passes):
                 torch.manual_seed(rng.seed(pool.seed, "certain", pool.clock.generation, k))
-                said.append(F.softmax(pool.look(Dropping(previous), pool.unlabelled), dim=-1))
+                said.append(F.softmax(pool.predict(Dropping(previous), pool.unlabelled), dim=-1))
         return torch.stack(said).mean(0), torch.stack(said).std(0)
 
-    def target(self, state: _Selected, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Selected, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         chosen, _ = state.read(step.ids(term.view), 2 * classes)
         label, known = first_word(step, term, classes)
@@ -229,7 +224,7 @@ class CertainLabels(Teacher[_Selected]):
         return Target(torch.where(known[:, None], label, has), "probabilities", known | has.any(1))
 
 
-class _Chosen(Table):
+class _Chosen(SampleMemory):
     """Pseudo-labels by sample id, and the ids that this generation may draw."""
 
     ids: Tensor
@@ -264,20 +259,20 @@ class PseudoLabels(Teacher[_Chosen]):
         if self.fill and not self.balanced:
             raise RecipeError("rows are repeated to balance classes: fill goes with balanced=True")
 
-    def start(self, model: nn.Module, given: Given) -> _Chosen:
+    def start(self, model: nn.Module, given: BindArgs) -> _Chosen:
         return _Chosen(given.previous)
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def admitted(self, state: _Chosen) -> Tensor | None:
+    def eligible_ids(self, state: _Chosen) -> Tensor | None:
         return state.ids.cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: _Chosen, pool: Pool) -> None:
+    def prepare(self, state: _Chosen, pool: GenerationData) -> None:
         previous = state.previous[0]
         if previous is None or not len(pool.unlabelled):
             return
-        p = F.softmax(pool.look(previous, pool.unlabelled), dim=-1)
+        p = F.softmax(pool.predict(previous, pool.unlabelled), dim=-1)
         confidence, best = p.max(-1)
         share = self.shares[min(pool.clock.generation - 1, len(self.shares) - 1)]
         groups = [best == c for c in range(p.shape[1])] if self.balanced else [torch.ones_like(best, dtype=torch.bool)]
@@ -293,7 +288,7 @@ class PseudoLabels(Teacher[_Chosen]):
         state.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
         state.ids = pool.unlabelled[rows]
 
-    def target(self, state: _Chosen, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Chosen, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
         pseudo, seen = state.read(step.ids(term.view), classes)
         label, known = first_word(step, term, classes)
@@ -308,7 +303,7 @@ class _Ranked(Buffers):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("labels", torch.zeros(0))
-        self.said, self.aligned = Table(), Table()
+        self.said, self.aligned = SampleMemory(), SampleMemory()
 
     def align(self) -> None:
         """The value of rank r of N becomes the labels' quantile r / (N - 1), between two of them on a line."""
@@ -332,7 +327,7 @@ class Aligned(Teacher[_Ranked]):
     epoch it says nothing.
     """
 
-    def start(self, model: nn.Module, given: Given) -> _Ranked:
+    def start(self, model: nn.Module, given: BindArgs) -> _Ranked:
         return _Ranked()
 
     def space(self, head: str) -> str:
@@ -340,14 +335,14 @@ class Aligned(Teacher[_Ranked]):
             raise SpaceError(f"Aligned gives values the distribution of labels; the head {head!r} has none")
         return "values"
 
-    def prepare(self, state: _Ranked, pool: Pool) -> None:
+    def prepare(self, state: _Ranked, pool: GenerationData) -> None:
         state.labels = pool.targets.float().sort().values.to(state.labels.device)
 
-    def target(self, state: _Ranked, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: _Ranked, step: Forward, term: BaseTerm) -> Target:
         value, seen = state.aligned.read(step.ids(term.view), 1)
         return Target(value, "values", seen)
 
-    def update(self, state: _Ranked, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: _Ranked, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             state.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
         clock = steps[0].clock

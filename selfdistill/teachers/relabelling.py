@@ -1,4 +1,4 @@
-"""Labels that are corrected by what the student has said of a sample over many epochs."""
+"""Relabelling: labels that the student's predictions over many epochs correct."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import Table
-from ..core.parts import BaseTerm, Given, Teacher
-from ..core.step import Step
+from ..core.memory import SampleMemory
+from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..gates.confidence import smallest
 from .memories import first_word, one_per_row, remembered
-from .self_training import Bundle
+from .self_training import PseudoLabelStore
 
 
 @dataclass(frozen=True)
-class Ensembled(Teacher[Table]):
+class Ensembled(Teacher[SampleMemory]):
     """The bias-corrected moving average of what was said of a sample in earlier epochs: Z / (1 - decay^n).
 
     Z <- decay Z + (1 - decay) p after each of its n visits, Z = 0 at first; before the first visit it says nothing
@@ -29,18 +29,18 @@ class Ensembled(Teacher[Table]):
 
     decay: float = 0.6
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        return Table()  # of Z and, in the last column, 1 - decay^n
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        return SampleMemory()  # of Z and, in the last column, 1 - decay^n
 
     def space(self, head: str) -> str:
         return one_per_row(self, head)
 
-    def target(self, state: Table, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
         kept, seen = state.read(step.ids(term.view), width + 1)
         return Target(kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), self.space(term.head), seen)
 
-    def update(self, state: Table, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             said = remembered(step.student(term.view, term.head), self.space(term.head))
             past, _ = state.read(step.ids(term.view), said.shape[-1] + 1)
@@ -48,12 +48,12 @@ class Ensembled(Teacher[Table]):
             state.write(step.ids(term.view), self.decay * past + (1.0 - self.decay) * now)
 
 
-class Votes(Bundle):
+class Votes(PseudoLabelStore):
     """Refurbished labels by sample id, which are handed on, and the last best classes of each sample, newest last."""
 
     def __init__(self) -> None:
         super().__init__(None, stays=True)
-        self.said = Table()
+        self.said = SampleMemory()
 
     def majority(self, ids: Tensor, length: int, classes: int) -> tuple[Tensor, Tensor]:
         """The most frequent class (rows,), and how uncertain the votes are: entropy over log C; 1 until all are in."""
@@ -93,14 +93,14 @@ class Refurbished(Teacher[Votes]):
         if not 0.0 <= self.noise < 1.0:
             raise RecipeError(f"noise is the share of labels taken for wrong, from 0 to below 1, not {self.noise}")
 
-    def start(self, model: nn.Module, given: Given) -> Votes:
+    def start(self, model: nn.Module, given: BindArgs) -> Votes:
         return Votes()
 
     def space(self, head: str) -> str:
         one_per_row(self, head, values=False)
         return "classes"
 
-    def _refurbished(self, votes: Votes, step: Step, term: BaseTerm) -> tuple[Tensor, Tensor]:
+    def _refurbished(self, votes: Votes, step: Forward, term: BaseTerm) -> tuple[Tensor, Tensor]:
         """The refurbished label of each row (rows,), and whether it has one."""
         ids, classes = step.ids(term.view), step.student(term.view, term.head).shape[-1]
         best, doubt = votes.majority(ids, self.history, classes)
@@ -108,7 +108,7 @@ class Refurbished(Teacher[Votes]):
         sure = doubt <= self.threshold
         return torch.where(sure, best, before[:, 0].long()), sure | has
 
-    def target(self, state: Votes, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Votes, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(y, "classes", y >= 0)
@@ -118,7 +118,7 @@ class Refurbished(Teacher[Votes]):
         easy = smallest(loss, known, torch.ceil((1.0 - self.noise) * known.sum()))
         return Target(torch.where(mended, label, y), "classes", known & (easy | mended))
 
-    def update(self, state: Votes, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Votes, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             if step.clock.epoch >= self.wait * step.clock.epochs:
                 label, mended = self._refurbished(state, step, term)
@@ -126,12 +126,12 @@ class Refurbished(Teacher[Votes]):
             state.vote(step.ids(term.view), step.student(term.view, term.head).argmax(-1), self.history)
 
 
-class Window(Bundle):
+class Window(PseudoLabelStore):
     """The last predictions of each sample, newest last, and how many they are; their mean is handed on."""
 
     def __init__(self, length: int) -> None:
         super().__init__(None, stays=True)
-        self.said, self.length = Table(), length
+        self.said, self.length = SampleMemory(), length
 
     def mean(self, ids: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """The mean prediction (rows, classes), and which rows have any."""
@@ -166,13 +166,13 @@ class Relabelled(Teacher[Window]):
         if self.window < 1:
             raise RecipeError(f"a window holds at least one prediction, not {self.window}")
 
-    def start(self, model: nn.Module, given: Given) -> Window:
+    def start(self, model: nn.Module, given: BindArgs) -> Window:
         return Window(self.window)
 
     def space(self, head: str) -> str:
         return one_per_row(self, head, values=False)
 
-    def target(self, state: Window, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Window, step: Forward, term: BaseTerm) -> Target:
         ids = step.ids(term.view)
         classes = step.student(term.view, term.head).shape[-1]
         label, known = first_word(step, term, classes)
@@ -182,7 +182,7 @@ class Relabelled(Teacher[Window]):
             return Target(label, "probabilities", known)
         return Target(torch.where(seen[:, None], soft, label), "probabilities", seen | known)
 
-    def update(self, state: Window, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Window, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view) and step.clock.generation == 0):
             said = remembered(step.student(term.view, term.head), "logits")
             state.push(step.ids(term.view), said)

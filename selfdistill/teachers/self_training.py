@@ -1,7 +1,7 @@
-"""Pseudo-labels that pass from generation to generation: what repeated self-training trains on.
+"""Pseudo-labels that pass from generation to generation: the data of repeated self-training.
 
-A generation hands on the labels it trained on (`collect`), and the next one takes them over (`hand_on`) from the last
-*accepted* one: labels that a rejected generation has added teach nobody after it.
+A generation hands on the labels that it trained on (`collect`), and the next one takes them from the last *accepted*
+one (`hand_on`): labels that a rejected generation has added are not used again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.memory import Table
+from ..core.memory import SampleMemory
 from ..core.outputs import one_distribution
-from ..core.parts import BaseTerm, Given, Pool, Teacher
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 
 KEEPS = ("accumulate", "replace", "anchor")
 
 
-class Bundle(Table):
+class PseudoLabelStore(SampleMemory):
     """Pseudo-labels by sample id, and the ids that this generation draws; ``stays`` where its labels are handed on."""
 
     ids: Tensor
@@ -44,14 +44,14 @@ class Bundle(Table):
         return {"ids": ids.cpu(), "labels": self.values[ids].cpu()} if self.stays and len(ids) else {}
 
 
-def fresh_rows(pool: Pool, fresh: int) -> Tensor:
+def fresh_rows(pool: GenerationData, fresh: int) -> Tensor:
     """The unlabelled ids (rows,) that generation k >= 1 labels: places (k - 1) fresh to k fresh of one shuffled order.
 
     A function of seed and generation alone. Generations share no row until the pool is exhausted; then the order
     begins again. A pool smaller than ``fresh`` is labelled whole every time.
 
     >>> from selfdistill.core import Clock
-    >>> pool = Pool(torch.arange(4), lambda module, ids: ids, Clock(1, 9))
+    >>> pool = GenerationData(torch.arange(4), lambda module, ids: ids, Clock(1, 9))
     >>> sorted(torch.cat([fresh_rows(pool._replace(clock=Clock(k, 9)), 2) for k in (1, 2)]).tolist())
     [0, 1, 2, 3]
     """
@@ -74,7 +74,7 @@ def real_share(ratio: float) -> float:
 
 
 @dataclass(frozen=True)
-class Carried(Teacher[Bundle]):
+class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
     """Labels for ``fresh`` new unlabelled rows by the last accepted generation, once at the start of a generation.
 
     The clean view goes through that generation in eval mode; ``hard`` keeps its best class, else its probabilities.
@@ -100,24 +100,24 @@ class Carried(Teacher[Bundle]):
         if self.fresh < 1:
             raise RecipeError(f"fresh counts the rows that a generation labels: at least 1, not {self.fresh}")
 
-    def start(self, model: nn.Module, given: Given) -> Bundle:
-        return Bundle(given.previous, stays=self.keep == "accumulate")
+    def start(self, model: nn.Module, given: BindArgs) -> PseudoLabelStore:
+        return PseudoLabelStore(given.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
         if not one_distribution(head):
-            raise SpaceError(f"Carried holds one distribution for each sample; the head {head!r} is none")
+            raise SpaceError(f"InheritedPseudoLabels holds one distribution for each sample; the head {head!r} is none")
         return "probabilities"
 
-    def admitted(self, state: Bundle) -> Tensor | None:
+    def eligible_ids(self, state: PseudoLabelStore) -> Tensor | None:
         return state.ids.cpu()  # rows are drawn where the data are
 
-    def prepare(self, state: Bundle, pool: Pool) -> None:
+    def prepare(self, state: PseudoLabelStore, pool: GenerationData) -> None:
         previous = state.previous[0]
         state.ids = pool.labelled
         if previous is None or not len(pool.unlabelled):
             return
         rows = fresh_rows(pool, self.fresh)
-        p = F.softmax(pool.look(previous, rows), dim=-1)
+        p = F.softmax(pool.predict(previous, rows), dim=-1)
         state.write_new(rows, F.one_hot(p.argmax(-1), p.shape[1]).float() if self.hard else p)
         copies = len(pool.labelled) if self.keep == "accumulate" else 0
         if self.keep == "anchor":
@@ -126,6 +126,6 @@ class Carried(Teacher[Bundle]):
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
         state.ids = torch.cat([real, state.labelled().cpu()])
 
-    def target(self, state: Bundle, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: PseudoLabelStore, step: Forward, term: BaseTerm) -> Target:
         labels, seen = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
         return Target(labels, "probabilities", seen)

@@ -1,4 +1,4 @@
-"""Teachers with weights: averages and frozen copies of the student, earlier generations, other models."""
+"""Teachers with weights of their own: averages and frozen copies of the student, earlier generations, other models."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing_extensions import TypeVar
 
 from ..core import distributed
 from ..core.logits import blended
-from ..core.memory import Held, LargeModel, WeightView
+from ..core.memory import FrozenCopy, LargeModel, WeightView
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Given, Pool, Teacher, aligned_target
-from ..core.step import Step
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher, aligned_target
+from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.networks import Scaled
 
-H = TypeVar("H", bound=Held, default=Held)
+H = TypeVar("H", bound=FrozenCopy, default=FrozenCopy)
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class Ema(Teacher[H]):
             return None
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
-    def start(self, model: nn.Module, given: Given) -> H:
+    def start(self, model: nn.Module, given: BindArgs) -> H:
         module = model.average() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
-        state: Any = Held(module, self.train)  # an average with more to remember overrides this
+        state: Any = FrozenCopy(module, self.train)  # an average with more to remember overrides this
         return state  # type: ignore[no-any-return]
 
     def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
-    def target(self, state: H, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
         view, head = self.view or term.view, term.head
-        return aligned_target(step, term, view, lambda: step.look(state.module, view, head), space_of(head))
+        return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space_of(head))
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
-        teacher, student = state.module, steps[0].trained
+        teacher, student = state.module, steps[0].owner
         if isinstance(teacher, WeightView):
             return teacher.follow(student, 1.0 - decay)
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
@@ -91,45 +91,45 @@ class Frozen(Teacher):
     def immovable(self) -> bool:
         return type(self).update is Frozen.update
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
         return model.frozen() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         module = self.module(model, given)
-        return nn.Module() if module is None else Held(module)
+        return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
         return self, term.head, self.view or term.view  # what is cached was said of one view
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return self.answer(state, step, term, term.head)
 
-    def answer(self, state: nn.Module, step: Step, term: BaseTerm, head: str) -> Target:
+    def answer(self, state: nn.Module, step: Forward, term: BaseTerm, head: str) -> Target:
         """What it says at a head of its own for a term; nothing where it holds no weights yet."""
         view, space = self.view or term.view, space_of(head)
-        if not isinstance(state, Held):
+        if not isinstance(state, FrozenCopy):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
         if view not in step.batch.fixed or not state.keeps:
-            return aligned_target(step, term, view, lambda: step.look(state.module, view, head), space)
+            return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
-            step.spare(state.module, view)
+            step.skip(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.look(state.module, view, head))
+        fresh = state.said.rounded(step.teacher_output(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
-    def update(self, state: nn.Module, steps: Sequence[Step], term: BaseTerm) -> None:
-        if not isinstance(state, Held) or not state.keeps:
+    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
+        if not isinstance(state, FrozenCopy) or not state.keeps:
             return
         view = self.view or term.view
         for step in steps:
             # several processes exchange what is new, so each takes part even where the cache knew all its rows
-            if view in step.batch.fixed and (distributed.size() > 1 or step.asked(state.module, view)):
+            if view in step.batch.fixed and (distributed.size() > 1 or step.has_output(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
                     state.said.write_new(step.addresses(view), value)
@@ -143,7 +143,7 @@ class Generation(Frozen):
     Of a language model, which is trained further and not anew, it is in generation 0 what training begins with.
     """
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.previous is model:
             raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
         return model.holding(given.previous or model) if isinstance(model, LargeModel) else given.previous
@@ -156,7 +156,7 @@ class External(Frozen):
 
     source: str | None = None
 
-    def module(self, model: nn.Module, given: Given) -> nn.Module | None:
+    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.external is model:
             raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
         if isinstance(model, LargeModel):
@@ -193,17 +193,17 @@ class GeometricMixture(Teacher[nn.ModuleList]):
     def reads(self, term: BaseTerm) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.first.reads(term), *self.second.reads(term))))
 
-    def own_view(self, term: BaseTerm) -> str | None:
-        return self.first.own_view(term) or self.second.own_view(term)
+    def student_view(self, term: BaseTerm) -> str | None:
+        return self.first.student_view(term) or self.second.student_view(term)
 
-    def start(self, model: nn.Module, given: Given) -> nn.ModuleList:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.ModuleList:
         return nn.ModuleList([self.first.start(model, given), self.second.start(model, given)])
 
-    def prepare(self, state: nn.ModuleList, pool: Pool) -> None:
-        self.first.prepare(state[0], pool)
-        self.second.prepare(state[1], pool)
+    def prepare(self, state: nn.ModuleList, data: GenerationData) -> None:
+        self.first.prepare(state[0], data)
+        self.second.prepare(state[1], data)
 
-    def target(self, state: nn.ModuleList, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.ModuleList, step: Forward, term: BaseTerm) -> Target:
         one, other = self.first.target(state[0], step, term), self.second.target(state[1], step, term)
         if {one.space, other.space} != {"logits"}:
             raise SpaceError(f"GeometricMixture mixes logits, not {one.space} and {other.space}")
@@ -211,7 +211,7 @@ class GeometricMixture(Teacher[nn.ModuleList]):
         valid = [v for v in (one.valid, other.valid) if v is not None]
         return Target(value, "logits", reduce(torch.logical_and, valid) if valid else None)
 
-    def update(self, state: nn.ModuleList, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: nn.ModuleList, steps: Sequence[Forward], term: BaseTerm) -> None:
         self.first.update(state[0], steps, term)
         self.second.update(state[1], steps, term)
 

@@ -1,4 +1,4 @@
-"""Terms of their own kind: where what is compared is not simply an output of the student and a target for it."""
+"""Terms that are more than one loss between an output of the student and a target."""
 
 from __future__ import annotations
 

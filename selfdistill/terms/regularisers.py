@@ -1,11 +1,4 @@
-"""Terms whose loss cools down, or warms up.
-
-Are all classes said alike? A term over a batch, not over its rows.
-
-A teacher learns from what its labels do for its student: a gradient through the student's own step.
-
-The student answers for inputs that were moved to where it changes its mind most: gradients within a term.
-"""
+"""Terms with arithmetic of their own: moving temperatures, fairness, meta feedback and adversarial perturbation."""
 
 from __future__ import annotations
 
@@ -20,8 +13,8 @@ from torch import Tensor
 from .. import rng
 from ..core import distributed
 from ..core.outputs import space_of
-from ..core.parts import Loss, Measured, StateOf, Tally, Teacher, Term
-from ..core.step import Passes, Step, members
+from ..core.parts import Loss, StateOf, Tally, Teacher, Term, TermResult
+from ..core.step import Forward, Passes, members
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..gates import SelfAdaptive
@@ -68,7 +61,7 @@ class Cooling(Term):
         """How it changes, in words."""
         return f"whose {self.which} goes from {self.start:g} to its own in the first {100 * self.share:g} %"
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         loss: Any = self.loss
         now = replace(loss, **{self.which: self.temperature(step.clock)})
         return Term.tally(replace(self, loss=now), state_of, step)
@@ -81,7 +74,7 @@ class RowMeanCooling(Cooling):
     Source: the patches of Zhou et al., iBOT, ICLR 2022, equation 2, as the authors compute it.
     """
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         found = super().tally(state_of, step)
         if found.seen is None:
             return found
@@ -124,13 +117,13 @@ class Fairness(Term):
         if not isinstance(self.gate, SelfAdaptive):
             raise RecipeError(f"Fairness asks the gate SelfAdaptive what was said so far, not {self.gate}")
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         rows = torch.tensor(float(step.rows(self.view)), device=step.batch[self.view].x.device)
         student = self.said(step) if rows else rows
         if not rows:
-            return Measured(Tally(rows, rows), rows, rows)
+            return TermResult(Tally(rows, rows), rows, rows)
         gate, state = self.gate, state_of(self.gate)
-        target = self.teacher.target(state_of(self.teacher), step, self).spread(student).detached()
+        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
         trust = gate.weigh(state, student.detach(), target, step, self)
         trust = trust if target.valid is None else trust.masked_fill(~target.valid, 0.0)
         now: Running = gate.now(state, student.detach(), target, step, self)
@@ -142,7 +135,7 @@ class Fairness(Term):
         said = torch.log(_even(shares, counts) + 1e-12).unsqueeze(0)
         wanted = Target(_even(now.marginal, now.histogram).unsqueeze(0), "probabilities")
         total = -self.loss(said, wanted).sum() * rows if kept > 0 else 0.0 * p.sum()
-        return Measured(Tally(total, rows), kept, rows)
+        return TermResult(Tally(total, rows), kept, rows)
 
 
 Speak = Callable[[Mapping[str, Tensor], Tensor], Tensor]  # weights and inputs -> logits (rows, classes)
@@ -195,26 +188,26 @@ class Feedback(Term):
         taught, judged = rows_of(self.view), rows_of(self.labelled)
         return taught + judged, 2.0 * taught + judged
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         group, zero = step.owner, torch.zeros((), device=next(iter(step.batch.values())).x.device)
         if not isinstance(group, Pair):
             raise SpaceError(
-                f"Feedback asks a student beside its teacher, not a {type(group).__name__}; prepare=Paired()"
+                f"Feedback asks a student beside its teacher, not a {type(group).__name__}; wrap_model=Paired()"
             )
         if distributed.is_sharded(group):
             raise RecipeError("the student's step needs its weights whole; train under DDP: leave --parallel out")
         if not step.rows(self.view) or not step.rows(self.labelled):
-            return Measured(Tally(zero, zero), zero, zero)
+            return TermResult(Tally(zero, zero), zero, zero)
         z, y = step.student(self.view, self.head), step.labels(self.labelled)
         x, judged = step.batch[self.view].x, step.batch[self.labelled].x
         rows, spoken = z.new_full((), float(len(z))), z.detach().requires_grad_()
         weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
         with torch.enable_grad():
-            loss = self.after(lambda w, seen: step.otherwise(group.student, w, seen), weights, spoken, x, judged, y)
+            loss = self.after(lambda w, seen: step.with_weights(group.student, w, seen), weights, spoken, x, judged, y)
             (signal,) = torch.autograd.grad(loss, spoken, materialize_grads=True)
         step.passes = step.passes._replace(backward=step.passes.backward + len(x))  # once more through the step
         total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
-        return Measured(Tally(total, rows), rows, rows)
+        return TermResult(Tally(total, rows), rows, rows)
 
     def after(
         self, speak: Speak, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, judged: Tensor, y: Tensor
@@ -265,7 +258,7 @@ class Perturbed(Term):
                 f"{self.iterations}"
             )
 
-    def said(self, step: Step) -> Tensor:
+    def said(self, step: Forward) -> Tensor:
         x = step.batch[self.view].x
         if not x.is_floating_point():
             raise SpaceError(f"view {self.view!r} shows {x.dtype}, and only inputs that are real numbers can be moved")
@@ -277,7 +270,7 @@ class Perturbed(Term):
         return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)
 
     @torch.enable_grad()
-    def direction(self, step: Step, x: Tensor) -> Tensor:
+    def direction(self, step: Forward, x: Tensor) -> Tensor:
         """Where the student changes most, a unit vector for each row."""
         clock = step.clock
         # the seed of the step is that of dropout, so that runs with other seeds draw other directions

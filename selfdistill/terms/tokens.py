@@ -18,7 +18,6 @@ from ..core.parts import (
     BaseTerm,
     Elements,
     Gate,
-    Measured,
     PerElement,
     Reduction,
     Schedule,
@@ -26,8 +25,9 @@ from ..core.parts import (
     Tally,
     Teacher,
     Term,
+    TermResult,
 )
-from ..core.step import Batch, Step
+from ..core.step import Batch, Forward
 from ..errors import SpaceError
 from ..gates.tokens import ImportanceWeight
 from ..losses.chunked.divergences import log_probabilities
@@ -89,7 +89,7 @@ def mask_of(batch: Batch, view: str) -> Tensor:
     return mask
 
 
-def token_log_probs(logits: Logits, step: Step, view: str, mask: Tensor) -> Tensor:
+def token_log_probs(logits: Logits, step: Forward, view: str, mask: Tensor) -> Tensor:
     """log p(y_t) of the tokens of a view, (rows, T), 0 where they are masked."""
     return log_probabilities(logits, step.labels(view).clamp(min=0), mask=mask)
 
@@ -118,7 +118,7 @@ class PolicyGradient(BaseTerm):
     def count_of(self, batch: Batch) -> Tensor:
         return self.reduction.count(self._elements(mask_of(batch, self.view)))
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         mask, extra = mask_of(step.batch, self.view), step.batch[self.view].extra
         now = token_log_probs(step.student(self.view, self.head), step, self.view, mask)
         old = extra["log_prob"][:, : mask.shape[1]] if "log_prob" in extra else now.detach()
@@ -128,7 +128,7 @@ class PolicyGradient(BaseTerm):
         elements = self._elements(mask)
         share = self.reduction.weights(elements)
         loss = gain if share is None else share * gain
-        return Measured(Tally(-loss[mask].sum(), self.reduction.count(elements)), elements.number, elements.number)
+        return TermResult(Tally(-loss[mask].sum(), self.reduction.count(elements)), elements.number, elements.number)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TeacherReturns(Term):
     def __post_init__(self) -> None:
         """There is no loss to be checked."""
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         student = step.student(self.view, self.head)
         target = self.teacher.target(state_of(self.teacher), step, self)
         valid = mask_of(step.batch, self.view) if target.valid is None else target.valid
@@ -163,7 +163,7 @@ class TeacherReturns(Term):
         share = self.reduction.weights(elements)
         weight = trust if share is None else share * trust
         total = -(weight * (reward * now))[valid].sum()
-        return Measured(Tally(total, self.reduction.count(elements)), elements.kept, number)
+        return TermResult(Tally(total, self.reduction.count(elements)), elements.kept, number)
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ class PreferenceTerm(BaseTerm):
     def count_of(self, batch: Batch) -> Tensor:
         return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         margin = self._ratio(state_of, step, self.view) - self._ratio(state_of, step, self.over)
         count = self.count_of(step.batch)
-        return Measured(Tally(softplus(-self.lam * margin).sum(), count), count, count)
+        return TermResult(Tally(softplus(-self.lam * margin).sum(), count), count, count)
 
-    def _ratio(self, state_of: StateOf, step: Step, view: str) -> Tensor:
+    def _ratio(self, state_of: StateOf, step: Forward, view: str) -> Tensor:
         """log p(y) - log q(y) of whole completions, (rows,)."""
         mask = mask_of(step.batch, view)
         target = self.teacher.target(state_of(self.teacher), step, replace(self, view=view))

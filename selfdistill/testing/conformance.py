@@ -22,17 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import gates, losses, methods, models, schedules, teachers, terms, views
+from .. import gates, losses, methods, schedules, teachers, terms, views
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, FunctionLoss, Gate, Given, Loss, LossFunction, Teacher, Term, as_loss
-from ..core.step import Batch, Clock, Rows, Step
+from ..core.parts import Always, BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
+from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
 from ..io.expressions import read
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import heads, peers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -46,7 +46,8 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, heads, models, peers):
+    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
@@ -182,8 +183,8 @@ def check_gate(gate: Gate) -> None:
         for head in [_HEAD_FOR.get(space, "logits"), *(["exits"] if space in DISTRIBUTIONS else [])]:
             model = tiny(0)
             term = Term(teachers.Labels(), losses.CrossEntropy(), head=head, gate=gate)
-            state = gate.start(model, Given())
-            step = Step(model, batch_of({"x": "all"}, 0), Clock())
+            state = gate.start(model, BindArgs())
+            step = Forward(model, batch_of({"x": "all"}, 0), Clock()).run()
             student = step.student("x", head).detach()
             shape = tuple(element_shape(student))
             target = Target(sample(space, shape, 3, student.shape[-1]), space)
@@ -252,7 +253,7 @@ def _asked(teacher: Teacher, objective: Objective, batch: Batch) -> Target:
     term = objective.method.terms["term"]
     torch.manual_seed(0)
     state = next(iter(objective.states.values()))
-    return teacher.target(state, objective.look(batch), term)
+    return teacher.target(state, objective.forward_views(batch), term)
 
 
 def _check_target(teacher: Teacher, target: Target, objective: Objective, batch: Batch) -> None:
@@ -261,15 +262,14 @@ def _check_target(teacher: Teacher, target: Target, objective: Objective, batch:
     declared = teacher.space(term.head)
     _require(target.space == declared, f"{teacher} declares {declared} and gave a target of {target.space}")
     _require(not target.value.requires_grad, f"{teacher} lets gradient through its target; detach it")
-    student = objective.look(batch).student(term.view, term.head)
+    kind = torch.bool if target.valid is None else target.valid.dtype
+    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
+    student = objective.forward_views(batch).student(term.view, term.head)
     try:
         whole = target.spread(student)
     except SpaceError as error:
         raise AssertionError(f"{teacher}: {error}") from None
-    valid = whole.valid
-    kind = torch.bool if valid is None else valid.dtype
-    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
-    said = whole.value if valid is None else whole.value[valid]
+    said = whole.value if whole.valid is None else whole.value[whole.valid]
     _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
     first = _asked(teacher, objective.train(), batch)
     _require(same_bits(first.value, target.value), f"{teacher} answers otherwise when it is asked twice")
@@ -317,7 +317,7 @@ def check_method(
     except SelfdistillError as error:
         raise AssertionError(str(error)) from None
     build = build or factory(method, 3)
-    build = method.prepare(build) if method.prepare else build
+    build = method.wrap_model(build) if method.wrap_model else build
     for generation in range(min(2, method.generations)):
         clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
         try:

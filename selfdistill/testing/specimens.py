@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
-from ..core.parts import Pool
+from ..core.parts import GenerationData
 from ..core.step import Batch, Clock, Rows
 from ..models.networks import vit
 from ..models.patch_masking import hide
@@ -88,7 +88,7 @@ def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -
         return tiny(seed, outputs=outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if method.prepare and method.prepare.patches:
+        if method.wrap_model and method.wrap_model.patches:
             return vit((1, 8, 8), CLASSES, width=8, depth=1, heads=2)
         return Stages(exits)
 
@@ -105,7 +105,7 @@ def factory(method: Method, seed: int) -> Callable[..., nn.Module]:
 def built(method: Method, seed: int) -> nn.Module:
     """The same as the method prepares it."""
     build = factory(method, seed)
-    return method.prepare(build)() if method.prepare else build()
+    return method.wrap_model(build)() if method.wrap_model else build()
 
 
 def batch_for(method: Method, step: int) -> Batch:
@@ -121,7 +121,7 @@ def batch_for(method: Method, step: int) -> Batch:
 
 def maps_of(method: Method) -> bool:
     """Does the method want a model whose stages say maps?"""
-    return method.prepare is not None and method.prepare.maps
+    return method.wrap_model is not None and method.wrap_model.maps
 
 
 def tiny(seed: int, dropout: float = 0.0, outputs: int = 2) -> nn.Module:
@@ -164,10 +164,10 @@ def batch_of(rows_of: Mapping[str, str], step: int, values: int = 0, fixed: bool
 
 def views_of(method: Method) -> dict[str, str]:
     """The rows of each view that the method looks at."""
-    rows_of = {look.name: look.rows for look in method.views.looks}
+    rows_of = method.rows_of()
     seen = [term.view for term in method.terms.values()]
     seen += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
-    seen += [view for group in method.seen() for view in group]
+    seen += [view for group in method.student_views() for view in group]
     if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
         seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]
     return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}
@@ -178,14 +178,14 @@ def numbers_of(method: Method) -> int:
     return int(any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values()))
 
 
-def pool(clock: Clock, maps: bool = False) -> Pool:
+def pool(clock: Clock, maps: bool = False) -> GenerationData:
     """The 24 unlabelled samples, for teachers that label them."""
 
     def look(module: nn.Module, ids: Tensor) -> Tensor:
         output = module.eval()(inputs(ids, maps))
         return output["logits"] if isinstance(output, dict) else output  # type: ignore[no-any-return]
 
-    return Pool(torch.arange(24, 48), look, clock, torch.arange(24), targets=inputs(torch.arange(24))[:, 0])
+    return GenerationData(torch.arange(24, 48), look, clock, torch.arange(24), targets=inputs(torch.arange(24))[:, 0])
 
 
 def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = None) -> Tensor:

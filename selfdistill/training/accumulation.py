@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.objective import Objective
-from ..teachers import Held
+from ..teachers import FrozenCopy
 
 
 @contextlib.contextmanager
 def kept_buffers(objective: Objective) -> Iterator[None]:
     """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
-    held = [state.module for state in objective.states.modules() if isinstance(state, Held)]  # inside others too
+    held = [state.module for state in objective.states.modules() if isinstance(state, FrozenCopy)]  # inside others too
     before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
     try:
         yield

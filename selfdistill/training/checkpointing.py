@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.step import Passes
-from ..core.vitals import Pulse
+from ..core.vitals import TermHealth
 from ..errors import CheckpointError, NotFiniteError
 from ..io import checkpoint, tensors
 from ..io.tensors import digest
@@ -195,7 +195,7 @@ def restore(state: RunState, task: Task, begin: Callable[[int], None]) -> bool:
     state.history = log.cut(progress["log_bytes"])
     state.previous_seconds, state.steps_done = progress["elapsed"], progress["steps_done"]
     state.passes = Passes(*progress["passes"])
-    state.objective.pulse.update({name: Pulse(**pulse) for name, pulse in progress["pulse"].items()})
+    state.objective.pulse.update({name: TermHealth(**pulse) for name, pulse in progress["pulse"].items()})
     task.load_state_dict(saved["task"]["now"])
     task.resume(state)
     return True

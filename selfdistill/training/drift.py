@@ -34,7 +34,7 @@ from ..errors import DataError
 from ..evaluation.predict import predict_rows
 from ..evaluation.statistics import mcnemar, spend
 from ..teachers import PseudoLabels
-from ..teachers.self_training import Carried
+from ..teachers.self_training import InheritedPseudoLabels
 from .state import RunState
 from .task import Callback, Task
 
@@ -162,7 +162,7 @@ def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
 def learns_from_predecessor(method: Method) -> bool:
     """Whether a generation of this method learns from labels of the one before."""
     teachers = (term.teacher for term in method.terms.values())
-    return method.generations > 1 and any(isinstance(t, (Carried, PseudoLabels)) for t in teachers)
+    return method.generations > 1 and any(isinstance(t, (InheritedPseudoLabels, PseudoLabels)) for t in teachers)
 
 
 class DriftMonitor(Callback):
@@ -215,7 +215,7 @@ def measure(state: RunState, first: nn.Module, data: Data, earlier: Sequence[flo
 
 def _learns_from_labels(state: RunState, data: Data) -> bool:
     """Whether the generation at hand learns from real labels."""
-    ids = state.objective.admitted()
+    ids = state.objective.eligible_ids()
     chosen = any(look.rows == "chosen" for look in state.method.views.looks)
     return not chosen or ids is None or bool(torch.isin(data.labelled, ids).any())
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core.objective import Method
-from ..core.parts import BaseTerm, Measured, StateOf, Tally, Term
-from ..core.step import Step
+from ..core.parts import BaseTerm, StateOf, Tally, Term, TermResult
+from ..core.step import Forward
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
@@ -30,7 +30,7 @@ from ..io.tensors import write_json
 from ..losses import Squared
 from ..models import hub, text_encoder
 from ..teachers import External
-from ..views import Look, Views
+from ..views import View, Views
 from .fit import fit
 
 BATCH, EPOCHS = 32, 3
@@ -39,7 +39,7 @@ BATCH, EPOCHS = 32, 3
 RECORD, WORK = "pretraining.json", "work"
 
 
-VIEWS = Views((Look("masked", "labelled", "weak"), Look("whole", "labelled", "none")))
+VIEWS = Views((View("masked", "labelled", "weak"), View("whole", "labelled", "none")))
 
 
 class Filler(nn.Module):
@@ -76,14 +76,14 @@ class HiddenWords(BaseTerm):
     head: str = "features"
     weight: float = 1.0
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
         seen, said = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
         there = seen != said
         logits = cast(Filler, step.owner).says(hidden[there])
         total = F.cross_entropy(logits.float(), said[there], reduction="sum")
         count = there.sum().to(total.dtype)
-        return Measured(Tally(total, count), count, count)
+        return TermResult(Tally(total, count), count, count)
 
 
 WORDS = HiddenWords()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, Measured, Term
-from ..core.step import Batch, Step
+from ..core.parts import BaseTerm, Term, TermResult
+from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
@@ -49,7 +49,7 @@ def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes:
     with torch.no_grad(), kept_buffers(objective):
         reads = f"the model cannot read a batch of rows of shape {shape}"
         with _another_s_code(reads, "build it for that shape"):
-            step = objective.look(batch)
+            step = objective.forward_views(batch)
         _check_outputs(objective, step, classes)
         _check_peers(objective.student, step)
         weighs = f"a term of the method fails on rows of shape {shape}"
@@ -59,7 +59,7 @@ def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes:
             _check_sums(objective, step)
 
 
-def _check_sums(objective: Objective, step: Step) -> None:
+def _check_sums(objective: Objective, step: Forward) -> None:
     """A tally of one's own adds up over the parts of a batch; a mean that is called a sum does not.
 
     The parts hold what the models said of the whole batch, so that batch norm and dropout change nothing. Only what is
@@ -69,7 +69,7 @@ def _check_sums(objective: Objective, step: Step) -> None:
         if type(term).tally is Term.tally or step.rows(term.view) < 3:
             continue
 
-        def tally(part: Step, seed: int = 0, name: str = name, term: BaseTerm = term) -> Measured:
+        def tally(part: Forward, seed: int = 0, name: str = name, term: BaseTerm = term) -> TermResult:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
@@ -78,7 +78,7 @@ def _check_sums(objective: Objective, step: Step) -> None:
         if not torch.equal(whole.tally.total, drawn.tally.total):
             continue  # it draws: nothing is known
         try:
-            steps = step.parted(1 / 3)
+            steps = step.split(1 / 3)
             parts = [tally(part) for part in steps]
         except Exception:  # it needs a whole batch, or a number of rows: its own affair
             continue
@@ -94,14 +94,14 @@ def _check_sums(objective: Objective, step: Step) -> None:
             )  # fmt: skip
 
 
-_COUNTS: tuple[Callable[[Measured], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
+_COUNTS: tuple[Callable[[TermResult], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
 
 
 def _near(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= 1e-4 * abs(size) + 1e-9
 
 
-def _check_peers(student: nn.Module, step: Step) -> None:
+def _check_peers(student: nn.Module, step: Forward) -> None:
     """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
     apart = isinstance(student, ApartPeers) and not step.batch.fixed
     if not isinstance(student, Peers) or apart or distributed.is_sharded(student):
@@ -116,19 +116,19 @@ def _check_peers(student: nn.Module, step: Step) -> None:
             )
 
 
-def _output(objective: Objective, step: Step, term: BaseTerm) -> Tensor:
+def _output(objective: Objective, step: Forward, term: BaseTerm) -> Tensor:
     """The model's output for a term; where it has none, what prepared the model knows why."""
     try:
         return step.student(term.view, term.head)
     except SpaceError as error:
-        prepared = objective.method.prepare
+        prepared = objective.method.wrap_model
         why = prepared.lacking(objective.student) if prepared else None
         if why is None:
             raise
         raise SpaceError(why) from error
 
 
-def _check_outputs(objective: Objective, step: Step, classes: int) -> None:
+def _check_outputs(objective: Objective, step: Forward, classes: int) -> None:
     for name, term in objective.method.terms.items():
         if not step.rows(term.view):
             continue

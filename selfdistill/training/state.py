@@ -20,7 +20,7 @@ from ..core.objective import Method, Objective
 from ..core.step import Clock, Passes
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
-from ..teachers.self_training import Bundle
+from ..teachers.self_training import PseudoLabelStore
 from .settings import Settings
 
 
@@ -262,12 +262,12 @@ def copied(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def collect_pseudo_labels(objective: Objective) -> dict[str, Tensor]:
     """What the states of an objective leave to the next generation, by state and tensor."""
-    bundles = {name: state for name, state in objective.states.items() if isinstance(state, Bundle)}
+    bundles = {name: state for name, state in objective.states.items() if isinstance(state, PseudoLabelStore)}
     return {f"{name}.{key}": value for name, bundle in bundles.items() for key, value in bundle.carry().items()}
 
 
 def inherit_pseudo_labels(labels: Mapping[str, Tensor], objective: Objective) -> None:
     """Give the states of a fresh objective the pseudo-labels that an earlier one has left."""
     for name, state in objective.states.items():
-        if isinstance(state, Bundle) and f"{name}.ids" in labels:
+        if isinstance(state, PseudoLabelStore) and f"{name}.ids" in labels:
             state.write(labels[f"{name}.ids"], labels[f"{name}.labels"])

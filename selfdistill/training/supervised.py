@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, Objective, untaught
-from ..core.parts import Pool
+from ..core.parts import GenerationData
 from ..core.step import Batch, Passes, members
 from ..data.dataset import Data
 from ..data.sampler import Drawn, Sampler
@@ -20,7 +20,7 @@ from ..evaluation.predict import answers, predict_rows, scored
 from ..models.peers import Peers
 from ..teachers.cached import pinned
 from ..teachers.generations import wanted
-from ..teachers.self_training import Carried
+from ..teachers.self_training import InheritedPseudoLabels
 from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
 from .drift import DriftMonitor
 from .preflight import dry_run
@@ -41,7 +41,7 @@ class NetworkTask(Task):
     def __init__(
         self, build: Callable[..., nn.Module], data: Data, method: Method, external: nn.Module | None = None
     ) -> None:
-        self.build = method.prepare(build) if method.prepare else build
+        self.build = method.wrap_model(build) if method.wrap_model else build
         self.data, self.method, self.external = data, method, external
         self.problem, self.audit_rows = data.task, len(data.audit)
         self.sampler: Sampler
@@ -81,14 +81,16 @@ class NetworkTask(Task):
 
         labelled = self.data.labelled
         state.objective.prepare(
-            Pool(self.data.unlabelled, look, state.clock, labelled, state.settings.seed, self.data.targets[labelled])
+            GenerationData(
+                self.data.unlabelled, look, state.clock, labelled, state.settings.seed, self.data.targets[labelled]
+            )
         )
         self.resume(state)
         return self.sampler.steps_per_epoch
 
     def resume(self, state: RunState) -> None:
         """Make the sampler: teachers may have chosen which unlabelled rows it draws."""
-        settings, eligible = state.settings, state.objective.admitted()
+        settings, eligible = state.settings, state.objective.eligible_ids()
         self.sampler = Sampler(
             self.data,
             pinned(self.method),
@@ -187,7 +189,7 @@ def pool_notice(method: Method, unlabelled: int) -> str | None:
     last = method.generations - 1
     for term in method.terms.values():
         teacher = term.teacher
-        if isinstance(teacher, Carried) and teacher.fresh * last > unlabelled:
+        if isinstance(teacher, InheritedPseudoLabels) and teacher.fresh * last > unlabelled:
             again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
             first = unlabelled // teacher.fresh + 1
             exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {first} of {last}"

@@ -59,7 +59,8 @@ class Task:
     `state_dict`, so that a resumed run goes on exactly. What it draws at random it draws by addresses (`rng`).
 
     Attributes:
-        problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure.
+        problem: ``"classify"``, ``"regress"``, ``"generate"`` or ``"features"``: what the audit can measure. Losses
+            that are real numbers, such as negative returns, are those of ``"regress"``.
         audit_rows: how many rows `evaluate` has a loss for; 0 if it has none.
     """
 
@@ -154,7 +155,10 @@ class Task:
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes in the task during a run: a tree of tensors, numbers, strings and lists."""
+        """What changes in the task during a run: a tree of tensors, numbers, strings and lists.
+
+        The first process's is saved, and all take it back.
+        """
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

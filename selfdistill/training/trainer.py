@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core import distributed
 from ..core.objective import Method
-from ..core.parts import Measured
+from ..core.parts import TermResult
 from ..core.step import Clock, Passes
 from ..errors import NotFiniteError
 from ..evaluation.audit import Decision
@@ -172,7 +172,7 @@ class Trainer:
         forward = self.state.forward
         return forward.no_sync() if hasattr(forward, "no_sync") else contextlib.nullcontext()
 
-    def _add_up(self, measured: dict[str, Measured], loss: Tensor) -> None:
+    def _add_up(self, measured: dict[str, TermResult], loss: Tensor) -> None:
         """Add a micro-batch to the figures of the step."""
         last = self.state.last
         for name, m in measured.items():
@@ -195,7 +195,7 @@ class Trainer:
         for name, row in state.last.items():
             state.sums[name] = state.sums[name] + row if name in state.sums else row
 
-    def _refuse_unless_finite(self, measured: dict[str, Measured], loss: float) -> None:
+    def _refuse_unless_finite(self, measured: dict[str, TermResult], loss: float) -> None:
         """All processes stop together; the one that has seen the trouble says which samples."""
         state, finite = self.state, math.isfinite(loss)
         if not bool(distributed.add(torch.tensor(float(not finite), device=state.device))):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.vitals import Pulse, interval, summarise
+from ..core.vitals import TermHealth, interval, summarise
 from ..errors import CheckpointError
 from ..io.run_record import read_lines, read_record
 
@@ -33,7 +33,7 @@ norm; spread: of the directions of features, 0 where all are one. Means over
 the looks: first epoch > last epoch that had any."""
 
 
-def entry(pulses: Mapping[str, Pulse], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
+def entry(pulses: Mapping[str, TermHealth], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
     """What an epoch's line of the log says: ``vitals`` by term, and the ``warnings`` that are new in the generation.
 
     Args:
@@ -66,16 +66,8 @@ def read(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
-    record, _ = read_record(folder / "run.json")
-    if record.get("kind") == "learner":
-        raise CheckpointError(
-            f"{folder} trained a learner of scikit-learn, which has no steps to look at; its audit is in "
-            f"`selfdistill report {folder}`"
-        )
+    read_record(folder / "run.json")  # refuses what is damaged
     lines = read_lines(folder / "metrics.jsonl")
-    if record.get("kind") == "language" and (told := [line for line in lines if line.get("language")]):
-        spoken = [{"generation": line["generation"], **line["language"]} for line in told]
-        return {"run": str(folder), "language": spoken, "generations": [], "warnings": []}
     if not any(line.get("vitals") for line in lines):
         why = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"
         raise CheckpointError(f"{folder} has no vitals: {why}; run it again without --no-vitals, or let it go on")
@@ -97,25 +89,8 @@ def read(folder: str | Path) -> dict[str, Any]:
     return {"run": str(folder), "generations": generations, "warnings": warnings}
 
 
-#: What `language.vitals.look` finds, in words.
-SPOKEN = {
-    "accuracy": "answers that are right",
-    "teacher_accuracy": "right when the context is read",
-    "context_share": "answers that a context judges",
-    "kl": "teacher from student, nats a token",
-    "kl_to_start": "student from the model it began as, nats a token",
-    "entropy": "entropy, nats a token",
-    "length": "tokens an answer",
-    "doubt": "words of doubt in a hundred",
-    "style": "share of that KL on tokens of style",
-    "leakage": "answers that speak of what was not shown",
-}
-
-
 def text(found: Mapping[str, Any]) -> str:
     """`read`'s answer as a table for a terminal of 80 columns and more."""
-    if "language" in found:
-        return spoken(found["language"])
     shown = [
         name for name in COLUMNS if any(name in term for one in found["generations"] for term in one["terms"].values())
     ]
@@ -133,15 +108,6 @@ def text(found: Mapping[str, Any]) -> str:
     ]
     said = [f"warning in generation {w['generation']}, epoch {w['epoch'] + 1}: {w['text']}" for w in found["warnings"]]
     return "\n".join([*lines, "", *(said or ["no warnings"]), "", LEGEND])
-
-
-def spoken(generations: Sequence[Mapping[str, Any]]) -> str:
-    """The vitals of a language model, a column a generation."""
-    names = [name for name in SPOKEN if any(one.get(name) is not None for one in generations)]
-    rows = [["", *(f"generation {one['generation']}" for one in generations)]]
-    for name in names:
-        rows.append([SPOKEN[name], *("-" if (v := one.get(name)) is None else f"{v:.3g}" for one in generations)])
-    return "\n".join("  ".join([row[0].ljust(52), *(cell.rjust(12) for cell in row[1:])]) for row in rows)
 
 
 def _change(pair: Sequence[float] | None) -> str:

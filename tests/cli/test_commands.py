@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import selfdistill
-from selfdistill.estimators.recipes import ways
+from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.methods import recipes
 from tests.terminal import MODELS, child, contents, invoke, passed, refused, report, write_images, write_tables
 
@@ -224,7 +224,9 @@ def test_predictions_go_to_a_file_or_a_pipe() -> None:
 def test_methods_lists_every_recipe_for_people_and_for_programs() -> None:
     cards = json.loads(passed("methods", "--json").stdout)
     assert [card["name"] for card in cards if card["for"] == "networks"] == list(recipes())
-    assert [card["name"] for card in cards if card["for"] == "learners"] == [n for n in ways() if n not in recipes()]
+    assert [card["name"] for card in cards if card["for"] == "learners"] == [
+        n for n in estimator_recipes() if n not in recipes()
+    ]
     text = passed("methods").stdout
     for card in cards:
         assert f"{card['signature']}\n    {card['summary']}\n" in text

@@ -69,7 +69,7 @@ def test_lines_come_now_and_then_and_at_the_end(now: list[float], capsys: pytest
         now[0] += 1.0
         show(clock(step), {"loss": 1.0})
     steps = re.findall(r"step (\d+)/30", capsys.readouterr().err)
-    assert steps == ["1", "11", "21", "30"]
+    assert steps == ["1", "5", "9", "13", "17", "21", "25", "29", "30"]
 
 
 def test_a_resumed_run_counts_its_pace_from_where_it_went_on(

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from selfdistill import gates, losses, teachers
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Gate, Measured, Teacher, Term
+from selfdistill.core.parts import Gate, Teacher, Term, TermResult
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.errors import SpaceError
 from selfdistill.losses import AmongOthers, CrossEntropy, Entropy, LogOneMinusInner, LogVariances, MeanNLL
 from selfdistill.methods.validate import check_method
 from selfdistill.teachers import Ema, Labels
 from selfdistill.testing.specimens import CLASSES, inputs, pool, tiny
-from selfdistill.views import Views
 from tests.parts import ASKS_PEERS, COMPARES, DISTRIBUTIONS, JUDGES, MIXED, OF_A_SAMPLE, SAYS, SPACE, TOO_MANY
 
 each_teacher = pytest.mark.parametrize("teacher", list(SAYS), ids=str)
@@ -63,7 +62,7 @@ def bound(teacher: Any, head: str) -> Objective | None:
         return None
     if teacher in MIXED:  # gates that measure labelled rows need a term that looks at them
         terms["own"] = Term(Labels(), CrossEntropy())
-    method = Method(terms, MIXED.get(teacher, Views()))
+    method = Method(terms, mixing=MIXED.get(teacher))
     check_method(method)
     clock = Clock(1, 2, epochs=3, per_epoch=1)  # an epoch is a step, so that memories of epochs speak in the second
     objective = method.bind(tiny(0, outputs=1), previous=tiny(1, outputs=1), external=tiny(2, 0.0, 1), clock=clock)
@@ -80,7 +79,7 @@ def test_what_fits_makes_a_step_and_what_does_not_is_refused_by_its_space(teache
             legal += 1
             continue
         with pytest.raises(SpaceError, match=r"^term 'it': \w+") as refused:
-            check_method(Method({"it": a_term(teacher, loss, gate, head)}, MIXED.get(teacher, Views())))
+            check_method(Method({"it": a_term(teacher, loss, gate, head)}, mixing=MIXED.get(teacher)))
         why, target = str(refused.value), SAYS[teacher](head)
         if target is None:  # the teacher has nothing to say to this head
             assert repr(head) in why or SPACE[head] in why, why
@@ -112,7 +111,7 @@ def test_every_legal_combination_is_finite_and_teaches_where_student_and_target_
         assert bool(loss.isfinite())
         loss.backward()
         objective.update()
-        step = objective.look(a_batch(head))
+        step = objective.forward_views(a_batch(head))
         for name, term in objective.method.terms.items():
             measured = term.tally(partial(objective.state_of, name), step)
             assert bool(measured.tally.total.isfinite()), name
@@ -130,7 +129,7 @@ def test_a_mixture_has_no_id_and_no_label_to_ask_for(teacher: Any) -> None:
     with pytest.raises(SpaceError, match="the rows of view 'x' are not mixed"):
         check_method(Method({"it": Term(teacher, CrossEntropy())}))
     for gate, why in OF_A_SAMPLE.items():
-        objective = Method({"it": a_term(teacher, CrossEntropy(), gate, "peers")}, MIXED[teacher]).bind(tiny(0))
+        objective = Method({"it": a_term(teacher, CrossEntropy(), gate, "peers")}, mixing=MIXED[teacher]).bind(tiny(0))
         with pytest.raises(SpaceError, match=why) as refused:
             objective(a_batch("logits"))
         assert "\n" not in str(refused.value)
@@ -150,7 +149,7 @@ def test_every_gate_of_the_table_keeps_something() -> None:
     assert not [gate for gate, trust in kept.items() if not trust > 0]
 
 
-def differs(term: Term, measured: Measured) -> bool:
+def differs(term: Term, measured: TermResult) -> bool:
     """Is there an element that is trusted and whose target is clearly not what the student says?"""
     seen = measured.seen
     assert seen is not None

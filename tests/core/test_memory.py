@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdistill.core.memory import Buffers, Table
+from selfdistill.core.memory import Buffers, SampleMemory
 from selfdistill.errors import DataError
 
 IDS = st.lists(st.integers(0, 400), max_size=6, unique=True)
@@ -18,7 +18,7 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "write_new", "read", "sav
 @given(ACTIONS)
 def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions):
     """Growth, first words that stay, and saving and loading in between change nothing."""
-    table = Table()
+    table = SampleMemory()
     reference: dict[int, list[float]] = {}
     for number, (action, ids) in enumerate(actions):
         values = [[float(number), float(i)] for i in ids]
@@ -30,7 +30,7 @@ def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions):
             table.write_new(keys, rows)
             reference = {**dict(zip(ids, values, strict=True)), **reference}
         elif action == "save":
-            fresh = Table()
+            fresh = SampleMemory()
             fresh.load_state_dict(table.state_dict())
             table = fresh
         found, seen = table.read(keys, 2)
@@ -42,14 +42,14 @@ def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions):
 
 def test_a_row_never_written_is_not_seen():
     """Reading makes room but invents nothing; zeros come with seen = False."""
-    values, seen = Table().read(torch.tensor([5, 0]), 3)
+    values, seen = SampleMemory().read(torch.tensor([5, 0]), 3)
     assert values.shape == (2, 3)
     assert not seen.any()
 
 
 def test_values_are_kept_in_float32():
     """What a half-precision student said is kept in float32."""
-    table = Table()
+    table = SampleMemory()
     table.write(torch.tensor([1]), torch.tensor([[0.1, 0.9]], dtype=torch.bfloat16))
     assert table.values.dtype == torch.float32
     assert table.values[1].tolist() == torch.tensor([0.1, 0.9], dtype=torch.bfloat16).float().tolist()
@@ -57,7 +57,7 @@ def test_values_are_kept_in_float32():
 
 def test_growing_is_rare():
     """A thousand ids one after another make room some ten times, not a thousand."""
-    table, sizes = Table(), set()
+    table, sizes = SampleMemory(), set()
     for i in range(1000):
         table.write(torch.tensor([i]), torch.tensor([[float(i)]]))
         sizes.add(len(table.seen))
@@ -67,7 +67,7 @@ def test_growing_is_rare():
 
 def test_negative_ids_are_refused():
     """-1 would read the last row's memory."""
-    table = Table()
+    table = SampleMemory()
     table.write(torch.tensor([0, 1]), torch.ones(2, 2))
     with pytest.raises(DataError, match="count from 0"):
         table.read(torch.tensor([1, -1]), 2)
@@ -75,10 +75,10 @@ def test_negative_ids_are_refused():
 
 def test_loading_takes_the_saved_size_and_copies():
     """A loaded memory has the saved rows, and is not the saved tensor itself."""
-    table = Table()
+    table = SampleMemory()
     table.write(torch.tensor([9]), torch.ones(1, 4))
     state = table.state_dict()
-    fresh = Table()
+    fresh = SampleMemory()
     fresh.load_state_dict(state)
     fresh.write(torch.tensor([9]), torch.zeros(1, 4))
     assert table.values[9].tolist() == [1, 1, 1, 1]

@@ -18,7 +18,6 @@ from selfdistill.core.parts import (
     BaseTerm,
     FunctionLoss,
     Gate,
-    Measured,
     PerElement,
     PerRow,
     PerTrust,
@@ -26,15 +25,16 @@ from selfdistill.core.parts import (
     Tally,
     Teacher,
     Term,
+    TermResult,
 )
-from selfdistill.core.step import Clock, Rows, Step
+from selfdistill.core.step import Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import plain
 from selfdistill.teachers import Ema, Itself, Labels
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs, tiny
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return "values"
 
-    def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         valid = None if self.valid is None else torch.tensor(self.valid)
         return Target(torch.tensor(self.value), "values", valid)
 
@@ -58,7 +58,7 @@ class Trusts(Gate):
 
     trust: Any
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return torch.tensor(self.trust)
 
 
@@ -67,7 +67,7 @@ def difference(student: Tensor, target: Target) -> Tensor:
     return (student - target.value).squeeze(-1)
 
 
-def measured(term: Any, output: Any) -> Measured:
+def measured(term: Any, output: Any) -> TermResult:
     """The term on rows for which the model says ``output``."""
     x = torch.tensor(output).requires_grad_()
     objective = Method({"t": term}).bind(nn.Identity())
@@ -163,12 +163,12 @@ def test_no_gradient_reaches_a_teacher_or_goes_through_trust():
         def space(self, head: str) -> str:
             return "values"
 
-        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
             return Target(weight * step.student("x"), "values")
 
     @dataclass(frozen=True)
     class Soft(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
             return torch.sigmoid(student).squeeze(-1)
 
     x = torch.tensor(WORDS, requires_grad=True)
@@ -220,10 +220,10 @@ def test_a_term_of_its_own_needs_the_protocol_only():
     class Norm(BaseTerm):
         weight: float = 0.5
 
-        def tally(self, state_of: Any, step: Step) -> Measured:
+        def tally(self, state_of: Any, step: Forward) -> TermResult:
             z = step.student(self.view, self.head)
             rows = z.new_tensor(float(len(z)))
-            return Measured(Tally(z.square().sum(), rows), rows, rows)
+            return TermResult(Tally(z.square().sum(), rows), rows, rows)
 
     terms: Any = {"norm": Norm()}
     objective = Method(terms).bind(nn.Identity())
@@ -260,8 +260,8 @@ def test_each_view_is_forwarded_once(forward, rows, grads):
     model = Counting()
     method = Method(terms, forward=forward)
     x, other = Rows(inputs(torch.arange(4)), torch.arange(4)), Rows(inputs(torch.arange(6)))
-    assert method.seen() == (("x",), ("other",))
-    method.bind(model).look({"x": x, "other": other})
+    assert method.student_views() == (("x",), ("other",))
+    method.bind(model).forward_views({"x": x, "other": other})
     assert model.rows == rows
     assert model.grads == grads
 
@@ -274,7 +274,7 @@ def test_each_teacher_sees_each_view_once():
         "c": Term(Ema(0.9, view="other"), KL(2.0)), "d": Term(Ema(0.5), KL()),
     }  # fmt: skip
     objective = Method(terms).bind(model)
-    averages = [s for s in objective.states.values() if isinstance(s, teachers.Held)]
+    averages = [s for s in objective.states.values() if isinstance(s, teachers.FrozenCopy)]
     assert len(averages) == 2
     calls: list[int] = []
     averages[0].module.register_forward_hook(lambda *_: calls.append(1))
@@ -285,7 +285,7 @@ def test_each_teacher_sees_each_view_once():
 def test_a_model_of_half_precision_is_compared_in_float32():
     """Losses are computed in float32 whatever the model's precision."""
     model = nn.Linear(WIDTH, CLASSES, dtype=torch.bfloat16)
-    step = plain().bind(model).look({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
+    step = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
     assert step.student("x").dtype == torch.float32
 
 
@@ -340,7 +340,7 @@ def test_the_terms_of_a_method_are_its_own():
 
 
 @pytest.mark.parametrize(
-    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), Look("x"), Views(), Clock()]
+    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), Clock()]
 )
 def test_assignment_is_refused(value):
     """Frozen: nothing about a recipe changes after it was made."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from selfdistill import fit
-from selfdistill.core.parts import Given
+from selfdistill.core.parts import BindArgs
 from selfdistill.core.regression import of_values
 from selfdistill.data.dataset import Data, from_tensors
 from selfdistill.errors import DataError, SpaceError
@@ -111,7 +111,7 @@ def test_recipes_that_need_classes_say_so_by_name() -> None:
 def test_an_external_teacher_in_units_is_asked_in_the_students() -> None:
     """A finished model answers in units; what its student learns is standardised by the student's own labels."""
     inner = nn.Linear(4, 1)
-    held = External().start(nn.Linear(4, 1), Given(None, Scaled(inner, 30.0, 4.0), (10.0, 2.0)))
+    held = External().start(nn.Linear(4, 1), BindArgs(None, Scaled(inner, 30.0, 4.0), (10.0, 2.0)))
     x = torch.randn(5, 4)
     assert torch.allclose(held.module(x), ((4.0 * inner(x) + 30.0) - 10.0) / 2.0)  # type: ignore[operator]
 

@@ -56,7 +56,7 @@ def test_a_distribution_over_other_classes_is_refused(space, temperature):
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2), st.sampled_from(["classes", "probabilities"]))
 def test_spread_gives_every_inner_element_its_rows_target(rows, inner, space):
-    """Exits and peers of a row share its target and its validity."""
+    """Exits and peers of a row share its target and its validity; one without a target says 0."""
     value = torch.arange(rows) if space == "classes" else torch.rand(rows, 5)
     valid = torch.arange(rows) % 2 == 0
     student = torch.zeros(rows, *inner, 5)
@@ -65,7 +65,8 @@ def test_spread_gives_every_inner_element_its_rows_target(rows, inner, space):
     assert spread.valid.shape == student.shape[:-1]
     for index in torch.cartesian_prod(*[torch.arange(n) for n in (rows, *inner)]).reshape(-1, 1 + len(inner)):
         place = tuple(index.tolist())
-        assert spread.value[place].equal(value[place[0]])
+        given = value[place[0]]
+        assert spread.value[place].equal(given if valid[place[0]] else torch.zeros_like(given))
         assert spread.valid[place].equal(valid[place[0]])
 
 

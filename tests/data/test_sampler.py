@@ -15,9 +15,9 @@ from torch import Tensor
 from selfdistill.data.sampler import Drawn, Sampler
 from selfdistill.errors import DataError
 from selfdistill.models.patch_masking import HIDDEN
-from selfdistill.views import Look, Views, overlapping, pairs, two, weak_strong
+from selfdistill.views import View, Views, overlapping, pairs, two, weak_strong
 
-UNION = Views((Look("x", "union"),))
+UNION = Views((View("x", "union"),))
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Few:
     classes: int = 3
     kind: str = "image"
     flips: bool = True
+    tokens: None = None
     augment: str = "weak"
 
     @property
@@ -159,7 +160,7 @@ def test_partners_change_and_cover_their_class():
 
 def test_a_row_without_label_is_its_own_partner():
     """Pairs of all rows: what has no class has no partner."""
-    views = Views((Look("x", "all"), Look("pair", "pair")))
+    views = Views((View("x", "all"), View("pair", "pair")))
     sampler = Sampler(Few(6, 6), views, 12, seed=0)
     drawn = sampler.drawn(0, 0)
     main = drawn["all"].ids
@@ -188,7 +189,7 @@ def test_union_draws_labelled_and_admitted_rows(admitted):
 @pytest.mark.parametrize("admitted", [[12], [3, 3, 3, 14], [*range(10), 20]])
 def test_chosen_rows_are_what_a_teacher_names_and_no_others(admitted):
     """Labelled or not, with multiplicity, in as many steps as all rows take; without a teacher the labelled rows."""
-    views = Views((Look("x", "chosen"),))
+    views = Views((View("x", "chosen"),))
     sampler = Sampler(Few(10, 15), views, 5, seed=0, admitted=torch.tensor(admitted))
     assert sampler.steps_per_epoch == 5
     counts, members = Counter(torch.cat(epoch_of(sampler, 0, "chosen")).tolist()), Counter(admitted)
@@ -289,10 +290,10 @@ def test_only_views_without_randomness_are_fixed(augment, fixed):
     assert sampler.batch(sampler.drawn(0, 0), 0).fixed == fixed
 
 
-@pytest.mark.parametrize("shown", [Look("x", "all", "none"), Look("x", "all", "weak"), Look("x", "all", "weak", 2)])
-def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: Look) -> None:
+@pytest.mark.parametrize("shown", [View("x", "all", "none"), View("x", "all", "weak"), View("x", "all", "weak", 2)])
+def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: View) -> None:
     """Whatever the other shows; what it hides is drawn for each visit, and it is never fixed."""
-    views = Views((shown, Look("y", "all", shown.augment, hidden=0.3, of="x")))
+    views = Views((shown, View("y", "all", shown.augment, hidden=0.3, of="x")))
     sampler = Sampler(Few(10, 8), views, 6, seed=0)
     epochs = [sampler.batch(sampler.drawn(epoch, 0), epoch) for epoch in range(2)]
     for batch in epochs:

@@ -17,7 +17,7 @@ from selfdistill.data import augment, text
 from selfdistill.data.dataset import Data, load
 from selfdistill.data.sealed import sealed
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
-from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes

@@ -12,8 +12,10 @@ import pytest
 from selfdistill.data import frames
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.estimators import base_learners
-from selfdistill.estimators.recipes import read_way, ways
-from selfdistill.estimators.task import choose, for_learners
+from selfdistill.estimators.recipes import read_recipe
+from selfdistill.estimators.recipes import recipes as estimator_recipes
+from selfdistill.estimators.run import prepare
+from selfdistill.estimators.task import TableTaskType
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes
 from tests.terminal import passed, refused
@@ -65,7 +67,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_tables_are_learnt_by_learners_unless_a_network_is_named(tables: Path, request_: Request, wanted: bool) -> None:
-    assert for_learners(request_) is wanted
+    assert TableTaskType().serves(request_) is wanted
 
 
 REFUSED = {
@@ -139,22 +141,22 @@ def test_few_rows_get_small_leaves() -> None:
     assert many.get_params()[base_learners.own(many, "min_samples_leaf")] == 20
 
 
-def test_ways_read_back_and_fit_their_estimators() -> None:
-    assert sorted(ways()) == ["peer_taught", "plain", "self_distilled", "self_trained"]
-    assert dict(read_way("self_distilled(xi=-0.5)").options) == {"generations": 2, "xi": -0.5, "peers": "usual"}
+def test_recipes_read_back_and_fit_their_estimators() -> None:
+    assert sorted(estimator_recipes()) == ["peer_taught", "plain", "self_distilled", "self_trained"]
+    assert dict(read_recipe("self_distilled(xi=-0.5)").options) == {"generations": 2, "xi": -0.5, "peers": "usual"}
     with pytest.raises(RecipeError, match="no argument 'alpha'"):
-        read_way("self_distilled(alpha=1)")
+        read_recipe("self_distilled(alpha=1)")
     for request in (Request("diabetes", labels=60), Request("iris", labels=30)):
-        for way in set(ways()) - set(recipes()):
-            if way == "self_trained" and request.data == "diabetes":
+        for recipe in set(estimator_recipes()) - set(recipes()):
+            if recipe == "self_trained" and request.data == "diabetes":
                 continue
-            choice: Any = choose(Request(**{**request.to_json(), "method": f"{way}()", "training": ()}))
+            choice: Any = prepare(Request(**{**request.to_json(), "method": f"{recipe}()", "training": ()}))
             model = choice.estimator(0)
             assert model.get_params()["random_state"] == 0
             assert model.get_params()["audit"] == "safe"
 
 
-def test_methods_and_explain_know_the_ways() -> None:
+def test_methods_and_explain_know_the_recipes() -> None:
     said = passed("methods").stdout
     assert "self_distilled(generations=2, xi='auto', peers='usual')" in said
     assert "for learners, classes, values" in said

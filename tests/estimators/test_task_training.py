@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from selfdistill.data import frames
-from selfdistill.estimators import load, save, task
+from selfdistill.estimators import load, save
 from selfdistill.estimators.base_learners import Mean
 from selfdistill.estimators.resume import Ledger
 from selfdistill.experiments.run import Run
@@ -185,9 +185,9 @@ def test_rows_left_out_are_not_learnt_from() -> None:
     """A tree that remembers would be perfect on rows that it has seen."""
     from sklearn.tree import DecisionTreeRegressor
 
-    from selfdistill.estimators.task import choose
+    from selfdistill.estimators.run import cross_predict, prepare
 
-    choice = choose(Request("diabetes", labels=80, model=BOOSTING))
-    said = task.left_out(choice, DecisionTreeRegressor(random_state=0), seed=0)
+    choice = prepare(Request("diabetes", labels=80, model=BOOSTING))
+    said = cross_predict(choice, DecisionTreeRegressor(random_state=0), seed=0)
     y = choice.data.y[choice.data.labelled]
     assert float(np.mean((said.numpy() - y) ** 2)) > 0.3 * y.var()

@@ -193,3 +193,23 @@ def test_what_has_no_answer_is_refused_in_one_line():
             call()
         assert "\n" not in str(caught.value)
         assert ";" in str(caught.value) or "give" in str(caught.value)
+
+
+def test_one_rule_gives_the_words_to_a_family() -> None:
+    """Corrected over those with three pairs or more; the others have a difference alone."""
+    family = {
+        "up": [1.0, 1.1, 0.9, 1.0],
+        "down": [-1.0, -1.1, -0.9, -1.0],
+        "same": [0.1, -0.1, 0.2, -0.2],
+        "few": [5.0],
+    }
+    found = statistics.compare_paired(family, statistics.two_sided_t)
+    assert {name: one.verdict for name, one in found.items()} == {
+        "up": "BEATS", "down": "LOSES", "same": "TIES", "few": None,
+    }  # fmt: skip
+    assert statistics.compare_paired(family, statistics.two_sided_t, higher_is_better=False)["up"].verdict == "LOSES"
+    assert (
+        statistics.compare_paired(family, statistics.sign_flip)["up"].verdict == "TIES"
+    )  # four pairs have no p below 1/8
+    assert found["up"].holm == pytest.approx(3 * (found["up"].p or 0.0))
+    assert found["few"] == statistics.PairedComparison(5.0, math.inf)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from selfdistill.cli import main
-from selfdistill.estimators.recipes import ways
-from selfdistill.experiments.catalogue import cards, markdown
+from selfdistill.estimators.recipes import recipes as estimator_recipes
+from selfdistill.experiments import catalogue
+from selfdistill.experiments.catalogue import cards, live_cards, markdown
 from selfdistill.language.recipes import RECIPES
 from selfdistill.methods import recipes
 
@@ -24,14 +26,31 @@ def entry(name: str) -> str:
 
 def test_the_page_is_what_the_command_prints() -> None:
     printed = CliRunner().invoke(main, ["methods", "--markdown"]).output
-    assert PAGE.read_text() == printed == markdown(cards()), (
-        "write it: selfdistill methods --markdown > docs/methods.md"
+    assert PAGE.read_text() == printed == markdown(live_cards()), (
+        "a recipe changed: run `python tools/generate.py docs/methods.md`"
     )
+
+
+def test_the_shipped_catalogue_is_what_the_code_says() -> None:
+    assert cards() == json.loads(json.dumps(live_cards())), (
+        "a recipe changed: run `python tools/generate.py selfdistill/experiments/catalogue.jsonl`"
+    )
+
+
+def test_a_recipe_that_the_shipped_catalogue_lacks_is_read_from_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a recipe in a new file is listed at once."""
+    shipped = [line for line in catalogue.SHIPPED.read_text().splitlines() if json.loads(line)["name"] != "elr"]
+    old = tmp_path / "catalogue.jsonl"
+    old.write_text("\n".join(shipped) + "\n")
+    monkeypatch.setattr(catalogue, "SHIPPED", old)
+    assert [card["name"] for card in cards()].count("elr") == 1
 
 
 def test_the_page_has_every_recipe_once() -> None:
     names = [part.splitlines()[0] for part in PAGE.read_text().split("\n### ")[1:]]
-    assert sorted(names) == sorted({*recipes(), *ways(), *RECIPES})
+    assert sorted(names) == sorted({*recipes(), *estimator_recipes(), *RECIPES})
 
 
 @pytest.mark.parametrize(

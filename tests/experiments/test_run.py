@@ -15,7 +15,7 @@ from torch import nn
 
 from selfdistill.data.dataset import Data, load
 from selfdistill.errors import CheckpointError, DataError, RecipeError
-from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request, differences
 from selfdistill.methods import recipes
@@ -230,7 +230,7 @@ def test_the_record_says_what_was_asked_for_and_with_what() -> None:
 
 def test_versions_that_changed_are_said_and_the_first_ones_stay() -> None:
     run = Run.create(TINY, "r")
-    run._claim(prepare(TINY), silent)
+    run._claim(run.task, prepare(TINY), silent)
     path = Path("r/run.json")
     record = json.loads(path.read_text())
     record["versions"]["torch"] = "0.1"
@@ -255,14 +255,14 @@ def test_a_refused_run_leaves_what_was_there_before(here: Path) -> None:
 
 def test_a_run_with_a_checkpoint_is_never_withdrawn(here: Path) -> None:
     run = Run.create(TINY, "r")
-    run._claim(prepare(TINY), silent)
-    run._withdraw([])
+    run._claim(run.task, prepare(TINY), silent)
+    run._withdraw()
     assert not Path("r/run.json").exists()
     run.execute(warn=silent)
     before = contents(here / "r")
     for name in ("metrics.jsonl", "README.md"):
         Path("r", name).unlink()
-    run._withdraw([here / "r"])
+    run._withdraw()
     assert contents(here / "r").keys() == before.keys() - {"metrics.jsonl", "README.md"}
 
 
@@ -271,7 +271,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(here: Path) -> None:
     import os
 
     run = Run.create(TINY, "r")
-    run._claim(prepare(TINY), silent)
+    run._claim(run.task, prepare(TINY), silent)
     before = contents(here / "r")
     handle = os.open("r", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)

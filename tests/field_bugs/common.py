@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Term
 from selfdistill.losses import KL, CrossEntropy
-from selfdistill.teachers import Ema, Held, Labels
+from selfdistill.teachers import Ema, FrozenCopy, Labels
 
 ROWS, CLASSES = 8, 3
 
@@ -44,4 +44,4 @@ def averaging(decay: float = 0.9) -> Method:
 
 
 def held(objective: Objective) -> nn.Module:
-    return next(state.module for state in objective.states.values() if isinstance(state, Held))
+    return next(state.module for state in objective.states.values() if isinstance(state, FrozenCopy))

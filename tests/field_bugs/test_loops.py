@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfdistill import fit
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Always, BaseTerm, Gate, Measured, PerRow, PerTrust, Tally, Term
-from selfdistill.core.step import Rows, Step
+from selfdistill.core.parts import Always, BaseTerm, Gate, PerRow, PerTrust, Tally, Term, TermResult
+from selfdistill.core.step import Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.data.dataset import from_tensors, load
 from selfdistill.data.sealed import sealed
@@ -122,7 +122,7 @@ class Halves(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return (step.batch["x"].x[:, 0] > 0).float()
 
 
@@ -164,7 +164,7 @@ class Own(Term):
 
     how: str = "sum"
 
-    def tally(self, state_of: Any, step: Step) -> Measured:
+    def tally(self, state_of: Any, step: Forward) -> TermResult:
         (total, count), kept, valid, _ = super().tally(state_of, step)
         z = step.student(self.view)
         tallies: dict[str, Callable[[], Tally]] = {
@@ -178,7 +178,7 @@ class Own(Term):
             "whole batches": lambda: Tally(total + 0 * z[7].sum(), count),
             "nothing": lambda: Tally(total * 0, count),
         }
-        return Measured(tallies[self.how](), kept, valid)
+        return TermResult(tallies[self.how](), kept, valid)
 
 
 SOUND = ("sum", "a draw", "pairs of rows", "spread", "whole batches", "nothing")
@@ -213,7 +213,7 @@ def test_bug_10_a_tally_that_is_a_mean_is_refused_before_the_first_step(how: str
 def test_bug_11_a_batch_twice_has_the_loss_of_the_batch(make: Any) -> None:
     torch.manual_seed(0)
     method = make()
-    model = (method.prepare or (lambda build: build))(lambda: nn.Linear(4, CLASSES))()
+    model = (method.wrap_model or (lambda build: build))(lambda: nn.Linear(4, CLASSES))()
     views = [look.name for look in method.views.looks]
     xs, y = [batch(i)["x"] for i in range(len(views))], batch()["y"]
     one = {view: Rows(x, y, torch.arange(ROWS)) for view, x in zip(views, xs, strict=True)}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.core.parts import Always, BaseTerm, FunctionLoss, Gate, Term
-from selfdistill.core.step import Step
+from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.gates import Agreement, Confident, Correct
@@ -54,7 +54,7 @@ def test_bug_03_a_target_softmaxed_twice_is_caught() -> None:
 def test_bug_13_a_teachers_pass_that_moves_the_students_buffers_is_caught() -> None:
     model = Net()
 
-    def through(step: Step) -> Tensor:
+    def through(step: Forward) -> Tensor:
         with torch.no_grad():
             found: Tensor = model(step.batch["x"].x + 0.1)
         return found
@@ -106,7 +106,7 @@ def test_bug_18_a_row_without_its_twin_is_refused() -> None:
     check_prompts([[1, 2]], [[3, 4, 2]], [[2]], suffix=0)
 
 
-def padded(step: Step, columns: int, value: float = 0.0) -> Tensor:
+def padded(step: Forward, columns: int, value: float = 0.0) -> Tensor:
     """A teacher's logits, right about the label, with constant last columns."""
     logits = clear(step) + 0.1 * torch.randn(step.rows("x"), CLASSES)
     logits[:, CLASSES - columns :] = value
@@ -152,7 +152,7 @@ def with_tail(logs: Tensor) -> Tensor:
     return torch.cat([logs, rest.log()], -1)
 
 
-def unsure(step: Step) -> Tensor:
+def unsure(step: Forward) -> Tensor:
     """Right about the label, and far from sure."""
     return F.one_hot(step.labels("x"), CLASSES).float() + 0.5 * torch.randn(step.rows("x"), CLASSES)
 
@@ -203,7 +203,7 @@ def test_bug_20_our_own_losses_are_sound(loss: Any, temperature: float) -> None:
         loss = replace(loss, temperature=1000.0 if temperature == 2.0 else loss.temperature)
     space = "logits" if "logits" in loss.target_spaces else "probabilities"
 
-    def said(step: Step) -> Tensor:
+    def said(step: Forward) -> Tensor:
         z = unsure(step).roll(1, -1) / temperature
         return z.softmax(-1) if space == "probabilities" else z
 
@@ -227,7 +227,7 @@ class Keeps(Gate):
 
     rule: Callable[[Tensor], Tensor]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return self.rule((student - target.value).abs().mean(-1)).float()
 
 
@@ -238,7 +238,7 @@ class Asks(Keeps):
     def measures(self, student: Tensor, target: Target) -> Tensor:
         return target.value[:, 1]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return self.rule(target.value[:, 1]).float()
 
 
@@ -257,7 +257,7 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
 
 
 def regress(gate: Gate, head: str = "values", steps: int = 170, rows: int = 256) -> None:
-    def said(step: Step) -> Tensor:
+    def said(step: Forward) -> Tensor:
         x = step.batch["x"].x
         return torch.stack([x[:, 0] + 0.5 * torch.randn(len(x)), x[:, 1] - 1], 1)
 
@@ -283,7 +283,7 @@ def test_bug_21_a_gate_on_values_that_does_not_follow_its_rule_is_caught(name: s
 def test_bug_21_a_gate_on_distributions_that_does_not_follow_its_rule_is_caught(name: str) -> None:
     @dataclass(frozen=True)
     class Odd(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
             return RULES[name][0](1.0 - target.probabilities(CLASSES).amax(-1)).float()
 
     if RULES[name][1] is None:
@@ -312,5 +312,5 @@ def test_bug_21_a_gate_that_claims_nothing_may_keep_what_it_likes() -> None:
 class Random(Gate):
     """Drops half."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return torch.randint(0, 2, student.shape[:-1]).float()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, PerRow, Teacher, Term
-from selfdistill.core.step import Step
+from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd
-from selfdistill.teachers import Ema, External, Frozen, Held, History, Itself, Labels, LastBatch, LastEpoch, Peers
+from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, History, Itself, Labels, LastBatch, LastEpoch, Peers
 from tests import signals
 from tests.signals import LABEL, caught, train
 
@@ -43,7 +43,7 @@ class WeightsOnly(Ema):
     """Forgets the buffers."""
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
-        teacher, student = cast(Held, state).module, steps[0].owner
+        teacher, student = cast(FrozenCopy, state).module, steps[0].owner
         for mine, now in zip(teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(now, 1.0 - self.decay)
 
@@ -53,7 +53,7 @@ class AllAlike(Ema):
     """Averages whatever it finds, so that a counter is rounded down again and again."""
 
     def update(self, state: nn.Module, steps: Any, term: BaseTerm) -> None:
-        teacher, student = cast(Held, state).module.state_dict(), steps[0].owner.state_dict()
+        teacher, student = cast(FrozenCopy, state).module.state_dict(), steps[0].owner.state_dict()
         for name, mine in teacher.items():
             mine.copy_(self.decay * mine + (0 if name.endswith("tracked") else 1.0 - self.decay) * student[name])
 
@@ -135,7 +135,7 @@ def test_bug_07_teachers_and_memories_are_in_the_state(make: Any) -> None:
 class Python(Teacher):
     """Remembers in a dictionary and adapts a number: neither is in a ``state_dict``."""
 
-    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
         return Target(torch.zeros_like(step.student(term.view)), "logits")
 
     def start(self, model: nn.Module, given: Any) -> nn.Module:
@@ -170,7 +170,7 @@ def test_bug_08_a_memory_follows_the_sample_through_shuffling() -> None:
     objective.update()
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     shuffled = {name: value[order] for name, value in first.items()}
-    step: Step = objective.look(shuffled)
+    step: Forward = objective.forward_views(shuffled)
     term: Any
     name, term = next((n, t) for n, t in objective.method.terms.items() if type(t.teacher).__name__ == "LastEpoch")
     target = term.teacher.target(objective.state_of(name, term.teacher), step, term)
@@ -278,13 +278,13 @@ def test_bug_22_no_peer_is_taught_by_itself() -> None:
     """Moving one peer's output moves the others' targets and leaves its own where it was."""
     torch.manual_seed(0)
     method = mutual(peers=3)
-    assert method.prepare is not None
-    model: Any = method.prepare(lambda: nn.Linear(4, CLASSES))()
+    assert method.wrap_model is not None
+    model: Any = method.wrap_model(lambda: nn.Linear(4, CLASSES))()
     objective = method.bind(model)
     term: Any = method.terms["peers"]
 
     def targets() -> Tensor:
-        step, teacher = objective.look(batch()), term.teacher
+        step, teacher = objective.forward_views(batch()), term.teacher
         value: Tensor = teacher.target(objective.state_of("peers", teacher), step, term).value
         return value
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill import rng
-from selfdistill.core.parts import Gate, Given, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
+from selfdistill.core.parts import BindArgs, Gate, Term
+from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
 from selfdistill.gates import (
     Annealed,
     ClassProgress,
     FallingLoss,
+    LowVariance,
     SelfAdaptive,
     Singleton,
     Spared,
-    Steady,
     TruncatedGaussian,
     Unanimous,
 )
@@ -38,17 +38,17 @@ def some(rows: int, seed: int, sharp: float = 2.0) -> Tensor:
     return (sharp * torch.randn(rows, C, generator=torch.Generator().manual_seed(seed))).softmax(1)
 
 
-def a_step(ids: Tensor, clock: Clock | None = None, y: Tensor | None = None, x: Tensor | None = None) -> Step:
+def a_step(ids: Tensor, clock: Clock | None = None, y: Tensor | None = None, x: Tensor | None = None) -> Forward:
     rows = torch.zeros(len(ids), C) if x is None else x
-    return Step(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or Clock())
+    return Forward(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or Clock()).run()
 
 
-def asked(gate: Gate, state: nn.Module, step: Step, target: Tensor, valid: Tensor | None = None) -> Tensor:
+def asked(gate: Gate, state: nn.Module, step: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
     term = Term(Itself(), CrossEntropy(), gate=gate)
     return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), step, term)
 
 
-def learns(gate: Gate, state: nn.Module, steps: list[Step]) -> None:
+def learns(gate: Gate, state: nn.Module, steps: list[Forward]) -> None:
     gate.update(state, steps, Term(Itself(), CrossEntropy(), gate=gate))
 
 
@@ -57,7 +57,7 @@ def learns(gate: Gate, state: nn.Module, steps: list[Step]) -> None:
 def test_class_progress_counts_the_rows_that_were_last_sure(mapping: str, warm_up: bool) -> None:
     """Against dictionaries, over several batches in which rows come again and change their mind."""
     gate, last = ClassProgress(0.6, mapping, warm_up), dict[int, int]()
-    state = gate.start(nn.Identity(), Given())
+    state = gate.start(nn.Identity(), BindArgs())
     gate.prepare(state, pool(Clock())._replace(unlabelled=torch.arange(20)))
     shape = {"convex": lambda b: b / (2 - b), "linear": lambda b: b, "concave": lambda b: math.log2(1 + b)}[mapping]
     lowered = 0
@@ -78,13 +78,15 @@ def test_class_progress_lets_everything_pass_until_a_row_is_sure() -> None:
     """All thresholds are 0, with and without warm-up."""
     for warm_up in (True, False):
         gate = ClassProgress(0.99, warm_up=warm_up)
-        assert asked(gate, gate.start(nn.Identity(), Given()), a_step(torch.arange(5)), some(5, 0)).tolist() == [1] * 5
+        assert (
+            asked(gate, gate.start(nn.Identity(), BindArgs()), a_step(torch.arange(5)), some(5, 0)).tolist() == [1] * 5
+        )
 
 
 def test_class_progress_is_the_same_in_micro_batches() -> None:
     """It weighs by what was before the step, and learns all of it."""
     gate, ids, p = ClassProgress(0.5), torch.arange(12), some(12, 3)
-    whole, parts = (gate.start(nn.Identity(), Given()) for _ in range(2))
+    whole, parts = (gate.start(nn.Identity(), BindArgs()) for _ in range(2))
     for _ in range(3):
         steps = [a_step(ids), a_step(ids[:5]), a_step(ids[5:])]
         trust = [
@@ -101,7 +103,7 @@ def test_class_progress_is_the_same_in_micro_batches() -> None:
 def test_self_adaptive_follows_confidence_and_classes() -> None:
     """t and q by hand; a row that says nothing does not count."""
     gate = SelfAdaptive(0.8)
-    state, t, q = gate.start(nn.Identity(), Given()), 1 / C, torch.full((C,), 1 / C)
+    state, t, q = gate.start(nn.Identity(), BindArgs()), 1 / C, torch.full((C,), 1 / C)
     for k in range(5):
         p, step = some(7, k), a_step(torch.arange(7))
         valid = torch.arange(7) != k
@@ -118,14 +120,14 @@ def test_self_adaptive_at_the_limit_is_the_mean_of_the_batch() -> None:
     """With decay 0 the threshold of the most frequent class is the mean confidence of the batch itself."""
     gate = SelfAdaptive(0.0)
     p = torch.tensor([[0.9, 0.05, 0.05], [0.5, 0.3, 0.2], [0.8, 0.1, 0.1]])
-    assert asked(gate, gate.start(nn.Identity(), Given()), a_step(torch.arange(3)), p).tolist() == [1, 0, 1]
+    assert asked(gate, gate.start(nn.Identity(), BindArgs()), a_step(torch.arange(3)), p).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("narrow", [1.0, 2.0])
 def test_truncated_gaussian_is_the_normal_density_below_the_mean(narrow: float) -> None:
     """Against torch's normal distribution, in proportion to its density at the mean; 1 above."""
     gate = TruncatedGaussian(0.5, narrow, aligned=False)
-    state, mean, variance = gate.start(nn.Identity(), Given()), 1 / C, 1.0
+    state, mean, variance = gate.start(nn.Identity(), BindArgs()), 1 / C, 1.0
     for k in range(4):
         p, step = some(9, k), a_step(torch.arange(9))
         c = p.amax(1)
@@ -141,7 +143,7 @@ def test_alignment_raises_the_trust_in_rare_classes() -> None:
     often = torch.tensor([0.8, 0.1, 0.1]).expand(8, C)
     p = torch.cat([often, torch.tensor([[0.1, 0.8, 0.1]])])
     gate = TruncatedGaussian(0.0)
-    trust = asked(gate, gate.start(nn.Identity(), Given()), a_step(torch.arange(9)), p)
+    trust = asked(gate, gate.start(nn.Identity(), BindArgs()), a_step(torch.arange(9)), p)
     assert float(trust[-1]) == 1.0
     assert float(trust[0]) < 0.99
 
@@ -149,7 +151,7 @@ def test_alignment_raises_the_trust_in_rare_classes() -> None:
 @pytest.mark.parametrize("gate", [SelfAdaptive(0.7), TruncatedGaussian(0.7), ClassProgress(0.5)], ids=str)
 def test_what_a_gate_learnt_is_in_its_state(gate: Gate) -> None:
     """Loaded into a fresh state it weighs alike; without a step with gradient nothing is learnt."""
-    state, fresh = gate.start(nn.Identity(), Given()), gate.start(nn.Identity(), Given())
+    state, fresh = gate.start(nn.Identity(), BindArgs()), gate.start(nn.Identity(), BindArgs())
     untouched = copy.deepcopy(fresh.state_dict())
     for k in range(3):
         step = a_step(torch.arange(6))
@@ -159,7 +161,7 @@ def test_what_a_gate_learnt_is_in_its_state(gate: Gate) -> None:
     assert asked(gate, state, a_step(torch.arange(6)), some(6, 9)).equal(
         asked(gate, fresh, a_step(torch.arange(6)), some(6, 9))
     )
-    idle = gate.start(nn.Identity(), Given())
+    idle = gate.start(nn.Identity(), BindArgs())
     asked(gate, idle, a_step(torch.arange(6)), some(6, 0))
     assert {k: v.tolist() for k, v in idle.state_dict().items()} == {k: v.tolist() for k, v in untouched.items()}
 
@@ -180,7 +182,7 @@ def test_annealed_releases_labels_as_training_goes_on(schedule: str, half: float
 def test_falling_loss_is_a_confidence_that_rises() -> None:
     """Shut in the warm-up; then exp(-r_t) with r the labelled rows' loss, by hand, down to the floor."""
     gate = FallingLoss(2.0, 1.0, 0.1, warm_up=0.2, period=0.2, labelled="x")
-    state = gate.start(nn.Identity(), Given())
+    state = gate.start(nn.Identity(), BindArgs())
     y, x = torch.tensor([0, 1, -1]), torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
     first = sum(-float(x[i].log_softmax(0)[c]) for i, c in enumerate(y[:2].tolist())) / 2
     p = torch.tensor([[math.exp(-r), 0.0, 1 - math.exp(-r)] for r in (0.05, 0.2, 0.3, 0.6)])
@@ -197,7 +199,7 @@ def test_the_phases_of_a_falling_loss_part_its_trust() -> None:
     whole, falling, floor = (FallingLoss(4.0, 1.0, 0.3, 0.1, 0.2, phase, "x") for phase in ("both", "falling", "floor"))
     term = Term(Itself(), CrossEntropy())
     assert whole.key(term) == falling.key(term) == floor.key(term)
-    state, parts = whole.start(nn.Identity(), Given()), set()
+    state, parts = whole.start(nn.Identity(), BindArgs()), set()
     for k in range(10):
         step = a_step(torch.arange(4), Clock(step=k, epochs=10), torch.tensor([0, 1, 2, 0]))
         a, b, c = (asked(gate, state, step, some(4, k, 4.0)) for gate in (whole, falling, floor))
@@ -228,7 +230,7 @@ def test_conformal_sets_cover_as_they_promise() -> None:
         z = 2 * rng.normal(("coverage", k), torch.arange(139), C)
         u = rng.uniform(("label", k), torch.arange(139), 1)
         y = (z.softmax(1).cumsum(1) < u).sum(1).clamp(max=C - 1)
-        state = gate.start(nn.Identity(), Given())
+        state = gate.start(nn.Identity(), BindArgs())
         learns(gate, state, [a_step(ids, y=y[:39], x=z[:39])])
         new, p = y[39:], z[39:].softmax(1)
         inside = 1 - p <= gate.limit(state)
@@ -243,7 +245,7 @@ def test_conformal_sets_cover_as_they_promise() -> None:
 def test_a_conformal_set_of_too_few_rows_has_every_class() -> None:
     """(n + 1)(1 - risk) > n: no limit, no singleton, no trust."""
     gate = Singleton(0.1, 0.999, "x")
-    state = gate.start(nn.Identity(), Given())
+    state = gate.start(nn.Identity(), BindArgs())
     learns(gate, state, [a_step(torch.arange(8), y=torch.zeros(8, dtype=torch.int64))])
     assert not asked(gate, state, a_step(torch.arange(4)), some(4, 0, 9.0)).any()
 
@@ -255,9 +257,9 @@ class Voices(nn.Module):
         return {"logits": x.mean(1), "peers": x}
 
 
-def spoken(votes: list[list[int]]) -> Step:
+def spoken(votes: list[list[int]]) -> Forward:
     x = 5 * torch.nn.functional.one_hot(torch.tensor(votes), C).float()
-    return Step(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), Clock())
+    return Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), Clock()).run()
 
 
 def test_unanimous_peers_all_say_the_target() -> None:
@@ -278,8 +280,8 @@ def test_unanimous_peers_all_say_the_target() -> None:
 def test_steady_targets_deviate_little_between_peers() -> None:
     """The standard deviation of the target's class, by hand."""
     x = torch.randn(20, 4, C, generator=torch.Generator().manual_seed(0))
-    step = Step(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), Clock())
-    gate = Steady(0.2, head="peers")
+    step = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), Clock()).run()
+    gate = LowVariance(0.2, head="peers")
     best = x.mean(1).argmax(1)
     p = [[x[i, k].softmax(0)[best[i]].item() for k in range(4)] for i in range(20)]
     wanted = [float(math.sqrt(sum((a - sum(row) / 4) ** 2 for a in row) / 3) <= 0.2) for row in p]
@@ -296,10 +298,10 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         batch = Batch(
             {"x": Rows(torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), None, torch.arange(30))}
         )
-        step = Step(model, batch, Clock(), owner=model)
+        step = Forward(model, batch, Clock()).run()
         for spread in (0.0, 0.05, 1.0):
             torch.manual_seed(0)
-            gate = Steady(spread)
+            gate = LowVariance(spread)
             term = Term(Itself(), CrossEntropy(), gate=gate)
             target = Target(step.student("x"), "logits")
             kept[dropout, spread] = int(gate.weigh(nn.Module(), step.student("x"), target, step, term).sum())
@@ -318,7 +320,7 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         (lambda: FallingLoss(base=0.5), "at least 1"),
         (lambda: Spared(1.0), r"\[0, 1\)"),
         (lambda: Singleton(risk=0.0), "between 0 and 1"),
-        (lambda: Steady(passes=1), "at least 2 passes"),
+        (lambda: LowVariance(passes=1), "at least 2 passes"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfdistill.core.parts import Always, Gate, Given, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
+from selfdistill.core.parts import Always, BindArgs, Gate, Term
+from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
 from selfdistill.gates import Agreement, Confidence, Confident, Correct, SmallLoss
@@ -25,10 +25,10 @@ GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(),
 def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = ()) -> torch.Tensor:
     rows = len(y)
     student = torch.zeros(rows, *inner, CLASSES)
-    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), Clock())
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), Clock()).run()
     term = Term(Itself(), CrossEntropy(), gate=gate)
     model = nn.Identity()
-    return gate.weigh(gate.start(model, Given()), student, target.spread(student), step, term)
+    return gate.weigh(gate.start(model, BindArgs()), student, target.spread(student), step, term)
 
 
 rows = st.lists(st.lists(st.integers(1, 50), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)
@@ -93,7 +93,7 @@ def test_correct_keeps_where_the_best_class_is_the_label():
 
 def test_agreement_keeps_values_that_are_near():
     """The mean distance over the outputs, in units of the values; exactly at the limit is near enough."""
-    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), Clock())
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), Clock()).run()
     term = Term(Itself(), CrossEntropy())
     student = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     target = Target(torch.tensor([[0.5, 1.0], [0.5, 0.5], [0.75, 0.5]]), "values")  # .25, .5 and .625 apart
@@ -103,7 +103,7 @@ def test_agreement_keeps_values_that_are_near():
 
 def test_agreement_counts_in_standard_deviations_of_a_normal_target():
     """|m_s - m_t| / sigma_t: the student's own variance does not count, and a vague target is easily met."""
-    step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), Clock())
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), Clock()).run()
     term = Term(Itself(), CrossEntropy())
     student = torch.tensor([[1.0, -9.0], [1.0, 9.0]])
     target = Target(torch.tensor([[0.0, 0.0], [0.0, math.log(4.0)]]), "gaussian")  # 1 of 1, and 1 of 2
@@ -129,7 +129,9 @@ def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
     for crossed in (False, True):
         gate, term = SmallLoss(0.5, 0.2, crossed), Term(Labels(), CrossEntropy(), head="peers")
         for epoch, forget in ((0, 0.0), (1, 0.25), (2, 0.5), (9, 0.5)):
-            step = Step(nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), Clock(epoch=epoch, epochs=10))
+            step = Forward(
+                nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), Clock(epoch=epoch, epochs=10)
+            ).run()
             target = Target(y, "classes", y >= 0).spread(student)
             trust = gate.weigh(nn.Module(), student, target, step, term)
             for k in (0, 1):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_type_hints
 
 import pytest
 
 from selfdistill.errors import RecipeError
-from selfdistill.io.expressions import RANGES, Range, checked
+from selfdistill.io.expressions import Count, NonNegative, Range, Share, checked
 from selfdistill.methods import recipes
 
 
 def example(
-    weight: float = 1.0,
-    stages: int = 2,
+    weight: NonNegative = 1.0,
+    stages: Count = 2,
     hard: bool = False,
     loss: str = "kl",
-    decay: float = 0.9,
+    decay: Share = 0.9,
     teacher: str | None = None,
+    most: Share | None = None,
 ) -> tuple[object, ...]:
-    return weight, stages, hard, loss, decay, teacher
+    return weight, stages, hard, loss, decay, teacher, most
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,8 @@ def example(
         {"hard": True},
         {"teacher": None},
         {"teacher": "r"},
+        {"most": None},
+        {"most": 0.5},
     ],
 )
 def test_what_fits_is_passed_on(options: dict[str, object]) -> None:
@@ -53,6 +57,8 @@ def test_what_fits_is_passed_on(options: dict[str, object]) -> None:
         ({"loss": 3}, "loss is a text in quotes, not 3"),
         ({"teacher": 5}, "teacher is a text in quotes, not 5"),
         ({"decay": -0.1}, "decay is at least 0 and at most 1, not -0.1"),
+        ({"most": "x"}, "most is a number, not 'x'"),
+        ({"most": 2}, "most is at least 0 and at most 1, not 2"),
         ({"decay": 1.1}, "decay is at least 0 and at most 1, not 1.1"),
     ],
 )
@@ -74,9 +80,12 @@ def test_an_open_end_is_not_in_the_range() -> None:
     assert 1e-9 in Range(0, above=True)
 
 
-def test_every_default_of_every_recipe_is_in_its_range() -> None:
-    used: set[str] = set()
+def test_every_default_of_every_recipe_is_in_its_range_and_a_name_has_one_range() -> None:
+    ranges: dict[str, set[object]] = {}
     for name, recipe in recipes().items():
         assert checked(recipe)() == recipe(), name
-        used |= inspect.signature(recipe).parameters.keys()
-    assert RANGES.keys() <= used  # a range that no recipe has is a mistake
+        for parameter, kind in get_type_hints(recipe, include_extras=True).items():
+            ranges.setdefault(parameter, set()).update(getattr(kind, "__metadata__", [None]))
+    for shared in ("weight", "temperature", "decay", "confidence", "ratio", "generations"):
+        (limits,) = ranges[shared]
+        assert isinstance(limits, Range), shared

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from selfdistill.core.logits import dense
-from selfdistill.core.parts import Given
-from selfdistill.core.step import Clock, Step
+from selfdistill.core.parts import BindArgs
+from selfdistill.core.step import Clock, Forward, ForwardPlan
 from selfdistill.models import causal_lm
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Ema
@@ -24,7 +24,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     monkeypatch.setattr(causal_lm, "TOGETHER", room)
     model, asked = shaken(student(lora=4)), list[Tensor]()
     judge = Ema(0.5, "context", warm_up=False)
-    state = judge.start(model, Given())
+    state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
     look = Causal.look
@@ -38,7 +38,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     model.micro_batches = [[b["context"].x for b in batches]]
     found = []
     for piece in batches:
-        step = Step(model, piece, Clock(), fused=False, owner=model)
+        step = Forward(model, piece, Clock(), ForwardPlan(fused=False)).run()
         before = step.passes.teacher
         target = judge.target(state, step, distil(judge))
         assert step.passes.teacher - before == step.rows("context")

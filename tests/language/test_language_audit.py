@@ -182,8 +182,8 @@ def test_base_stays_the_pre_trained_model_in_later_generations(able: dict[str, A
     trainer.end_epoch(trainer.state.objective.clock.at(1))
     trainer.end_generation()
     trainer.begin(1)
-    (state,) = trainer.state.objective.states.values()
-    held = cast(Any, state).weights()
+    state = trainer.state.objective.states["distil_frozen"]
+    held = cast(Any, state).module.weights()
     start = build(able).learning()
     assert all(torch.equal(held[n], start[n]) for n in start)
     assert any(not torch.equal(task.writer.model.learning()[n], start[n]) for n in start)

@@ -197,7 +197,7 @@ def test_a_term_needs_the_same_under_any_name() -> None:
         fit(student, prompts(20, checker=None), renamed(MAKE["grpo"](), "policy"), device="cpu", steps=1)
     play = renamed(MAKE["spin"](), "play")
     assert play.needs == ("demonstration",)
-    assert play.seen() == MAKE["spin"]().seen() == (("x", "other"), ())
+    assert play.student_views() == MAKE["spin"]().student_views() == (("x", "other"), ())
     with pytest.raises(DataError, match="demonstration"):
         fit(student, prompts(20, demonstration=None), play, device="cpu", steps=1)
 

@@ -16,8 +16,8 @@ from selfdistill.cli import main
 from selfdistill.errors import DataError
 from selfdistill.language import preflight
 from selfdistill.language.recipes import RECIPES
+from selfdistill.language.run import paired, spread
 from selfdistill.language.sampling import Vllm, export
-from selfdistill.language.task import paired, spread
 from selfdistill.language.trainer import fit
 from tests.language.tiny import prompts, student
 
@@ -197,6 +197,26 @@ def test_other_intervals_are_students() -> None:
 def test_a_model_ties_itself_for_certain() -> None:
     losses = [0.0, 1.0, 1.0]
     assert paired(losses, losses) == {"gain": 0.0, "half": 0.0, "rows": 3, "verdict": "TIES"}
+
+
+def test_the_verdict_is_the_side_of_zero_on_which_the_interval_lies() -> None:
+    """Whether rows are right or wrong, or have any losses."""
+    generator = random.Random(1)
+    words = set()
+    for rows in (3, 5, 8, 20, 40):
+        for share in (0.0, 0.3, 0.6, 1.0):
+            for _ in range(20):
+                wrong = [float(generator.random() < 0.9) for _ in range(rows)]
+                better = [loss * (generator.random() > share) for loss in wrong]
+                nats = [loss - share * generator.random() + 0.1 for loss in wrong]
+                for ours, bounded in ((better, True), (nats, False)):
+                    mean, half = spread([a - b for a, b in zip(wrong, ours, strict=True)], bounded)
+                    assert half is not None
+                    word = "BEATS" if mean > half else "LOSES" if mean < -half else "TIES"
+                    if bounded or half > 1e-9:  # equal gains in nats of a few rows are no proof
+                        assert paired(ours, wrong, bounded)["verdict"] == word
+                        words.add(word)
+    assert words == {"BEATS", "TIES", "LOSES"}
 
 
 def test_preflight_of_few_prompts_does_not_say_go() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from selfdistill.core.logits import dense
-from selfdistill.core.memory import Held
-from selfdistill.core.parts import Given, Teacher
-from selfdistill.core.step import Batch, Clock, Step
+from selfdistill.core.memory import FrozenCopy
+from selfdistill.core.parts import BindArgs, Teacher
+from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
 from selfdistill.models.causal_lm import Causal, Pretrained, Swapped, of_model
@@ -22,7 +22,7 @@ from selfdistill.teachers.weights import GeometricMixture
 from tests.language.tiny import batch_of, distil, doubled, shaken, spoken, student, tokenizer
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]
-GIVEN = Given(None, None, None)
+GIVEN = BindArgs(None, None, None)
 
 
 def batch() -> Batch:
@@ -31,7 +31,7 @@ def batch() -> Batch:
 
 def holder(state: nn.Module) -> nn.Module:
     """What holds the weights."""
-    assert isinstance(state, Held)
+    assert isinstance(state, FrozenCopy)
     return state.module
 
 
@@ -45,7 +45,7 @@ def trust_region(share: float, reference: Teacher = Frozen("context")) -> Geomet
 
 def said(judge: Teacher, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Step(model, batch(), Clock(), ("x",), ("context",), fused=False, owner=model)
+    step = Forward(model, batch(), Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(state, step, distil(judge))
     assert target.valid is not None
     return torch.log_softmax(dense(target.value)[target.valid].detach(), -1)
@@ -57,7 +57,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 
 def stepped(judge: Teacher, state: nn.Module, model: Causal, step: int) -> None:
-    looked = Step(model, batch(), Clock(0, 1, 0, 1, step, 100), fused=False, owner=model)
+    looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
     judge.update(state, [looked], distil(judge))
 
 
@@ -92,7 +92,7 @@ def test_base_holds_what_origin_gives() -> None:
 
 def test_previous_is_the_model_that_is_given() -> None:
     model, before = student(), shaken(student(), seed=5)
-    state = Generation("context").start(model, Given(before, None, None))
+    state = Generation("context").start(model, BindArgs(before, None, None))
     shaken(before, seed=6)  # it may be reused
     again = shaken(student(), seed=5)
     close(said(Generation("context"), state, model), doubled(again), model)
@@ -220,7 +220,7 @@ def test_the_reference_of_a_trust_region_may_move() -> None:
 def test_external_is_another_model() -> None:
     model, other = student(), student(seed=7, hidden_size=16, num_hidden_layers=1)
     judge = External("context")
-    state = judge.start(model, Given(None, other))
+    state = judge.start(model, BindArgs(None, other))
     assert not holder(state).state_dict()
     close(said(judge, state, model), doubled(other), model)
 
@@ -229,7 +229,7 @@ def test_external_with_another_tokenizer_is_refused() -> None:
     other = student()
     other.tokenizer = tokenizer("zyxwvu")
     with pytest.raises(DataError, match="another tokenizer"):
-        External().start(student(), Given(None, other))
+        External().start(student(), BindArgs(None, other))
 
 
 @pytest.mark.parametrize("lora", [0, 4])
@@ -248,7 +248,7 @@ def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Step(model, rows, Clock(), ("x",), ("context",), fused=False, owner=model)
+    step = Forward(model, rows, Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(objective.state_of("distil", judge), step, distil(judge))
     table = dense(target.value)[target.valid].detach().clone()
     lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.parts import Given, Teacher
+from selfdistill.core.parts import BindArgs, Teacher
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.language.completions import Language, TeacherMixed
 from selfdistill.language.recipes import minillm
@@ -47,7 +47,7 @@ def taught(lora: int, judge: Teacher) -> tuple[Causal, Beside, Any, Any]:
     """A student that has moved away from its teacher; who writes beside it; and both as plain models."""
     model = student(lora)
     outside = student(seed=8) if isinstance(judge, External) else None
-    state, other = judge.start(model, Given(None, outside)), doubled(outside or model)
+    state, other = judge.start(model, BindArgs(None, outside)), doubled(outside or model)
     shaken(model, 0.2)
     return model, Beside(view(state), 0.3, READ), doubled(model), other
 
@@ -158,7 +158,7 @@ def test_what_cannot_write_together_is_refused() -> None:
     mixture = GeometricMixture(Frozen("context"), Itself("context"))
     with pytest.raises(RecipeError, match="GeometricMixture cannot write"):
         fit(student, prompts(20), Language({"a": distil(mixture)}, source=TeacherMixed()), device="cpu", steps=1)
-    state = External().start(student(), Given(None, student(context=16)))
+    state = External().start(student(), BindArgs(None, student(context=16)))
     by = Beside(view(state), 0.2, [[5] * 12])
     with pytest.raises(DataError, match="what the teacher reads has 12 tokens"):
         by_transformers(student(), [[5]], Sampling(max_tokens=6), 0, by)

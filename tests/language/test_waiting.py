@@ -11,8 +11,9 @@ import pytest
 
 from selfdistill.io.run_record import Request
 from selfdistill.language import sampling
+from selfdistill.language.run import prepare
 from selfdistill.language.sampling import Sampling, Waiting, export, roll
-from selfdistill.language.task import choose, train
+from selfdistill.training.task_type import Listeners
 from tests.language.tiny import student
 
 
@@ -30,7 +31,7 @@ class Watch:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(sampling, "time", Watch())
-    monkeypatch.setattr(sampling, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sampling, "line_due", lambda *_: True)
     return []
 
 
@@ -50,7 +51,7 @@ def test_nothing_is_told_within_the_first_seconds_or_at_the_end(monkeypatch: pyt
     monkeypatch.setattr(sampling, "time", Watch())
     lines: list[str] = []
     assert list(Waiting(lines.append, "read", 12).each(range(12))) == list(range(12))
-    assert lines == ["read: 10 of 12 prompts, at most about 2 s left"]
+    assert lines == [f"read: {n} of 12 prompts, at most about {12 - n} s left" for n in (4, 8)]
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -65,7 +66,7 @@ def test_a_run_tells_of_every_wait(said: list[str], checked: bool, tmp_path: Pat
         data=f"{tmp_path}/p.jsonl", model=f"{tmp_path}/tiny", method="sdft()", max_tokens=3, steps=1, batch_size=2,
         keep=f"{tmp_path}/k.jsonl", device="cpu",
     )  # fmt: skip
-    train(choose(request), request, tmp_path / "run", lambda name: None, said.append, said.append)
+    prepare(request).train(tmp_path / "run", Listeners(lambda name: None, said.append, said.append))
     before = [line.partition(": ")[0] for line in said if line.endswith("s left")]
     for who in ("the model before answers", "generation 0 answers", "completions are written", "the final tests"):
         assert who in before

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
+import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+from selfdistill.cli import main
 from selfdistill.core.objective import Method, untaught
 from selfdistill.core.step import Batch, Clock
 from selfdistill.methods import recipes
-from selfdistill.methods.cards import card, cost, explain, text
+from selfdistill.methods.cards import card, code, code_text, cost, explain, text
 from selfdistill.methods.registry import read_method
 from selfdistill.models.feature_taps import last_linear
 from selfdistill.teachers.generations import wanted as ancestors
 from selfdistill.training.fit import fit
 from tests.harness import build_values, building_for, external_teacher, of_values, tiny_data, value_data
+
+ORACLES = Path(__file__).parents[1] / "oracles"
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -202,7 +210,7 @@ class Counter:
 @pytest.mark.parametrize("expression", RUN)
 def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a look calls the hooks on outputs, too
-    monkeypatch.setattr("selfdistill.core.vitals.watch.looked_at", lambda step: False)
+    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)
     method = read_method(expression)
@@ -235,3 +243,88 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
         assert len(steps) >= 10
         first = {(1.0, 1.0)} if expression.startswith("snapshot") else set()  # a cycle without a teacher
         assert set(steps) == {wanted} | first
+
+
+def documented(name: str) -> str:
+    return inspect.getdoc(recipes()[name]) or ""
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_argument_of_a_recipe_is_described(name: str) -> None:
+    arguments = card(name)["arguments"]
+    assert list(arguments) == list(inspect.signature(recipes()[name]).parameters)
+    assert all(about.endswith(".") and about[0].isupper() for about in arguments.values())
+
+
+def stated(about: str) -> Iterator[float]:
+    """The bounds that a description includes."""
+    for opening, least, most, closing in re.findall(r"in ([\[(])(\d), (\d)([\])])", about):
+        yield from [float(least)] * (opening == "[") + [float(most)] * (closing == "]")
+    yield from (float(least) for least in re.findall(r"(\d) or more", about))
+    yield from (float(most) for most in re.findall(r"at most (\d+)", about))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_bounds_that_a_description_states_are_taken(name: str) -> None:
+    """A person may write them, and no part refuses them."""
+    kinds = {key: type(p.default) for key, p in inspect.signature(recipes()[name]).parameters.items()}
+    for argument, about in card(name)["arguments"].items():
+        for bound in stated(about):
+            method = read_method(f"{name}({argument}={kinds[argument](bound)!r})")
+            assert isinstance(method, Method), (argument, bound)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_docstring_names_the_terms_of_the_method(name: str) -> None:
+    block = documented(name).partition("Returns:\n")[2].partition("\n\n")[0]
+    terms = list(recipes()[name]().terms)
+    assert re.findall(r"``(\w+)``", block) == terms
+
+
+def test_a_departure_from_the_paper_is_on_the_card_and_in_the_text() -> None:
+    about = card("mean_teacher")["departs"]
+    assert "train mode" in about
+    assert f"departs:     {about}" in text(explain("mean_teacher()", recipes()["mean_teacher"]()))
+    assert card("plain")["departs"] == ""
+    assert "departs:" not in text(explain("plain()", recipes()["plain"]()))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_code_of_a_recipe_is_its_source_and_its_oracle(name: str) -> None:
+    page = code_text(name, recipes()[name])
+    assert f"def {name}(" in page
+    assert "def oracle(" in page
+    assert (ORACLES / f"{name}.py").read_text().strip() in page
+    assert ">>>" not in page, "docstrings are left out"
+
+
+def test_the_code_has_the_functions_that_a_recipe_calls() -> None:
+    page = code("flexmatch", recipes()["flexmatch"])["recipe"] or ""
+    assert page.index("def matching(") < page.index("def flexmatch(")
+    assert "def supervised(" in page
+
+
+def test_the_code_of_other_recipes_says_that_there_is_no_oracle() -> None:
+    for expression, name in (("sdft(rate=0.1)", "sdft"), ("self_trained()", "self_trained")):
+        done = CliRunner().invoke(main, ["explain", expression, "--code"])
+        assert f"def {name}(" in done.output
+        assert done.output.splitlines()[-1].startswith(f"There is no oracle page of {name} yet")
+    wrong = CliRunner().invoke(main, ["explain", "elrr()", "--code"])
+    assert wrong.exit_code
+    assert "nearest: elr" in wrong.output
+
+
+def test_the_code_as_json_and_of_a_recipe_in_a_file_of_its_own(tmp_path: Path) -> None:
+    found = json.loads(CliRunner().invoke(main, ["explain", "elr()", "--code", "--json"]).output)
+    assert found == code("elr", recipes()["elr"])
+    file = tmp_path / "own.py"
+    file.write_text("def helper():\n    return 1\n\n\ndef own():\n    '''Mine.'''\n    return helper()\n")
+    spec = importlib.util.spec_from_file_location("own", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert code("own", module.own) == {
+        "recipe": "def helper():\n    return 1\n\n\ndef own():\n    return helper()\n",
+        "oracle": None,
+    }

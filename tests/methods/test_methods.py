@@ -15,7 +15,7 @@ from selfdistill.core.objective import Method
 from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.io.expressions import read
-from selfdistill.teachers import Held
+from selfdistill.teachers import FrozenCopy
 from selfdistill.testing.conformance import check_method, check_value, names
 from selfdistill.testing.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
 from tests.test_oracles import setting
@@ -119,7 +119,7 @@ def train(model: nn.Module, objective: Any, optimizer: Any, steps: range) -> lis
 def test_the_teacher_is_another_module(name, generation):
     """Another object, no gradient, eval mode, and bit for bit the same after the student's step."""
     model, objective, optimizer = started(RECIPES[name](), generation)
-    held = [m for m in objective.modules() if isinstance(m, Held)]
+    held = [m for m in objective.modules() if isinstance(m, FrozenCopy)]
     assert len(held) == 1
     teacher = held[0].module
     assert teacher is not model

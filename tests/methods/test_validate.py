@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import BaseTerm, Term
 from selfdistill.core.regression import of_values
 from selfdistill.core.step import Batch, Rows
 from selfdistill.data.dataset import Data, from_tensors
@@ -23,7 +21,7 @@ from selfdistill.methods.validate import check_method
 from selfdistill.teachers import Ema, Frozen, Itself, Labels, Peers
 from selfdistill.testing.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.training.preflight import dry_run
-from selfdistill.views import Look, Views, pairs, two, weak_strong
+from selfdistill.views import View, Views, pairs, two, weak_strong
 from tests.parts import SPACE
 
 
@@ -86,7 +84,11 @@ def test_a_partner_of_the_same_class_is_no_other_row():
 
 def test_a_term_of_its_own_kind_is_not_judged():
     """It checks itself; its view must exist all the same."""
-    own: Any = SimpleNamespace(view="x", parts=lambda: ())
+
+    class Own(BaseTerm):
+        view = "x"
+
+    own = Own()
     check_method(Method({"own": own}))
     own.view = "y"
     with pytest.raises(SpaceError, match="'y'"):
@@ -160,6 +162,6 @@ def test_a_dry_run_takes_a_view_without_rows():
 
 def test_all_rows_beside_unlabelled_ones_are_different_rows():
     """Views of one name and another's rows are told apart by what they show."""
-    views = Views((Look("x", "all"), Look("u", "unlabelled")))
+    views = Views((View("x", "all"), View("u", "unlabelled")))
     with pytest.raises(SpaceError, match="different rows"):
         check_method(Method({"t": Term(Itself(view="u"), KL())}, views=views))

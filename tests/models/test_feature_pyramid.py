@@ -20,9 +20,9 @@ def bound(*kept: str) -> tuple[Objective, nn.Module]:
     """FRSKD on a small CNN, with these terms alone."""
     method = frskd(width=1)
     method = replace(method, terms={name: method.terms[name] for name in kept or method.terms})
-    assert method.prepare is not None
+    assert method.wrap_model is not None
     torch.manual_seed(0)
-    model = method.prepare(parse("cnn(width=4)", (1, 8, 8), 3))()
+    model = method.wrap_model(parse("cnn(width=4)", (1, 8, 8), 3))()
     return method.bind(model), model
 
 

@@ -112,9 +112,9 @@ def test_an_average_teaches_a_layer_through_a_projector():
         "hint": Term(Itself(head="vector:layer2"), Squared(mean=True), head="project:layer1@layer2"),
         "past": Term(Ema(0.5), Squared(mean=True), head="vector:layer2"),
     }
-    method = Method(terms, prepare=Features(heads))
-    assert method.prepare is not None
-    model = method.prepare(net)()
+    method = Method(terms, wrap_model=Features(heads))
+    assert method.wrap_model is not None
+    model = method.wrap_model(net)()
     objective = method.bind(model)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -150,9 +150,9 @@ def test_hooks_survive_compiling_without_a_break():
 def test_what_a_recipe_puts_around_a_model_survives_compiling_in_training(name: str) -> None:
     """Pyramid, rotations, fused exits, projector and hidden patches: one graph, the same heads, the same gradients."""
     method = recipes()[name]()
-    assert method.prepare is not None
+    assert method.wrap_model is not None
     torch.manual_seed(0)
-    model = method.prepare(building_for(method))().train()
+    model = method.wrap_model(building_for(method))().train()
     twin = copy.deepcopy(model)
     compiled: Any = torch.compile(twin, backend="eager", fullgraph=True)
     for x in torch.rand(2, 6, 1, 8, 8):
@@ -235,13 +235,13 @@ def test_sad_reads_the_layers_it_is_told_and_needs_two():
     from selfdistill.methods import sad
 
     method = sad(layers=("layer1", "layer2"), wait=0.0, weight=100.0)
-    assert method.prepare is not None
-    objective = method.bind(method.prepare(net)())
+    assert method.wrap_model is not None
+    objective = method.bind(method.wrap_model(net)())
     objective({"x": X, "y": torch.tensor([0, 1])}).backward()
     assert float(objective.figures["attention_0"].loss) > 0
     with pytest.raises(RecipeError, match="at least two"):
         sad(layers=("layer1",))
-    prepare = sad(layers=("stages.0", "stages.1")).prepare
+    prepare = sad(layers=("stages.0", "stages.1")).wrap_model
     assert prepare is not None
     vectors = prepare(parse("mlp(width=8)", (4,), 3))()
     with pytest.raises(SpaceError, match="no positions to compare"):

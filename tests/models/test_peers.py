@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
-from selfdistill.core.step import Clock, Step
+from selfdistill.core.step import Clock, Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
-from selfdistill.experiments.network_task import gain
+from selfdistill.experiments.network_run import gain
 from selfdistill.losses import KL, CrossEntropy, DirichletNLL, KLFromStudent, LogOneMinusInner, PrototypeCrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, Mean, Peers
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Ancestors, Combined, Itself, Labels, Members, Stale
+from selfdistill.teachers import Combined, GenerationEnsemble, Itself, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
 from selfdistill.terms import Cooling, RowMeanCooling
 from selfdistill.training.callbacks import pairwise
@@ -177,7 +177,7 @@ def test_old_copies_teach_until_they_are_renewed() -> None:
 def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
     x, y = torch.randn(4, 6, generator=generator), torch.arange(4) % 4
     earlier = models(3)
-    for kind, last in itertools.product((Ancestors, Members), (False, True)):
+    for kind, last in itertools.product((GenerationEnsemble, Members), (False, True)):
         method = Method({"t": Term(kind(at_last=last), DirichletNLL() if kind is Members else KL())}, generations=4)
         for generation in (1, 3):
             clock = Clock(generation, 4)
@@ -232,7 +232,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
     """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
 
     class Told(Teacher):
-        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
             valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
             return Target(torch.zeros(3, 3, 1), "features", valid)
 

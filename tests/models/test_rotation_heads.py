@@ -8,7 +8,7 @@ from torch import nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock, Passes, Step
+from selfdistill.core.step import Clock, Forward, Passes
 from selfdistill.errors import SpaceError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import sla_sd
@@ -59,7 +59,7 @@ def test_rotations_go_by_quarters_and_are_averaged_where_they_belong():
 
 def test_passes_are_counted_for_every_copy():
     model = Rotated(build())
-    step = Step(model, batch_of({"x": "labelled"}, 0, maps=True), Clock(), owner=model)
+    step = Forward(model, batch_of({"x": "labelled"}, 0, maps=True), Clock()).run()
     assert step.passes == Passes(forward=48, backward=48)
 
 
@@ -67,7 +67,7 @@ def test_a_joint_label_is_the_class_and_the_turn_and_a_row_without_one_has_none(
     term = Term(JointLabels(), CrossEntropy(), head="joint")
     objective = Method({"t": term}).bind(Rotated(build()))
     x = torch.rand(2, 1, 8, 8)
-    found = JointLabels().target(nn.Module(), objective.look({"x": x, "y": torch.tensor([2, -1])}), term)
+    found = JointLabels().target(nn.Module(), objective.forward_views({"x": x, "y": torch.tensor([2, -1])}), term)
     assert found.value[0].tolist() == [8, 9, 10, 11]
     assert found.valid is not None
     assert found.valid.tolist() == [[True] * 4, [False] * 4]
@@ -77,7 +77,7 @@ def test_a_joint_label_is_the_class_and_the_turn_and_a_row_without_one_has_none(
 
 def test_rows_that_cannot_be_rotated_are_refused():
     method = sla_sd()
-    assert method.prepare is not None
+    assert method.wrap_model is not None
     for shape in ((2, 6), (2, 1, 4, 6)):
         with pytest.raises(SpaceError, match="square images"):
-            method.bind(method.prepare(build)())({"x": torch.rand(shape), "y": torch.tensor([0, 1])})
+            method.bind(method.wrap_model(build)())({"x": torch.rand(shape), "y": torch.tensor([0, 1])})

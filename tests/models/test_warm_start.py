@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from selfdistill.errors import CheckpointError, DataError, SelfdistillError
-from selfdistill.experiments.network_task import prepare
+from selfdistill.experiments.network_run import prepare
+from selfdistill.experiments.network_task import NetworkTaskType
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models import registry, store, warm_start
@@ -76,7 +77,9 @@ def test_the_methods_model_is_the_product_though_plain_classifies_better(begun: 
     assert (
         "A linear probe of features that no label has taught against plain" in (tmp_path / "run/README.md").read_text()
     )
-    assert f"The nearest rows by its features are right in {100 * found['nearest']:.1f} %" in sentence(found)
+    assert f"The nearest rows by its features are right in {100 * found['nearest']:.1f} %" in sentence(
+        found, NetworkTaskType()
+    )
     assert found["nearest"] > 0.3
     assert found["test"]["accuracy"] > 0.3  # a probe of features that were hardly trained beats chance, which is 0.1
 

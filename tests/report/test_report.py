@@ -15,6 +15,7 @@ import pytest
 from selfdistill.errors import CheckpointError
 from selfdistill.experiments.compare import judge
 from selfdistill.experiments.run import Run
+from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request
 from selfdistill.report import render, write
 from selfdistill.report.figures import Mark, Series, curves, forest, lineage, thinned, ticks
@@ -59,7 +60,7 @@ def test_the_run_writes_its_report_and_it_holds_the_runs_figures(run: Path) -> N
         assert f"{100 * generation['test']['accuracy']:.1f} %" in text
         assert generation["decision"]["why"] in text
     assert "Furlanello" in text
-    assert text.index(sentence(result)) < text.index("<svg")  # the verdict comes first
+    assert text.index(sentence(result, TASK_TYPES.of_record({}))) < text.index("<svg")  # the verdict comes first
     assert len(drawings(text)) >= 6
     assert loads_nothing(text)
     assert len(text) < 1_000_000
@@ -71,13 +72,13 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     del record["result"]
     (folder / "run.json").write_text(json.dumps(record))
-    assert "Not finished: go on by `selfdistill resume cut`" in render(folder)
+    assert "Not finished: go on by `selfdistill resume cut`" in render(folder, TASK_TYPES)
 
 
 def test_a_comparison_has_its_verdicts_and_intervals(tmp_path: Path) -> None:
     found = comparison()
     (tmp_path / "comparison.json").write_text(json.dumps(found))
-    text = write(tmp_path).read_text()
+    text = write(tmp_path, TASK_TYPES).read_text()
     assert text.index("good(): in accuracy, BEATS plain") < text.index("<svg")
     assert "early stopping, chosen by audit accuracy" in text
     assert "keeps 47 %" in text
@@ -91,7 +92,7 @@ def test_a_comparison_has_its_verdicts_and_intervals(tmp_path: Path) -> None:
 
 def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(comparison("<script>alert(1)</script>")))
-    text = render(tmp_path / "c.json")
+    text = render(tmp_path / "c.json", TASK_TYPES)
     assert loads_nothing(text)
     assert "&lt;script&gt;alert(1)" in text
 
@@ -105,10 +106,10 @@ def test_the_command_is_told_by_its_name() -> None:
 def test_damaged_or_foreign_files_take_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(content)
     with pytest.raises(CheckpointError) as caught:
-        render(tmp_path)
+        render(tmp_path, TASK_TYPES)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no run and no finished comparison"):
-        render(tmp_path / "nowhere")
+        render(tmp_path / "nowhere", TASK_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +180,10 @@ def test_one_share_is_drawn_between_none_and_all(value: float) -> None:
 def test_a_language_runs_control_is_called_by_its_recipe(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "r")
     record = json.loads((run / "run.json").read_text())
-    assert "plain, the control" in render(tmp_path / "r")
+    assert "plain, the control" in render(tmp_path / "r", TASK_TYPES)
     del record["result"]
     (tmp_path / "r" / "run.json").write_text(json.dumps(record | {"kind": "language"}))
-    page = render(tmp_path / "r")
+    page = render(tmp_path / "r", TASK_TYPES)
     assert "sft(), the control" in page
     assert "plain, the control" not in page
 
@@ -204,7 +205,7 @@ def test_every_interval_and_every_teacher_is_drawn() -> None:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 def test_a_browser_opens_it_without_a_complaint(run: Path, tmp_path: Path) -> None:
-    page = write(run, tmp_path / "page.html")
+    page = write(run, TASK_TYPES, tmp_path / "page.html")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
     netlog = tmp_path / "net.json"

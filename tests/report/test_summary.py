@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from selfdistill.report.summary import cells, head, readme, rows, sentence
+from selfdistill.experiments.network_task import NetworkTaskType
+from selfdistill.experiments.task_types import TASK_TYPES
+from selfdistill.language.task import LanguageTaskType
+from selfdistill.report.summary import cells, readme, rows, sentence, table
+from selfdistill.training.task_type import Rows
+
+
+def rows_of(result: dict[str, Any]) -> Rows:
+    return rows(result, TASK_TYPES.of_record(result))
+
+
+def said_of(result: dict[str, Any]) -> str:
+    return sentence(result, TASK_TYPES.of_record(result))
 
 
 def metrics(accuracy: float) -> dict[str, float]:
@@ -31,14 +43,17 @@ def result(
 
 
 def test_rows_are_plain_at_the_end_plain_stopped_early_and_every_generation() -> None:
-    assert [name for name, _ in rows(result(0.95))] == [
+    assert [name for name, _ in rows_of(result(0.95))] == [
         "plain, after 50 steps",
         "plain, stopped early (epoch 5)",
         "elr()",
     ]
-    assert [name for name, _ in rows(result(0.5, 0.6))][2:] == ["elr(), generation 0", "elr(), generation 1"]
-    assert [name for name, _ in rows(result(0.5, plain=None))] == ["elr()"]
-    assert len(rows(result(0.9, source="itself"))) == 2
+    assert [name for name, _ in rows_of(result(0.5, 0.6))][2:] == [
+        "elr(), generation 0",
+        "elr(), generation 1",
+    ]
+    assert [name for name, _ in rows_of(result(0.5, plain=None))] == ["elr()"]
+    assert len(rows_of(result(0.9, source="itself"))) == 2
 
 
 def test_cells_are_per_cent_and_three_digits() -> None:
@@ -61,7 +76,7 @@ def test_values_are_told_in_four_digits_or_whole() -> None:
 def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
     final: float, at_end: str, early: str
 ) -> None:
-    said = sentence(result(final))
+    said = said_of(result(final))
     assert f"{at_end} points at equal steps" in said
     assert f"{early} against the plain model stopped early" in said
     assert "One seed is an anecdote" in said
@@ -71,21 +86,19 @@ def test_a_product_that_no_generation_taught_is_not_called_self_distilled() -> N
     kept, taught = ({**result(0.97, 0.96), "product": number} for number in (0, 1))
     folded = {**result(0.97), "product": 0, "folds": {"decisions": [{"accepted": False}]}}
     for found in (kept, folded):
-        assert sentence(found).startswith(
-            "Generation 0, which the audit keeps and no earlier one taught, against plain"
-        )
-    assert sentence(taught).startswith("Self-distilled against plain")
-    assert sentence({**result(0.97), "product": 0}).startswith("Self-distilled against plain")
+        assert said_of(found).startswith("Generation 0, which the audit keeps and no earlier one taught, against plain")
+    assert said_of(taught).startswith("Self-distilled against plain")
+    assert said_of({**result(0.97), "product": 0}).startswith("Self-distilled against plain")
 
 
 def test_without_a_control_nothing_is_compared() -> None:
     for found in (result(0.97, plain=None), result(0.97, source="itself")):
-        assert sentence(found) == "Accuracy on the test split: 97.0 %."
+        assert said_of(found) == "Accuracy on the test split: 97.0 %."
 
 
 def test_the_readme_has_the_figures_and_how_they_came() -> None:
     record = {"settings": {"batch_size": 32}, "versions": {"torch": "9.9"}}
-    page = readme(result(0.97), record)
+    page = readme(result(0.97), record, NetworkTaskType())
     for words in ("# elr() on digits", "| elr() | 97.0 % | 0.123 | 0.012 | 0.200 |", "7 labelled", "5 test", "40 %",
                   "1234 parameters", "50 in 1.5 s", "batch 32", "seed 3", "torch 9.9", 'load("model")'):  # fmt: skip
         assert words in page
@@ -96,11 +109,13 @@ def test_a_column_without_a_figure_is_left_out() -> None:
     one = {"accuracy": 0.5, "length": 12.0}
     spoken = {"kind": "language", "method": "sdft()", "model": "m", "product": 0, "data": {"task": "generate"},
               "before": one, "generations": [{"generation": 0, "test": {**one, "accuracy": 0.75}}]}  # fmt: skip
-    assert head(spoken) == ["right", "tokens"]
-    assert [cells(metrics, spoken) for _, metrics in rows(spoken)] == [["50.0 %", "12"], ["75.0 %", "12"]]
+    names, lines = table(spoken, LanguageTaskType())
+    assert names == ["right", "tokens"]
+    assert [figures for _, figures in lines] == [["50.0 %", "12"], ["75.0 %", "12"]]
     spoken["before"] = {**one, "kept": 1.0}
-    assert head(spoken) == ["right", "prior tasks right", "tokens"]
-    assert cells(one, spoken) == ["50.0 %", "-", "12"]
+    names, lines = table(spoken, LanguageTaskType())
+    assert names == ["right", "prior tasks right", "tokens"]
+    assert lines[1][1] == ["75.0 %", "-", "12"]
 
 
 def test_few_prompts_are_told_without_a_verdict() -> None:
@@ -108,7 +123,7 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
     many = {"gain": 0.5, "half": 0.125, "rows": 40, "verdict": "BEATS"}
     spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
               "against": {"before": {"test": one, "kept": many}, "sft": {"test": {**one, "gain": -1.0}}}}  # fmt: skip
-    assert sentence(spoken).startswith(
+    assert said_of(spoken).startswith(
         "The product has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
         "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
     )
@@ -119,8 +134,8 @@ def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
     one, two = ({"gain": g, "half": 0.25, "rows": 40, "verdict": v} for g, v in ((0.1, "TIES"), (-0.5, "LOSES")))
     spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 40}}, "test": {"accuracy": 1.0},
               "against": {name: {"test": one, "kept": two} for name in ("before", "sft")}}  # fmt: skip
-    said = sentence(json.loads(json.dumps(spoken, sort_keys=True)))
-    assert said == sentence(spoken)
+    said = said_of(json.loads(json.dumps(spoken, sort_keys=True)))
+    assert said == said_of(spoken)
     assert said.startswith(
         "The product TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by -50 ± 25 "
         "points; TIES sft() at equal steps by +10 ± 25 points; LOSES to sft() at equal steps on prior tasks by -50 ± "

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Given, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
+from selfdistill.core.parts import BindArgs, Term
+from selfdistill.core.step import Batch, Clock, Forward, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, Squared
 from selfdistill.methods.validate import check_method
@@ -19,14 +19,14 @@ from selfdistill.teachers import ClassAligned, Ema, Frozen, History, Itself, Lab
 from selfdistill.testing.specimens import CLASSES, batch_of, inputs, pool, tiny
 
 
-def a_step(x: Tensor, y: Tensor | None = None) -> Step:
-    return Step(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock())
+def a_step(x: Tensor, y: Tensor | None = None) -> Forward:
+    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock()).run()
 
 
 def test_the_running_mean_becomes_the_wanted_shares() -> None:
     """q by hand over three batches; the aligned word is p / q, normalised, and the batch at hand counts."""
     teacher, q = ClassAligned(Itself(), 0.6), torch.zeros(0)
-    term, state = Term(teacher, KL()), teacher.start(nn.Identity(), Given())
+    term, state = Term(teacher, KL()), teacher.start(nn.Identity(), BindArgs())
     for k in range(3):
         z = 2 * torch.randn(8, 3, generator=torch.Generator().manual_seed(k))
         p, step = z.softmax(1), a_step(z)
@@ -45,7 +45,7 @@ def test_a_class_that_is_said_too_often_is_said_less() -> None:
     means = {}
     for to in ("uniform", "labels"):
         teacher = ClassAligned(Itself(), 0.0, to)
-        state = teacher.start(nn.Identity(), Given())
+        state = teacher.start(nn.Identity(), BindArgs())
         teacher.prepare(state, labels)
         means[to] = teacher.target(state, a_step(z), Term(teacher, KL())).value.mean(0)
     assert float(means["uniform"][0]) < float(z.softmax(1).mean(0)[0]) - 0.1
@@ -56,7 +56,7 @@ def test_a_class_that_is_said_too_often_is_said_less() -> None:
 def test_rows_that_say_nothing_count_for_nothing() -> None:
     """Labels: the one row without one is neither in the mean nor taught."""
     teacher, y = ClassAligned(Labels(), 0.0), torch.tensor([0, 0, 1, -1])
-    state = teacher.start(nn.Identity(), Given())
+    state = teacher.start(nn.Identity(), BindArgs())
     target = teacher.target(state, a_step(torch.zeros(4, 2), y), Term(teacher, KL()))
     assert target.valid is not None
     assert target.valid.tolist() == [True, True, True, False]
@@ -66,7 +66,7 @@ def test_rows_that_say_nothing_count_for_nothing() -> None:
 def test_aligning_to_labels_that_nobody_brought_is_an_error() -> None:
     teacher = ClassAligned(to="labels")
     with pytest.raises(RecipeError, match=r"objective\.prepare\(pool\)"):
-        teacher.target(teacher.start(nn.Identity(), Given()), a_step(torch.zeros(2, 3)), Term(teacher, KL()))
+        teacher.target(teacher.start(nn.Identity(), BindArgs()), a_step(torch.zeros(2, 3)), Term(teacher, KL()))
 
 
 @pytest.mark.parametrize("inner", [Ema(0.5), History(0.8), Frozen()], ids=str)
@@ -99,7 +99,7 @@ def test_the_state_of_the_teacher_inside_goes_on(inner: Any) -> None:
 def test_it_looks_where_the_teacher_inside_looks() -> None:
     """Its view is checked, forwarded, and of the same rows."""
     method = Method({"t": Term(ClassAligned(Itself(view="weak")), KL())})
-    assert method.seen() == (("x",), ("weak",))
+    assert method.student_views() == (("x",), ("weak",))
     with pytest.raises(SpaceError, match="'weak' is not among"):
         check_method(method)
     with pytest.raises(SpaceError, match="'weak' is not among"):

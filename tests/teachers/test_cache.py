@@ -16,11 +16,11 @@ from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
 from selfdistill.core.step import Batch, Clock, Passes, Rows
 from selfdistill.errors import CheckpointError, DataError, RecipeError
-from selfdistill.experiments.compare.plan import cost as spent
 from selfdistill.experiments.run import Run
+from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io import checkpoint
 from selfdistill.io.run_record import Request
-from selfdistill.language.task import choose
+from selfdistill.language.run import prepare
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.methods.cards import explain, kept
@@ -28,11 +28,12 @@ from selfdistill.methods.registry import read_method
 from selfdistill.report import write as write_report
 from selfdistill.teachers import Cached, ClassAligned, Ema, External, Frozen, Labels, Members
 from selfdistill.testing.specimens import inputs, same_bits, tiny
+from selfdistill.training.comparison import cost as spent
 from selfdistill.training.fit import Result, fit
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 from tests.harness import DECAY, LR, TinyNet, build, build_values, external_teacher, of_values, tiny_data, value_data
 
-PLAIN, RANDOM = (Views((Look("x", augment=how),)) for how in ("none", "weak"))
+PLAIN, RANDOM = (Views((View("x", augment=how),)) for how in ("none", "weak"))
 EPOCHS, ROWS = 4, 66
 
 
@@ -140,7 +141,7 @@ def test_of_views_that_look_anew_nothing_is_kept() -> None:
 
 
 def test_of_several_fixed_views_it_is_asked_once_each() -> None:
-    found = trained(of("distil", Views((Look("x", augment="weak", fixed=3),))))
+    found = trained(of("distil", Views((View("x", augment="weak", fixed=3),))))
     assert (found.passes.teacher, found.passes.saved) == (3 * ROWS, (EPOCHS - 3) * ROWS)
 
 
@@ -289,7 +290,7 @@ def test_what_asks_for_both_is_refused_in_one_line(teacher: Any) -> None:
 
 def test_prompts_have_no_such_teacher() -> None:
     with pytest.raises(DataError, match="no meaning for prompts"):
-        choose(Request("prompts.jsonl", training=(("cache", False),)))
+        prepare(Request("prompts.jsonl", training=(("cache", False),)))
 
 
 def test_a_run_and_its_report_count_what_was_saved(tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_a_run_and_its_report_count_what_was_saved(tmp_path: Path) -> None:
         assert passes == result["passes"]
         assert passes["teacher"] + passes["saved"] == 8 * 20
         assert passes["saved"] == (6 * 20 if name == "kept" else 0)
-        write_report(tmp_path / name)
+        write_report(tmp_path / name, TASK_TYPES)
         text = (tmp_path / name / "report.html").read_text()
         assert ("120 passes of a teacher saved, whose answers were kept" in text) == (name == "kept")
 
@@ -317,5 +318,5 @@ def test_a_report_of_a_run_that_did_not_count_is_written(tmp_path: Path) -> None
     del record["result"]["passes"]["saved"]
     assert record != before
     path.write_text(json.dumps(record))
-    write_report(tmp_path / "r")
+    write_report(tmp_path / "r", TASK_TYPES)
     assert "whose answers were kept" not in (tmp_path / "r" / "report.html").read_text()

@@ -23,10 +23,10 @@ from selfdistill.teachers import Cached, Ema, External, Frozen, Generation, Labe
 from selfdistill.teachers.cached import pinned
 from selfdistill.testing.specimens import CLASSES, inputs, same_bits, tiny
 from selfdistill.training.fit import fit
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 from tests.harness import DECAY, LR, MOMENTUM, build, external_teacher, tiny_data
 
-PLAIN = Views((Look("x", augment="none"),))
+PLAIN = Views((View("x", augment="none"),))
 
 
 def method(teacher: Any, views: Views = PLAIN, head: str = "logits", temperature: float = 2.0, **more: Any) -> Method:
@@ -118,7 +118,7 @@ def test_the_first_epoch_learns_from_what_is_kept_too(tmp_path):
 @pytest.mark.parametrize("folder", [True, False], ids=["disk", "memory"])
 def test_four_fixed_views_come_round_every_fourth_epoch_and_in_every_run(folder, tmp_path):
     """A sample is asked about four times in all; another seed sees the same four looks."""
-    views = Views((Look("x", augment="weak"),))
+    views = Views((View("x", augment="weak"),))
     teacher = Cached(External(), str(tmp_path) if folder else None, views=4)
     result, _, batches = run(teacher, views=views, epochs=6)
     seen: dict[int, list[bytes]] = {}
@@ -139,7 +139,7 @@ def test_four_fixed_views_come_round_every_fourth_epoch_and_in_every_run(folder,
 
 def test_with_fixed_views_it_is_the_live_teacher(tmp_path):
     """The live one is asked of the same inputs in another batch, which may move last bits."""
-    views = Views((Look("x", augment="weak"),))
+    views = Views((View("x", augment="weak"),))
     result, _, batches = run(Cached(External(), str(tmp_path), views=2), views=views)
     teacher, store = external_teacher(), Store(tmp_path)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_with_fixed_views_it_is_the_live_teacher(tmp_path):
 @pytest.mark.parametrize("cut", [4, 8])
 def test_cut_and_resumed_it_ends_as_if_it_had_not_been(options, cut, tmp_path):
     """In the first epoch, where targets are made, and in the second; what was made after the checkpoint stays."""
-    views = Views((Look("x", augment="weak" if options.get("views") else "none"),))
+    views = Views((View("x", augment="weak" if options.get("views") else "none"),))
     whole, wanted, _ = run(Cached(External(), str(tmp_path / "a"), **options), views=views)
     teacher = Cached(External(), str(tmp_path / "b"), **options)
     run(teacher, tmp_path / "run", views, cut=cut)
@@ -186,16 +186,16 @@ def test_another_teacher_other_data_other_views_and_another_layout_are_refused_i
     run(Cached(External(), there), epochs=1)
     refused(CheckpointError, "another teacher", Cached(Frozen(), there))
     refused(
-        CheckpointError, "another looks", Cached(External(), there, views=2), views=Views((Look("x", augment="weak"),))
+        CheckpointError, "another looks", Cached(External(), there, views=2), views=Views((View("x", augment="weak"),))
     )
     refused(CheckpointError, "asked for is Top", Cached(External(), there, top=2))
     data = tiny_data(0)
     data.x[40] += 0.25
     refused(DataError, "key 40 of view 'x' was made for another input", Cached(External(), there), data=data)
     refused(
-        SpaceError, "looks anew in every epoch", Cached(External(), there), views=Views((Look("x", augment="weak"),))
+        SpaceError, "looks anew in every epoch", Cached(External(), there), views=Views((View("x", augment="weak"),))
     )
-    other = Views((Look("x", augment="none"), Look("y", augment="none")))
+    other = Views((View("x", augment="none"), View("y", augment="none")))
     refused(CheckpointError, "another view", Cached(External("y"), there), views=other)
 
 
@@ -266,7 +266,7 @@ def test_saving_the_state_brings_targets_to_the_disk(tmp_path):
      (lambda: Cached(views=0), RecipeError, "from 1 on"), (lambda: Cached(top=3), RecipeError, "give Cached a folder"),
      (lambda: Cached(dtype="float16"), RecipeError, "give Cached a folder"),
      (lambda: Cached(folder="t", top=3).space("feature"), SpaceError, "those of logits"),
-     (lambda: Look("x", fixed=-1), RecipeError, "from 0|0 for ever"),
+     (lambda: View("x", fixed=-1), RecipeError, "from 0|0 for ever"),
      (lambda: pinned(Method({n: Term(Cached(views=v), KL()) for n, v in (("a", 2), ("b", 3))})), RecipeError, "one n")],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_in_one_line(wrong, error, words):
@@ -287,7 +287,7 @@ def test_heads_with_several_rows_a_sample_and_negative_ids_are_refused(tmp_path)
 
 def test_the_sampler_says_which_way_each_row_is_shown():
     data = tiny_data(0)
-    sampler = Sampler(data, Views((Look("x", augment="weak", fixed=3),)), 16, seed=0)
+    sampler = Sampler(data, Views((View("x", augment="weak", fixed=3),)), 16, seed=0)
     for epoch in range(4):
         batch = sampler.batch(sampler.drawn(epoch, 0), epoch)
         assert batch.fixed == {"x"}

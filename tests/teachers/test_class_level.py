@@ -18,7 +18,7 @@ def said(objective, batch):
     """What the method's only teacher says of a batch."""
     term = objective.method.terms["t"]
     return term.teacher.target(
-        objective.states[f"t_{type(term.teacher).__name__.lower()}"], objective.look(batch), term
+        objective.states[f"t_{type(term.teacher).__name__.lower()}"], objective.forward_views(batch), term
     )
 
 

@@ -15,7 +15,7 @@ from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import beyond, snapshot_distillation
-from selfdistill.teachers import Beyond, Snapshot
+from selfdistill.teachers import Extrapolated, Snapshot
 from selfdistill.testing.specimens import same_bits
 from selfdistill.training.fit import fit
 from tests.harness import build, tiny_data
@@ -63,7 +63,7 @@ def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_b
     state: Any = objective.states["t_snapshot"]
     taken = []
     for step in range(4):
-        target = Snapshot(2, 2.0).target(state, objective.look({"x": x, "y": y}), method.terms["t"])
+        target = Snapshot(2, 2.0).target(state, objective.forward_views({"x": x, "y": y}), method.terms["t"])
         assert (target.valid is None) == (step >= 2)
         loss = objective({"x": x, "y": y}) + nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
@@ -75,32 +75,32 @@ def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_b
             assert all(torch.equal(a, b) for a, b in zip(taken[1], model.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(taken[1], taken[3], strict=True))
     assert not torch.equal(taken[0][0], taken[1][0])
-    target = Snapshot(2, 2.0).target(state, objective.look({"x": x, "y": y}), method.terms["t"])
+    target = Snapshot(2, 2.0).target(state, objective.forward_views({"x": x, "y": y}), method.terms["t"])
     assert torch.allclose(target.value, (state.module(x) / 2).softmax(1))
 
 
 def mixed(xi, teacher_logits, label):
-    """What `Beyond` says of one row whose teacher has these logits."""
+    """What `Extrapolated` says of one row whose teacher has these logits."""
 
     class Always(nn.Module):
         def forward(self, x):
             return torch.tensor([teacher_logits])
 
-    term = Term(Beyond(xi=xi), CrossEntropy())
+    term = Term(Extrapolated(xi=xi), CrossEntropy())
     objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=Clock(1, 2))
-    state = objective.states["t_beyond"]
-    step = objective.look({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
+    state = objective.states["t_extrapolated"]
+    step = objective.forward_views({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
     return term.teacher.target(state, step, term).value[0]
 
 
-def test_beyond_is_the_papers_mixture_where_that_is_a_distribution():
+def test_extrapolated_is_the_papers_mixture_where_that_is_a_distribution():
     """t = (.7, .2, .1), label 0: at xi 1.5 t_0 > 1 - 1 / 1.5, so the mixture is (.55, .3, .15)."""
     logits = [math.log(p) for p in (0.7, 0.2, 0.1)]
     assert mixed(1.5, logits, 0).tolist() == pytest.approx([0.55, 0.3, 0.15])
     assert mixed(0.4, logits, 1).tolist() == pytest.approx([0.28, 0.68, 0.04])
 
 
-def test_beyond_leaves_a_label_that_the_teacher_does_not_believe():
+def test_extrapolated_leaves_a_label_that_the_teacher_does_not_believe():
     """t_2 = .1 < 1/3: the label would have weight -.35, and is cut off; below 0 the label alone is left."""
     logits = [math.log(p) for p in (0.7, 0.2, 0.1)]
     assert mixed(1.5, logits, 2).tolist() == pytest.approx([7 / 9, 2 / 9, 0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Pool, Teacher, Term
+from selfdistill.core.parts import GenerationData, Teacher, Term
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
@@ -176,8 +176,8 @@ def test_a_micro_batch_without_rows_of_the_view_changes_no_memory(teacher):
 # pseudo-labels --------------------------------------------------------------------------------------------------------
 
 
-def admitted(objective: Objective) -> list[int]:
-    ids = objective.admitted()
+def eligible_ids(objective: Objective) -> list[int]:
+    ids = objective.eligible_ids()
     assert ids is not None
     return ids.tolist()
 
@@ -205,10 +205,10 @@ def test_pseudo_labels_equal_brute_force(share, least, fill, hard):
     logits = 2 * torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1))
     teacher = PseudoLabels(hard, (0.9, share), least, fill)
     objective = bound(teacher, Net(), previous=Net())
-    objective.prepare(Pool(unlabelled, lambda module, ids: logits[ids - 40], Clock(2, 4)))
+    objective.prepare(GenerationData(unlabelled, lambda module, ids: logits[ids - 40], Clock(2, 4)))
     p = logits.softmax(-1)
     picked = brute_force(p.tolist(), share, least, fill)
-    assert [i - 40 for i in admitted(objective)] == picked
+    assert [i - 40 for i in eligible_ids(objective)] == picked
     ids = torch.tensor([*unlabelled[:6].tolist(), 3, 47])
     y = torch.tensor([-1] * 6 + [3, 2])
     value, valid = said(objective, Batch({"x": rows(ids, y)}))
@@ -221,8 +221,8 @@ def test_pseudo_labels_equal_brute_force(share, least, fill, hard):
 def test_pseudo_labels_of_the_first_generation_admit_nothing():
     """Without a generation before there is nobody to label the pool; unlabelled rows have no target."""
     objective = bound(PseudoLabels(), Net())
-    objective.prepare(Pool(torch.arange(40, 80), lambda *_: pytest.fail("nobody to ask"), Clock(0, 4)))
-    assert admitted(objective) == []
+    objective.prepare(GenerationData(torch.arange(40, 80), lambda *_: pytest.fail("nobody to ask"), Clock(0, 4)))
+    assert eligible_ids(objective) == []
     _, valid = said(objective, Batch({"x": rows([1, 50], [1, -1])}))
     assert valid.tolist() == [True, False]
 
@@ -232,5 +232,5 @@ def test_every_stage_has_its_share():
     logits = 5 * torch.eye(CLASSES).repeat(4, 1)
     for generation, count in ((1, 1), (2, 2), (3, 4), (7, 4)):
         objective = bound(PseudoLabels(shares=(0.25, 0.5, 1.0)), Net(), previous=Net())
-        objective.prepare(Pool(torch.arange(40, 56), lambda _, ids: logits[ids - 40], Clock(generation, 9)))
-        assert len(admitted(objective)) == count * CLASSES
+        objective.prepare(GenerationData(torch.arange(40, 56), lambda _, ids: logits[ids - 40], Clock(generation, 9)))
+        assert len(eligible_ids(objective)) == count * CLASSES

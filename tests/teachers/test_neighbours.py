@@ -89,7 +89,7 @@ def taught(x: Tensor, omega: float = 0.5, temperature: float = 2.0) -> Tensor:
     teacher = Neighbours(omega, temperature)
     term = Term(teacher, KL(temperature))
     objective = Method({"t": term}).bind(Two())
-    return teacher.target(nn.Module(), objective.look({"x": x}), term).probabilities(2, temperature)
+    return teacher.target(nn.Module(), objective.forward_views({"x": x}), term).probabilities(2, temperature)
 
 
 def test_two_rows_share_what_they_say_by_hand():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
-from selfdistill.core.parts import Pool, Teacher, Term
+from selfdistill.core.parts import GenerationData, Teacher, Term
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SpaceError
@@ -137,14 +137,14 @@ def test_the_labelled_share_is_that_of_the_pool() -> None:
     objective = method.bind(Says())
     batch = {"x": torch.tensor([[1.0, 0.0]]), "y": torch.tensor([0])}
     whole = float(objective(batch).detach())
-    objective.prepare(Pool(torch.arange(6), lambda m, i: i, Clock(), torch.arange(2)))
+    objective.prepare(GenerationData(torch.arange(6), lambda m, i: i, Clock(), torch.arange(2)))
     assert float(objective(batch).detach()) == pytest.approx(whole / 4)
 
 
 def test_shards_part_the_samples_evenly() -> None:
     ids = torch.arange(3000)
     objective = Method({"t": Term(Labels(), CrossEntropy(), gate=Shard())}).bind(Says())
-    step = objective.look({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
+    step = objective.forward_views({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
     student = torch.zeros(3000, 3, 2)
     mine = Shard().weigh(nn.Module(), student, Target(step.labels("x"), "classes"), step, objective.method.terms["t"])
     assert mine.sum(1).eq(1).all()
@@ -157,7 +157,7 @@ def test_what_peers_have_drawn_differs_from_peer_to_peer_and_never_from_look_to_
     """Of 3,000 rows a share of 0.6 each, and of any two peers 0.36 together, as independent draws have."""
     ids, gate = torch.arange(3000), Bagged(0.6)
     objective = Method({"t": Term(Labels(), CrossEntropy(), gate=gate)}).bind(Says())
-    step = objective.look({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
+    step = objective.forward_views({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
     student, labels = torch.zeros(3000, 3, 2), Target(step.labels("x"), "classes")
     drawn = gate.weigh(nn.Module(), student, labels, step, objective.method.terms["t"])
     assert drawn.mean(0).sub(0.6).abs().max() < 0.03

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from selfdistill.core.objective import Objective
-from selfdistill.core.parts import Pool
+from selfdistill.core.parts import GenerationData
 from selfdistill.core.step import Clock
 from selfdistill.errors import CheckpointError, RecipeError
 from selfdistill.evaluation.audit import Decision
 from selfdistill.io import tensors
 from selfdistill.methods.generations import self_training
 from selfdistill.methods.registry import read_method
-from selfdistill.teachers.self_training import Carried, fresh_rows, real_share
+from selfdistill.teachers.self_training import InheritedPseudoLabels, fresh_rows, real_share
 from selfdistill.testing.specimens import CLASSES
 from selfdistill.training.fit import fit
 from selfdistill.training.state import collect_pseudo_labels, inherit_pseudo_labels
@@ -30,19 +30,21 @@ from tests.workers.runs import bits, differences
 LABELLED, UNLABELLED = torch.arange(8), torch.arange(40, 60)
 
 
-def prepared(teacher: Carried, generation: int, before: Objective | None = None, says: int = 0) -> Objective:
+def prepared(
+    teacher: InheritedPseudoLabels, generation: int, before: Objective | None = None, says: int = 0
+) -> Objective:
     """A generation whose teacher says class ``says`` of every row."""
     objective = bound(teacher, Net(), Clock(generation, 9), previous=Net() if generation else None)
     if before is not None:
         inherit_pseudo_labels(collect_pseudo_labels(before), objective)
     logits = torch.nn.functional.one_hot(torch.tensor(says), CLASSES).float()
     look: Any = lambda module, ids: logits.expand(len(ids), CLASSES)
-    objective.prepare(Pool(UNLABELLED, look, Clock(generation, 9), LABELLED, seed=3))
+    objective.prepare(GenerationData(UNLABELLED, look, Clock(generation, 9), LABELLED, seed=3))
     return objective
 
 
 def drawn(objective: Objective) -> list[int]:
-    ids = objective.admitted()
+    ids = objective.eligible_ids()
     assert ids is not None
     return sorted(ids.tolist())
 
@@ -59,7 +61,10 @@ def pseudo(objective: Objective) -> dict[int, int]:
 @pytest.mark.parametrize("seed", range(5))
 def test_generations_label_rows_of_their_own_until_the_pool_is_exhausted(seed: int) -> None:
     def sets(*generations: int) -> list[list[int]]:
-        return [fresh_rows(Pool(UNLABELLED, lambda _, i: i, Clock(k, 99), seed=seed), 6).tolist() for k in generations]
+        return [
+            fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, Clock(k, 99), seed=seed), 6).tolist()
+            for k in generations
+        ]
 
     first = sets(1, 2, 3)
     assert len({i for rows in first for i in rows}) == 18
@@ -71,17 +76,17 @@ def test_generations_label_rows_of_their_own_until_the_pool_is_exhausted(seed: i
 
 def test_a_pool_smaller_than_a_set_is_labelled_whole() -> None:
     for generation in (1, 2, 7):
-        rows = fresh_rows(Pool(UNLABELLED, lambda _, i: i, Clock(generation, 9)), 50)
+        rows = fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, Clock(generation, 9)), 50)
         assert sorted(rows.tolist()) == UNLABELLED.tolist()
 
 
 @pytest.mark.parametrize("keep", ["accumulate", "replace", "anchor"])
 def test_generation_0_draws_the_labelled_rows_alone(keep: str) -> None:
-    assert drawn(prepared(Carried(keep), 0)) == LABELLED.tolist()
+    assert drawn(prepared(InheritedPseudoLabels(keep), 0)) == LABELLED.tolist()
 
 
 def test_accumulating_keeps_real_rows_and_every_label_as_it_was_first_given() -> None:
-    teacher = Carried("accumulate", hard=True, fresh=12)
+    teacher = InheritedPseudoLabels("accumulate", hard=True, fresh=12)
     first = prepared(teacher, 1, says=1)
     second = prepared(teacher, 2, first, says=2)  # 8 new rows, and 4 that have a label already
     third = prepared(teacher, 3, second, says=3)
@@ -91,7 +96,7 @@ def test_accumulating_keeps_real_rows_and_every_label_as_it_was_first_given() ->
 
 
 def test_replacing_draws_the_newest_set_only_and_hands_nothing_on() -> None:
-    teacher = Carried("replace", hard=True, fresh=5)
+    teacher = InheritedPseudoLabels("replace", hard=True, fresh=5)
     first = prepared(teacher, 1, says=1)
     second = prepared(teacher, 2, first, says=2)
     assert collect_pseudo_labels(first) == {}
@@ -103,7 +108,7 @@ def test_replacing_draws_the_newest_set_only_and_hands_nothing_on() -> None:
 @pytest.mark.parametrize(("fresh", "copies"), [(8, 13), (16, 16), (20, 17), (2, 10)])
 def test_an_anchor_repeats_the_real_rows_to_their_weight(fresh: int, copies: int) -> None:
     """8 real rows: as many new ones give 13 / 21 (the golden ratio)."""
-    rows = drawn(prepared(Carried("anchor", fresh=fresh), 1))
+    rows = drawn(prepared(InheritedPseudoLabels("anchor", fresh=fresh), 1))
     real = [i for i in rows if i < 8]
     assert len(real) == copies
     assert len(rows) == copies + fresh
@@ -158,12 +163,12 @@ def train(out: Path | None = None, **options: Any) -> Any:
 
 def rows_of(seed: int, *generations: int) -> set[int]:
     data = tiny_data()
-    pools = [Pool(data.unlabelled, lambda _, i: i, Clock(k, 4), seed=seed) for k in generations]
+    pools = [GenerationData(data.unlabelled, lambda _, i: i, Clock(k, 4), seed=seed) for k in generations]
     return {i for pool in pools for i in fresh_rows(pool, 6).tolist()}
 
 
 def carried(trained: Any) -> set[int]:
-    return set(trained.pseudo_labels.get("pseudo_carried.ids", torch.zeros(0)).tolist())
+    return set(trained.pseudo_labels.get("pseudo_inheritedpseudolabels.ids", torch.zeros(0)).tolist())
 
 
 def test_labels_of_a_rejected_generation_teach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +219,7 @@ def test_the_carried_labels_are_needed_and_vouched_for(tmp_path: Path) -> None:
 
     def spoil() -> None:
         state: dict[str, Tensor] = tensors.read_tensors(file)
-        state["pseudo_carried.labels"] = state["pseudo_carried.labels"].roll(1, 0)
+        state["pseudo_inheritedpseudolabels.labels"] = state["pseudo_inheritedpseudolabels.labels"].roll(1, 0)
         tensors.write_tensors(file, state)
 
     with pytest.raises(CheckpointError, match=r"2-pseudo-labels.safetensors is not the one this run wrote"):
@@ -238,4 +243,4 @@ def test_arguments_that_make_no_sense_are_refused_in_one_line(text: str, message
         read_method(text)
     assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match="fresh counts the rows"):
-        Carried(fresh=0)
+        InheritedPseudoLabels(fresh=0)

@@ -243,7 +243,7 @@ def test_convolutions_batch_norm_and_attention_are_differentiated_twice(build: p
     x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     rows = batch(x[:4], x[4:])
     objective = alone(Feedback(), pair)
-    step = objective.look(rows)
+    step = objective.forward_views(rows)
     before = {name: buffer.clone() for name, buffer in pair.named_buffers()}
     tally = Feedback().tally(lambda part: nn.Identity(), step).tally
     assert all(buffer.equal(before[name]) for name, buffer in pair.named_buffers())
@@ -260,9 +260,9 @@ def test_what_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=why):
             made()
-    with pytest.raises(SpaceError, match=r"not a Sequential; prepare=Paired\(\)"):
+    with pytest.raises(SpaceError, match=r"not a Sequential; wrap_model=Paired\(\)"):
         Feedback(head="logits").tally(
-            lambda part: nn.Identity(), alone(Feedback(head="logits"), network(0)).look(batch())
+            lambda part: nn.Identity(), alone(Feedback(head="logits"), network(0)).forward_views(batch())
         )
     with pytest.raises(SpaceError, match="values"):
         of_values(recipes()["meta_pseudo_labels"]())

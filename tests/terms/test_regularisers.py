@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, Term
-from selfdistill.core.step import Batch, Clock, Rows, Step
-from selfdistill.core.vitals import Seen
+from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
+from selfdistill.core.vitals import TermTrace
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.losses import KL, CrossEntropy, Squared
@@ -25,9 +25,9 @@ ROWS, WIDTH, CLASSES = 5, 6, 3
 X = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
-def a_step(model: nn.Module, x: Tensor = X, view: str = "x") -> Step:
+def a_step(model: nn.Module, x: Tensor = X, view: str = "x") -> Forward:
     batch = Batch({view: Rows(x, torch.arange(len(x)) % CLASSES, torch.arange(len(x)))})
-    return Step(model, batch, Clock(), graded=(view,), owner=model)
+    return Forward(model, batch, Clock(), ForwardPlan((view,))).run()
 
 
 def smooth() -> nn.Module:
@@ -117,10 +117,10 @@ def test_any_teacher_can_stay_where_it_was(teacher: Any) -> None:
     assert not torch.allclose(plain.student, moved.student, atol=1e-3)
 
 
-def said(term: Term, batch: dict[str, Tensor]) -> Seen:
+def said(term: Term, batch: dict[str, Tensor]) -> TermTrace:
     """What a term compared."""
     objective = Method({"t": term}).bind(tiny(0))
-    seen = term.tally(partial(objective.state_of, "t"), objective.look(batch)).seen
+    seen = term.tally(partial(objective.state_of, "t"), objective.forward_views(batch)).seen
     assert seen is not None
     return seen
 
@@ -152,7 +152,9 @@ def fair(z: Tensor, decay: float = 0.0) -> Tensor:
     """The figure for student logits that are their own target; every row is kept at decay 0 that is sure enough."""
     term = Fairness(gate=SelfAdaptive(decay))
     objective = Method({"fair": term}).bind(nn.Identity())
-    measured = term.tally(partial(objective.state_of, "fair"), objective.look({"x": z, "id": torch.arange(len(z))}))
+    measured = term.tally(
+        partial(objective.state_of, "fair"), objective.forward_views({"x": z, "id": torch.arange(len(z))})
+    )
     return measured.tally.total / measured.tally.count
 
 
@@ -176,9 +178,12 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     term = Fairness()
     objective = Method({"fair": term}).bind(nn.Identity())
     z = torch.zeros(0, 3)
-    step = Step(
-        nn.Identity(), Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}), Clock(), ("x", "y")
-    )
+    step = Forward(
+        nn.Identity(),
+        Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}),
+        Clock(),
+        ForwardPlan(("x", "y")),
+    ).run()
     measured = term.tally(partial(objective.state_of, "fair"), step)
     assert [float(part) for part in measured.tally] == [0.0, 0.0]
 
@@ -195,7 +200,7 @@ def test_the_means_are_shared_with_the_term_that_has_the_same_gate() -> None:
     model = tiny(0)
     objective = Method(terms).bind(model)
     assert sum("selfadaptive" in name for name in objective.states) == 1
-    z = objective.look({"x": X, "id": torch.arange(ROWS)}).student("x")
+    z = objective.forward_views({"x": X, "id": torch.arange(ROWS)}).student("x")
     objective({"x": X, "id": torch.arange(ROWS)}).backward()
     objective.update()
     state = next(state for name, state in objective.states.items() if "selfadaptive" in name)

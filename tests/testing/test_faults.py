@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.core.memory import Table
+from selfdistill.core.memory import SampleMemory
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import BaseTerm, FunctionLoss, Gate, Given, Teacher, Term
-from selfdistill.core.step import Step
+from selfdistill.core.parts import BaseTerm, BindArgs, FunctionLoss, Gate, Teacher, Term
+from selfdistill.core.step import Forward
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
-from selfdistill.teachers import Held, Labels, LastEpoch
+from selfdistill.teachers import FrozenCopy, Labels, LastEpoch
 from selfdistill.testing.conformance import check_gate, check_loss, check_method, check_teacher, check_value
 from selfdistill.testing.specimens import CLASSES, tiny
 
@@ -167,7 +167,7 @@ class Gated(Gate):
 
     fault: str = ""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Step, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         ones = student.new_ones(student.shape[:-1])
         if self.fault == "large":
             return 2 * ones
@@ -211,7 +211,7 @@ class Taught(Teacher):
 
     fault: str = ""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         if self.fault == "alias":
             state = nn.Module()
             state.module = model
@@ -220,7 +220,7 @@ class Taught(Teacher):
             state = nn.Module()
             state.module = tiny(5, dropout=0.5).requires_grad_(False)
             return state
-        held = Held(tiny(5))
+        held = FrozenCopy(tiny(5))
         held.words = []  # type: ignore[assignment]
         if self.fault == "trainable":
             held.requires_grad_()
@@ -229,9 +229,9 @@ class Taught(Teacher):
     def space(self, head: str) -> str:
         return {"undeclared": "words", "other space": "probabilities"}.get(self.fault, "logits")
 
-    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
         module = getattr(state, "module", state)
-        value = step.look(module, term.view)
+        value = step.teacher_output(module, term.view)
         if self.fault == "tensor":
             return value  # type: ignore[return-value]
         if self.fault == "leaks":
@@ -248,7 +248,7 @@ class Taught(Teacher):
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None
         return Target(value, "logits", valid)
 
-    def update(self, state: Any, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Any, steps: Sequence[Forward], term: BaseTerm) -> None:
         if self.fault == "unsaved":
             state.words.append(1)
 
@@ -298,7 +298,7 @@ class Nothing(Labels):
 class Summed(Term):
     """Divides by one whatever the batch: the loss grows with it."""
 
-    def tally(self, state_of: Any, step: Step) -> Any:
+    def tally(self, state_of: Any, step: Forward) -> Any:
         found = super().tally(state_of, step)
         return found._replace(tally=found.tally._replace(count=torch.ones(())))
 
@@ -307,7 +307,7 @@ class Summed(Term):
 class Mute(Term):
     """Its total reaches no weight of the student."""
 
-    def tally(self, state_of: Any, step: Step) -> Any:
+    def tally(self, state_of: Any, step: Forward) -> Any:
         found = super().tally(state_of, step)
         return found._replace(tally=found.tally._replace(total=found.tally.total.detach()))
 
@@ -316,16 +316,16 @@ class Mute(Term):
 class Secret(LastEpoch):
     """Keeps a count that its state_dict does not know of."""
 
-    def start(self, model: nn.Module, given: Given) -> Table:
-        table = Table()
+    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+        table = SampleMemory()
         table.visits = [0]  # type: ignore[assignment]
         return table
 
-    def update(self, state: Any, steps: Sequence[Step], term: BaseTerm) -> None:
+    def update(self, state: Any, steps: Sequence[Forward], term: BaseTerm) -> None:
         state.visits[0] += 1
         super().update(state, steps, term)
 
-    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
+    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
         found = super().target(state, step, term)
         return found._replace(value=found.value * 0.9 ** state.visits[0])
 
@@ -334,13 +334,13 @@ class Secret(LastEpoch):
 class Borrowed(Teacher):
     """Teaches by the student's own weights under another name."""
 
-    def start(self, model: nn.Module, given: Given) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         state = nn.Module()
         state.module = model
         return state
 
-    def target(self, state: Any, step: Step, term: BaseTerm) -> Target:
-        return Target(step.look(state.module, term.view), "logits")
+    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
+        return Target(step.teacher_output(state.module, term.view), "logits")
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ class Explodes(CrossEntropy):
 )
 def test_a_broken_method_fails(term, line, monkeypatch):
     """Each fault has its line; beside it a sound term learns, except where the fault is that nothing does."""
-    monkeypatch.setattr("selfdistill.core.vitals.watch.looked_at", lambda step: False)  # some would be seen there first
+    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)  # some would be seen there first
     check_method(Method({"t": Term(Labels(), CrossEntropy())}))
     terms = {"t": term}
     if "gradient" not in line:

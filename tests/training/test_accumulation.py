@@ -30,7 +30,7 @@ from selfdistill.losses import CrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.teachers import Itself, Labels
 from selfdistill.training.fit import Result, fit
-from selfdistill.views import Look, Views, weak_strong
+from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
 
 
@@ -70,7 +70,7 @@ def fixmatch_that_keeps_some() -> Method:
 
 def some_labels() -> Method:
     """Rows with and without labels in one view: how many count differs from micro-batch to micro-batch."""
-    return Method({"label": Term(Labels(), CrossEntropy())}, views=Views((Look("x", "all"),)))
+    return Method({"label": Term(Labels(), CrossEntropy())}, views=Views((View("x", "all"),)))
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -150,7 +150,7 @@ def test_a_batch_written_twice_is_the_same_batch(name: str) -> None:
     batches: list[Batch] = []
     train(method, steps=3, watch=lambda clock, seen, loss: batches.append(seen[0]))
     torch.manual_seed(0)
-    model = (method.prepare(Flat) if method.prepare else Flat)()
+    model = (method.wrap_model(Flat) if method.wrap_model else Flat)()
     previous = Flat() if method.generations > 1 else None
     clock = Clock(min(1, method.generations - 1), method.generations, 0, 5, 0, 4)
     losses = []
@@ -294,7 +294,7 @@ def _with_a_bad_sample(sample: int) -> Data:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_loss_that_is_no_number_is_traced(tmp_path: Path, parts: int) -> None:
-    """Step, term and sample are named, the last checkpoint is intact and holds finite weights only."""
+    """Forward, term and sample are named, the last checkpoint is intact and holds finite weights only."""
     data = _with_a_bad_sample(50)
     steps: list[int] = []
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from selfdistill import fit
+from selfdistill.core.step import Clock, Passes
 from selfdistill.data.dataset import Data, from_tensors
+from selfdistill.errors import VitalsError
+from selfdistill.evaluation.audit import Audit
+from selfdistill.evaluation.predict import score
+from selfdistill.io.tensors import digest
 from selfdistill.methods import born_again, plain
 from selfdistill.models.registry import parse
 from selfdistill.training import callbacks
+from selfdistill.training.settings import Settings
+from selfdistill.training.state import Evaluation, GenerationResult, RunState
+from selfdistill.training.task import Task
 
 COLLAPSED, CHANCE = "audit rows are called", "which is chance"
 
@@ -103,3 +112,81 @@ def test_the_pass_is_counted_and_spent_only_where_it_may_tell_something() -> Non
 def test_chance_is_the_binomial_s(right: int, chance: bool) -> None:
     """Of twenty rows, each right with probability .25: P(X <= 1) = .024, P(X >= 8) = .102 and P(X >= 9) = .041."""
     assert callbacks.by_chance(right / 20, 20, 0.25) is chance
+
+
+# alone, without a trainer ---------------------------------------------------------------------------------------------
+
+
+def state(**settings: Any) -> RunState:
+    """A generation of a tiny model under way, in epoch 2 of 4 of a step each."""
+    made = RunState(plain(), Settings(**settings), Audit("strict", planned=1))
+    made.model = nn.Linear(2, 2, bias=False)
+    made.objective = plain().bind(made.model)
+    made.objective.clock = Clock(epochs=4, epoch=1, step=2)
+    made.optimizer = torch.optim.SGD(made.model.parameters(), 0.1)
+    return made
+
+
+class Losses(Task):
+    """Says how good a model is by a list."""
+
+    def __init__(self, *losses: list[float]) -> None:
+        self.losses, self.audit_rows = list(losses), len(losses[0])
+
+    def evaluate(self, state: RunState) -> Evaluation:
+        return Evaluation(losses=self.losses.pop(0), passes=Passes(evaluation=self.audit_rows))
+
+
+def test_best_weights_are_those_of_the_best_epoch() -> None:
+    run, best = state(), callbacks.BestWeights()
+    for epoch, accuracy in enumerate((0.5, 0.8, 0.7)):
+        nn.init.constant_(run.model.weight, epoch)  # type: ignore[arg-type]
+        best.on_epoch_end(run, Clock(epoch=epoch), {"audit": {"accuracy": accuracy}})
+    assert run.best.epoch == 1
+    assert run.best.audit == {"accuracy": 0.8}
+    assert torch.equal(run.best.weights["weight"], torch.ones(2, 2))
+
+
+def test_what_got_worse_is_rolled_back_and_time_goes_on() -> None:
+    run, told = state(audit_epochs=1), list[str]()
+    run.tell = told.append
+    rollback = callbacks.Rollback(Losses([0.0] * 8, [1.0] * 8))
+    entries: list[dict[str, Any]] = [{}, {}]
+    for epoch, entry in enumerate(entries):
+        nn.init.constant_(run.model.weight, epoch)  # type: ignore[arg-type]
+        run.objective.clock = Clock(epochs=4, epoch=epoch, step=epoch + 1)
+        rollback.on_epoch_end(run, Clock(epochs=4, epoch=epoch, step=epoch), entry)
+    assert [entry["decision"]["accepted"] for entry in entries] == [True, False]
+    assert entries[1]["decision"]["restored"]
+    assert torch.equal(run.model.state_dict()["weight"], torch.zeros(2, 2))
+    assert run.clock.step == 2
+    assert run.passes.evaluation == 16
+    assert told == [entries[1]["decision"]["why"]]
+    assert told[0].startswith("epoch 2 against epoch 1: check 1 rolled back: not shown to be better than check 1")
+
+
+def test_epochs_that_are_not_due_are_not_audited() -> None:
+    run, entry = state(audit_epochs=3), dict[str, Any]()
+    callbacks.Rollback(Losses([0.0])).on_epoch_end(run, Clock(epochs=4, epoch=1, step=1), entry)
+    assert entry == {}
+
+
+def test_a_generation_that_begins_as_an_earlier_one_is_warned_of() -> None:
+    run, warned = state(), list[str]()
+    run.warn, run.start = warned.append, "a"
+    run.generations = [GenerationResult("a", {"w": torch.ones(1)}, {})]
+    callbacks.FreshStart().on_generation_start(run)
+    assert "generation 1 starts from the very weights that generation 0 started from" in warned[0]
+    run.start = digest({"w": torch.ones(1)})
+    with pytest.raises(VitalsError, match="trained-start"):
+        callbacks.FreshStart().on_generation_start(run)
+
+
+def test_the_classifier_of_a_method_without_labels_is_fitted_before_an_evaluation() -> None:
+    data, run = clouds(), state()
+    classifier = nn.Linear(3, 3)
+    nn.init.zeros_(classifier.weight)
+    run.model = nn.Sequential(nn.Linear(3, 3), classifier)
+    callbacks.LinearProbe(data).before_evaluation(run)
+    assert score(run.model, data, data.audit)["accuracy"] > 0.9
+    assert run.passes.evaluation == len(data.labelled)

@@ -18,6 +18,7 @@ from torch import nn
 from selfdistill.cli import main
 from selfdistill.data.dataset import Data, load
 from selfdistill.errors import DataError
+from selfdistill.experiments.network_task import NetworkTaskType
 from selfdistill.methods import born_again, curriculum
 from selfdistill.methods.generations import self_training
 from selfdistill.models.registry import parse
@@ -224,6 +225,6 @@ def test_the_command_line_tells_and_the_folder_keeps_it(tmp_path: Path) -> None:
     assert done.output.count("collapse: generation") == 1
     generations = json.loads((tmp_path / "run" / "run.json").read_text())["result"]["generations"]
     assert [bool(g["drift"]) for g in generations] == [False, True, True, True]
-    page = render(tmp_path / "run")
+    page = render(tmp_path / "run", NetworkTaskType())
     assert "Drift" in page
     assert "collapse: generation" in page

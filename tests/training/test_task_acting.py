@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from selfdistill import rng
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Measured, StateOf, Tally, Term
-from selfdistill.core.step import Batch, Clock, Passes, Rows, Step
-from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Labels
+from selfdistill.core.parts import BaseTerm, StateOf, Tally, TermResult
+from selfdistill.core.step import Batch, Clock, Forward, Passes, Rows
 from selfdistill.training.fit import Result, drive
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, RunState
@@ -31,17 +29,17 @@ PLACES, STEPS = 6, 24  # of the chain; of the walk between two updates
 
 
 @dataclass(frozen=True)
-class PolicyGradient(Term):
+class PolicyGradient(BaseTerm):
     """The mean of -(reward - mean reward) log p(action), over the steps of a walk; REINFORCE with a baseline."""
 
-    def tally(self, state_of: StateOf, step: Step) -> Measured:
+    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         rewards = step.batch["reward"].x
         surprise = F.cross_entropy(step.student(self.view), step.labels(self.view), reduction="none")
         count = rewards.new_tensor(float(len(rewards)))
-        return Measured(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
+        return TermResult(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
 
 
-METHOD = Method({"act": PolicyGradient(Labels(), CrossEntropy())}, generations=2)
+METHOD = Method({"act": PolicyGradient()}, generations=2)
 
 
 class Chain(Task):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfdistill.estimators import task
-from selfdistill.estimators.task import Choice
+from selfdistill.estimators import run
+from selfdistill.estimators.run import TableRun
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.training import threads
@@ -50,12 +50,12 @@ def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, mon
 
     seen: list[int] = []
 
-    def fit(choice: Choice, model: Any) -> Any:
+    def fit(prepared: TableRun, model: Any) -> Any:
         seen.extend(pool["num_threads"] for pool in threadpool_info())
-        return fitted(choice, model)
+        return fitted(prepared, model)
 
-    fitted = task.fit
-    monkeypatch.setattr(task, "fit", fit)
+    fitted = run.fit
+    monkeypatch.setattr(run, "fit", fit)
     monkeypatch.setattr(threads, "cores", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for number, (cells, wanted) in enumerate(((threads.SMALL_TABLE, 1), (600, 2))):  # iris has 150 rows of 4 columns

@@ -14,7 +14,7 @@ from benchmarks.speed import vitals
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.vitals import Pulse, interval
+from selfdistill.core.vitals import TermHealth, interval
 from selfdistill.errors import CheckpointError, VitalsError
 from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
@@ -30,7 +30,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_an_interval_holds_what_was_added_since_the_last_one() -> None:
-    pulses = {"a": Pulse(), "b": Pulse()}
+    pulses = {"a": TermHealth(), "b": TermHealth()}
     pulses["a"].add("disagreement", 0.5)
     pulses["a"].add("pull", 3.0)
     pulses["b"].add("pull", 1.0)
@@ -83,8 +83,8 @@ def test_a_warning_is_told_once_a_generation(tmp_path: Path) -> None:
     ]
 
 
-def _silent() -> Pulse:
-    pulse = Pulse(looks=5, valid=5.0, weighs=True)
+def _silent() -> TermHealth:
+    pulse = TermHealth(looks=5, valid=5.0, weighs=True)
     pulse.add("kept", 0.0)
     return pulse
 

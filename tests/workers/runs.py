@@ -19,7 +19,7 @@ from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.schedules import ByGeneration, Linear
 from selfdistill.teachers import Ema, Generation, History, Labels, LastBatch, LastEpoch, PseudoLabels
 from selfdistill.training.fit import Result, fit
-from selfdistill.views import Look, Views
+from selfdistill.views import View, Views
 from tests.harness import CLASSES, tiny_data
 
 STEPS, GENERATIONS = 18, 2  # per generation: two epochs, overlapping batches
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 def everything() -> Method:
     """Every kind of teacher state, gate and schedule in one method of two generations."""
-    looks = (Look("x", "union", "weak"), Look("other", "union", "weak"), Look("clean", "union", "none"))
+    looks = (View("x", "union", "weak"), View("other", "union", "weak"), View("clean", "union", "none"))
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), weight=Linear(1.0, 0.5)),

@@ -32,7 +32,7 @@ from selfdistill.methods import recipes
 from selfdistill.models.feature_taps import Features
 from selfdistill.teachers import Ema, Generation, Itself, Labels, ZipfRanks
 from selfdistill.training.fit import Stopped, fit
-from selfdistill.views import Look, Views, weak_strong
+from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
 from tests.workers.runs import Net, everything
 
@@ -78,7 +78,7 @@ def reading() -> Method:
             "past": Term(Ema(0.9), Squared(), head=heads[3]),
             "votes": Term(ZipfRanks(heads[4]), AmongOthers()),
         },
-        prepare=Features(heads),
+        wrap_model=Features(heads),
     )
 
 
@@ -101,7 +101,7 @@ def cached() -> Method:
             "frozen": Term(Generation(), KL(2.0), view="clean"),
         },
         views=Views(
-            (Look("labelled"), Look("clean", "unlabelled", "none")), 23 / 16
+            (View("labelled"), View("clean", "unlabelled", "none")), 23 / 16
         ),  # of 24 rows the second step has 1
         generations=2,
     )

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from ..parts import Seen
-from .states import Vigil
-from .summary import Pulse, Vitals, interval, summarise
-from .watch import Watch, figures, looked_at
+from ..parts import TermTrace
+from .states import StateWatch
+from .summary import TermHealth, Vitals, interval, summarise
+from .watch import Watch, figures
 
-__all__ = ["Pulse", "Seen", "Vigil", "Vitals", "Watch", "figures", "interval", "looked_at", "summarise"]
+__all__ = ["StateWatch", "TermHealth", "TermTrace", "Vitals", "Watch", "figures", "interval", "summarise"]

@@ -2,7 +2,7 @@
 
 Vitals of states: do averages move, do frozen teachers stay, is everything that changes also saved?
 
-A `Vigil` belongs to an objective and is no state: it remembers a few entries of each tensor between the looks, and
+A `StateWatch` belongs to an objective and is no state: it remembers a few entries of each tensor between the looks, and
 forgets them when a ``state_dict`` is loaded.
 """
 
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..memory import Held, WeightView
+from ..memory import FrozenCopy, WeightView
 from ..parts import BaseTerm, Part, Teacher
-from ..step import Step
-from .summary import Pulse, fail
+from ..step import Forward
+from .summary import TermHealth, fail
 
 MOST = 65536  # ids remembered
 
@@ -34,7 +34,7 @@ class Remembered:
         self.first: dict[int, int] = {}
         self.again, self.other = 0, 0
 
-    def see(self, terms: Mapping[str, BaseTerm], step: Step) -> None:
+    def see(self, terms: Mapping[str, BaseTerm], step: Forward) -> None:
         """Compare the labels of a step with those remembered, where a term asked for ids.
 
         Raises:
@@ -58,12 +58,15 @@ class Remembered:
         if self.other > 0.5 * chance * self.again:  # a label that was corrected in between is no reason
             name = _asking(terms, step)
             fail(
-                "ids-misaligned", name, f"{self.other} of {self.again} sample ids that came again had another label, "
-                f"{chance:.0%} would by chance", "give each sample one id and shuffle inputs, labels and ids together",
-            )  # fmt: skip
+                "ids-misaligned",
+                name,
+                f"{self.other} of {self.again} sample ids that came again had another label, "
+                f"{chance:.0%} would by chance",
+                "give each sample one id and shuffle inputs, labels and ids together",
+            )
 
 
-def _asking(terms: Mapping[str, BaseTerm], step: Step) -> str:
+def _asking(terms: Mapping[str, BaseTerm], step: Forward) -> str:
     """The term that needs the ids: one on a view whose ids were asked for, and rather not that of the labels."""
     there = [name for name, term in terms.items() if term.view in step.keyed]
     return next((n for n in there if not by_labels(terms[n])), [*there, *terms][0])
@@ -99,34 +102,34 @@ class _Suspicion:
     loose: dict[str, int] = field(default_factory=dict)
 
 
-class Vigil:
+class StateWatch:
     """Watches the states of an objective: `open` before the terms of a step, `over` while the states follow."""
 
     def __init__(self, states: nn.ModuleDict, owners: list[tuple[str, Part, BaseTerm]], keys: dict[Any, str]) -> None:
         self.states, self.owners, self.keys, self.rows = states, owners, keys, Remembered()
-        self._opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
+        self.opened: dict[str, Tensor] | None = None  # weights before the step's terms; None: not looked at
         self._loose: dict[str, dict[str, Any]] = {}
         self._kept: dict[str, _Kept] = {}
         self._suspicions: dict[str, _Suspicion] = {}
         states.register_load_state_dict_post_hook(self._forget)
 
     def _forget(self, module: nn.Module, odd: object) -> None:
-        self._opened, self._kept, self._suspicions = None, {}, {}
+        self.opened, self._kept, self._suspicions = None, {}, {}
 
     def open(self) -> None:
         """A step that is looked at begins; its further micro-batches change nothing."""
-        if self._opened is None:
-            self._opened = {key: _some(held.parameters()) for key, _, held in self._held()}
+        if self.opened is None:
+            self.opened = {key: _some(held.parameters()) for key, _, held in self._held()}
             self._loose = {key: _loose(self.states[key]) for key, _, _ in self.owners}
 
     @contextmanager
-    def over(self, steps: Sequence[Step], pulses: Mapping[str, Pulse]) -> Iterator[None]:
+    def over(self, steps: Sequence[Forward], pulses: Mapping[str, TermHealth]) -> Iterator[None]:
         """Around the update of the states, after the optimizer's step.
 
         Raises:
             VitalsError: a frozen teacher has moved, an average stands still, or its statistics are lost.
         """
-        if self._opened is None or steps[0].owner is None:
+        if self.opened is None or steps[0].module is None:
             yield
             return
         before, student, clock = (
@@ -147,7 +150,7 @@ class Vigil:
                 for name in self._terms(key):
                     pulses[name].add("weight_distance", far)
         self._unsaved(pulses)
-        self._opened = None
+        self.opened = None
 
     def _held(self) -> list[tuple[str, Part, nn.Module]]:
         """The owners that hold a module, by the state's key."""
@@ -155,7 +158,7 @@ class Vigil:
         return [
             (key, part, state.module)
             for key, part, state in held
-            if isinstance(state, Held) and not isinstance(state.module, WeightView)
+            if isinstance(state, FrozenCopy) and not isinstance(state.module, WeightView)
         ]
 
     def _terms(self, key: str) -> list[str]:
@@ -166,14 +169,16 @@ class Vigil:
         stays = isinstance(part, Teacher) and part.immovable
         if not stays and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
             return  # a part of one's own may be moved by one's own loop
-        past = [(self._opened or {}).get(key)]
+        past = [(self.opened or {}).get(key)]
         past += [self._kept[key].weights] if stays and key in self._kept else []
         if any(then is not None and _moved(then, now) for then in past):
             fail(
-                "frozen-teacher-moved", self._terms(key)[0], f"the weights of its teacher ({type(part).__name__}) were "
-                "changed from outside", "give the teacher modules of its own that no optimizer has and nobody copies "
+                "frozen-teacher-moved",
+                self._terms(key)[0],
+                f"the weights of its teacher ({type(part).__name__}) were changed from outside",
+                "give the teacher modules of its own that no optimizer has and nobody copies "
                 "into, or let Ema follow the student",
-            )  # fmt: skip
+            )
 
     def _average(self, key: str, part: Part, module: nn.Module, seen: tuple[Tensor, Tensor, Tensor], done: int) -> None:
         """Does the average move by (1 - decay) of its distance? In low precision small updates round away."""
@@ -191,10 +196,12 @@ class Vigil:
         suspicion.stuck = suspicion.stuck + 1 if still_entries > 0.75 * due_entries else 0
         if rate and suspicion.stuck >= 3:
             fail(
-                "stuck-average", self._terms(key)[0], f"at {suspicion.stuck} looks {still_entries / due_entries:.0%} "
+                "stuck-average",
+                self._terms(key)[0],
+                f"at {suspicion.stuck} looks {still_entries / due_entries:.0%} "
                 f"of its average ({next(module.parameters()).dtype}) moved by less than a tenth of what {part!r} says",
                 "keep the average in float32: cast the model before bind, and not the objective",
-            )  # fmt: skip
+            )
 
     def _statistics(self, key: str, part: Part, now: _Kept, suspicion: _Suspicion) -> None:
         """An average of weights needs the statistics that go with them."""
@@ -202,9 +209,10 @@ class Vigil:
         if then is None or (isinstance(part, Teacher) and part.frozen):
             return
         shrunk = [
-            name for name, (mine, theirs) in now.counters.items()
+            name
+            for name, (mine, theirs) in now.counters.items()
             if name in then.counters and mine < then.counters[name][0] and theirs >= then.counters[name][1]
-        ]  # fmt: skip
+        ]
         follows = _moved(then.weights, now.weights) and _moved(then.students, now.students)
         still = follows and then.buffers.shape == now.buffers.shape == now.students.shape
         if still:
@@ -213,11 +221,13 @@ class Vigil:
         if shrunk or suspicion.lost >= 3:
             what = f"counter {shrunk[0]} shrinks" if shrunk else "running statistics never move, while its weights do"
             fail(
-                "lost-buffers", self._terms(key)[0], f"its teacher's {what} and the student's go on", "average "
-                "floating buffers like weights, and copy integer ones",
-            )  # fmt: skip
+                "lost-buffers",
+                self._terms(key)[0],
+                f"its teacher's {what} and the student's go on",
+                "average floating buffers like weights, and copy integer ones",
+            )
 
-    def _unsaved(self, pulses: Mapping[str, Pulse]) -> None:
+    def _unsaved(self, pulses: Mapping[str, TermHealth]) -> None:
         """A warning for what changes and is in no ``state_dict``."""
         for key, _, _ in self.owners:
             now, suspicion = _loose(self.states[key]), self._suspicions.setdefault(key, _Suspicion())
@@ -291,7 +301,7 @@ def _loose(state: nn.Module) -> dict[str, Any]:
     """What a state holds outside its ``state_dict`` and may change: tensors, numbers, lengths of collections."""
     found: dict[str, Any] = {}
     for path, module in state.named_modules():
-        if isinstance(state, Held) and path.startswith("module"):
+        if isinstance(state, FrozenCopy) and path.startswith("module"):
             continue  # a model keeps what it likes
         kind = type(module)
         saves = (kind.get_extra_state, kind.state_dict, kind._save_to_state_dict)

@@ -10,13 +10,22 @@ from dataclasses import asdict, dataclass, field
 from ...errors import VitalsError
 
 NAMES = (
-    "gradient", "gradient_share", "disagreement", "entropy", "largest", "kept", "confidence_gap", "accuracy",
-    "class_distance", "weight_distance", "spread",
-)  # fmt: skip
+    "gradient",
+    "gradient_share",
+    "disagreement",
+    "entropy",
+    "largest",
+    "kept",
+    "confidence_gap",
+    "accuracy",
+    "class_distance",
+    "weight_distance",
+    "spread",
+)
 
 
 @dataclass
-class Pulse:
+class TermHealth:
     """What the looks at one term added up to: plain numbers, in no ``state_dict``."""
 
     looks: int = 0  # steps, however many micro-batches each had
@@ -101,7 +110,7 @@ def fail(vital: str, name: str, what: str, remedy: str) -> None:
     raise VitalsError(vital, f"{vital}: term {name!r}: {what}; {remedy}")
 
 
-def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
+def _warned(name: str, pulse: TermHealth, labels: Mapping[int, int]) -> list[str]:
     said = list(pulse.notes)
     if pulse.looks >= 5 and pulse.weighs and not pulse.waiting:
         if not pulse.valid:
@@ -119,13 +128,13 @@ def _warned(name: str, pulse: Pulse, labels: Mapping[int, int]) -> list[str]:
     return said
 
 
-def _labels(pulses: Mapping[str, Pulse]) -> dict[int, int]:
+def _labels(pulses: Mapping[str, TermHealth]) -> dict[int, int]:
     """The classes of the labels, by the term that saw most of them."""
     return max((p.labels for p in pulses.values()), key=lambda h: sum(h.values()), default={})
 
 
 def _figures(
-    pulses: Mapping[str, Pulse], mean: Callable[[Pulse, str], float | None]
+    pulses: Mapping[str, TermHealth], mean: Callable[[TermHealth, str], float | None]
 ) -> dict[str, dict[str, float | None]]:
     everyone, whole = _labels(pulses), math.fsum(mean(pulse, "pull") or 0.0 for pulse in pulses.values())
     terms: dict[str, dict[str, float | None]] = {}
@@ -136,23 +145,23 @@ def _figures(
     return terms
 
 
-def interval(pulses: Mapping[str, Pulse]) -> dict[str, dict[str, float]]:
+def interval(pulses: Mapping[str, TermHealth]) -> dict[str, dict[str, float]]:
     """Means by term over the looks since this was asked last, of what could be measured; empty without a look.
 
     ``class_distance`` is that of the generation so far.
     """
     if not any(pulse.counts != pulse.counts_before for pulse in pulses.values()):
         return {}
-    found = _figures(pulses, Pulse.recent)
+    found = _figures(pulses, TermHealth.recent)
     for pulse in pulses.values():
         pulse.sums_before, pulse.counts_before = dict(pulse.sums), dict(pulse.counts)
     return {name: {key: value for key, value in read.items() if value is not None} for name, read in found.items()}
 
 
-def summarise(pulses: Mapping[str, Pulse]) -> Vitals:
+def summarise(pulses: Mapping[str, TermHealth]) -> Vitals:
     """The reading of some pulses; before the first look every figure is None."""
     everyone, warnings = _labels(pulses), []
-    terms = _figures(pulses, Pulse.mean)
+    terms = _figures(pulses, TermHealth.mean)
     for name, pulse in pulses.items():
         terms[name]["looks"] = float(pulse.looks)
         warnings += _warned(name, pulse, pulse.labels or everyone)

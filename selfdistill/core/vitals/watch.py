@@ -19,16 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..parts import BaseTerm, Gate, Measured, Seen
-from ..step import Step
+from ..parts import BaseTerm, Gate, TermResult, TermTrace
+from ..step import Forward
 from ..targets import DISTRIBUTIONS, Target
-from .states import Vigil, by_labels
-from .summary import Pulse, fail
+from .states import StateWatch, by_labels
+from .summary import TermHealth, fail
 
 APART = 0.1  # total variation from which on target and student clearly differ
 
 
-def judge_floor(look: Look, seen: Seen, index: Tensor, found: dict[str, Tensor], gradient: Tensor | None) -> None:
+def judge_floor(
+    look: TermLook, seen: TermTrace, index: Tensor, found: dict[str, Tensor], gradient: Tensor | None
+) -> None:
     """Read the loss of the valid elements (``index``); ``gradient`` is that of the total in the output.
 
     A loss that says ``signed = True`` may be negative, one that says ``flat = True`` may be 0 where the two differ.
@@ -56,13 +58,16 @@ def judge_floor(look: Look, seen: Seen, index: Tensor, found: dict[str, Tensor],
     often = pulse.flat_looks >= 3 and pulse.flat >= 16 and pulse.flat >= 0.05 * pulse.differing
     if often and not (rule and rule.flat):
         fail(
-            "clamped-loss", look.name, "its loss is exactly 0, without gradient, for "
-            f"{pulse.flat / pulse.differing:.0%} of the elements where target and student differ", "do not clamp "
+            "clamped-loss",
+            look.name,
+            "its loss is exactly 0, without gradient, for "
+            f"{pulse.flat / pulse.differing:.0%} of the elements where target and student differ",
+            "do not clamp "
             "it: renormalise what it compares or add the mass of the tail; or set flat = True if that part is meant",
-        )  # fmt: skip
+        )
 
 
-def _negative(look: Look, seen: Seen) -> None:
+def _negative(look: TermLook, seen: TermTrace) -> None:
     """Below 0: by rounding, by intention, or because it is no divergence? Asked of the loss itself, in float64."""
     target = Target(
         seen.target.value.double() if seen.target.space != "classes" else seen.target.value, *seen.target[1:]
@@ -82,10 +87,13 @@ def _negative(look: Look, seen: Seen) -> None:
         return
     if agreed <= 1e-3 * (1 + size):
         fail(
-            "negative-divergence", look.name, f"its loss is 0 between equals and {low:.3g} between others, so learning "
-            "drives the student away from its target", "renormalise what it compares or add the mass of the tail; or "
+            "negative-divergence",
+            look.name,
+            f"its loss is 0 between equals and {low:.3g} between others, so learning "
+            "drives the student away from its target",
+            "renormalise what it compares or add the mass of the tail; or "
             "set signed = True on a loss that is meant to be negative",
-        )  # fmt: skip
+        )
     look.pulse.note(
         f"the loss of term {look.name!r} goes below 0; set signed = True on it if that is meant, and renormalise what "
         "it compares if it is a divergence"
@@ -95,7 +103,7 @@ def _negative(look: Look, seen: Seen) -> None:
 SOME = 256  # elements that are enough to see that a column never moves
 
 
-def judge_space(look: Look, target: Target) -> None:
+def judge_space(look: TermLook, target: Target) -> None:
     """Probabilities are no logits, what does not sum to 1 is no distribution, and padding is no class.
 
     Raises:
@@ -109,20 +117,24 @@ def judge_space(look: Look, target: Target) -> None:
     if target.space == "logits":
         if len(value) >= 8 and low >= 0 and high <= 1 and most < 1e-4 and odd > 1e-6:
             fail(
-                "probabilities-as-logits", look.name, "its target is called logits, but every row is a "
-                "distribution and would be softmaxed twice", "declare the space 'probabilities'",
-            )  # fmt: skip
+                "probabilities-as-logits",
+                look.name,
+                "its target is called logits, but every row is a distribution and would be softmaxed twice",
+                "declare the space 'probabilities'",
+            )
         _padding(look, value[:SOME])
         return
     allowed = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
     if look.normalised and (low < -1e-5 or most > allowed):
         fail(
-            "not-a-distribution", look.name, f"its target is called probabilities, but a row is {most:.3g} off 1 "
-            f"(smallest entry {low:.3g})", "normalise it, or set normalised = False on the teacher",
-        )  # fmt: skip
+            "not-a-distribution",
+            look.name,
+            f"its target is called probabilities, but a row is {most:.3g} off 1 (smallest entry {low:.3g})",
+            "normalise it, or set normalised = False on the teacher",
+        )
 
 
-def _padding(look: Look, value: Tensor) -> None:
+def _padding(look: TermLook, value: Tensor) -> None:
     """Columns of exactly 0 beside others that vary: one may be a class of reference, several are padding."""
     pulse, empty = look.pulse, (value == 0).all(0)
     if not bool(empty.any()):  # the rule: nothing more is computed
@@ -137,13 +149,15 @@ def _padding(look: Look, value: Tensor) -> None:
         return
     mass = float(value.softmax(-1)[:, pulse.padded].sum(-1).mean())
     fail(
-        "padded-vocabulary", look.name, f"{len(pulse.padded)} columns of its target's logits are exactly 0 throughout "
-        f"and hold {mass:.2%} of its probability, on classes that do not exist", "set the logits of padding to -inf, "
-        "or cut them off on both sides",
-    )  # fmt: skip
+        "padded-vocabulary",
+        look.name,
+        f"{len(pulse.padded)} columns of its target's logits are exactly 0 throughout "
+        f"and hold {mass:.2%} of its probability, on classes that do not exist",
+        "set the logits of padding to -inf, or cut them off on both sides",
+    )
 
 
-def uniform(look: Look, classes: int, sure: float) -> None:
+def uniform(look: TermLook, classes: int, sure: float) -> None:
     """A target that was softmaxed twice never exceeds a bound, however sure the student is.
 
     A teacher that is even on purpose, at times, says ``even = True``.
@@ -156,13 +170,16 @@ def uniform(look: Look, classes: int, sure: float) -> None:
     flat = pulse.spoke >= needed and pulse.peak <= bound + 1e-6 and pulse.twice
     if look.weight and flat and sure > (1 + bound) / 2:
         fail(
-            "uniform-target", look.name, f"no target probability ever exceeded {bound:.3f}, what a second softmax "
-            "leaves, while the student is confident", "softmax the target once, and temper logits only",
-        )  # fmt: skip
+            "uniform-target",
+            look.name,
+            f"no target probability ever exceeded {bound:.3f}, what a second softmax "
+            "leaves, while the student is confident",
+            "softmax the target once, and temper logits only",
+        )
 
 
 def judge_trust(
-    look: Look, seen: Seen, student: Tensor, target: Target, index: Tensor, found: dict[str, Tensor]
+    look: TermLook, seen: TermTrace, student: Tensor, target: Target, index: Tensor, found: dict[str, Tensor]
 ) -> None:
     """Read the gate's trust in the valid elements (``index``), whose outputs and figures are given.
 
@@ -183,7 +200,7 @@ def judge_trust(
         _verdict(look.name, look.pulse)
 
 
-def _note_gap(pulse: Pulse, trust: Tensor, top: Tensor) -> None:
+def _note_gap(pulse: TermHealth, trust: Tensor, top: Tensor) -> None:
     """The figure ``confidence_gap``: mean confidence where kept minus where dropped."""
     sums = torch.stack([trust.sum(), (1 - trust).sum(), (trust * top).sum(), ((1 - trust) * top).sum()])
     kept, dropped, up, down = sums.tolist()
@@ -200,7 +217,7 @@ def _sureness(gate: Gate, student: Tensor, target: Target, found: dict[str, Tens
     return -found["differ"].mean(-1) if "differ" in found else None
 
 
-def _add(pulse: Pulse, trust: Tensor, sure: Tensor) -> None:
+def _add(pulse: TermHealth, trust: Tensor, sure: Tensor) -> None:
     """Ranks within the look: a threshold that rises during training would invert means over all looks."""
     n = len(sure)
     rank = sure.argsort().argsort()
@@ -217,27 +234,36 @@ def _add(pulse: Pulse, trust: Tensor, sure: Tensor) -> None:
     pulse.third += n / 3
 
 
-def _verdict(name: str, pulse: Pulse) -> None:
+def _verdict(name: str, pulse: TermHealth) -> None:
     remedy = "or set prefers = None on the gate if it asks something else"
     if pulse.third >= 200:  # a kept share is then known to .035
         low, middle, high = (kept / pulse.third for kept in pulse.thirds)
         if high < middle - 0.2 and low < middle - 0.2:
             fail(
-                "middle-band", name, f"its gate keeps {high:.0%} of the surest third of its targets, {middle:.0%} of "
-                f"the middle one and {low:.0%} of the least sure", f"keep one side of a threshold, {remedy}",
-            )  # fmt: skip
+                "middle-band",
+                name,
+                f"its gate keeps {high:.0%} of the surest third of its targets, {middle:.0%} of "
+                f"the middle one and {low:.0%} of the least sure",
+                f"keep one side of a threshold, {remedy}",
+            )
     gap = pulse.rank_gap / pulse.rank_weight if pulse.rank_weight else 0.0
     if pulse.rank_weight >= 100 and gap < -0.1:  # more than three standard errors
         fail(
-            "inverted-gate", name, "its gate keeps the targets that are less sure (a kept one outranks a dropped one "
-            f"in {0.5 + gap:.0%} of all pairs)", f"turn its mask round, {remedy}",
-        )  # fmt: skip
+            "inverted-gate",
+            name,
+            "its gate keeps the targets that are less sure (a kept one outranks a dropped one "
+            f"in {0.5 + gap:.0%} of all pairs)",
+            f"turn its mask round, {remedy}",
+        )
     if pulse.rank_weight >= 300 and abs(gap) < 0.05:  # three standard errors; a threshold has a gap of .5
         fail(
-            "blind-gate", name, "what its gate keeps is no surer than what it drops (a kept one outranks a dropped "
-            f"one in {0.5 + gap:.0%} of all pairs)", "gate by the target's confidence, give the gate a method measures"
+            "blind-gate",
+            name,
+            "what its gate keeps is no surer than what it drops (a kept one outranks a dropped "
+            f"one in {0.5 + gap:.0%} of all pairs)",
+            "gate by the target's confidence, give the gate a method measures"
             "(student, target) that says how sure it is, or set prefers = None",
-        )  # fmt: skip
+        )
 
 
 BESIDE = ("projection", "prediction")  # what rows are told apart by; scores of prototypes differ little for long
@@ -273,21 +299,24 @@ def figures(student: Tensor, target: Target) -> dict[str, Tensor]:
         p, own = target.probabilities(classes).float(), F.softmax(student, dim=-1)
         entropy = torch.special.entr(p.clamp(min=0)).sum(-1) / math.log(max(2, classes))
         return {
-            "differ": (p - own).abs().sum(-1) / 2, "entropy": entropy, "top": p.amax(-1), "p": p,
+            "differ": (p - own).abs().sum(-1) / 2,
+            "entropy": entropy,
+            "top": p.amax(-1),
+            "p": p,
             "sure": own.amax(-1),
-        }  # fmt: skip
+        }
     if target.value.shape != student.shape:
         return {}
     return {"differ": (target.value - student).abs()}
 
 
-class Look(NamedTuple):
+class TermLook(NamedTuple):
     """One look at one term."""
 
     watch: Watch
     name: str
     term: BaseTerm
-    pulse: Pulse
+    pulse: TermHealth
     weight: float
     new: bool  # the first micro-batch of the step
 
@@ -301,7 +330,7 @@ class Look(NamedTuple):
         """Is a target without a best class meant?"""
         return self.term.teacher is not None and self.term.teacher.even
 
-    def at(self, measured: Measured) -> None:
+    def at(self, measured: TermResult) -> None:
         seen, valid, kept = measured.seen, float(measured.valid), float(measured.kept)
         pulse, live = self.pulse, valid > 0 and kept > 0
         pulse.valid, pulse.kept = pulse.valid + valid, pulse.kept + kept
@@ -327,7 +356,7 @@ class Look(NamedTuple):
                 uniform(self, student.shape[-1], sure)
                 judge_floor(self, seen, index, found, gradient)
 
-    def _gradient(self, seen: Seen, measured: Measured, live: bool) -> tuple[Tensor | None, float | None]:
+    def _gradient(self, seen: TermTrace, measured: TermResult, live: bool) -> tuple[Tensor | None, float | None]:
         """The gradient of the total in the term's own output, and its norm."""
         total, grown = measured.tally.total, None
         if total.requires_grad and seen.student.requires_grad:
@@ -336,9 +365,11 @@ class Look(NamedTuple):
         if grown is None:
             if live and self.weight and trains:
                 fail(
-                    "no-gradient", self.name, "its loss has no gradient in the student's output",
+                    "no-gradient",
+                    self.name,
+                    "its loss has no gradient in the student's output",
                     "compute the loss from the student's output, not from the target or a detached copy",
-                )  # fmt: skip
+                )
             return None, None
         norm = float(grown.float().norm())
         if live:
@@ -385,7 +416,7 @@ class Look(NamedTuple):
         if self.watch.step.clock.step >= SETTLED and self.term.head in BESIDE:
             self.pulse.narrow = self.pulse.narrow + 1 if wide < NARROW else 0
 
-    def _labels(self, seen: Seen, target: Target, index: Tensor) -> None:
+    def _labels(self, seen: TermTrace, target: Target, index: Tensor) -> None:
         y, best = self.watch.step.batch[self.term.view].y, target.best()
         if seen.student.shape[-1] <= MOST and not self.even:
             _count(self.pulse.targets, best)
@@ -400,7 +431,7 @@ class Look(NamedTuple):
                 _count(self.pulse.labels, y[known])
 
 
-def _flat(seen: Seen) -> tuple[Tensor, Target, Tensor]:
+def _flat(seen: TermTrace) -> tuple[Tensor, Target, Tensor]:
     """The first valid elements as rows (N, components), their target, and their places among all elements."""
     student, (value, space, valid) = seen.student.detach().float(), seen.target
     elements = math.prod(student.shape[:-1])
@@ -415,54 +446,44 @@ def _count(into: dict[int, int], classes: Tensor) -> None:
         into[c] = into.get(c, 0) + n
 
 
-def looked_at(step: int) -> bool:
-    """Is this step (from 0) one of the few? Steps 1, 2, 4, ... 32 and every fiftieth, counted from 1.
-
-    >>> [step + 1 for step in range(120) if looked_at(step)]
-    [1, 2, 4, 8, 16, 32, 50, 100]
-    """
-    done = step + 1
-    return done % 50 == 0 or (done <= 32 and done & (done - 1) == 0)
-
-
 class Watch:
     """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
 
-    def __init__(self, student: nn.Module, step: Step, pulse: dict[str, Pulse], vigil: Vigil, on: bool = True) -> None:
+    def __init__(self, student: nn.Module, step: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
         self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
-        self.on = on and torch.is_grad_enabled() and looked_at(step.clock.step)
-        self._versions = _versions(student) if self.on else []
-        if self.on:
-            vigil.open()
+        self._versions = _versions(student)
+        vigil.open()
 
-    def buffers(self, name: str, term: BaseTerm, measured: Measured) -> Measured:
+    def buffers(self, name: str, term: BaseTerm) -> None:
         """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
-        now = _versions(self.student) if self.on else []
+        now = _versions(self.student)
         if now != self._versions and term.teacher is not None:
             fail(
-                "teacher-moved-buffers", name, "computing its target changed the student's own buffers (batch-norm "
-                "statistics, say)", "run the teacher on a copy, or in eval mode",
-            )  # fmt: skip
+                "teacher-moved-buffers",
+                name,
+                "computing its target changed the student's own buffers (batch-norm statistics, say)",
+                "run the teacher on a copy, or in eval mode",
+            )
         self._versions = now
-        return measured
 
-    def read(self, terms: Mapping[str, BaseTerm], measured: Mapping[str, Measured]) -> None:
+    def read(self, terms: Mapping[str, BaseTerm], measured: Mapping[str, TermResult]) -> None:
         """Look at every term.
 
         Raises:
             VitalsError: a signal is certainly dead or inverted.
         """
-        if not self.on:
-            return
-        frozen = sorted({
-            type(m).__name__ for m in self.student.modules()
-            if not m.training and isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
-        })  # fmt: skip
+        frozen = sorted(
+            {
+                type(m).__name__
+                for m in self.student.modules()
+                if not m.training and isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
+            }
+        )
         clock, pulses = self.step.clock, self.pulse
         for name, term in terms.items():
-            pulse = pulses.setdefault(name, Pulse())
+            pulse = pulses.setdefault(name, TermHealth())
             if pulse.last[0] != clock.generation:
-                pulse = pulses[name] = Pulse()
+                pulse = pulses[name] = TermHealth()
             new, pulse.last = pulse.last[1] != clock.step, (clock.generation, clock.step)
             pulse.looks += int(new)
             pulse.waiting = (clock.generation == 0 and clock.generations > 1) or (
@@ -471,16 +492,18 @@ class Watch:
             pulse.frozen = frozen
             weight = float(term.weight_at(clock))
             pulse.weighs |= weight != 0
-            Look(self, name, term, pulse, weight, new).at(measured[name])
+            TermLook(self, name, term, pulse, weight, new).at(measured[name])
         self.vigil.rows.see(terms, self.step)
         alone = not any(p.alive or not p.valid for p in pulses.values())  # then nothing else can move the weights
         for name, pulse in pulses.items():
             dead = pulse.dead_looks >= 4 and not pulse.alive and pulse.weighs
             if dead and (alone or pulse.weights != self.fingerprint()):
                 fail(
-                    "teacher-is-student", name, f"at {pulse.dead_looks} looks its target was exactly the student's own "
-                    "output", "give it another model, another view or another head as teacher",
-                )  # fmt: skip
+                    "teacher-is-student",
+                    name,
+                    f"at {pulse.dead_looks} looks its target was exactly the student's own output",
+                    "give it another model, another view or another head as teacher",
+                )
 
     def fingerprint(self) -> float:
         """One number that changes when the student's weights do."""

@@ -17,8 +17,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +31,15 @@ from ...errors import CheckpointError, DataError, RecipeError
 from ...evaluation import linear_probe
 from ...evaluation.predict import scored
 from ...io.expressions import one_line
-from ...io.tensors import write_json
+from ...io.files import append_line, read_lines
 from ...methods.controls import plain
 from ...methods.registry import read_method
 from ...training import threads
+from ...training.comparison import CLOSE, ignore
 from ...training.fit import Result, fit
-from ..compare import processes
-from ..compare.network_controls import Answers, heard
-from ..compare.plan import CLOSE
-from ..network_task import batch_size_for
+from ..network_run import batch_size_for
+from ..network_task import SplitOutputs, split_outputs
+from ..processes import run_jobs
 from .settings import (
     HALF,
     PLAIN,
@@ -58,7 +56,7 @@ from .settings import (
 )
 
 
-def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> Answers:
+def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = None) -> SplitOutputs:
     """What a linear classifier on the features, learnt from the training labels, says of audit and test rows."""
 
     def said(rows: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ def probed(model: nn.Module, data: Data, weights: dict[str, Tensor] | None = Non
         logits[:, y.unique()] = linear_probe.linear(known, y, asked)
         return logits.clamp(min=-1e4)
 
-    return Answers(said(data.audit), lambda: said(data.test))
+    return SplitOutputs(said(data.audit), lambda: said(data.test))
 
 
 FORMAT = 2  # 1: generations were audited
@@ -79,41 +77,52 @@ FORMAT = 2  # 1: generations were audited
 Records = dict[str, dict[int, dict[str, Any]]]  # method -> seed -> record
 
 
+Tell = Callable[[str], None]
+
+
 def read(cell: Cell, out: Path) -> dict[str, Any] | None:
-    """A cell's record; None where it is not trained yet.
+    """A cell's record; None where it is not trained yet. Raises as `records_of`."""
+    return records_of(cell.setting, out).get(cell.method, {}).get(cell.seed)
+
+
+def records_of(setting: Setting, out: Path, tell: Tell = lambda line: None) -> Records:
+    """All records of a setting, by method and seed; of two records of a cell the later one counts.
+
+    Args:
+        setting: whose file is read; without one there are no records.
+        out: the folder of the files.
+        tell: called with a line where the end of the file was cut off as it was written, and is left out.
 
     Raises:
-        CheckpointError: the record is damaged.
-        DataError: it is of another setting of this name.
+        CheckpointError: a line is damaged.
+        DataError: a record is of another setting of this name.
     """
-    path = cell.path(out)
-    return _read(path, cell.setting) if path.exists() else None
+    path = setting.path(out)
+    lines, torn = read_lines(path)
+    if torn:
+        tell(f"the last line of {path} was cut off while it was written; its cell counts as missing")
+    records: Records = {}
+    for number, line in enumerate(lines, 1):
+        record = _parse(line, f"{path}, line {number},", setting)
+        records.setdefault(record["method"], {})[record["seed"]] = record
+    return records
 
 
-def _read(path: Path, setting: Setting) -> dict[str, Any]:
+def _parse(line: str, place: str, setting: Setting) -> dict[str, Any]:
     try:
-        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        record = dict(json.loads(line))
         was, seed, status = record["setting"], record["seed"], record["status"]
-        if not isinstance(record["method"], str) or seed != int(path.stem) or status not in ("finished", "failed"):
-            raise ValueError("it is not what its name says")
+        if not isinstance(record["method"], str) or type(seed) is not int or status not in ("finished", "failed"):
+            raise ValueError("method, seed or status is missing")
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({one_line(error, 80)}); delete it and go on") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{place} is damaged ({one_line(error, 80)}); delete the line and go on") from error
     now = setting.to_json()
     differs = [f"{k} {was.get(k)!r}, now {v!r}" for k, v in now.items() if was.get(k) != v]
     if differs:
-        raise DataError(f"{path} is of another setting ({'; '.join(differs)}); delete it, or give another --out")
+        raise DataError(f"{place} is of another setting ({'; '.join(differs)}); delete it, or give another --out")
     return record
-
-
-def records_of(setting: Setting, out: Path) -> Records:
-    """All that is there of a setting, whatever was asked for; raises as `read`."""
-    found: Records = {}
-    for path in sorted((out / setting.name).glob("*/*.json")):
-        record = _read(path, setting)
-        found.setdefault(record["method"], {})[record["seed"]] = record
-    return found
 
 
 def spans(numbers: list[int]) -> str:
@@ -169,7 +178,7 @@ def _dear(tried: Tried, budget: float) -> str:
     )
 
 
-def matched(train: Callable[[int], tuple[Any, float]], budget: float) -> tuple[Any, int]:
+def train_within(train: Callable[[int], tuple[Any, float]], budget: float) -> tuple[Any, int]:
     """What ``train`` (steps -> what it gives, its cost) gives at a cost within 3 % of the budget, and its steps.
 
     After three tries the nearest; costs need not be linear in the steps, for answers of frozen teachers are kept.
@@ -210,7 +219,7 @@ class Training:
 
     def _fit(self, method: Method, steps: int, seed: int) -> Result:
         return fit(
-            self.build, self.data, method, external=self.teacher, device="cpu", warn=_quiet, steps=steps, seed=seed,
+            self.build, self.data, method, external=self.teacher, device="cpu", warn=ignore, steps=steps, seed=seed,
             batch_size=batch_size_for(self.data, method), audit="off",
         )  # fmt: skip
 
@@ -218,10 +227,6 @@ class Training:
         """The training of so many steps in each generation, and what all of it has cost."""
         found = self._fit(self.method, steps, self.cell.seed)
         return found, (found.passes + self.taught).cost()
-
-
-def _quiet(line: str) -> None:
-    """Trouble that a training survives is no line among those of the cells: its history has it, and so the record."""
 
 
 def run(cell: Cell, out: Path) -> dict[str, Any]:
@@ -254,9 +259,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - begun, 2),
         "command": cell.command(),
     }
-    path = cell.path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    append_line(cell.setting.path(out), json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
     return record
 
 
@@ -286,11 +289,11 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
     if cell.method in (PLAIN, HALF):  # by which the budget is defined
         known = cell.setting.steps * (1 if cell.method == HALF else TIMES)
     if known is None:
-        found, each = matched(training, cell.setting.budget)
+        found, each = train_within(training, cell.setting.budget)
     else:
         found, each = training(known)[0], known
     last = found.generations[found.product]
-    asked = probed if cell.setting.probing else heard
+    asked = probed if cell.setting.probing else split_outputs
     said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
     return {
@@ -346,9 +349,6 @@ def _learner(data: Data) -> dict[str, Any]:
     return _without_passes(data, audit, test)
 
 
-Tell = Callable[[str], None]
-
-
 def plan(settings: Sequence[Setting], methods: Sequence[str] = (), seeds: int | None = None) -> list[Cell]:
     """The cells that are asked for, in their order: setting by setting, seed by seed, the reference first.
 
@@ -370,8 +370,8 @@ def plan(settings: Sequence[Setting], methods: Sequence[str] = (), seeds: int | 
 class Progress:
     """What is done, how long a cell takes, how much is left, and whether there is time for another one."""
 
-    def __init__(self, left: Sequence[Cell], done: int, workers: int, minutes: float | None, tell: Tell) -> None:
-        self.left, self.done, self.all, self.workers = list(left), done, done + len(left), workers
+    def __init__(self, left: int, done: int, minutes: float | None, tell: Tell) -> None:
+        self.done, self.all = done, done + left
         self.begun, self.minutes, self.tell = time.monotonic(), minutes, tell
         self.longest = dict[str, float]()  # by setting
         self.finished = 0
@@ -414,44 +414,19 @@ def run_cells(
         CheckpointError: a record is damaged, or a process was ended from outside.
         KeyboardInterrupt: asked to stop; cells that are done stay.
     """
-    left = [cell for cell in wanted if read(cell, out) is None]
-    progress = Progress(left, len(wanted) - len(left), workers, minutes, tell)
-    if workers == 1 or len(left) < 2:
-        for cell in left:
-            if not progress.time_for(cell):
-                break
-            progress.ended(cell, run(cell, out))
-    else:
-        _side_by_side(progress, out)
+    done = {setting: records_of(setting, out, tell) for setting in dict.fromkeys(cell.setting for cell in wanted)}
+    left = [cell for cell in wanted if cell.seed not in done[cell.setting].get(cell.method, {})]
+    progress = Progress(len(left), len(wanted) - len(left), minutes, tell)
+
+    def choose(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:
+        cell = _next(queue, running)
+        return cell if cell is not None and progress.time_for(cell) else None
+
+    run_jobs(
+        left, lambda cell: (run, (cell, out)), progress.ended, workers=min(workers, max(1, len(left))), folder=out,
+        choose=choose,
+    )  # fmt: skip
     return len(left) - progress.finished
-
-
-def _side_by_side(progress: Progress, out: Path) -> None:
-    """Processes of their own; a method's first seed ends before its others begin, for it finds their steps."""
-    queue, running = progress.left, dict[Future[dict[str, Any]], Cell]()
-    with processes.pool(progress.workers) as pool:
-        try:
-            while True:
-                while len(running) < progress.workers and (cell := _next(queue, list(running.values()))):
-                    if not progress.time_for(cell):
-                        queue.clear()
-                        break
-                    queue.remove(cell)
-                    with processes.started():
-                        running[pool.submit(processes.alone, run, cell, out)] = cell
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    progress.ended(running[future], future.result())
-                    del running[future]
-        except BrokenProcessPool:
-            raise CheckpointError(
-                f"the process of a cell was ended from outside (out of memory?); what is done is kept in {out}: give "
-                "the same command again to go on"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _next(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:

@@ -18,25 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import DataError
-from ...evaluation.statistics import (
-    FEWEST,
-    SAME_ROWS,
-    TIED,
-    Verdict,
-    holm,
-    interval,
-    one_sided_t,
-    paired,
-    sign_flip,
-    verdict,
-)
+from ...evaluation.statistics import SAME_ROWS, TIED, PairedComparison, compare_paired, paired, two_sided_t
 from ...io.expressions import one_line
 from ...io.files import write as write_file
 from ...report.figures import forest, standalone
-from .cells import Records, plan, records_of, spans
+from .cells import Records, Tell, plan, records_of, spans
 from .settings import (
     ABOUT,
     HALF,
@@ -55,17 +42,6 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A paired difference of accuracy: its mean, half of its 95 % interval and, of three pairs or more, the verdict."""
-
-    difference: float
-    half: float
-    p: float | None = None
-    holm: float | None = None
-    verdict: Verdict | None = None
-
-
-@dataclass(frozen=True)
 class Row:
     """A method's or control's figures over its finished seeds, against `plain()` and against the best control."""
 
@@ -78,20 +54,8 @@ class Row:
     ece: float
     passes: float | None
     budget: float | None
-    plain: Compared | None = None
-    best: Compared | None = None
-
-
-def two_sided(differences: Sequence[float]) -> float:
-    """P-value of Student's paired t-test; where all differences are equal, that of the exact sign-flip test.
-
-    >>> round(two_sided([1.0, 2.0, 3.0]), 4)
-    0.0742
-    """
-    if max(differences) == min(differences):
-        return sign_flip(differences)
-    p = one_sided_t(np.asarray(differences))
-    return 2 * min(p, 1 - p)
+    plain: PairedComparison | None = None
+    best: PairedComparison | None = None
 
 
 def scores(
@@ -140,7 +104,7 @@ def judge(records: Records) -> list[Row]:
 
 def compared(
     found: Mapping[str, Mapping[int, Mapping[str, float]]], family: Sequence[str], reference: str
-) -> dict[str, Compared]:
+) -> dict[str, PairedComparison]:
     """Each of a family against the reference, in accuracy, on the seeds that both have."""
     differences: dict[str, list[float]] = {}
     for name in family:
@@ -148,18 +112,15 @@ def compared(
         if both:
             one, other = ({seed: found[side][seed]["accuracy"] for seed in both} for side in (name, reference))
             differences[name] = paired(one, other)
-    p = {name: two_sided(d) for name, d in differences.items() if len(d) >= FEWEST}
-    adjusted = holm(p)
-    return {
-        name: Compared(*interval(d), p[name], adjusted[name], verdict(d, adjusted[name], True, LEVEL))
-        if name in p
-        else Compared(*interval(d))
-        for name, d in differences.items()
-    }
+    return compare_paired(differences, two_sided_t, level=LEVEL)
 
 
 def _row(
-    name: str, table: Mapping[int, Mapping[str, float]], records: Records, plain: Compared | None, best: Compared | None
+    name: str,
+    table: Mapping[int, Mapping[str, float]],
+    records: Records,
+    plain: PairedComparison | None,
+    best: PairedComparison | None,
 ) -> Row:
     of = records[PLAIN if name == STOPPED else name]
     done, stopped = [of[seed] for seed in table], scores(of, "stopped")
@@ -244,7 +205,13 @@ def missing_of(setting: Setting, records: Records, methods: Sequence[str] = ()) 
     return left
 
 
-def write(settings: Mapping[str, Setting], cells: Path, target: Path, methods: Sequence[str] = ()) -> int:
+def write(
+    settings: Mapping[str, Setting],
+    cells: Path,
+    target: Path,
+    methods: Sequence[str] = (),
+    tell: Tell = lambda line: None,
+) -> int:
     """Write the page and its drawings; how many cells of the whole benchmark are missing.
 
     ``methods`` are those that the whole benchmark has, where it is not everything that fits.
@@ -252,7 +219,7 @@ def write(settings: Mapping[str, Setting], cells: Path, target: Path, methods: S
     said = findings(cells)
     parts, overview, missing = [], [], 0
     for setting in settings.values():
-        records = records_of(setting, cells)
+        records = records_of(setting, cells, tell)
         left = missing_of(setting, records, methods)
         missing += sum(map(len, left.values()))
         rows = judge(records)
@@ -281,13 +248,13 @@ def _overview(setting: Setting, rows: Sequence[Row], left: Mapping[str, list[int
     return f"| [{setting.name}](#{setting.name}) | {' | '.join(counts)} | {best} | {missing or 'none'} |"
 
 
-def _counted(found: Sequence[Compared | None]) -> str:
+def _counted(found: Sequence[PairedComparison | None]) -> str:
     """How many beat, tie and lose; empty without a verdict."""
     verdicts = [one.verdict for one in found if one is not None and one.verdict]
     return " / ".join(str(verdicts.count(word)) for word in ("BEATS", "TIES", "LOSES")) if verdicts else ""
 
 
-def _difference(found: Compared | None) -> str:
+def _difference(found: PairedComparison | None) -> str:
     """In points, with half of the interval."""
     if found is None:
         return ""
@@ -396,7 +363,7 @@ def table(setting: Setting, rows: Sequence[Row], said: Mapping[str, str]) -> lis
     return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
 
 
-def _compared(found: Compared | None) -> list[str]:
+def _compared(found: PairedComparison | None) -> list[str]:
     if found is None:
         return ["", "", ""]
     p = "" if found.holm is None else "< 0.001" if found.holm < 0.001 else f"{found.holm:.3f}"

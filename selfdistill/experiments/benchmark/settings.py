@@ -10,7 +10,6 @@ A wide network for 28 x 28 images that learns wrong labels by heart within a few
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -82,6 +81,10 @@ class Setting:
         rows = self.labels or DIGITS_ROWS
         return round(TIMES * self.steps * 3 * rows / math.ceil(rows / BATCH))
 
+    def path(self, out: Path) -> Path:
+        """The file of its cells in a folder: one JSON object a line."""
+        return out / f"{self.name}.jsonl"
+
     def to_json(self) -> dict[str, Any]:
         """Everything that decides a cell: not its words, nor how often it is repeated and who takes part."""
         said = {k: v for k, v in asdict(self).items() if k not in ("about", "seeds", "remembering")}
@@ -96,10 +99,6 @@ class Cell:
     method: str
     seed: int
 
-    def path(self, out: Path) -> Path:
-        """Where its record lies."""
-        return out / self.setting.name / folder_of(self.method) / f"{self.seed}.json"
-
     def command(self) -> str:
         """What makes its row."""
         return f"selfdistill benchmark methods --settings {self.setting.name} --methods {quoted(self.method)}"
@@ -112,18 +111,6 @@ def quoted(method: str) -> str:
     '"born_again(loss=\\'ce\\')"'
     """
     return f'"{method}"' if "'" in method else f"'{method}'"
-
-
-def folder_of(method: str) -> str:
-    """A folder's name for an expression; a recipe at its defaults has its own.
-
-    >>> folder_of("elr()"), folder_of("elr(weight=7.0)")
-    ('elr', 'elr-weight-7-0-9914')
-    """
-    if re.fullmatch(r"\w+\(\)", method):
-        return method[:-2]
-    slug = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")[:40]
-    return f"{slug}-{hashlib.sha256(method.encode()).hexdigest()[:4]}"
 
 
 def _digits(model: str, mark: str = "") -> list[Setting]:
@@ -155,18 +142,28 @@ def _clothes(model: str, mark: str = "") -> list[Setting]:
 MEMORISE = Setting(
     "fashion-memorise",
     "Fashion-MNIST, a wide network that learns by heart: 5,000 labels, 40 % of them wrong, no augmentation",
-    *CLOTHES, "selfdistill.experiments.benchmark.settings:wide", steps=800, seeds=5, labels=5000, noise=0.4, audit=1000,
-    augment="none", remembering=True,
-)  # fmt: skip
+    *CLOTHES,
+    "selfdistill.experiments.benchmark.settings:wide",
+    steps=800,
+    seeds=5,
+    labels=5000,
+    noise=0.4,
+    audit=1000,
+    augment="none",
+    remembering=True,
+)
 
 
 SETTINGS = {
     one.name: one
     for one in (
-        *_digits("mlp"), MEMORISE, *_clothes("cnn(width=8, stem=2)"), *_digits("cnn(width=8)", "-cnn"),
+        *_digits("mlp"),
+        MEMORISE,
+        *_clothes("cnn(width=8, stem=2)"),
+        *_digits("cnn(width=8)", "-cnn"),
         *_clothes("mlp", "-mlp"),
     )
-}  # fmt: skip
+}
 
 
 QUICK = {
@@ -320,7 +317,7 @@ def misfit(expression: str, setting: Setting) -> str | None:
         return "keeps nothing of its own past within a training"
     try:
         build = build_for(setting, expression)
-        (method.prepare(build) if method.prepare else build)()
+        (method.wrap_model(build) if method.wrap_model else build)()
     except SelfdistillError as error:
         return str(error)
     return None
@@ -353,9 +350,14 @@ class Wide(nn.Module):
         super().__init__()
         sides = [math.ceil(side / 4) for side in shape[1:]]
         self.body = nn.Sequential(
-            nn.Conv2d(shape[0], width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(2 * width * math.prod(sides), hidden), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(shape[0], width, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * math.prod(sides), hidden),
+            nn.ReLU(),
+        )
         self.classifier = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:

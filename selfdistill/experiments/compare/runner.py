@@ -10,34 +10,29 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ... import __version__
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
-from ...estimators.task import for_learners
 from ...evaluation.statistics import reachable
 from ...io.expressions import one_line
 from ...io.run_record import Request
 from ...io.tensors import write_json
-from ...language.task import for_language, holds_prompts
 from ...report import COMPARISON
 from ...report import write as write_report
 from ...training import threads
-from . import plan, processes
-from .controls import Kind
-from .plan import Ask, Job, Trained, check, cost, of_seed
+from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed
+from ..folder import Folder, locked, versions
+from ..processes import Peak, run_jobs
+from ..task_types import TASK_TYPES
 from .verdicts import judge
 
 FORMAT = 1
@@ -46,10 +41,24 @@ FORMAT = 1
 Tell = Callable[[str], None]
 
 
-def _work(job: Job, request: Request, folder: Path, count: int, trained: Trained) -> None:
-    """One job in a process of its own."""
-    with named(job), threads.using(count):
-        plan.run(job, request, folder, trained)
+Trainer = Callable[[Job, Request, Path], dict[str, Any]]  # trains a job, in a folder of its own; gives its record
+
+
+def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) -> None:
+    """Train a job on so many threads and write its record: ``cell.json``, and ``times.json``, which no two runs share.
+
+    The record may say the ``seconds`` of earlier sittings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with named(job), threads.using(count), locked(folder):  # a comparison that was killed may have left a worker there
+        if (folder / "cell.json").exists():  # which may just have ended
+            return
+        peak, begun = Peak(), time.monotonic()
+        record = train(job, request, folder)
+        seconds = max(record.pop("seconds", 0.0), time.monotonic() - begun)
+        write_json(folder / "times.json", {"seconds": seconds, "peak_memory_mb": peak.megabytes()})
+        write_json(folder / "cell.json", {"job": asdict(job), **record})
+        shutil.rmtree(folder / "training", ignore_errors=True)
 
 
 @contextmanager
@@ -65,40 +74,39 @@ def named(job: Job) -> Iterator[None]:
 class Comparison:
     """A folder in which a comparison is run, cut and taken up again."""
 
-    def __init__(self, folder: Path, request: Request, ask: Ask, kind: type[Kind]) -> None:
-        self.folder, self.request, self.ask, self.kind = folder, request, ask, kind
+    def __init__(
+        self, folder: Path, request: Request, settings: ComparisonSettings, design: type[ComparisonDesign]
+    ) -> None:
+        self.folder, self.request, self.settings, self.design = folder, request, settings, design
+        self._folder = Folder(folder, "plan.json", "comparison")
 
     @classmethod
-    def create(cls, request: Request, ask: Ask, out: str | Path | None = None) -> Comparison:
+    def create(cls, request: Request, settings: ComparisonSettings, out: str | Path | None = None) -> Comparison:
         """The folder for a comparison; an existing one is taken up again if it compares the same.
 
         Raises:
             DataError: the question cannot be answered, or the folder holds something else.
         """
-        check(ask)
-        kind = kind_of(request, ask.methods)
-        request = kind.settled(request, ask)
-        default = Path("runs") / f"compare-{replace(request, method=' '.join(ask.methods)).name()}"
-        found = cls(Path(out) if out is not None else default, request, ask, kind)
-        if found.plan_file.exists():
-            before, now = found.plan()["asked"], found.asked()
-            differs = [k for k, v in now.items() if before.get(k) != v]
-            if differs:
-                changes = ", ".join(f"{k} {_short(before.get(k))}, now {_short(now[k])}" for k in differs)
-                raise DataError(
-                    f"{found.folder} holds a comparison with other settings ({changes}); give another --out"
-                )
-        elif found.folder.exists() and (not found.folder.is_dir() or any(found.folder.iterdir())):
-            raise DataError(f"{found.folder} exists and is no comparison; give another --out")
-        return found
+        check(settings)
+        design = design_for(request, settings.methods)
+        request = design.shared(request, settings)
+        default = Path("runs") / f"compare-{replace(request, method=' '.join(settings.methods)).name()}"
+        comparison = cls(Path(out) if out is not None else default, request, settings, design)
+        if comparison._folder.begun():
+            before, now = comparison.plan()["asked"], comparison.asked()
+            differences = [key for key, value in now.items() if before.get(key) != value]
+            comparison._folder.refuse(
+                ", ".join(f"{key} {_short(before.get(key))}, now {_short(now[key])}" for key in differences)
+            )
+        return comparison
 
     @property
     def plan_file(self) -> Path:
-        return self.folder / "plan.json"
+        return self._folder.record
 
     def asked(self) -> dict[str, Any]:
         """What the comparison is of, as JSON has it."""
-        asked = {**self.request.to_json(), **asdict(self.ask)}
+        asked = {**self.request.to_json(), **asdict(self.settings)}
         return dict(json.loads(json.dumps(asked)))
 
     def plan(self) -> dict[str, Any]:
@@ -121,44 +129,38 @@ class Comparison:
             KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
         """
         begun = time.monotonic()
-        kind = self.kind.begun(self.request, self.ask)
+        design = self.design.load(self.request, self.settings)
         tell(self._reachable())
         fresh = not self.plan_file.exists()
         if fresh:
-            kind.check()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            count = kind.threads()
+            design.check()
+            self._folder.create()
+            count = design.threads()
             first = {"format": FORMAT, "asked": self.asked(), "threads": count, "jobs": None}
-            first |= {"command": sys.argv, "versions": _versions(), "teacher": kind.control(tell)}
+            first |= {"command": sys.argv, "versions": versions(), "teacher": design.control(tell)}
             write_json(self.plan_file, first)
         plan = self.plan()
         count = int(plan["threads"])
         if plan["jobs"] is None:
-            tried = kind.pilots(plan["teacher"])
+            tried = design.pilots(plan["teacher"])
             try:
                 self._train(tried, count, tell, "pilot")
             except (DataError, RecipeError, VitalsError):
-                if fresh:
-                    self._withdraw()
+                self._folder.withdraw("cells")
                 raise
-            costs = {job.name: cost(self._cell(job), self._times(job)["seconds"], self.ask.budget) for job in tried}
-            amount, jobs = kind.planned(costs)
+            costs = {
+                job.name: cost(self._cell(job), self._times(job)["seconds"], self.settings.budget) for job in tried
+            }
+            amount, jobs = design.planned(costs)
             plan |= {"amount": amount, "jobs": [asdict(job) for job in jobs]}
             write_json(self.plan_file, plan)
         one_seed = [Job(**job) for job in plan["jobs"]]
-        all_jobs = [job for seed in self.ask.seeds for job in of_seed(one_seed, seed)]
+        all_jobs = [job for seed in self.settings.seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
         return self._finish(plan, all_jobs, time.monotonic() - begun)
 
     def _reachable(self) -> str:
-        return reachable(len(self.ask.seeds), len(self.kind.judged(self.ask.methods)), self.ask.level)
-
-    def _withdraw(self) -> None:
-        """What was refused before there was a plan leaves nothing behind: the corrected command may use the folder."""
-        shutil.rmtree(self.folder / "cells", ignore_errors=True)
-        self.plan_file.unlink(missing_ok=True)
-        with suppress(OSError):  # another's files are in it
-            self.folder.rmdir()
+        return reachable(len(self.settings.seeds), len(self.design.judged(self.settings.methods)), self.settings.level)
 
     def place(self, job: Job) -> Path:
         return self.folder / "cells" / job.key
@@ -183,43 +185,19 @@ class Comparison:
         workers = min(len(left), threads.cores()) if count == 1 and not torch.cuda.is_available() else 1
         if not left:
             return
+        number = 0
 
-        def finished(job: Job, number: int) -> None:
+        def finished(job: Job, record: None) -> None:
+            nonlocal number
+            number += 1
             each = (time.monotonic() - begun) / number
             name = f"{what} {done + number}/{len(wanted)}: {job.name}, seed {job.seed}"
             tell(f"{name}, about {each * (len(left) - number):.0f} s left")
 
-        if workers == 1:
-            for number, job in enumerate(left, 1):
-                _work(job, self.request, self.place(job), count, self.kind.run)
-                finished(job, number)
-            return
-        self._side_by_side(left, count, workers, finished)
+        def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
+            return _work, (job, self.request, self.place(job), count, self.design.run)
 
-    def _side_by_side(self, left: list[Job], count: int, workers: int, finished: Callable[[Job, int], None]) -> None:
-        """Each job in a process of its own; the first that fails, or Ctrl-C, ends all."""
-        running = dict[Future[None], Job]()
-        with processes.pool(workers) as pool:
-            number = 0
-            try:
-                with processes.started():
-                    for job in left:
-                        place, run = self.place(job), self.kind.run
-                        running[pool.submit(processes.alone, _work, job, self.request, place, count, run)] = job
-                while running:
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        future.result()
-                        number += 1
-                        finished(running.pop(future), number)
-            except BrokenProcessPool:
-                raise CheckpointError(
-                    "the process of a training was ended from outside (out of memory?); what is finished is kept in "
-                    f"{self.folder}: give the same command again to go on"
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        run_jobs(left, call, finished, workers=workers, folder=self.folder)
 
     # the result ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +211,7 @@ class Comparison:
                 cells.setdefault(name, {})[job.seed] = record
                 times.setdefault(name, []).append(spent)
         task = first["data"]["task"]
-        methods, plain = self.kind.judged(self.ask.methods), self.kind.plain(plan["teacher"])
+        methods, plain = self.design.judged(self.settings.methods), self.design.plain(plan["teacher"])
         found = {
             "format": FORMAT,
             "kind": "comparison",
@@ -244,11 +222,11 @@ class Comparison:
             "model": first["model"],
             "parameters": first["parameters"],
             "threads": plan["threads"],
-            "seeds": list(self.ask.seeds),
-            "budget": {"kind": self.ask.budget, "amount": plan["amount"], "unit": _unit(self.ask.budget)},
-            "level": self.ask.level,
+            "seeds": list(self.settings.seeds),
+            "budget": {"kind": self.settings.budget, "amount": plan["amount"], "unit": _unit(self.settings.budget)},
+            "level": self.settings.level,
             "reachable": [self._reachable()],
-            **judge(cells, methods, task=task, level=self.ask.level, plain=plain),
+            **judge(cells, methods, task=task, level=self.settings.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
                 for name, records in cells.items()
@@ -267,22 +245,13 @@ class Comparison:
             },
         }
         write_json(self.folder / COMPARISON, found)
-        write_report(self.folder)
+        write_report(self.folder, TASK_TYPES)
         return found
-
-
-def usual_budget(data: str) -> str:
-    """What is matched where nothing else is asked for."""
-    return "steps" if holds_prompts(data) else "passes"
 
 
 def _unit(budget: str) -> str:
     """What a row's whole cost is counted in."""
     return budget if budget == "trainings" else "passes"
-
-
-def _versions() -> dict[str, str]:
-    return {"selfdistill": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _short(value: Any) -> str:
@@ -317,29 +286,22 @@ def compare(
     Raises:
         DataError: nothing can be compared so, or the folder holds another comparison.
     """
-    matched = budget or usual_budget(request.data)
-    ask = Ask(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
-    return Comparison.create(request, ask, out).execute(tell)
+    matched = design_for(request, methods).matched_budget(budget)
+    settings = ComparisonSettings(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
+    return Comparison.create(request, settings, out).execute(tell)
 
 
-def kind_of(request: Request, methods: Sequence[str]) -> type[Kind]:
-    """What learns by these methods from these data.
+def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesign]:
+    """How these methods are compared on these data.
 
     Raises:
-        RecipeError, DataError: a method is for other data, or some are for learners and some for networks.
+        RecipeError, DataError: a method is for other data, or the methods are of several task types.
     """
-    from .language_controls import LanguageModels
-    from .network_controls import Networks
-    from .table_controls import Learners  # these are of the class above
-
-    each = [replace(request, method=method) for method in methods]
-    spoken = [for_language(one) for one in each]
-    if all(spoken):
-        return LanguageModels
-    ours = [for_learners(one) for one in each]
-    if all(ours):
-        return Learners
-    if any(ours):
-        mine, others = methods[ours.index(True)], methods[ours.index(False)]
-        raise RecipeError(f"{mine} is for learners and {others} for networks; compare one kind at a time")
-    return Networks
+    tasks = {method: TASK_TYPES.of_request(replace(request, method=method)) for method in methods}
+    (first, task_type), *others = tasks.items()
+    for method, task in others:
+        if task is not task_type:
+            raise RecipeError(
+                f"{first} is for {task_type.learner} and {method} for {task.learner}; compare one kind at a time"
+            )
+    return task_type.design

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ...evaluation.metrics import POINTS, ordered
 from ...evaluation.statistics import SAME_ROWS, TIED
-from .plan import BEFORE, PLAIN
+from ...training.comparison import BEFORE, PLAIN
 from .verdicts import called
 
 MORE = {"kept": "prior", "length": "tokens"}  # metrics of language models that are told beside the first
@@ -23,7 +23,7 @@ def show(result: dict[str, Any]) -> None:
     data, metrics = result["data"], ordered(result["metrics"], result["task"])
     metric, more = metrics[0], [name for name in metrics if name in MORE]
     where = [name for name in (PLAIN, BEFORE, "best_control") if name in called(result["references"])]
-    spoken = result["task"] == "generate"
+    before = _has_before(result)
     table = Table(
         title=f"{data['name']}, test split ({data['rows']['test']} rows), {len(result['seeds'])} seeds, "
         f"{_short(result['budget']['amount'])} {result['budget']['kind']} each",
@@ -33,7 +33,7 @@ def show(result: dict[str, Any]) -> None:
         pad_edge=False,
     )
     verdicts = ["best" if name == "best_control" else result["references"][name] for name in where]
-    head = ["", {"accuracy": "right" if spoken else "acc."}.get(metric, metric), "± 95 %", *([] if spoken else ["p"])]
+    head = ["", {"accuracy": "right" if before else "acc."}.get(metric, metric), "± 95 %", *([] if before else ["p"])]
     head += [*verdicts, *(MORE[name] for name in more), result["budget"]["unit"], "s"]
     lines = [cells(row, metric, result["times"]["rows"][row["name"]]["seconds"], where, more) for row in result["rows"]]
     for i, name in enumerate(head):
@@ -51,10 +51,15 @@ def show(result: dict[str, Any]) -> None:
         console.print(line, highlight=False)
 
 
+def _has_before(result: dict[str, Any]) -> bool:
+    """Whether the model before training is a row, with which each row has a verdict of its own."""
+    return any(row["name"] == BEFORE for row in result["rows"])
+
+
 def _legend(result: dict[str, Any], verdicts: Sequence[str]) -> str:
     """What the columns are."""
     best = result["best_control"]["name"]
-    if result["task"] != "generate":
+    if not _has_before(result):
         return (
             "± 95 %: difference to plain; p: of it, corrected (Holm); plain, best: verdict against plain and against "
             f"{best}, the best control by the audit."

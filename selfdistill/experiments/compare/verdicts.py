@@ -9,8 +9,8 @@ from typing import Any
 
 from ...errors import DataError
 from ...evaluation.metrics import METRICS, POINTS
-from ...evaluation.statistics import holm, interval, paired, sign_flip, smallest_p, verdict
-from .plan import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
+from ...evaluation.statistics import compare_paired, interval, paired, sign_flip, smallest_p
+from ...training.comparison import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
 
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
 
@@ -66,7 +66,7 @@ def judge(
         "references": references,
         "best_control": {"name": best, "by": f"audit {audited}, mean over seeds"},
         "verdict": [
-            _sentence(row, metric, task, called(references), level, able)
+            _sentence(row, metric, called(references), level, able, BEFORE in cells)
             for row in rows[: len(methods)]
             for metric in [next(iter(row["metrics"])), *(name for name in row["metrics"] if name == "kept")]
         ],
@@ -100,16 +100,17 @@ def _compared(
 ) -> dict[str, dict[str, Any]]:
     theirs = values(cells[reference], metric)
     differences = {name: paired(values(cells[name], metric), theirs) for name in family}
-    p = {name: sign_flip(d) for name, d in differences.items()}
-    adjusted = holm(p)
-    found = {}
-    for name, d in differences.items():
-        mean, half = interval(d)
-        found[name] = {
-            "difference": mean, "interval": [mean - half, mean + half], "p": p[name], "holm": adjusted[name],
-            "verdict": verdict(d, adjusted[name], higher, level),
-        }  # fmt: skip
-    return found
+    comparisons = compare_paired(differences, sign_flip, higher, level)
+    return {
+        name: {
+            "difference": c.difference,
+            "interval": [c.difference - c.half, c.difference + c.half],
+            "p": c.p,
+            "holm": c.holm,
+            "verdict": c.verdict,
+        }
+        for name, c in comparisons.items()
+    }
 
 
 def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def converged(cells: Cells, name: str, plain: str = PLAIN) -> int | None:
 
 
 def _sentence(
-    row: Mapping[str, Any], metric: str, task: str, against: Mapping[str, str], level: float, able: bool
+    row: Mapping[str, Any], metric: str, against: Mapping[str, str], level: float, able: bool, before: bool
 ) -> str:
     """A method's verdicts in words; ``able`` says whether so many seeds can give any other verdict than a tie."""
     said = []
@@ -232,17 +233,17 @@ def _sentence(
         shown, *ends = (format(scale * value, digits) for value in (found["difference"], low, high))
         said.append(f"{WORDS[found['verdict']]} {name}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
     if metric != "kept":  # which comes second
-        said[-1] += _untaught(row, task)
+        said[-1] += _untaught(row, before)
     caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
     what = TOLD.get(metric, metric)
     return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
 
 
-def _untaught(row: Mapping[str, Any], task: str) -> str:
-    """In how many seeds the method taught the product nothing."""
+def _untaught(row: Mapping[str, Any], before: bool) -> str:
+    """In how many seeds the method taught the product nothing; ``before``: the model before may be the product."""
     products = row["products"] or []
     of = len(products)
-    if task == "generate":
+    if before:
         kept = products.count(-1)
         return f"; in {kept} of {of} seeds the audit keeps the model before, and that is the product" if kept else ""
     untaught = products.count(0) if row["decisions"] else 0

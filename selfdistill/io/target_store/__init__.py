@@ -1,4 +1,4 @@
-"""Targets on disk: what a frozen teacher said, computed once, bound to what made it, checked when it is read.
+"""Targets on disk: the outputs of a frozen teacher, computed once, bound to what made them, checked when read.
 
 `Store` is a folder of memory-mapped shards keyed by whole numbers; a layout says how a target is written: `Dense`, or
 the `Top` outputs with their true probabilities and that of all others. `teachers.Cached` puts one behind a teacher.

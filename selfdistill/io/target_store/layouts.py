@@ -1,10 +1,9 @@
-"""An id and its probability in one word of 32 bits: 17 bits of id, and a half-precision number without its sign.
+"""Layouts of a stored target: all outputs as they are, or the most probable ones in 32 bits each.
 
-A probability has no sign, so the bit that half precision spends on it is the id's seventeenth. The number is p x 2^15,
-which puts the range of half precision where probabilities are: relative error 2^-12 down to p = 2^-29, and smaller
-ones in steps of 2^-39. Vocabularies above 2^17 take a bit of id, and leave one of the number, for each doubling.
-
-How one target is written: all outputs as they are, or the most probable ones with their true probabilities.
+A packed word holds 17 bits of id and a half-precision number without its sign. A probability has no sign, so the bit
+that half precision spends on it is the id's seventeenth. The number is p x 2^15, which puts the range of half precision
+where probabilities are: relative error 2^-12 down to p = 2^-29, and smaller ones in steps of 2^-39. Vocabularies above
+2^17 take a bit of id, and leave one of the number, for each doubling.
 """
 
 from __future__ import annotations

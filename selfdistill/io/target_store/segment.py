@@ -1,6 +1,4 @@
-"""A hash of each row of a batch: has the teacher seen these very inputs?
-
-One file of a store: records and their elements, found by key, mapped into memory, checked before it is believed.
+"""A segment of a store: one file of records found by key, memory-mapped and checked, and the hash of a row's inputs.
 
 A shard is a safetensors file. First comes what finds a record: ``keys`` and ``marks`` (records,), and where its
 elements start and end (``starts``, records + 1); then the columns of all elements. The file's name is the hash of the

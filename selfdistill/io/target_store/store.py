@@ -1,4 +1,4 @@
-"""The store: targets by key in a folder, bound to what made them, written a shard at a time and read anywhere."""
+"""The store: a folder of targets by key, bound to what made them, written a shard at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is summed over the vocabulary: every divergence as entries of two distributions, with its gradient.
+"""Definitions of divergences: each as a sum over the vocabulary, with its gradient.
 
 A kind sees, for some ids v of every token, the student's log p_v and p_v, the teacher's q_v, and the log-ratio
 u_v = log q_v - log p_v. It returns the entries d_v, whose sum is its value, and the gradient g_v = dD / d log p_v. Any

@@ -1,6 +1,4 @@
-"""Do the parts of a comparison fit each other? Then it is a `Comparison` of the tokens that the mask kept.
-
-How far a student is from its teacher, token by token, without ever holding all logits.
+"""Divergences of a student from its teacher, token by token, without holding all logits at once.
 
 `divergence` makes the gradients of sum_i w_i D_i while it goes over the tokens, so weights must be known beforehand.
 ``total`` is that sum and differentiable; ``values`` are for logs and statistics and carry no gradient. With

@@ -2,8 +2,9 @@
 
 Both normalisations take one pass over the row; the value, and the sum that the gradient of two of them needs, one more;
 the gradient, written in the logits' place, the last. `kinds` says what is summed; where it has in-place steps in the
-order that keeps digits, this has the same terms in the same form. Measured by ``benchmarks/gpu_divergence.py`` beside
-what the compiler makes of `blocks.whole`, which remains for all else: clips, labels, other divergences.
+order that keeps digits, this has the same terms in the same form. Measured by
+``python -m benchmarks.gpu_divergence`` beside what
+the compiler makes of `blocks.whole`, which remains for all else: clips, labels, other divergences.
 """
 
 from __future__ import annotations

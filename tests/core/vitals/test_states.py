@@ -16,7 +16,7 @@ from selfdistill.core.parts import BaseTerm, Term
 from selfdistill.core.vitals.states import SOME, _distance, _some
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL
-from selfdistill.teachers import Ema, External, Frozen, Held, Itself
+from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, Itself
 from tests.signals import LABEL, Net, train
 
 
@@ -92,7 +92,7 @@ class ByHand(Ema):
 def test_an_average_moved_by_somebody_else_is_caught_and_one_s_own_part_is_left_alone():
     def moved(objective: Any, step: int) -> None:
         for state in objective.states.values():
-            if isinstance(state, Held):
+            if isinstance(state, FrozenCopy):
                 with torch.no_grad():
                     for p in state.module.parameters():
                         p.mul_(1.01)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Teacher, Term
-from selfdistill.core.step import Clock, Step
+from selfdistill.core.step import Clock, Forward
 from selfdistill.core.targets import Target
-from selfdistill.core.vitals import figures, looked_at
+from selfdistill.core.vitals import figures
 from selfdistill.core.vitals.watch import spread
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CosineDistance, CrossEntropy
@@ -28,7 +28,7 @@ from tests.signals import CLASSES, Net, Says, caught, clear, train
 
 
 def test_few_steps_are_looked_at():
-    assert [s + 1 for s in range(160) if looked_at(s)] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
+    assert [s + 1 for s in range(160) if Clock(step=s).observed] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
 
 
 def test_figures_are_those_computed_by_hand():
@@ -74,7 +74,7 @@ def test_probabilities_called_logits_are_caught():
 
 
 def test_what_is_no_distribution_is_caught():
-    def top(step: Step) -> Tensor:
+    def top(step: Forward) -> Tensor:
         p = clear(step).softmax(-1)
         return torch.where(p == p.amax(-1, keepdim=True), 0.9 * p, torch.zeros_like(p))
 
@@ -92,7 +92,7 @@ def test_a_term_of_weight_0_is_left_alone():
 def test_warnings():
     @dataclass(frozen=True)
     class Nothing(Teacher):
-        def target(self, state: nn.Module, step: Step, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
             z = step.student(term.view)
             return Target(z, "logits", torch.zeros(len(z), dtype=torch.bool))
 

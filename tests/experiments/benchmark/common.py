@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from selfdistill.experiments.benchmark.settings import SETTINGS
+from selfdistill.io.files import append_line
 
 NOISE = replace(SETTINGS["digits-noise"], steps=20, seeds=3, model="mlp(width=8)")
 FEW = replace(SETTINGS["digits-100"], steps=20, seeds=3, model="mlp(width=8)")
@@ -26,3 +29,10 @@ def record(setting: Any, method: str, seed: int, accuracy: float, **more: Any) -
         "seconds": 1.0,
         **more,
     }
+
+
+def keep(out: Path, setting: Any, method: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    """Add such a record to the file of its setting."""
+    made = record(setting, method, seed, accuracy, **more)
+    append_line(setting.path(out), json.dumps(made))
+    return made

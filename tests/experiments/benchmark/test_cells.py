@@ -1,4 +1,4 @@
-"""Cells really train: at matched compute, in true pairs, and a failure is a record too."""
+"""Cells really train: at train_within compute, in true pairs, and a failure is a record too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfdistill import rng
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.evaluation.linear_probe import probe
 from selfdistill.experiments.benchmark import cells, page, settings
-from selfdistill.experiments.benchmark.cells import Tried, matched, steps_within
+from selfdistill.experiments.benchmark.cells import Tried, steps_within, train_within
 from selfdistill.experiments.benchmark.settings import HALF, PLAIN, SELF_TRAINING, SETTINGS, Cell, data_of
 from selfdistill.models.registry import parse
 from selfdistill.training.fit import fit
@@ -89,7 +89,7 @@ def test_a_seed_is_the_same_rows_and_first_weights_for_all_and_another_seed_is_n
 def test_a_cell_trained_again_says_the_same(out: Path, tmp_path: Path) -> None:
     one, other = cells.run(Cell(NOISE, "elr()", 0), out), cells.run(Cell(NOISE, "elr()", 0), tmp_path)
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
-    assert json.loads(Cell(NOISE, "elr()", 0).path(tmp_path).read_text()) == other
+    assert json.loads(NOISE.path(tmp_path).read_text()) == other
 
 
 def test_what_a_training_warns_of_is_in_its_record(out: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_a_training_warns_of_is_in_its_record(out: Path) -> None:
 def test_a_later_seed_waits_for_the_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"elr\(\) in digits-noise is trained with seed 0 before seed 2"):
         cells.run(Cell(NOISE, "elr()", 2), tmp_path)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.json*"))
 
 
 def test_scikit_learns_self_training_is_a_control(out: Path) -> None:
@@ -127,7 +127,7 @@ def test_missing_data_are_not_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cells, "data_of", absent)
     with pytest.raises(DataError, match="no data"):
         cells.run(Cell(NOISE, PLAIN, 0), tmp_path)
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.json*"))
 
 
 @pytest.mark.parametrize(("fixed", "bend"), [(0, 0), (700, 0), (0, 300), (2000, 500)])
@@ -139,7 +139,7 @@ def test_matched_finds_the_steps_on_a_line_and_near_it(fixed: float, bend: float
         asked.append(steps)
         return steps, fixed + 50.0 * steps + 25.0 * min(steps, bend / 25)
 
-    given, steps = matched(train, 20_000.0)
+    given, steps = train_within(train, 20_000.0)
     assert given == steps
     assert train(steps)[1] == pytest.approx(20_000, rel=0.03)
     assert len(asked) <= 6
@@ -159,7 +159,7 @@ def test_what_a_short_training_spends_beyond_the_budget_is_not_trained_further()
         return None, 5000.0
 
     with pytest.raises(RecipeError, match=r"2 steps .* take 5,000 passes, and the budget is 900"):
-        matched(train, 900.0)
+        train_within(train, 900.0)
     assert asked == [2]
 
 

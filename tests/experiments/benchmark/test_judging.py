@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from scipy.stats import t, ttest_rel
 
-from selfdistill.experiments.benchmark.page import best_control, judge, two_sided
+from selfdistill.evaluation.statistics import two_sided_t
+from selfdistill.experiments.benchmark.page import best_control, judge
 from selfdistill.experiments.benchmark.settings import HALF, PLAIN, STOPPED
 from tests.experiments.benchmark.common import NOISE, record
 
@@ -97,5 +98,5 @@ def test_too_few_pairs_have_no_verdict_and_no_reference_no_difference() -> None:
 
 def test_equal_differences_are_judged_by_signs() -> None:
     """Student's test would be certain of three equal ones."""
-    assert two_sided([0.25, 0.25, 0.25]) == 0.25
-    assert two_sided([0.0, 0.0, 0.0]) == 1.0
+    assert two_sided_t([0.25, 0.25, 0.25]) == 0.25
+    assert two_sided_t([0.0, 0.0, 0.0]) == 1.0

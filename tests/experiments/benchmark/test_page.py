@@ -13,17 +13,11 @@ from click.testing import CliRunner
 from selfdistill.cli import main
 from selfdistill.errors import DataError
 from selfdistill.experiments.benchmark import page
-from selfdistill.experiments.benchmark.settings import PLAIN, SETTINGS, Cell
-from tests.experiments.benchmark.common import NOISE, record
+from selfdistill.experiments.benchmark.settings import PLAIN, SETTINGS
+from tests.experiments.benchmark.common import NOISE, keep
 
 METHODS = ("elr()", "ps_kd()", "ols()")
 KNOWN = {NOISE.name: NOISE}
-
-
-def keep(out: Path, method: str, seed: int, accuracy: float, **more: Any) -> None:
-    path = Cell(NOISE, method, seed).path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(NOISE, method, seed, accuracy, **more)))
 
 
 @pytest.fixture
@@ -31,9 +25,9 @@ def out(tmp_path: Path) -> Path:
     """Three seeds of plain and elr, one of ps_kd, none of ols."""
     folder = tmp_path / "benchmarks" / "cells"
     for seed, luck in enumerate((0.70, 0.75, 0.71)):
-        keep(folder, PLAIN, seed, luck)
-        keep(folder, "elr()", seed, luck + 0.1 + seed / 1000)
-    keep(folder, "ps_kd()", 1, 0.7)
+        keep(folder, NOISE, PLAIN, seed, luck)
+        keep(folder, NOISE, "elr()", seed, luck + 0.1 + seed / 1000)
+    keep(folder, NOISE, "ps_kd()", 1, 0.7)
     return folder
 
 
@@ -69,9 +63,9 @@ def test_missing_cells_are_stated(out: Path) -> None:
 
 
 def test_methods_without_a_row_have_their_reason(out: Path) -> None:
-    keep(out, "dks()", 0, 0.0, status="failed", error="VitalsError: dead")
-    keep(out, "dks()", 1, 0.0, status="failed", error="RecipeError: not tried, for seed 0 has failed")
-    keep(out, "elr()", 3, 0.0, status="failed", error="NotFiniteError: nan")
+    keep(out, NOISE, "dks()", 0, 0.0, status="failed", error="VitalsError: dead")
+    keep(out, NOISE, "dks()", 1, 0.0, status="failed", error="RecipeError: not tried, for seed 0 has failed")
+    keep(out, NOISE, "elr()", 3, 0.0, status="failed", error="NotFiniteError: nan")
     text, _ = written(out)
     assert "`fixmatch()`" in text
     assert "needs unlabelled rows" in text
@@ -81,7 +75,7 @@ def test_methods_without_a_row_have_their_reason(out: Path) -> None:
 
 
 def test_records_of_recipes_that_are_gone_are_still_rows(out: Path) -> None:
-    keep(out, "of_old()", 0, 0.6)
+    keep(out, NOISE, "of_old()", 0, 0.6)
     assert "| `of_old()` | 60.00 |" in written(out)[0]
 
 
@@ -116,7 +110,7 @@ def test_the_page_of_the_project_is_what_its_cells_say(tmp_path: Path) -> None:
     """Every section that has numbers, and its drawing, made anew from the records and findings that are committed."""
     root = Path(__file__).parents[3]
     cells, docs = root / "benchmarks" / "cells", root / "docs"
-    page.write({p.name: SETTINGS[p.name] for p in cells.iterdir()}, cells, tmp_path / "benchmark.md")
+    page.write({p.stem: SETTINGS[p.stem] for p in cells.iterdir()}, cells, tmp_path / "benchmark.md")
     remedy = "write the page anew: selfdistill benchmark methods --only-page"
     shown = (docs / "benchmark.md").read_text().split("\n## ")
     for section in (tmp_path / "benchmark.md").read_text().rstrip().split("\n## ")[1:]:
@@ -137,18 +131,20 @@ def test_quick_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     flags = ("--quick", "--settings", "digits-noise", "--methods", "elr()", "born_again()")
     done = command(*flags)
     assert done.exit_code == 0, done.output
-    cells = sorted(p.relative_to("runs/benchmark-quick/cells") for p in Path("runs").rglob("*.json"))
-    assert [str(cell) for cell in cells] == [
-        f"digits-noise/{method}/{seed}.json" for method in ("born_again", "elr", "plain") for seed in (0, 1)
-    ]
+    (cells,) = Path("runs").rglob("*.jsonl")
+    assert str(cells) == "runs/benchmark-quick/cells/digits-noise.jsonl"
+    done_cells = sorted(
+        (record["method"], record["seed"]) for record in map(json.loads, cells.read_text().splitlines())
+    )
+    assert done_cells == [(f"{method}()", seed) for method in ("born_again", "elr", "plain") for seed in (0, 1)]
     text = Path("runs/benchmark-quick/benchmark.md").read_text()
     assert "| `born_again()` |" in text
     assert "digits-100" in text
-    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*.json")}
+    before = cells.read_bytes()
     again = command(*flags)
     assert again.exit_code == 0
     assert "seed" not in again.output
-    assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*.json")} == before
+    assert cells.read_bytes() == before
     assert not Path("docs").exists()
 
 
@@ -173,14 +169,14 @@ def test_what_is_refused_takes_one_line(
     assert done.exit_code == 2
     assert len(done.output.strip().splitlines()) == 1
     assert said in done.output
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.json*"))
 
 
 def test_warnings_of_trainings_are_listed_by_kind_with_how_many_seeds_had_them(out: Path) -> None:
     rows = [f"{n} of 90 audit rows are called '{c}': collapsed" for n, c in ((90, "a"), (89, "b"))]
-    keep(out, "ps_kd()", 0, 0.1, warnings=[rows[0], "the gate kept nothing"])
-    keep(out, "ps_kd()", 2, 0.1, warnings=[rows[1]])
-    keep(out, "elr()", 0, 0.8, warnings=[])
+    keep(out, NOISE, "ps_kd()", 0, 0.1, warnings=[rows[0], "the gate kept nothing"])
+    keep(out, NOISE, "ps_kd()", 2, 0.1, warnings=[rows[1]])
+    keep(out, NOISE, "elr()", 0, 0.8, warnings=[])
     text, _ = written(out)
     first = "90 of 90 audit rows are called 'a': collapsed (2 of 3 seeds)"
     assert f"- `ps_kd()`: {first}; the gate kept nothing (1 of 3 seeds)" in text.splitlines()

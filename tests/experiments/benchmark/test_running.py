@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,19 @@ import pytest
 
 from selfdistill.errors import CheckpointError, DataError
 from selfdistill.experiments.benchmark import cells
-from selfdistill.experiments.benchmark.cells import plan, read, run_cells
-from selfdistill.experiments.benchmark.settings import PLAIN, Cell
-from tests.experiments.benchmark.common import FEW, NOISE, record
+from selfdistill.experiments.benchmark.cells import plan, read, records_of, run_cells
+from selfdistill.experiments.benchmark.settings import PLAIN, SETTINGS, Cell
+from tests.experiments.benchmark.common import FEW, NOISE, keep, record
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The cells that are asked for in this test; none is really trained."""
-    import json
-
     found: list[Cell] = []
 
     def stand_in(cell: Cell, out: Path) -> dict[str, Any]:
         found.append(cell)
-        made = record(cell.setting, cell.method, cell.seed, 0.9)
-        cell.path(out).parent.mkdir(parents=True, exist_ok=True)
-        cell.path(out).write_text(json.dumps(made))
-        return made
+        return keep(out, cell.setting, cell.method, cell.seed, 0.9)
 
     monkeypatch.setattr(cells, "run", stand_in)
     return found
@@ -37,7 +33,9 @@ def test_what_is_done_is_not_trained_again(trained: list[Cell], tmp_path: Path) 
     wanted = plan([NOISE], ["elr()"])
     assert run_cells(wanted, tmp_path) == 0
     assert trained == wanted
-    Cell(NOISE, "elr()", 1).path(tmp_path).unlink()
+    path = NOISE.path(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line != json.dumps(record(NOISE, "elr()", 1, 0.9)) + "\n"))
     trained.clear()
     said: list[str] = []
     assert run_cells(wanted, tmp_path, tell=said.append) == 0
@@ -67,7 +65,7 @@ def test_stopped_in_the_midst_what_is_done_stays(
     wanted = plan([NOISE], ["elr()"])
     with pytest.raises(KeyboardInterrupt):
         run_cells(wanted, tmp_path)
-    assert [c for c in wanted if c.path(tmp_path).exists()] == wanted[:4]
+    assert [c for c in wanted if read(c, tmp_path)] == wanted[:4]
 
 
 def test_side_by_side_a_methods_first_seed_goes_first() -> None:
@@ -93,14 +91,45 @@ def test_a_damaged_record_and_one_of_another_setting_are_named(tmp_path: Path, t
     from dataclasses import replace
 
     cell = Cell(NOISE, PLAIN, 0)
-    cell.path(tmp_path).parent.mkdir(parents=True)
-    cell.path(tmp_path).write_text("{")
-    with pytest.raises(CheckpointError, match=r"0.json is damaged .*; delete it and go on"):
-        run_cells([cell], tmp_path)
-    cell.path(tmp_path).unlink()
     run_cells([cell], tmp_path)
-    with pytest.raises(DataError, match=r"0.json is of another setting \(steps 20, now 21\); delete it"):
+    whole = NOISE.path(tmp_path).read_text()
+    for damage, why in (("{\n", "Expecting"), (whole.replace('"seed": 0', '"seed": "0"'), "seed")):
+        NOISE.path(tmp_path).write_text(whole + damage)
+        with pytest.raises(
+            CheckpointError, match=rf"digits-noise.jsonl, line 2, is damaged \(.*{why}.*; delete the line"
+        ):
+            run_cells([cell], tmp_path)
+    NOISE.path(tmp_path).write_text(whole)
+    with pytest.raises(DataError, match=r"jsonl, line 1, is of another setting \(steps 20, now 21\); delete it"):
         run_cells([Cell(replace(NOISE, steps=21), PLAIN, 0)], tmp_path)
+
+
+def test_a_line_that_was_cut_off_is_told_of_and_its_cell_trained_again(tmp_path: Path, trained: list[Cell]) -> None:
+    wanted = plan([NOISE], ["elr()"], 1)
+    run_cells(wanted, tmp_path)
+    path = NOISE.path(tmp_path)
+    path.write_text(path.read_text()[:-20])
+    trained.clear()
+    told: list[str] = []
+    assert run_cells(wanted, tmp_path, tell=told.append) == 0
+    assert trained == wanted[1:]
+    assert told[0] == f"the last line of {path} was cut off while it was written; its cell counts as missing"
+    assert sorted(records_of(NOISE, tmp_path, told.append)) == ["elr()", PLAIN]
+    assert len(told) == 2  # the cut line, and the cell: the file is whole again
+
+
+def test_of_two_records_of_a_cell_the_later_one_counts(tmp_path: Path) -> None:
+    keep(tmp_path, NOISE, PLAIN, 0, 0.5)
+    later = keep(tmp_path, NOISE, PLAIN, 0, 0.6)
+    assert read(Cell(NOISE, PLAIN, 0), tmp_path) == later
+
+
+def test_the_cells_of_this_repository_are_read() -> None:
+    folder = Path(__file__).parents[3] / "benchmarks" / "cells"
+    records = {name: records_of(setting, folder) for name, setting in SETTINGS.items()}
+    assert {path.stem for path in folder.iterdir()} == {name for name, of in records.items() if of}
+    assert sum(len(of) for setting in records.values() for of in setting.values()) >= 2664
+    assert records["digits-50"]["bake()"][0]["test"]["last"]["accuracy"] == 0.88
 
 
 @pytest.mark.slow

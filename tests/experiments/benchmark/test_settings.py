@@ -9,7 +9,6 @@ import pytest
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
 from selfdistill.errors import DataError
-from selfdistill.experiments import network_task
 from selfdistill.experiments.benchmark import settings
 from selfdistill.experiments.benchmark.settings import (
     HALF,
@@ -22,7 +21,7 @@ from selfdistill.experiments.benchmark.settings import (
     sorted_out,
 )
 from selfdistill.losses import CrossEntropy
-from selfdistill.methods import cards, recipes
+from selfdistill.methods import cards, recipes, registry
 from selfdistill.teachers import Labels, LastEpoch
 
 
@@ -76,7 +75,7 @@ def test_a_new_recipe_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return Method({"label": Term(Labels(), CrossEntropy()), "past": past})
 
     more = {**recipes(), "sure_past": sure_past}
-    for module in (cards, network_task, settings):
+    for module in (cards, registry, settings):
         monkeypatch.setattr(module, "recipes", lambda: more)
     sorted_out.cache_clear()
     assert "sure_past()" in sorted_out(SETTINGS["digits-all"])[0]

@@ -18,12 +18,12 @@ import pytest
 from selfdistill.data.dataset import load
 from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
 from selfdistill.experiments.compare import compare, runner
-from selfdistill.experiments.compare.network_controls import larger, planned
-from selfdistill.experiments.compare.plan import Ask, Job, check
+from selfdistill.experiments.network_task import larger, planned
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.registry import parse
 from selfdistill.training import threads
+from selfdistill.training.comparison import ComparisonSettings, Job, check
 
 METHODS = ["born_again()", "mutual()"]
 FLAGS = ["digits", "--labels", "100", "--steps", "12", "--model", "mlp(width=16)", "--seeds", "3"]
@@ -140,8 +140,8 @@ def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_
 
 
 def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.experiments.compare import network_controls
-    from selfdistill.experiments.network_task import prepare as whole
+    from selfdistill.experiments import network_task
+    from selfdistill.experiments.network_run import prepare as whole
 
     def poorer(request: Request) -> Any:
         ready = whole(request)
@@ -149,7 +149,7 @@ def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, m
         few = replace(data, audit=data.audit[data.y[data.audit] != 4])
         return replace(ready, data=few) if request.seed == 2 else ready
 
-    monkeypatch.setattr(network_controls, "prepare", poorer)
+    monkeypatch.setattr(network_task, "prepare", poorer)
     with pytest.raises(DataError, match=r"digits, seed 2: the audit split of .* has none of class 4"):
         compare(REQUEST, METHODS, seeds=3, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -177,7 +177,7 @@ def test_a_training_that_ends_badly_in_its_process_takes_one_line(
     ends: Any, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "_work", ends)
-    found = runner.Comparison.create(REQUEST, Ask(tuple(METHODS), (0, 1, 2)), tmp_path / "out")
+    found = runner.Comparison.create(REQUEST, ComparisonSettings(tuple(METHODS), (0, 1, 2)), tmp_path / "out")
     monkeypatch.setattr(threads, "cores", lambda: 2)
     with pytest.raises(error, match=said) as caught:
         found.execute()
@@ -195,7 +195,7 @@ def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_plan_gives_the_cheaper_method_more_steps() -> None:
-    ask = Ask(("a()", "b()"), (0, 1, 2))
+    ask = ComparisonSettings(("a()", "b()"), (0, 1, 2))
     amount, jobs = planned(ask, 100, {"a()": 900.0, "b()": 300.0, "plain": 300.0, "distil from larger": 450.0})
     steps = {job.name: job.steps for job in jobs}
     assert amount == 900.0
@@ -213,7 +213,7 @@ def test_jobs_of_other_lengths_have_other_folders() -> None:
 
 def test_a_budget_of_no_kind_and_a_model_without_width_are_refused() -> None:
     with pytest.raises(DataError, match="passes, steps, seconds, completions or trainings"):
-        check(Ask(("elr()",), (0, 1, 2), budget="money"))
+        check(ComparisonSettings(("elr()",), (0, 1, 2), budget="money"))
     data = load("digits")
     assert str(larger(parse("mlp(width=8)", data.shape, 10))) == "mlp(width=16)"
     with pytest.raises(RecipeError, match="no width"):

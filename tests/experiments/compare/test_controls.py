@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.experiments.compare.language_controls import LanguageModels
-from selfdistill.experiments.compare.network_controls import Networks
-from selfdistill.experiments.compare.plan import BEFORE, PLAIN
-from selfdistill.experiments.compare.runner import kind_of
-from selfdistill.experiments.compare.table_controls import Learners
+from selfdistill.estimators.task import TableDesign
+from selfdistill.experiments.compare.runner import design_for
+from selfdistill.experiments.network_task import NetworkDesign
 from selfdistill.io.run_record import Request
+from selfdistill.language.task import LanguageDesign
+from selfdistill.training.comparison import BEFORE, PLAIN
 
 NOWHERE = Request("nowhere.jsonl")
 
@@ -18,17 +18,17 @@ NOWHERE = Request("nowhere.jsonl")
 @pytest.mark.parametrize(
     ("request_", "methods", "kind"),
     [
-        (Request("digits"), ("elr()", "plain()"), Networks),
-        (Request("diabetes"), ("born_again(xi=0.5)",), Networks),
-        (Request("diabetes", model="mlp"), ("plain()",), Networks),
-        (Request("diabetes", model="linear"), ("self_distilled()", "plain()"), Learners),
-        (Request("diabetes", model="linear"), ("plain()",), Learners),
-        (NOWHERE, ("sft()", "sdft()"), LanguageModels),
-        (Request("reasoning-gym:chain_sum"), ("grpo()",), LanguageModels),
+        (Request("digits"), ("elr()", "plain()"), NetworkDesign),
+        (Request("diabetes"), ("born_again(xi=0.5)",), NetworkDesign),
+        (Request("diabetes", model="mlp"), ("plain()",), NetworkDesign),
+        (Request("diabetes", model="linear"), ("self_distilled()", "plain()"), TableDesign),
+        (Request("diabetes", model="linear"), ("plain()",), TableDesign),
+        (NOWHERE, ("sft()", "sdft()"), LanguageDesign),
+        (Request("reasoning-gym:chain_sum"), ("grpo()",), LanguageDesign),
     ],
 )
 def test_data_model_and_methods_say_what_learns(request_: Request, methods: tuple[str, ...], kind: type) -> None:
-    assert kind_of(request_, methods) is kind
+    assert design_for(request_, methods) is kind
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_methods_of_another_kind_are_refused_by_name(
     request_: Request, methods: tuple[str, ...], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        kind_of(request_, methods)
+        design_for(request_, methods)
 
 
 @pytest.mark.parametrize(
     ("kind", "plain"),
-    [(Networks, (PLAIN, PLAIN)), (Learners, (PLAIN, PLAIN)), (LanguageModels, ("sft()", BEFORE))],
+    [(NetworkDesign, (PLAIN, PLAIN)), (TableDesign, (PLAIN, PLAIN)), (LanguageDesign, ("sft()", BEFORE))],
 )
 def test_the_row_that_all_are_compared_with(
-    kind: type[Networks | Learners | LanguageModels], plain: tuple[str, str]
+    kind: type[NetworkDesign | TableDesign | LanguageDesign], plain: tuple[str, str]
 ) -> None:
     """With and without the control that not all data or models have."""
     assert (kind.plain(True), kind.plain(False)) == plain

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfdistill.experiments import run
+from selfdistill.models import store
 from selfdistill.models.store import load_model
 from tests.terminal import contents, passed, refused, report
 
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         model.register_forward_hook(lambda module, given, said: rows.append(len(said)))
         return model
 
-    monkeypatch.setattr(run, "load_model", counting)
+    monkeypatch.setattr(store, "load_model", counting)
     return rows
 
 

@@ -1,0 +1,328 @@
+"""A run of a learner of scikit-learn on a table: every choice made, trained, judged, and asked of new rows.
+
+The learner is kept as a skops file, and every training that ended is kept until the run ends.
+
+::
+
+    fits/             one file a training, so that a run that was cut goes on; gone when it is done
+    model/            estimator.skops, data.json, README.md
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import frames
+from ..data.frames import Frame
+from ..errors import DataError, RecipeError
+from ..evaluation import metrics
+from ..evaluation.predict import (
+    COVERAGE,
+    Predictions,
+    ValuePredictions,
+    covered,
+    halfwidth,
+    points,
+    scored,
+    with_interval,
+)
+from ..io.expressions import one_line
+from ..io.run_record import Request
+from ..models.store import ESTIMATOR, model_card, model_folder
+from ..training import threads
+from ..training.task_type import Listeners
+from . import base_learners
+from .recipes import EstimatorRecipe, read_recipe
+
+BOOSTING = "boosting"  # what a table is learnt by where nothing is asked for
+
+
+NETWORKS = "mlp"  # what to give for the other side
+
+
+_OURS = ("audit",)  # the settings of a training that learners have too
+
+
+@dataclass
+class TableRun:
+    """A run on a table with every choice made: the learner, its peers, and how they teach."""
+
+    request: Request
+    data: Frame
+    recipe: EstimatorRecipe
+    expression: str
+    build: str  # the learner's expression
+    settings: dict[str, Any]
+    note = ""
+
+    @property
+    def classify(self) -> bool:
+        return self.data.task == "classify"
+
+    def threads(self) -> int:
+        """How many threads learn the table."""
+        return threads.of_table(len(self.data.y), self.data.sample.shape[1])
+
+    def learner(self, seed: int) -> Any:
+        """The learner alone, seeded."""
+        from numpy.random import RandomState
+
+        from .weights import seeded
+
+        return seeded(self._learner(), RandomState(seed))
+
+    def _learner(self) -> Any:
+        return base_learners.learner(self.build, self.classify, self.data.sample, len(self.data.labelled))
+
+    def peers(self) -> list[Any]:
+        """The usual peers for such a table."""
+        from .defaults import usual_peers
+
+        return usual_peers(self.data.sample, classify=self.classify)
+
+    def estimator(self, seed: int, **more: Any) -> Any:
+        """The learner that teaches itself, not fitted."""
+        if self.recipe.name == "plain":
+            return self.learner(seed)
+        options = {"random_state": seed, "audit": self.settings["audit"], "audit_folds": self.settings["audit_folds"]}
+        return self.recipe.make(self._learner(), self.peers(), self.classify, **options, **more)
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
+        return {"run": str(folder), **train(self, folder, listeners)}
+
+
+def prepare(request: Request) -> TableRun:
+    """Load the table and fill in what the request leaves open.
+
+    Raises:
+        DataError: the table, or an option that only networks have.
+        RecipeError: the learner or the recipe does not fit the task.
+    """
+    _refuse_network_options(request)
+    data = frames.load(
+        request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
+        label_noise=request.label_noise, seed=request.seed,
+    )  # fmt: skip
+    expression = request.method or _default_recipe(data)
+    settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
+    run = TableRun(
+        request,
+        data,
+        read_recipe(expression),
+        expression,
+        request.model or BOOSTING,
+        {**settings, **dict(request.training)},
+    )
+    if not len(data.unlabelled) and run.recipe.name in ("peer_taught", "self_trained"):
+        raise DataError(f"{expression} learns from unlabelled rows and {data.name} has none; give --labels N or "
+                        "--unlabelled PATH, or take self_distilled()")  # fmt: skip
+    run.estimator(request.seed)  # what does not fit says so before anything is trained
+    return run
+
+
+def _default_recipe(data: Frame) -> str:
+    """Boosting with peers: they label the unlabelled rows, where there are some, and else correct the labels."""
+    if not len(data.unlabelled):
+        return "self_distilled()"
+    return "peer_taught()" if data.task == "regress" else "self_trained(peers='usual')"
+
+
+def _refuse_network_options(request: Request) -> None:
+    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets")
+    asked = {name: getattr(request, name) for name in names}
+    asked |= {name: value for name, value in request.training if name not in _OURS}
+    for name, value in asked.items():
+        if value is not None:
+            option = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            raise DataError(
+                f"{option} is for networks, and {request.data} is learnt by "
+                f"{request.model or BOOSTING}; leave it out, or give --model {NETWORKS}"
+            )
+
+
+MOST = 20_000  # labelled rows, beyond which the learner alone is not trained five times more for its interval
+
+
+FOLDS = 5
+
+
+def predict_frame(model: Any, frame: Any, classes: int) -> Tensor:
+    """The outputs of a fitted estimator: log-probabilities (rows, classes), or values (rows,)."""
+    with warnings.catch_warnings():  # that an unknown category is taken for a missing one is what was asked for
+        warnings.filterwarnings("ignore", message="Found unknown categories")
+        if not classes:
+            return torch.from_numpy(np.asarray(model.predict(frame), dtype=np.float64))
+        probabilities = np.zeros((len(frame), classes))
+        probabilities[:, np.asarray(model.classes_, dtype=np.int64)] = model.predict_proba(frame)
+    return torch.from_numpy(probabilities).clamp(min=1e-12).log()
+
+
+def fit(run: TableRun, model: Any) -> Any:
+    """Fit an estimator on the rows that teach."""
+    data = run.data
+    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and self_taught(model) else {}
+    try:
+        return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
+    except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
+        raise RecipeError(f"{run.build} on {data.name}: {one_line(error)}") from error
+
+
+def self_taught(model: Any) -> bool:
+    """Whether it is an estimator of this package, which takes unlabelled rows and has a history."""
+    return hasattr(model, "report")
+
+
+def folds_of(run: TableRun, seed: int) -> Any:
+    """Folds of the labelled rows; every class is spread over them where it has enough."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    y = run.data.y[run.data.labelled]
+    spread = run.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
+    return (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
+
+
+def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:
+    """The outputs of an estimator on each labelled row when trained without its fold, as of `predict_frame`."""
+    from sklearn.base import clone
+
+    data, rows = run.data, run.data.labelled
+    y = data.y[rows]
+    outputs = (
+        torch.zeros(len(y), len(data.classes), dtype=torch.float64) if run.classify else torch.zeros(len(y)).double()
+    )
+    for teach, held in folds_of(run, seed).split(np.zeros(len(y)), y):
+        fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
+        outputs[torch.from_numpy(held)] = predict_frame(fitted, data.rows(rows[held]), len(data.classes))
+    return outputs
+
+
+def residuals(run: TableRun, model: Any, seed: int) -> Tensor | None:
+    """Errors of values on labelled rows left out, of an estimator of ours or of another; None where there are none."""
+    if run.classify:
+        return None
+    known = getattr(model, "residuals_", None)
+    if self_taught(model) and known is not None:
+        return torch.from_numpy(np.asarray(known, dtype=np.float64))
+    if len(run.data.labelled) > MOST:
+        return None
+    y = torch.from_numpy(run.data.y[run.data.labelled])
+    return y - cross_predict(run, getattr(model, "estimator_", model), seed)
+
+
+def score_test(run: TableRun, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
+    """Metrics on the test split, the outputs and, for values whose errors on rows left out are known, half the width of
+    an interval of 90 %."""
+    data = run.data
+    y = torch.from_numpy(data.y[data.test])
+    outputs = predict_frame(model, data.rows(data.test), len(data.classes))
+    figures = scored(outputs, y, data.task)
+    if errors is None:
+        return figures, outputs, None
+    half = halfwidth(errors)
+    return {**figures, **covered(outputs, y, errors)}, outputs, half if half < torch.inf else None
+
+
+def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
+    """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
+    from threadpoolctl import threadpool_limits
+
+    from .io import save
+    from .naming import Named
+    from .resume import keeping
+
+    begun, seed, data = time.monotonic(), int(run.settings["seed"]), run.data
+    done = [0]
+    learner = run.estimator(seed)  # what it imports is no part of the first training's time
+    first = time.monotonic()
+    reporter, again = listeners.progress(run.expression), any((folder / "fits").glob("*"))
+
+    def progress(number: int, planned: int, what: str) -> None:
+        done[0] = number
+        if number == 1 and planned > 1 and not again:
+            about = planned * (time.monotonic() - first)
+            listeners.tell(
+                f"at most {planned} trainings, about {about:.0f} s if all take as long as the first; fewer where the "
+                "audit ends a chain early"
+            )
+        if reporter:
+            reporter.count(number, planned, what)
+
+    with threadpool_limits(torch.get_num_threads()):  # scikit-learn's threads are not torch's
+        with keeping(folder / "fits", progress):
+            model = fit(run, learner)
+        seconds = time.monotonic() - begun
+        if self_taught(model):
+            for line in model.report().splitlines():
+                listeners.tell(line)
+        alone = model if not self_taught(model) else fit(run, run.learner(seed))
+        result = _result(run, model, alone, max(1, done[0]), seconds)
+    place = folder / "model"
+    place.mkdir(exist_ok=True)
+    save(Named.of(model, data.classes) if run.classify else model, place / ESTIMATOR)
+    half = result.pop("half")
+    frames.write_card(data, place, method=run.expression, model=run.build, half=half, coverage=COVERAGE)
+    shutil.rmtree(folder / "fits", ignore_errors=True)
+    return result
+
+
+def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: float) -> dict[str, Any]:
+    data, seed, shown = run.data, int(run.settings["seed"]), "reliability" if run.classify else "predicted"
+    y = torch.from_numpy(data.y[data.test])
+    history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
+    result: dict[str, Any] = {
+        "kind": "learner", "method": run.expression, "model": run.build, "parameters": None,
+        "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
+        "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
+        "seconds": round(seconds, 2), shown: {},
+    }  # fmt: skip
+    names = {f"generation {result['product']}, the product": model} if self_taught(model) else {}
+    for name, one in {"the learner alone": alone, **names}.items():
+        figures, outputs, half = score_test(run, one, residuals(run, one, seed))
+        result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
+        if one is alone:
+            result["plain"] = {"steps": 1, "end": figures, "from": "itself" if one is model else "control"}
+        if one is model:
+            result |= {"test": figures, "half": half}
+    return result
+
+
+def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A generation's line of the history as JSON has it."""
+    plain = {key: value for key, value in row.items() if key != "decision"}
+    decision = row["decision"] or {"accepted": True, "why": f"generation {row['generation']}: {row['what']}"}
+    return {**plain, "decision": decision, "measure": model._measure}
+
+
+def predict(folder: Path, source: str, exit_number: int | None = None) -> Predictions:
+    """What the learner of a finished run says of a table.
+
+    Raises:
+        CheckpointError: the run has no model yet.
+        DataError: the table does not fit the model, or an early exit is asked for.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from .io import load
+    from .naming import Named
+
+    place = model_folder(folder)
+    if exit_number is not None:
+        raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
+    card = model_card(place)
+    model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
+    with threadpool_limits(threads.of_table(*rows.shape)):
+        outputs = predict_frame(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
+    names = [str(number + 1) for number in range(len(rows))]
+    if card["classes"]:
+        return Predictions(names, outputs.exp(), [str(name) for name in card["classes"]])
+    return ValuePredictions(names, *with_interval(outputs[:, None], card.get("half")))

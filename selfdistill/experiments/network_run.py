@@ -1,0 +1,454 @@
+"""A run of a network: every choice made, trained with its control, judged on the test split, and asked of new rows.
+
+Several models may predict as one: generations or peers together, and how much of their gain a single model keeps.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import distributed
+from ..core.objective import Method, untaught
+from ..data import text
+from ..data.dataset import Data, inputs_for, load, write_card
+from ..data.sampler import Sampler
+from ..errors import CheckpointError, DataError, RecipeError, SpaceError
+from ..evaluation import label_errors
+from ..evaluation.linear_probe import by_neighbours
+from ..evaluation.metrics import reliability
+from ..evaluation.predict import (
+    COVERAGE,
+    Predictions,
+    ValuePredictions,
+    answers,
+    final_score,
+    points,
+    predict,
+    scored,
+    with_interval,
+)
+from ..io.run_record import Request
+from ..methods.controls import plain
+from ..methods.registry import read_method
+from ..models import registry, store, text_encoder, warm_start
+from ..models.peers import Mean, Peers, Together, product
+from ..models.store import model_card
+from ..models.wrappers import MOST_MEMBERS
+from ..teachers import Cached
+from ..teachers.cached import stored
+from ..teachers.generations import wanted
+from ..training import callbacks, threads
+from ..training.cross_fitting import all_labels, crossfit
+from ..training.fit import Result, fit
+from ..training.state import GenerationResult
+from ..training.task_type import Listeners
+from ..views import TOGETHER
+
+if TYPE_CHECKING:
+    from ..models.registry import Build
+
+
+def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int]] | None:
+    """What predicts by the mean of several models, and the generations it is made of; None where none does.
+
+    Of a group of peers it is the group, with the head ``ensemble`` as its main one; of a method whose teacher are all
+    earlier generations, these (the accepted ones, or all but the last).
+    """
+    if isinstance(trained.model, Peers) and not hasattr(trained.model, "jointly"):
+        return EnsembleOutput(trained.model, ready.data.head), [trained.product]
+    teacher, last = wanted(ready.method), len(trained.generations) - 1
+    if teacher is None:
+        return None
+    numbers = [g for g, t in enumerate(trained.generations) if t.decision.get("accepted", True)]
+    if teacher.at_last:  # the ensemble is what the last one learnt from
+        numbers = list(range(min(last, ready.method.generations - 1)))
+    if len(numbers) < 2:
+        return None
+    return Mean([_generation_model(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
+
+
+def _generation_model(trained: Result, generation: int) -> nn.Module:
+    model = copy.deepcopy(trained.model)
+    model.load_state_dict(trained.generations[generation].weights)
+    return model
+
+
+class EnsembleOutput(nn.Module):
+    """A group of peers that answers for all of them: its head ``ensemble`` under the name of its main one."""
+
+    def __init__(self, group: Peers, head: str) -> None:
+        super().__init__()
+        self.group, self.head = group, head
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs = self.group(x)
+        return {self.head: outputs["ensemble"]}
+
+
+@torch.no_grad()
+def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] | None) -> dict[str, Any]:
+    """The ensemble on the test split, beside the single model that was made with it; empty without one.
+
+    Returns:
+        ``generations``, or the number of ``peers``; ``test``: its metrics; ``distance`` and ``disagreement`` of its
+        members (see `callbacks.pairwise`); ``single``: the metrics of the single model; with the control's metrics
+        ``plain``, ``gain`` of the ensemble and ``kept``, the share of it that the single one keeps.
+    """
+    ensemble, data = ensemble_of(ready, trained), ready.data
+    if ensemble is None:
+        return {}
+    whole, numbers = ensemble
+    test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
+    group = whole.group if isinstance(whole, EnsembleOutput) else whole
+    outputs = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
+    single = _single(ready, trained, data)
+    peers = len(group.members) if isinstance(group, Peers) else len(numbers)
+    named: dict[str, Any] = {"peers": peers} if isinstance(whole, EnsembleOutput) else {"generations": numbers}
+    result = {**named, "test": test, "single": single}
+    result |= callbacks.pairwise(outputs, data.task) if outputs is not None else {}
+    return result | (gain(test, single, plain) if plain else {})
+
+
+def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
+    """The single model: a group's product, or the last generation."""
+    number = trained.product if isinstance(trained.model, Peers) else len(trained.generations) - 1
+    return scored(answers(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task)
+
+
+def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, float]) -> dict[str, float | None]:
+    """The ensemble's gain over plain, and the share that the single model keeps; None where there is no gain.
+
+    In accuracy; of values in the root of the squared error, which falls.
+
+    >>> gain({"accuracy": 0.75}, {"accuracy": 0.625}, {"accuracy": 0.5})
+    {'gain': 0.25, 'kept': 0.5}
+    """
+    measure, sign = ("accuracy", 1.0) if "accuracy" in ensemble else ("rmse", -1.0)
+    whole, part = (sign * (one[measure] - plain[measure]) for one in (ensemble, single))
+    return {"gain": whole, "kept": part / whole if whole > 0 else None}
+
+
+def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
+    """A run's result with the figures of the ensemble; where generations predict `Together`, it is the product."""
+    figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
+    if not figures:
+        return result
+    product = isinstance(ready.method.wrap_model, Together) and result["chosen"] != "plain"
+    return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
+
+
+def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
+    """The product of a method whose generations predict `Together`, and what builds it; None for others.
+
+    Raises:
+        RecipeError: more of them than a model folder can name.
+    """
+    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.wrap_model, Together) else None
+    if ensemble is None:
+        return None
+    whole, numbers = ensemble
+    if len(numbers) > MOST_MEMBERS:
+        raise RecipeError(f"{len(numbers)} generations cannot be one product; train at most {MOST_MEMBERS}")
+    values = "_values" if ready.data.task == "regress" else ""
+    return whole, ready.build.wrapped(f"mean{len(numbers)}{values}", 1)
+
+
+STEPS = 2000  # what a run takes by default, within 3 to 100 epochs
+
+
+@dataclass
+class NetworkRun:
+    """A run of a network with every choice made."""
+
+    request: Request
+    data: Data
+    method: Method
+    expression: str
+    build: registry.Build
+    settings: dict[str, Any]
+
+    @property
+    def note(self) -> str:
+        """What a person should know of the data."""
+        return self.data.note
+
+    def threads(self) -> int:
+        """Threads for this model and batch; where the model does not run, the dry run will say why."""
+        some = torch.cat([self.data.labelled, self.data.unlabelled])[:1]
+        x = self.data.rows(some).repeat(self.settings["batch_size"], *[1] * len(self.data.shape))
+        try:
+            return threads.suitable(self.build(), x)
+        except Exception:  # another's code may raise anything
+            return torch.get_num_threads()
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
+        request = self.request
+        taught = len(self.data.labelled) > 0
+        beside = request.control and self.method != plain() and taught
+        ready, folds = self, None
+        if request.audit_folds is not None:
+            folds = crossfit(
+                self.build, self.data, self.method, request.audit_folds, folder / "folds", control=beside,
+                device=request.device, make=listeners.progress, warn=listeners.warn, tell=listeners.tell,
+                **self.settings,
+            )  # fmt: skip
+            ready = replace(
+                self,
+                data=all_labels(self.data),
+                method=replace(self.method, generations=folds.generations),
+                settings={**self.settings, "audit": "off"},
+            )
+        trained = fit(
+            ready.build, ready.data, ready.method, out=folder, resume=True, device=request.device,
+            progress=listeners.progress(ready.expression), warn=listeners.warn, tell=listeners.tell, **ready.settings,
+        )  # fmt: skip
+        control = ready._train_control(folder / "control", trained.steps, listeners) if beside else None
+        for training in filter(None, (trained, control)):
+            training.model.cpu()
+        preferred = folds.plain if folds else control is not None and _better(control, trained)
+        preferred = preferred and not untaught(ready.method)  # features were asked for, whoever classifies better
+        result = ready._result(folder, trained, control, preferred)
+        if folds:
+            result["folds"] = folds.to_json()
+        if distributed.rank() == 0:
+            if taught:
+                doubts, result["doubts"] = label_errors.judge(trained, ready.data)
+                label_errors.save(doubts, folder)
+            ready._save_product(folder / "model", control if control and preferred else trained, result)
+        return result
+
+    def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
+        """The plain model, trained for as many steps."""
+        settings = {**self.settings, "steps": steps, "batch_size": batch_size_for(self.data, plain())}
+        if self.request.batch_size:
+            settings["batch_size"] = min(self.request.batch_size, len(self.data.labelled))
+        return fit(
+            self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
+            progress=listeners.progress("plain(), the control"), warn=listeners.warn, **settings,
+        )  # fmt: skip
+
+    def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
+        """Every generation and the control on the test split: the only place that reads it."""
+        data, test = self.data, self.data.test
+        scratch = product(trained.model)
+
+        def tested(weights: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+            model.load_state_dict(weights)
+            return final_score(product(model), data)
+
+        def judged(number: int, t: GenerationResult) -> dict[str, Any]:
+            facts = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
+            return {**facts, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
+
+        generations = [judged(number, t) for number, t in enumerate(trained.generations)]
+        against, name = (trained, "itself") if self.method == plain() else (control, "control")
+        result: dict[str, Any] = {
+            "run": str(folder),
+            "method": self.expression,
+            "model": str(self.build),
+            "parameters": sum(p.numel() for p in scratch.parameters()),
+            "data": data.describe(),
+            "seed": self.request.seed,
+            "product": trained.product,
+            "chosen": "plain" if preferred else "method",
+            "test": generations[trained.product]["test"],
+            "generations": generations,
+            "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
+            "steps": trained.steps,
+            "seconds": round(trained.seconds, 2),
+            "passes": trained.passes._asdict(),
+        }
+        shown_models = {
+            f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
+        }
+        if against is not None:
+            last = against.generations[-1]
+            shown_models = {"plain": (against, last.weights), **shown_models}
+            result["plain"] = {
+                "steps": against.steps,
+                "seconds": round(against.seconds, 2),
+                "passes": against.passes._asdict(),
+                "end": tested(last.weights, against.model),
+                "early_stopped": {"epoch": last.best_epoch, **tested(last.best, against.model)},
+                "from": name,
+            }
+            if preferred:
+                result["test"] = result["plain"]["end"]
+        shown = "reliability" if data.task == "classify" else "predicted"
+        result[shown] = {}
+        for name, (one, weights) in shown_models.items() if len(test) else ():
+            one.model.load_state_dict(weights)
+            outputs = answers(product(one.model), data, test)
+            result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+        for one in filter(None, (trained, control)):
+            one.model.load_state_dict(one.generations[one.product].weights)
+        if untaught(self.method):
+            result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
+        return with_ensemble(result, self, trained)
+
+    def _save_product(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
+        """Write the product, what builds it, and the card of its data."""
+        model = product(trained.model)
+        plainly = result["chosen"] == "plain"
+        wrapped = self.method.wrap_model
+        build = self.build if plainly or wrapped is None else wrapped.single(self.build)
+        facts: dict[str, Any] = {"classes": list(self.data.classes)}
+        facts["method"] = "plain()" if plainly else self.expression
+        if not plainly and (joint := joint_product(self, trained)):
+            model, build = joint
+        if self.data.task == "regress":
+            build = replace(build, scale=(self.data.center, self.data.scale))
+            half = result["test"].get("width")
+            facts |= {"half": half / 2, "coverage": COVERAGE} if half else {}
+        store.save(model, folder, build, facts)
+        write_card(self.data, folder)
+
+
+def prepare(request: Request) -> NetworkRun:
+    """Load the data and fill in what the request leaves open."""
+    spec, reader = request.model, None
+    if request.text is not None:
+        spec, reader = request.model or text_encoder.USUAL, text.reader(request.model, request.text)
+    elif spec is not None and spec.partition("(")[0].strip() not in registry.MODELS and text_encoder.named(spec):
+        raise DataError(f"the model {spec} reads text; say which column has it (--text COL), or give another --model")
+    bare = request.method is not None and reader is None and untaught(read_method(request.method))
+    data = load(
+        request.data,
+        target=request.target,
+        unlabelled=request.unlabelled,
+        labels=request.labels,
+        label_noise=request.label_noise,
+        image_size=request.image_size,
+        seed=request.seed,
+        reader=reader,
+        labelled=not bare,
+    )
+    if data.task == "features":
+        _refuse_judging(request, data)
+    if request.augment:
+        data = replace(data, augment=request.augment)
+    if request.init and reader:
+        raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
+    expression = request.method or _default_method(data)
+    method = read_method(expression)
+    if request.targets is not None:
+        method = _stored(method, request, data)
+    small = data.kind == "table" or max(data.shape[-2:]) < 16
+    usual_model = warm_start.spec_of(request.init) if request.init else "mlp" if small else "cnn"
+    build = registry.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
+    if request.init:
+        build = warm_start.started(build, request.init)
+    usual = text.SETTINGS if reader else {}
+    settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
+    settings["batch_size"] = request.batch_size or batch_size_for(data, method)
+    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
+    return NetworkRun(request, data, method, expression, build, settings)
+
+
+def _stored(method: Method, request: Request, data: Data) -> Method:
+    """The method with its outside teachers' answers on disk.
+
+    Raises:
+        RecipeError: there is no such teacher, or what it sees changes, or nothing is to be kept.
+    """
+    if dict(request.training).get("cache") is False:
+        raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
+    method = stored(method, str(request.targets))
+    for term in method.terms.values():
+        teacher = term.teacher
+        if not isinstance(teacher, Cached):
+            continue
+        name = teacher.view or term.view
+        look = next((one for one in method.views.looks if one.name == name), None)
+        how = data.augment if look is None or look.augment == "default" else look.augment
+        if look is None or look.of or how != "none":
+            default = look is not None and look.augment == "default" and how != "none"
+            raise RecipeError(
+                f"--targets keeps what a teacher says of inputs that stay as they are, and view {name!r} changes with "
+                f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
+            )
+    return method
+
+
+def _refuse_judging(request: Request, data: Data) -> None:
+    """What audits by labels has no meaning where there are none."""
+    for name in ("audit_folds", "audit_epochs", "audit_measure"):
+        if getattr(request, name, None) is not None or dict(request.training).get(name) is not None:
+            raise DataError(
+                f"{data.name}: no row has a label, and nothing audits; leave --{name.replace('_', '-')} out"
+            )
+
+
+def _default_method(data: Data) -> str:
+    """What is learnt by where nothing is asked for."""
+    if data.task == "regress":
+        return "mean_teacher(weight=1.0)" if len(data.unlabelled) else "born_again(xi=0.5)"
+    return "curriculum()" if len(data.unlabelled) else "elr()"
+
+
+def batch_size_for(data: Data, method: Method) -> int:
+    """64 rows, 32 of texts, or all if there are fewer."""
+    both = any(look.rows in TOGETHER for look in method.views.looks)
+    usual = text.BATCH if data.kind == "text" else 64
+    return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
+
+
+def _epochs(data: Data, method: Method, batch_size: int) -> int:
+    steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
+    if data.kind == "text":
+        return min(text.EPOCHS[1], max(text.EPOCHS[0], math.ceil(text.STEPS / steps)))
+    return min(100, max(3, math.ceil(STEPS / steps)))
+
+
+def _better(control: Result, trained: Result) -> bool:
+    """Is the plain model's loss on the audit split smaller than the best generation's?"""
+    plainly, ours = control.generations[-1].losses, trained.generations[trained.product].losses
+    return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
+
+
+def predict_source(folder: str | Path, source: str, exit_number: int | None = None) -> Predictions:
+    """What the model of a finished run says of new data.
+
+    ``exit_number`` counts early exits from 1, the shallowest; without it the deepest one speaks.
+
+    Raises:
+        CheckpointError: the run has no model yet.
+        DataError: the data do not fit the model, or it has no such exit.
+    """
+    place = Path(folder) / "model"
+    if not place.is_dir():
+        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
+    card = model_card(place)
+    if card.get("task") == "features":
+        raise DataError(
+            f"{folder} was trained without any label and knows no classes; learn some from its layers by `selfdistill "
+            f"run LABELLED --init {folder}`"
+        )
+    model = store.load(place)
+    x, names = inputs_for(source, place)
+    head = "logits" if card["task"] == "classify" else "values"
+    outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    if head == "values":
+        return ValuePredictions(names, *with_interval(outputs, card.get("half")))
+    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]])
+
+
+def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head: str) -> Tensor:
+    try:
+        exits = predict(model, x, "exits" if head == "logits" else "exit_values")  # (rows, exits, components)
+    except SpaceError:
+        raise DataError(
+            f"the model of {folder} has no early exits; leave out --exit, or train by byot() with "
+            "--no-control, lest the plain model be the product"
+        ) from None
+    if not 1 <= number <= exits.shape[1]:
+        raise DataError(f"the model of {folder} has exits 1 to {exits.shape[1]}; there is no {number}")
+    return exits[:, number - 1]

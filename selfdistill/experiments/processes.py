@@ -1,0 +1,156 @@
+"""Jobs in processes of their own: the memory each one held, and Ctrl-C, which reaches all of them at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import CheckpointError
+
+
+class Peak:
+    """Peak memory from here on: of the GPU if there is one, else resident memory (Linux resets it, others do not)."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def megabytes(self) -> float:
+        """The peak, in millions of bytes."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 1e6
+        with suppress(OSError, AttributeError):
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            assert found is not None
+            return int(found[1]) * 1024 / 1e6
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+J = TypeVar("J")
+T = TypeVar("T")
+
+
+_asked = threading.Event()  # has this process been asked to stop?
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Processes of their own, spawned: nothing is shared, so results are those of one after the other."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=listen)
+
+
+def listen() -> None:
+    """From now on Ctrl-C is noted between two jobs, where it has nothing to end."""
+    signal.signal(signal.SIGINT, _note)
+    _hold(False)
+
+
+def run_jobs(
+    jobs: Sequence[J],
+    call: Callable[[J], tuple[Callable[..., T], tuple[Any, ...]]],
+    finished: Callable[[J, T], None],
+    *,
+    workers: int,
+    folder: Path,
+    choose: Callable[[Sequence[J], Sequence[J]], J | None] = lambda queue, running: queue[0] if queue else None,
+) -> None:
+    """Run jobs one after the other here, or side by side; the first that fails, or Ctrl-C, ends all.
+
+    Args:
+        jobs: what is to be done.
+        call: a job's function, of the top level of a module, and its arguments.
+        finished: called here with a job and what its function returned.
+        workers: how many run at once; 1 runs all of them in this process.
+        folder: where finished jobs are kept, for the message.
+        choose: the next job, from those left and those running; None: none of those left may begin now.
+
+    Raises:
+        CheckpointError: a process was ended from outside.
+        KeyboardInterrupt: asked to stop.
+    """
+    queue = list(jobs)
+    if workers == 1:
+        while (job := choose(queue, ())) is not None:
+            queue.remove(job)
+            function, arguments = call(job)
+            finished(job, function(*arguments))
+        return
+    running = dict[Future[T], J]()
+    with pool(workers) as executor:
+        try:
+            while True:
+                while len(running) < workers and (job := choose(queue, list(running.values()))) is not None:
+                    queue.remove(job)
+                    function, arguments = call(job)
+                    with started():
+                        running[executor.submit(alone, function, *arguments)] = job
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished(running.pop(future), future.result())
+        except BrokenProcessPool:
+            raise CheckpointError(
+                "the process of a training was ended from outside (out of memory?); what is finished is kept in "
+                f"{folder}: give the same command again to go on"
+            ) from None
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def alone(work: Callable[..., T], *given: Any) -> T:
+    """What one job gives; Ctrl-C ends it, and those that were already handed to this process are not begun.
+
+    Raises:
+        KeyboardInterrupt: this process was asked to stop.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return work(*given)
+    except KeyboardInterrupt:
+        _asked.set()
+        raise
+    finally:
+        signal.signal(signal.SIGINT, _note)
+
+
+@contextmanager
+def started() -> Iterator[None]:
+    """Processes that are started meanwhile hear Ctrl-C when they `listen`, not while they import; so does this one."""
+    heard, ours = list[int](), threading.current_thread() is threading.main_thread()
+    if ours:  # which acts on a signal even if another thread, that does not hold it back, has got it
+        before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    _hold(True)
+    try:
+        yield
+    finally:
+        _hold(False)
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _note(number: int, frame: object) -> None:
+    _asked.set()
+
+
+def _hold(held: bool) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # which Windows has not
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})

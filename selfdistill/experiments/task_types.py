@@ -1,0 +1,11 @@
+"""The task types there are. A new one is a module with a class of the protocol, and its place in this tuple."""
+
+from __future__ import annotations
+
+from ..estimators.task import TableTaskType
+from ..language.task import LanguageTaskType
+from ..training.task_type import TaskTypes
+from .network_task import NetworkTaskType
+
+#: the first serves what no other does, and comes first in lists of recipes
+TASK_TYPES = TaskTypes((NetworkTaskType(), TableTaskType(), LanguageTaskType()))

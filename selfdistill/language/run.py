@@ -1,0 +1,315 @@
+"""A run of a language model on prompts: every choice made, trained with its control, judged, and asked new prompts.
+
+::
+
+    rollouts/         what each generation wrote, where it writes before it learns
+    control/          sft() for as many steps, where all prompts have demonstrations
+    model/            the product as plain transformers load it, and selfdistill's card of it
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..core import distributed
+from ..data.prompts import Prompts, load_prompts, load_suite
+from ..errors import CheckpointError, DataError
+from ..evaluation import statistics
+from ..io.expressions import called
+from ..io.run_record import Request
+from ..io.tensors import write_json
+from ..methods.registry import read_method
+from ..models.causal_lm import Causal, Pretrained, of_model
+from ..models.hub import ENCODERS, causal, locate
+from ..training import threads
+from ..training.fit import Result, choose_device
+from ..training.task_type import Listeners
+from . import evaluation
+from .completions import Language
+from .recipes import RECIPES, sft
+from .sampling import Referee, Sampling, Waiting, export
+from .trainer import fit
+
+USUAL = "smollm2"  # the model where none is named
+
+
+MEASURED = 32  # answers whose length is told
+
+
+TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
+
+
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
+
+
+def read_recipe(expression: str) -> Language:
+    """A recipe's own expression, such as ``sdft(rate=0.05)``, read without evaluating code.
+
+    >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
+    Ema(rate=0.05)
+    """
+    method = read_method(expression, RECIPES)
+    assert isinstance(method, Language)
+    return method
+
+
+@dataclass
+class LanguageRun:
+    """A run of a language model with every choice made."""
+
+    request: Request
+    data: Prompts
+    method: Language
+    expression: str
+    build: Pretrained
+    settings: dict[str, Any]
+    suite: Prompts | None
+    max_tokens: int
+    note = ""
+
+    def threads(self) -> int:
+        """The threads that torch has."""
+        return threads.asked()
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """Train the method and its control, then ask the test prompts; see `train`."""
+        return train(self, folder, listeners)
+
+
+def prepare(request: Request) -> LanguageRun:
+    """Load the prompts and fill in what the request leaves open.
+
+    Raises:
+        DataError: the prompts, the suite or the model; or an option that only networks have.
+    """
+    for name in _NETWORKS:
+        if getattr(request, name) is not None:
+            raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
+    if "cache" in dict(request.training):
+        raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
+    data = load_prompts(request.data, labels=request.labels, seed=request.seed)
+    suite = None if request.keep is None else load_suite(request.keep)
+    expression = request.method or _default_recipe(data)
+    method = read_recipe(expression)
+    most = request.max_tokens or TOKENS
+    method = method.drawing(lambda s: replace(s, max_tokens=min(s.max_tokens, most)))
+    advice = dict(method.advice)
+    model = request.model or USUAL
+    if model in ENCODERS:
+        raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
+    locate(model)
+    lora = advice.get("lora", 0) if request.lora is None else request.lora
+    build = Pretrained(model, lora=lora, checkpointing=request.checkpointing)
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps or advice.get("steps")}
+    settings["batch_size"] = min(request.batch_size or advice.get("batch_size", 8), len(data.labelled))
+    settings["epochs"] = request.epochs or advice.get("epochs", 1)
+    if request.epochs:
+        settings["steps"] = None
+    settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
+    settings.setdefault("clip", advice.get("clip", 1.0))
+    return LanguageRun(request, data, method, expression, build, settings, suite, most)
+
+
+def default_recipe(request: Request) -> str:
+    """The recipe that a request is trained with where it names none."""
+    return request.method or _default_recipe(load_prompts(request.data, labels=request.labels, seed=request.seed))
+
+
+def _default_recipe(data: Prompts) -> str:
+    """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
+    have = [field for field in ("demonstration", "checker") if len(data.has(field)) == len(data.rows)]
+    return "sdft()" if "demonstration" in have else "sdpo()" if "checker" in have else "ssd()"
+
+
+def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
+    """Train the method and, beside it, sft() for as many steps; then ask the test prompts, once.
+
+    A run that was cut goes on where it was.
+    """
+    request, tell = ready.request, listeners.tell
+    options: dict[str, Any] = {
+        "suite": ready.suite, "max_tokens": ready.max_tokens, "device": request.device, "resume": True,
+        "warn": listeners.warn,
+    }  # fmt: skip
+    trained = fit(
+        ready.build, ready.data, ready.method, out=folder, progress=listeners.progress(ready.expression), tell=tell,
+        **options, **ready.settings,
+    )  # fmt: skip
+    demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
+    control = None
+    if request.control and demonstrated and called(ready.expression) != "sft":
+        longer = {**ready.settings, "steps": trained.steps}
+        control = fit(
+            ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the control"),
+            hear=lambda line: tell(f"sft(), the control: {line}"), **options, **longer,
+        )  # fmt: skip
+    evaluator = Evaluator(ready, choose_device(request.device), tell)
+    result = _result(ready, folder, trained, control, evaluator)
+    if distributed.rank() == 0:
+        export(evaluator.product(trained), folder / "model")
+        card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
+        write_json(folder / "model" / "selfdistill.json", card)
+    return result
+
+
+def product(trained: Result) -> dict[str, torch.Tensor] | None:
+    """The product's weights; None where that is the model before."""
+    return None if trained.product < 0 else trained.generations[trained.product].weights
+
+
+class Evaluator:
+    """Asks models the test prompts and the suite, greedily; one model is in memory at a time."""
+
+    def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
+        self.hear = hear if distributed.rank() == 0 else None
+        self.ready, self.referee, self.right = ready, Referee(), evaluation.checked(ready.data)
+        self.model: Causal = ready.build().to(device).eval()
+        self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
+
+    def of(self, weights: dict[str, torch.Tensor] | None) -> Causal:
+        """The student with given weights; None: as training began."""
+        self.model.load_state_dict(self.start if weights is None else weights)
+        return self.model
+
+    def product(self, trained: Result) -> Causal:
+        return self.of(product(trained))
+
+    def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
+        """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
+        model, data, sampling = self.of(weights), self.ready.data, Sampling(0.0, max_tokens=self.ready.max_tokens)
+        ids, suite = data.test.tolist(), self.ready.suite
+        asked = ids if self.right else ids[:MEASURED]
+        rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
+        wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
+        answers = evaluation.answered(model, data, asked, sampling, self.referee, wait)
+        scores: dict[str, Any] = {
+            "losses": evaluation.wrong(answers) if self.right else evaluation.unlikely(model, data, wait.each(ids)),
+            "length": sum(len(r.ids) for r in answers[:MEASURED]) / max(1, len(answers[:MEASURED])),
+        }
+        if suite is not None:
+            scores["suite"] = evaluation.losses(model, suite, suite.test.tolist(), sampling, self.referee, wait)
+        return scores
+
+    def figures(self, asked: dict[str, Any]) -> dict[str, float]:
+        """Accuracy (or NLL), accuracy on the suite, and length."""
+        return {**evaluation.figures(asked, self.right), "length": asked["length"]}
+
+
+def spread(gains: Sequence[float], bounded: bool = True) -> tuple[float, float | None]:
+    """Mean gain over rows and half of its interval of 95 % (Student); None for fewer than 3 rows, which show nothing.
+
+    Equation::
+
+        half = t s / sqrt(n);  where rows are right or wrong, or all alike, at least u (1 + |mean|), u = 1 - 0.025^(1/n)
+
+    A share u of all prompts may gain otherwise though none of n did (Clopper & Pearson, Biometrika, 1934), each by at
+    most 1 + |mean|, since rewards lie in [0, 1]; of likelihoods (``bounded`` False) nothing like it is known.
+
+    >>> mean, half = spread([0.0] * 20)
+    >>> mean, round(half, 2), spread([1.0])
+    (0.0, 0.17, (1.0, None))
+    """
+    if len(gains) < statistics.FEWEST:
+        return math.fsum(gains) / max(1, len(gains)), None
+    mean, half = statistics.interval(gains)
+    if _coarse(gains, bounded):
+        half = max(half, (1 - 0.025 ** (1 / len(gains))) * (1 + abs(mean)))
+    return mean, half
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True) -> dict[str, Any]:
+    """The mean gain of the first over the second on the same rows, with its interval, and a verdict if there can be
+    one. A model ties itself for certain."""
+    gains = [b - a for a, b in zip(ours, theirs, strict=True)]
+    mean, half = (0.0, 0.0) if ours is theirs else spread(gains, bounded)
+    verdict: statistics.Verdict | None = None
+    if half is not None:
+        p = partial(_p_value, bounded=bounded)
+        verdict = "TIES" if ours is theirs else statistics.compare_paired({"product": gains}, p)["product"].verdict
+    return {"gain": mean, "half": half, "rows": len(gains), "verdict": verdict}
+
+
+def _p_value(gains: Sequence[float], bounded: bool) -> float:
+    """The two-sided p-value that belongs to the interval of `spread`: at most 0.05 where that does not hold 0.
+
+    Solving ``|mean| = u (1 + |mean|)`` for the level gives ``p = 2 (1 + |mean|)^-n`` where rows say so little.
+    """
+    p = statistics.two_sided_t(gains)
+    if not _coarse(gains, bounded):
+        return p
+    return max(p, min(1.0, 2.0 * (1.0 + abs(math.fsum(gains) / len(gains))) ** -len(gains)))
+
+
+def _coarse(gains: Sequence[float], bounded: bool) -> bool:
+    """Whether rows in [0, 1] are right or wrong, or all alike, so that their spread says too little."""
+    return bounded and (max(gains) - min(gains) < statistics.TIE or set(gains) <= {-1.0, 0.0, 1.0})
+
+
+def _result(
+    ready: LanguageRun, folder: Path, trained: Result, control: Result | None, evaluator: Evaluator
+) -> dict[str, Any]:
+    before = evaluator.asked(None, "the model before")
+    asked = [evaluator.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
+    product = before if trained.product < 0 else asked[trained.product]
+    result: dict[str, Any] = {
+        "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
+        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "learning": sum(p.numel() for p in evaluator.model.learning().values()),
+        "data": ready.data.describe(), "seed": ready.request.seed, "product": trained.product, "chosen": "method",
+        "test": evaluator.figures(product), "before": evaluator.figures(before),
+        "generations": [
+            {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": evaluator.figures(a)}
+            for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
+        ],
+        "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
+        "against": {"before": _against(product, before, evaluator.right)},
+        "trouble": evaluator.referee.trouble(),
+    }  # fmt: skip
+    if control is not None:
+        theirs = evaluator.asked(control.generations[-1].weights, "sft()")
+        result["plain"] = {
+            "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
+            "passes": control.passes._asdict(), "end": evaluator.figures(theirs),
+        }  # fmt: skip
+        result["against"]["sft"] = _against(product, theirs, evaluator.right)
+    return result
+
+
+def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:
+    comparisons = {"test": paired(ours["losses"], theirs["losses"], bounded)}
+    return comparisons | ({"kept": paired(ours["suite"], theirs["suite"])} if "suite" in ours else {})
+
+
+class Completions(NamedTuple):
+    """What a language model answered: a row a prompt, with its reward where there is a checker."""
+
+    rows: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """The rows as JSON lines."""
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+
+
+def predict(folder: Path, source: str) -> Completions:
+    """What the product of a run answers to new prompts.
+
+    Raises:
+        CheckpointError: the run has no model yet. DataError: the prompts.
+    """
+    place = folder / "model"
+    if not (place / "selfdistill.json").exists():
+        raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
+    card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
+    data, model = load_prompts(source), of_model(*causal(str(place))).eval()
+    sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
+    answers = evaluation.answered(model, data, every, sampling, Referee())
+    rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
+    return Completions(rows)

@@ -1,0 +1,235 @@
+"""A comparison at matched compute, whatever learns: its settings, its trainings, and what a task type adds to it.
+
+A job is one training with one seed. Its record has a row for every way to use what was trained (of networks the last
+weights, the best epoch, the averaged weights).
+
+The budget is what the most expensive method costs at the requested steps, measured by training each method with the
+first seed. Whatever is cheaper gets more steps, in proportion; `plain` alone keeps the requested ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..data.dataset import Data
+from ..data.prompts import Prompts
+from ..errors import DataError
+from ..io.run_record import Request
+from .fit import Result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one seed: ``steps`` are those of one generation.
+
+    ``count`` is that of an ensemble's models, of a search's trainings, or of a larger teacher's steps; of a peer which.
+    """
+
+    name: str
+    kind: str  # how it is trained; every task type has its own
+    steps: int
+    seed: int
+    expression: str | None = None
+    count: int = 1
+
+    @property
+    def key(self) -> str:
+        """A folder's name: what is trained and for how long, so that nothing else is taken for it."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:30]
+        tail = hashlib.sha256(f"{self.name} {self.steps} {self.count}".encode()).hexdigest()[:8]
+        return f"{slug}-{tail}/{self.seed}"
+
+
+def curve(result: Result) -> list[dict[str, float]]:
+    """Audit accuracy, or RMSE, or NLL, by step, counted over all generations."""
+    points: list[dict[str, float]] = []
+    before, generation, step = 0, 0, 0
+    for line in result.history:
+        if line["generation"] != generation:
+            before += step
+        generation, step = line["generation"], line["step"]
+        score = next(line["audit"][name] for name in ("accuracy", "rmse", "nll") if name in line["audit"])
+        points.append({"step": before + step, "score": score, "generation": generation})
+    return points
+
+
+BUDGETS = ("passes", "steps", "seconds", "completions", "trainings")  # the last two of language models, of learners
+
+
+CLOSE = 0.03  # a method within 3 % of the budget keeps its steps
+
+
+PLAIN, LONGER, SMOOTHING, AVERAGED, STOPPED, DECAY, INDEPENDENT, DISTIL = (
+    "plain", "plain, longer", "label smoothing", "EMA weights", "early stopping", "weight decay",
+    "independent, averaged", "distil from larger",
+)  # fmt: skip
+
+
+PEERS = "peers, averaged"  # of learners on a table
+
+
+BEFORE = "before"  # of language models: as they were
+
+
+ABOUT = {
+    PLAIN: "cross-entropy on the labels, for the requested steps",
+    LONGER: "the same for the whole budget",
+    SMOOTHING: "labels mixed with 0.1 of the uniform distribution",
+    AVERAGED: "the average of the weights of `plain, longer` (decay 0.999)",
+    STOPPED: "the epoch of `plain, longer` that is best on the audit split",
+    DECAY: "plain with the weight decay that is best on the audit split, of 4; each has the whole budget",
+    INDEPENDENT: "plain models of other initialisations, their probabilities averaged, undistilled",
+    DISTIL: "traditional distillation from a plainly trained model of twice the width",
+}
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What is compared: the methods, on which seeds, at what budget."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: str = "passes"
+    level: float = 0.05
+
+
+def cost(record: Mapping[str, Any], seconds: float, budget: str) -> float:
+    """What a training cost, in the unit of the budget."""
+    (row,) = record["rows"].values()
+    whole = float(row["passes"]["total"])
+    known = {"passes": whole, "trainings": whole, "steps": float(row["steps"]), "seconds": seconds}
+    return float(row["drawn"]) if budget == "completions" else known[budget]
+
+
+def matched(steps: int, spent: float, amount: float) -> int:
+    """The steps with which a training that spent so much in ``steps`` spends the whole amount.
+
+    >>> matched(10, 30.0, 90.0), matched(10, 88.0, 90.0)
+    (30, 10)
+    """
+    return steps if spent >= (1 - CLOSE) * amount else max(1, round(steps * amount / spent))
+
+
+def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
+    """The same trainings on another seed."""
+    return [replace(job, seed=seed) for job in jobs]
+
+
+def check(settings: ComparisonSettings) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        DataError: no method, the same one twice, a budget of no known kind, seeds given twice, or fewer than three.
+    """
+    if not settings.methods:
+        raise DataError("a comparison needs at least one of --methods, such as 'born_again()'")
+    twice = [name for name in settings.methods if settings.methods.count(name) > 1]
+    if twice:
+        raise DataError(f"{twice[0]!r} is among --methods twice; give it once")
+    if len(set(settings.seeds)) < 3 or len(set(settings.seeds)) < len(settings.seeds):
+        raise DataError(
+            f"{len(set(settings.seeds))} different seeds allow no verdict; give --seeds 3 or more (10 is better)"
+        )
+    if settings.budget not in BUDGETS:
+        raise DataError(f"--budget is {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, not {settings.budget!r}")
+    if not 0 < settings.level < 1:
+        raise DataError(f"--level lies between 0 and 1, not {settings.level}; 0.05 is usual")
+
+
+def refuse_completions(settings: ComparisonSettings) -> None:
+    """Refuse a budget of completions where none are drawn.
+
+    Raises:
+        DataError: it is one.
+    """
+    if settings.budget == "completions":
+        raise DataError("--budget completions is for prompts; give passes, steps or seconds")
+
+
+def ignore(line: str) -> None:
+    """Say nothing: a training survives what it warns of, and a table of many trainings has no place for it."""
+
+
+def require_splits(data: Data | Prompts) -> None:
+    """Refuse data that nothing can be chosen or tested by.
+
+    Raises:
+        DataError: there is no audit or no test split.
+    """
+    if not len(data.audit) or not len(data.test):
+        raise DataError(f"{data.name} has no audit split or no test split; a comparison needs both")
+
+
+class ComparisonDesign(Protocol):
+    """How a task type is compared: its methods, its controls, and how each of them is trained.
+
+    The class answers what needs no data; an object of it has loaded the first seed's data and model. What is answered
+    here holds unless a design says otherwise.
+    """
+
+    budget: str = "passes"  # what is matched where nothing else is asked for
+
+    @classmethod
+    def matched_budget(cls, budget: str | None) -> str:
+        """What is matched: the budget asked for, or the usual one.
+
+        Raises:
+            DataError: the budget is of another task type.
+        """
+        return budget or cls.budget
+
+    @staticmethod
+    def judged(methods: Sequence[str]) -> tuple[str, ...]:
+        """The methods that get a verdict."""
+        return tuple(methods)
+
+    @staticmethod
+    def plain(control: bool) -> str:
+        """The row that stands for doing nothing new, with and without the control that not all data or models have."""
+        return PLAIN
+
+    @staticmethod
+    def shared(request: Request, settings: ComparisonSettings) -> Request:
+        """The request with what all rows share.
+
+        Raises:
+            DataError: the budget is of another task type, or the rows would not share what they must.
+        """
+        refuse_completions(settings)
+        return request
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        """Train one job; its record."""
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> ComparisonDesign:
+        """The design with the first seed's data and model.
+
+        Raises:
+            DataError, RecipeError: they cannot be had so.
+        """
+
+    def check(self) -> None:
+        """Refuse, before anything is trained, what cannot be compared on some seed.
+
+        Raises:
+            DataError, RecipeError: the data of a seed, or a method.
+        """
+
+    def threads(self) -> int:
+        """Threads for each training."""
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """Whether there is the control that not all data or models have; ``tell`` hears why it is missing."""
+
+    def pilots(self, control: bool) -> list[Job]:
+        """The first seed's trainings at the requested steps, whose costs decide the budget."""
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        """The budget, and the first seed's jobs; ``costs`` are those of the pilots by name."""

@@ -1,0 +1,259 @@
+"""Task types: what learns (networks, tables by scikit-learn, language models), behind one protocol.
+
+`run`, `compare`, `benchmark`, `explain` and the reports ask a `TaskType`, and none of them asks which one it is. A new
+task type is a module with a class of this protocol, and its place in `experiments.task_types.TASK_TYPES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation import label_errors
+from ..io.expressions import called
+from ..io.run_record import Request
+from . import vitals_log
+from .comparison import ComparisonDesign
+
+Rows = list[tuple[str, dict[str, float]]]  # names, and metrics on the test split
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who hears of a training: ``progress`` makes a reporter from a training's name (None: no reporter)."""
+
+    progress: Callable[[str], Any]
+    warn: Callable[[str], None]
+    tell: Callable[[str], None]
+
+
+class Described(Protocol):
+    """Data that tell what they are."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name, task, classes, rows of each split, label noise and fingerprint, as run.json holds them."""
+
+
+class PreparedRun(Protocol):
+    """A run with every choice made: data loaded, recipe read, model and settings chosen."""
+
+    request: Request
+    expression: str
+    settings: dict[str, Any]
+
+    @property
+    def data(self) -> Described:
+        """The data with their splits."""
+
+    @property
+    def build(self) -> object:
+        """What makes the model; its text names it."""
+
+    @property
+    def note(self) -> str:
+        """What a person should know of the data before training; mostly empty."""
+
+    def threads(self) -> int:
+        """The number of threads that suits model and data."""
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """Train the method and its control, from wherever they were cut; then read the test split, once.
+
+        Writes the product into ``folder / "model"``.
+
+        Returns:
+            The result, as run.json holds it.
+        """
+
+
+class Answers(Protocol):
+    """What a finished run says of new data."""
+
+    def text(self) -> str:
+        """The answers as `selfdistill predict` writes them."""
+
+
+class GenerationCurve(NamedTuple):
+    """A metric by generation, to be drawn: ``points`` are pairs of a generation and its value."""
+
+    metric: str
+    points: list[tuple[float, float]]
+    caption: str
+
+
+class Cost(NamedTuple):
+    """What trainings took, to be drawn: ``bars`` are names, amounts and the same in words."""
+
+    bars: list[tuple[str, float, str]]
+    unit: str
+    caption: str
+
+
+class TaskType(Protocol):
+    """A kind of learning task; see the module. What is answered here holds unless a task type says otherwise."""
+
+    name: str  # ``kind`` in run.json
+    learner: str  # what learns, in the plural, as the cards of recipes say it
+    title: str  # of its recipes in the catalogue
+    about: str  # the same in a sentence
+    design: type[ComparisonDesign]
+    control: str = "plain"  # what stands beside the method, in the reports
+    equal_steps: bool = True  # whether it takes as many steps as the method
+
+    def recipes(self) -> Mapping[str, Callable[..., Any]]:
+        """The recipes by name."""
+
+    def serves(self, request: Request) -> bool:
+        """Whether this task type trains what is asked for.
+
+        Raises:
+            RecipeError, DataError: data, model and method are of different task types.
+        """
+
+    def prepare(self, request: Request) -> PreparedRun:
+        """Load the data and fill in what the request leaves open.
+
+        Raises:
+            DataError, RecipeError: the request cannot be met.
+        """
+
+    def default_recipe(self, request: Request) -> str:
+        """The expression of the recipe that a request without a method is trained with."""
+        return self.prepare(replace(request, method=None)).expression
+
+    def card(self, name: str) -> dict[str, Any]:
+        """A recipe as data: signature, summary, equation, needs, source, cost."""
+
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        """Everything that `selfdistill explain` prints of a recipe; ``example`` is a file of prompts.
+
+        Raises:
+            RecipeError: no such recipe, or it has no context that an example could show.
+        """
+
+    def text(self, card: dict[str, Any]) -> str:
+        """The answer of `explain` for people."""
+
+    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
+        """What the model of a finished run says of new data.
+
+        Raises:
+            CheckpointError: the run has no model yet.
+            DataError: the data do not fit the model, or it has no early exit of this number (from 1).
+        """
+
+    def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
+        """The labels that a finished run doubts, the most doubted first.
+
+        Raises:
+            CheckpointError: the run is not finished, or its task type has no scores.
+        """
+        return label_errors.read(folder, top)
+
+    def vitals(self, folder: Path) -> dict[str, Any]:
+        """The vitals of a run.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        return vitals_log.read(folder)
+
+    def vitals_text(self, vitals: dict[str, Any]) -> str:
+        """The answer of `vitals` for people."""
+        return vitals_log.text(vitals)
+
+    def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Whether a run on prompts is worth the hour: what student and teacher answer to a few of them.
+
+        Raises:
+            DataError: the data hold no prompts.
+        """
+        place = "give a .jsonl file with a prompt a line, or reasoning-gym:TASK"
+        raise DataError(f"{request.data} holds no prompts; {place}")
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """What a run compared on the test split."""
+
+    def baseline(self, result: dict[str, Any]) -> str:
+        """What the product is compared with, in words."""
+        return self.control
+
+    def verdict(self, result: dict[str, Any]) -> str | None:
+        """The outcome of a run in words; None leaves it to the usual sentence."""
+        return None
+
+    def size(self, result: dict[str, Any], record: dict[str, Any], time: str) -> list[str]:
+        """Model, steps and seed as lines of a README; ``time`` follows the steps."""
+        return [
+            f"- model: {result['model']}, {result['parameters']} parameters",
+            f"- steps: {result['steps']}{time}, batch {record['settings']['batch_size']}, seed {result['seed']}",
+        ]
+
+    def loading(self, folder: str) -> list[str]:
+        """How the product is loaded from a folder, as lines of Markdown."""
+
+    def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
+        """Curves by generation; None where metrics.jsonl has curves by step."""
+        return None
+
+    def cost(self, result: dict[str, Any]) -> Cost | None:
+        """What the trainings took; None where sample passes were counted."""
+        return None
+
+
+def refuse_example(expression: str, example: str | None) -> None:
+    """Refuse an example for a recipe without a context.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    if example is not None:
+        raise RecipeError(
+            f"{called(expression)}() has no context to show; --example is for recipes for language models"
+        )
+
+
+def generation_name(result: dict[str, Any], generation: dict[str, Any]) -> str:
+    """A generation's number, and what the audit made of it."""
+    number = generation["generation"]
+    if number == result.get("product") and result.get("chosen") != "plain":
+        return f"generation {number}, the product"
+    rolled_back = not generation.get("decision", {}).get("accepted", True)
+    return f"generation {number}{', rolled back' if rolled_back else ''}"
+
+
+@dataclass(frozen=True)
+class TaskTypes:
+    """The task types there are: the one place that chooses between them. The first serves what no other does."""
+
+    types: tuple[TaskType, ...]
+
+    def __iter__(self) -> Iterator[TaskType]:
+        return iter(self.types)
+
+    def of_request(self, request: Request) -> TaskType:
+        """The task type that trains what is asked for.
+
+        Raises:
+            RecipeError, DataError: data, model and method are of different task types.
+        """
+        return next(task for task in reversed(self.types) if task.serves(request))
+
+    def of_record(self, record: Mapping[str, Any]) -> TaskType:
+        """The task type of a run.json, or of a result.
+
+        Raises:
+            CheckpointError: it is of none of them.
+        """
+        name = record.get("kind", self.types[0].name)
+        for task in self.types:
+            if task.name == name:
+                return task
+        raise CheckpointError(f"a run of kind {name!r} is unknown to this version; open it with the one that made it")
+
+    def of_recipe(self, expression: str) -> TaskType:
+        """The task type that a recipe is for; of an unknown one the first."""
+        return next((task for task in self.types if called(expression) in task.recipes()), self.types[0])

@@ -1,0 +1,1 @@
+"""Scripts for the repository: measurements, recorded runs and generated files."""
