@@ -27,17 +27,15 @@ from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, write
-from ..models.causal_lm import Causal, fits
+from ..models.causal_lm import Causal, ModelView, fits
 from .contexts import Rollout
-from .teachers import Judge
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Who writes beside the student: a teacher with its state, its share, and what it reads for each prompt."""
+    """Who writes beside the student: a teacher, its share, and what it reads for each prompt."""
 
-    judge: Judge
-    state: nn.Module
+    teacher: ModelView
     share: float
     prompts: Sequence[Sequence[int]]
 
@@ -59,7 +57,7 @@ class Mixture:
 
     def __init__(self, model: Causal, by: Beside, pad: int, room: int) -> None:
         device, longest = next(model.parameters()).device, max(map(len, by.prompts))
-        with by.judge.placed(by.state, model) as (who, _):
+        with by.teacher.placed() as (who, _):
             for prompt in by.prompts:
                 fits(prompt, who, room, "what the teacher reads")
         self.model, self.by, self.cache, self.log_m, self.drawn = model, by, None, None, list[Tensor]()
@@ -74,7 +72,7 @@ class Mixture:
         if self.log_m is not None:
             self.drew(ids[:, -1:])
             self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
-        with self.by.judge.placed(self.by.state, self.model) as (who, weights):
+        with self.by.teacher.placed() as (who, weights):
             logits, self.cache = who.after(self.ids, self.mask, self.cache, weights)
         log_q = torch.full_like(scores, -math.inf, dtype=torch.float32)
         log_q[:, : self.model.vocabulary] = logits[:, : self.model.vocabulary].float().log_softmax(-1)

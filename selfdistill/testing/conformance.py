@@ -378,7 +378,10 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
 
 def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
     """Each row twice is the same mean; memories are asked without learning from it."""
-    twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
+    twice = Batch()
+    for view, rows in batch.items():
+        y, ids = (None if t is None else torch.cat([t, t]) for t in rows[1:3])
+        twice[view] = Rows(torch.cat([rows.x, rows.x]), y, ids)
     if any(part.mixes for term in objective.method.terms.values() for part in term.parts()):
         return  # the rows of a batch are each other's teachers
     with torch.no_grad():

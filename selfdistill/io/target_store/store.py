@@ -265,7 +265,7 @@ class Store:
     def sparse(self, keys: ArrayLike) -> tuple[Sparse, Keys]:
         """The most probable outputs of all elements of some records, and where each record starts and ends.
 
-        ``ids`` and ``log_probs`` are what `selfdistill.core.logits.Cached` takes.
+        ``ids`` and ``log_probs`` are what `selfdistill.core.logits.SparseLogProbs` takes.
         """
         if not isinstance(self.layout, Top):
             raise DataError(f"{self.folder} holds targets as {self.layout}, all outputs of each; use read")

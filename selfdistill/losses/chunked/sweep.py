@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core.logits import Cached, Gradients, Source, lowest, read, tensors
+from ...core.logits import Gradients, Logits, SparseLogProbs, lowest, read, tensors
 from .blocks import block, fused, whole
-from .definitions import Kind, Swept, Weights
+from .definitions import Divergence, Swept, Weights
 
 #: Logits of a chunk, and logits that the arithmetic takes at once; a GPU takes whole chunks.
 CHUNK, CHUNK_ON_GPU, BLOCK = 2**24, 2**27, 2**18
@@ -36,9 +36,9 @@ class Top:
 class Comparison:
     """A student, a teacher, and how far apart they are; all checked, tokens in one row."""
 
-    kind: Kind
-    student: Source
-    teacher: Source | Cached
+    kind: Divergence
+    student: Logits
+    teacher: Logits | SparseLogProbs
     support: Top | Tensor | None
     labels: Tensor | None
     vocabulary: int
@@ -60,7 +60,7 @@ class Comparison:
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))
                 z = read(self.student, rows, room[0][: rows.stop - start])
-                t = None if isinstance(self.teacher, Cached) else read(self.teacher, rows, room[1][: len(z)])
+                t = None if isinstance(self.teacher, SparseLogProbs) else read(self.teacher, rows, room[1][: len(z)])
                 for a in range(start, rows.stop, few_at_once):
                     few = slice(a, min(a + few_at_once, rows.stop))
                     at = slice(a - start, few.stop - start)
@@ -83,7 +83,7 @@ class Comparison:
     def _some(self, lp: Tensor, p: Tensor, t: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """The same over some ids and, for distributions, the tail as one bucket."""
         tail = not self.kind.sampled
-        if isinstance(self.teacher, Cached):
+        if isinstance(self.teacher, SparseLogProbs):
             ids, lq = self.teacher.ids[rows], self.teacher.log_probs[rows].to(lp.dtype).clamp(min=lowest(lp.dtype))
             tail = tail and ids.shape[1] < self.vocabulary
             rest = _log_rest(lq) if tail else lq
