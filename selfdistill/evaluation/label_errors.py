@@ -218,7 +218,9 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
     summary = record["result"].get("doubts")
     if record["data"].get("task") == "features":
-        raise CheckpointError(f"{folder} was trained without any label, so that none can be doubted; label some rows")
+        raise CheckpointError(
+            f"{folder} was trained without labels, so there are no label errors to list; label some rows"
+        )
     if summary is None or not (folder / FILE).exists():
         raise CheckpointError(f"{folder} has no {FILE}: it was made by an older version; run it again in a new --out")
     try:
@@ -238,15 +240,25 @@ def _typed(row: dict[str, str]) -> Doubt:
 def text(found: dict[str, Any]) -> str:
     """`read`'s answer for people."""
     named = any(one["name"] for one in found["labels"])
-    table = [["row (from 1)", *(["file"] if named else []), "label", "believed", "doubt"]]
+    table = [["row (from 1)", *(["file"] if named else []), "label", "predicted", "error score"]]
     for one in found["labels"]:
         sure = "" if one["confidence"] is None else f" ({one['confidence']:.2f})"
         name = [one["name"]] if named else []
         table.append([str(one["row"]), *name, one["label"], f"{one['believed']}{sure}", f"{one['doubt']:.4f}"])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    whence = {"memory": "its own history", "generations": "its generations at their best epochs"}[found["from"]]
-    lines += ["", f"{found['doubted']} of {found['rows']} labels are doubted, by {whence}."]
+    whence = {
+        "memory": "the model's past predictions",
+        "generations": "the mean prediction of its generations at their best epochs",
+    }[found["from"]]
+    lines += [
+        "",
+        f"{found['doubted']} of {found['rows']} training labels contradict the model and may be wrong (scored by "
+        f"{whence}).",
+    ]
     if "auroc" in found:
-        lines.append(f"Labels were made wrong on purpose; a wrong one outscores a right one in {found['auroc']:.1%}.")
+        lines.append(
+            f"Wrong labels were added on purpose (--label-noise); the score detects them with an AUROC of "
+            f"{found['auroc']:.3f}."
+        )
     return "\n".join(lines)

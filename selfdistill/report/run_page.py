@@ -48,9 +48,9 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
         for one in found["labels"]
         if one["label"] != one["believed"]
     ]
-    said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
+    said = f"{found['doubted']} of {found['rows']} training labels contradict the model and may be wrong; see {FILE}."
     head = "file" if any(one["name"] for one in found["labels"]) else "row (from 1)"
-    return [paragraph(said), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]
+    return [paragraph(said), *([table((head, "label", "predicted", "error score"), rows)] if rows else [])]
 
 
 VITALS = {
@@ -73,7 +73,7 @@ def render(folder: Path, task: TaskType) -> str:
     record, _ = read_record(folder / "run.json")
     lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
     result = record.get("result")
-    control_name = f"{task.control}, the control"
+    control_name = f"{task.control}, the baseline"
     method = record["method"]
     parts = [_verdict(record, folder, task)]
     names, lines_of = summary_table(result, task) if result else ([], [])
@@ -85,7 +85,7 @@ def render(folder: Path, task: TaskType) -> str:
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
-        section("Doubts", *doubted(result, folder)),
+        section("Likely label errors", *doubted(result, folder)),
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
@@ -99,7 +99,7 @@ def render(folder: Path, task: TaskType) -> str:
 
 def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
     result = record.get("result")
-    said = sentence(result, task) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
+    said = sentence(result, task) if result else f"Not finished: resume by `selfdistill resume {folder.name}`."
     return paragraph(said, "verdict")
 
 
@@ -172,7 +172,7 @@ def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
         number, plainly = g["generation"], result.get("chosen") == "plain"
         word = "accepted" if _taken(g) else "rolled back"
         nodes.append(
-            (number, teacher, _taken(g), "the product" if number == result["product"] and not plainly else word)
+            (number, teacher, _taken(g), "the final model" if number == result["product"] and not plainly else word)
         )
         teacher = number if _taken(g) else teacher
     drawn = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
@@ -187,7 +187,9 @@ def _drift(result: dict[str, Any] | None) -> list[str]:
     series = [Series("this run", [(d.generation, d.growth) for d in found if d.growth is not None])]
     for name, curve in (("if data are replaced", replaced), ("if data accumulate", accumulated)):
         series.append(Series(name, [(d.generation, expected(curve, d.generation)) for d in found]))
-    caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
+    caption = (
+        "Squared share of unlabelled rows whose class differs from that of generation 0, relative to generation 1."
+    )
     drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
     alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
     return [*alarms, drawn, *(paragraph(describe(d)) for d in found)]

@@ -286,8 +286,8 @@ class ChanceCheck(Callback):
             warning = one_class(answers(state.model, data, data.audit, state.device), data.classes)
         if warning is None and fell(_label_losses(state, clock.generation)) and by_chance(accuracy, len(y), most):
             warning = (
-                f"the labelled loss fell, and {accuracy:.0%} of {len(y)} audit rows are right, which is chance: "
-                "what was learnt does not carry over; see whether labels belong to their rows"
+                f"the labelled loss fell, and {accuracy:.0%} of {len(y)} validation rows are right, which is chance: "
+                "the model does not generalise; check that the labels belong to their rows"
             )
         if warning:
             entry["warnings"] = [*entry.get("warnings", []), warning]
@@ -299,15 +299,15 @@ def one_class(logits: Tensor, classes: Sequence[str]) -> str | None:
     >>> import torch
     >>> one_class(torch.eye(3)[[0, 1, 2, 1]], "abc")
     >>> one_class(torch.eye(3)[[1, 1, 1, 1]], "abc").partition(":")[0]
-    "4 of 4 audit rows are called 'b'"
+    "4 of 4 validation rows are predicted as 'b'"
     """
     counts = logits.argmax(-1).bincount(minlength=len(classes))
     most = int(counts.max())
     if most <= ONE * len(logits):
         return None
     return (
-        f"{most} of {len(logits)} audit rows are called {classes[int(counts.argmax())]!r}: the training has collapsed; "
-        "take more steps, less weight on what the model says itself, or another method"
+        f"{most} of {len(logits)} validation rows are predicted as {classes[int(counts.argmax())]!r}: "
+        "the training has collapsed; train more steps, weigh the model's own predictions less, or use another method"
     )
 
 

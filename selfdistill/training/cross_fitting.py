@@ -154,7 +154,7 @@ def crossfit(
 
 def _chosen(generations: int, plainly: bool, folds: int) -> str:
     what = "the plain model" if plainly else "1 generation" if generations == 1 else f"{generations} generations"
-    return f"{folds} folds choose {what}; the product learns from all labels"
+    return f"{folds} folds choose {what}; the final model learns from all labels"
 
 
 def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:

@@ -13,24 +13,27 @@ from ..io.run_record import read_lines, read_record
 
 COLUMNS = {
     "gradient_share": "gradient",
-    "disagreement": "disagrees",
+    "disagreement": "disagreement",
     "entropy": "entropy",
     "kept": "kept",
     "accuracy": "accuracy",
-    "class_distance": "classes",
+    "class_distance": "class shift",
     "weight_distance": "weights",
     "spread": "spread",
 }
 
 
 LEGEND = """\
-gradient: the term's share of the gradient; disagrees: total variation between
-target and student, or distance in standard deviations; entropy: of the target,
-1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
-target where labels are known; classes: total variation between the classes of
-targets and labels; weights: distance of teacher and student over the student's
-norm; spread: of the directions of features, 0 where all are one. Means over
-the looks: first epoch > last epoch that had any."""
+Means over the checked steps of the first epoch > of the last epoch.
+gradient      the term's share of the gradient
+disagreement  total variation between target and student; for regression their
+              distance in standard deviations
+entropy       of the target: 1 is uniform, 0 is one class
+kept          share of the targets that the gate keeps
+accuracy      of the target, where labels are known
+class shift   total variation between the classes of targets and of labels
+weights       distance of teacher and student over the norm of the student
+spread        of the directions of the features: 0 if all are the same"""
 
 
 def entry(pulses: Mapping[str, TermHealth], before: Sequence[Mapping[str, Any]], generation: int) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     lines = read_lines(folder / "metrics.jsonl")
     if not any(line.get("vitals") for line in lines):
         why = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"
-        raise CheckpointError(f"{folder} has no vitals: {why}; run it again without --no-vitals, or let it go on")
+        raise CheckpointError(f"{folder} has no vitals: {why}; run it again without --no-vitals, or resume it")
     generations = []
     for number in sorted({line["generation"] for line in lines}):
         own = [line for line in lines if line["generation"] == number]

@@ -133,7 +133,7 @@ def test_a_chain_that_replaces_its_labels_raises_the_alarm_once(collapsing: Any)
     alarms = [one.drift["alarm"] for one in result.generations[1:]]
     assert sum(alarms) > 1
     (line,) = warned
-    assert f"collapse: generation {alarms.index(True) + 1} misses" in line
+    assert f"collapse: generation {alarms.index(True) + 1} gets " in line
     assert "accumulate or anchor with real labels" in line
     assert "\n" not in line
     drifts = [line for line in told if line.startswith("drift: ")]
@@ -221,7 +221,7 @@ def test_the_command_line_tells_and_the_folder_keeps_it(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    assert "drift: generation 3 answers" in done.output
+    assert "drift: generation 3 predicts" in done.output
     assert done.output.count("collapse: generation") == 1
     generations = json.loads((tmp_path / "run" / "run.json").read_text())["result"]["generations"]
     assert [bool(g["drift"]) for g in generations] == [False, True, True, True]

@@ -80,7 +80,7 @@ def test_products_that_no_generation_taught_are_told() -> None:
     for seed, one in made["good()"].items():
         one |= {"decisions": [True, seed > 2], "product": int(seed > 2)}
     result = judge(made, ["good()", "same()"])
-    assert "in 3 of 8 seeds the product is generation 0, which no earlier one taught" in result["verdict"][0]
+    assert "in 3 of 8 seeds the final model is generation 0, which had no teacher" in result["verdict"][0]
     assert "generation 0" not in result["verdict"][1]
 
 
