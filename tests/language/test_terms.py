@@ -127,6 +127,16 @@ def test_distil(case: str, model: Causal) -> None:
     agree(model, objective(batch_of(PAIRS, context=(CONTEXT, ROWS))), lm, expected)
 
 
+@pytest.mark.parametrize("case", [*CASES, "high entropy"])
+def test_the_count_is_known_without_a_pass_unless_the_gate_needs_one(case: str, model: Causal) -> None:
+    term = distil(**CASES[case][0]) if case in CASES else distil(quantile=0.5)
+    batch = batch_of(PAIRS, context=(CONTEXT, ROWS))
+    count = bound(model, distil=term).measure(batch)["distil"].tally.count
+    known = term.count_of(batch)
+    assert (known is None) == (case == "high entropy") == (not term.separable)
+    assert known is None or float(known) == float(count) > 0
+
+
 def test_rows_shorter_than_the_skip_do_not_count(model: Causal) -> None:
     pairs, context = [PAIRS[0], PAIRS[1]], [CONTEXT[0], ([9, 9, 13], PAIRS[1][1])]
     objective = bound(model, distil=distil(skip=3, mean_over="sequence"))
