@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT
 from . import sources, splits, tables
 
 KINDS = ("number", "category")
@@ -169,7 +169,7 @@ def _trim() -> None:
 
 def write_card(frame: Frame, folder: Path, **more: Any) -> None:
     """Write what prepares other rows the same way."""
-    card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **more}
+    card = {"format": FORMAT, **frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **more}
     (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

@@ -496,7 +496,7 @@ def _adapted(lm: Any, how: Pretrained) -> Any:
             adapted = peft.get_peft_model(lm, config)
     except ValueError as error:
         raise DataError(f"LoRA does not fit {how.name} ({error}); name its layers, such as q_proj,v_proj") from error
-    from .lora import swift
+    from .lora import use_fast_layers
 
-    swift(adapted)
+    use_fast_layers(adapted)
     return adapted

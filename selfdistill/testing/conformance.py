@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import gates, losses, methods, schedules, teachers, terms, views
+from ..core import mixing, parts
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
+from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
@@ -45,9 +46,9 @@ def names() -> dict[str, Callable[..., Any]]:
     >>> read("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
-    found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
+    found: dict[str, Callable[..., Any]] = {"Method": Method}
     around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
+    for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):

@@ -17,7 +17,7 @@ from ..tensors import MALFORMED, canonical
 from .layouts import Columns, Dense, Layout, Sparse, Top
 from .segment import Records, Shard, appear, shards, write
 
-CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 1
+CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 2
 
 
 SHARD_BYTES, SHARD_RECORDS = 1 << 26, 1 << 18

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from ..arrays import Array
 
-__all__ = ["EXACT", "Identity", "apart", "broken", "each_apart", "regression", "vertex"]
-
 EXACT = 1e-8
 
 Kind = Literal["algebraic", "Monte Carlo"]
@@ -41,10 +39,15 @@ class Identity:
         rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
         deviation = float(self.measure(rng))
         return {
-            "name": self.name, "statement": self.statement, "source": self.source, "kind": self.kind,
-            "deviation": deviation, "tolerance": self.tolerance, "unit": self.unit,
+            "name": self.name,
+            "statement": self.statement,
+            "source": self.source,
+            "kind": self.kind,
+            "deviation": deviation,
+            "tolerance": self.tolerance,
+            "unit": self.unit,
             "ok": deviation <= self.tolerance,
-        }  # fmt: skip
+        }
 
 
 def apart(found: ArrayLike, wanted: ArrayLike) -> float:

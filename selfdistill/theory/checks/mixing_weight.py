@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .. import label_noise, mixing_weight
+from .. import mixing_weight
 from ..arrays import Array
 from ..simulate import distilled, solved
 from .identity import Identity, apart, broken, regression, vertex
@@ -203,8 +203,10 @@ def noisy(rng: np.random.Generator) -> float:
     for variance in (0.05, 1.0, 20.0):
         for lam in (0.5, 3.0):
             three = [expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            told = [label_noise.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            worst = max(worst, apart(told, three), apart(label_noise.noise_weight(s, a, variance, lam), vertex(*three)))
+            told = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
+            worst = max(
+                worst, apart(told, three), apart(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three))
+            )
     return worst
 
 
@@ -216,16 +218,20 @@ def ordered(rng: np.random.Generator) -> float:
     def best(variance: float) -> float:
         return vertex(*(expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)))
 
-    turning = label_noise.turning_noise(s, a, lam)
+    turning = mixing_weight.turning_noise(s, a, lam)
     found = [best(v) for v in (0.0, 0.5 * turning, turning, 2 * turning, 10 * turning, 1e12)]
-    limit = label_noise.noise_weight_limit(s, lam)
+    limit = mixing_weight.noise_weight_limit(s, lam)
     rises = all(now < later for now, later in pairwise(found))
     return max(broken(rises, found[1] < 0 < found[3], limit > 1), abs(found[2]), apart(limit, found[-1]))
 
 
 IDENTITIES = [
-    Identity("T5 held-out weight", "xi* = <y - f_T, f_PD - f_T> / |f_PD - f_T|^2 is the best refitted student's",
-             "Borup & Andersen, NeurIPS 2021; derived", held_out),
+    Identity(
+        "T5 held-out weight",
+        "xi* = <y - f_T, f_PD - f_T> / |f_PD - f_T|^2 is the best refitted student's",
+        "Borup & Andersen, NeurIPS 2021; derived",
+        held_out,
+    ),
     Identity("T9 noise rule", "the best xi for the coefficients, in closed form", DAS, noisy),
     Identity("T10 noise order", "it grows with the noise, through 0 where told, to a limit above 1", DAS, ordered),
     Identity("T11 sign rule", "xi* = -lam R'(lam) / (2 D), of the sign opposite to R'", DANG, sign),
@@ -233,10 +239,22 @@ IDENTITIES = [
     Identity("T11 flat design", "risk, xi* and its turning point where X'X / n = I", DANG, flat),
     Identity("T12 gain", "the best student is better by lam^2 R'^2 / (4 D)", DANG, gain, unit="the teacher's risk"),
     Identity("T13 stationary", "where R' = 0, xi* = 0", DANG, stationary, unit="xi"),
-    Identity("T14 GCV weight", "one fit estimates xi* (d = 400, n = 800, lam moderate)", DANG, gcv,
-             "Monte Carlo", 0.3, "xi"),
-    Identity("T14 left-out weight", "the best xi of left-out errors, as if each row's models were refitted",
-             "Allen, 1974; derived", refitted),
-    Identity("T14 left-out estimate", "left-out errors estimate xi* (the same setting)", "Allen, 1974; derived",
-             left_out, "Monte Carlo", 0.1, "xi"),
-]  # fmt: skip
+    Identity(
+        "T14 GCV weight", "one fit estimates xi* (d = 400, n = 800, lam moderate)", DANG, gcv, "Monte Carlo", 0.3, "xi"
+    ),
+    Identity(
+        "T14 left-out weight",
+        "the best xi of left-out errors, as if each row's models were refitted",
+        "Allen, 1974; derived",
+        refitted,
+    ),
+    Identity(
+        "T14 left-out estimate",
+        "left-out errors estimate xi* (the same setting)",
+        "Allen, 1974; derived",
+        left_out,
+        "Monte Carlo",
+        0.1,
+        "xi",
+    ),
+]
