@@ -18,7 +18,7 @@ from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Nothing
 from selfdistill.losses import KL
 from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Frozen
 from selfdistill.teachers.weights import GeometricMixture
@@ -101,9 +101,9 @@ CASES: dict[str, tuple[dict[str, Any], Formula]] = {
     "skip": ({"skip": 3}, forward),
     "sdft": ({"skip": 3, "mean_over": "sequence", "per": "sequence"}, forward),
     "sequence": ({"mean_over": "sequence"}, forward),
-    "sdpo": ({"divergence": JensenShannon(0.5), "support": Top(5, "student")}, bucketed("student", 5, js)),
-    "opcd": ({"divergence": ReverseKL(), "support": Top(3, "student")}, bucketed("student", 3, reverse)),
-    "top of the teacher": ({"support": Top(4, "teacher")}, bucketed("teacher", 4, forward)),
+    "sdpo": ({"divergence": JensenShannon(0.5), "support": TopK(5, "student")}, bucketed("student", 5, js)),
+    "opcd": ({"divergence": ReverseKL(), "support": TopK(3, "student")}, bucketed("student", 3, reverse)),
+    "top of the teacher": ({"support": TopK(4, "teacher")}, bucketed("teacher", 4, forward)),
 }
 
 
