@@ -386,6 +386,6 @@ def example(method: Language, data: Prompts, number: int = 0) -> str:
     right = row.demonstration or row.answer or "(a right attempt)"
     tried = [Rollout(0, (), (), "(a wrong attempt)", 0.0, row.feedback or "(what the checker said of it)"),
              Rollout(0, (), (), right, 1.0)]  # fmt: skip
-    writing = getattr(method.source, "context", Nothing())
+    writing = next(iter(method.source.contexts), Nothing())
     shown = method.context if isinstance(writing, Nothing) else writing
     return "\n".join(difference(shown, row, tried, 0))
