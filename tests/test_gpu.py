@@ -17,7 +17,7 @@ from selfdistill.language.recipes import RECIPES as LANGUAGE
 from selfdistill.language.trainer import fit
 from selfdistill.losses.chunked.definitions import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
 from selfdistill.losses.chunked.divergences import divergence
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.methods import recipes
 from tests.harness import build, building_for, record
 from tests.language.tiny import prompts, student
@@ -100,6 +100,6 @@ def test_a_support_on_the_gpu_is_that_on_the_cpu() -> None:
     on = Projection(head.hidden.cuda(), head.matrix.cuda())
     teacher = torch.randn(9, 50)
     for which in ("teacher", "student", "union"):
-        here = divergence(head, teacher, JensenShannon(0.5), support=Top(5, which))
-        there = divergence(on, teacher.cuda(), JensenShannon(0.5), support=Top(5, which))
+        here = divergence(head, teacher, JensenShannon(0.5), support=TopK(5, which))
+        there = divergence(on, teacher.cuda(), JensenShannon(0.5), support=TopK(5, which))
         torch.testing.assert_close(there.values.cpu(), here.values, rtol=1e-4, atol=1e-5)

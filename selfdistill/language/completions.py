@@ -40,6 +40,21 @@ class CompletionSource:
     samples: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def sampling(self) -> Sampling | None:
+        """How completions are drawn; None where none are."""
+        return None
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """What is read more than the prompt while they are written."""
+        return ()
+
+    @property
+    def checked(self) -> bool:
+        """Does it keep completions by their reward?"""
+        return False
+
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         """``samples`` completions for each prompt, those of a prompt one after another."""
         raise NotImplementedError
@@ -126,6 +141,14 @@ class Once(CompletionSource):
     rescue: Context | None = None
     instead: bool = False
 
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        return (self.context,) if self.rescue is None else (self.context, self.rescue)
+
+    @property
+    def checked(self) -> bool:
+        return self.threshold is not None
+
     def least(self, generation: int) -> float | None:
         """The threshold in a generation; the last of several stays."""
         if isinstance(self.threshold, tuple):
@@ -176,10 +199,9 @@ class Language(Method):
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields that each prompt must have."""
-        parts = (self.source, self.context, self.against, getattr(self.source, "context", None),
-                 getattr(self.source, "rescue", None), *self.terms.values())  # fmt: skip
+        parts = (self.source, self.context, self.against, *self.source.contexts, *self.terms.values())
         wanted = [need for part in parts for need in getattr(part, "needs", ())]
-        if isinstance(self.source, Once) and self.source.threshold is not None:
+        if self.source.checked:
             wanted.append("checker")
         return tuple(dict.fromkeys(wanted))
 
@@ -191,7 +213,7 @@ class Language(Method):
     @property
     def sampling(self) -> Sampling | None:
         """How completions are drawn; None where none are."""
-        return getattr(self.source, "sampling", None)
+        return self.source.sampling
 
     def drawing(self, change: Callable[[Sampling], Sampling]) -> Language:
         """The same with another sampling."""

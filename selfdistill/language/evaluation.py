@@ -219,7 +219,7 @@ def check_prompts(writer: Writer, suite: Prompts | None) -> None:
     """
     method, data = writer.method, writer.data
     room = method.sampling.max_tokens if method.sampling else 0
-    written = [c for c in (getattr(method.source, n, None) for n in ("context", "rescue")) if c is not None]
+    written = method.source.contexts
     judged = [c for c in (method.context, method.against) if c is not None] if method.distils else []
     for i in data.labelled.tolist():
         _fit(writer, data, i, rendered(writer.tokenizer, data.rows[i].messages), room, "the prompt")

@@ -13,7 +13,7 @@ from ..gates.tokens import AfterTokens, ImportanceWeight, Product
 from ..io.expressions import Count, Positive, called
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
-from ..losses.chunked.sweep import Top
+from ..losses.chunked.sweep import TopK
 from ..methods.cards import described
 from ..teachers import Ema, External, Frozen, Generation, Itself, Labels
 from ..teachers.weights import GeometricMixture
@@ -108,12 +108,12 @@ def sdpo(
     Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments, the reverse KL in eq. 1; ``grpo``: sec. 4.5.
 
     >>> sdpo().terms["distil"].loss.support
-    Top(k=100, of='student')
+    TopK(k=100, of='student')
     """
     teacher: Teacher = Ema(1.0 - rate, CONTEXT, warm_up=False)
     if trust:
         teacher = GeometricMixture(Frozen(CONTEXT), Itself(CONTEXT), rate)
-    loss = TokenDivergence(JensenShannon(0.5), Top(k, "student"))
+    loss = TokenDivergence(JensenShannon(0.5), TopK(k, "student"))
     terms: dict[str, BaseTerm] = {"distil": Term(teacher, loss, gate=ImportanceWeight(), weight=1.0 - grpo)}
     if grpo:
         terms["advantage"] = PolicyGradient(weight=grpo)
@@ -171,7 +171,7 @@ def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) ->
     ()
     """
     context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
-    loss, source = TokenDivergence(ReverseKL(), Top(k, "student")), OnPolicy(1, Sampling(max_tokens=max_tokens))
+    loss, source = TokenDivergence(ReverseKL(), TopK(k, "student")), OnPolicy(1, Sampling(max_tokens=max_tokens))
     term = Term(Frozen(CONTEXT), loss, gate=ImportanceWeight())
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
@@ -386,6 +386,6 @@ def example(method: Language, data: Prompts, number: int = 0) -> str:
     right = row.demonstration or row.answer or "(a right attempt)"
     tried = [Rollout(0, (), (), "(a wrong attempt)", 0.0, row.feedback or "(what the checker said of it)"),
              Rollout(0, (), (), right, 1.0)]  # fmt: skip
-    writing = getattr(method.source, "context", Nothing())
+    writing = next(iter(method.source.contexts), Nothing())
     shown = method.context if isinstance(writing, Nothing) else writing
     return "\n".join(difference(shown, row, tried, 0))

@@ -44,7 +44,7 @@ class Beside:
         return replace(self, prompts=[self.prompts[row] for row in rows])
 
 
-class Mixture:
+class TeacherMixture:
     """What `generate` draws from, in place of the student's own scores; remembers how likely each drawn token was.
 
     Equation::
@@ -143,7 +143,7 @@ def by_transformers(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
-    mixture = None if by is None else Mixture(model, by, pad, sampling.max_tokens)
+    mixture = None if by is None else TeacherMixture(model, by, pad, sampling.max_tokens)
     with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(

@@ -18,7 +18,7 @@ from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Nothing
 from selfdistill.losses import KL
 from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Frozen
 from selfdistill.teachers.weights import GeometricMixture
@@ -101,9 +101,9 @@ CASES: dict[str, tuple[dict[str, Any], Formula]] = {
     "skip": ({"skip": 3}, forward),
     "sdft": ({"skip": 3, "mean_over": "sequence", "per": "sequence"}, forward),
     "sequence": ({"mean_over": "sequence"}, forward),
-    "sdpo": ({"divergence": JensenShannon(0.5), "support": Top(5, "student")}, bucketed("student", 5, js)),
-    "opcd": ({"divergence": ReverseKL(), "support": Top(3, "student")}, bucketed("student", 3, reverse)),
-    "top of the teacher": ({"support": Top(4, "teacher")}, bucketed("teacher", 4, forward)),
+    "sdpo": ({"divergence": JensenShannon(0.5), "support": TopK(5, "student")}, bucketed("student", 5, js)),
+    "opcd": ({"divergence": ReverseKL(), "support": TopK(3, "student")}, bucketed("student", 3, reverse)),
+    "top of the teacher": ({"support": TopK(4, "teacher")}, bucketed("teacher", 4, forward)),
 }
 
 
@@ -125,6 +125,16 @@ def test_distil(case: str, model: Causal) -> None:
     both = judged(lm, base, model, int(options.get("skip", 0)))
     expected = mean([formula(q, p) for q, p in both], str(options.get("mean_over", "token")))
     agree(model, objective(batch_of(PAIRS, context=(CONTEXT, ROWS))), lm, expected)
+
+
+@pytest.mark.parametrize("case", [*CASES, "high entropy"])
+def test_the_count_is_known_without_a_pass_unless_the_gate_needs_one(case: str, model: Causal) -> None:
+    term = distil(**CASES[case][0]) if case in CASES else distil(quantile=0.5)
+    batch = batch_of(PAIRS, context=(CONTEXT, ROWS))
+    count = bound(model, distil=term).measure(batch)["distil"].tally.count
+    known = term.count_of(batch)
+    assert (known is None) == (case == "high entropy") == (not term.separable)
+    assert known is None or float(known) == float(count) > 0
 
 
 def test_rows_shorter_than_the_skip_do_not_count(model: Causal) -> None:

@@ -20,7 +20,7 @@ from selfdistill.data.prompts import Prompts, of_examples
 from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
 from selfdistill.losses.chunked.definitions import Divergence, ForwardKL
 from selfdistill.losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.models.causal_lm import Causal, Pretrained, of_model
 from selfdistill.teachers import Frozen, Labels
 from selfdistill.terms.tokens import PerSequence, PerToken
@@ -114,7 +114,7 @@ def batch_of(pairs: Sequence[Pair], rewards: Sequence[float] | None = None, grou
 def distil(
     teacher: Teacher = Frozen("context"),  # noqa: B008
     divergence: Divergence = ForwardKL(),  # noqa: B008
-    support: Top | None = None,
+    support: TopK | None = None,
     skip: int = 0,
     quantile: float = 0.0,
     cap: float = 2.0,

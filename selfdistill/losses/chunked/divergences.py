@@ -33,7 +33,7 @@ from .definitions import (
     TotalVariation,
     Weights,
 )
-from .sweep import Comparison, Top
+from .sweep import TokenComparison, TopK
 
 __all__ = [
     "K2",
@@ -51,7 +51,7 @@ __all__ = [
     "SparseLogProbs",
     "TokenCrossEntropy",
     "TokenDivergence",
-    "Top",
+    "TopK",
     "TotalVariation",
     "divergence",
     "entropies",
@@ -64,10 +64,10 @@ __all__ = [
 PROBABLE = 0.1
 
 
-class Matched(NamedTuple):
+class MaskedComparison(NamedTuple):
     """A comparison, and the way from its tokens back to the shape of all."""
 
-    comparison: Comparison
+    comparison: TokenComparison
     shape: torch.Size
     keep: Tensor | None
 
@@ -94,12 +94,12 @@ def matched(
     student: Logits,
     teacher: Logits | SparseLogProbs,
     kind: Divergence,
-    support: Top | Tensor | None,
+    support: TopK | Tensor | None,
     mask: Tensor | None,
     labels: Tensor | None,
     vocabulary: int | None,
     chunk: int | None,
-) -> Matched:
+) -> MaskedComparison:
     """Check all against each other, and leave out the tokens that the mask drops."""
     shape, student = tensors(student)[0].shape[:-1], checked(student, "student")
     size = _vocabulary(student, teacher, vocabulary)
@@ -134,7 +134,7 @@ def matched(
         _within("labels (mask tokens without one)", labels, size)
     floats = [*tensors(student), *((teacher.log_probs,) if isinstance(teacher, SparseLogProbs) else tensors(teacher))]
     dtype = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in floats) else torch.float32
-    return Matched(Comparison(kind, student, teacher, support, labels, size, dtype, chunk), shape, keep)
+    return MaskedComparison(TokenComparison(kind, student, teacher, support, labels, size, dtype, chunk), shape, keep)
 
 
 def _vocabulary(student: Logits, teacher: Logits | SparseLogProbs, vocabulary: int | None) -> int:
@@ -146,14 +146,14 @@ def _vocabulary(student: Logits, teacher: Logits | SparseLogProbs, vocabulary: i
     return vocabulary or sizes[0]
 
 
-def _check(kind: Divergence, teacher: object, support: Top | Tensor | None, size: int, chunk: int | None) -> None:
+def _check(kind: Divergence, teacher: object, support: TopK | Tensor | None, size: int, chunk: int | None) -> None:
     if isinstance(teacher, SparseLogProbs) and support is not None:
         raise RecipeError("a SparseLogProbs teacher brings its own ids; leave out support=")
     if kind.sampled and not isinstance(teacher, SparseLogProbs) and not isinstance(support, Tensor):
         raise RecipeError(f"{type(kind).__name__} reads sampled tokens: support= takes their ids")
-    if isinstance(support, Top) and support.of not in ("teacher", "student", "union"):
-        raise RecipeError(f"Top is of 'teacher', 'student' or 'union', not {support.of!r}")
-    if isinstance(support, Top) and not 1 <= support.k <= size:
+    if isinstance(support, TopK) and support.of not in ("teacher", "student", "union"):
+        raise RecipeError(f"TopK is of 'teacher', 'student' or 'union', not {support.of!r}")
+    if isinstance(support, TopK) and not 1 <= support.k <= size:
         raise RecipeError(f"{support} does not fit a vocabulary of {size}")
     if chunk is not None and chunk < 1:
         raise RecipeError(f"chunk counts tokens, from 1 on, not {chunk}")
@@ -204,7 +204,7 @@ def divergence(
     teacher: Logits | SparseLogProbs,
     kind: Divergence,
     *,
-    support: Top | Tensor | None = None,
+    support: TopK | Tensor | None = None,
     weight: Tensor | float = 1.0,
     mask: Tensor | None = None,
     labels: Tensor | None = None,
@@ -219,7 +219,7 @@ def divergence(
         student, teacher: a `Projection` or logits, with the same number of tokens (...); widths may differ. The
             teacher may be `SparseLogProbs`.
         kind: which divergence D, its temperature and clip. The cross-entropy is at temperature 1.
-        support: None for the full vocabulary, `Top`, or ids (..., k) that do not repeat; all other ids are one bucket.
+        support: None for the full vocabulary, `TopK`, or ids (..., k) that do not repeat; all other ids are one bucket.
             For a sampled kind the ids (...) of the sampled tokens.
         weight, label_weight: w and v, constants: (...), what broadcasts to it, or a number.
         mask: (...), False drops a token before anything is computed for it.
@@ -233,7 +233,7 @@ def divergence(
         RecipeError: a setting is out of range, or the support does not fit the kind.
 
     >>> head = Projection(torch.randn(5, 8), torch.randn(11, 8).requires_grad_())
-    >>> found = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=Top(3))
+    >>> found = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=TopK(3))
     >>> found.mean.backward()
     >>> found.values.shape, head.matrix.grad.shape
     (torch.Size([5]), torch.Size([11, 8]))
@@ -255,7 +255,7 @@ class _Total(torch.autograd.Function):
     """The weighted sum, with its gradients made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, comparison: Comparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
+    def forward(ctx: Any, comparison: TokenComparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
         wanted = ctx.needs_input_grad[3:] if learning else (False,) * 3
         values, entropies, ctx.gradients = comparison.sweep(weights, wanted)
         total = (weights.divergence * values).sum()
@@ -277,7 +277,7 @@ class _Values(torch.autograd.Function):
     """Values per token; the backward pass goes over the tokens again, with the upstream gradient as weights."""
 
     @staticmethod
-    def forward(ctx: Any, comparison: Comparison, *parts: Tensor | None) -> Any:
+    def forward(ctx: Any, comparison: TokenComparison, *parts: Tensor | None) -> Any:
         ctx.comparison = comparison
         ctx.save_for_backward(*parts)
         values, entropies, _ = comparison.sweep()
@@ -319,11 +319,11 @@ class TokenDivergence(Loss):
 
     Args:
         divergence: which divergence, its temperature and clip.
-        support: None for the full vocabulary, or the ``Top`` k ids of a side (k is an upper bound).
+        support: None for the full vocabulary, or the ``TopK`` k ids of a side (k is an upper bound).
     """
 
     divergence: Divergence = ForwardKL()
-    support: Top | None = None
+    support: TopK | None = None
     target_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
     student_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
     lazy: ClassVar[bool] = True

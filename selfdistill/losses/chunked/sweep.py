@@ -25,7 +25,7 @@ Wanted = tuple[bool, bool, bool]  # gradients of hidden states (or logits), matr
 
 
 @dataclass(frozen=True)
-class Top:
+class TopK:
     """The k most probable ids of a side ("teacher", "student" or "union"), and all others as one bucket."""
 
     k: int
@@ -33,13 +33,13 @@ class Top:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TokenComparison:
     """A student, a teacher, and how far apart they are; all checked, tokens in one row."""
 
     kind: Divergence
     student: Logits
     teacher: Logits | SparseLogProbs
-    support: Top | Tensor | None
+    support: TopK | Tensor | None
     labels: Tensor | None
     vocabulary: int
     dtype: torch.dtype
@@ -96,7 +96,7 @@ class Comparison:
         outside = p.scatter(1, ids, 0.0)
         mass = outside.sum(-1, keepdim=True)
         lp = lp.gather(1, ids)
-        if isinstance(self.support, Top) and self.support.of == "union":
+        if isinstance(self.support, TopK) and self.support.of == "union":
             again = torch.zeros_like(ids, dtype=torch.bool)
             again[:, 1:] = ids[:, 1:] == ids[:, :-1]  # ids are sorted; what both sides chose counts once
             lp, lq = (side.masked_fill(again, lowest(lp.dtype)) for side in (lp, lq))

@@ -22,7 +22,7 @@ from selfdistill.losses.chunked.definitions import (
     TotalVariation,
 )
 from selfdistill.losses.chunked.divergences import divergence, log_probabilities
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from tests.losses.chunked import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
@@ -84,7 +84,7 @@ def sides() -> Sides:
     return Sides(learns[0], learns[1], learns[2], teacher, labels, normal(TOKENS, seed=6))
 
 
-def support_of(name: str, sides: Sides, k: int = 4) -> tuple[Top | Tensor | None, list[list[int]] | None]:
+def support_of(name: str, sides: Sides, k: int = 4) -> tuple[TopK | Tensor | None, list[list[int]] | None]:
     """The support for the package, and its ids for the reference."""
     by_student, by_teacher = naive.top(sides.p(), k), naive.top(sides.q(), k)
     if name in ("full", "all ids"):
@@ -94,7 +94,7 @@ def support_of(name: str, sides: Sides, k: int = 4) -> tuple[Top | Tensor | None
         ids = [[(3 * i + j * j) % VOCABULARY for j in range(1, 4)] for i in range(TOKENS)]
         return torch.tensor(ids), ids
     union = [sorted({*a, *b}) for a, b in zip(by_student, by_teacher, strict=True)]
-    return Top(k, name), {"teacher": by_teacher, "student": by_student, "union": union}[name]
+    return TopK(k, name), {"teacher": by_teacher, "student": by_student, "union": union}[name]
 
 
 def agree(ours: tuple[Tensor | None, ...], naively: tuple[Tensor | None, ...]) -> None:

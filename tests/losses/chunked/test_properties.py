@@ -25,7 +25,7 @@ from selfdistill.losses.chunked.definitions import (
     TotalVariation,
 )
 from selfdistill.losses.chunked.divergences import divergence, estimates, importance, log_probabilities
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from tests.losses.chunked import naive
 
 KINDS = [
@@ -37,7 +37,14 @@ KINDS = [
     SkewKL(reverse=True),
     TotalVariation(),
 ]
-SUPPORTS = [None, Top(3), Top(3, "student"), Top(3, "union"), Top(9), torch.tensor([[0, 5], [1, 2], [8, 3], [4, 0]])]
+SUPPORTS = [
+    None,
+    TopK(3),
+    TopK(3, "student"),
+    TopK(3, "union"),
+    TopK(9),
+    torch.tensor([[0, 5], [1, 2], [8, 3], [4, 0]]),
+]
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -57,9 +64,9 @@ def gradient(z: Tensor, t: Tensor | SparseLogProbs, kind: Divergence, **options:
 # limits ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("support", [None, Top(4, "union")], ids=["full", "union"])
+@pytest.mark.parametrize("support", [None, TopK(4, "union")], ids=["full", "union"])
 @pytest.mark.parametrize(("end", "kl"), [(0.0, ForwardKL()), (1.0, ReverseKL())])
-def test_jensen_shannon_is_continuous_in_beta_up_to_the_ends(end: float, kl: Divergence, support: Top | None) -> None:
+def test_jensen_shannon_is_continuous_in_beta_up_to_the_ends(end: float, kl: Divergence, support: TopK | None) -> None:
     """The distance from the KL shrinks in proportion to that from the end, in value and gradient, without noise."""
     z, t = normal(4, 9, seed=0), normal(4, 9, seed=1)
     at_end, slope = values(z, t, kl, support=support), gradient(z, t, kl, support=support)
@@ -109,7 +116,7 @@ def test_values_before_the_cut_at_0_are_not_negative_either(kind: Divergence) ->
 
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
 @pytest.mark.parametrize("kind", [*KINDS, ForwardKL(0.05), ReverseKL(0.05)], ids=repr)
-def test_equal_distributions_are_at_0_with_gradient_0(kind: Divergence, support: Top | Tensor | None) -> None:
+def test_equal_distributions_are_at_0_with_gradient_0(kind: Divergence, support: TopK | Tensor | None) -> None:
     z = normal(4, 9, seed=4)
     t = z if kind == TotalVariation() else z + 3.0  # which has a kink there: rounding would choose a side
     assert values(z, t, kind, support=support).abs().max() < 1e-14
@@ -142,8 +149,8 @@ def test_cached_targets_that_leave_no_tail_stay_finite() -> None:
 # padding and masks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("support", [None, Top(3, "union")], ids=["full", "union"])
-def test_padding_has_no_probability_whatever_stands_there(support: Top | None) -> None:
+@pytest.mark.parametrize("support", [None, TopK(3, "union")], ids=["full", "union"])
+def test_padding_has_no_probability_whatever_stands_there(support: TopK | None) -> None:
     z, t = normal(4, 9, seed=8), normal(4, 12, seed=9)
     real = values(z, t[:, :9], JensenShannon(), support=support)
     padded = torch.cat([z, torch.full((4, 5), 30.0, dtype=z.dtype)], 1)
@@ -204,8 +211,8 @@ def test_masked_tokens_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("support", [None, Top(3, "union")], ids=["full", "union"])
-def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: Top | None, recompute: bool) -> None:
+@pytest.mark.parametrize("support", [None, TopK(3, "union")], ids=["full", "union"])
+def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: TopK | None, recompute: bool) -> None:
     """Whatever operation makes it, forward or backward: so memory does not grow with the tokens."""
     largest = [0]
 
@@ -371,8 +378,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "tokens": (lambda: divergence(Z, torch.zeros(3, 9), ForwardKL()), "4 tokens, the teacher 3"),
     "outputs": (lambda: divergence(Z, torch.zeros(4, 8), ForwardKL()), "vocabulary="),
     "vocabulary": (lambda: divergence(Z, T, ForwardKL(), vocabulary=10), "vocabulary=10"),
-    "k": (lambda: divergence(Z, T, ForwardKL(), support=Top(10)), "vocabulary of 9"),
-    "side": (lambda: divergence(Z, T, ForwardKL(), support=Top(2, "both")), "'both'"),
+    "k": (lambda: divergence(Z, T, ForwardKL(), support=TopK(10)), "vocabulary of 9"),
+    "side": (lambda: divergence(Z, T, ForwardKL(), support=TopK(2, "both")), "'both'"),
     "beta": (lambda: JensenShannon(1.5), "beta lies between 0 and 1"),
     "beta nan": (lambda: JensenShannon(float("nan")), "beta"),
     "alpha": (lambda: SkewKL(-0.1), "alpha"),
@@ -382,7 +389,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "ids' shape": (lambda: divergence(Z, T, ForwardKL(), support=IDS[:, 0]), "k each"),
     "ids are real": (lambda: divergence(Z, T, ForwardKL(), support=IDS + 0.5), "whole numbers"),
     "sampled without ids": (lambda: divergence(Z, T, K2()), "support= takes their ids"),
-    "cached and support": (lambda: divergence(Z, FEW, ForwardKL(), support=Top(1)), "leave out"),
+    "cached and support": (lambda: divergence(Z, FEW, ForwardKL(), support=TopK(1)), "leave out"),
     "cached shapes": (lambda: divergence(Z, SparseLogProbs(IDS, torch.zeros(4, 2)), ForwardKL()), "log-probabilities"),
     "cached probabilities": (lambda: divergence(Z, HIGH, ForwardKL()), "above 0"),
     "sampler's shape": (lambda: importance(Z, Z[:, :1]), "log_sampler (4, 1) does not fit log_p (4, 9)"),
