@@ -198,7 +198,7 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
-    answers as JSON lines. Row numbers start at 1 and do not count the header of a table, as in `doubts`.
+    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `doubts`.
     """
     from ..experiments.run import Run
 

@@ -50,7 +50,7 @@ def vitals(run_folder: str, as_json: bool) -> None:
 def doubts(run_folder: str, top: int, as_json: bool) -> None:
     """List likely label errors in the data of RUN, the most certain first.
 
-    RUN/doubts.csv scores all training labels. Row numbers start at 1 and do not count the header of a table, as in
+    RUN/doubts.csv scores all training labels. The first row of data is 1; the header of a table is not counted, as in
     `predict`.
     """
     from ..evaluation.label_errors import text

@@ -110,7 +110,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
         "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
         f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",
         "", *_facts(result, record, task), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
-        f"Trained {tested}on {data['name']} alone, with one seed; other data were not tested."
+        f"Trained {tested}on {data['name']} alone, with one seed: its scores on other data are unknown."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
         "", *task.loading("."),
     ]  # fmt: skip

@@ -177,7 +177,7 @@ def test_what_needs_labels_is_refused_in_one_line(places: Path, done: Path, tmp_
     assert "leave --audit-epochs out" in refused("run", photos, "--method", BYOL, "--audit-epochs", "1", *out)
     assert "a number of labels was asked for" in refused("run", photos, "--method", BYOL, "--labels", "4", *out)
     assert "knows no classes" in refused("predict", str(done), photos)
-    assert "none can be doubted" in refused("doubts", str(done))
+    assert "no label errors to list" in refused("doubts", str(done))
     assert not (tmp_path / "run").exists()
 
 

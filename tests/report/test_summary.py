@@ -78,7 +78,7 @@ def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
 ) -> None:
     said = said_of(result(final))
     assert f"{at_end} points at equal steps" in said
-    assert f"{early} against the plain model stopped early" in said
+    assert f"{early} against the baseline with early stopping" in said
     assert "One seed proves little" in said
 
 

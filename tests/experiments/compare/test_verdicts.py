@@ -69,7 +69,7 @@ def test_the_sentence_says_which_way_and_whether_so_few_seeds_could_say_more() -
     made = {name: {s: found[s] for s in range(3)} for name, found in cells().items()}
     for said in judge(made, ["good()", "same()"])["verdict"]:
         assert "TIES with plain, " in said
-        assert said.endswith("So few seeds allow no verdict but a tie, whatever the difference.")
+        assert said.endswith("With so few seeds every verdict is a tie, whatever the difference.")
     controls = {name: found for name, found in cells().items() if "(" not in name}
     worse = {**controls, "worse()": {s: record(a - 0.05, 0.5) for s, a in enumerate(PLAIN)}}
     assert judge(worse, ["worse()"])["verdict"][0].startswith("worse(): in accuracy, LOSES to plain, -5.00 points [")
