@@ -34,7 +34,7 @@ from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
 from ..io.files import write as write_text
 from ..io.run_record import read_record
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from ..teachers import Ensembled, History, LastEpoch, Relabelled
 from ..teachers.relabelling import Window
 from .predict import predict_rows
@@ -149,7 +149,7 @@ def _from_generations(trained: TrainedModel, data: Data) -> Tensor:
     """The mean over the generations of what each said of the rows at its best epoch."""
     model, said = trained.model, list[Tensor]()
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    head = "ensemble" if isinstance(model, Peers) and _has_ensemble(model, data) else data.head
+    head = "ensemble" if isinstance(model, PeerModels) and _has_ensemble(model, data) else data.head
     for generation in trained.generations:
         model.load_state_dict(generation.best)
         outputs = predict_rows(model, data, data.labelled, head)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.outputs import output_of
-from ..data.sampler import Source
+from ..data.sampler import RowSource
 from . import metrics
 from .audit import row_losses
 
@@ -41,7 +41,7 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
 
 
 def predict_rows(
-    model: nn.Module, data: Source, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
+    model: nn.Module, data: RowSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
     return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])

@@ -32,7 +32,7 @@ from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
-from ..models.peers import Peers, product
+from ..models.peers import PeerModels, product
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
@@ -240,7 +240,7 @@ def _method(work: NetworkJob) -> dict[str, Any]:
     outputs = split_outputs(trained.model, work.data, trained.generations[trained.product].weights)
     decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
     ratio = _teacher_ratio(work)
-    more = {"product": trained.product, "peers": isinstance(trained.model, Peers)}
+    more = {"product": trained.product, "peers": isinstance(trained.model, PeerModels)}
     row = _row(work, trained, outputs, decisions=decisions, ratio=ratio, **more)
     return _judged(work, {work.job.name: row})
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.step import Passes
-from ..data.jsonl import SUFFIX
+from ..data.examples import SUFFIX
 from ..data.prompts import Prompts, load_prompts, load_seeds, need
 from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError

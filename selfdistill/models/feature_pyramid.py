@@ -70,7 +70,7 @@ class Pyramid(nn.Module):
         return taught
 
 
-class SelfTaught(Featured):
+class PyramidModel(Featured):
     """A model with a pyramid of its own maps as teacher, learnt beside it.
 
     Heads: ``energy:L`` of each layer, ``pyramid:L`` the same of the pyramid's map at that layer (rows, positions), and
@@ -97,7 +97,7 @@ class SelfTaught(Featured):
 
 @dataclass(frozen=True)
 class SelfTeacher(ModelWrapper):
-    """Prepares a model factory for a pyramid as teacher: see `SelfTaught`. The product is the bare model."""
+    """Prepares a model factory for a pyramid as teacher: see `PyramidModel`. The product is the bare model."""
 
     layers: tuple[str, ...]
     width: int = 2
@@ -108,4 +108,4 @@ class SelfTeacher(ModelWrapper):
         return True
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: SelfTaught(build(), self.layers, self.width, self.depth)
+        return lambda: PyramidModel(build(), self.layers, self.width, self.depth)

@@ -89,7 +89,7 @@ class Tap(Hook):
         self.kept[self.key] = value
 
 
-class Dense(Tap):
+class DenseTap(Tap):
     """A hook of the last linear layer that applies it to every position of a map, while its weights are whole."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -138,7 +138,7 @@ class Featured(Extended):
                 key = f"input:{name}" if how == "input" else name
                 layer_of(model, name).register_forward_hook(Tap(self.kept, key, given=how == "input"))
             if how == "dense":
-                last_linear(model).register_forward_hook(Dense(self.kept, layer))
+                last_linear(model).register_forward_hook(DenseTap(self.kept, layer))
         for head, (how, layer, other) in self.heads.items():
             if how in LEARNT:
                 wide = width_of(model, other) if other else last_linear(model).get_parameter("weight").shape[0]

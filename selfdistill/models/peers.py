@@ -1,11 +1,16 @@
-"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs."""
+"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs.
+
+The wrappers below them give a model factory normal distributions, ranks or several outputs.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +20,10 @@ from ..core.outputs import Composite, ModelWrapper, output_of
 from ..core.targets import matched
 from ..errors import SpaceError
 from .feature_taps import Extended
+from .heads import WithRanks, WithVariance
 
 
-class Peers(Composite):
+class PeerModels(Composite):
     """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first.
 
     With ``values`` the heads are ``peer_values`` (rows, K, outputs), ``ensemble`` (their mean), and ``values``.
@@ -47,7 +53,7 @@ class Peers(Composite):
         return self.members[0]
 
 
-class Mean(Peers):
+class PeerMean(PeerModels):
     """Several models that predict together: their main head is the log of the mean probability, or the mean."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -69,7 +75,7 @@ class Group(ModelWrapper):
             raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: Peers([build() for _ in range(self.peers)])
+        return lambda: PeerModels([build() for _ in range(self.peers)])
 
     def of_values(self) -> Group:
         """The same for models of values."""
@@ -77,8 +83,8 @@ class Group(ModelWrapper):
 
 
 @dataclass(frozen=True)
-class Together(ModelWrapper):
-    """Prepares nothing: it says that all accepted generations are the product together, by their `Mean`."""
+class JointGenerations(ModelWrapper):
+    """Prepares nothing: it says that all accepted generations are the product together, by their `PeerMean`."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,10 @@ class ValueGroup(Group):
     """K peers whose outputs are values."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: Peers([build() for _ in range(self.peers)], values=True)
+        return lambda: PeerModels([build() for _ in range(self.peers)], values=True)
 
 
-class GaussianPeers(Peers):
+class GaussianPeers(PeerModels):
     """Several models `WithVariance`: heads ``peer_gaussians`` (rows, K, 2), and ``ensemble_gaussian`` by `matched`.
 
     ``gaussian`` and ``values`` are those of the first or, where they predict ``jointly``, of the ensemble.
@@ -114,7 +120,7 @@ class GaussianPeers(Peers):
 Factory = Callable[..., nn.Module]
 
 
-class Branches(Peers):
+class Branches(PeerModels):
     """Several models that share all stages but the last: a trunk, and for each its last stage and its classifier.
 
     A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, two or more,
@@ -132,7 +138,7 @@ class Branches(Peers):
         for model in models:
             for i in range(len(trunk)):
                 _stages(model)[i] = nn.Identity()
-            _put(model, last, nn.Identity())
+            _set_module(model, last, nn.Identity())
         super().__init__(models)
         self.last = last  # the name of the classifier in a whole model
         self.trunk, self.classifiers = nn.Sequential(*trunk), nn.ModuleList(classifiers)
@@ -153,7 +159,7 @@ class Branches(Peers):
         whole = copy.deepcopy(self.members[self.deployed])
         for i, stage in enumerate(self.trunk):
             _stages(whole)[i] = copy.deepcopy(stage)
-        _put(whole, self.last, copy.deepcopy(self.classifiers[self.deployed]))
+        _set_module(whole, self.last, copy.deepcopy(self.classifiers[self.deployed]))
         return whole
 
 
@@ -195,7 +201,7 @@ class AttendingBranches(Branches):
         return {**heads, "attended": attention @ peers, "mean": peers.mean(1)}
 
 
-class ApartPeers(Peers):
+class ApartPeers(PeerModels):
     """Peers that each learn from a view of their own: in training, a batch is K blocks of rows, one for each in order.
 
     There ``logits`` (rows, classes) are what each row's own peer says. In eval mode every peer sees every row.
@@ -221,7 +227,7 @@ class ApartPeers(Peers):
         return {"logits": torch.cat([one if isinstance(one, Tensor) else one["logits"] for one in said])}
 
 
-class Pair(Peers):
+class Pair(PeerModels):
     """A student and a teacher that learn side by side: ``logits`` are the student's, ``teacher`` (rows, classes) the
     other's. The student is the product."""
 
@@ -260,7 +266,7 @@ def _last_linear(model: nn.Module) -> str:
     return found[-1]
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     model.get_submodule(parent)._modules[own] = module
 
@@ -358,4 +364,86 @@ class Paired(ModelWrapper):
 def product(model: nn.Module) -> nn.Module:
     """The model that a training leaves: of a group of peers the first, or all that predict jointly; without what was
     learnt beside it; else itself."""
-    return model.product() if isinstance(model, (Peers, Extended)) else model
+    return model.product() if isinstance(model, (PeerModels, Extended)) else model
+
+
+MOST_MEMBERS = 32  # of a `PeerMean` in a model folder
+
+
+def _mean_of(members: int, values: bool, build: Callable[[], nn.Module]) -> nn.Module:
+    return PeerMean([build() for _ in range(members)], values)
+
+
+#: What a `models.Build` can put around its models, by the name it keeps in a model folder.
+WRAPS: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {
+    "gaussian": lambda build: WithVariance(build()),
+    "gaussians": lambda build: GaussianPeers([WithVariance(build()), WithVariance(build())], jointly=True),
+    "ranks": lambda build: WithRanks(build()),
+    **{f"mean{k}": partial(_mean_of, k, False) for k in range(2, MOST_MEMBERS + 1)},
+    **{f"mean{k}_values": partial(_mean_of, k, True) for k in range(2, MOST_MEMBERS + 1)},
+}
+
+
+def _wrapped_factory(build: Callable[..., nn.Module], wrap: str, outputs: int) -> Callable[..., nn.Module]:
+    """A factory of wrapped models: a `models.Build` is asked for so many outputs, and a function that knows them."""
+    if hasattr(build, "wrapped"):
+        return build.wrapped(wrap, outputs)  # type: ignore[no-any-return]
+    told = {"outputs": outputs} if "outputs" in inspect.signature(build).parameters else {}
+    return lambda: WRAPS[wrap](lambda: build(**told))
+
+
+class _Wrapper(ModelWrapper):
+    """Prepares a model factory: asks it for ``outputs`` and puts ``wrap`` around its models."""
+
+    wrap: ClassVar[str]
+    outputs: ClassVar[int] = 2
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return _wrapped_factory(build, self.wrap, self.outputs)
+
+    def single(self, build: Any) -> Any:
+        """What builds the product."""
+        return self(build)
+
+
+@dataclass(frozen=True)
+class Gaussian(_Wrapper):
+    """Prepares a model factory for a mean and a log variance: see `WithVariance`."""
+
+    wrap: ClassVar[str] = "gaussian"
+
+
+@dataclass(frozen=True)
+class GaussianPair(_Wrapper):
+    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
+
+    wrap: ClassVar[str] = "gaussians"
+
+    @property
+    def peers(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class Ranked(_Wrapper):
+    """Prepares a model factory for a value and two ranking logits: see `WithRanks`."""
+
+    wrap: ClassVar[str] = "ranks"
+    outputs: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class GaussianGroup(Group):
+    """Prepares a model factory for K peers with a mean and a log variance each; the first is the product."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        one = self.single(build)
+        return lambda: GaussianPeers([one() for _ in range(self.peers)])
+
+    def single(self, build: Any) -> Any:
+        """What builds the product: the factory of one peer."""
+        return Gaussian()(build)
+
+    def of_values(self) -> GaussianGroup:
+        """Itself: it is of values already."""
+        return self

@@ -21,7 +21,7 @@ from torch import nn
 from ..errors import RecipeError, SelfdistillError
 from ..io.expressions import check_arguments, nearest, one_line, read
 from .networks import cnn, mlp, resnet, vit
-from .wrappers import WRAPS
+from .peers import WRAPS
 
 #: What is known by name.
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "vit": vit}

@@ -32,7 +32,7 @@ from ..errors import SelfdistillError, SpaceError, VitalsError
 from ..io.expressions import read
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -46,7 +46,7 @@ def names() -> dict[str, Callable[..., Any]]:
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
     for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +16,16 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.step import Clock, Passes, members
+from ..core.vitals import TermHealth, interval, summarise
 from ..data.dataset import Data
-from ..errors import VitalsError
+from ..errors import CheckpointError, VitalsError
 from ..evaluation import linear_probe
 from ..evaluation.audit import whole_classes
 from ..evaluation.predict import answers, better, predict_rows
+from ..io.run_record import read_lines, read_record
 from ..io.tensors import digest
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from ..teachers import Labels
-from . import vitals_log
 from .state import BestEpoch, RunState, copied
 from .task import Callback, Task
 
@@ -109,11 +112,11 @@ def _go_back(state: RunState) -> None:
     distributed.load_optimizer(state.optimizer, {"state": best["moments"], "param_groups": groups})
 
 
-class Vitals(Callback):
+class VitalsCallback(Callback):
     """Logs the vitals of the epoch, and the warnings that are new in the generation."""
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        entry |= vitals_log.entry(state.objective.pulse, state.history, clock.generation)
+        entry |= vitals_entry(state.objective.pulse, state.history, clock.generation)
 
 
 class AuditNotice(Callback):
@@ -242,7 +245,7 @@ def measure_diversity(model: nn.Module, data: Data, device: torch.device | str =
 
 def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
     """The members of a group on rows: probabilities (rows, K, classes) or standardised values (rows, K, 1)."""
-    if not isinstance(model, Peers) or hasattr(model, "jointly"):
+    if not isinstance(model, PeerModels) or hasattr(model, "jointly"):
         return None
     outputs = predict_rows(model, data, ids, HEADS[data.task], device)
     return F.softmax(outputs, dim=-1) if data.task == "classify" else outputs
@@ -340,3 +343,115 @@ def _label_losses(state: RunState, generation: int) -> list[float]:
     name = next((name for name, term in terms if isinstance(term.teacher, Labels)), None)
     entries = [entry["terms"].get(name) for entry in state.history if entry["generation"] == generation]
     return [entry["loss"] for entry in entries if entry and entry["loss"] is not None]
+
+
+VITALS_COLUMNS = {
+    "gradient_share": "gradient",
+    "disagreement": "disagrees",
+    "entropy": "entropy",
+    "kept": "kept",
+    "accuracy": "accuracy",
+    "class_distance": "classes",
+    "weight_distance": "weights",
+    "spread": "spread",
+}
+
+
+VITALS_LEGEND = """\
+gradient: the term's share of the gradient; disagrees: total variation between
+target and student, or distance in standard deviations; entropy: of the target,
+1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
+target where labels are known; classes: total variation between the classes of
+targets and labels; weights: distance of teacher and student over the student's
+norm; spread: of the directions of features, 0 where all are one. Means over
+the looks: first epoch > last epoch that had any."""
+
+
+def vitals_entry(
+    pulses: Mapping[str, TermHealth], before: Sequence[Mapping[str, Any]], generation: int
+) -> dict[str, Any]:
+    """What an epoch's line of the log says: ``vitals`` by term, and the ``warnings`` that are new in the generation.
+
+    Args:
+        pulses: of the objective.
+        before: the lines so far.
+        generation: the one that trains.
+    """
+    found = interval(pulses)
+    if not found:
+        return {}
+    said = {
+        _warning_pattern(w) for line in before if line["generation"] == generation for w in line.get("warnings", [])
+    }
+    new = [warning for warning in summarise(pulses).warnings if _warning_pattern(warning) not in said]
+    return {"vitals": found, **({"warnings": new} if new else {})}
+
+
+def _warning_pattern(warning: str) -> str:
+    return re.sub(r"\d+", "#", warning)
+
+
+def read_vitals(folder: str | Path) -> dict[str, Any]:
+    """The vitals of a run folder, finished or not.
+
+    Returns:
+        ``run``; ``generations``: each a ``generation``, ``steps`` and ``terms`` {name: {figure: [first, last]}};
+        ``warnings``: each a ``generation``, ``epoch`` and ``text``.
+
+    Raises:
+        CheckpointError: it is no run, it is damaged, or it was made without vitals.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
+    read_record(folder / "run.json")  # refuses what is damaged
+    lines = read_lines(folder / "metrics.jsonl")
+    if not any(line.get("vitals") for line in lines):
+        why = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"
+        raise CheckpointError(f"{folder} has no vitals: {why}; run it again without --no-vitals, or let it go on")
+    generations = []
+    for number in sorted({line["generation"] for line in lines}):
+        own = [line for line in lines if line["generation"] == number]
+        terms: dict[str, dict[str, list[float]]] = {}
+        for line in own:
+            for name, figures in line.get("vitals", {}).items():
+                kept = terms.setdefault(name, {})
+                for figure, value in figures.items():
+                    kept[figure] = [kept.get(figure, [value])[0], value]
+        generations.append({"generation": number, "steps": own[-1]["step"], "terms": terms})
+    warnings = [
+        {"generation": line["generation"], "epoch": line["epoch"], "text": text}
+        for line in lines
+        for text in line.get("warnings", [])
+    ]
+    return {"run": str(folder), "generations": generations, "warnings": warnings}
+
+
+def vitals_table(found: Mapping[str, Any]) -> str:
+    """The answer of `read_vitals` as a table for a terminal of 80 columns and more."""
+    shown = [
+        name
+        for name in VITALS_COLUMNS
+        if any(name in term for one in found["generations"] for term in one["terms"].values())
+    ]
+    rows = [["", *(VITALS_COLUMNS[name] for name in shown)]]
+    for one in found["generations"]:
+        rows.append([f"generation {one['generation']}, {one['steps']} steps"])
+        for name, figures in one["terms"].items():
+            rows.append([f"  {name}", *(_change(figures.get(figure)) for figure in shown)])
+    widths = [max(len(row[i]) for row in rows if i < len(row) and len(row) > 1) for i in range(len(shown) + 1)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        if len(row) > 1
+        else row[0]
+        for row in rows
+    ]
+    said = [f"warning in generation {w['generation']}, epoch {w['epoch'] + 1}: {w['text']}" for w in found["warnings"]]
+    return "\n".join([*lines, "", *(said or ["no warnings"]), "", VITALS_LEGEND])
+
+
+def _change(pair: Sequence[float] | None) -> str:
+    if pair is None:
+        return ""
+    first, last = (f"{value:.2f}".removeprefix("0") for value in pair)
+    return first if first == last else f"{first}>{last}"

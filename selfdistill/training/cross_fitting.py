@@ -32,7 +32,7 @@ from .settings import Settings
 
 
 @dataclass
-class Folded:
+class CrossFit:
     """What the folds chose: how many generations, and whether plain is better; and what it took."""
 
     generations: int
@@ -109,7 +109,7 @@ def crossfit(
     warn: Callable[[str], None] = print,
     tell: Callable[[str], None] = lambda line: None,
     **settings: Any,
-) -> Folded:
+) -> CrossFit:
     """Train without each fold in turn, audit on it, and choose by all of them.
 
     ``out`` keeps the folds' trainings, so that a cut run resumes. With ``control`` the plain model is trained for as
@@ -136,28 +136,28 @@ def crossfit(
         given = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
         found = fit(build, without, method, out=out / str(k), progress=make(name), **given)
         for row, t in zip(losses, found.generations, strict=True):
-            _put(row, places, _held(found, t.weights, without, audit.measure))
+            _scatter(row, places, _held_out_losses(found, t.weights, without, audit.measure))
         results.append(found)
         if control:
             given["steps"] = found.steps
             beside = fit(build, without, plain(), out=out / f"{k}-plain", progress=make(f"{name}, plain"), **given)
-            _put(usual, places, _held(beside, beside.generations[-1].weights, without, audit.measure))
+            _scatter(usual, places, _held_out_losses(beside, beside.generations[-1].weights, without, audit.measure))
             results.append(beside)
     generations, decisions = choose(audit, losses)
     better = control and math.fsum(usual) < math.fsum(losses[generations - 1])
-    for line in (*(d.why for d in decisions), _chosen(generations, better, folds)):
+    for line in (*(d.why for d in decisions), _choice(generations, better, folds)):
         tell(line)
     passes = sum((r.passes for r in results), Passes())
     steps, seconds = sum(r.steps for r in results), sum(r.seconds for r in results)
-    return Folded(generations, better, decisions, len(ids), passes, steps, seconds)
+    return CrossFit(generations, better, decisions, len(ids), passes, steps, seconds)
 
 
-def _chosen(generations: int, plainly: bool, folds: int) -> str:
+def _choice(generations: int, plainly: bool, folds: int) -> str:
     what = "the plain model" if plainly else "1 generation" if generations == 1 else f"{generations} generations"
     return f"{folds} folds choose {what}; the product learns from all labels"
 
 
-def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:
+def _held_out_losses(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:
     """Losses on the rows that these weights have not learnt from."""
     model = result.model
     model.load_state_dict(weights)
@@ -165,6 +165,6 @@ def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) 
     return row_losses(model, data, data.audit, measure, device)
 
 
-def _put(losses: list[float], places: list[int], values: list[float]) -> None:
+def _scatter(losses: list[float], places: list[int], values: list[float]) -> None:
     for place, value in zip(places, values, strict=True):
         losses[place] = value

@@ -20,8 +20,7 @@ from ..core import distributed
 from ..core.objective import Method, Objective, untaught
 from ..core.regression import for_task
 from ..core.step import Batch, Clock, Passes
-from ..data.dataset import Data
-from ..data.sealed import sealed
+from ..data.dataset import Data, sealed
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
 from ..methods.validate import check_method

@@ -18,8 +18,8 @@ from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
-from ..models.peers import ApartPeers, Peers
-from .accumulation import kept_buffers
+from ..models.peers import ApartPeers, PeerModels
+from .task import kept_buffers
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _near(a: float, b: float, size: float) -> bool:
 def _check_peers(student: nn.Module, step: Forward) -> None:
     """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
     apart = isinstance(student, ApartPeers) and not step.batch.fixed
-    if not isinstance(student, Peers) or apart or distributed.is_sharded(student):
+    if not isinstance(student, PeerModels) or apart or distributed.is_sharded(student):
         return
     states = [list(member.state_dict().values()) for member in student.members]
     for i, j in itertools.combinations(range(len(states)), 2):

@@ -17,7 +17,7 @@ from ..data.sampler import Drawn, Sampler
 from ..errors import DataError
 from ..evaluation.audit import row_losses
 from ..evaluation.predict import answers, predict_rows, scored
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from ..teachers.cached import pinned
 from ..teachers.generations import wanted
 from ..teachers.self_training import InheritedPseudoLabels
@@ -60,7 +60,7 @@ class NetworkTask(Task):
         if ancestors is None or not generation:
             return super().previous_model(state, generation)
         numbers = range(generation) if ancestors.at_last else state.accepted
-        return Peers([self.restored_model(state, g) for g in numbers], values=self.data.task == "regress").eval()
+        return PeerModels([self.restored_model(state, g) for g in numbers], values=self.data.task == "regress").eval()
 
     def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
         return self.method.bind(
@@ -97,7 +97,7 @@ class NetworkTask(Task):
             settings.batch_size,
             seed=settings.seed,
             generation=state.clock.generation,
-            admitted=None if eligible is None else eligible.cpu(),
+            eligible=None if eligible is None else eligible.cpu(),
         )
 
     def has_heads(self, state: RunState) -> bool:
@@ -109,7 +109,7 @@ class NetworkTask(Task):
 
     def batches(self, state: RunState) -> list[Batch]:
         clock, parts = state.objective.clock, state.settings.accumulate
-        drawn = self.sampler.drawn(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
+        drawn = self.sampler.sample(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
         if parts == 1 and distributed.size() == 1:
             return [self.sampler.batch(drawn, clock.epoch, state.device)]
         rows = max(len(d.ids) for d in drawn.values())

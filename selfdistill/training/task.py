@@ -7,7 +7,7 @@ A `Task` says which model a generation begins with, which batches a step takes, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .. import rng
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.step import Batch, Clock
-from . import accumulation
+from ..teachers import FrozenCopy
 from .settings import PRECISIONS
 from .state import Evaluation, RunState
 
@@ -148,7 +148,7 @@ class Task:
         Called where there are several of either. ``seed(number)`` makes a micro-batch draw what it will draw when it
         is learnt from. None leaves it to the one micro-batch of each process.
         """
-        return None if len(batches) == 1 else accumulation.counts(state.objective, batches, seed)
+        return None if len(batches) == 1 else counts(state.objective, batches, seed)
 
     def callbacks(self) -> Sequence[Callback]:
         """What the task does beside the engine's steps, in this order."""
@@ -190,3 +190,43 @@ def autocast(state: RunState) -> Callable[[], Any]:
     if dtype is None:
         return contextlib.nullcontext
     return lambda: torch.autocast(state.device.type, dtype)
+
+
+@contextlib.contextmanager
+def kept_buffers(objective: Objective) -> Iterator[None]:
+    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
+    held = [state.module for state in objective.states.modules() if isinstance(state, FrozenCopy)]  # inside others too
+    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def counts(
+    objective: Objective, batches: Iterable[Mapping[str, Any]], seeded: Callable[[int], object] = lambda micro: None
+) -> dict[str, Tensor]:
+    """The count of each term over all micro-batches and processes: a pass without gradient, for `Objective.combine`.
+
+    It draws what a pass from here on draws, and leaves the random state as it was.
+
+    Args:
+        objective: nothing of it changes.
+        batches: the micro-batches of this process.
+        seeded: called before each with its number, so that the pass draws what the pass that learns will draw.
+
+    >>> from selfdistill.methods import plain
+    >>> objective = plain().bind(torch.nn.Linear(3, 2))
+    >>> two = [{"x": torch.ones(n, 3), "y": torch.zeros(n, dtype=torch.int64)} for n in (4, 1)]
+    >>> counts(objective, two)
+    {'label': tensor(5.)}
+    """
+    found, device = dict[str, Tensor](), next(objective.student.parameters()).device
+    drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.no_grad(), kept_buffers(objective), drawn:
+        for i, batch in enumerate(batches):
+            seeded(i)
+            for name, m in objective.measure(batch).items():
+                found[name] = found.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
+    return {name: distributed.add(count) for name, count in found.items()}

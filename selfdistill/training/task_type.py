@@ -15,7 +15,7 @@ from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..io.expressions import called
 from ..io.run_record import Request
-from . import vitals_log
+from . import callbacks
 from .comparison import ComparisonDesign
 
 Rows = list[tuple[str, dict[str, float]]]  # names, and metrics on the test split
@@ -159,11 +159,11 @@ class TaskType(Protocol):
         Raises:
             CheckpointError: there are none.
         """
-        return vitals_log.read(folder)
+        return callbacks.read_vitals(folder)
 
     def vitals_text(self, vitals: dict[str, Any]) -> str:
         """The answer of `vitals` for people."""
-        return vitals_log.text(vitals)
+        return callbacks.vitals_table(vitals)
 
     def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
         """Whether a run on prompts is worth the hour: what student and teacher answer to a few of them.

@@ -37,7 +37,7 @@ from ..io import checkpoint
 from ..io.tensors import digest
 from ..teachers.cached import live
 from . import checkpointing
-from .callbacks import BestWeights, Rollback, Vitals
+from .callbacks import BestWeights, Rollback, VitalsCallback
 from .settings import Settings
 from .state import (
     BestEpoch,
@@ -86,7 +86,7 @@ class Trainer:
         audit = settings.make_audit(method.generations, task.problem)
         self.task = task
         self.state = RunState(method, settings, audit, torch.device(device), folder, warn, tell)
-        self.callbacks = [BestWeights(), Rollback(task), Vitals(), *task.callbacks(), *callbacks]
+        self.callbacks = [BestWeights(), Rollback(task), VitalsCallback(), *task.callbacks(), *callbacks]
         self._after_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
 
     # one generation -------------------------------------------------------------------------------------------------

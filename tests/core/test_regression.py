@@ -17,7 +17,7 @@ from selfdistill.errors import DataError, SpaceError
 from selfdistill.evaluation.predict import answers, final_score, halfwidth, score
 from selfdistill.methods import born_again, byot, distil, mean_teacher, mutual, plain, ps_kd, recipes
 from selfdistill.models.networks import Scaled
-from selfdistill.models.peers import Peers
+from selfdistill.models.peers import PeerModels
 from selfdistill.models.registry import parse
 from selfdistill.models.store import load, save
 from selfdistill.teachers import External
@@ -90,7 +90,7 @@ def test_other_recipes_learn_values(name: str) -> None:
     teacher = Scaled(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), 1000.0, 50.0)
     result = fit(build, data, method, external=teacher, audit="off", **{**SETTINGS, "epochs": 60, "lr": 0.02})
     assert result.history[-1]["audit"].keys() == {"rmse", "mae", "r2"}
-    model = result.model.members[0] if isinstance(result.model, Peers) else result.model
+    model = result.model.members[0] if isinstance(result.model, PeerModels) else result.model
     assert score(model, data, data.labelled)["rmse"] < 0.6 * float(data.y[data.labelled].std())
 
 

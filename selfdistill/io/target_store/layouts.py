@@ -68,7 +68,7 @@ def pack(ids: NDArray[np.integer], probabilities: NDArray[np.floating], width: i
 
 
 @lru_cache
-def numbers(bits: int) -> NDArray[np.float32]:
+def decoded_values(bits: int) -> NDArray[np.float32]:
     """The probability for each code above an id of so many bits."""
     codes = (np.arange(1 << (32 - bits), dtype=np.uint32) << (bits - ID_BITS)).astype(np.uint16)
     with np.errstate(invalid="ignore"):  # codes that stand for no number are never written
@@ -80,7 +80,7 @@ def numbers(bits: int) -> NDArray[np.float32]:
 def unpack(words: Words, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ids and probabilities of words, in their shape."""
     bits = id_bits(width)
-    return (words & np.uint32((1 << bits) - 1)).astype(np.int64), numbers(bits).take(words >> np.uint32(bits))
+    return (words & np.uint32((1 << bits) - 1)).astype(np.int64), decoded_values(bits).take(words >> np.uint32(bits))
 
 
 ROUNDING = 1e-2  # what a sum of probabilities in bfloat16 may be off 1
@@ -125,7 +125,7 @@ class Dense:
 
     def encode(self, values: Tensor) -> Columns:
         """Of outputs (elements, width)."""
-        _fits(values, self.width)
+        _check_width(values, self.width)
         with np.errstate(over="ignore"):  # it is refused below
             written = values.detach().cpu().float().numpy().astype(self.dtype)
         if not bool(np.isfinite(written).all()):
@@ -168,7 +168,7 @@ class Top:
 
     def encode(self, values: Tensor) -> Columns:
         """Of logits, or log-probabilities, (elements, width)."""
-        _fits(values, self.width)
+        _check_width(values, self.width)
         p = torch.softmax(values.detach().float(), -1)
         best, ids = p.topk(self.k, -1)
         rest = p.scatter_(-1, ids, 0.0).sum(-1)
@@ -201,7 +201,7 @@ class Top:
         rest = columns["rest"].astype(np.float32)
         rest *= np.float32(1 / SCALE)
         np.maximum(rest, np.float32(LEAST), out=rest)
-        best, others = p[:, 0].copy(), p @ _others(self.k)
+        best, others = p[:, 0].copy(), p @ _other_shares(self.k)
         most = best >= rest
         p[:, 0] = np.where(most, np.maximum(1.0 - rest - others, LEAST), best)
         rest = np.where(most, rest, np.maximum(1.0 - best - others, LEAST))
@@ -209,7 +209,7 @@ class Top:
 
 
 @lru_cache
-def _others(k: int) -> NDArray[np.float32]:
+def _other_shares(k: int) -> NDArray[np.float32]:
     """Adds up all but the first."""
     ones = np.ones(k, np.float32)
     ones[0] = 0.0
@@ -219,6 +219,6 @@ def _others(k: int) -> NDArray[np.float32]:
 Layout = Dense | Top
 
 
-def _fits(values: Tensor, width: int) -> None:
+def _check_width(values: Tensor, width: int) -> None:
     if values.dim() != 2 or values.shape[1] != width:
         raise DataError(f"targets (elements, {width}) are wanted, not {tuple(values.shape)}")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .. import label_noise, mixing_weight
+from .. import mixing_weight
 from ..arrays import Array
 from ..simulate import distilled, solved
 from .identity import Identity, apart, broken, regression, vertex
@@ -203,8 +203,10 @@ def noisy(rng: np.random.Generator) -> float:
     for variance in (0.05, 1.0, 20.0):
         for lam in (0.5, 3.0):
             three = [expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            told = [label_noise.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            worst = max(worst, apart(told, three), apart(label_noise.noise_weight(s, a, variance, lam), vertex(*three)))
+            told = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
+            worst = max(
+                worst, apart(told, three), apart(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three))
+            )
     return worst
 
 
@@ -216,9 +218,9 @@ def ordered(rng: np.random.Generator) -> float:
     def best(variance: float) -> float:
         return vertex(*(expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)))
 
-    turning = label_noise.turning_noise(s, a, lam)
+    turning = mixing_weight.turning_noise(s, a, lam)
     found = [best(v) for v in (0.0, 0.5 * turning, turning, 2 * turning, 10 * turning, 1e12)]
-    limit = label_noise.noise_weight_limit(s, lam)
+    limit = mixing_weight.noise_weight_limit(s, lam)
     rises = all(now < later for now, later in pairwise(found))
     return max(broken(rises, found[1] < 0 < found[3], limit > 1), abs(found[2]), apart(limit, found[-1]))
 

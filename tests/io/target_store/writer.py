@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import torch
 
-from selfdistill.io.target_store import Store, Top, segment
+from selfdistill.io.target_store import Store, Top
+from selfdistill.io.target_store import store as store_module
 from selfdistill.io.tensors import put
 
 WIDTH, K, LENGTH, ROUNDS = 200, 4, 16, 20
@@ -48,7 +49,7 @@ def killed(folder: str, after: int) -> None:
             os.fsync(file.fileno())
             os.kill(os.getpid(), signal.SIGKILL)
 
-    vars(segment)["put"] = half
+    vars(store_module)["put"] = half
     fill(folder, range(40), 8)
 
 
