@@ -146,7 +146,7 @@ VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong, "crop
 
 
 def _hidden(x: Tensor, hidden: Tensor, tokens: Tokens | None) -> Tensor:
-    """The chosen tokens under the mask; what frames a text, and padding, is never hidden.
+    """The rows with the tokens ``hidden`` replaced by the mask token; special tokens and padding are never hidden.
 
     Raises:
         RecipeError: the tokenizer has no mask token.

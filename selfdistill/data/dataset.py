@@ -79,12 +79,12 @@ class Data:
 
     @property
     def tokens(self) -> Tokens | None:
-        """What views of texts have to know."""
+        """The mask token and the special tokens of the tokenizer; None for other data."""
         return self.reader.tokens if self.reader is not None else None
 
     @property
     def note(self) -> str:
-        """What a person should know of these rows before they are learnt, if anything."""
+        """A notice about these rows for the user, to print before training; mostly empty."""
         if self.task == "features":
             columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
             inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
@@ -97,7 +97,7 @@ class Data:
 
     @cached_property
     def targets(self) -> Tensor:
-        """What a model learns, (n,): the class of each row, or its standardised value."""
+        """The training targets, (n,): the class of each row, or its standardised value."""
         return (self.y - self.center) / self.scale if self.task == "regress" else self.y
 
     def in_units(self, outputs: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Data:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What a run's record says about its data; everything in it can be written as JSON."""
+        """The description of the data for a run's record, as JSON values."""
         parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
         wrong = int(self.noisy[self.labelled].sum())
         return {
@@ -209,7 +209,7 @@ def from_tensors(
 
 
 def write_card(data: Data, folder: Path) -> None:
-    """Write what prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
+    """Write the card that prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
     folder.mkdir(parents=True, exist_ok=True)
     card = data.describe()
     if data.preprocessor is not None:
@@ -322,7 +322,7 @@ def _standard(raw: RawData, parts: splits.Splits) -> tuple[float, float]:
 
 
 def _requested_split(raw: RawData, split: str, default: splits.Part, request: float | Tensor | None) -> splits.Part:
-    """The split that was asked for, or the source's own."""
+    """The requested split, or that of the source itself."""
     if request is None:
         return default
     if isinstance(default, Tensor):
@@ -398,7 +398,7 @@ def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
 
 
 class Sealed(Data):
-    """Data whose test split cannot be read: no ids, no labels, and an error for whoever asks for its rows.
+    """Data whose test split cannot be read: it has no ids and no labels, and reading its rows is an error.
 
     >>> from selfdistill.data.dataset import load
     >>> whole = load("digits")

@@ -17,7 +17,7 @@ FIELDS = ("demonstration", "answer", "checker", "feedback", "wrong")  # text tha
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with the user's turn, and what may be known beside it; None is unknown.
+    """A conversation that ends with the user's turn, and its optional fields.
 
     >>> Example((("system", "Be brief."), ("user", "1 + 1 = ?")), answer="2", checker="numeric").prompt
     '1 + 1 = ?'
@@ -39,7 +39,7 @@ class Example:
 
     @property
     def user_text(self) -> str:
-        """What the user says in all turns, spaces aside: examples that share it are the same prompt."""
+        """The user's text in all turns, without repeated spaces: examples that share it are the same prompt."""
         return "\n".join(" ".join(content.split()) for role, content in self.messages if role == "user")
 
 

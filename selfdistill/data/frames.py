@@ -56,7 +56,7 @@ class Frame:
 
     @property
     def sample(self) -> Any:
-        """The rows that teach with labels, as a frame: what they look like, others do."""
+        """The labelled training rows, as a frame that shows the columns of all rows."""
         return self.parts["labelled"].features
 
     def rows(self, ids: NDArray[np.int64]) -> Any:
@@ -67,11 +67,11 @@ class Frame:
         return part.features.iloc[np.searchsorted(part.ids, ids)]
 
     def kinds(self) -> dict[str, str]:
-        """Is a column of numbers or of categories?"""
+        """The kind of each column: number or category."""
         return {n: KINDS[int(self.sample[n].dtype.kind != "f")] for n in self.sample.columns}
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record says about its data."""
+        """The description of the data for a run's record."""
         counts = {name: len(part.ids) for name, part in self.parts.items()}
         return {
             "name": self.name,
@@ -168,7 +168,7 @@ def _trim() -> None:
 
 
 def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
-    """Write what prepares other rows the same way."""
+    """Write the card that prepares other rows the same way."""
     card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **entries}
     (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 

@@ -57,7 +57,7 @@ class Prompts:
 
     @property
     def unlabelled(self) -> Tensor:
-        """None: what a prompt lacks, it lacks by itself."""
+        """No row: prompts have no unlabelled set."""
         return self.labelled[:0]
 
     @cached_property
@@ -92,7 +92,7 @@ class Prompts:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What a run's record says about its data; everything in it can be written as JSON."""
+        """The description of the data for a run's record, as JSON values."""
         parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
         return {
             "name": self.name,
@@ -176,7 +176,7 @@ def of_examples(
 
 
 def load_suite(source: str, *, checker: str | None = None) -> Prompts:
-    """Prompts that are only asked, to see what a model keeps: every row that can be checked is in the test split.
+    """A suite of prompts for evaluation alone: every row that can be checked is in the test split.
 
     ``source`` and ``checker`` are as in `load_prompts`; a task has 200 rows if its size is not given.
 
@@ -197,7 +197,8 @@ def load_suite(source: str, *, checker: str | None = None) -> Prompts:
 
 
 def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> None:
-    """Refuse prompts that lack what a recipe needs of each row that teaches; ``instead`` names what needs less.
+    """Refuse prompts that lack a field which a recipe needs on each training row; ``instead`` names a recipe that needs
+    less.
 
     Raises:
         DataError: some rows that teach have no ``field``.
@@ -222,7 +223,7 @@ def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> 
 
 
 def _read_prompts(source: str, checker: str | None, size: int) -> tuple[list[PromptRow], str]:
-    """The rows, with checkers that exist and can judge them, and what to call them."""
+    """The rows with valid checkers, and the name of the data."""
     if reasoning.is_task(source):
         rows = [PromptRow(row, None, ()) for row in reasoning.make_examples(source, size)]
         if checker is not None:
@@ -279,7 +280,7 @@ LEAST = 3  # distinct prompts: one for each split
 
 
 class SplitRequest(NamedTuple):
-    """The shares that were asked for, how many rows teach, and the seed; None is for the usual."""
+    """The requested shares, number of training rows and seed; None is the default."""
 
     test: float | None = None
     audit: float | None = None
@@ -296,7 +297,7 @@ class PromptSplits(NamedTuple):
 
 
 def split_prompts(rows: Sequence[PromptRow], request: SplitRequest, name: str) -> PromptSplits:
-    """Split the rows; those that name their split are where they say, and take rows of the same prompt with them.
+    """Split the rows; a row that names its split is put there, with all rows of the same prompt.
 
     Raises:
         DataError: fewer than three distinct prompts, a prompt in two splits, a share outside [0, 1) or for a split

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import called, nearest, one_line, read
+from ..io.expressions import expression_name, nearest, one_line, parse_expression
 from .examples import Example
 
 PREFIX = "reasoning-gym:"
@@ -79,7 +79,7 @@ def scorer(spec: str) -> Callable[[str, Mapping[str, Any]], float]:
 
 
 def final(completion: str) -> str:
-    """What the last pair of answer tags holds, or the whole text where there is none.
+    """The text between the last pair of answer tags, or the whole text where there is none.
 
     >>> final("4 - 1 is <answer> 3 </answer>"), final(" 3 ")
     ('3', '3')
@@ -101,13 +101,13 @@ def _dataset(spec: str, **defaults: int) -> Any:
     available = tasks()
     if not available:
         raise DataError(f"{one_line(spec, 80)}: reasoning-gym is missing; pip install reasoning-gym")
-    name = called(text)
+    name = expression_name(text)
     if name not in available:
         matches = nearest(name, dict.fromkeys(available))
         hint = f"nearest: {matches}" if matches else "https://github.com/open-thought/reasoning-gym lists them"
         raise DataError(f"reasoning-gym has no task {one_line(name, 60)!r}; {hint}")
     try:
-        return read(text, {name: _maker(name, available[name][1], defaults)}, "task")
+        return parse_expression(text, {name: _maker(name, available[name][1], defaults)}, "task")
     except RecipeError as error:
         raise DataError(f"{PREFIX}{name}: {error}") from None
     except Exception as error:
@@ -118,11 +118,11 @@ def _maker(name: str, config: type, defaults: Mapping[str, int]) -> Callable[...
     """Makes the task's data set from its settings; its signature is theirs, so that misspelt ones are named."""
     from reasoning_gym import create_dataset
 
-    def made(**options: Any) -> Any:
+    def create(**options: Any) -> Any:
         return create_dataset(name, **{**defaults, **options})
 
-    made.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
-    return made
+    create.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
+    return create
 
 
 def _task_error(spec: str, error: Exception) -> DataError:

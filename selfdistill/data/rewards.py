@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import called, nearest, one_line, read
+from ..io.expressions import expression_name, nearest, one_line, parse_expression
 from . import reasoning
 from .examples import Example
 
@@ -40,7 +40,7 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class Checked:
-    """What a checker says of one completion."""
+    """The result of a check of one completion."""
 
     reward: float  # in [0, 1]
     feedback: str | None = None
@@ -51,7 +51,7 @@ Judge = Callable[[str, Example], Checked]
 
 
 class Checker:
-    """A checker that is looked up once and counts what it does.
+    """A checker of completions, which counts its calls and its failures.
 
     ============================  ===============================================================================
     spec                          a completion is right if
@@ -97,7 +97,7 @@ class Checker:
 
 
 def check(spec: str, completion: str, example: Example) -> Checked:
-    """What the checker ``spec`` says of a completion; see `Checker`.
+    """The result of the checker ``spec`` on a completion; see `Checker`.
 
     Raises:
         DataError: there is no such checker.
@@ -119,7 +119,7 @@ def resolve(spec: str) -> Judge:
         return regex(text.removeprefix(PATTERN))
     if reasoning.is_task(text):
         return _of_task(text)
-    name = called(text)
+    name = expression_name(text)
     if ":" in name:
         return _of_function(text)
     if name not in _KINDS and name in reasoning.tasks():
@@ -127,7 +127,7 @@ def resolve(spec: str) -> Judge:
     if name not in _KINDS:
         raise _unknown(name)
     try:
-        judge: Judge = read(text, _KINDS, "checker")
+        judge: Judge = parse_expression(text, _KINDS, "checker")
     except RecipeError as error:
         raise DataError(str(error)) from None
     return judge
@@ -139,7 +139,7 @@ def unusable_reason(spec: str, answer: str | None, *, entry: bool = False) -> st
     >>> unusable_reason("numeric", "many"), unusable_reason("regex", "x+")
     ("the checker numeric finds no number in the answer 'many'; write one", None)
     """
-    kind = "regex:" if spec.strip().startswith(PATTERN) else called(spec)
+    kind = "regex:" if spec.strip().startswith(PATTERN) else expression_name(spec)
     free = ":" in kind and not reasoning.is_task(spec)  # a pattern of its own, or a function that knows what to do
     if answer is None and not free and not entry:
         return f'the checker {one_line(spec, 60)} has no answer to compare with; add the field "answer"'
@@ -304,7 +304,7 @@ def _from_here() -> Iterator[None]:
 
 
 def _as_checked(value: Any) -> Checked:
-    """What a checker returned, if it is a bool, a number in [0, 1], or (number, feedback).
+    """The returned value as a result, if it is a bool, a number in [0, 1], or (number, feedback).
 
     Raises:
         ValueError, TypeError: it is something else.

@@ -24,7 +24,7 @@ from .augment import Tokens
 
 
 class Order:
-    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
+    """The order of rows: shuffles addressed by seed, generation and epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
         self.rows, self.seed, self.generation = rows, seed, generation
@@ -37,7 +37,7 @@ class Order:
 
 
 class RowSource(Protocol):
-    """What sampling needs of the data; `data.dataset.Data` is one."""
+    """The data that a sampler reads; `data.dataset.Data` is one."""
 
     @property
     def y(self) -> Tensor: ...
@@ -216,7 +216,7 @@ class Sampler:
         return augment.apply(augmentation, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
     def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
-        """What another view shows, less some patches; others in every epoch."""
+        """The rows of another view with some patches hidden, others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
             x,
@@ -229,7 +229,7 @@ class Sampler:
         )
 
     def _fixed(self, augmentation: str, look: View, x: Tensor, key: Tensor) -> Tensor:
-        """By sample and way alone: whoever trains on these data sees the same."""
+        """The fixed augmentation of each sample: a function of the sample and the variant alone."""
         address = ("fixed", look.name)
         return augment.apply(augmentation, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
 

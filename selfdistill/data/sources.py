@@ -51,7 +51,7 @@ class RawData:
 
     @property
     def task(self) -> str:
-        """What can be learnt of these rows: classes, values, or features alone."""
+        """The task of these rows: classes, values, or features alone."""
         return "features" if self.bare else "classify" if self.classes else "regress"
 
 
@@ -146,7 +146,7 @@ def _digits() -> RawData:
 
 
 def _idx(folder: Path) -> RawData:
-    """IDX files do not say what they show: only clothes known by the folder's name may be mirrored."""
+    """The data of a folder of IDX files; only Fashion-MNIST, known by the folder's name, may be mirrored."""
     pictures = images.read_idx(folder)
     assert pictures.test is not None, "IDX files come with their test split"
     train = len(pictures.y) - len(pictures.test)
@@ -189,7 +189,7 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
 
 
 def _is_unlabelled(raw: tables.RawTable | images.Pictures, labelled: bool) -> bool:
-    """Has no row a label, and need none have one?"""
+    """Whether no row has a label, where none is required."""
     return not labelled and not bool(splits.has_label(raw.y).any())
 
 

@@ -39,7 +39,7 @@ class Splits(NamedTuple):
 
 
 def has_label(y: Tensor) -> Tensor:
-    """Which rows carry a label: not -1 for classes, not nan for values.
+    """A mask of the rows with a label: not -1 for classes, not nan for values.
 
     >>> has_label(torch.tensor([0, -1, 2])).tolist()
     [True, False, True]

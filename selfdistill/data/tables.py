@@ -118,7 +118,7 @@ def _read_text(path: Path, **options: Any) -> Any:
 
 
 class _OneByOne:
-    """A Parquet file whose columns are read when they are asked for: read at once, it takes three times its size."""
+    """A Parquet file whose columns are read one at a time: read at once, it takes three times its size."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -34,7 +34,7 @@ BATCH, STEPS, EPOCHS = 32, 500, (3, 20)
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """What makes token ids of a column: its name, the model's tokenizer, and how many tokens of a row are kept."""
+    """The tokenisation of a column: its name, the model's tokenizer, and the number of tokens kept of a row."""
 
     column: str
     tokenizer: Any
@@ -49,7 +49,7 @@ class Reader:
 
     @property
     def mark(self) -> str:
-        """Tells vocabularies apart: the same ids under another one are other words."""
+        """A digest of the vocabulary: the same ids under another one are other words."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
@@ -98,7 +98,7 @@ class Reader:
         return x, cut
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the tokenizer below a model folder; what its card has to say of it."""
+        """Write the tokenizer below a model folder; its entries for the card."""
         self.tokenizer.save_pretrained(folder / FOLDER)
         return {"text": self.column, "tokenizer": self.mark}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
 
 from ..errors import RecipeError
-from ..io.expressions import called, one_line, read
+from ..io.expressions import expression_name, one_line, parse_expression
 from .tables import take
 
 ROWS_A_LEAF = 15  # labelled rows for each one in a leaf of boosting, as far as scikit-learn's default goes
@@ -114,7 +114,7 @@ def named(spec: str) -> bool:
     >>> named("boosting(iterations=50)"), named("mlp")
     (True, False)
     """
-    return called(spec) in LEARNERS
+    return expression_name(spec) in LEARNERS
 
 
 def kind(spec: str) -> Kind:
@@ -123,7 +123,7 @@ def kind(spec: str) -> Kind:
     Raises:
         RecipeError: no such learner, or an option that it has not.
     """
-    found = read(spec, LEARNERS, kind="model")
+    found = parse_expression(spec, LEARNERS, kind="model")
     assert isinstance(found, Kind)
     return found
 

@@ -27,11 +27,11 @@ from ..evaluation.predict import (
     COVERAGE,
     Predictions,
     ValuePredictions,
-    answers,
     final_score,
     points,
     predict,
     scored,
+    task_outputs,
     with_interval,
 )
 from ..io.run_record import Request
@@ -104,7 +104,7 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
     if ensemble is None:
         return {}
     whole, numbers = ensemble
-    test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
+    test = scored(task_outputs(whole, data, data.test), data.y[data.test], data.task)
     group = whole.group if isinstance(whole, EnsembleOutput) else whole
     outputs = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
@@ -118,7 +118,9 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
 def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
     """The single model: a group's product, or the last generation."""
     number = trained.product if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
-    return scored(answers(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task)
+    return scored(
+        task_outputs(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
+    )
 
 
 def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, float]) -> dict[str, float | None]:
@@ -183,7 +185,7 @@ class NetworkRun:
         some = torch.cat([self.data.labelled, self.data.unlabelled])[:1]
         x = self.data.rows(some).repeat(self.settings["batch_size"], *[1] * len(self.data.shape))
         try:
-            return threads.suitable(self.build(), x)
+            return threads.for_model(self.build(), x)
         except Exception:  # another's code may raise anything
             return torch.get_num_threads()
 
@@ -285,7 +287,7 @@ class NetworkRun:
         result[shown] = {}
         for name, (one, weights) in shown_models.items() if len(test) else ():
             one.model.load_state_dict(weights)
-            outputs = answers(product(one.model), data, test)
+            outputs = task_outputs(product(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)

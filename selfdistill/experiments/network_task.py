@@ -26,7 +26,7 @@ from ..data.sampler import Sampler
 from ..errors import RecipeError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
-from ..evaluation.predict import Predictions, answers, covered, scored
+from ..evaluation.predict import Predictions, covered, scored, task_outputs
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
@@ -50,7 +50,7 @@ from ..training.comparison import (
     Job,
     curve,
     ignore,
-    matched,
+    matching_steps,
     require_splits,
 )
 from ..training.fit import Result, fit
@@ -92,7 +92,8 @@ def planned(
     seed, amount = settings.seeds[0], max(costs[name] for name in settings.methods)
     whole = max(steps, round(steps * amount / costs[PLAIN]))
     jobs = [
-        Job(name, "method", matched(steps, costs[name], amount), seed, expression=name) for name in settings.methods
+        Job(name, "method", matching_steps(steps, costs[name], amount), seed, expression=name)
+        for name in settings.methods
     ]
     jobs += [
         Job(PLAIN, "plain", steps, seed),
@@ -101,7 +102,7 @@ def planned(
         Job(DECAY, "decay", whole, seed),
     ]
     if DISTIL in costs:
-        jobs.append(Job(DISTIL, "distil", matched(steps, costs[DISTIL], amount), seed, count=steps))
+        jobs.append(Job(DISTIL, "distil", matching_steps(steps, costs[DISTIL], amount), seed, count=steps))
     members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
     return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
 
@@ -139,7 +140,7 @@ def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | Non
     def outputs(rows: Tensor) -> Tensor:
         if weights is not None:
             model.load_state_dict(weights)
-        return answers(product(model), data, rows, device)
+        return task_outputs(product(model), data, rows, device)
 
     return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
 

@@ -17,7 +17,7 @@ from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, completions, fits, packed
+from ..models.causal_lm import Causal, check_length, completions, packed
 from ..training.state import Evaluation
 from .completions import Writer, views
 from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
@@ -280,4 +280,4 @@ def _adds(writer: Writer, context: Context) -> bool:
 
 
 def _fit(writer: Writer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:
-    fits(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")
+    check_length(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.prompts import Prompts
-from ..io.expressions import Count, Positive, called
+from ..io.expressions import Count, Positive, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL
 from ..losses.chunked.sweep import Top
 from ..methods.cards import described
@@ -334,7 +334,7 @@ def _cost(method: Language) -> float:
 
 def explain(expression: str, method: Language) -> dict[str, Any]:
     """Everything that `selfdistill explain` prints of such a recipe."""
-    return {**card(called(expression), method), "expression": expression}
+    return {**card(expression_name(expression), method), "expression": expression}
 
 
 def text(found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import RecipeError, SelfdistillError
-from ..io.expressions import check_arguments, nearest, one_line, read
+from ..io.expressions import check_arguments, nearest, one_line, parse_expression
 from .networks import cnn, mlp, resnet, vit
 from .peers import WRAPS
 
@@ -47,7 +47,7 @@ class Build:
     the result, ``options`` what else the function is told. With ``scale`` (center, scale) the model of a finished run
     answers in the unit of its target; in training it learns standardised values. ``wrap`` names one of `heads.WRAPS`.
 
-    >>> build = parse("mlp(width=8)", (4,), 3)
+    >>> build = parse_expression("mlp(width=8)", (4,), 3)
     >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
     ('mlp(width=8, exits=True)', ['exits', 'feature', 'features', 'logits'])
     """
@@ -120,7 +120,7 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
         return Build(name, shape, outputs).having(**options)
     name = f"{foreign['place']}:{foreign['name']}"
     reader = _Options(_options_of(function_of(name), name))
-    options = read(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
+    options = parse_expression(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
     return Build(name, shape, outputs).having(**options)
 
 
@@ -143,7 +143,7 @@ def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
-    return name, read(spec, readers, kind="model")
+    return name, parse_expression(spec, readers, kind="model")
 
 
 def _options_of(function: Callable[..., Any], spec: str) -> inspect.Signature:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import one_line, read
+from ..io.expressions import one_line, parse_expression
 from . import hub
 
 USUAL = "gt-minilm"  # what text is learnt by where nothing is asked for
@@ -61,7 +61,7 @@ def named(spec: str) -> dict[str, Any] | None:
     if not written["options"]:
         return {"name": name}
     given = "encoder" + written["options"]
-    wanted = read(given, {"encoder": options}, kind="model")
+    wanted = parse_expression(given, {"encoder": options}, kind="model")
     usual = options()
     return {"name": name, **{key: value for key, value in wanted.items() if value != usual[key]}}
 

@@ -265,9 +265,9 @@ def noise_weight(s: ArrayLike, a: ArrayLike, noise: float, lam: float) -> float:
     values, signal = same_length(s=s, a=a)
     h = shrinkage(values, lam)
     squared, rough = signal**2, noise / values**2
-    up = h**2 * (1 - h) * rough - (1 - h) ** 2 * h * squared
-    down = (1 - h) ** 2 * h**2 * (squared + rough)
-    return float(up.sum()) / positive(float(down.sum()), "the distance of student and teacher")
+    numerator = h**2 * (1 - h) * rough - (1 - h) ** 2 * h * squared
+    denominator = (1 - h) ** 2 * h**2 * (squared + rough)
+    return float(numerator.sum()) / positive(float(denominator.sum()), "the distance of student and teacher")
 
 
 def noise_weight_limit(s: ArrayLike, lam: float) -> float:

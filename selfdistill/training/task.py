@@ -1,4 +1,4 @@
-"""What the engine asks of a task, and what may be done beside its steps.
+"""The protocols of a task and of a callback.
 
 A `Task` says which model a generation begins with, which batches a step takes, and how a model is evaluated. A
 `Callback` measures, warns or repairs at fixed points of a run. Neither knows the trainer that calls it.
@@ -42,7 +42,7 @@ class Callback:
         """The last step of an epoch is done, and its model is about to be evaluated."""
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        """The epoch was evaluated; what is added to ``entry`` goes to the metrics log.
+        """The epoch was evaluated; entries added to ``entry`` go to the metrics log.
 
         Lines under ``"warnings"`` are told too.
         """
@@ -52,7 +52,7 @@ class Callback:
 
 
 class Task:
-    """What is learnt: a model, where its batches come from, and how it is evaluated.
+    """A learning task: a model, the source of its batches, and its evaluation.
 
     A task of fixed data draws rows; one that acts steps an environment in `batches` by the model as it is; one whose
     data arrive in parts takes the next part in `begin`. Whatever changes in a task during a run is in its
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What must not change between a run and its resumption, beside the method, model and settings."""
+        """The settings that must not change between a run and its resumption, beside the method, model and settings."""
         return {}
 
     def model(self, state: RunState, generation: int) -> nn.Module:
@@ -124,7 +124,7 @@ class Task:
         return state.method.bind(state.model, previous=previous, autocast=autocast(state), vitals=state.settings.vitals)
 
     def wrap(self, state: RunState) -> Any:
-        """Put PyTorch's own engines around the model; what is to be called in its place."""
+        """Wrap the model in DDP or another engine of PyTorch; returns the module to call."""
         forward: Any = torch.compile(state.model) if state.settings.compile else state.model
         if distributed.size() == 1:
             return forward
@@ -137,13 +137,13 @@ class Task:
         return distributed.replicated(forward, heads=self.has_heads(state))
 
     def has_heads(self, state: RunState) -> bool:
-        """Whether the model has several outputs, some of which may get no gradient; asked under DDP."""
+        """Whether the model has several outputs, some of which may get no gradient; used under DDP."""
         return True
 
     def counts(
         self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
     ) -> dict[str, Tensor] | None:
-        """What each term is divided by, over all micro-batches and processes.
+        """The divisor of each term, over all micro-batches and processes.
 
         Called where there are several of either. ``seed(number)`` makes a micro-batch draw what it will draw when it
         is learnt from. None leaves it to the one micro-batch of each process.
@@ -151,11 +151,11 @@ class Task:
         return None if len(batches) == 1 else counts(state.objective, batches, seed)
 
     def callbacks(self) -> Sequence[Callback]:
-        """What the task does beside the engine's steps, in this order."""
+        """The callbacks of the task, in their order."""
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes in the task during a run: a tree of tensors, numbers, strings and lists.
+        """The changing state of the task during a run: a tree of tensors, numbers, strings and lists.
 
         The first process's is saved, and all take it back.
         """

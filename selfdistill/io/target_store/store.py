@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, DataError
 from ...rng import _mix_tensor
-from ..tensors import FULL, MALFORMED, TEMPORARY, canonical, put, stream, sync_folder
+from ..tensors import FULL, MALFORMED, TEMPORARY, canonical, stream, sync_folder, write_stream
 from .layouts import Columns, Dense, Layout, Sparse, Top
 
 CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 1
@@ -96,20 +96,22 @@ class Store:
             body = {"format": FORMAT, "version": VERSION, "layout": _named(layout), "bound": bound}
             publish(path, [canonical(body | {"sha256": _seal(body)})])
             return layout, bound
-        kept, there = self._card(path)
+        saved, card = self._card(path)
         for name, value in bound.items():
-            if there.get(name) != value:
-                has = f"{there[name]}, here {value}" if name in there else f"not named, here {value}"
-                raise CheckpointError(f"{self.folder} holds targets of another {name} ({has}); give another folder")
-        self.layout = kept
-        self.require(layout or kept)
-        return kept, there
+            if card.get(name) != value:
+                difference = f"{card[name]}, here {value}" if name in card else f"not named, here {value}"
+                raise CheckpointError(
+                    f"{self.folder} holds targets of another {name} ({difference}); give another folder"
+                )
+        self.layout = saved
+        self.require(layout or saved)
+        return saved, card
 
     def require(self, layout: Layout) -> None:
         """Refuse another layout than the store's (`CheckpointError`)."""
         if layout != self.layout:
-            asked = f"asked for is {layout}; give another folder"
-            raise CheckpointError(f"{self.folder} holds targets as {self.layout}, {asked}")
+            remedy = f"asked for is {layout}; give another folder"
+            raise CheckpointError(f"{self.folder} holds targets as {self.layout}, {remedy}")
 
     def _card(self, path: Path) -> tuple[Layout, dict[str, str]]:
         try:
@@ -123,13 +125,13 @@ class Store:
 
     def _index(self) -> None:
         """Read which keys the shards have."""
-        before = {shard.path: shard for shard in self._shards}  # what was confirmed stays so
-        self._shards = [before.get(path) or StoreShard(path) for path in shard_paths(self.folder)]
+        previous = {shard.path: shard for shard in self._shards}  # what was confirmed stays so
+        self._shards = [previous.get(path) or StoreShard(path) for path in shard_paths(self.folder)]
         keys = [shard.keys for shard in self._shards]
-        which = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        number = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
         record = np.concatenate([np.arange(len(k)) for k in keys]) if keys else np.zeros(0, np.int64)
-        known, first = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_index=True)
-        self._keys, self._which, self._record = np.append(known, _END), which[first], record[first]
+        ordered, first = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_index=True)
+        self._keys, self._which, self._record = np.append(ordered, _END), number[first], record[first]
 
     # writing ---------------------------------------------------------------------------------------------------------
 
@@ -168,9 +170,9 @@ class Store:
             self.flush()
 
     def _check(self, keys: Keys, columns: Columns, lengths: Keys, marks: Keys) -> None:
-        wanted, total = self.layout.columns(), int(lengths.sum())
-        given = {name: (array.dtype.name, array.shape[1:]) for name, array in columns.items()}
-        if given != wanted or any(len(array) != total for array in columns.values()):
+        expected, total = self.layout.columns(), int(lengths.sum())
+        shapes = {name: (array.dtype.name, array.shape[1:]) for name, array in columns.items()}
+        if shapes != expected or any(len(array) != total for array in columns.values()):
             raise DataError(f"these are not {total} elements of {self.layout}; encode them by the store's layout")
         if keys.ndim != 1 or not len(keys) == len(lengths) == len(marks) or bool((lengths < 0).any()):
             raise DataError(
@@ -180,7 +182,7 @@ class Store:
             raise DataError(f"a key is a whole number below {_END}")
 
     def flush(self) -> None:
-        """Bring what was written to the disk.
+        """Write all pending records to the disk.
 
         Raises:
             CheckpointError: the place cannot be written; what was written stays in memory.
@@ -200,14 +202,14 @@ class Store:
         self.refresh()
 
     def refresh(self) -> None:
-        """See what is on disk now, from whichever process, and forget what was not flushed."""
+        """Read the shards on disk again, of all processes, and drop the records that were not flushed."""
         self._fresh, self._places = [], {}
         self._index()
 
     # reading ---------------------------------------------------------------------------------------------------------
 
     def known(self, keys: ArrayLike) -> Flags:
-        """Which keys have a target, (records,)."""
+        """A mask of the keys that have a target, (records,)."""
         keys = np.asarray(keys, np.int64)
         on_disk = self._find(keys)[1]
         if not self._places:
@@ -226,23 +228,23 @@ class Store:
         sources = [*self._shards, *self._fresh]
         if on_disk.all() and len(keys):
             return sources, self._which[at], self._record[at]
-        which, record = np.zeros((2, len(keys)), np.int64)
-        which[on_disk], record[on_disk] = self._which[at[on_disk]], self._record[at[on_disk]]
+        source, record = np.zeros((2, len(keys)), np.int64)
+        source[on_disk], record[on_disk] = self._which[at[on_disk]], self._record[at[on_disk]]
         for i in np.flatnonzero(~on_disk):
-            place = self._places.get(int(keys[i]))
-            if place is None:
+            position = self._places.get(int(keys[i]))
+            if position is None:
                 raise DataError(f"{self.folder} has no target for key {int(keys[i])}; write it first")
-            which[i], record[i] = len(self._shards) + place[0], place[1]
-        return sources, which, record
+            source[i], record[i] = len(self._shards) + position[0], position[1]
+        return sources, source, record
 
     def marks(self, keys: ArrayLike) -> Keys:
-        """What was given as marks with these keys, (records,)."""
-        sources, which, record = self._located(np.asarray(keys, np.int64))
-        found = np.zeros(len(which), np.int64)
-        for source in np.unique(which):
-            here = which == source
-            found[here] = sources[source].marks[record[here]]
-        return found
+        """The marks that were written with these keys, (records,)."""
+        sources, owner, record = self._located(np.asarray(keys, np.int64))
+        result = np.zeros(len(owner), np.int64)
+        for source in np.unique(owner):
+            mask = owner == source
+            result[mask] = sources[source].marks[record[mask]]
+        return result
 
     def read(self, keys: ArrayLike) -> tuple[Columns, Keys]:
         """All elements of some records, one record after the other, and where each starts and ends (records + 1).
@@ -251,30 +253,30 @@ class Store:
             DataError: a key is not known.
             CheckpointError: a shard is damaged.
         """
-        sources, which, record = self._located(np.asarray(keys, np.int64))
-        lengths, begin = np.empty((2, len(which)), np.int64)
-        used = set(which.tolist())
+        sources, owner, record = self._located(np.asarray(keys, np.int64))
+        lengths, begin = np.empty((2, len(owner)), np.int64)
+        used = set(owner.tolist())
         for source in used:
             sources[source].confirm()
-            here = which == source if len(used) > 1 else slice(None)
-            starts, rows = sources[source].starts, record[here]
-            begin[here], lengths[here] = starts[rows], starts[rows + 1] - starts[rows]
-        bounds = np.zeros(len(which) + 1, np.int64)
+            mask = owner == source if len(used) > 1 else slice(None)
+            starts, rows = sources[source].starts, record[mask]
+            begin[mask], lengths[mask] = starts[rows], starts[rows + 1] - starts[rows]
+        bounds = np.zeros(len(owner) + 1, np.int64)
         lengths.cumsum(out=bounds[1:])
         if bool((lengths == 1).all()):
-            return self._rows(sources, which, begin), bounds
-        pieces = list(zip(which.tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True))
-        found = {name: [sources[i].columns[name][a:b] for i, a, b in pieces] for name in self.layout.columns()}
-        return {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}, bounds
+            return self._rows(sources, owner, begin), bounds
+        slices = list(zip(owner.tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True))
+        columns = {name: [sources[i].columns[name][a:b] for i, a, b in slices] for name in self.layout.columns()}
+        return {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in columns.items()}, bounds
 
-    def _rows(self, sources: list[Records], which: Keys, elements: Keys) -> Columns:
+    def _rows(self, sources: list[Records], owner: Keys, elements: Keys) -> Columns:
         """Columns of records of one element each, in one gathering a source."""
-        found = {n: np.empty((len(which), *shape), dtype) for n, (dtype, shape) in self.layout.columns().items()}
-        for source in set(which.tolist()):
-            here = which == source
+        columns = {n: np.empty((len(owner), *shape), dtype) for n, (dtype, shape) in self.layout.columns().items()}
+        for source in set(owner.tolist()):
+            mask = owner == source
             for name, column in sources[source].columns.items():
-                found[name][here] = column[elements[here]]
-        return found
+                columns[name][mask] = column[elements[mask]]
+        return columns
 
     def sparse(self, keys: ArrayLike) -> tuple[Sparse, Keys]:
         """The most probable outputs of all elements of some records, and where each record starts and ends.
@@ -357,7 +359,7 @@ class Records:
         self.columns = columns
 
     def confirm(self) -> None:
-        """Are the elements what was written?"""
+        """Check the elements against their checksum."""
 
 
 class StoreShard(Records):
@@ -386,12 +388,12 @@ class StoreShard(Records):
                 raise self._damaged("its targets differ from their checksum")
             self._confirmed = True
 
-    def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is damaged ({why}); delete it, and its targets are asked for again")
+    def _damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged ({reason}); delete it, and its targets are asked for again")
 
 
-def _file_name(first: Any) -> str:
-    return hashlib.sha256(first).hexdigest()[:32]
+def _file_name(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, NDArray[Any]], int]:
@@ -411,7 +413,7 @@ def _arrays(raw: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, NDArray[A
     return header, arrays, first
 
 
-def publish(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def publish(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """A whole file or none; several processes may write the same one.
 
     Raises:
@@ -419,14 +421,16 @@ def publish(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        put(temporary, pieces)
+        write_stream(temporary, chunks)
         os.rename(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        why = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
-        raise CheckpointError(f"{path.parent}: {why}; what is there stays; free some space or give another") from error
+        reason = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
+        raise CheckpointError(
+            f"{path.parent}: {reason}; what is there stays; free some space or give another"
+        ) from error
 
 
 def write_shard(folder: Path, finding: Arrays, columns: Arrays) -> Path:
@@ -437,24 +441,24 @@ def write_shard(folder: Path, finding: Arrays, columns: Arrays) -> Path:
         second.update(np.ascontiguousarray(columns[name]).view(np.uint8).data)
     arrays = {**{name: finding[name] for name in FINDING}, **{name: columns[name] for name in placed}}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    pieces = list(stream(tensors, {ELEMENTS: second.hexdigest()}))
-    length, first, size = sum(finding[name].nbytes for name in FINDING) + len(pieces[0]), [], 0
-    for piece in pieces:
+    chunks = list(stream(tensors, {ELEMENTS: second.hexdigest()}))
+    length, first, size = sum(finding[name].nbytes for name in FINDING) + len(chunks[0]), [], 0
+    for chunk in chunks:
         if size < length:
-            first.append(piece)
-            size += len(piece)
+            first.append(chunk)
+            size += len(chunk)
     present = shard_paths(folder)
     name = _file_name(b"".join(first))
     path = next((p for p in present if p.stem.endswith(name)), folder / f"{len(present) + 1:06d}-{name}{SUFFIX}")
     if path not in present:  # several processes that train together write the same
-        publish(path, pieces)
+        publish(path, chunks)
     return path
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a folder in the order of their names; what a dead process left unfinished is removed."""
-    for left in folder.glob(f"{TEMPORARY}*"):
+    """The shards of a folder in the order of their names; unfinished files of dead processes are removed."""
+    for temporary in folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
+            if time.time() - temporary.stat().st_mtime > STALE:
+                temporary.unlink()
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith(TEMPORARY))

@@ -1,4 +1,4 @@
-"""What an identity is, and how a deviation is measured."""
+"""Identities and the measure of their deviation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..arrays import Array
 
-__all__ = ["EXACT", "Identity", "apart", "broken", "each_apart", "regression", "vertex"]
+__all__ = ["EXACT", "Identity", "broken", "each_error", "regression", "relative_error", "vertex"]
 
 EXACT = 1e-8
 
@@ -47,24 +47,24 @@ class Identity:
         }  # fmt: skip
 
 
-def apart(found: ArrayLike, wanted: ArrayLike) -> float:
+def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
     """Largest difference, relative to the largest entry wanted (to 1 where all of these are smaller than 1e-300).
 
-    >>> apart([1.0, 2.0], [1.0, 4.0])
+    >>> relative_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
     scale = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / (scale if scale > 1e-300 else 1.0)
 
 
-def each_apart(found: ArrayLike, wanted: ArrayLike) -> float:
+def each_error(value: ArrayLike, reference: ArrayLike) -> float:
     """Largest relative difference, entry by entry.
 
-    >>> each_apart([1.0, 2.0], [1.0, 4.0])
+    >>> each_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
     return float(np.abs(a / b - 1.0).max())
 
 
@@ -78,7 +78,7 @@ def broken(*conditions: bool) -> float:
 
 
 def vertex(low: float, middle: float, high: float) -> float:
-    """Where a parabola through (-1, low), (0, middle), (1, high) is least.
+    """The minimiser of the parabola through (-1, low), (0, middle), (1, high).
 
     >>> vertex(4.0, 1.0, 0.0)
     1.0

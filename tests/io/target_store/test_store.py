@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     def full(path, pieces):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module, "put", full)
+    monkeypatch.setattr(store_module, "write_stream", full)
     with pytest.raises(CheckpointError, match="the disk is full"):
         store.flush()
     monkeypatch.undo()
