@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT, check_format
 from . import images, sources, splits, tables
 from .augment import Tokens
 from .sources import NAMES, RawData
@@ -211,7 +211,7 @@ def from_tensors(
 def write_card(data: Data, folder: Path) -> None:
     """Write the card that prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
     folder.mkdir(parents=True, exist_ok=True)
-    card = data.describe()
+    card: dict[str, Any] = {"format": FORMAT, **data.describe()}
     if data.preprocessor is not None:
         tables.save(data.preprocessor, folder / PREPROCESSOR)
         card["columns"] = tables.columns(data.preprocessor)[0]
@@ -370,8 +370,9 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+        check_format(path, card.get("format"))
         return {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT
 from . import sources, splits, tables
 
 KINDS = ("number", "category")
@@ -168,8 +168,14 @@ def _trim() -> None:
 
 
 def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
-    """Write the card that prepares other rows the same way."""
-    card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **entries}
+    """Write what prepares other rows the same way."""
+    card = {
+        "format": FORMAT,
+        **frame.describe(),
+        "columns": list(frame.sample.columns),
+        "kinds": frame.kinds(),
+        **entries,
+    }
     (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

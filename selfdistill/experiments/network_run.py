@@ -346,7 +346,7 @@ def prepare(request: Request) -> NetworkRun:
     usual_model = warm_start.spec_of(request.init) if request.init else "mlp" if small else "cnn"
     build = registry.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
     if request.init:
-        build = warm_start.started(build, request.init)
+        build = warm_start.warm_started(build, request.init)
     usual = text.SETTINGS if reader else {}
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)

@@ -45,7 +45,7 @@ from .tensors import (
 
 __all__ = ["Tree", "newest", "read", "read_tensors", "write", "write_json", "write_tensors"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)

@@ -8,9 +8,28 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
+from .expressions import one_line
 
+FORMAT = 2  # of everything that is saved; 1: before the classes had their present names
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
+
+
+def check_format(path: Path | str, version: object) -> None:
+    """Refuse a file of another format than this version of selfdistill writes.
+
+    Args:
+        path: the file, for the message.
+        version: the number of the format that the file states; None if it states none.
+
+    Raises:
+        CheckpointError: the number is not `FORMAT`; the message names both.
+    """
+    if version != FORMAT:
+        stated = "states no format" if version is None else f"is of format {one_line(str(version), 20)}"
+        raise CheckpointError(
+            f"{path} {stated}; this version of selfdistill reads format {FORMAT}: make it again, in a new folder"
+        )
 
 
 def writable(path: Path, option: str) -> None:

@@ -10,9 +10,7 @@ from typing import Any, get_type_hints
 
 from ..errors import CheckpointError
 from .expressions import one_line
-
-FORMAT = 1
-
+from .files import check_format
 
 Lines = list[dict[str, Any]]
 
@@ -113,8 +111,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], Request]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        check_format(path, record["format"])
         missing = _RESULT - record["result"].keys() if "result" in record else set()
         if missing or not isinstance(record["data"]["fingerprint"], str):
             raise ValueError(f"no {', '.join(sorted(missing)) or 'fingerprint'} in it")

@@ -25,6 +25,7 @@ from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
 from ..models.causal_lm import packed
+from ..teachers import External
 from ..training import threads
 from ..training.comparison import (
     BEFORE,
@@ -46,7 +47,6 @@ from .preflight import preflight
 from .recipes import sft
 from .run import Completions, Evaluator, LanguageRun, default_recipe, predict, prepare, product, read_recipe
 from .sampling import Sampling
-from .teachers import External
 from .trainer import fit
 
 METHOD, CONTROL, START = "language method", "language control", "language before"
@@ -161,7 +161,7 @@ def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     assert trained.objective is not None
     for name, term in evaluator.ready.method.distils.items():
         if isinstance(term.teacher, External):
-            (other,) = trained.objective.state_of(name, term.teacher).held
+            (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
             looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
             return (sizes[0] / sizes[1] - 1.0) * looks

@@ -3,6 +3,8 @@
 Rows of token ids come in, and the hidden states before each completion token go out; the output matrix is read by the
 chunked divergences, so that logits are never all in memory. A row is two lines of integers, (2, length): token ids, and
 roles (0 padding, 1 prompt, 2 completion). The completion is right of the prompt and padding right of both.
+
+It holds its teachers as other weights that answer through the student's own layers.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.logits import Head, Source, product
+from ..core import distributed
+from ..core.logits import Logits, Projection, product
+from ..core.memory import LargeModel, WeightView
+from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .hub import causal, quiet
 
-PROMPT, COMPLETION = 1, 2
+PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
 
 Ids = Sequence[int]
@@ -35,6 +40,8 @@ def packed(pairs: Sequence[tuple[Ids, Ids]]) -> Tensor:
     >>> packed([([5, 6], [7]), ([5], [8])]).tolist()
     [[[5, 6, 7], [1, 1, 2]], [[5, 8, 0], [1, 2, 0]]]
     """
+    if not pairs:
+        return torch.zeros(0, 2, 0, dtype=torch.int64)
     rows = [
         torch.tensor([[*prompt, *completion], [PROMPT] * len(prompt) + [COMPLETION] * len(completion)]).t()
         for prompt, completion in pairs
@@ -51,7 +58,136 @@ def completions(x: Tensor) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-class Causal(nn.Module):
+TOGETHER = 4096  # tokens that are looked at at once, without gradient: activations of one layer are held at a time
+
+
+def completion_rows(pairs: Sequence[tuple[Ids, Ids]], ids: Tensor | None = None, **extra: Tensor) -> Rows:
+    """Prompts with their completions as the rows of a view: tokens as labels (rows, T), -1 for padding, and a mask."""
+    x = packed(pairs)
+    y, mask = completions(x)
+    return Rows(x, y.masked_fill(~mask, -1), ids, None, {"mask": mask, **extra})
+
+
+class ModelView(WeightView):
+    """A teacher with the student's layers; rows (rows, 2, length) in, {"logits": lazy logits (rows, T)} out.
+
+    ``student`` is in a tuple, so that it is no part of the teacher's state.
+    """
+
+    def __init__(self, student: Causal) -> None:
+        super().__init__()
+        self.student = (student,)
+
+    def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
+        with self.placed() as (model, weights):
+            return {"logits": model.source(model.look(x, weights), weights)}
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        """The model that answers while it lasts, and the weights to put in the place of its own (None: none)."""
+        yield self.student[0], None
+
+
+class AdapterOff(ModelView):
+    """The pre-trained weights of a student with an adapter: the adapter is switched off."""
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        with self.student[0].without_adapter():
+            yield self.student[0], None
+
+
+class OtherModel(ModelView):
+    """Another model, out of the way of state dicts: it is loaded again, never saved."""
+
+    def __init__(self, other: Causal) -> None:
+        super().__init__(other.eval().requires_grad_(False))
+
+
+class Swapped(ModelView):
+    """Weights by their names in the student, as buffers, put in the place of its own for one look."""
+
+    def __init__(self, student: Causal, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+        super().__init__(student)
+        self.names = list(weights)
+        for i, value in enumerate(weights.values()):
+            self.register_buffer(str(i), value.detach().clone().to(dtype or value.dtype))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name."""
+        return {name: self.get_buffer(str(i)) for i, name in enumerate(self.names)}
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        yield self.student[0], self.weights()
+
+
+class Averaged(Swapped):
+    """A moving average of the student's weights in float32, rounded to their precision when it is looked through.
+
+    Under LoRA the update dW = s B A is averaged as one matrix a layer: averages of A and of B have another product. In
+    bfloat16 an average of a small rate stands still.
+    """
+
+    def __init__(self, student: Causal) -> None:
+        super().__init__(student, dict(student.averaged_weights()), torch.float32)
+        self._together: Sequence[Tensor] = ()
+        self._answers: list[Projection] = []
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        model, weights = self.student[0], self.weights()
+        own = dict(model.named_parameters())
+        whole = {n: w.to(own[n].dtype) for n, w in weights.items() if n in own}
+        with model.shifted({n: w for n, w in weights.items() if n not in own}):
+            yield model, whole
+
+    def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
+        """As any view; under LoRA, weights and updates are added up once for all micro-batches of a step."""
+        model = self.student[0]
+        together = next((xs for xs in model.micro_batches if any(x is other for other in xs)), None)
+        if together is None or not model.adapted or not model.linear:
+            return super().forward(x)
+        if self._together is not together:
+            self._together, self._answers = together, list(answers(together, self._looked))
+        return {"logits": next(a for other, a in zip(together, self._answers, strict=True) if other is x)}
+
+    def _looked(self, x: Tensor) -> Projection:
+        found = super().forward(x)["logits"]
+        assert isinstance(found, Projection)
+        return found
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, share: float) -> None:
+        weights = self.weights()
+        with distributed.whole(student):
+            for name, now in self.student[0].averaged_weights():
+                weights[name].lerp_(now.to(weights[name].dtype), share)
+
+
+def answers(xs: Sequence[Tensor], answer: Callable[[Tensor], Projection]) -> Iterator[Projection]:
+    """The answer to each of some batches of rows (rows, 2, length), as many asked together as `TOGETHER` allows."""
+    for few in _neighbours(xs):
+        longest = max(x.shape[-1] for x in few)
+        whole = answer(torch.cat([nn.functional.pad(x, (0, longest - x.shape[-1])) for x in few]))
+        for x, hidden in zip(few, whole.hidden.split([len(x) for x in few]), strict=True):
+            length = int((x[:, 1] == COMPLETION).sum(1).max()) if len(x) else 0
+            yield whole._replace(hidden=hidden[:, :length])
+
+
+def _neighbours(xs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours, until padded to the longest they have more tokens than may be looked at together."""
+    few = list[Tensor]()
+    for x in xs:
+        if few and sum(map(len, [*few, x])) * max(y.shape[-1] for y in [*few, x]) > TOGETHER:
+            yield few
+            few = []
+        few.append(x)
+    if few:
+        yield few
+
+
+class Causal(LargeModel):
     """A Hugging Face causal model, with or without LoRA, whose output is {"hidden": (rows, T, width)}.
 
     Position t holds the state that predicts the t-th completion token. Weights that do not learn (under LoRA all but
@@ -69,6 +205,7 @@ class Causal(nn.Module):
         self.vocabulary = min(len(tokenizer), self.plain.get_output_embeddings().weight.shape[0])
         self.register_state_dict_post_hook(_learning_only)  # type: ignore[no-untyped-call]
         self._linear: bool | None = None
+        self.micro_batches: Sequence[Sequence[Tensor]] = ()  # rows that a teacher may be asked about together
 
     @property
     def plain(self) -> Any:
@@ -102,16 +239,62 @@ class Causal(nn.Module):
         hidden[real] = states[predicts]
         return {"hidden": hidden}
 
-    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
-        """The logits for `divergence`: hidden states (tokens, width) and the output matrix, of given weights or its
-        own.
-        """
+    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Logits:
+        """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
         if not self.linear:
-            return hidden
+            return hidden if hidden.shape[-1] == self.vocabulary else hidden[..., : self.vocabulary]
         head = self.plain.get_output_embeddings()
-        replaced = weights or {}  # a tied matrix goes by its first name
-        matrix = next((replaced[n] for n, p in self.named_parameters() if p is head.weight and n in replaced), None)
-        return Head(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
+        given = weights or {}  # a tied matrix goes by its first name
+        matrix = next((given[n] for n, p in self.named_parameters() if p is head.weight and n in given), None)
+        matrix = head.weight if matrix is None else matrix
+        return Projection(hidden, matrix, getattr(head, "bias", None), self.vocabulary)
+
+    def logits(self, outputs: Mapping[str, Tensor]) -> Logits:
+        """Those of the outputs of a pass, (rows, T, vocabulary), of hidden states in float32."""
+        return self.source(outputs["hidden"].float())
+
+    def frozen(self) -> ModelView:
+        """The pre-trained weights: under LoRA the adapter is switched off, otherwise a copy is held."""
+        if self.adapted:
+            return AdapterOff(self)
+        return Swapped(self, self.learning() if self.origin is None else self.origin())
+
+    def holding(self, other: nn.Module) -> Swapped:
+        """The weights that learn of another model of its kind, or its own, as they are now."""
+        if not isinstance(other, Causal):
+            raise RecipeError(f"a language model learns from language models, not from a {type(other).__name__}")
+        return Swapped(self, other.learning())
+
+    def average(self) -> Averaged:
+        """Its weights in float32, to follow it."""
+        return Averaged(self)
+
+    def external(self, source: str | None, module: nn.Module | None) -> OtherModel:
+        """Another model with the same tokenizer: a folder or a name as --model takes them.
+
+        Raises:
+            DataError: its tokenizer reads texts differently, so that ids of one mean nothing to the other.
+            RecipeError: neither a name nor a model is given.
+        """
+        if module is None and source is None:
+            raise RecipeError("this method needs a teacher: name a model of the student's family, as in gkd('smollm2')")
+        other = Pretrained(source)() if module is None and source is not None else module
+        if not isinstance(other, Causal):
+            raise RecipeError(f"a language model learns from language models, not from a {type(other).__name__}")
+        if other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise DataError(
+                f"the teacher {source or 'that is given'} has another tokenizer ({len(other.tokenizer)} tokens, the "
+                f"student {len(self.tokenizer)}); give one of the student's family"
+            )
+        return OtherModel(other.to(next(self.parameters()).device))
+
+    def averaged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What a moving average holds, one layer at a time: an adapter's update as one matrix, and what else learns."""
+        for name, layer in self.adapters().items():
+            yield name, update_of(layer).detach()
+        for name, value in self.learning().items():
+            if not self.adapted or "lora_" not in name:
+                yield name, value.detach()
 
     @torch.no_grad()
     def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -136,10 +319,10 @@ class Causal(nn.Module):
         output = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
         return output.logits[:, -1, : self.vocabulary], output[cache_name]
 
-    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
-        """The logits for `divergence` at every completion token of some rows, the tokens in one row; as `look`."""
+    def says(self, x: Tensor) -> Logits:
+        """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
         _, real = completions(x)
-        return self.source(self.look(x, weights)[real], weights)
+        return self.source(self.look(x)[real])
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
@@ -313,7 +496,7 @@ def _adapted(lm: Any, how: Pretrained) -> Any:
             adapted = peft.get_peft_model(lm, config)
     except ValueError as error:
         raise DataError(f"LoRA does not fit {how.name} ({error}); name its layers, such as q_proj,v_proj") from error
-    from .lora import swift
+    from .lora import use_fast_layers
 
-    swift(adapted)
+    use_fast_layers(adapted)
     return adapted

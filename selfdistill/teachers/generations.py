@@ -41,9 +41,7 @@ class GenerationEnsemble(Generation):
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
-            raise SpaceError(
-                f"GenerationEnsemble gives the mean of logits or values; the head {head!r} is another thing"
-            )
+            raise SpaceError(f"GenerationEnsemble gives the mean of logits or values, not of the head {head!r}")
         return space_of(head)
 
     def speaks(self, state: nn.Module, step: Forward) -> bool:

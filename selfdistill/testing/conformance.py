@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import gates, losses, methods, schedules, teachers, terms, views
+from ..core import mixing, parts
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
+from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
@@ -45,9 +46,9 @@ def names() -> dict[str, Callable[..., Any]]:
     >>> parse_expression("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
-    found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
+    found: dict[str, Callable[..., Any]] = {"Method": Method}
     around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
+    for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
@@ -262,15 +263,14 @@ def _check_target(teacher: Teacher, target: Target, objective: Objective, batch:
     declared = teacher.space(term.head)
     _require(target.space == declared, f"{teacher} declares {declared} and gave a target of {target.space}")
     _require(not target.value.requires_grad, f"{teacher} lets gradient through its target; detach it")
+    kind = torch.bool if target.valid is None else target.valid.dtype
+    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
     student = objective.forward_views(batch).student(term.view, term.head)
     try:
         whole = target.spread(student)
     except SpaceError as error:
         raise AssertionError(f"{teacher}: {error}") from None
-    valid = whole.valid
-    kind = torch.bool if valid is None else valid.dtype
-    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
-    said = whole.value if valid is None else whole.value[valid]
+    said = whole.value if whole.valid is None else whole.value[whole.valid]
     _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
     first = _asked(teacher, objective.train(), batch)
     _require(same_bits(first.value, target.value), f"{teacher} answers otherwise when it is asked twice")
@@ -378,7 +378,10 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
 
 def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
     """Each row twice is the same mean; memories are asked without learning from it."""
-    twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
+    twice = Batch()
+    for view, rows in batch.items():
+        y, ids = (None if t is None else torch.cat([t, t]) for t in rows[1:3])
+        twice[view] = Rows(torch.cat([rows.x, rows.x]), y, ids)
     if any(part.mixes for term in objective.method.terms.values() for part in term.parts()):
         return  # the rows of a batch are each other's teachers
     with torch.no_grad():

@@ -4,9 +4,10 @@ One convention throughout: **target = xi x teacher + (1 - xi) x label**, for any
 otherwise. Some papers write alpha = 1 - xi. ``lam`` is ridge's penalty beside the sum of squared errors, except in the
 ``flat_`` functions, where it stands beside their mean. Risks are excess risks.
 
-`repeated_ridge` has the power law and the fixed point, `mixing_weight` the best weight of one step and what noise in
-the labels does to it, `multi_step` that of several steps, `repetition` what repetition does, `identities` what holds
-for any model. `checks` measures each against an independent reference; ``selfdistill theory`` prints the result.
+`repeated_ridge` has the power law and the fixed point, `mixing_weight` the best weight of one step, also for noisy
+labels, `multi_step` those of several steps, `repetition` the risk of self-training, round by round, and `identities`
+the equations that hold for any model. `checks` measures each against a reference of its own; ``selfdistill theory``
+prints the result.
 """
 
 from __future__ import annotations

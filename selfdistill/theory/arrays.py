@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError
 
-__all__ = ["Array", "array", "count", "design", "positive", "same_length"]
-
 Array = NDArray[np.float64]
 
 

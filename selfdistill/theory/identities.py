@@ -13,21 +13,6 @@ from numpy.typing import ArrayLike
 from ..errors import DataError
 from .arrays import Array, array, design, positive
 
-__all__ = [
-    "ambiguity",
-    "bald",
-    "cross_entropy",
-    "entropy",
-    "gaussian_kl",
-    "mixed_target",
-    "moment_matched",
-    "peers_fixed_point",
-    "softmax",
-    "squared_remainder",
-    "temperature_gradient",
-    "temperature_limit",
-]
-
 
 def mixed_target(teacher: ArrayLike, label: ArrayLike, xi: float) -> Array:
     """xi teacher + (1 - xi) label, of their common shape.

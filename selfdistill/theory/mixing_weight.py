@@ -2,8 +2,10 @@
 
 Target = xi x teacher + (1 - xi) x label, any real xi. The student is linear in its target, so it is the mixture
 f_T + xi (f_PD - f_T) of the teacher f_T and the purely distilled student f_PD, and its squared risk is a parabola
-in xi. With noise in the labels (``noise`` its variance, s_j singular values, a_j = v_j'beta, h_j = s_j^2 / (s_j^2 +
-lam)) what counts is the squared error of the coefficients.
+in xi.
+
+The second part is about noisy labels: s_j are singular values, a_j = v_j'beta, ``noise`` is the variance of the
+labels' noise, h_j = s_j^2 / (s_j^2 + lam), and the risk is the squared error of the coefficients.
 """
 
 from __future__ import annotations
@@ -14,22 +16,6 @@ from numpy.typing import ArrayLike
 from ..errors import DataError
 from .arrays import design, positive, same_length
 from .repeated_ridge import shrinkage, smoother
-
-__all__ = [
-    "flat_risk",
-    "flat_turning",
-    "flat_weight",
-    "gcv_weight",
-    "held_out_weight",
-    "left_out_weight",
-    "noise_weight",
-    "noise_weight_limit",
-    "parameter_error",
-    "risk_gain",
-    "risk_weight",
-    "turning_noise",
-    "weight_from_risks",
-]
 
 
 def held_out_weight(label: ArrayLike, teacher: ArrayLike, student: ArrayLike) -> float:
@@ -224,6 +210,9 @@ def _flat(lam: float, energy: float, ratio: float, noise: float) -> None:
         raise DataError(f"energy {energy}, ratio {ratio} and noise {noise} must be 0 or more")
 
 
+# noisy labels ---------------------------------------------------------------------------------------------------------
+
+
 def parameter_error(s: ArrayLike, a: ArrayLike, noise: float, lam: float, xi: float) -> float:
     """Expected squared error of the student's coefficients after one step, s and a (r,).
 
@@ -265,9 +254,9 @@ def noise_weight(s: ArrayLike, a: ArrayLike, noise: float, lam: float) -> float:
     values, signal = same_length(s=s, a=a)
     h = shrinkage(values, lam)
     squared, rough = signal**2, noise / values**2
-    numerator = h**2 * (1 - h) * rough - (1 - h) ** 2 * h * squared
-    denominator = (1 - h) ** 2 * h**2 * (squared + rough)
-    return float(numerator.sum()) / positive(float(denominator.sum()), "the distance of student and teacher")
+    up = h**2 * (1 - h) * rough - (1 - h) ** 2 * h * squared
+    down = (1 - h) ** 2 * h**2 * (squared + rough)
+    return float(up.sum()) / positive(float(down.sum()), "the distance of student and teacher")
 
 
 def noise_weight_limit(s: ArrayLike, lam: float) -> float:

@@ -14,19 +14,6 @@ from ..errors import DataError
 from .arrays import Array, array, count, design, positive, same_length
 from .repeated_ridge import shrinkage, spectrum
 
-__all__ = [
-    "best_kept",
-    "best_steps",
-    "equal_values_penalty",
-    "fitted_weights",
-    "fixed_design_excess",
-    "least_excess",
-    "step_imitation",
-    "step_shrinkage",
-    "step_weights",
-    "stepped",
-]
-
 
 def step_weights(xis: ArrayLike) -> Array:
     """b (k,) of the k-step student, from xi_1 ... xi_k (k,).

@@ -16,19 +16,6 @@ from numpy.typing import ArrayLike
 from ..errors import DataError
 from .arrays import Array, array, count, design, positive
 
-__all__ = [
-    "collapsed_after",
-    "contraction",
-    "degrees_of_freedom",
-    "fixed_point",
-    "power_law",
-    "ridge",
-    "rounds_to_collapse",
-    "shrinkage",
-    "smoother",
-    "spectrum",
-]
-
 
 def spectrum(X: ArrayLike) -> tuple[Array, Array, Array]:
     """U (n, r), singular values (r,) in falling order and V (d, r) of X (n, d), without directions of value 0.

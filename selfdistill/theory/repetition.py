@@ -16,20 +16,6 @@ import numpy as np
 from ..errors import DataError
 from .arrays import Array, count, positive
 
-__all__ = [
-    "GOLDEN",
-    "accumulated_bound",
-    "accumulated_error",
-    "first_rise",
-    "mixing_variance",
-    "replaced_error",
-    "spike_forgetting",
-    "spike_noise",
-    "spike_risk",
-    "spike_risks",
-    "stopping_time",
-]
-
 #: The weight of fresh real labels at which mixing them with the predecessor's has the least variance: 0.618...
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 

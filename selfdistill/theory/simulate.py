@@ -11,8 +11,6 @@ import numpy as np
 
 from .arrays import Array
 
-__all__ = ["distilled", "mixed_labels", "regenerated", "self_trained", "solved", "spiked_excess"]
-
 
 def solved(X: Array, y: Array, lam: float) -> Array:
     """Ridge coefficients (d,) from the normal equations.

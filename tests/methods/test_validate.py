@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.parts import Term
+from selfdistill.core.parts import BaseTerm, Term
 from selfdistill.core.regression import of_values
 from selfdistill.core.step import Batch, Rows
 from selfdistill.data.dataset import Data, from_tensors
@@ -86,7 +84,11 @@ def test_a_partner_of_the_same_class_is_no_other_row():
 
 def test_a_term_of_its_own_kind_is_not_judged():
     """It checks itself; its view must exist all the same."""
-    own: Any = SimpleNamespace(view="x", parts=lambda: ())
+
+    class Own(BaseTerm):
+        view = "x"
+
+    own = Own()
     check_method(Method({"own": own}))
     own.view = "y"
     with pytest.raises(SpaceError, match="'y'"):

@@ -20,7 +20,7 @@ from selfdistill.core.step import Clock, Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.experiments.network_run import gain
-from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, PrototypeCrossEntropy, ReverseKL
+from selfdistill.losses import KL, CrossEntropy, DirichletNLL, KLFromStudent, LogOneMinusInner, PrototypeCrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, PeerMean, PeerModels
@@ -203,7 +203,7 @@ def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
 
 def test_reverse_kl_turns_kl_round() -> None:
     a, b = (torch.randn(6, 4, generator=generator) for _ in range(2))
-    torch.testing.assert_close(ReverseKL(3.0)(a, Target(b, "logits")), KL(3.0)(b, Target(a, "logits")))
+    torch.testing.assert_close(KLFromStudent(3.0)(a, Target(b, "logits")), KL(3.0)(b, Target(a, "logits")))
 
 
 def test_the_dirichlet_loss_is_the_mean_density_of_the_members() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..memory import FrozenCopy
+from ..memory import FrozenCopy, WeightView
 from ..parts import BaseTerm, Part, Teacher
 from ..step import Forward
 from .summary import TermHealth, fail
@@ -156,8 +156,12 @@ class StateWatch:
 
     def _held(self) -> list[tuple[str, Part, nn.Module]]:
         """The owners that hold a module, by the state's key."""
-        states = [(key, part, self.states[key]) for key, part, _ in self.owners]
-        return [(key, part, state.module) for key, part, state in states if isinstance(state, FrozenCopy)]
+        held = [(key, part, self.states[key]) for key, part, _ in self.owners]
+        return [
+            (key, part, state.module)
+            for key, part, state in held
+            if isinstance(state, FrozenCopy) and not isinstance(state.module, WeightView)
+        ]
 
     def _terms(self, key: str) -> list[str]:
         return [name for (name, _), state_key in self.keys.items() if state_key == key]

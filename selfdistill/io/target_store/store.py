@@ -29,7 +29,7 @@ from ...rng import _mix_tensor
 from ..tensors import FULL, MALFORMED, TEMPORARY, canonical, stream, sync_folder, write_stream
 from .layouts import Columns, Dense, Layout, Sparse, Top
 
-CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 1
+CARD, FORMAT, VERSION = "store.json", "selfdistill targets", 2
 
 
 SHARD_BYTES, SHARD_RECORDS = 1 << 26, 1 << 18
@@ -281,7 +281,7 @@ class Store:
     def sparse(self, keys: ArrayLike) -> tuple[Sparse, Keys]:
         """The most probable outputs of all elements of some records, and where each record starts and ends.
 
-        ``ids`` and ``log_probs`` are what `selfdistill.core.logits.Cached` takes.
+        ``ids`` and ``log_probs`` are what `selfdistill.core.logits.SparseLogProbs` takes.
         """
         if not isinstance(self.layout, Top):
             raise DataError(f"{self.folder} holds targets as {self.layout}, all outputs of each; use read")

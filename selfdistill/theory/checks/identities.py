@@ -141,19 +141,37 @@ def disagreement(rng: np.random.Generator) -> float:
 
 
 IDENTITIES = [
-    Identity("squared losses", "two squared losses are one at the mixed target plus xi (1 - xi)(p - y)^2, any real xi",
-             "Das & Sanghavi, ICML 2023; algebra", squared),
+    Identity(
+        "squared losses",
+        "two squared losses are one at the mixed target plus xi (1 - xi)(p - y)^2, any real xi",
+        "Das & Sanghavi, ICML 2023; algebra",
+        squared,
+    ),
     Identity("cross-entropies", "two cross-entropies are one at the mixed target", HINTON, linear),
     Identity("divergence", "KL(t || q) = CE(t, q) - H(t)", "Kullback, 1959", divergence),
     Identity("label smoothing", "is a uniform teacher", "Szegedy et al., CVPR 2016", smoothing),
     Identity("temperature gradient", "of T^2 KL is T (q - t)", HINTON, gradient),
-    Identity("temperature limit", "(z - v) / N for centred logits, with an error that falls as 1 / T", HINTON, limit,
-             tolerance=1e-5),
+    Identity(
+        "temperature limit",
+        "(z - v) / N for centred logits, with an error that falls as 1 / T",
+        HINTON,
+        limit,
+        tolerance=1e-5,
+    ),
     Identity("Gaussian KL", "in closed form", "Kullback, 1959", gaussian),
-    Identity("moment matching", "mean and variance of an ensemble of normals, and the nearest normal",
-             "Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017", moments),
-    Identity("ambiguity", "the ensemble's error is its members' mean error less their spread",
-             "Krogh & Vedelsby, NIPS 1995", ambiguous),
-    Identity("BALD", "is the members' mean divergence from their mean", "Houlsby et al., arXiv 1112.5745, 2011",
-             disagreement),
-]  # fmt: skip
+    Identity(
+        "moment matching",
+        "mean and variance of an ensemble of normals, and the nearest normal",
+        "Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017",
+        moments,
+    ),
+    Identity(
+        "ambiguity",
+        "the ensemble's error is its members' mean error less their spread",
+        "Krogh & Vedelsby, NIPS 1995",
+        ambiguous,
+    ),
+    Identity(
+        "BALD", "is the members' mean divergence from their mean", "Houlsby et al., arXiv 1112.5745, 2011", disagreement
+    ),
+]

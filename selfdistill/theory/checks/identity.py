@@ -1,4 +1,4 @@
-"""Identities and the measure of their deviation."""
+"""What an identity is, and how a deviation is measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arrays import Array
-
-__all__ = ["EXACT", "Identity", "broken", "each_error", "regression", "relative_error", "vertex"]
 
 EXACT = 1e-8
 
@@ -41,30 +39,35 @@ class Identity:
         rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
         deviation = float(self.measure(rng))
         return {
-            "name": self.name, "statement": self.statement, "source": self.source, "kind": self.kind,
-            "deviation": deviation, "tolerance": self.tolerance, "unit": self.unit,
+            "name": self.name,
+            "statement": self.statement,
+            "source": self.source,
+            "kind": self.kind,
+            "deviation": deviation,
+            "tolerance": self.tolerance,
+            "unit": self.unit,
             "ok": deviation <= self.tolerance,
-        }  # fmt: skip
+        }
 
 
-def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
+def relative_error(found: ArrayLike, wanted: ArrayLike) -> float:
     """Largest difference, relative to the largest entry wanted (to 1 where all of these are smaller than 1e-300).
 
     >>> relative_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     scale = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / (scale if scale > 1e-300 else 1.0)
 
 
-def each_error(value: ArrayLike, reference: ArrayLike) -> float:
+def each_error(found: ArrayLike, wanted: ArrayLike) -> float:
     """Largest relative difference, entry by entry.
 
     >>> each_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     return float(np.abs(a / b - 1.0).max())
 
 
@@ -78,7 +81,7 @@ def broken(*conditions: bool) -> float:
 
 
 def vertex(low: float, middle: float, high: float) -> float:
-    """The minimiser of the parabola through (-1, low), (0, middle), (1, high).
+    """Where a parabola through (-1, low), (0, middle), (1, high) is least.
 
     >>> vertex(4.0, 1.0, 0.0)
     1.0

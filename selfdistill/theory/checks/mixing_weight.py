@@ -26,21 +26,19 @@ def held_out(rng: np.random.Generator) -> float:
     X, y, beta = regression(rng)
     X_v = rng.standard_normal((50, X.shape[1]))
     y_v = X_v @ beta + rng.standard_normal(50)
-    largest = 0.0
+    worst = 0.0
     for lam in PENALTIES:
 
         def error(xi: float, lam: float = lam) -> float:
             return float(((y_v - X_v @ distilled(X, y, lam, [xi])[-1]) ** 2).sum())
 
         teacher, student = distilled(X, y, lam, [1.0])
-        weight = mixing_weight.held_out_weight(y_v, X_v @ teacher, X_v @ student)
-        grid = min(error(float(weight + shift)) for shift in np.linspace(-2, 2, 81))
-        largest = max(
-            largest,
-            broken(error(weight) <= grid * (1 + 1e-12)),
-            relative_error(weight, vertex(*map(error, (-1, 0, 1)))),
+        found = mixing_weight.held_out_weight(y_v, X_v @ teacher, X_v @ student)
+        grid = min(error(float(found + shift)) for shift in np.linspace(-2, 2, 81))
+        worst = max(
+            worst, broken(error(found) <= grid * (1 + 1e-12)), relative_error(found, vertex(*map(error, (-1, 0, 1))))
         )
-    return largest
+    return worst
 
 
 class Population:
@@ -52,8 +50,8 @@ class Population:
         self.M = root @ root.T + 0.1 * np.eye(6)
 
     def risk(self, beta: Array) -> float:
-        error = beta - self.beta
-        return float(error @ self.M @ error) + 1.0
+        off = beta - self.beta
+        return float(off @ self.M @ off) + 1.0
 
     def teacher(self, lam: float) -> float:
         return self.risk(solved(self.X, self.y, lam))
@@ -64,14 +62,14 @@ class Population:
     def slope(self, lam: float) -> float:
         """R'(lam) by Richardson's rule from four solves: error of order step^4."""
         step = 1e-3 * lam
-        coarse, fine = (
+        wide, near = (
             (self.teacher(lam + s * step) - self.teacher(lam - s * step)) / (2 * s * step) for s in (2.0, 1.0)
         )
-        return (4 * fine - coarse) / 3
+        return (4 * near - wide) / 3
 
     def distance(self, lam: float) -> float:
-        initial, second = distilled(self.X, self.y, lam, [1.0])
-        return float((second - initial) @ self.M @ (second - initial))
+        first, second = distilled(self.X, self.y, lam, [1.0])
+        return float((second - first) @ self.M @ (second - first))
 
     def best(self, lam: float) -> float:
         """The best xi, from students refitted at three of them."""
@@ -80,10 +78,10 @@ class Population:
     def turning(self) -> float:
         """A penalty at which R' = 0, by halving a range in which R' changes its sign; 0 where it never does."""
         grid = [float(lam) for lam in np.geomspace(1e-3, 1e4, 60)]
-        brackets = [pair for pair in pairwise(grid) if self.slope(pair[0]) <= 0 < self.slope(pair[1])]
-        if not brackets:
+        turns = [pair for pair in pairwise(grid) if self.slope(pair[0]) <= 0 < self.slope(pair[1])]
+        if not turns:
             return 0.0
-        low, high = brackets[0]
+        low, high = turns[0]
         for _ in range(80):
             middle = (low + high) / 2
             low, high = (low, middle) if self.slope(middle) > 0 else (middle, high)
@@ -91,31 +89,31 @@ class Population:
 
 
 def sign(rng: np.random.Generator) -> float:
-    p, largest = Population(rng), 0.0
+    p, worst = Population(rng), 0.0
     for lam in PENALTIES:
-        weight = mixing_weight.risk_weight(p.slope(lam), p.distance(lam), lam)
-        largest = max(largest, relative_error(weight, p.best(lam)), broken(np.sign(weight) == -np.sign(p.slope(lam))))
-    return largest
+        found = mixing_weight.risk_weight(p.slope(lam), p.distance(lam), lam)
+        worst = max(worst, relative_error(found, p.best(lam)), broken(np.sign(found) == -np.sign(p.slope(lam))))
+    return worst
 
 
 def risks(rng: np.random.Generator) -> float:
-    p, largest = Population(rng), 0.0
+    p, worst = Population(rng), 0.0
     for lam in PENALTIES:
-        initial, second = (b - p.beta for b in distilled(p.X, p.y, lam, [1.0]))
-        cross = float(initial @ p.M @ second) + 1.0
-        weight = mixing_weight.weight_from_risks(p.teacher(lam), p.student(lam, 1.0), cross)
-        largest = max(largest, relative_error(weight, p.best(lam)))
-    return largest
+        first, second = (b - p.beta for b in distilled(p.X, p.y, lam, [1.0]))
+        cross = float(first @ p.M @ second) + 1.0
+        found = mixing_weight.weight_from_risks(p.teacher(lam), p.student(lam, 1.0), cross)
+        worst = max(worst, relative_error(found, p.best(lam)))
+    return worst
 
 
 def gain(rng: np.random.Generator) -> float:
     """Relative to the teacher's risk, not to the gain: this may be small."""
-    p, largest = Population(rng), 0.0
+    p, worst = Population(rng), 0.0
     for lam in PENALTIES:
-        closed_form = mixing_weight.risk_gain(p.slope(lam), p.distance(lam), lam)
-        measured = p.teacher(lam) - p.student(lam, p.best(lam))
-        largest = max(largest, abs(closed_form - measured) / p.teacher(lam))
-    return largest
+        told = mixing_weight.risk_gain(p.slope(lam), p.distance(lam), lam)
+        found = p.teacher(lam) - p.student(lam, p.best(lam))
+        worst = max(worst, abs(told - found) / p.teacher(lam))
+    return worst
 
 
 def stationary(rng: np.random.Generator) -> float:
@@ -134,7 +132,7 @@ def flat(rng: np.random.Generator) -> float:
     """Expectation over the noise taken exactly, by one solve for the signal and one for each row's noise."""
     X, beta = flat_design(rng, 20, 5)
     variance, energy, ratio = 1.3, float(beta @ beta), 5 / 20
-    largest = 0.0
+    worst = 0.0
     for lam in (0.05, 0.3, 1.0, 4.0):
 
         def risk(xi: float, lam: float = lam) -> float:
@@ -142,27 +140,27 @@ def flat(rng: np.random.Generator) -> float:
             rows = [distilled(X, row, lam * 20, [xi])[-1] for row in np.eye(20)]
             return float(signal @ signal) + variance * sum(float(r @ r) for r in rows)
 
-        weight = mixing_weight.flat_weight(lam, energy, ratio, variance)
-        largest = max(largest, relative_error(mixing_weight.flat_risk(lam, energy, ratio, variance), risk(0.0)))
-        largest = max(largest, relative_error(weight, vertex(risk(-1.0), risk(0.0), risk(1.0))))
-        largest = max(largest, broken((weight > 0) == (lam < mixing_weight.flat_turning(energy, ratio, variance))))
-    return largest
+        found = mixing_weight.flat_weight(lam, energy, ratio, variance)
+        worst = max(worst, relative_error(mixing_weight.flat_risk(lam, energy, ratio, variance), risk(0.0)))
+        worst = max(worst, relative_error(found, vertex(risk(-1.0), risk(0.0), risk(1.0))))
+        worst = max(worst, broken((found > 0) == (lam < mixing_weight.flat_turning(energy, ratio, variance))))
+    return worst
 
 
 def estimated(rng: np.random.Generator, estimate: Callable[[Array, Array, float], float]) -> float:
     """Median over data sets of an estimate less that of the best weight, which knows the coefficients; d / n = 1/2."""
-    largest, rows, dimension = 0.0, 800, 400
+    worst, rows, dimension = 0.0, 800, 400
     draws = [regression(rng, rows, dimension, noise=25.0) for _ in range(7)]
     scale = np.linspace(0.5, 2.0, dimension)  # of the inputs' directions, so this is the excess risk of fresh rows
     for lam in (200.0, 400.0):
-        estimates, references = [], []
+        found, wanted = [], []
         for X, y, beta in draws:
-            teacher, second = distilled(X, y, lam, [1.0])
-            errors = scale * (beta - teacher), scale * (second - teacher)
-            references.append(float(errors[0] @ errors[1] / (errors[1] @ errors[1])))
-            estimates.append(estimate(X, y, lam))
-        largest = max(largest, abs(float(np.median(estimates)) - float(np.median(references))))
-    return largest
+            first, second = distilled(X, y, lam, [1.0])
+            off = scale * (beta - first), scale * (second - first)
+            wanted.append(float(off[0] @ off[1] / (off[1] @ off[1])))
+            found.append(estimate(X, y, lam))
+        worst = max(worst, abs(float(np.median(found)) - float(np.median(wanted))))
+    return worst
 
 
 def gcv(rng: np.random.Generator) -> float:
@@ -176,18 +174,17 @@ def left_out(rng: np.random.Generator) -> float:
 def refitted(rng: np.random.Generator) -> float:
     """Teacher and student really fitted without each row in turn; the vertex of their left-out errors."""
     X, y, _ = regression(rng, rows=15, dimension=4)
-    largest = 0.0
+    worst = 0.0
     for lam in PENALTIES:
 
         def error(xi: float, lam: float = lam) -> float:
-            mask = [np.arange(15) != i for i in range(15)]
-            return float(sum((y[i] - X[i] @ distilled(X[k], y[k], lam, [xi])[-1]) ** 2 for i, k in enumerate(mask)))
+            kept = [np.arange(15) != i for i in range(15)]
+            return float(sum((y[i] - X[i] @ distilled(X[k], y[k], lam, [xi])[-1]) ** 2 for i, k in enumerate(kept)))
 
-        largest = max(
-            largest,
-            relative_error(mixing_weight.left_out_weight(X, y, lam), vertex(error(-1.0), error(0.0), error(1.0))),
+        worst = max(
+            worst, relative_error(mixing_weight.left_out_weight(X, y, lam), vertex(error(-1.0), error(0.0), error(1.0)))
         )
-    return largest
+    return worst
 
 
 def design(rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -206,17 +203,17 @@ def expected(X: Array, a: Array, variance: float, lam: float, xi: float) -> floa
 
 def noisy(rng: np.random.Generator) -> float:
     X, s, a = design(rng)
-    largest = 0.0
+    worst = 0.0
     for variance in (0.05, 1.0, 20.0):
         for lam in (0.5, 3.0):
             three = [expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            closed_form = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            largest = max(
-                largest,
-                relative_error(closed_form, three),
+            told = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
+            worst = max(
+                worst,
+                relative_error(told, three),
                 relative_error(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three)),
             )
-    return largest
+    return worst
 
 
 def ordered(rng: np.random.Generator) -> float:
@@ -224,21 +221,23 @@ def ordered(rng: np.random.Generator) -> float:
     X, s, a = design(rng)
     lam = 2.0
 
-    def best_weight(variance: float) -> float:
+    def best(variance: float) -> float:
         return vertex(*(expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)))
 
     turning = mixing_weight.turning_noise(s, a, lam)
-    weights = [best_weight(v) for v in (0.0, 0.5 * turning, turning, 2 * turning, 10 * turning, 1e12)]
+    found = [best(v) for v in (0.0, 0.5 * turning, turning, 2 * turning, 10 * turning, 1e12)]
     limit = mixing_weight.noise_weight_limit(s, lam)
-    rises = all(current < later for current, later in pairwise(weights))
-    return max(
-        broken(rises, weights[1] < 0 < weights[3], limit > 1), abs(weights[2]), relative_error(limit, weights[-1])
-    )
+    rises = all(now < later for now, later in pairwise(found))
+    return max(broken(rises, found[1] < 0 < found[3], limit > 1), abs(found[2]), relative_error(limit, found[-1]))
 
 
 IDENTITIES = [
-    Identity("T5 held-out weight", "xi* = <y - f_T, f_PD - f_T> / |f_PD - f_T|^2 is the best refitted student's",
-             "Borup & Andersen, NeurIPS 2021; derived", held_out),
+    Identity(
+        "T5 held-out weight",
+        "xi* = <y - f_T, f_PD - f_T> / |f_PD - f_T|^2 is the best refitted student's",
+        "Borup & Andersen, NeurIPS 2021; derived",
+        held_out,
+    ),
     Identity("T9 noise rule", "the best xi for the coefficients, in closed form", DAS, noisy),
     Identity("T10 noise order", "it grows with the noise, through 0 where told, to a limit above 1", DAS, ordered),
     Identity("T11 sign rule", "xi* = -lam R'(lam) / (2 D), of the sign opposite to R'", DANG, sign),
@@ -246,10 +245,22 @@ IDENTITIES = [
     Identity("T11 flat design", "risk, xi* and its turning point where X'X / n = I", DANG, flat),
     Identity("T12 gain", "the best student is better by lam^2 R'^2 / (4 D)", DANG, gain, unit="the teacher's risk"),
     Identity("T13 stationary", "where R' = 0, xi* = 0", DANG, stationary, unit="xi"),
-    Identity("T14 GCV weight", "one fit estimates xi* (d = 400, n = 800, lam moderate)", DANG, gcv,
-             "Monte Carlo", 0.3, "xi"),
-    Identity("T14 left-out weight", "the best xi of left-out errors, as if each row's models were refitted",
-             "Allen, 1974; derived", refitted),
-    Identity("T14 left-out estimate", "left-out errors estimate xi* (the same setting)", "Allen, 1974; derived",
-             left_out, "Monte Carlo", 0.1, "xi"),
-]  # fmt: skip
+    Identity(
+        "T14 GCV weight", "one fit estimates xi* (d = 400, n = 800, lam moderate)", DANG, gcv, "Monte Carlo", 0.3, "xi"
+    ),
+    Identity(
+        "T14 left-out weight",
+        "the best xi of left-out errors, as if each row's models were refitted",
+        "Allen, 1974; derived",
+        refitted,
+    ),
+    Identity(
+        "T14 left-out estimate",
+        "left-out errors estimate xi* (the same setting)",
+        "Allen, 1974; derived",
+        left_out,
+        "Monte Carlo",
+        0.1,
+        "xi",
+    ),
+]

@@ -148,17 +148,36 @@ def golden(rng: np.random.Generator) -> float:
 
 
 IDENTITIES = [
-    Identity("T15 U-shape", "forgetting + noise is the risk of each round, least in the same round", WU, u_shape,
-             "Monte Carlo", 0.08),
+    Identity(
+        "T15 U-shape",
+        "forgetting + noise is the risk of each round, least in the same round",
+        WU,
+        u_shape,
+        "Monte Carlo",
+        0.08,
+    ),
     Identity("T15 recursion", "the noise's sum solves its recursion; without a spike the risk has no U", WU, recursion),
-    Identity("T16 stopping", "the first rise of held-out errors stops within a round of the best",
-             f"{WU}; Prechelt, 1998", stopping,
-             "Monte Carlo", 1.0, "rounds"),
+    Identity(
+        "T16 stopping",
+        "the first rise of held-out errors stops within a round of the best",
+        f"{WU}; Prechelt, 1998",
+        stopping,
+        "Monte Carlo",
+        1.0,
+        "rounds",
+    ),
     Identity("T17 replace", "error n d / (T - d - 1): a slope of 1", GERSTGRASSER, replaced, "Monte Carlo", 0.05),
-    Identity("T17 accumulate", "error d sum 1 / (i (i T - d - 1))", f"{GERSTGRASSER}; derived", accumulated,
-             "Monte Carlo", 0.05),
+    Identity(
+        "T17 accumulate",
+        "error d sum 1 / (i (i T - d - 1))",
+        f"{GERSTGRASSER}; derived",
+        accumulated,
+        "Monte Carlo",
+        0.05,
+    ),
     Identity("T17 bound", "which never exceeds d / (T - d - 1) sum 1 / i^2", GERSTGRASSER, bounded),
     Identity("T18 mixing", "the variance at which mixing real and own labels settles", HE, mixed, "Monte Carlo", 0.05),
-    Identity("T18 golden ratio", "it is least at a weight of (sqrt 5 - 1) / 2 on the real ones, and is as much", HE,
-             golden),
-]  # fmt: skip
+    Identity(
+        "T18 golden ratio", "it is least at a weight of (sqrt 5 - 1) / 2 on the real ones, and is as much", HE, golden
+    ),
+]

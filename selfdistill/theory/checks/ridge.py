@@ -169,18 +169,29 @@ def recipe(rng: np.random.Generator) -> float:
 IDENTITIES = [
     Identity("T1 power law", "k pure rounds fit U diag(h^(k+1)) U'y", MOBAHI, power),
     Identity(
-        "T2 collapse", "pure rounds end at zero, and the norm rule fires in the round that the power law says", MOBAHI,
+        "T2 collapse",
+        "pure rounds end at zero, and the norm rule fires in the round that the power law says",
+        MOBAHI,
         collapse,
     ),
     Identity("T3 degrees of freedom", "sum h^(k+1) is the trace of H^(k+1) and falls every round", MOBAHI, freedom),
     Identity("T4 fixed point", "constant xi ends at plain ridge with lam / (1 - xi)", BORUP, fixed),
     Identity("T4 contraction", "each round comes closer to it by the factor xi max h", BORUP, speed),
-    Identity("T6 several steps", "k steps are a polynomial in the smoother, and xi and b tell each other", PAREEK,
-             reparametrised),
+    Identity(
+        "T6 several steps",
+        "k steps are a polynomial in the smoother, and xi and b tell each other",
+        PAREEK,
+        reparametrised,
+    ),
     Identity("T6 recipe", "least squares on held-out rounds gives the best xi's", PAREEK, recipe),
     Identity("T7 oracle", "r steps reach the best linear method, for r <= 4 different singular values", PAREEK, oracle),
-    Identity("T8 equal values", "with equal singular values no number of steps beats tuned ridge", PAREEK,
-             equal_values),
-    Identity("T19 peers", "equal peers end at plain ridge, different peers elsewhere", "Zhang et al., CVPR 2018;"
-             " derived", peers),
-]  # fmt: skip
+    Identity(
+        "T8 equal values", "with equal singular values no number of steps beats tuned ridge", PAREEK, equal_values
+    ),
+    Identity(
+        "T19 peers",
+        "equal peers end at plain ridge, different peers elsewhere",
+        "Zhang et al., CVPR 2018; derived",
+        peers,
+    ),
+]
