@@ -120,7 +120,7 @@ def code_lines(text: str, tree: ast.Module) -> int:
 def digits_step() -> Callable[[], object]:
     """The optimizer step of `elr` on digits by an MLP, as `fit` builds its trainer."""
     from selfdistill.core.regression import for_task
-    from selfdistill.data.sealed import sealed
+    from selfdistill.data.dataset import sealed
     from selfdistill.experiments.network_run import prepare
     from selfdistill.io.run_record import Request
     from selfdistill.methods.validate import check_method

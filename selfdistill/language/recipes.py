@@ -10,7 +10,7 @@ from typing import Any
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import Count, Positive, called
+from ..io.expressions import Count, Positive, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
@@ -358,7 +358,7 @@ def _cost(method: Language) -> float:
 
 def explain(expression: str, method: Language) -> dict[str, Any]:
     """Everything that `selfdistill explain` prints of such a recipe."""
-    return {**card(called(expression), method), "expression": expression}
+    return {**card(expression_name(expression), method), "expression": expression}
 
 
 def text(found: dict[str, Any]) -> str:

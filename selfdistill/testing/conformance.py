@@ -30,10 +30,10 @@ from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teach
 from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
-from ..io.expressions import read
+from ..io.expressions import parse_expression
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -43,11 +43,11 @@ _HEAD_FOR = {"values": "values", "gaussian": "gaussian", "ranks": "ranks", "feat
 def names() -> dict[str, Callable[..., Any]]:
     """All parts and recipes by name: what the ``repr`` of a recipe is read back with.
 
-    >>> read("KL(temperature=4.0)", names())
+    >>> parse_expression("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
     found: dict[str, Callable[..., Any]] = {"Method": Method}
-    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
     for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
@@ -83,7 +83,7 @@ def check_value(part: Any) -> None:
     twin = copy.deepcopy(part)
     _require(twin == part and hash(twin) == hash(part), f"a copy of {name} is not equal to it, or hashes otherwise")
     try:
-        again = read(repr(part), {**names(), **_classes(part)})
+        again = parse_expression(repr(part), {**names(), **_classes(part)})
     except SelfdistillError as error:
         raise AssertionError(f"the repr of {name} does not read back: {error}") from None
     _require(again == part, f"the repr of {name} reads back as another value: {again!r}")
