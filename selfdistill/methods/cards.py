@@ -30,7 +30,7 @@ from ..teachers import (
     Snapshot,
     Stale,
 )
-from ..teachers.cached import pinned
+from ..teachers.cached import fixed_views
 from ..teachers.self_training import InheritedPseudoLabels
 from ..views import View, Views
 from .registry import recipes
@@ -208,7 +208,7 @@ def kept(method: Method) -> dict[str, Any] | None:
     >>> kept(recipes()["distil"]())
     {'of_plain': 1.0, 'epoch': 2, 'by_data': True}
     """
-    looks = {look.name: look for look in pinned(method).looks}
+    looks = {look.name: look for look in fixed_views(method).looks}
     saved, seen = dict[Any, float](), []
     for term in method.terms.values():
         if term.teacher is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
-from ..gates import Bagged, Confident, Shard, Unanimous
+from ..gates import Bagged, Confident, PeerShard, Unanimous
 from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, ReverseKL
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
-from ..teachers import Combined, Itself, Labels, Peers, Stale
+from ..teachers import Combined, Itself, Labels, OtherPeers, Stale
 from ..views import View, Views
 from .controls import supervised
 
@@ -87,7 +87,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     return Method(
         {
             "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
-            "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
+            "other": Term(OtherPeers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
         wrap_model=Group(peers),
@@ -236,7 +236,11 @@ def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, b
     >>> codistillation().terms["peers"].teacher
     Stale(every=50)
     """
-    own, loss, w = Shard(), CrossEntropy(), float(peers)  # the mean is over all peers' rows, and the sum K times that
+    own, loss, w = (
+        PeerShard(),
+        CrossEntropy(),
+        float(peers),
+    )  # the mean is over the rows of all peers
     return Method(
         {
             "label": Term(Labels(), loss, head="peers", gate=own, weight=w, reduction=PerTrust()),
@@ -272,7 +276,7 @@ def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),
-            "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
+            "peers": Term(OtherPeers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
         wrap_model=Group(peers),
     )

@@ -10,7 +10,7 @@ from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
-from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
+from ..teachers import Aligned, Generation, Itself, Labels, OtherPeers, Sampled
 from ..views import View, Views, weak_strong
 
 
@@ -97,7 +97,7 @@ def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5
     return Method(
         {
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
-            "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
+            "peers": Term(OtherPeers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
         wrap_model=GaussianGroup(peers),
     )
@@ -180,7 +180,7 @@ def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Me
     return Method(
         {
             "label": Term(Labels(), GaussianNLL(shared=True), "labelled", head, reduction=PerRow()),
-            "agree": Term(Peers(), LogVariances(), "labelled", head, reduction=PerRow()),
+            "agree": Term(OtherPeers(), LogVariances(), "labelled", head, reduction=PerRow()),
             "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
             "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },

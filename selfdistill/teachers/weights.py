@@ -75,8 +75,8 @@ class Frozen(Teacher):
     """A frozen copy of the model as it was when the objective was bound, in eval mode.
 
     On views without randomness its answers (one row of outputs a sample) are kept by sample id, in memory and in the
-    checkpoint, so that the second epoch costs no teacher pass; ``Settings(cache=False)`` asks it every time. `Cached`
-    keeps them on disk, and of several fixed augmentations.
+    checkpoint, so that the second epoch costs no teacher pass; ``Settings(cache=False)`` computes them every
+    time. `CachedTeacher` keeps them on disk, and of several fixed augmentations.
     """
 
     view: str | None = None

@@ -18,8 +18,8 @@ from ..errors import DataError
 from ..evaluation.audit import row_losses
 from ..evaluation.predict import answers, predict_rows, scored
 from ..models.peers import Peers
-from ..teachers.cached import pinned
-from ..teachers.generations import wanted
+from ..teachers.cached import fixed_views
+from ..teachers.generations import ensemble_teacher
 from ..teachers.self_training import InheritedPseudoLabels
 from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
 from .drift import DriftMonitor
@@ -56,7 +56,7 @@ class NetworkTask(Task):
 
     def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
         """The last accepted generation; all of them as peers, where a teacher asks for its ancestors."""
-        ancestors = wanted(self.method)
+        ancestors = ensemble_teacher(self.method)
         if ancestors is None or not generation:
             return super().previous_model(state, generation)
         numbers = range(generation) if ancestors.at_last else state.accepted
@@ -93,7 +93,7 @@ class NetworkTask(Task):
         settings, eligible = state.settings, state.objective.eligible_ids()
         self.sampler = Sampler(
             self.data,
-            pinned(self.method),
+            fixed_views(self.method),
             settings.batch_size,
             seed=settings.seed,
             generation=state.clock.generation,

@@ -26,7 +26,7 @@ from selfdistill.methods import recipes
 from selfdistill.methods.cards import explain, kept
 from selfdistill.methods.registry import read_method
 from selfdistill.report import write as write_report
-from selfdistill.teachers import Cached, ClassAligned, Ema, External, Frozen, Labels, Members
+from selfdistill.teachers import CachedTeacher, ClassAligned, Ema, External, Frozen, Labels, Members
 from selfdistill.testing.specimens import inputs, same_bits, tiny
 from selfdistill.training.comparison import cost as spent
 from selfdistill.training.fit import Result, fit
@@ -274,14 +274,14 @@ def test_where_nothing_is_kept_explain_says_so(term: Term, views: Views) -> None
 
 
 def test_fixed_views_are_kept_once_all_were_shown() -> None:
-    method = Method({"it": Term(ClassAligned(Cached(External(), views=4)), KL())}, RANDOM)
-    assert kept(Method({"it": Term(Cached(External(), views=4), KL())}, RANDOM)) == {
+    method = Method({"it": Term(ClassAligned(CachedTeacher(External(), views=4)), KL())}, RANDOM)
+    assert kept(Method({"it": Term(CachedTeacher(External(), views=4), KL())}, RANDOM)) == {
         "of_plain": 1.0, "epoch": 5, "by_data": False,
     }  # fmt: skip
     assert kept(replace(method, views=PLAIN)) == {"of_plain": 1.0, "epoch": 2, "by_data": False}
 
 
-@pytest.mark.parametrize("teacher", [Cached(External()), ClassAligned(Cached(External()))], ids=str)
+@pytest.mark.parametrize("teacher", [CachedTeacher(External()), ClassAligned(CachedTeacher(External()))], ids=str)
 def test_what_asks_for_both_is_refused_in_one_line(teacher: Any) -> None:
     with pytest.raises(RecipeError, match="leave it or --no-cache out") as refused:
         run(Method({"it": Term(teacher, KL())}, PLAIN), cache=False)

@@ -136,7 +136,7 @@ def test_values_are_perturbed_too() -> None:
 
 
 def test_what_cannot_be_perturbed_is_refused() -> None:
-    with pytest.raises(RecipeError, match="more than 0"):
+    with pytest.raises(RecipeError, match="size is above 0"):
         Perturbed(size=0.0)
     with pytest.raises(RecipeError, match="1 iteration"):
         Perturbed(iterations=0)
