@@ -11,7 +11,7 @@ from ..data.prompts import Prompts
 from ..io.expressions import Count, Positive, called
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL
 from ..losses.chunked.sweep import Top
-from ..methods.cards import described
+from ..methods.cards import describe
 from . import contexts
 from .completions import Given, Language, Mixed, Once, OnPolicy, Together
 from .contexts import Nothing, Rollout, difference
@@ -313,7 +313,7 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
     """A recipe's docstring and choices as data; of a method that it made, or of what it makes by default."""
     method = method or RECIPES[name]()
     return {
-        **described(name, RECIPES[name]),
+        **describe(name, RECIPES[name]),
         "for": "language models",
         "targets": "text",
         "completions": repr(method.source),

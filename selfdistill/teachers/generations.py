@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class GenerationEnsemble(Generation):
     """
 
     at_last: bool = False
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers * (generations - 1)
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
@@ -64,6 +67,8 @@ class GenerationEnsemble(Generation):
 @dataclass(frozen=True)
 class Members(GenerationEnsemble):
     """The logits of all earlier generations side by side, (rows, M x classes), member by member."""
+
+    reusable: ClassVar[bool] = False
 
     def space(self, head: str) -> str:
         if head != "logits":
@@ -113,6 +118,13 @@ class Snapshot(Teacher[_SnapshotCopy]):
     def __post_init__(self) -> None:
         if self.cycles < 2:
             raise RecipeError(f"Snapshot needs at least two cycles, since one teaches the next; not {self.cycles}")
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
+
+    @property
+    def cost_note(self) -> str:
+        return f"without a teacher, at 1 x, in the first of {self.cycles} cycles"
 
     def start(self, model: nn.Module, given: BindArgs) -> _SnapshotCopy:
         return _SnapshotCopy(copy.deepcopy(model).float())

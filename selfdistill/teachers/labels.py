@@ -147,6 +147,9 @@ class Sampled(Teacher):
             raise SpaceError(f"Sampled averages a mean and a log variance; the head {head!r} has none")
         return "gaussian"
 
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers * self.passes
+
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
         return Target(said.flatten(1, -2).mean(1), self.space(term.head))

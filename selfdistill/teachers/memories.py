@@ -167,6 +167,9 @@ class Stale(Teacher[FrozenCopy]):
         if self.every < 1:
             raise RecipeError(f"Stale: every is a number of steps from 1 on, not {self.every}")
 
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
+
     def start(self, model: nn.Module, given: BindArgs) -> FrozenCopy:
         return FrozenCopy(copy.deepcopy(model).float())
 

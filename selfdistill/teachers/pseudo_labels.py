@@ -182,6 +182,10 @@ class CertainLabels(Teacher[_CertainMemory]):
         if self.passes < 2:
             raise RecipeError(f"CertainLabels: passes is at least 2, so that they have a deviation; not {self.passes}")
 
+    @property
+    def cost_note(self) -> str:
+        return f"{self.passes} forward passes over the pool before each but the first"
+
     def key(self, term: BaseTerm) -> Hashable:
         return CertainLabels, astuple(self)[:-1], term.head
 
@@ -260,6 +264,10 @@ class PseudoLabels(Teacher[_PseudoLabelMemory]):
     def __post_init__(self) -> None:
         if self.fill and not self.balanced:
             raise RecipeError("PseudoLabels: fill repeats rows to balance classes, so it needs balanced=True")
+
+    @property
+    def cost_note(self) -> str:
+        return "one forward pass over the pool before each but the first"
 
     def start(self, model: nn.Module, given: BindArgs) -> _PseudoLabelMemory:
         return _PseudoLabelMemory(given.previous)

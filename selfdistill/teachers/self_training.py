@@ -99,6 +99,10 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
         if self.fresh < 1:
             raise RecipeError(f"fresh is the number of rows that a generation labels, at least 1, not {self.fresh}")
 
+    @property
+    def cost_note(self) -> str:
+        return f"one forward pass over {self.fresh} unlabelled rows before each but the first"
+
     def start(self, model: nn.Module, given: BindArgs) -> PseudoLabelStore:
         return PseudoLabelStore(given.previous, stays=self.keep == "accumulate")
 

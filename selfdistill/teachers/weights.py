@@ -37,6 +37,9 @@ class Ema(Teacher[H]):
     train: bool = False
     warm_up: bool = True
 
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
+
     def averaging_rate(self, step: int) -> float | None:
         if type(self).update is not Ema.update:
             return None
@@ -81,6 +84,10 @@ class Frozen(Teacher):
 
     view: str | None = None
     frozen: ClassVar[bool] = True
+    reusable: ClassVar[bool] = True
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
 
     @property
     def immovable(self) -> bool:
@@ -147,6 +154,9 @@ class External(Frozen):
     ``external=`` to ``bind``, which freezes that very module."""
 
     source: str | None = None
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return 1.0
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.external is model:
