@@ -96,16 +96,21 @@ def code(name: str, recipe: Callable[..., Any]) -> dict[str, str | None]:
 
 def code_text(name: str, recipe: Callable[..., Any]) -> str:
     """The page of `code` as text."""
-    found, about = code(name, recipe), describe(name, recipe)
-    page = [about["signature"], about["summary"], "", *("    " + line for line in about["equation"].splitlines())]
-    page += ["", f"The recipe, of {recipe.__module__}:", "", str(found["recipe"]).rstrip(), ""]
-    if found["oracle"] is None:
+    pages, description = code(name, recipe), describe(name, recipe)
+    page = [
+        description["signature"],
+        description["summary"],
+        "",
+        *("    " + line for line in description["equation"].splitlines()),
+    ]
+    page += ["", f"The recipe, of {recipe.__module__}:", "", str(pages["recipe"]).rstrip(), ""]
+    if pages["oracle"] is None:
         return "\n".join([*page, f"There is no oracle page of {name} yet, the same method as a plain training loop."])
     page += [
         "The same method as a plain training loop, its oracle. It imports nothing of selfdistill: ``run`` gives it the",
         "initial weights, the batches and the optimizer of a real run, and a test compares losses and final weights.",
     ]
-    return "\n".join([*page, "", found["oracle"].rstrip()])
+    return "\n".join([*page, "", pages["oracle"].rstrip()])
 
 
 def _oracle_paths(name: str) -> tuple[Path, Path]:
@@ -116,13 +121,13 @@ def _oracle_paths(name: str) -> tuple[Path, Path]:
 
 def _with_helpers(recipe: Callable[..., Any]) -> list[Any]:
     """A recipe after the functions that it calls: those of its own module and of this folder."""
-    home, ordered = __name__.rpartition(".")[0] + ".", dict[Any, None]()
+    package, ordered = __name__.rpartition(".")[0] + ".", dict[Any, None]()
 
     def visit(function: Any) -> None:
         for name in function.__code__.co_names:
             value = function.__globals__.get(name)
-            own = inspect.isfunction(value) and value.__module__.startswith((recipe.__module__, home))
-            if own and value is not recipe and value not in ordered:
+            local = inspect.isfunction(value) and value.__module__.startswith((recipe.__module__, package))
+            if local and value is not recipe and value not in ordered:
                 visit(value)
         ordered[function] = None
 
@@ -172,13 +177,13 @@ def cost(method: Method) -> dict[str, float]:
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}
     """
-    graded, quiet = method.student_views()
+    graded, ungraded = method.student_views()
     if method.mixing is not None:
-        graded, quiet = method.mixing.sources(graded), method.mixing.sources(quiet)
+        graded, ungraded = method.mixing.sources(graded), method.mixing.sources(ungraded)
     peers = float(method.wrap_model.peers * method.wrap_model.copies) if method.wrap_model else 1.0
     fused = method.forward == "fused"
-    with_graph = peers * sum(_rows(method.views, view) for view in (graded + quiet if fused else graded))
-    without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in quiet)
+    with_graph = peers * sum(_rows(method.views, view) for view in (graded + ungraded if fused else graded))
+    without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in ungraded)
     taught = {(t.teacher.key(t), t.teacher.view or t.view): t for t in method.terms.values() if t.teacher}
     rows_of = partial(_rows, method.views)
     extra = [term.further(peers, rows_of) for term in method.terms.values()]
@@ -287,7 +292,7 @@ def _view_line(look: View) -> str:
     """
     if not look.of:
         return f"{look.name}: {look.rows} rows, {look.augment} augmentation"
-    least, most = (round(100 * (look.hidden + by), 1) for by in (-look.spread, look.spread))
+    least, most = (round(100 * (look.hidden + offset), 1) for offset in (-look.spread, look.spread))
     share = f"{least:g} to {most:g} %" if look.spread else f"{most:g} %"
     part = "half" if look.whole == 0.5 else f"{round(100 * (1 - look.whole), 1):g} %"
     return f"{look.name}: what {look.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
@@ -311,35 +316,38 @@ def _cost_note(method: Method) -> str:
     return "; ".join(notes)
 
 
-def text(found: dict[str, Any]) -> str:
+def text(data: dict[str, Any]) -> str:
     """The page of `explain` as text."""
-    last = " in the last generation" if found["generations"] > 1 else ""
-    c = found["cost"]
-    passes = f"{c['forward']:g} forward + {c['backward']:g} backward passes a row, {c['of_plain']:g} x a plain step"
+    suffix = " in the last generation" if data["generations"] > 1 else ""
+    figures = data["cost"]
+    passes = (
+        f"{figures['forward']:g} forward + {figures['backward']:g} backward passes a row, "
+        f"{figures['of_plain']:g} x a plain step"
+    )
     lines = [
-        found["expression"],
-        found["summary"],
+        data["expression"],
+        data["summary"],
         "",
-        *("    " + line for line in found["equation"].splitlines()),
+        *("    " + line for line in data["equation"].splitlines()),
         "",
-        f"{'term':<12} {'weight at 0, 50, 100 %':<24} teacher, loss, gate{last and f' (weights{last})'}",
+        f"{'term':<12} {'weight at 0, 50, 100 %':<24} teacher, loss, gate{suffix and f' (weights{suffix})'}",
     ]
-    for t in found["terms"]:
-        weight = ", ".join(f"{w:g}" for w in t["weight"])
-        gate = f", {t['gate']}" if t["gate"] else ""
-        lines.append(f"{t['term']:<12} {weight:<24} {t['teacher']}, {t['loss']}{gate}")
-        lines.append(f"{'':<12} {'':<24} on view {t['view']!r}, head {t['head']!r}")
+    for term in data["terms"]:
+        weight = ", ".join(f"{w:g}" for w in term["weight"])
+        gate = f", {term['gate']}" if term["gate"] else ""
+        lines.append(f"{term['term']:<12} {weight:<24} {term['teacher']}, {term['loss']}{gate}")
+        lines.append(f"{'':<12} {'':<24} on view {term['view']!r}, head {term['head']!r}")
     lines += [
         "",
-        "views:       " + ("\n" + " " * 13).join(found["views"]) + f"\n{'':<13}{found['forward']} forward",
-        f"heads:       {', '.join(found['heads'])}",
-        f"cost:        {passes}; {found['cost_note']}",
-        f"needs:       {found['needs']}",
-        f"source:      {found['source']}",
-        *([f"departs:     {found['departs']}"] if found["departs"] else []),
+        "views:       " + ("\n" + " " * 13).join(data["views"]) + f"\n{'':<13}{data['forward']} forward",
+        f"heads:       {', '.join(data['heads'])}",
+        f"cost:        {passes}; {data['cost_note']}",
+        f"needs:       {data['needs']}",
+        f"source:      {data['source']}",
+        *([f"departs:     {data['departs']}"] if data["departs"] else []),
         *(
             f"{'arguments:' if not i else '':<12} {n}: {about}"
-            for i, (n, about) in enumerate(found["arguments"].items())
+            for i, (n, about) in enumerate(data["arguments"].items())
         ),
     ]
     return "\n".join(lines)
