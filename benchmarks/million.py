@@ -74,7 +74,7 @@ def command(rows: int) -> None:
     """What the command does with a file of the table, in this process: reading, audit, product, control, files."""
     from tempfile import TemporaryDirectory
 
-    import selfdistill.estimators.defaults
+    import selfdistill.estimators.base_learners
     import selfdistill.estimators.run  # noqa: F401
     from selfdistill.experiments.run import Run
     from selfdistill.io.run_record import Request
@@ -105,7 +105,7 @@ def _write(file: Path, rows: int) -> None:
 
 def measure(kind: str, rows: int) -> None:
     """One fit in this process, and a line of JSON."""
-    import selfdistill.estimators.defaults  # noqa: F401 - what is imported is no part of the fit
+    import selfdistill.estimators.base_learners  # noqa: F401 - what is imported is no part of the fit
 
     X, y = table(rows)
     test, value = table(50_000, seed=1)

@@ -29,7 +29,7 @@ from selfdistill.experiments.network_run import batch_size_for
 from selfdistill.methods.registry import read_method
 from selfdistill.models import registry, store
 from selfdistill.models.peers import product
-from selfdistill.models.warm_start import started
+from selfdistill.models.warm_start import warm_started
 from selfdistill.training.fit import Result, fit
 
 ALONE, UNTRAINED = "plain()", "untrained"
@@ -62,7 +62,7 @@ def one(data: Data, expression: str, seed: int, given: argparse.Namespace) -> di
     bare = product(features.model)
     with tempfile.TemporaryDirectory() as folder:
         store.save(bare, Path(folder), build)
-        tuned, after = trained(started(build, folder), data, ALONE, given.passes / 2, seed)
+        tuned, after = trained(warm_started(build, folder), data, ALONE, given.passes / 2, seed)
     return {
         "probe": 100 * linear_probe.probe(bare, data)["linear"],
         "accuracy": 100 * score(product(tuned.model), data, data.test)["accuracy"],

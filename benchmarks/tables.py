@@ -79,7 +79,27 @@ def smoothers(X: Any) -> dict[float, Any]:
 
 
 def tuned_penalty(matrices: dict[float, Any], y: Any) -> float:
-    return float(min(matrices, key=lambda p: float(np.mean(mixing_weight.corrected(matrices[p], y) ** 2))))
+    return float(min(matrices, key=lambda p: float(np.mean(mixing_weight.left_out_residuals(matrices[p], y) ** 2))))
+
+
+def joint_choice(smoothers: dict[float, Any], y: Any) -> tuple[float, float]:
+    """A penalty and a mixing weight, chosen together: (key of ``smoothers``, xi).
+
+    The penalty that generalised cross-validation prefers without distillation stays, unless another one with its own xi
+    is better on rows left out one by one, by three standard errors: the best of a free choice over both is often the
+    noise of a fit with too little regularisation.
+    """
+    best = tuned_penalty(smoothers, y)
+    usual = mixing_weight.left_out_residuals(smoothers[best], y, "loo") ** 2
+    choice, least = (best, 0.0), usual
+    for key, H in smoothers.items():
+        xi = mixing_weight.closed_form_weight(H, y, "loo").xi
+        losses = mixing_weight.left_out_residuals((1.0 - xi) * H + xi * (H @ H), y, "loo") ** 2
+        gain = usual - losses
+        noise = float(gain.std()) / np.sqrt(len(y))
+        if gain.mean() > 3.0 * noise and losses.mean() < least.mean():
+            choice, least = (key, xi), losses
+    return choice
 
 
 def repair(seeds: int = 10) -> None:
@@ -123,7 +143,7 @@ def joint(seeds: int = 100) -> None:
     """Penalty and xi together."""
 
     def fitted(X: Any, y: Any, matrices: dict[float, Any], penalty: float) -> Any:
-        chosen, xi = mixing_weight.jointly(matrices, y)
+        chosen, xi = joint_choice(matrices, y)
         first = Ridge(len(X) * chosen).fit(X, y)
         return Ridge(len(X) * chosen).fit(X, xi * first.predict(X) + (1 - xi) * y)
 

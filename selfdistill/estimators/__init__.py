@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from .defaults import usual_learner, usual_peers
+from .base_learners import usual_learner, usual_peers
 from .io import load, save
 from .network import NetworkClassifier, NetworkRegressor
-from .peer_taught import PeerTaughtRegressor
 from .resume import keeping
-from .self_distilled import SelfDistilledClassifier, SelfDistilledRegressor
-from .self_trained import SelfTrainedClassifier
+from .self_distillation import (
+    PeerTaughtRegressor,
+    SelfDistilledClassifier,
+    SelfDistilledRegressor,
+    SelfTrainedClassifier,
+)
 
 __all__ = [
     "NetworkClassifier",

@@ -1,205 +1,269 @@
-"""The learners that have a name: what scikit-learn has, made ready for raw tables.
+"""The learners that have a name: those of scikit-learn, ready for tables of any size, and their means.
 
-The mean of several learners, as one estimator: an undistilled ensemble to compare with.
+The defaults are boosting, and peers whose errors differ from its own.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ..errors import RecipeError
-from ..io.expressions import called, one_line, read
+from ..io.expressions import expression_name, one_line, parse_expression
+from ..models.registry import function_of, parse
 from .tables import take
+from .wrappers import FrameEncoder, IndicatorEncoder, RowLimit
 
-ROWS_A_LEAF = 15  # labelled rows for each one in a leaf of boosting, as far as scikit-learn's default goes
+ROWS_PER_LEAF = 15  # labelled rows for each one that a leaf of boosting must hold, up to scikit-learn's default
 
 
-Bare = Callable[[bool], Any]  # classify -> an estimator for columns of numbers
+PENALTIES = tuple(10.0**power for power in range(-3, 4))
+
+
+BOOSTED_ROWS = 200_000
+
+
+PEER_ROWS = 50_000
+
+
+LEAF = 5e-4  # of the rows: a tree has at most 2,000 leaves, and on tables of 2,000 rows there is no limit
+
+
+# the defaults ---------------------------------------------------------------------------------------------------------
+
+
+def usual_learner(classify: bool, frame: Any) -> Any:
+    """Histogram gradient boosting of at most 200,000 rows, for classes or for values.
+
+    Args:
+        classify: whether the target is a class.
+        frame: the rows, or whether they are a pandas or polars frame. Of a frame it takes categories, text, booleans,
+            times and missing values as they are, and tells the 254 most frequent categories of a column apart.
+
+    Returns:
+        The estimator, not fitted.
+
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"size": [1.0, None] * 50, "kind": ["a", "a", "b", "b"] * 25})
+    >>> usual_learner(True, rows).fit(rows, rows["kind"] == "a").score(rows, rows["kind"] == "a")
+    1.0
+    """
+    boosting = HistGradientBoostingClassifier() if classify else HistGradientBoostingRegressor()
+    return RowLimit(boosting, most_rows=BOOSTED_ROWS, codes=_is_frame(frame))
+
+
+def usual_peers(frame: Any, classify: bool = False) -> list[Any]:
+    """Extremely randomised trees, and ridge or logistic regression: their errors differ from those of boosting.
+
+    Args:
+        frame: as for `usual_learner`. The linear model gets a frame's other columns as indicators of their 63 most
+            frequent categories, and medians for missing numbers.
+        classify: whether the target is a class.
+
+    Returns:
+        The estimators, not fitted. Each fits at most 50,000 rows; a leaf of a tree holds at least one in 2,000 of them.
+    """
+    linear = LogisticRegression(max_iter=1000) if classify else RidgeCV(alphas=PENALTIES)
+    trees = (ExtraTreesClassifier if classify else ExtraTreesRegressor)(200, min_samples_leaf=LEAF)
+    if _is_frame(frame):
+        impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+        return [
+            RowLimit(make_pipeline(impute, trees), most_rows=PEER_ROWS, codes=True),
+            RowLimit(make_pipeline(IndicatorEncoder(), linear), most_rows=PEER_ROWS),
+        ]
+
+    def standardise() -> Any:
+        return make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
+
+    return [RowLimit(make_pipeline(standardise(), peer), most_rows=PEER_ROWS) for peer in (trees, linear)]
+
+
+def _is_frame(frame: Any) -> bool:
+    return frame if isinstance(frame, bool) else hasattr(frame, "columns")
+
+
+# learners by name -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A learner: how it is made, which of its settings are worth tuning, and what it is given of a table.
+class BaseLearner:
+    """A learner by name: how it is made, the settings that are worth tuning, and how it takes the columns of a table.
 
-    ``given`` is ``"all"`` (codes and gaps as they are), ``"codes"`` (without gaps), or ``"indicators"``.
+    ``bare`` makes the estimator of columns of numbers, for classes or for values. ``columns`` is ``"all"`` (codes and
+    missing values as they are), ``"codes"`` (missing values replaced), or ``"indicators"``.
     """
 
-    bare: Bare
-    settings: dict[str, Sequence[Any]]
-    given: str = "indicators"
+    bare: Callable[[bool], Any]  # classify -> estimator
+    settings: Mapping[str, Sequence[Any]]
+    columns: str = "indicators"
 
 
-def boosting(iterations: int = 100, rate: float = 0.1) -> Kind:
+def boosting(iterations: int = 100, rate: float = 0.1) -> BaseLearner:
     """Gradient boosting over histograms; takes categories and missing values as they are."""
 
     def make(classify: bool) -> Any:
-        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
         kind = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
         return kind(max_iter=iterations, learning_rate=rate)
 
-    settings: dict[str, Sequence[Any]] = {
-        "learning_rate": (0.02, 0.05, 0.1, 0.2), "max_iter": (50, 100, 200), "max_leaf_nodes": (4, 8, 15, 31),
-        "min_samples_leaf": (3, 5, 10, 20), "l2_regularization": (0.0, 0.1, 1.0, 10.0),
-    }  # fmt: skip
-    return Kind(make, settings, "all")
+    settings = {
+        "learning_rate": (0.02, 0.05, 0.1, 0.2),
+        "max_iter": (50, 100, 200),
+        "max_leaf_nodes": (4, 8, 15, 31),
+        "min_samples_leaf": (3, 5, 10, 20),
+        "l2_regularization": (0.0, 0.1, 1.0, 10.0),
+    }
+    return BaseLearner(make, settings, "all")
 
 
-def forest(trees: int = 200) -> Kind:
+def forest(trees: int = 200) -> BaseLearner:
     """A random forest."""
-
-    def make(classify: bool) -> Any:
-        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-
-        return (RandomForestClassifier if classify else RandomForestRegressor)(trees)
-
-    return Kind(make, _OF_TREES, "codes")
+    return _trees(RandomForestClassifier, RandomForestRegressor, trees)
 
 
-def extra_trees(trees: int = 200) -> Kind:
+def extra_trees(trees: int = 200) -> BaseLearner:
     """Extremely randomised trees."""
-
-    def make(classify: bool) -> Any:
-        from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-
-        return (ExtraTreesClassifier if classify else ExtraTreesRegressor)(trees)
-
-    return Kind(make, _OF_TREES, "codes")
+    return _trees(ExtraTreesClassifier, ExtraTreesRegressor, trees)
 
 
-_OF_TREES: dict[str, Sequence[Any]] = {
-    "min_samples_leaf": (1, 2, 3, 5, 10), "max_features": (0.2, 0.33, 0.5, 0.75, 1.0), "max_depth": (None, 5, 10),
-}  # fmt: skip
+def _trees(classifier: Any, regressor: Any, trees: int) -> BaseLearner:
+    settings = {
+        "min_samples_leaf": (1, 2, 3, 5, 10),
+        "max_features": (0.2, 0.33, 0.5, 0.75, 1.0),
+        "max_depth": (None, 5, 10),
+    }
+    return BaseLearner(lambda classify: (classifier if classify else regressor)(trees), settings, "codes")
 
 
-def linear(penalty: float = 1.0) -> Kind:
+def linear(penalty: float = 1.0) -> BaseLearner:
     """Ridge regression, or logistic regression for classes, on standardised columns."""
 
     def make(classify: bool) -> Any:
-        from sklearn.linear_model import LogisticRegression, Ridge
-
         return LogisticRegression(C=1.0 / penalty, max_iter=1000) if classify else Ridge(penalty)
 
     powers = [10.0 ** (k / 2) for k in range(-6, 7)]
-    return Kind(make, {"C": powers, "alpha": powers})
+    return BaseLearner(make, {"C": powers, "alpha": powers})
 
 
-def neighbours(number: int = 5) -> Kind:
+def neighbours(number: int = 5) -> BaseLearner:
     """The nearest rows."""
-
-    def make(classify: bool) -> Any:
-        from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
-        return (KNeighborsClassifier if classify else KNeighborsRegressor)(number)
-
-    return Kind(make, {"n_neighbors": (1, 3, 5, 7, 10, 15, 25), "weights": ("uniform", "distance"), "p": (1, 2)})
+    settings = {"n_neighbors": (1, 3, 5, 7, 10, 15, 25), "weights": ("uniform", "distance"), "p": (1, 2)}
+    return BaseLearner(lambda classify: (KNeighborsClassifier if classify else KNeighborsRegressor)(number), settings)
 
 
-#: What is known by name.
-LEARNERS: dict[str, Callable[..., Kind]] = {
-    "boosting": boosting, "extra_trees": extra_trees, "forest": forest, "linear": linear, "neighbours": neighbours,
-}  # fmt: skip
+#: The learners by name.
+LEARNERS: dict[str, Callable[..., BaseLearner]] = {
+    learner.__name__: learner for learner in (boosting, extra_trees, forest, linear, neighbours)
+}
 
 
-def named(spec: str) -> bool:
-    """Is this the name of a learner, with or without options?
+def is_named(spec: str) -> bool:
+    """Whether this is the name of a learner, with or without options.
 
-    >>> named("boosting(iterations=50)"), named("mlp")
+    >>> is_named("boosting(iterations=50)"), is_named("mlp")
     (True, False)
     """
-    return called(spec) in LEARNERS
+    return expression_name(spec) in LEARNERS
 
 
-def kind(spec: str) -> Kind:
+def base_learner(spec: str) -> BaseLearner:
     """The learner of this name.
 
     Raises:
         RecipeError: no such learner, or an option that it has not.
     """
-    found = read(spec, LEARNERS, kind="model")
-    assert isinstance(found, Kind)
-    return found
+    learner = parse_expression(spec, LEARNERS, kind="model")
+    assert isinstance(learner, BaseLearner)
+    return learner
 
 
 def learner(spec: str, classify: bool, frame: Any, rows: int | None = None) -> Any:
-    """The estimator that ``spec`` names, for such tables: "boosting", "forest(trees=500)", or "module:function" that
-    returns one. ``rows`` is how many have labels: with few, boosting makes smaller leaves, as scikit-learn's 20 rows a
-    leaf are a constant for 30 of them.
+    """The estimator of a name such as "boosting" or "forest(trees=500)", or of a "module:function" that returns one.
+
+    Args:
+        spec: the name, with or without options.
+        classify: whether the target is a class.
+        frame: the rows, whose columns it must take.
+        rows: the number of labelled rows. With few of them boosting makes smaller leaves, as scikit-learn's least leaf
+            of 20 rows makes a tree of 30 rows a constant.
+
+    Returns:
+        The estimator, not fitted.
 
     Raises:
-        RecipeError: no such learner or option, or something that is no estimator of this task.
+        RecipeError: no such learner or option, or the function returns no estimator for such targets.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"size": [1.0, 2.0, None], "kind": ["a", None, "b"]})
     >>> learner("forest(trees=5)", False, table).fit(table, [1.0, 2.0, 3.0]).predict(table).shape
     (3,)
     """
-    if named(spec):
-        return _ready(kind(spec), classify, frame, rows)
-    made = foreign(spec)
-    if made is None:
+    if is_named(spec):
+        return _for_columns(base_learner(spec), classify, frame, rows)
+    estimator = from_function(spec)
+    if estimator is None:
         raise RecipeError(f"unknown learner {spec!r}; known: {', '.join(LEARNERS)}, or module:function")
-    from sklearn.base import is_classifier, is_regressor
-
-    fits = is_classifier(made) if classify else is_regressor(made)
-    if not fits:
-        wanted = "classifier" if classify else "regressor"
-        raise RecipeError(f"{spec} returned {type(made).__name__}, which is no {wanted}; the target asks for one")
-    return made
+    if not (is_classifier if classify else is_regressor)(estimator):
+        kind = "classifier" if classify else "regressor"
+        raise RecipeError(f"{spec} returned {type(estimator).__name__}, which is no {kind}; the target asks for one")
+    return estimator
 
 
-def _ready(found: Kind, classify: bool, frame: Any, rows: int | None) -> Any:
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-
-    from .bounded import Codes, Indicators
-    from .defaults import usual_learner
-
-    bare = found.bare(classify)
-    if found.given == "indicators":
-        return make_pipeline(Indicators(), bare)
-    if found.given == "codes":
-        return make_pipeline(Codes(), SimpleImputer(strategy="median", add_indicator=True), bare)
-    made = usual_learner(classify, frame)
+def _for_columns(learner: BaseLearner, classify: bool, frame: Any, rows: int | None) -> Any:
+    bare = learner.bare(classify)
+    if learner.columns == "indicators":
+        return make_pipeline(IndicatorEncoder(), bare)
+    if learner.columns == "codes":
+        return make_pipeline(FrameEncoder(), SimpleImputer(strategy="median", add_indicator=True), bare)
+    estimator = usual_learner(classify, frame)
     options = {name: getattr(bare, name) for name in ("max_iter", "learning_rate")}
     if rows is not None:
-        options["min_samples_leaf"] = max(2, min(bare.min_samples_leaf, rows // ROWS_A_LEAF))
-    return made.set_params(**{own(made, name): value for name, value in options.items()})
+        options["min_samples_leaf"] = max(2, min(bare.min_samples_leaf, rows // ROWS_PER_LEAF))
+    return estimator.set_params(**{full_name(estimator, name): value for name, value in options.items()})
 
 
-def own(made: Any, name: str) -> str:
-    """A setting's whole name, wherever in a pipeline it is.
+def full_name(estimator: Any, setting: str) -> str:
+    """The full name of a setting, wherever in a pipeline it is; "" where there is none.
 
-    >>> from sklearn.linear_model import Ridge
-    >>> from sklearn.pipeline import make_pipeline
-    >>> own(make_pipeline(Ridge()), "alpha")
+    >>> full_name(make_pipeline(Ridge()), "alpha")
     'ridge__alpha'
     """
-    found = [key for key in made.get_params() if key == name or key.endswith(f"__{name}")]
-    return min(found, key=len, default="")
+    names = [key for key in estimator.get_params() if key == setting or key.endswith(f"__{setting}")]
+    return min(names, key=len, default="")
 
 
-def grid(spec: str, made: Any) -> dict[str, Sequence[Any]]:
-    """Settings of a named learner that are worth tuning, by their whole names in ``made``."""
-    return {own(made, name): list(values) for name, values in kind(spec).settings.items() if own(made, name)}
+def grid(spec: str, estimator: Any) -> dict[str, Sequence[Any]]:
+    """The settings of a named learner that are worth tuning, by their full names in ``estimator``."""
+    names = {full_name(estimator, name): list(values) for name, values in base_learner(spec).settings.items()}
+    return {name: values for name, values in names.items() if name}
 
 
-def foreign(spec: str) -> Any:
-    """What a function of the user's returns if it is an estimator of scikit-learn, else None."""
-    from ..models.registry import function_of, parse
-
+def from_function(spec: str) -> Any:
+    """The estimator that a "module:function" returns; None if it makes anything else."""
     if ":" not in spec:
         return None
     build = parse(spec, (1,), 1)
     function = function_of(build.spec)
-    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in _parameters(function)):
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
         return None  # it asks for a shape: a network
     try:
         made = function(**dict(build.options))
@@ -209,18 +273,18 @@ def foreign(spec: str) -> Any:
     return made if hasattr(made, "fit") and hasattr(made, "get_params") else None
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(function).parameters.values())
+# ensembles ------------------------------------------------------------------------------------------------------------
 
 
-class Mean(BaseEstimator):  # type: ignore[misc]
-    """Members fitted on all rows or, with a ``seed``, each on a bootstrap sample of its own; predictions averaged.
+class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
+    """The mean of members fitted on all rows or, with a ``seed``, each on a bootstrap sample of its own.
+
+    An undistilled ensemble to compare with.
 
     Source: Breiman, Bagging Predictors, Machine Learning 24, 1996.
 
-    >>> from sklearn.linear_model import Ridge
     >>> X, y = np.arange(6.0)[:, None], np.arange(6.0)
-    >>> Mean([Ridge(0.0), Ridge(0.0)]).fit(X, y).predict(X).round(6).tolist()
+    >>> MeanEnsemble([Ridge(0.0), Ridge(0.0)]).fit(X, y).predict(X).round(6).tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
 
@@ -228,27 +292,28 @@ class Mean(BaseEstimator):  # type: ignore[misc]
         self.members = members
         self.seed = seed
 
-    def fit(self, X: Any, y: NDArray[Any]) -> Mean:
+    def fit(self, X: Any, y: NDArray[Any]) -> MeanEnsemble:
+        """Train every member."""
         random = None if self.seed is None else np.random.RandomState(self.seed)
-        self.fitted_ = [self._one(member, X, y, random) for member in self.members]
+        self.fitted_ = [self._fit_member(member, X, y, random) for member in self.members]
         if hasattr(self.fitted_[0], "classes_"):
             self.classes_ = np.unique(y)
         return self
 
-    def _one(self, member: Any, X: Any, y: NDArray[Any], random: np.random.RandomState | None) -> Any:
+    def _fit_member(self, member: Any, X: Any, y: NDArray[Any], random: np.random.RandomState | None) -> Any:
         if random is None:
             return clone(member).fit(X, y)
-        while len(np.unique(y[(places := random.randint(len(y), size=len(y)))])) < 2:
+        while len(np.unique(y[(rows := random.randint(len(y), size=len(y)))])) < 2:
             pass  # a sample of one class or value teaches nothing
-        return clone(member).fit(take(X, places), y[places])
+        return clone(member).fit(take(X, rows), y[rows])
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """The mean of the values predicted, (rows,)."""
         return np.asarray(np.mean([model.predict(X) for model in self.fitted_], axis=0))
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """The mean of the probabilities, (rows, classes); 0 for a class that a member has not seen."""
-        found = np.zeros((len(X), len(self.classes_)))
+        """The mean of the probabilities, (rows, classes); 0 for a class that a member has not been trained on."""
+        total = np.zeros((len(X), len(self.classes_)))
         for model in self.fitted_:
-            found[:, np.searchsorted(self.classes_, model.classes_)] += model.predict_proba(X)
-        return found / len(self.fitted_)
+            total[:, np.searchsorted(self.classes_, model.classes_)] += model.predict_proba(X)
+        return total / len(self.fitted_)

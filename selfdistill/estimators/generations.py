@@ -1,8 +1,8 @@
-"""One generation after another on one table: what a teacher says, and how a learner learns from it."""
+"""Generations of models on one table: how a teacher's predictions train the next one, on all rows or by folds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,67 +10,66 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
+from sklearn.utils.parallel import Parallel, delayed
 
 from ..errors import DataError
-from .bounded import bound
-from .labelling import Labelling
-from .resume import Ledger, Page
-from .tables import Floats, Ints, Table, blockwise, count, stack, take
-from .weights import seeded, weight_name, weighted
+from .pseudo_labels import PseudoLabels
+from .resume import NO_CACHE, FitProgress, TrainingCache
+from .tables import Floats, Ints, RowWeights, TrainingTable, predict_in_blocks, stack, take
+from .wrappers import row_limit, seeded_clone, weight_arguments, weight_parameter
 
-NOBODY = np.arange(0)
-
-
-BLANK = Page(Ledger(), "")  # keeps nothing and tells nobody
+# targets --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Values:
-    """Targets are real numbers (rows,); errors are squared."""
+class RealTargets:
+    """Targets are real numbers (rows,); the loss is the squared error."""
 
-    def known(self, y: NDArray[Any]) -> Floats:
-        """What the labels say."""
+    labels: None = None
+
+    def encode(self, y: NDArray[Any]) -> Floats:
+        """The labels as targets."""
         return np.asarray(y, dtype=np.float64)
 
-    def says(self, model: Any, X: Any) -> Floats:
-        """What a model says of rows."""
-        return np.asarray(blockwise(model.predict, X), dtype=np.float64)
+    def predict(self, model: Any, X: Any) -> Floats:
+        """A model's predictions (rows,)."""
+        return np.asarray(predict_in_blocks(model.predict, X), dtype=np.float64)
 
-    def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
-        """A fresh learner, fitted."""
-        return seeded(learner, None).fit(X, targets, **weighted(learner, weights))
+    def fit(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
+        """A clone of the learner, fitted."""
+        return seeded_clone(learner, None).fit(X, targets, **weight_arguments(learner, weights))
 
-    def losses(self, said: Floats, y: NDArray[Any]) -> Floats:
-        """The loss of each row."""
-        return np.asarray((said - y) ** 2)
+    def losses(self, prediction: Floats, y: NDArray[Any]) -> Floats:
+        """The squared error of each row."""
+        return np.asarray((prediction - y) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
-    """Targets are distributions over ``labels``, (rows, classes); y holds their places. Errors are wrong classes."""
+class ClassTargets:
+    """Targets are probabilities (rows, classes) of ``labels``; y holds class indices. The loss is the wrong class."""
 
     labels: NDArray[Any]
 
-    def known(self, y: NDArray[Any]) -> Floats:
-        """One-hot."""
+    def encode(self, y: NDArray[Any]) -> Floats:
+        """The labels, one-hot."""
         return np.asarray(np.eye(len(self.labels))[y])
 
-    def says(self, model: Any, X: Any) -> Floats:
-        """Probabilities, zero for classes the model has not seen."""
-        found = np.zeros((X.shape[0], len(self.labels)))
-        found[:, np.searchsorted(self.labels, model.classes_)] = blockwise(model.predict_proba, X)
-        return found
+    def predict(self, model: Any, X: Any) -> Floats:
+        """A model's probabilities (rows, classes), 0 for classes that it has not been trained on."""
+        probabilities = np.zeros((X.shape[0], len(self.labels)))
+        probabilities[:, np.searchsorted(self.labels, model.classes_)] = predict_in_blocks(model.predict_proba, X)
+        return probabilities
 
-    def learn(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
-        """A fresh learner, fitted to soft targets."""
-        return fit_soft(seeded(learner, None), X, targets, self.labels, weights)
+    def fit(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
+        """A clone of the learner, fitted to soft targets."""
+        return fit_soft(seeded_clone(learner, None), X, targets, self.labels, weights)
 
-    def losses(self, said: Floats, y: NDArray[Any]) -> Floats:
+    def losses(self, prediction: Floats, y: NDArray[Any]) -> Floats:
         """1 for a wrong class, else 0."""
-        return np.asarray(said.argmax(axis=1) != y, dtype=np.float64)
+        return np.asarray(prediction.argmax(axis=1) != y, dtype=np.float64)
 
 
-Kind = Values | Classes
+Targets = RealTargets | ClassTargets
 
 
 def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weights: Floats | None = None) -> Any:
@@ -95,43 +94,39 @@ def fit_soft(learner: Any, X: Any, targets: Floats, labels: NDArray[Any], weight
     >>> fit_soft(DecisionTreeClassifier(), X, P, np.array([0, 1])).predict_proba(X).tolist()
     [[0.75, 0.25], [0.25, 0.75]]
     """
-    if getattr(learner, "takes_probabilities", False):
+    if takes_probabilities(learner):
         return learner.fit(X, targets, sample_weight=weights, classes=labels)
     rows, columns = np.nonzero(targets)
     shares = targets[rows, columns]
     hard = len(rows) == len(targets) and bool((shares == 1.0).all())
     if hard:
-        return learner.fit(X, labels[columns], **weighted(learner, weights))
-    if weight_name(learner) is None:
-        raise DataError(
-            f"{type(learner).__name__} takes no sample_weight, so it cannot learn soft targets; possible are a learner "
-            "that does, or SelfTrainedClassifier with hard labels"
-        )
+        return learner.fit(X, labels[columns], **weight_arguments(learner, weights))
+    check_teachable(learner, DataError)
     if isinstance(learner, (GaussianNB, _BaseDiscreteNB)):
-        for place, label in enumerate(labels):
-            share = targets[:, place] if weights is None else targets[:, place] * weights
+        for column, label in enumerate(labels):
+            share = targets[:, column] if weights is None else targets[:, column] * weights
             learner.partial_fit(X, np.full(len(targets), label), classes=labels, sample_weight=share)
         return learner
-    most = bound(learner)
+    most = row_limit(learner)
     if most is not None and len(rows) > most:
-        there, shares = thinned(shares, max(most, len(targets)))
-        rows, columns = rows[there], columns[there]
+        sample, shares = threshold_sample(shares, max(most, len(targets)))
+        rows, columns = rows[sample], columns[sample]
     shares = shares if weights is None else shares * weights[rows]
-    return learner.fit(take(X, rows), labels[columns], **weighted(learner, shares))
+    return learner.fit(take(X, rows), labels[columns], **weight_arguments(learner, shares))
 
 
-def thinned(shares: Floats, number: int) -> tuple[Ints, Floats]:
-    """So many of the shares, by place, with weights that add up to what all of them do.
+def threshold_sample(shares: Floats, number: int) -> tuple[Ints, Floats]:
+    """Indices of about ``number`` of the shares, and weights whose sum is close to that of all shares.
 
     Equation::
 
-        share s stays in min(1, s / t) of all cases and weighs max(s, t);  t such that sum_i min(1, s_i / t) = number
+        share s is drawn with probability min(1, s / t) and weighs max(s, t);  t: sum_i min(1, s_i / t) = number
 
     Source: threshold sampling; Duffield, Lund and Thorup, Learn More, Sample Less, IEEE Transactions on Information
     Theory 51, 2005.
 
-    >>> places, weights = thinned(np.array([0.9, 0.1, 0.1]), 2)
-    >>> places[0], round(float(weights[0]), 2)
+    >>> index, weights = threshold_sample(np.array([0.9, 0.1, 0.1]), 2)
+    >>> index[0], round(float(weights[0]), 2)
     (np.int64(0), 0.9)
     """
     low, high = 0.0, float(shares.max()) * len(shares)
@@ -139,93 +134,171 @@ def thinned(shares: Floats, number: int) -> tuple[Ints, Floats]:
         t = (low + high) / 2
         low, high = (t, high) if np.minimum(1.0, shares / t).sum() > number else (low, t)
     passed = np.floor(np.cumsum(np.minimum(1.0, shares / high)) + 0.5)  # systematic: sums stay to one share of t
-    there = np.flatnonzero(np.diff(passed, prepend=0.0))
-    return there, np.maximum(shares[there], high)
+    index = np.flatnonzero(np.diff(passed, prepend=0.0))
+    return index, np.maximum(shares[index], high)
 
 
-def able(estimator: Any, soft: bool) -> None:
-    """A learner that can teach, and be taught by soft targets where they are ``soft``.
+def takes_probabilities(learner: Any) -> bool:
+    """Whether its ``fit`` takes probabilities (rows, classes) as targets."""
+    return bool(getattr(learner, "takes_probabilities", False))  # an attribute that others' estimators may declare
+
+
+def check_teachable(learner: Any, error: type[Exception] = ValueError) -> None:
+    """Refuse a classifier that cannot be trained by soft targets.
 
     Raises:
-        ValueError: it cannot, with what is possible instead.
+        error: it takes neither weights of rows nor probabilities.
     """
-    name = type(estimator).__name__
-    if not hasattr(estimator, "predict_proba"):
-        raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
-    if soft and weight_name(estimator) is None and not getattr(estimator, "takes_probabilities", False):
-        raise ValueError(
-            f"{name} takes no sample_weight, so it cannot learn soft targets; take a learner that does, or "
-            "SelfTrainedClassifier with hard labels"
+    if weight_parameter(learner) is None and not takes_probabilities(learner):
+        raise error(
+            f"{type(learner).__name__} takes no sample_weight, so it cannot learn soft targets; take a learner that "
+            "does, or SelfTrainedClassifier with hard labels"
         )
 
 
-def first(
-    kind: Kind, learners: Sequence[Any], table: Table, seeds: Sequence[int | None], page: Page = BLANK
-) -> list[Any]:
-    """Generation 0: every member learns from the labels; those with a seed from a bootstrap sample of them."""
-    made = []
-    for number, (learner, seed) in enumerate(zip(learners, seeds, strict=False)):  # of the last one the learner alone
-        own = (table if seed is None else table.at(_bootstrap(table, seed))).among(NOBODY).few(bound(learner))
-        known = kind.known(own.y)
-        learn = partial(_learnt, kind, learner, own, known, own.weights)
-        made.append(page.train(number, learner, [own.mark, getattr(kind, "labels", None), known, own.weights], learn))
-    return made
+# generations ----------------------------------------------------------------------------------------------------------
 
 
-def _learnt(kind: Kind, learner: Any, table: Table, targets: Floats, weights: Floats | None) -> Any:
-    """A fresh learner, fitted to targets of the labelled rows and, where there are more, of the others too."""
-    X = table.rows
-    if len(targets) > count(X):
-        X = stack([X, table.unlabelled])
-        if weights is not None and not weights.all():  # a weight of 0 is a row that is not there
-            there = np.flatnonzero(weights)
-            X, targets, weights = take(X, there), targets[there], weights[there]
-        if weights is not None and (weights == 1.0).all():
-            weights = None  # then the learner need not take weights
-    return kind.learn(learner, X, targets, weights)
-
-
-def _bootstrap(table: Table, seed: int) -> NDArray[Any]:
-    """As many rows with replacement, every class at least once where y are classes."""
-    random, rows = np.random.RandomState(seed), len(table.y)
-    drawn = random.randint(rows, size=rows)
-    if table.y.dtype.kind == "i":
-        drawn = np.concatenate([np.unique(table.y, return_index=True)[1], drawn])[:rows]
-    return np.asarray(drawn)
-
-
-def later(
-    kind: Kind,
+def train_first(
+    targets: Targets,
     learners: Sequence[Any],
-    table: Table,
+    table: TrainingTable,
+    seeds: Sequence[int | None],
+    cache: TrainingCache = NO_CACHE,
+) -> list[Any]:
+    """Generation 0: every member is trained on the labels; those with a seed on a bootstrap sample of them."""
+    models = []
+    for member, (learner, seed) in enumerate(zip(learners, seeds, strict=False)):  # the last one has no peers
+        own = table if seed is None else table.with_labelled(_bootstrap(table, seed))
+        own = own.with_unlabelled(np.arange(0)).limited(row_limit(learner))
+        models.append(_train(targets, member, learner, own, targets.encode(own.y), own.weights, cache))
+    return models
+
+
+def train_next(
+    targets: Targets,
+    learners: Sequence[Any],
+    table: TrainingTable,
     models: Sequence[Any],
     xi: float,
-    labelling: Labelling,
-    page: Page = BLANK,
+    pseudo_labels: PseudoLabels,
+    cache: TrainingCache = NO_CACHE,
 ) -> list[Any]:
-    """The next generation: each member is taught by the mean of the others, or of all."""
-    bounds = [bound(learner) for learner in learners]
-    table = table.few(None if None in bounds else max(b for b in bounds if b is not None))
-    shown = _said(kind, models, table.rows) if xi else []
-    pseudo = _said(kind, models, table.unlabelled) if table.unknown() else []
-    made = []
-    for number, (learner, most) in enumerate(zip(learners, bounds, strict=True)):
-        known, unknown = table.split(most)
-        own = table if known == len(table.y) else table.at(np.arange(known))
-        own = own if unknown == table.unknown() else own.among(np.arange(unknown))
-        targets, weights = kind.known(own.y), own.weights
+    """The next generation: each member is taught by the mean of the other ``models``, or of all of them."""
+    limits = [row_limit(learner) for learner in learners]
+    table = table.limited(None if None in limits else max(limit for limit in limits if limit is not None))
+    on_labelled = [targets.predict(model, table.labelled) for model in models] if xi else []
+    on_unlabelled = [targets.predict(model, table.unlabelled) for model in models] if table.n_unlabelled else []
+    students = []
+    for member, (learner, limit) in enumerate(zip(learners, limits, strict=True)):
+        labelled, unlabelled = table.limited_counts(limit)
+        own = table if labelled == len(table.y) else table.with_labelled(np.arange(labelled))
+        own = own if unlabelled == table.n_unlabelled else own.with_unlabelled(np.arange(unlabelled))
+        target, weights = targets.encode(own.y), own.weights
         if xi:
-            targets = xi * labelling.teacher(shown, number)[:known] + (1.0 - xi) * targets
-        if unknown:
-            said, trust = labelling.of(labelling.teacher(pseudo, number)[:unknown])
+            target = xi * pseudo_labels.teacher(on_labelled, member)[:labelled] + (1.0 - xi) * target
+        if unlabelled:
+            pseudo, trust = pseudo_labels.targets(pseudo_labels.teacher(on_unlabelled, member)[:unlabelled])
             if trust is not None or weights is not None:
-                weights = np.ones(len(targets)) if weights is None else weights
-                weights = np.concatenate([weights, np.ones(len(said)) if trust is None else trust])
-            targets = np.concatenate([targets, said])
-        learn = partial(_learnt, kind, learner, own, targets, weights)
-        made.append(page.train(number, learner, [own.mark, getattr(kind, "labels", None), targets, weights], learn))
-    return made
+                weights = np.ones(len(target)) if weights is None else weights
+                weights = np.concatenate([weights, np.ones(len(pseudo)) if trust is None else trust])
+            target = np.concatenate([target, pseudo])
+        students.append(_train(targets, member, learner, own, target, weights, cache))
+    return students
 
 
-def _said(kind: Kind, models: Sequence[Any], X: Any) -> list[Floats]:
-    return [kind.says(model, X) for model in models]
+def _train(
+    targets: Targets,
+    member: int,
+    learner: Any,
+    table: TrainingTable,
+    target: Floats,
+    weights: Floats | None,
+    cache: TrainingCache,
+) -> Any:
+    fit = partial(_fit, targets, learner, table, target, weights)
+    return cache.train(member, learner, [table.mark, targets.labels, target, weights], fit)
+
+
+def _fit(targets: Targets, learner: Any, table: TrainingTable, target: Floats, weights: Floats | None) -> Any:
+    """A clone of the learner, fitted to the labelled rows and, where there are more targets, to the unlabelled too."""
+    X = table.labelled
+    if len(target) > X.shape[0]:
+        X = stack([X, table.unlabelled])
+        if weights is not None and not weights.all():  # rows of weight 0 are left out
+            rows = np.flatnonzero(weights)
+            X, target, weights = take(X, rows), target[rows], weights[rows]
+        if weights is not None and (weights == 1.0).all():
+            weights = None  # so the learner need not take weights
+    return targets.fit(learner, X, target, weights)
+
+
+def _bootstrap(table: TrainingTable, seed: int) -> NDArray[Any]:
+    """Indices of as many rows with replacement, every class at least once where y are classes."""
+    rows = len(table.y)
+    index = np.random.RandomState(seed).randint(rows, size=rows)
+    if table.y.dtype.kind == "i":
+        index = np.concatenate([np.unique(table.y, return_index=True)[1], index])[:rows]
+    return np.asarray(index)
+
+
+class CrossFitting:
+    """The same generations without each fold of the labelled rows in turn; rows of fold -1 are in none."""
+
+    def __init__(
+        self,
+        targets: Targets,
+        table: TrainingTable,
+        fold: Ints,
+        distinct: Ints,
+        progress: FitProgress,
+        n_jobs: int | None,
+    ) -> None:
+        self.targets, self.table, self.progress, self.n_jobs = targets, table, progress, n_jobs
+        folds = range(int(fold.max()) + 1)
+        self.tables = [table.with_labelled(np.flatnonzero(fold != k)) for k in folds]
+        self.held_out = np.flatnonzero(fold >= 0)  # the rows of all folds, in the order of the table
+        self.in_fold = [np.flatnonzero(fold[self.held_out] == k) for k in folds]
+        self.y = table.y[self.held_out]
+        weights = None if table.weights is None else table.weights[self.held_out]
+        self.rows = RowWeights(weights, np.unique(distinct[self.held_out], return_inverse=True)[1].astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def train_first(self, learners: list[Any], seeds: list[int | None]) -> list[list[Any]]:
+        """The members of generation 0, for each fold."""
+        return self._train("generation 0", train_first, learners, [seeds] * len(self))
+
+    def train_next(
+        self, description: str, learners: list[Any], models: list[list[Any]], xi: float, pseudo_labels: PseudoLabels
+    ) -> list[list[Any]]:
+        """The members of a later generation, for each fold; ``models`` are those of the one before."""
+        return self._train(description, train_next, learners, models, xi, pseudo_labels)
+
+    def _train(
+        self, description: str, work: Callable[..., Any], learners: list[Any], by_fold: Sequence[Any], *more: Any
+    ) -> list[list[Any]]:
+        number = len(self)
+        calls = []
+        for k, (table, own) in enumerate(zip(self.tables, by_fold, strict=True), 1):
+            part = f", fold {k} of {number}" if number > 1 else " without the rows held out"
+            cache = TrainingCache(self.progress, description + part)
+            calls.append(delayed(cache.run)(work, self.targets, learners, table, own, *more))
+        members = []
+        for models, unreported in Parallel(n_jobs=self.n_jobs, return_as="generator")(calls):
+            for training in unreported:
+                self.progress.report(training)
+            members.append(models)
+        return members
+
+    def predict(self, members: list[list[Any]]) -> Floats:
+        """The predictions of each fold's first member for the rows that it was not trained on, as in ``held_out``."""
+        parts = [
+            self.targets.predict(models[0], take(self.table.labelled, self.held_out[index]))
+            for models, index in zip(members, self.in_fold, strict=True)
+        ]
+        prediction = np.empty((len(self.y), *parts[0].shape[1:]))
+        for part, index in zip(parts, self.in_fold, strict=True):
+            prediction[index] = part
+        return prediction

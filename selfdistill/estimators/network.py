@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from ..core.step import Forward
 from ..core.targets import Target
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
-from .tables import Floats, class_targets, marks, real_targets
+from .tables import Floats, class_targets, real_targets, row_hashes
 
 
-class _Told(nn.Module):
-    """What each sample is to be, (samples, components), and its weight (samples,)."""
+class TrainingTargets(nn.Module):
+    """The target (samples, components) and the weight (samples,) of each sample, by its id."""
 
     def __init__(self, targets: Tensor, weights: Tensor) -> None:
         super().__init__()
@@ -37,34 +37,34 @@ class _Told(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Told(Teacher):
-    """Targets that were given with the data, by sample id."""
+class TargetsOfData(Teacher[TrainingTargets]):
+    """Teaches the targets that were given with the data."""
 
-    module: _Told
-    called: str  # space of the targets
+    module: TrainingTargets
+    target_space: str
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
         return self.module
 
     def space(self, head: str) -> str:
-        return self.called
+        return self.target_space
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        return Target(cast(_Told, state).targets[step.ids(term.view)], self.called)
+    def target(self, state: TrainingTargets, step: Forward, term: BaseTerm) -> Target:
+        return Target(state.targets[step.ids(term.view)], self.target_space)
 
 
 @dataclass(frozen=True, eq=False)
-class Weighted(Gate):
-    """Each sample counts by the weight that was given with the data."""
+class WeightsOfData(Gate[TrainingTargets]):
+    """Weighs each sample by the weight that was given with the data."""
 
-    module: _Told
+    module: TrainingTargets
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
         return self.module
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return cast(_Told, state).weights[step.ids(term.view)].expand(element_shape(student))
+    def weigh(self, state: TrainingTargets, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+        return state.weights[step.ids(term.view)].expand(element_shape(student))
 
 
 class Network(BaseEstimator):  # type: ignore[misc]
@@ -94,10 +94,9 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def _rows(self, X: Any, reset: bool) -> Tensor:
-        found = validate_data(self, X, reset=reset, dtype=np.float64)
-        return torch.from_numpy(np.array(found, dtype=np.float64))
+        return torch.from_numpy(np.array(validate_data(self, X, reset=reset, dtype=np.float64)))
 
-    def _train(self, X: Any, targets: Floats, weights: Floats | None, called: str, loss: Loss) -> None:
+    def _train(self, X: Any, targets: Floats, weights: Floats | None, space: str, loss: Loss) -> None:
         """Train a fresh module; ``targets`` (rows, components)."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self.precision not in ("float32", "float64"):
@@ -105,20 +104,20 @@ class Network(BaseEstimator):  # type: ignore[misc]
         dtype = getattr(torch, self.precision)
         rows = self._rows(X, reset=True).numpy()
         check_consistent_length(rows, targets)
-        rows, targets, counts = merged(rows, targets, weights)
+        rows, targets, counts = merge_copies(rows, targets, weights)
         x, w = torch.from_numpy(rows), torch.from_numpy(counts / counts.max()).to(dtype)
         share = w.double() / w.double().sum()
-        self._center, self._scale = _standard(x, share)
-        x = self._ready(x)
+        self._center, self._scale = _mean_and_std(x, share)
+        x = self._standardise(x)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._sizes = x.shape[1], targets.shape[1]
-            self.module_ = self._made(*self._sizes).train()
-            told = _Told(torch.from_numpy(targets).to(dtype), w)
-            gate: Gate = Always() if (counts == counts[0]).all() else Weighted(told)
-            head = "logits" if called == "probabilities" else "values"
-            term = Term(Told(told, called), loss, head=head, gate=gate, reduction=PerTrust())
-            objective = Method({"told": term}).bind(self.module_, vitals=False)
+            self.module_ = self._build(*self._sizes).train()
+            data = TrainingTargets(torch.from_numpy(targets).to(dtype), w)
+            gate: Gate = Always() if (counts == counts[0]).all() else WeightsOfData(data)
+            head = "logits" if space == "probabilities" else "values"
+            term = Term(TargetsOfData(data, space), loss, head=head, gate=gate, reduction=PerTrust())
+            objective = Method({"targets": term}).bind(self.module_, vitals=False)
             optimizer = torch.optim.AdamW(self.module_.parameters(), self.lr, weight_decay=self.weight_decay)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for ids in _batches(len(x), min(self.batch_size, len(x)), self.steps, seed):
@@ -129,13 +128,13 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 objective.update()
         self.module_.eval()
 
-    def _ready(self, x: Tensor) -> Tensor:
+    def _standardise(self, x: Tensor) -> Tensor:
         scaled = (x - torch.from_numpy(self._center)) / torch.from_numpy(self._scale)
         return scaled.to(getattr(torch, self.precision))
 
-    def _made(self, inputs: int, outputs: int) -> nn.Module:
-        made = self.module or (lambda i, o: mlp((i,), o, width=self.width, depth=self.depth))
-        return made(inputs, outputs).to(getattr(torch, self.precision))
+    def _build(self, inputs: int, outputs: int) -> nn.Module:
+        build = self.module or (lambda i, o: mlp((i,), o, width=self.width, depth=self.depth))
+        return build(inputs, outputs).to(getattr(torch, self.precision))
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights as arrays, so that no file needs pickle."""
@@ -148,31 +147,32 @@ class Network(BaseEstimator):  # type: ignore[misc]
         super().__setstate__(state)
         if "module_" in state:
             weights = {name: torch.tensor(value) for name, value in state["module_"].items()}
-            self.module_ = self._made(*self._sizes)
+            self.module_ = self._build(*self._sizes)
             self.module_.load_state_dict(weights)
             self.module_.eval()
 
     @torch.no_grad()
-    def _says(self, X: Any) -> Floats:
-        x = self._ready(self._rows(X, reset=False))
+    def _outputs(self, X: Any) -> Floats:
+        x = self._standardise(self._rows(X, reset=False))
         return np.concatenate([self.module_(part).double().numpy() for part in x.split(8192)])
 
 
-def _standard(x: Tensor, share: Tensor) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each column, rows weighing by their share."""
+def _mean_and_std(x: Tensor, share: Tensor) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each column, rows weigh by their share."""
     center = share @ x
     return center.numpy(), (share @ (x - center).square()).sqrt().clamp(min=1e-8).numpy()
 
 
-def merged(X: Floats, targets: Floats, weights: Floats | None) -> tuple[Floats, Floats, Floats]:
-    """Equal rows with equal targets as one row of their weight, in an order of no meaning; none of weight 0.
+def merge_copies(X: Floats, targets: Floats, weights: Floats | None) -> tuple[Floats, Floats, Floats]:
+    """Each distinct row and target once, with the sum of its weights, in the order of their hashes; none of weight 0.
 
     So a row of weight 2 is the row twice, and the order of the rows does not matter, to the last bit.
     """
     w = np.ones(len(X)) if weights is None else weights
-    there = np.flatnonzero(w)
-    _, first, distinct = np.unique(marks(np.hstack([X, targets])[there], 0), return_index=True, return_inverse=True)
-    return X[there][first], targets[there][first], np.bincount(distinct, w[there]).astype(np.float64)
+    rows = np.flatnonzero(w)
+    hashes = row_hashes(np.hstack([X, targets])[rows], 0)
+    _, first, distinct = np.unique(hashes, return_index=True, return_inverse=True)
+    return X[rows][first], targets[rows][first], np.bincount(distinct, w[rows]).astype(np.float64)
 
 
 def _batches(rows: int, size: int, steps: int, seed: int) -> Any:
@@ -207,13 +207,12 @@ class NetworkClassifier(ClassifierMixin, Network):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> NetworkClassifier:
         """Train on labels (rows,) or distributions (rows, ``classes``)."""
-        given = np.asarray(y) if classes is not None else None
-        if given is not None and given.ndim == 2:
-            self.classes_, targets = np.asarray(classes), given.astype(np.float64)
+        if classes is not None and np.ndim(y) == 2:
+            self.classes_, targets = np.asarray(classes), np.asarray(y, dtype=np.float64)
         else:
             self._rows(X, reset=True)
-            self.classes_, places = class_targets(y, self)
-            targets = np.eye(len(self.classes_))[places]
+            self.classes_, codes = class_targets(y, self)
+            targets = np.eye(len(self.classes_))[codes]
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float64)
         self._train(X, targets, weights, "probabilities", CrossEntropy())
         return self
@@ -221,7 +220,7 @@ class NetworkClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Floats:
         """Probabilities (rows, classes)."""
         check_is_fitted(self, "module_")
-        return np.asarray(torch.from_numpy(self._says(X)).softmax(-1).numpy())
+        return np.asarray(torch.from_numpy(self._outputs(X)).softmax(-1).numpy())
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The likeliest class of each row."""
@@ -252,4 +251,4 @@ class NetworkRegressor(RegressorMixin, Network):  # type: ignore[misc]
     def predict(self, X: Any) -> Floats:
         """Values (rows,)."""
         check_is_fitted(self, "module_")
-        return np.asarray(self._says(X)[:, 0] * self._spread + self._mean)
+        return np.asarray(self._outputs(X)[:, 0] * self._spread + self._mean)

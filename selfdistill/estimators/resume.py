@@ -1,4 +1,4 @@
-"""Progress of a fit, and its finished trainings as files: an interrupted fit goes on where it ended."""
+"""Progress of a fit, and its finished trainings as files: an interrupted fit resumes after the last of them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .io import load, save
 Progress = Callable[[int, int, str], None]
 
 
-_BLOCK = 1 << 16  # values that are spelt out at once
+_BLOCK = 1 << 16  # values that are hashed at once
 
 
-_open: ContextVar[tuple[Path | None, Progress | None]] = ContextVar("keeping", default=(None, None))
+_active: ContextVar[tuple[Path | None, Progress | None]] = ContextVar("keeping", default=(None, None))
 
 
 @contextmanager
 def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iterator[None]:
-    """Within, the estimators of this package keep every finished training, and tell of it.
+    """Within it, the estimators of this package save every finished training and report their progress.
 
-    A training that ended before on the very same rows, targets, weights, learner and place in the chain is read from
-    its file instead; so a fit that was interrupted goes on, and ends with the product that it would have had. What
-    skops cannot keep, such as a class of your own, is trained each time.
+    A training that has a file of the same rows, targets, weights, learner and place in the chain of generations is
+    read from it instead. So an interrupted fit resumes, and ends with the model that it would have had. What skops
+    cannot save, such as an estimator of your own, is trained each time.
 
     Args:
-        folder: where the files are; made if it is not there. None keeps nothing.
-        progress: called after each training with how many are done, how many are planned for the whole fit as far as
-            is known (an audit may end a chain early), and which one it was in words.
+        folder: where the files are; made if it is not there. None saves nothing.
+        progress: called after each training with the number of finished ones, the number planned for the whole fit (an
+            audit may end it early), and a description of the training.
 
     Raises:
         DataError: the folder cannot be made.
@@ -59,109 +59,111 @@ def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iter
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{folder} cannot be made a folder ({error.strerror}); give another place") from error
-    token = _open.set((folder, progress))
+    token = _active.set((folder, progress))
     try:
         yield
     finally:
-        _open.reset(token)
+        _active.reset(token)
 
 
-class Ledger:
-    """What one fit has trained so far, of how much. In another process it remembers what to tell at home."""
+class FitProgress:
+    """How many trainings of a fit have finished, of how many. In another process it collects what to report."""
 
     def __init__(self, folder: Path | None = None, progress: Progress | None = None) -> None:
         self.folder = folder
         self.progress = progress
         self.done = self.planned = 0
-        self.unsaid: list[str] | None = None
+        self.unreported: list[str] | None = None
+
+    @classmethod
+    def begin(cls) -> FitProgress:
+        """The progress of a fit that begins now."""
+        return cls(*_active.get())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "progress": None, "unsaid": []}
+        return {**self.__dict__, "progress": None, "unreported": []}
 
-    def left(self, trainings: int) -> None:
-        """So many trainings are still to come."""
+    def plan(self, trainings: int) -> None:
+        """Set the number of trainings that are still to come."""
         self.planned = self.done + trainings
 
-    def tell(self, what: str) -> None:
-        """A training has ended."""
-        if self.unsaid is not None:
-            self.unsaid.append(what)
+    def report(self, description: str) -> None:
+        """A training has finished."""
+        if self.unreported is not None:
+            self.unreported.append(description)
             return
         self.done += 1
         self.planned = max(self.planned, self.done)
         if self.progress is not None:
-            self.progress(self.done, self.planned, what)
+            self.progress(self.done, self.planned, description)
 
-    def mark(self, *rows: Any) -> str | None:
-        """The digest of what a table holds; None where nothing is kept, so nobody asks."""
+    def digest(self, *rows: Any) -> str | None:
+        """The digest of the rows of a table; None where nothing is saved, and none is needed."""
         return None if self.folder is None else digest(*rows)
 
 
-def opened() -> Ledger:
-    """The ledger of a fit that begins now."""
-    return Ledger(*_open.get())
-
-
 @dataclass(frozen=True)
-class Page:
-    """The trainings of one generation on one part of the rows."""
+class TrainingCache:
+    """The finished trainings of one generation on one part of the rows."""
 
-    ledger: Ledger
-    about: str
+    progress: FitProgress
+    description: str
 
-    def train(self, member: int, learner: Any, given: Sequence[Any], learn: Callable[[], Any]) -> Any:
-        """What ``learn`` returns, or returned before for this learner at this place and what is ``given``."""
-        what = self.about if member == 0 else f"{self.about}, peer {member}"
-        file = self._file(what, learner, given)
+    def train(self, member: int, learner: Any, inputs: Sequence[Any], fit: Callable[[], Any]) -> Any:
+        """The model that ``fit`` returns, or returned before for this learner, this generation and these inputs."""
+        description = self.description if member == 0 else f"{self.description}, peer {member}"
+        file = self._file(description, learner, inputs)
         model = None if file is None else _read(file)
         if model is None:
-            token = _open.set((None, None))  # a learner may be one of ours: its trainings are not this fit's
+            token = _active.set((None, None))  # a learner may be one of ours: its trainings are not this fit's
             try:
-                model = learn()
+                model = fit()
             finally:
-                _open.reset(token)
+                _active.reset(token)
             if file is not None:
                 _write(file, model)
-        self.ledger.tell(what)
+        self.progress.report(description)
         return model
 
-    def _file(self, what: str, learner: Any, given: Sequence[Any]) -> Path | None:
-        if self.ledger.folder is None:
+    def run(self, work: Callable[..., Any], *arguments: Any) -> tuple[Any, list[str]]:
+        """A call of ``work`` in whatever process, and the reports that it could not make from there."""
+        before = len(self.progress.unreported or [])
+        models = work(*arguments, self)
+        return models, (self.progress.unreported or [])[before:]
+
+    def _file(self, description: str, learner: Any, inputs: Sequence[Any]) -> Path | None:
+        if self.progress.folder is None:
             return None
         try:
-            who = spelt(learner)
-        except TypeError:  # a learner with a lambda, say, which nothing could keep
+            settings = describe(learner)
+        except TypeError:  # a learner with a lambda, say, which no file could hold
             return None
         versions = [sklearn.__version__, version("selfdistill"), np.__version__]
-        return self.ledger.folder / f"{digest(*versions, what, type(learner).__qualname__, who, *given)}.skops"
+        name = digest(*versions, description, type(learner).__qualname__, settings, *inputs)
+        return self.progress.folder / f"{name}.skops"
 
 
-def on_page(work: Callable[..., Any], page: Page, *given: Any) -> tuple[Any, list[str]]:
-    """A call in whatever process, and what it could not tell from there."""
-    before = len(page.ledger.unsaid or [])
-    made = work(*given, page)
-    return made, (page.ledger.unsaid or [])[before:]
+NO_CACHE = TrainingCache(FitProgress(), "")  # saves nothing and reports to nobody
 
 
 def _read(file: Path) -> Any:
     try:
-        found = load(file)
-    except SelfdistillError:  # not there, damaged or foreign: then it is trained
+        content = load(file)
+    except SelfdistillError:  # missing, damaged or foreign: it is trained again
         return None
-    fits = isinstance(found, dict) and found.get("key") == file.stem
-    return found.get("model") if fits else None
+    return content.get("model") if isinstance(content, dict) and content.get("key") == file.stem else None
 
 
 def _write(file: Path, model: Any) -> None:
     unfinished = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
-    with suppress(SelfdistillError, OSError):  # what cannot be kept is trained again next time
+    with suppress(SelfdistillError, OSError):  # what cannot be saved is trained again next time
         save({"key": file.stem, "model": model}, unfinished)
         unfinished.replace(file)
     with suppress(OSError):
         unfinished.unlink()
 
 
-# what is in a table ---------------------------------------------------------------------------------------------------
+# digests --------------------------------------------------------------------------------------------------------------
 
 
 def digest(*parts: Any) -> str:
@@ -170,44 +172,43 @@ def digest(*parts: Any) -> str:
     >>> digest(np.arange(3), "a") == digest(np.arange(3), "a"), digest(np.arange(3)) == digest(np.arange(3.0))
     (True, False)
     """
-    found = blake2b(digest_size=16)
+    hashed = blake2b(digest_size=16)
     for part in parts:
         if sparse.issparse(part):
             rows = part.tocsr()
-            _add(found, f"sparse {rows.shape}", rows.data, rows.indices, rows.indptr)
+            _add(hashed, f"sparse {rows.shape}", rows.data, rows.indices, rows.indptr)
         elif hasattr(part, "columns"):
-            _add(found, f"{type(part).__module__} frame of {len(part)}")
+            _add(hashed, f"{type(part).__module__} frame of {len(part)}")
             for name in part.columns:
                 column = part[name]
-                kinds = getattr(column, "cat", None) if str(column.dtype) == "category" else None
-                _add(
-                    found, repr(name), str(column.dtype), "" if kinds is None else repr(list(kinds.categories)), column
-                )
+                pandas = str(column.dtype) == "category" and hasattr(column, "cat")
+                categories = repr(list(column.cat.categories)) if pandas else ""
+                _add(hashed, repr(name), str(column.dtype), categories, column)
         else:
-            _add(found, part)
-    return found.hexdigest()
+            _add(hashed, part)
+    return hashed.hexdigest()
 
 
-def spelt(part: Any) -> str:
-    """A learner or a setting of one in words: its type and all its settings, whatever is nested in what.
+def describe(part: Any) -> str:
+    """A learner, or a setting of one, in words: its type and all its settings, however nested.
 
     Raises:
-        TypeError: something in it has no name to be told by.
+        TypeError: it has a part that no name and no settings describe.
 
     >>> from sklearn.linear_model import Ridge
-    >>> spelt(Ridge(alpha=2.0)) == spelt(Ridge(alpha=2.0)), spelt(Ridge(alpha=2.0)) == spelt(Ridge())
+    >>> describe(Ridge(alpha=2.0)) == describe(Ridge(alpha=2.0)), describe(Ridge(alpha=2.0)) == describe(Ridge())
     (True, False)
     """
     if part is None or isinstance(part, (bool, int, float, str, bytes, np.generic)):
         return repr(part)
     if isinstance(part, (list, tuple)):
-        return f"{type(part).__name__}({', '.join(map(spelt, part))})"
+        return f"{type(part).__name__}({', '.join(map(describe, part))})"
     if isinstance(part, dict):
-        return f"{{{', '.join(f'{spelt(key)}: {spelt(value)}' for key, value in part.items())}}}"
+        return f"{{{', '.join(f'{describe(key)}: {describe(value)}' for key, value in part.items())}}}"
     if isinstance(part, np.ndarray) or sparse.issparse(part) or hasattr(part, "columns"):
         return digest(part)
-    name = f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', '')}"
     if isinstance(part, type) or (callable(part) and hasattr(part, "__qualname__")):
+        name = f"{getattr(part, '__module__', '')}.{part.__qualname__}"  # method descriptors have no module
         if "<" in name:
             raise TypeError(f"{name} has no name of its own")
         return name
@@ -216,27 +217,27 @@ def spelt(part: Any) -> str:
     elif hasattr(part, "get_params"):
         settings = part.get_params(deep=False)
     else:
-        raise TypeError(f"a {type(part).__name__} has no settings to be told by")
-    return f"{type(part).__module__}.{type(part).__qualname__}({spelt(settings)})"
+        raise TypeError(f"a {type(part).__name__} has no settings that describe it")
+    return f"{type(part).__module__}.{type(part).__qualname__}({describe(settings)})"
 
 
-def _add(found: Any, *values: Any) -> None:
+def _add(hashed: Any, *values: Any) -> None:
     for value in values:
         if not hasattr(value, "dtype"):
-            _spell(found, repr(value))
+            _add_text(hashed, repr(value))
             continue
-        whole = np.atleast_1d(np.asarray(value))
-        _spell(found, f"{whole.dtype.str} {whole.shape}")
-        for begin in range(0, len(whole), _BLOCK):
-            part = whole[begin : begin + _BLOCK]
-            if part.dtype.kind in "biufcmM":
-                found.update(part.tobytes())
+        array = np.atleast_1d(np.asarray(value))
+        _add_text(hashed, f"{array.dtype.str} {array.shape}")
+        for begin in range(0, len(array), _BLOCK):
+            block = array[begin : begin + _BLOCK]
+            if block.dtype.kind in "biufcmM":
+                hashed.update(block.tobytes())
             else:
-                _spell(found, repr(part.tolist()))
-        if hasattr(value, "is_null"):  # polars: not a number and not there are two things
-            found.update(value.is_null().to_numpy().tobytes())
+                _add_text(hashed, repr(block.tolist()))
+        if hasattr(value, "is_null"):  # polars: nan and missing are two things
+            hashed.update(value.is_null().to_numpy().tobytes())
 
 
-def _spell(found: Any, text: str) -> None:
+def _add_text(hashed: Any, text: str) -> None:
     content = text.encode()
-    found.update(len(content).to_bytes(8, "little") + content)
+    hashed.update(len(content).to_bytes(8, "little") + content)

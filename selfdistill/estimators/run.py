@@ -70,22 +70,22 @@ class TableRun:
 
     def threads(self) -> int:
         """How many threads learn the table."""
-        return threads.of_table(len(self.data.y), self.data.sample.shape[1])
+        return threads.for_table(len(self.data.y), self.data.sample.shape[1])
 
     def learner(self, seed: int) -> Any:
         """The learner alone, seeded."""
         from numpy.random import RandomState
 
-        from .weights import seeded
+        from .wrappers import seeded_clone
 
-        return seeded(self._learner(), RandomState(seed))
+        return seeded_clone(self._learner(), RandomState(seed))
 
     def _learner(self) -> Any:
         return base_learners.learner(self.build, self.classify, self.data.sample, len(self.data.labelled))
 
     def peers(self) -> list[Any]:
         """The usual peers for such a table."""
-        from .defaults import usual_peers
+        from .base_learners import usual_peers
 
         return usual_peers(self.data.sample, classify=self.classify)
 
@@ -237,8 +237,8 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from .io import save
-    from .naming import Named
     from .resume import keeping
+    from .wrappers import ClassNames
 
     begun, seed, data = time.monotonic(), int(run.settings["seed"]), run.data
     done = [0]
@@ -268,7 +268,7 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
         result = _result(run, model, alone, max(1, done[0]), seconds)
     place = folder / "model"
     place.mkdir(exist_ok=True)
-    save(Named.of(model, data.classes) if run.classify else model, place / ESTIMATOR)
+    save(ClassNames.of(model, data.classes) if run.classify else model, place / ESTIMATOR)
     half = result.pop("half")
     frames.write_card(data, place, method=run.expression, model=run.build, half=half, coverage=COVERAGE)
     shutil.rmtree(folder / "fits", ignore_errors=True)
@@ -313,15 +313,17 @@ def predict(folder: Path, source: str, exit_number: int | None = None) -> Predic
     from threadpoolctl import threadpool_limits
 
     from .io import load
-    from .naming import Named
+    from .wrappers import ClassNames
 
     place = model_folder(folder)
     if exit_number is not None:
         raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
     card = model_card(place)
     model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
-    with threadpool_limits(threads.of_table(*rows.shape)):
-        outputs = predict_frame(model.estimator_ if isinstance(model, Named) else model, rows, len(card["classes"]))
+    with threadpool_limits(threads.for_table(*rows.shape)):
+        outputs = predict_frame(
+            model.estimator_ if isinstance(model, ClassNames) else model, rows, len(card["classes"])
+        )
     names = [str(number + 1) for number in range(len(rows))]
     if card["classes"]:
         return Predictions(names, outputs.exp(), [str(name) for name in card["classes"]])

@@ -1,11 +1,4 @@
-"""Columns of pandas and polars frames: numbers as they are, times in seconds, anything else by its text.
-
-Rows of whatever a scikit-learn estimator takes: arrays, sparse matrices, pandas and polars frames.
-
-What is learnt from: rows and targets, taken where they are needed and no sooner.
-
-Targets, checked.
-"""
+"""What estimators learn from: rows (arrays, sparse matrices, pandas and polars frames), their weights and targets."""
 
 from __future__ import annotations
 
@@ -18,40 +11,65 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import _safe_indexing, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _num_samples
 
 from .resume import digest
 
+Floats = NDArray[np.float64]
 
-def numbers(column: Any) -> NDArray[np.float64] | None:
+
+Ints = NDArray[np.int64]
+
+
+DEFAULT_FOLDS = 5
+
+
+MAX_FOLDED_ROWS = 20_000  # beyond these, several trainings cost more than they tell
+
+
+MAX_HELD_OUT_ROWS = 5_000
+
+
+BLOCK = 50_000  # rows
+
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads values that differ in a few bits
+
+
+# columns --------------------------------------------------------------------------------------------------------------
+
+
+def numeric_values(column: Any) -> Floats | None:
     """A column of numbers, booleans or times (in seconds) as float64 (rows,), nan where missing; else None."""
     if hasattr(column, "to_physical"):
-        return _polars_numbers(column)
-    letter = getattr(column.dtype, "kind", "O")
+        return _polars_values(column)
+    letter = column.dtype.kind if hasattr(column.dtype, "kind") else "O"
     if letter in "mM":
-        whole = column.to_numpy(dtype="timedelta64[ns]" if letter == "m" else "datetime64[ns]")
-        return np.where(np.isnat(whole), np.nan, whole.astype(np.int64) / 1e9)
+        times = column.to_numpy(dtype="timedelta64[ns]" if letter == "m" else "datetime64[ns]")
+        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1e9)
     return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan)) if letter in "iufb" else None
 
 
-def _polars_numbers(column: Any) -> NDArray[np.float64] | None:
+def _polars_values(column: Any) -> Floats | None:
     import polars
 
-    kind = column.dtype.base_type()
+    kind, unit = column.dtype.base_type(), 1.0
     if kind in (polars.Date, polars.Datetime):
-        return np.asarray(column.dt.epoch("us").cast(polars.Float64).to_numpy()) / 1e6
-    if kind == polars.Duration:
-        return np.asarray(column.dt.total_microseconds().cast(polars.Float64).to_numpy()) / 1e6
-    if kind == polars.Time:
-        return np.asarray(column.cast(polars.Int64).cast(polars.Float64).to_numpy()) / 1e9
-    plain = column.dtype.is_numeric() or kind == polars.Boolean
-    return np.asarray(column.cast(polars.Float64).to_numpy()) if plain else None
+        column, unit = column.dt.epoch("us"), 1e6
+    elif kind == polars.Duration:
+        column, unit = column.dt.total_microseconds(), 1e6
+    elif kind == polars.Time:
+        column, unit = column.cast(polars.Int64), 1e9
+    elif not (column.dtype.is_numeric() or kind == polars.Boolean):
+        return None
+    return np.asarray(column.cast(polars.Float64).to_numpy()) / unit
 
 
-def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
-    """A column as places (rows,) among its sorted distinct texts, -1 where missing; and those texts.
+def category_codes(column: Any) -> tuple[Ints, list[str]]:
+    """The index (rows,) of each value's text among the sorted distinct texts, -1 where missing; and those texts.
 
     >>> import pandas as pd
-    >>> codes, texts = coded(pd.Series(["b", None, "a", "b"]))
+    >>> codes, texts = category_codes(pd.Series(["b", None, "a", "b"]))
     >>> codes.tolist(), texts
     ([1, -1, 0, 1], ['a', 'b'])
     """
@@ -60,51 +78,38 @@ def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
 
         texts = column.cast(polars.String)
         names = texts.unique().drop_nulls().sort()
-        found = texts.cast(polars.Enum(names)).to_physical().cast(polars.Int64).fill_null(-1)
-        return np.asarray(found.to_numpy()), names.to_list()
+        codes = texts.cast(polars.Enum(names)).to_physical().cast(polars.Int64).fill_null(-1)
+        return np.asarray(codes.to_numpy()), names.to_list()
     if hasattr(column, "cat"):
         codes, values = np.asarray(column.cat.codes, dtype=np.int64), column.cat.categories
     else:
         codes, values = column.factorize()
     texts = [str(value) for value in values]
     names = sorted(set(texts))
-    place = {text: number for number, text in enumerate(names)}
-    return np.array([*(place[text] for text in texts), -1], dtype=np.int64)[codes], names
+    index = {text: number for number, text in enumerate(names)}
+    return np.array([*(index[text] for text in texts), -1], dtype=np.int64)[codes], names
 
 
-Floats = NDArray[np.float64]
+def _column_bits(values: Any) -> NDArray[np.uint64]:
+    """Each value as 64 bits, equal where the values are equal."""
+    column: Any = numeric_values(values) if hasattr(values, "to_numpy") else np.asarray(values)
+    if column is None:
+        column = category_codes(values)[0]
+    if column.dtype.kind in "biuf":
+        return np.asarray((column.astype(np.float64) + 0.0).view(np.uint64))  # + 0.0: there are two zeros
+    return np.unique(column.astype(str), return_inverse=True)[1].astype(np.uint64)
 
 
-Ints = NDArray[np.int64]
+# rows -----------------------------------------------------------------------------------------------------------------
 
 
-USUAL_FOLDS = 5
-
-
-MOST_FOLDED = 20_000  # rows, beyond which so many trainings cost more than they tell
-
-
-MOST_HELD = 5_000
-
-
-BLOCK = 50_000  # rows
-
-
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads what differs in a few bits
-
-
-def count(X: Any) -> int:
-    """Number of rows."""
-    return int(X.shape[0])
-
-
-def take(X: Any, places: NDArray[Any]) -> Any:
-    """Rows at some places, as what they came in."""
-    return _safe_indexing(X, places)
+def take(X: Any, rows: NDArray[Any]) -> Any:
+    """Rows by their indices, in the container of ``X``."""
+    return _safe_indexing(X, rows)
 
 
 def stack(parts: Sequence[Any]) -> Any:
-    """Rows below each other, as what they came in: all parts have the same columns."""
+    """Rows below each other, in their own container: all parts have the same columns."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -115,229 +120,227 @@ def stack(parts: Sequence[Any]) -> Any:
 
         return pd.concat(parts, ignore_index=True)
     if hasattr(first, "vstack"):  # polars
-        return first.vstack(parts[1]) if len(parts) == 2 else stack([first.vstack(parts[1]), *parts[2:]])
+        return stack([first.vstack(parts[1]), *parts[2:]])
     return np.concatenate(parts)
 
 
-def _column(values: Any) -> NDArray[np.uint64]:
-    """Each value as 64 bits, equal where the values are equal."""
-    framed = hasattr(values, "to_numpy")
-    found: Any = numbers(values) if framed else np.asarray(values)
-    if found is None:
-        found = coded(values)[0]
-    if found.dtype.kind in "biuf":
-        return np.asarray((found.astype(np.float64) + 0.0).view(np.uint64))  # + 0.0: there are two zeros
-    return np.unique(found.astype(str), return_inverse=True)[1].astype(np.uint64)
+def crossover_rows(X: Any, number: int, seed: int) -> Any:
+    """Synthetic rows: each has about half of its columns from one row and the others from another.
 
-
-def crossed(X: Any, number: int, seed: int) -> Any:
-    """So many synthetic rows: each has about half of its columns from one row and the others from another.
-
-    Columns keep their distributions and half of what ties any two of them; kinds and gaps stay what they are.
+    Columns keep their distributions and half of the dependence between any two of them, their categories and their
+    missing values.
 
     Raises:
         ValueError: the rows are sparse.
 
-    >>> crossed(np.array([[1, 1], [2, 2]]), 4, 0).tolist()
+    >>> crossover_rows(np.array([[1, 1], [2, 2]]), 4, 0).tolist()
     [[1, 2], [2, 2], [2, 2], [2, 2]]
     """
     if sparse.issparse(X):
         raise ValueError("synthetic rows are made of dense columns, and X is sparse; give synthetic=0, or dense rows")
-    random, rows = np.random.RandomState(seed), count(X)
-    one, other = random.randint(rows, size=(2, number, 1))
-    places = np.where(random.random_sample((number, X.shape[1])) < 0.5, one, other)
+    random = np.random.RandomState(seed)
+    first, second = random.randint(X.shape[0], size=(2, number, 1))
+    rows = np.where(random.random_sample((number, X.shape[1])) < 0.5, first, second)
     if not hasattr(X, "columns"):
-        return X[places, np.arange(X.shape[1])]
-    columns = {name: take(X[name], places[:, place]) for place, name in enumerate(X.columns)}
+        return X[rows, np.arange(X.shape[1])]
+    columns = {name: take(X[name], rows[:, i]) for i, name in enumerate(X.columns)}
     if hasattr(X, "iloc"):
         columns = {name: column.array for name, column in columns.items()}
     return type(X)(columns)
 
 
-def drawn(rows: int, number: int, seed: int, classes: NDArray[Any] | None = None) -> Ints:
-    """Places of ``number`` rows, each at most once, in an order that means nothing; one of every class comes first."""
+def draw_rows(rows: int, number: int, seed: int, classes: NDArray[Any] | None = None) -> Ints:
+    """Indices of ``number`` rows, each at most once, in a random order; one of every class comes first."""
     order = np.random.RandomState(seed).permutation(rows)
     if classes is not None:
-        ahead = np.unique(classes[order], return_index=True)[1]
-        order = np.concatenate([order[ahead], np.delete(order, ahead)])
+        first = np.unique(classes[order], return_index=True)[1]
+        order = np.concatenate([order[first], np.delete(order, first)])
     return np.asarray(order[:number], dtype=np.int64)
 
 
-def blockwise(call: Callable[[Any], NDArray[Any]], X: Any) -> NDArray[Any]:
-    """What a function says of rows, so many at a time: what it makes of them is no larger than the rows."""
-    rows = count(X)
+def predict_in_blocks(predict: Callable[[Any], NDArray[Any]], X: Any) -> NDArray[Any]:
+    """The predictions of a function for blocks of rows: so copies that it makes of them stay small."""
+    rows = _num_samples(X)
     if rows <= BLOCK:
-        return call(X)
-    parts = [call(take(X, np.arange(begin, min(begin + BLOCK, rows)))) for begin in range(0, rows, BLOCK)]
+        return predict(X)
+    parts = [predict(take(X, np.arange(begin, min(begin + BLOCK, rows)))) for begin in range(0, rows, BLOCK)]
     return np.concatenate(parts)
 
 
-def marks(X: Any, seed: int) -> NDArray[np.uint64]:
-    """A number for each row, the same for equal rows, and in an order of no meaning."""
-    found = np.full(count(X), np.uint64(seed) + _ODD, dtype=np.uint64)
+def row_hashes(X: Any, seed: int) -> NDArray[np.uint64]:
+    """A hash of each row (rows,), the same for equal rows."""
+    hashes = np.full(X.shape[0], np.uint64(seed) + _MULTIPLIER, dtype=np.uint64)
     if sparse.issparse(X):
-        chance = np.random.default_rng(seed).random(X.shape[1])
-        columns: list[Any] = [np.asarray(X.tocsr() @ chance)]
+        columns: list[Any] = [np.asarray(X.tocsr() @ np.random.default_rng(seed).random(X.shape[1]))]
     elif hasattr(X, "columns"):
         columns = [X[name] for name in X.columns]
     else:
         columns = list(np.asarray(X).T)
     with np.errstate(over="ignore"):
         for column in columns:
-            found = (found ^ _column(column)) * _ODD
-            found ^= found >> np.uint64(29)
-    return found
+            hashes = (hashes ^ _column_bits(column)) * _MULTIPLIER
+            hashes ^= hashes >> np.uint64(29)
+    return hashes
 
 
-def parting(asked: int | float | str, rows: int) -> int | float:
-    """A number of folds, or a share of the rows to hold out once: ``"auto"`` is 5 folds up to 20,000 rows, and beyond
-    that a share of 5,000 rows at most, which a few trainings fewer judge as well.
+def resolve_folds(audit_folds: int | float | str, rows: int) -> int | float:
+    """A number of folds, or a share of the rows to hold out once.
+
+    ``"auto"`` is 5 folds up to 20,000 rows. Beyond that it is a share of 5,000 rows, which a single split judges as
+    well in fewer trainings.
 
     Raises:
         ValueError: it is neither.
 
-    >>> parting("auto", 20_000), parting("auto", 1_000_000), parting(0.2, 100)
+    >>> resolve_folds("auto", 20_000), resolve_folds("auto", 1_000_000), resolve_folds(0.2, 100)
     (5, 0.005, 0.2)
     """
-    if isinstance(asked, str) and asked == "auto":
-        return USUAL_FOLDS if rows <= MOST_FOLDED else MOST_HELD / rows
-    whole = isinstance(asked, (int, np.integer)) and asked >= 2
-    if not whole and not (isinstance(asked, (float, np.floating)) and 0.0 < asked < 1.0):
-        raise ValueError(
-            f"audit_folds is a whole number from 2 on, a share between 0 and 1, or 'auto', not {asked!r}; 5 is usual"
-        )
-    return int(asked) if whole else float(asked)
+    if isinstance(audit_folds, str) and audit_folds == "auto":
+        return DEFAULT_FOLDS if rows <= MAX_FOLDED_ROWS else MAX_HELD_OUT_ROWS / rows
+    if isinstance(audit_folds, (int, np.integer)) and audit_folds >= 2:
+        return int(audit_folds)
+    if isinstance(audit_folds, (float, np.floating)) and 0.0 < audit_folds < 1.0:
+        return float(audit_folds)
+    raise ValueError(
+        f"audit_folds is a whole number from 2 on, a share between 0 and 1, or 'auto', not {audit_folds!r}; 5 is usual"
+    )
 
 
-def folds(X: Any, y: NDArray[Any], number: int | float, seed: int, classes: bool) -> tuple[Ints, Ints]:
-    """A fold from 0 to ``number`` - 1 for each row, and which distinct row it is.
+def assign_folds(X: Any, y: NDArray[Any], number: int | float, seed: int, classes: bool) -> tuple[Ints, Ints]:
+    """The fold of each row (rows,), from 0 to ``number`` - 1, and the index of its distinct row (rows,).
 
     Where ``number`` is a share, that share of the distinct rows is fold 0, and all others are -1, in no fold. Equal
     rows with equal targets are one distinct row and share a fold: a copy must not audit its twin, and a row of
-    weight 2 is the same as the row twice. Every class is spread over the folds evenly where ``classes`` says so.
+    weight 2 is the same as the row twice. With ``classes`` the folds are stratified.
 
-    >>> fold, distinct = folds(np.array([[1.0], [2.0], [1.0], [3.0]]), np.zeros(4), 2, 0, classes=False)
+    >>> X = np.array([[1.0], [2.0], [1.0], [3.0]])
+    >>> fold, distinct = assign_folds(X, np.zeros(4), 2, 0, classes=False)
     >>> fold[0] == fold[2], distinct[0] == distinct[2], sorted(np.bincount(fold[[0, 1, 3]]).tolist())
     (np.True_, np.True_, [1, 2])
     """
     codes = np.unique(y, return_inverse=True)[1]
     with np.errstate(over="ignore"):
-        mark = (marks(X, seed) ^ _column(codes)) * _ODD
-    _, first, distinct = np.unique(mark, return_index=True, return_inverse=True)
-    kinds = codes[first] if classes else np.zeros(len(first), dtype=np.int64)
-    order = np.lexsort((np.arange(len(first)), kinds))
+        hashes = (row_hashes(X, seed) ^ _column_bits(codes)) * _MULTIPLIER
+    _, first, distinct = np.unique(hashes, return_index=True, return_inverse=True)
+    strata = codes[first] if classes else np.zeros(len(first), dtype=np.int64)
+    order, place = np.argsort(strata, kind="stable"), np.arange(len(first))
     fold = np.empty(len(first), dtype=np.int64)
-    place = np.arange(len(first))
     if isinstance(number, int):
-        fold[order] = place % number  # class after class, so that each one is spread
+        fold[order] = place % number  # one class after the other, so that each one is spread evenly
     else:
-        held = np.floor((place + 1) * number) > np.floor(place * number)
-        held[np.unique(kinds[order], return_index=True)[1]] = False  # of every class there is one to learn from
-        fold[order] = np.where(held, 0, -1)
+        held_out = np.floor((place + 1) * number) > np.floor(place * number)
+        held_out[np.unique(strata[order], return_index=True)[1]] = False  # one row of each class is left to learn from
+        fold[order] = np.where(held_out, 0, -1)
     return fold[distinct], distinct.astype(np.int64)
 
 
-class Rows(NamedTuple):
-    """Weights (rows,), and which distinct row each one is: copies of a row are one observation."""
+class RowWeights(NamedTuple):
+    """Weights (rows,), and the index of each row's distinct row (rows,): copies of a row are one observation."""
 
     weights: Floats | None = None
     distinct: Ints | None = None
 
-    def weigh(self, rows: int) -> Floats:
-        """The weight of each row."""
+    def of(self, rows: int) -> Floats:
+        """The weight of each row (rows,)."""
         return np.ones(rows) if self.weights is None else self.weights
 
-    def summed(self, values: Floats) -> Floats:
+    def sum_copies(self, values: Floats) -> Floats:
         """Values (rows,) added up over copies: one for each distinct row."""
         return values if self.distinct is None else np.bincount(self.distinct, values).astype(np.float64)
 
-    def pooled(self, losses: Floats) -> Floats:
-        """One loss for each distinct row, scaled by its weight: what a paired test over rows may count as one."""
-        weights = self.weigh(len(losses))
-        return self.summed(weights * losses) / float(self.summed(weights).mean())
+    def distinct_losses(self, losses: Floats) -> Floats:
+        """One loss for each distinct row, scaled by its weight: the units of a paired test over rows."""
+        weights = self.of(len(losses))
+        return self.sum_copies(weights * losses) / float(self.sum_copies(weights).mean())
 
 
-ALIKE = Rows()  # no weights, no copies
+EQUAL_WEIGHTS = RowWeights()  # and no copies
+
+
+# tables ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows, targets as numbers, weights, and rows without a target.
+class TrainingTable:
+    """Labelled rows with their targets and weights, and unlabelled rows.
 
-    ``whole`` has the rows of the table this one was taken from, and ``places`` where its own ones are (None: all of
-    them), so that folds need no copies; ``others`` are those of the rows without a target. ``mark`` is a digest of the
-    rows, where trainings are kept; ``seed`` draws from rows that are too many for a learner. ``synthetic`` rows without
-    a target are made of all others, where they are needed and always the same.
+    ``X`` and ``X_unlabelled`` hold the rows of the whole table; ``labelled_index`` and ``unlabelled_index`` select
+    those of this one (None: all), so that folds need no copies. ``mark`` is a digest of the rows, where trainings are
+    kept in files; ``seed`` draws rows where a learner is limited to some. ``synthetic`` is a number of unlabelled rows
+    that are made of all others when they are asked for, always the same ones.
     """
 
-    whole: Any
+    X: Any
     y: NDArray[Any]
     weights: Floats | None
-    without: Any = None
-    places: NDArray[Any] | None = None
-    others: NDArray[Any] | None = None
+    X_unlabelled: Any = None
+    labelled_index: NDArray[Any] | None = None
+    unlabelled_index: NDArray[Any] | None = None
     mark: str | None = None
     seed: int = 0
     synthetic: int = 0
 
     @property
-    def rows(self) -> Any:
-        """The labelled rows; taken anew each time."""
-        return self.whole if self.places is None else take(self.whole, self.places)
+    def labelled(self) -> Any:
+        """The labelled rows, taken anew each time."""
+        return self.X if self.labelled_index is None else take(self.X, self.labelled_index)
 
     @property
     def unlabelled(self) -> Any:
-        """The rows without a target, taken anew each time; None where there are none."""
-        found = self.without
+        """The unlabelled rows, taken anew each time; None where there are none."""
+        rows = self.X_unlabelled
         if self.synthetic:
-            given = [] if found is None else [found]
-            made = crossed(stack([self.rows, *given]), self.synthetic, self.seed)
-            found = stack([*given, made])
-        return found if self.others is None else take(found, self.others)
+            given = [] if rows is None else [rows]
+            rows = stack([*given, crossover_rows(stack([self.labelled, *given]), self.synthetic, self.seed)])
+        return rows if self.unlabelled_index is None else take(rows, self.unlabelled_index)
 
-    def unknown(self) -> int:
-        """How many have no target."""
-        if self.others is not None:
-            return len(self.others)
-        return self.synthetic + (0 if self.without is None else count(self.without))
+    @property
+    def n_unlabelled(self) -> int:
+        """The number of unlabelled rows, synthetic ones included."""
+        if self.unlabelled_index is not None:
+            return len(self.unlabelled_index)
+        return self.synthetic + (0 if self.X_unlabelled is None else self.X_unlabelled.shape[0])
 
-    def at(self, places: NDArray[Any]) -> Table:
-        """Some of the labelled rows, and all the others."""
-        weights = None if self.weights is None else self.weights[places]
-        mark = None if self.mark is None else digest(self.mark, places)
-        there = places if self.places is None else self.places[places]
-        return replace(self, y=self.y[places], weights=weights, places=there, mark=mark)
+    def with_labelled(self, index: NDArray[Any]) -> TrainingTable:
+        """Some of the labelled rows, and all unlabelled ones."""
+        weights = None if self.weights is None else self.weights[index]
+        mark = None if self.mark is None else digest(self.mark, index)
+        own = index if self.labelled_index is None else self.labelled_index[index]
+        return replace(self, y=self.y[index], weights=weights, labelled_index=own, mark=mark)
 
-    def few(self, most: int | None) -> Table:
-        """At most so many rows: of labelled ones as many as there are, up to half if there are others enough.
+    def with_unlabelled(self, index: Ints) -> TrainingTable:
+        """All labelled rows, and some of the unlabelled ones."""
+        mark = None if self.mark is None else digest(self.mark, "others", index)
+        own = index if self.unlabelled_index is None else self.unlabelled_index[index]
+        return replace(self, unlabelled_index=own, mark=mark)
 
-        Drawn once, in an order that means nothing, so fewer of these are the first ones of either kind.
+    def limited(self, most: int | None) -> TrainingTable:
+        """At most ``most`` rows, as `limited_counts` divides them.
+
+        They are drawn once in a random order, so a lower limit gives the first ones of either kind.
         """
-        known, unknown = self.split(most)
+        labelled, unlabelled = self.limited_counts(most)
         table = self
-        if known < len(self.y):
+        if labelled < len(self.y):
             classes = self.y if self.y.dtype.kind == "i" else None
-            table = table.at(drawn(len(self.y), known, self.seed, classes))
-        if unknown < self.unknown():
-            table = table.among(drawn(self.unknown(), unknown, self.seed))
+            table = table.with_labelled(draw_rows(len(self.y), labelled, self.seed, classes))
+        if unlabelled < self.n_unlabelled:
+            table = table.with_unlabelled(draw_rows(self.n_unlabelled, unlabelled, self.seed))
         return table
 
-    def among(self, others: Ints) -> Table:
-        """All labelled rows, and some of the others."""
-        mark = None if self.mark is None else digest(self.mark, "others", others)
-        there = others if self.others is None else self.others[others]
-        return replace(self, others=there, mark=mark)
-
-    def split(self, most: int | None) -> tuple[int, int]:
-        """How many labelled rows and how many others ``few`` has."""
-        known, unknown = len(self.y), self.unknown()
-        if most is None or known + unknown <= most:
-            return known, unknown
-        known = min(known, max(most // 2, most - unknown))
-        return known, most - known
+    def limited_counts(self, most: int | None) -> tuple[int, int]:
+        """The numbers of labelled and unlabelled rows under a limit: up to half of it labelled, more if it has room."""
+        labelled, unlabelled = len(self.y), self.n_unlabelled
+        if most is None or labelled + unlabelled <= most:
+            return labelled, unlabelled
+        labelled = min(labelled, max(most // 2, most - unlabelled))
+        return labelled, most - labelled
 
 
-def _given(y: Any, estimator: Any) -> NDArray[Any]:
+# targets --------------------------------------------------------------------------------------------------------------
+
+
+def _target_column(y: Any, estimator: Any) -> NDArray[Any]:
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     return np.asarray(column_or_1d(y, warn=True))
@@ -350,25 +353,25 @@ def real_targets(y: Any, estimator: Any) -> Floats:
         ValueError: a target is missing, infinite, or no number, or they are all the same.
     """
     try:
-        found = check_array(_given(y, estimator), ensure_2d=False, dtype=np.float64, input_name="y")
+        values = check_array(_target_column(y, estimator), ensure_2d=False, dtype=np.float64, input_name="y")
     except ValueError as error:
         if "contains NaN" in str(error):
             raise ValueError("Input y contains NaN; give the rows without a target as X_unlabeled") from None
         raise
-    if len(found) > 1 and (found == found[0]).all():
-        raise ValueError(f"y is {found[0]:g} in all {len(found)} rows: there is nothing to learn; check the column")
-    return np.asarray(found, dtype=np.float64)
+    if len(values) > 1 and (values == values[0]).all():
+        raise ValueError(f"y is {values[0]:g} in all {len(values)} rows: there is nothing to learn; check the column")
+    return np.asarray(values, dtype=np.float64)
 
 
-def class_targets(y: Any, estimator: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The labels, sorted, and the place of each row's among them.
+def class_targets(y: Any, estimator: Any) -> tuple[NDArray[Any], Ints]:
+    """The labels, sorted, and the index of each row's label among them (rows,).
 
     Raises:
         ValueError: y has no classes, or one only.
     """
-    found = _given(y, estimator)
-    check_classification_targets(found)
-    labels, places = np.unique(found, return_inverse=True)
+    column = _target_column(y, estimator)
+    check_classification_targets(column)
+    labels, codes = np.unique(column, return_inverse=True)
     if len(labels) < 2:
         raise ValueError(f"y has one class only, {str(labels[0])!r}: give rows of another")
-    return labels, places.astype(np.int64)
+    return labels, codes.astype(np.int64)

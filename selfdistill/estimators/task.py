@@ -20,15 +20,14 @@ from ..data import sources, tables
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import metrics
 from ..evaluation.predict import Predictions, scored
-from ..io.expressions import called, nearest
+from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
 from ..methods import recipes as network_recipes
 from ..models.store import ESTIMATOR
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from ..training.task_type import Cost, GenerationCurve, Rows, TaskType, generation_name, refuse_example
 from . import base_learners, recipes
-from .base_learners import Mean
-from .bounded import Codes, core
+from .base_learners import MeanEnsemble
 from .run import (
     FOLDS,
     NETWORKS,
@@ -43,7 +42,7 @@ from .run import (
     self_taught,
 )
 from .tables import stack
-from .weights import seeded
+from .wrappers import FrameEncoder, innermost, seeded_clone
 
 METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
     "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
@@ -78,7 +77,7 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
     seed, amount = settings.seeds[0], max(costs.values())
     count = math.ceil(amount)
     jobs = [*pilots(settings), Job(PLAIN, ALONE, 0, seed)]
-    if base_learners.named(prepared.build):
+    if base_learners.is_named(prepared.build):
         jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
     jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
     jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(prepared))]
@@ -90,7 +89,7 @@ def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str
 
 def peer_names(prepared: TableRun) -> list[str]:
     """What the usual peers are, as words."""
-    return [type(core(peer)).__name__ for peer in prepared.peers()]
+    return [type(innermost(peer)).__name__ for peer in prepared.peers()]
 
 
 class TableJob:
@@ -129,7 +128,7 @@ class TableJob:
         return self.control(fit(self.prepared, model), trainings)
 
     def seeded(self, learner: Any) -> Any:
-        return seeded(learner, np.random.RandomState(self.seed))
+        return seeded_clone(learner, np.random.RandomState(self.seed))
 
 
 def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
@@ -186,7 +185,7 @@ def _tuned(work: TableJob) -> dict[str, Any]:
 def _bagged(work: TableJob) -> dict[str, Any]:
     """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
     members = [work.prepared.learner(work.seed)] * max(FEWEST, work.job.count)
-    return work.fitted(Mean(members, work.seed), len(members))
+    return work.fitted(MeanEnsemble(members, work.seed), len(members))
 
 
 def _peer(work: TableJob) -> dict[str, Any]:
@@ -196,8 +195,8 @@ def _peer(work: TableJob) -> dict[str, Any]:
 def _mean(work: TableJob) -> dict[str, Any]:
     """What learner and peers know together, undistilled."""
     random = np.random.RandomState(work.seed)
-    members = [work.prepared.learner(work.seed), *(seeded(peer, random) for peer in work.prepared.peers())]
-    return work.fitted(Mean(members), len(members))
+    members = [work.prepared.learner(work.seed), *(seeded_clone(peer, random) for peer in work.prepared.peers())]
+    return work.fitted(MeanEnsemble(members), len(members))
 
 
 def _self_training(work: TableJob) -> dict[str, Any]:
@@ -207,15 +206,15 @@ def _self_training(work: TableJob) -> dict[str, Any]:
 
     prepared, data = work.prepared, work.prepared.data
     bare = (
-        base_learners.kind(prepared.build).bare(True)
-        if base_learners.named(prepared.build)
+        base_learners.base_learner(prepared.build).bare(True)
+        if base_learners.is_named(prepared.build)
         else prepared.learner(work.seed)
     )
     learner = work.seeded(bare)
-    model = make_pipeline(Codes(), SelfTrainingClassifier(learner))
+    model = make_pipeline(FrameEncoder(), SelfTrainingClassifier(learner))
     rows = np.concatenate([data.labelled, data.unlabelled])
     model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
-    return work.control(model, int(model[-1].n_iter_) + 1, make_pipeline(Codes(), learner))
+    return work.control(model, int(model[-1].n_iter_) + 1, make_pipeline(FrameEncoder(), learner))
 
 
 _TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
@@ -295,8 +294,10 @@ class TableTaskType(TaskType):
         if request.text is not None:  # read by an encoder
             return False
         table = tables.is_table(request.data) or request.data in sources.TABLES
-        model, method = request.model, None if request.method is None else called(request.method)
-        learner = model is not None and (base_learners.named(model) or base_learners.foreign(model) is not None)
+        model, method = request.model, None if request.method is None else expression_name(request.method)
+        learner = model is not None and (
+            base_learners.is_named(model) or base_learners.from_function(model) is not None
+        )
         known = method is not None and method in self.recipes()
         ours = known and method not in network_recipes()  # plain() is both
         if table and method is not None and not known and method not in network_recipes():

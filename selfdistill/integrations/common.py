@@ -1,4 +1,4 @@
-"""What foreign loops share: inputs that have names, the length of a run, and the objective's state as a file."""
+"""What the integrations share: models of named inputs, the length of a run, and the objective's state as a file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..core.step import Batch, Rows
 from ..errors import CheckpointError, DataError, RecipeError
 from ..io.expressions import one_line
 from ..io.tensors import read_tensors, write_tensors
-from ..training.accumulation import counts
+from ..training.task import counts
 
 FILE = "objective.safetensors"
 
 
-class Named(nn.Module):
+class NamedInputs(nn.Module):
     """A model of named inputs as one of a single tensor: (rows, ...) of one name, (rows, names, ...) of several.
 
-    >>> Named(nn.Linear(3, 2), ["input"])(torch.zeros(4, 3)).shape
+    >>> NamedInputs(nn.Linear(3, 2), ["input"])(torch.zeros(4, 3)).shape
     torch.Size([4, 2])
     """
 
@@ -56,13 +56,13 @@ def batch_of(inputs: Mapping[str, Any], names: Sequence[str], fixed: Sequence[st
     return batch
 
 
-def _rows(view: str, given: Mapping[str, Any], names: Sequence[str]) -> Rows:
-    absent = [name for name in names if name not in given]
+def _rows(view: str, inputs: Mapping[str, Any], names: Sequence[str]) -> Rows:
+    absent = [name for name in names if name not in inputs]
     if absent:
         raise DataError(
-            f"view {view!r} has no {absent[0]!r} (it has: {', '.join(given)}); name the model's inputs by inputs="
+            f"view {view!r} has no {absent[0]!r} (it has: {', '.join(inputs)}); name the model's inputs by inputs="
         )
-    columns, y = [given[name] for name in names], given.get("labels")
+    columns, y = [inputs[name] for name in names], inputs.get("labels")
     if len({(column.shape, column.dtype) for column in columns}) > 1:
         raise DataError(f"inputs {' and '.join(names)} of view {view!r} differ in shape or type; stack them yourself")
     if y is not None and y.dim() > 1 and not y.is_floating_point():
@@ -70,30 +70,31 @@ def _rows(view: str, given: Mapping[str, Any], names: Sequence[str]) -> Rows:
             f"view {view!r} has labels {tuple(y.shape)}: token by token is not for a Trainer's recipe, which knows "
             "neither padding nor the shift of a causal model; use selfdistill.language"
         )
-    return Rows(torch.stack(columns, 1) if len(columns) > 1 else columns[0], y, given.get("id"))
+    return Rows(torch.stack(columns, 1) if len(columns) > 1 else columns[0], y, inputs.get("id"))
 
 
-def bound(method: Method, model: nn.Module, names: Sequence[str], options: Mapping[str, Any]) -> Objective:
+def bind_named(method: Method, model: nn.Module, names: Sequence[str], options: Mapping[str, Any]) -> Objective:
     """The objective for a model of named inputs; other models among the options have the same inputs."""
-    named = {key: Named(value, names) if isinstance(value, nn.Module) else value for key, value in options.items()}
-    return method.bind(Named(model, names), **named)
+    models = {
+        key: NamedInputs(value, names) if isinstance(value, nn.Module) else value for key, value in options.items()
+    }
+    return method.bind(NamedInputs(model, names), **models)
 
 
-def counted(objective: Objective, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
-    """What terms are divided by where a batch comes in pieces; None where it is whole."""
+def total_counts(objective: Objective, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
+    """The counts that divide the terms, over all micro-batches and processes; None where the batch is in one piece."""
     return counts(objective, batches) if max(len(batches), distributed.size()) > 1 else None
 
 
-def lasts(objective: Objective, steps: float, batches: Any, accumulate: int, done: int) -> None:
-    """Tell an objective how long its run is: optimizer steps in all, batches of an epoch (or what has them), and steps
-    done.
+def set_run_length(objective: Objective, steps: float, batches: Any, accumulate: int, done: int) -> None:
+    """Set the length of an objective's run: all optimizer steps, batches of an epoch (or their loader), finished steps.
 
     Raises:
         RecipeError: the run has no end, and schedules would not know where they are.
 
     >>> from selfdistill.methods import plain
     >>> objective = plain().bind(nn.Linear(3, 2))
-    >>> lasts(objective, steps=10, batches=7, accumulate=2, done=5)
+    >>> set_run_length(objective, steps=10, batches=7, accumulate=2, done=5)
     >>> objective.clock.epoch, objective.clock.epochs, objective.clock.progress
     (1, 3, 0.5)
     """
@@ -107,16 +108,16 @@ def lasts(objective: Objective, steps: float, batches: Any, accumulate: int, don
 
 
 def save(objective: Objective, folder: str, writes: bool) -> None:
-    """Write the state into a checkpoint's folder, where this process ``writes``."""
+    """Write the state into a checkpoint's folder, if this process ``writes``."""
     if writes:
         write_tensors(Path(folder, FILE), objective.state_dict())
 
 
 def load(objective: Objective, folder: str) -> None:
-    """Go on from the state in a checkpoint's folder.
+    """Load the state from a checkpoint's folder.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is that of another recipe or model.
+        CheckpointError: there is none, it is damaged, or it belongs to another recipe or model.
     """
     path = Path(folder, FILE)
     try:
@@ -128,7 +129,7 @@ def load(objective: Objective, folder: str) -> None:
 
 @contextmanager
 def requiring(packages: str) -> Iterator[None]:
-    """What is imported within it comes from these packages."""
+    """Imports within it need these packages, and a failure names them."""
     try:
         yield
     except ImportError as error:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ..core import distributed
-from .common import Named, batch_of, bound, counted, lasts, load, requiring, save
+from .common import NamedInputs, batch_of, bind_named, load, requiring, save, set_run_length, total_counts
 
 with requiring("transformers accelerate"):
     from transformers import TrainerCallback
@@ -30,13 +30,15 @@ with requiring("transformers accelerate"):
 class SelfDistillMixin(cast(Any, TrainerCallback)):  # type: ignore[misc]  # it follows its own events
     def __init__(self, *args: Any, method: Any, inputs: Any, fixed: Any = (), bind: Any = None, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.names, self.distillation = inputs, bound(method, self.model, inputs, bind or {})  # `objective` is taken
+        self.names = inputs
+        self.distillation = bind_named(method, self.model, inputs, bind or {})  # the Trainer has an `objective`
         self._batch: Any = lambda batch: batch_of(self._prepare_inputs(batch), inputs, fixed)
         self.__dict__.update(loss_is_scaled_for_ga=False, model_accepts_loss_kwargs=False)  # so it divides
         self.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, *rest: Any, train_dataloader: Any = (), **more: Any) -> None:
-        lasts(self.distillation, state.max_steps, train_dataloader, args.gradient_accumulation_steps, state.global_step)
+        accumulate = args.gradient_accumulation_steps
+        set_run_length(self.distillation, state.max_steps, train_dataloader, accumulate, state.global_step)
 
     def on_optimizer_step(self, *args: Any, **more: Any) -> None:
         self.distillation.update()
@@ -49,14 +51,15 @@ class SelfDistillMixin(cast(Any, TrainerCallback)):  # type: ignore[misc]  # it 
         load(self.distillation, resume_from_checkpoint)
 
     def get_batch_samples(self, *args: Any) -> Any:
-        self._ahead, items = super().get_batch_samples(*args)
-        return self._ahead, items
+        self._step_batches, items = super().get_batch_samples(*args)
+        return self._step_batches, items
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
         if not model.training:
             return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "id"}, *args, **more)
-        self.distillation.call_through(Named(model, self.names))
-        if self._ahead:  # only now mode and random state are those of the step
-            self._counts, self._ahead = counted(self.distillation, [self._batch(b) for b in self._ahead]), []
+        self.distillation.call_through(NamedInputs(model, self.names))
+        if self._step_batches:  # only now mode and random state are those of the step
+            self._counts = total_counts(self.distillation, [self._batch(b) for b in self._step_batches])
+            self._step_batches = []
         loss = self.distillation.combine(self.distillation.measure(self._batch(inputs)), self._counts)
         return loss * distributed.size() * self.current_gradient_accumulation_steps

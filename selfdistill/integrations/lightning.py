@@ -5,7 +5,7 @@
 >>> from lightning.pytorch import Trainer
 >>> from selfdistill.methods import elr
 >>> rows = [{"x": torch.rand(3), "y": i % 2, "id": i} for i in range(8)]
->>> module = SelfDistilled(torch.nn.Linear(3, 2), elr(), partial(torch.optim.SGD, lr=0.1))
+>>> module = SelfDistillModule(torch.nn.Linear(3, 2), elr(), partial(torch.optim.SGD, lr=0.1))
 >>> trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
 ...                   enable_progress_bar=False, enable_model_summary=False)
 >>> trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=4))
@@ -26,13 +26,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.objective import Method
-from .common import lasts, requiring
+from .common import requiring, set_run_length
 
 with requiring("lightning"):
     from lightning.pytorch import LightningModule
 
 
-class SelfDistilled(LightningModule):
+class SelfDistillModule(LightningModule):
     """Trains ``model`` by ``method``; ``optimizer(parameters)`` makes what ``configure_optimizers`` may return, and
     options are those of `Method.bind`."""
 
@@ -46,7 +46,7 @@ class SelfDistilled(LightningModule):
     def on_train_start(self) -> None:
         t = self.trainer
         steps, accumulate = t.estimated_stepping_batches, t.accumulate_grad_batches
-        lasts(self.objective, steps, t.num_training_batches, accumulate, t.global_step)
+        set_run_length(self.objective, steps, t.num_training_batches, accumulate, t.global_step)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss: Tensor = self.objective(batch)

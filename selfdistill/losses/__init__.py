@@ -27,7 +27,7 @@ from .distributions import (
     Squared,
     check_spaces,
 )
-from .ensembles import DirichletNLL, ReverseKL
+from .ensembles import DirichletNLL, KLFromStudent
 from .features import CosineDistance, MeanDistance, PrototypeCrossEntropy
 
 __all__ = [
@@ -42,13 +42,13 @@ __all__ = [
     "Excluding",
     "GaussianKL",
     "GaussianNLL",
+    "KLFromStudent",
     "LogOneMinusInner",
     "LogVariances",
     "MeanDistance",
     "MeanNLL",
     "PairCrossEntropy",
     "PrototypeCrossEntropy",
-    "ReverseKL",
     "SelfWeighted",
     "Sharpened",
     "Squared",

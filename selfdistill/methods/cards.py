@@ -17,7 +17,7 @@ from ..core.parts import BaseTerm
 from ..core.regression import of_values
 from ..core.step import Clock
 from ..errors import SpaceError
-from ..io.expressions import called
+from ..io.expressions import expression_name
 from ..teachers.cached import fixed_views
 from ..views import View, Views
 from .registry import recipes
@@ -263,7 +263,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
 
 def explain(expression: str, method: Method) -> dict[str, Any]:
     """The data of `selfdistill explain`, for a recipe's expression and its method."""
-    name = called(expression)
+    name = expression_name(expression)
     return {
         **card(name),
         "expression": expression,

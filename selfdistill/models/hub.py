@@ -34,7 +34,7 @@ BUILT_IN = {
 }
 
 
-ENCODERS = ("gt-minilm", "minilm")  # those of them that read texts and write none
+ENCODERS = ("gt-minilm", "minilm")  # those that encode texts and generate none
 
 
 CONFIG = "config.json"
@@ -46,13 +46,13 @@ _PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
-_UNUSED = ("pooler.", "embeddings.position_ids")  # what may be missing: no output here depends on it
+_UNUSED = ("pooler.", "embeddings.position_ids")  # weights that may be missing: no output depends on them
 
 Tell = Callable[[str], None]
 
 
 def locate(name: str) -> Path | str:
-    """Where the model ``name`` lies: a folder, or a hub name as it is.
+    """The folder of the model ``name``, or its name on the hub.
 
     Raises:
         DataError: a built-in one is not installed, a folder holds no weights or pickled ones only, or there is none.
@@ -79,8 +79,8 @@ def locate(name: str) -> Path | str:
 
 def _packaged(name: str) -> Path:
     module, inside, remedy = BUILT_IN[name]
-    found = importlib.util.find_spec(module)
-    places = list(found.submodule_search_locations or []) if found else []
+    spec = importlib.util.find_spec(module)
+    places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
         raise DataError(f"the weights of {name} come as a package that is not installed: {remedy}")
     return Path(places[0]) / inside
@@ -110,7 +110,7 @@ def _refuse_unsafe(folder: Path) -> None:
 def causal(
     name: str, dtype: torch.dtype = torch.float32, tell: Tell | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model in eval mode, and its tokenizer; ``tell`` hears of a conversion that takes a while.
+    """A language model in eval mode, and its tokenizer; ``tell`` gets a message before a conversion that takes a while.
 
     Raises:
         DataError: no such model, not one that predicts the next token, or weights of it are missing.
@@ -161,13 +161,19 @@ def padding_of(name: str, tokenizer: Any) -> int:
         DataError: the tokenizer has none.
     """
     if tokenizer.pad_token_id is None:
-        raise DataError(f"the tokenizer of {name} has no padding token, so rows of different lengths make no batch; "
-                        "set one and save it again, or give another model")  # fmt: skip
+        raise DataError(
+            f"the tokenizer of {name} has no padding token, so rows of different lengths make no batch; set one and "
+            "save it again, or give another model"
+        )
     return int(tokenizer.pad_token_id)
 
 
 def transformers() -> Any:
-    """The transformers module, or the name of the extra that brings it."""
+    """The transformers module.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import transformers as module
     except ImportError:
@@ -177,7 +183,7 @@ def transformers() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[Any]:
-    """The transformers module; within it neither its log nor its progress bars say anything but errors."""
+    """The transformers module, with its progress bars off and its log at errors."""
     module = transformers()
     log = module.utils.logging
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -198,10 +204,10 @@ def _load(kind: str, name: str, place: Path | str, dtype: torch.dtype) -> tuple[
     options = {"local_files_only": local, "trust_remote_code": False}
     with _readable(name), quiet() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
-        model, found = getattr(library, kind).from_pretrained(
+        model, info = getattr(library, kind).from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    missing = sorted(key for key in found["missing_keys"] if not any(part in key for part in _UNUSED))
+    missing = sorted(key for key in info["missing_keys"] if not any(part in key for part in _UNUSED))
     if missing:
         raise DataError(
             f"{name} lacks weights of a {type(model).__name__} ({missing[0]} and {len(missing) - 1} more), which would "
@@ -241,14 +247,14 @@ def unpacked(place: Path | str, tell: Tell | None = None) -> Path | str:
         return place
     files = sorted(place.glob("*.gguf"))
     if len(files) != 1:
-        raise DataError(f"{place} has {len(files)} GGUF files and no safetensors; leave the one that is wanted")
+        raise DataError(f"{place} has {len(files)} GGUF files and no safetensors; keep one of them")
     kept = cache() / f"{files[0].stem}-{_mark(files[0])}"
     if kept.is_dir():
         return kept
     try:
         cache().mkdir(parents=True, exist_ok=True)
         with _alone(cache()):
-            if not kept.is_dir():  # another process may have made it meanwhile
+            if not kept.is_dir():  # another process may have written it meanwhile
                 (tell or (lambda line: None))(f"converting {files[0].name} to safetensors in {kept}, once")
                 _convert(files[0], kept)
     except OSError as error:
@@ -260,7 +266,7 @@ def unpacked(place: Path | str, tell: Tell | None = None) -> Path | str:
 
 
 def _mark(file: Path) -> str:
-    """Tells versions of a file apart: of its size and its beginning, where the names and shapes are."""
+    """A short hash of a file's size and its beginning, which has names and shapes: it tells versions apart."""
     with file.open("rb") as opened:
         head = opened.read(1 << 20)
     return hashlib.sha256(head + str(file.stat().st_size).encode()).hexdigest()[:8]
@@ -268,7 +274,7 @@ def _mark(file: Path) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; what an earlier one left unfinished is cleared."""
+    """A lock for one process at a time; unfinished folders of earlier ones are removed."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in folder.glob(".unfinished-*"):
@@ -277,7 +283,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _convert(file: Path, kept: Path) -> None:
-    """All of it under another name, then renamed: a folder that is there is whole."""
+    """Write under a temporary name, then rename: so a folder that exists is complete."""
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=kept.parent))
     try:
         _dequantise(file, unfinished)
@@ -293,16 +299,16 @@ def _dequantise(file: Path, folder: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise DataError(f"{file.name} needs the package gguf: pip install 'selfdistill[language]'")
     options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    silent = redirect_stderr(io.StringIO())  # this progress bar asks nobody whether it may
+    silent = redirect_stderr(io.StringIO())  # no setting turns this progress bar off
     with _readable(str(file)), quiet() as library, silent:
         quantised = library.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
         config = quantised.config
         del config.quantization_config
-        config._name_or_path = ""  # else where it was installed would be written down
-        with torch.random.fork_rng(devices=[]):  # whoever asked draws what it would have drawn
+        config._name_or_path = ""  # so that the path of the installation is not saved
+        with torch.random.fork_rng(devices=[]):  # so the caller's random numbers stay the same
             model = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(quantised.state_dict())
-        model.tie_weights()  # else what is one matrix would be stored twice
+        model.tie_weights()  # so that a tied matrix is stored once
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         library.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)

@@ -14,9 +14,9 @@ _SMALLEST_SIDE = 4  # maps are not made smaller than this
 
 
 class Scaled(nn.Module):
-    """A model of standardised values that answers in the unit of the target: scale x value + center.
+    """A model of standardised values that returns values in the unit of the target: scale x value + center.
 
-    Every head of it is scaled but its features and ``ranks``; of ``gaussian`` the mean and the log variance.
+    All heads are scaled except features and ``ranks``; of ``gaussian``, the mean and the log variance.
 
     >>> Scaled(nn.Identity(), center=10.0, scale=2.0)(torch.tensor([[1.0]])).item()
     12.0
@@ -27,10 +27,10 @@ class Scaled(nn.Module):
         self.model, self.center, self.scale = model, center, scale
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        said = self.model(x)
-        if isinstance(said, Tensor):
-            return self.scale * said + self.center
-        return {head: self._in_units(head, value) for head, value in said.items()}
+        output = self.model(x)
+        if isinstance(output, Tensor):
+            return self.scale * output + self.center
+        return {head: self._in_units(head, value) for head, value in output.items()}
 
     def _in_units(self, head: str, value: Tensor) -> Tensor:
         if "feature" in head or head == "ranks":
@@ -41,7 +41,7 @@ class Scaled(nn.Module):
         return torch.stack([self.scale * mean + self.center, log_variance + 2.0 * math.log(self.scale)], dim=-1)
 
     def standardised(self, center: float, scale: float) -> Scaled:
-        """The same model in units of which ``scale`` is one and ``center`` is 0."""
+        """The same model in standardised units: its values minus ``center``, divided by ``scale``."""
         return Scaled(self.model, (self.center - center) / scale, self.scale / scale)
 
 
@@ -100,7 +100,7 @@ def mlp(
     torch.Size([3, 10])
 
     Raises:
-        RecipeError: a size is below 1, ``dropout`` is not in [0, 1), or exits are wanted of a single block.
+        RecipeError: a size is below 1, ``dropout`` is not in [0, 1), or exits are asked of a single block.
     """
     _check("mlp", dropout, width=width, depth=depth, outputs=outputs)
     if exits and depth < 2:
@@ -221,8 +221,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Patches of an image as tokens, blocks, and a classifier on a token of its own, which stands first."""
 
-    def __init__(self, channels: int, grid: tuple[int, int], patch: int, blocks: list[nn.Module], width: int,
-                 outputs: int) -> None:  # fmt: skip
+    def __init__(
+        self, channels: int, grid: tuple[int, int], patch: int, blocks: list[nn.Module], width: int, outputs: int
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -298,15 +299,15 @@ def _convolution(before: int, after: int, norm: str, stride: int = 1) -> list[nn
 
 def _bottlenecks(width: int, strides: list[int], norm: str) -> list[nn.Module]:
     """One per shallow stage: depthwise, then pointwise convolutions, shrinking as the later stages do."""
-    made: list[nn.Module] = []
+    bottlenecks: list[nn.Module] = []
     for stage in (0, 1):
         layers: list[nn.Module] = []
         for later in range(stage + 1, 3):
             c = width * 2 ** (later - 1)
             layers += [nn.Conv2d(c, c, 3, strides[later], padding=1, groups=c, bias=False)]
             layers += [nn.Conv2d(c, 2 * c, 1, bias=False), _norm(2 * c, norm), nn.ReLU()]
-        made.append(nn.Sequential(*layers))
-    return made
+        bottlenecks.append(nn.Sequential(*layers))
+    return bottlenecks
 
 
 def _check(name: str, dropout: float, image: tuple[int, ...] | None = None, norm: str = "batch", **sizes: int) -> None:

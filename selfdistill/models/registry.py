@@ -19,11 +19,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import RecipeError, SelfdistillError
-from ..io.expressions import check_arguments, nearest, one_line, read
+from ..io.expressions import check_arguments, nearest, one_line, parse_expression
 from .networks import cnn, mlp, resnet, vit
-from .wrappers import WRAPS
+from .peers import WRAPS
 
-#: What is known by name.
+#: The models by name.
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "vit": vit}
 
 
@@ -44,9 +44,10 @@ class Build:
     """A factory of one kind of model: every call makes a fresh one, drawn from torch's global generator.
 
     ``spec`` is "cnn" or "module:function"; ``shape`` is that of one row of input, ``outputs`` the width of
-    the result, ``options`` what else the function is told. With ``scale`` (center, scale) the model of a finished run
-    answers in the unit of its target; in training it learns standardised values. ``wrap`` names one of `heads.WRAPS`.
+    the result, ``options`` its further arguments. With ``scale`` (center, scale) the model of a finished run
+    gives values in the unit of the target; training uses standardised ones. ``wrap`` names one of `heads.WRAPS`.
 
+    >>> import torch
     >>> build = parse("mlp(width=8)", (4,), 3)
     >>> str(build.having(exits=True)), sorted(build(exits=True)(torch.zeros(1, 4)))
     ('mlp(width=8, exits=True)', ['exits', 'feature', 'features', 'logits'])
@@ -83,11 +84,11 @@ class Build:
         return model
 
     def accepts(self, name: str) -> bool:
-        """Does the function know this option by name? (A bare ``**options`` does not count.)"""
+        """Whether the function has an option of this name; a bare ``**options`` does not count."""
         return name in _options_of(function_of(self.spec), self.spec).parameters
 
     def default(self, name: str) -> Any:
-        """The value that this option has."""
+        """The value of this option."""
         return dict(self.options).get(name, _options_of(function_of(self.spec), self.spec).parameters[name].default)
 
     def having(self, **options: Any) -> Build:
@@ -100,8 +101,8 @@ class Build:
         return replace(self, wrap=wrap, outputs=outputs * self.outputs)
 
     def __str__(self) -> str:
-        told = [f"{k}={v!r}" for k, v in self.options if not isinstance(v, dict)]  # an encoder's config is long
-        return self.spec + (f"({', '.join(told)})" if told else "")
+        options = [f"{k}={v!r}" for k, v in self.options if not isinstance(v, dict)]  # an encoder's config is long
+        return self.spec + (f"({', '.join(options)})" if options else "")
 
 
 def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
@@ -120,7 +121,7 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
         return Build(name, shape, outputs).having(**options)
     name = f"{foreign['place']}:{foreign['name']}"
     reader = _Options(_options_of(function_of(name), name))
-    options = read(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
+    options = parse_expression(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
     return Build(name, shape, outputs).having(**options)
 
 
@@ -143,7 +144,7 @@ def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
-    return name, read(spec, readers, kind="model")
+    return name, parse_expression(spec, readers, kind="model")
 
 
 def _options_of(function: Callable[..., Any], spec: str) -> inspect.Signature:
@@ -197,8 +198,8 @@ def _named_module(name: str) -> ModuleType:
         try:
             return importlib.import_module(name)
         except Exception as error:
-            missing = getattr(error, "name", None) or ""
-            if isinstance(error, ModuleNotFoundError) and (name == missing or name.startswith(missing + ".")):
+            missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
+            if missing is not None and (name == missing or name.startswith(missing + ".")):
                 close = nearest(name, [p.stem for p in Path.cwd().glob("*.py")])
                 close = f"; nearest: {close}" if close else ""
                 raise RecipeError(f"there is no module {name!r}, installed or in the current folder{close}") from error
@@ -208,12 +209,12 @@ def _named_module(name: str) -> ModuleType:
 def _file_module(path: Path) -> ModuleType:
     """The module of a file, once per version of the file: its name carries a hash of place, time and size."""
     try:
-        found = path.resolve().stat()
+        status = path.resolve().stat()
     except OSError as error:
         close = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
         close = f"; nearest: {close}" if close else ""
         raise RecipeError(f"there is no file {path} with a model (paths start in the current folder){close}") from error
-    mark = f"{path.resolve()}|{found.st_mtime_ns}|{found.st_size}"
+    mark = f"{path.resolve()}|{status.st_mtime_ns}|{status.st_size}"
     name = f"selfdistill_user_{zlib.crc32(mark.encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]

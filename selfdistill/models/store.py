@@ -16,13 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, SelfdistillError
 from ..io.expressions import one_line
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT, check_format
 from .networks import Scaled
+from .peers import WRAPS
 from .registry import Build, _tuples
-from .wrappers import WRAPS
-
-FORMAT = 1
-
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 
@@ -75,9 +72,9 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
 
 
 def load(folder: Path | str) -> nn.Module:
-    """The model of a folder, on the CPU and in eval mode; one of values answers in the unit of its target.
+    """The model of a folder, on the CPU and in eval mode; one of values returns them in the unit of the target.
 
-    A "module:function" model runs that function of *your* code: never any that lies in the folder.
+    A "module:function" model runs that function of *your* code, never code in the folder.
 
     Raises:
         CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
@@ -86,7 +83,7 @@ def load(folder: Path | str) -> nn.Module:
     build = read_config(folder)
     tensors = read_tensors(folder)
     try:
-        with torch.random.fork_rng(devices=[]):  # nor must loading
+        with torch.random.fork_rng(devices=[]):  # nor must loading change it
             model = build()
     except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -119,8 +116,8 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     own = model.state_dict()
-    given = {_place(own[name]) for name in tensors.keys() & own.keys()}
-    faults = [f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in given]
+    names = {_place(own[name]) for name in tensors.keys() & own.keys()}
+    faults = [f"{name} is missing" for name, t in own.items() if name not in tensors and _place(t) not in names]
     faults += [f"{name} is unknown" for name in tensors if name not in own]
     faults += [
         f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
@@ -140,16 +137,14 @@ def read_config(folder: Path) -> Build:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} is of format {found!r}; this version reads {FORMAT}")
+    check_format(path, config.get("format") if isinstance(config, dict) else None)
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
     scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
     sizes = isinstance(spec, str) and isinstance(shape, list)
     if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
         return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale), wrap=wrap).having(**options)
-    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are wanted")
+    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are needed")
 
 
 def _is_scale(value: object) -> bool:
@@ -184,7 +179,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def model_card(folder: str | Path) -> dict[str, Any]:
-    """What a model was trained for: shape, outputs, classes and, for tables, columns.
+    """The description of a model: shape, outputs, classes and, for tables, columns.
 
     Raises:
         CheckpointError: there is no model there.
@@ -199,13 +194,14 @@ def model_card(folder: str | Path) -> dict[str, Any]:
         except (OSError, ValueError, TypeError) as error:
             why = one_line(error, 80)
             raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
+        check_format(path / name, card.get("format"))
     if "shape" not in card:
         raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
     return card
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Where the model of a finished run, or of its model folder, lies."""
+    """The model folder of a finished run, or of the path of a model folder itself."""
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")

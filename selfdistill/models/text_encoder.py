@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import one_line, read
+from ..io.expressions import one_line, parse_expression
 from . import hub
 
-USUAL = "gt-minilm"  # what text is learnt by where nothing is asked for
+USUAL = "gt-minilm"  # the default model of texts
 
 
-LENGTH = 128  # tokens of a row, unless the model reads fewer or is told otherwise
+LENGTH = 128  # the default number of tokens of a row
 
 
 SPEC = "selfdistill.models.text_encoder:encoder"  # what a `models.Build` calls
 
 
-CHUNK = 64  # rows that are read together where nothing is learnt
+CHUNK = 64  # rows of a forward pass without gradient
 
 
 _WRITTEN = re.compile(r"\s*(?P<name>[^()]+?)\s*(?P<options>\(.*\))?\s*", re.DOTALL)
@@ -33,10 +33,10 @@ _HIDDEN = ("_name_or_path", "transformers_version", "dtype", "architectures")  #
 
 
 def options(dropout: float = 0.1, length: int = LENGTH, exits: bool = False) -> dict[str, Any]:
-    """What can be said of an encoder after its name.
+    """The options of an encoder, checked.
 
     Raises:
-        RecipeError: a value that none can have.
+        RecipeError: a value outside its range.
     """
     if not 0 <= dropout < 1:
         raise RecipeError(f"an encoder needs dropout in [0, 1), not {dropout!r}")
@@ -61,13 +61,13 @@ def named(spec: str) -> dict[str, Any] | None:
     if not written["options"]:
         return {"name": name}
     given = "encoder" + written["options"]
-    wanted = read(given, {"encoder": options}, kind="model")
-    usual = options()
-    return {"name": name, **{key: value for key, value in wanted.items() if value != usual[key]}}
+    values = parse_expression(given, {"encoder": options}, kind="model")
+    defaults = options()
+    return {"name": name, **{key: value for key, value in values.items() if value != defaults[key]}}
 
 
 def _is_pretrained(name: str) -> bool:
-    """Is it built in, a folder, or a name of the hub?"""
+    """Whether it is built in, a folder, or a name of the hub."""
     if name in hub.BUILT_IN or Path(name).is_dir():
         return True
     try:
@@ -98,27 +98,27 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor | dict[str, Tensor]:
         if torch.is_grad_enabled() or len(ids) <= CHUNK:
-            said = self._read(ids)
+            outputs = self._read(ids)
         else:
             order = (ids != self.padding).sum(1).argsort(stable=True)  # rows of one length together: less padding
             parts, back = [self._read(part) for part in ids[order].split(CHUNK)], order.argsort()
-            said = {head: torch.cat([part[head] for part in parts])[back] for head in parts[0]}
-        return said if self.depths else said["logits"]
+            outputs = {head: torch.cat([part[head] for part in parts])[back] for head in parts[0]}
+        return outputs if self.depths else outputs["logits"]
 
     def _read(self, ids: Tensor) -> dict[str, Tensor]:
         ids = trimmed(ids, self.padding)
         mask = ids != self.padding  # (rows, length)
         mask[:, 0] = True  # a row of nothing has no mean
-        said = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(self.depths))
-        feature = _mean(said.last_hidden_state, mask)
-        whole = {"logits": self.classifier(self.dropout(feature))}
+        states = self.body(input_ids=ids, attention_mask=mask.long(), output_hidden_states=bool(self.depths))
+        feature = _mean(states.last_hidden_state, mask)
+        outputs = {"logits": self.classifier(self.dropout(feature))}
         if not self.depths:
-            return whole
+            return outputs
         shallow = [
-            neck(_mean(said.hidden_states[d], mask)) for neck, d in zip(self.bottlenecks, self.depths, strict=True)
+            neck(_mean(states.hidden_states[d], mask)) for neck, d in zip(self.bottlenecks, self.depths, strict=True)
         ]
         exits = [head(self.dropout(f)) for head, f in zip(self.classifiers, shallow, strict=True)]
-        return {**whole, "exits": torch.stack(exits, 1), "feature": feature, "features": torch.stack(shallow, 1)}
+        return {**outputs, "exits": torch.stack(exits, 1), "feature": feature, "features": torch.stack(shallow, 1)}
 
 
 def trimmed(ids: Tensor, padding: int) -> Tensor:
@@ -151,7 +151,7 @@ def encoder(
     """The pretrained encoder ``name`` with fresh heads; of a ``config`` instead, with weights to be loaded.
 
     ``dropout`` is that of the heads; the encoder has its own in its config. ``length`` is how many tokens of a row are
-    read; it is the data's affair, and said here because it belongs to the model.
+    read; the data need it, and it is an option of the model because the two belong together.
 
     Raises:
         RecipeError: the rows are no token ids, or an option has no such value.
@@ -171,24 +171,24 @@ def encoder(
 
 
 def bare(body: Any) -> nn.Module:
-    """What reads, without what nothing here asks for: a weight without a gradient stops distributed training."""
-    if getattr(body.config, "is_encoder_decoder", False):
+    """The encoder without unused parts: a weight without a gradient stops distributed training."""
+    if body.config.is_encoder_decoder:
         body = body.get_encoder()
-    if getattr(body, "pooler", None) is not None:
+    if hasattr(body, "pooler"):
         body.pooler = None
     return body  # type: ignore[no-any-return]
 
 
 def _described(config: Any) -> dict[str, Any]:
-    found = json.loads(config.to_json_string(use_diff=True))
-    return {key: value for key, value in found.items() if key not in _HIDDEN}
+    config_dict = json.loads(config.to_json_string(use_diff=True))
+    return {key: value for key, value in config_dict.items() if key not in _HIDDEN}
 
 
 def _from_config(name: str, config: dict[str, Any]) -> Any:
     with hub.quiet() as library:
         try:
-            made = library.AutoConfig.for_model(**config)
-            return library.AutoModel.from_config(made, trust_remote_code=False)
+            model_config = library.AutoConfig.for_model(**config)
+            return library.AutoModel.from_config(model_config, trust_remote_code=False)
         except Exception as error:  # transformers raises all kinds
             why = f"{type(error).__name__}: {one_line(error, 120)}"
             raise RecipeError(f"the config of {name} builds no model ({why}); train it again") from error

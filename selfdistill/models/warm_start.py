@@ -16,24 +16,27 @@ from .store import model_folder, read_config, read_tensors
 
 
 @dataclass(frozen=True)
-class Started(Build):
-    """A factory whose models begin with the layers of ``init``, the model folder of a finished run, but one."""
+class WarmStartBuild(Build):
+    """A factory of models that start from the weights of ``init``, the model folder of a finished run.
+
+    The last layer, ``classifier``, is initialised anew.
+    """
 
     init: str = ""
-    classifier: str = ""  # its name in that run
+    classifier: str = ""  # the name of the last layer in that run
 
     def __call__(self, **overrides: Any) -> nn.Module:
-        """A fresh model with those layers.
+        """A new model with those weights.
 
         Raises:
             DataError: the run has a layer that this model lacks, or has in another size.
         """
         model = super().__call__(**overrides)
-        if not self.wrap:  # what is wrapped has been begun already
-            self._take_over(model)
+        if not self.wrap:  # inside a wrapper the weights are already loaded
+            self._load_layers(model)
         return model
 
-    def _take_over(self, model: nn.Module) -> None:
+    def _load_layers(self, model: nn.Module) -> None:
         folder, own = Path(self.init), model.state_dict()
         tensors = {n: t for n, t in read_tensors(folder).items() if n.rpartition(".")[0] != self.classifier}
         for name, tensor in tensors.items():
@@ -51,19 +54,19 @@ def spec_of(run: str) -> str:
     return str(read_config(model_folder(run)))
 
 
-def started(build: Build, run: str) -> Started:
-    """The same factory, whose models begin with the layers of a finished run.
+def warm_started(build: Build, run: str) -> WarmStartBuild:
+    """The same factory for models that start from the weights of a finished run.
 
     Raises:
         CheckpointError: there is no such model.
         DataError: it does not fit.
     """
     folder = model_folder(run)
-    told = {field.name: getattr(build, field.name) for field in fields(build)}
+    options = {field.name: getattr(build, field.name) for field in fields(build)}
     with torch.random.fork_rng(devices=[]):
-        whole = read_config(folder)()
-        last = last_linear(whole)
-        classifier = next(name for name, part in whole.named_modules() if part is last)
-        begun = Started(**told, init=str(folder), classifier=classifier)
-        begun()  # does it fit?
-    return begun
+        model = read_config(folder)()
+        last = last_linear(model)
+        classifier = next(name for name, part in model.named_modules() if part is last)
+        warm = WarmStartBuild(**options, init=str(folder), classifier=classifier)
+        warm()  # does it fit?
+    return warm

@@ -17,7 +17,7 @@ from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from .memories import label_target, memory_space
 from .weights import Generation
 
@@ -30,7 +30,7 @@ class GenerationEnsemble(Generation):
     """The mean probability, or value, of all accepted earlier generations, frozen and in eval mode.
 
     With ``at_last`` they form an ensemble that teaches the last generation alone, rejected ones included. In a loop of
-    your own, `bind` a `models.peers.Peers` of them as ``previous``.
+    your own, `bind` a `models.peers.PeerModels` of them as ``previous``.
     """
 
     at_last: bool = False
@@ -40,7 +40,7 @@ class GenerationEnsemble(Generation):
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
-        return previous if previous is None or isinstance(previous, Peers) else Peers([previous])
+        return previous if previous is None or isinstance(previous, PeerModels) else PeerModels([previous])
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
@@ -55,7 +55,7 @@ class GenerationEnsemble(Generation):
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.has_target(state, step):
             return _no_target(step.student(term.view, term.head), space_of(term.head))
-        if isinstance(state, FrozenCopy) and isinstance(state.module, Peers):
+        if isinstance(state, FrozenCopy) and isinstance(state.module, PeerModels):
             state.module.values = term.head == "values"  # the ensemble averages values or probabilities
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 

@@ -4,9 +4,10 @@ One convention throughout: **target = xi x teacher + (1 - xi) x label**, for any
 otherwise. Some papers write alpha = 1 - xi. ``lam`` is ridge's penalty beside the sum of squared errors, except in the
 ``flat_`` functions, where it stands beside their mean. Risks are excess risks.
 
-`rounds` has the power law and the fixed point, `weights` the best weight of one step, `steps` of several, `noise` the
-noise rule, `repeat` what repetition does, `identities` what holds for any model. `checks` measures each against a
-reference of its own; ``selfdistill theory`` prints that.
+`repeated_ridge` has the power law and the fixed point, `mixing_weight` the best weight of one step, also for noisy
+labels, `multi_step` those of several steps, `repetition` the risk of self-training, round by round, and `identities`
+the equations that hold for any model. `checks` measures each against a reference of its own; ``selfdistill theory``
+prints the result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from .identities import (
     temperature_gradient,
     temperature_limit,
 )
-from .label_noise import noise_weight, noise_weight_limit, parameter_error, turning_noise
 from .mixing_weight import (
     flat_risk,
     flat_turning,
@@ -33,8 +33,12 @@ from .mixing_weight import (
     gcv_weight,
     held_out_weight,
     left_out_weight,
+    noise_weight,
+    noise_weight_limit,
+    parameter_error,
     risk_gain,
     risk_weight,
+    turning_noise,
     weight_from_risks,
 )
 from .multi_step import (

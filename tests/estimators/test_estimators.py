@@ -36,9 +36,9 @@ from selfdistill.estimators import (
     load,
     save,
 )
-from selfdistill.estimators.generations import Classes, Values, fit_soft, later
-from selfdistill.estimators.labelling import Labelling
-from selfdistill.estimators.tables import Table, folds, stack
+from selfdistill.estimators.generations import ClassTargets, RealTargets, fit_soft, train_next
+from selfdistill.estimators.pseudo_labels import PseudoLabels
+from selfdistill.estimators.tables import TrainingTable, assign_folds, stack
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -109,9 +109,9 @@ class Says(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 def test_peers_label_for_each_other_and_never_for_themselves() -> None:
     learners = [Says(1.0), Says(2.0), Says(6.0)]
-    table = Table(X[:4], Y[:4], None, X[4:7])
+    table = TrainingTable(X[:4], Y[:4], None, X[4:7])
     models = [clone(one).fit(X[:4], Y[:4]) for one in learners]
-    made = later(Values(), learners, table, models, 0.0, Labelling())
+    made = train_next(RealTargets(), learners, table, models, 0.0, PseudoLabels())
     assert [one.taught_[4:].tolist() for one in made] == [[4.0] * 3, [3.5] * 3, [1.5] * 3]
     assert all((one.taught_[:4] == Y[:4]).all() for one in made)
 
@@ -136,7 +136,7 @@ def test_a_harmful_generation_is_rolled_back_and_a_good_one_kept() -> None:
     assert "rolled back" in harmful.report()
     good = SelfDistilledRegressor(DecisionTreeRegressor(random_state=0), peers=[Ridge(0.1)], xi=1.0).fit(X, Y)
     assert good.generation_ == 1
-    assert "the product is generation 1" in good.report()
+    assert "the final model is generation 1" in good.report()
 
 
 def test_the_report_tells_accuracy_as_the_share_that_is_right() -> None:
@@ -147,7 +147,7 @@ def test_the_report_tells_accuracy_as_the_share_that_is_right() -> None:
 
 
 def test_the_audit_sees_no_row_twice() -> None:
-    fold, distinct = folds(np.repeat(X[:30], 2, 0), np.repeat(Y[:30], 2), 5, 0, classes=False)
+    fold, distinct = assign_folds(np.repeat(X[:30], 2, 0), np.repeat(Y[:30], 2), 5, 0, classes=False)
     assert (fold[::2] == fold[1::2]).all()
     assert len(np.unique(distinct)) == 30
 
@@ -336,6 +336,6 @@ def test_too_few_rows_are_not_trusted() -> None:
 
 def test_classes_missing_from_a_model_have_probability_zero() -> None:
     model = DecisionTreeClassifier().fit(IRIS[:100], KINDS[:100])
-    said = Classes(np.arange(3)).says(model, IRIS)
+    said = ClassTargets(np.arange(3)).predict(model, IRIS)
     assert said.shape == (150, 3)
     assert (said[:, 2] == 0).all()

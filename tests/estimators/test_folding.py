@@ -19,7 +19,7 @@ from selfdistill.estimators import (
     SelfTrainedClassifier,
     keeping,
 )
-from selfdistill.estimators.tables import folds, parting
+from selfdistill.estimators.tables import assign_folds, resolve_folds
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -34,7 +34,7 @@ def trainings(model: Any, *given: Any, **more: Any) -> int:
 
 def test_a_share_leaves_out_as_many_distinct_rows_and_their_copies() -> None:
     rows, y = np.repeat(X[:100], 3, 0), np.repeat(Y[:100], 3)
-    fold, distinct = folds(rows, y, 0.13, 0, classes=False)
+    fold, distinct = assign_folds(rows, y, 0.13, 0, classes=False)
     assert set(fold) == {-1, 0}
     assert len(np.unique(distinct[fold == 0])) == 13
     assert (fold == 0).sum() == 39
@@ -42,19 +42,19 @@ def test_a_share_leaves_out_as_many_distinct_rows_and_their_copies() -> None:
 
 def test_a_share_is_taken_of_every_class_and_never_all_of_one() -> None:
     kinds = np.array([0] * 200 + [1] * 100 + [2])
-    fold, _ = folds(np.arange(301.0)[:, None], kinds, 0.9, 0, classes=True)
+    fold, _ = assign_folds(np.arange(301.0)[:, None], kinds, 0.9, 0, classes=True)
     assert [int((fold[kinds == c] == 0).sum()) for c in range(3)] == pytest.approx([180, 90, 0], abs=1)
     assert fold[-1] == -1
 
 
 def test_another_seed_leaves_out_others() -> None:
-    one, other = (folds(X, Y, 0.2, seed, classes=False)[0] for seed in (0, 1))
+    one, other = (assign_folds(X, Y, 0.2, seed, classes=False)[0] for seed in (0, 1))
     assert (one == 0).sum() == (other == 0).sum() == int(0.2 * len(X))
     assert 0 < ((one == 0) & (other == 0)).sum() < 50
 
 
 def test_one_place_decides_what_auto_means() -> None:
-    assert [parting("auto", rows) for rows in (10, 20_000, 50_000)] == [5, 5, 0.1]
+    assert [resolve_folds("auto", rows) for rows in (10, 20_000, 50_000)] == [5, 5, 0.1]
     refused: list[Any] = [1, 0.0, 1.0, True, "5", None, -0.2, float("nan")]
     for odd in refused:
         with pytest.raises(ValueError, match="a share between 0 and 1"):
@@ -64,7 +64,7 @@ def test_one_place_decides_what_auto_means() -> None:
 def test_the_rows_left_out_are_judged_by_models_that_have_not_learnt_them() -> None:
     model = SelfDistilledRegressor(DecisionTreeRegressor(max_depth=3, random_state=0), xi=0.5, audit_folds=0.25)
     assert trainings(model, X, Y) == 2 * 2
-    held = folds(X, Y, 0.25, 0, classes=False)[0] == 0
+    held = assign_folds(X, Y, 0.25, 0, classes=False)[0] == 0
     first = clone(model.estimator).fit(X[~held], Y[~held])
     second = clone(model.estimator).fit(X[~held], 0.5 * first.predict(X[~held]) + 0.5 * Y[~held])
     by_hand = [float(np.mean((one.predict(X[held]) - Y[held]) ** 2)) for one in (first, second)]
@@ -79,7 +79,7 @@ def test_the_rows_left_out_are_judged_by_models_that_have_not_learnt_them() -> N
 def test_xi_is_chosen_on_the_rows_left_out() -> None:
     learner = DecisionTreeRegressor(min_samples_leaf=3, random_state=0)
     model = SelfDistilledRegressor(learner, peers=[Ridge(0.1)], audit_folds=0.3).fit(X, Y)
-    held = folds(X, Y, 0.3, 0, classes=False)[0] == 0
+    held = assign_folds(X, Y, 0.3, 0, classes=False)[0] == 0
     teacher = Ridge(0.1).fit(X[~held], Y[~held]).predict(X[~held])
     ends = [clone(learner).fit(X[~held], t).predict(X[held]) for t in (Y[~held], teacher)]
     step = ends[1] - ends[0]

@@ -13,8 +13,9 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.tables import joint_choice
 from selfdistill.estimators import mixing_weight
-from selfdistill.estimators.tables import Rows
+from selfdistill.estimators.tables import RowWeights
 
 
 def ridge_matrix(X: Any, penalty: float) -> Any:
@@ -46,7 +47,7 @@ def test_held_out_xi_is_the_minimum_of_a_search(data: tuple[Any, Any]) -> None:
     step = student - teacher
     errors = y - teacher
     risks = (errors @ errors) - 2 * grid * (errors @ step) + grid**2 * (step @ step)
-    assert mixing_weight.held_out(y, teacher, student).raw == pytest.approx(grid[risks.argmin()], abs=1e-5)
+    assert mixing_weight.held_out_weight(y, teacher, student).raw == pytest.approx(grid[risks.argmin()], abs=1e-5)
 
 
 @pytest.mark.parametrize("by", ["gcv", "loo"])
@@ -66,7 +67,9 @@ def test_closed_form_is_the_minimum_of_the_criterion(data: tuple[Any, Any], by: 
         return total
 
     grid = np.linspace(-10, 10, 2001)
-    assert mixing_weight.closed_form(H, y, by).raw == pytest.approx(grid[np.argmin([risk(x) for x in grid])], abs=0.006)
+    assert mixing_weight.closed_form_weight(H, y, by).raw == pytest.approx(
+        grid[np.argmin([risk(x) for x in grid])], abs=0.006
+    )
 
 
 def test_leave_one_out_of_ridge_is_exact(data: tuple[Any, Any]) -> None:
@@ -78,8 +81,8 @@ def test_leave_one_out_of_ridge_is_exact(data: tuple[Any, Any]) -> None:
         y[i] - Ridge(2.0, fit_intercept=False).fit(np.delete(Z, i, 0), np.delete(y, i)).predict(Z[i : i + 1])[0]
         for i in range(len(y))
     ]
-    assert mixing_weight.corrected(no_intercept, y, "loo") == pytest.approx(centred, abs=1e-9)
-    assert np.corrcoef(mixing_weight.corrected(ridge_matrix(X, 2.0), y, "loo"), brute)[0, 1] > 0.999
+    assert mixing_weight.left_out_residuals(no_intercept, y, "loo") == pytest.approx(centred, abs=1e-9)
+    assert np.corrcoef(mixing_weight.left_out_residuals(ridge_matrix(X, 2.0), y, "loo"), brute)[0, 1] > 0.999
 
 
 def test_a_row_of_weight_two_is_the_row_twice() -> None:
@@ -89,8 +92,8 @@ def test_a_row_of_weight_two_is_the_row_twice() -> None:
     w = np.ones(30)
     w[:10] = 2.0
     again = np.concatenate([np.arange(30), np.arange(10)])
-    weighted = mixing_weight.held_out(y, teacher, student, Rows(w, np.arange(30)))
-    repeated = mixing_weight.held_out(y[again], teacher[again], student[again], Rows(None, again))
+    weighted = mixing_weight.held_out_weight(y, teacher, student, RowWeights(w, np.arange(30)))
+    repeated = mixing_weight.held_out_weight(y[again], teacher[again], student[again], RowWeights(None, again))
     assert weighted == pytest.approx(repeated, rel=1e-9)
 
 
@@ -98,7 +101,7 @@ def test_steps_reach_the_weights_of_a_direct_solve(data: tuple[Any, Any]) -> Non
     """The xis, run as a chain, give the combination of powers that the programme chose."""
     X, y = data
     H = ridge_matrix(X, 60.0)
-    xis = mixing_weight.steps(H, y, 3)
+    xis = mixing_weight.step_weights(H, y, 3)
     assert len(xis) == 3
     f = H @ y
     for xi in xis:
@@ -120,7 +123,7 @@ def test_noise_is_not_distilled() -> None:
         random = np.random.default_rng(seed)
         y = random.normal(size=80)
         teacher = 0.1 * random.normal(size=80)
-        xis.append(mixing_weight.held_out(y, teacher, teacher + 0.1 * random.normal(size=80)).xi)
+        xis.append(mixing_weight.held_out_weight(y, teacher, teacher + 0.1 * random.normal(size=80)).xi)
     assert np.mean(np.array(xis) == 0.0) >= 0.9
 
 
@@ -133,10 +136,10 @@ def test_on_diabetes_xi_repairs_a_penalty_ten_times_too_large_and_leaves_a_tuned
         order = random.permutation(len(y))
         train, test = order[:200], order[200:350]
         grid = {p: ridge_matrix(X[train], p * 200) for p in np.logspace(-3, 2, 21)}
-        best = min(grid, key=lambda p: float(np.mean(mixing_weight.corrected(grid[p], y[train]) ** 2)))
+        best = min(grid, key=lambda p: float(np.mean(mixing_weight.left_out_residuals(grid[p], y[train]) ** 2)))
         for penalty, gains in ((10.0, repaired), (best, tuned)):
             model = Ridge(penalty * 200).fit(X[train], y[train])
-            xi = mixing_weight.closed_form(ridge_matrix(X[train], penalty * 200), y[train]).xi
+            xi = mixing_weight.closed_form_weight(ridge_matrix(X[train], penalty * 200), y[train]).xi
             taught = Ridge(penalty * 200).fit(X[train], xi * model.predict(X[train]) + (1 - xi) * y[train])
             before, after = (np.mean((m.predict(X[test]) - y[test]) ** 2) for m in (model, taught))
             gains.append(float(1 - after / before))
@@ -148,14 +151,14 @@ def test_the_joint_choice_stays_where_plain_validation_is() -> None:
     X, y = load_diabetes(return_X_y=True)
     X = StandardScaler().fit_transform(X)[:200]
     smoothers = {p: ridge_matrix(X, p * 200) for p in np.logspace(-4, 2, 13)}
-    best, xi = mixing_weight.jointly(smoothers, y[:200])
-    usual = min(smoothers, key=lambda p: float(np.mean(mixing_weight.corrected(smoothers[p], y[:200]) ** 2)))
+    best, xi = joint_choice(smoothers, y[:200])
+    usual = min(smoothers, key=lambda p: float(np.mean(mixing_weight.left_out_residuals(smoothers[p], y[:200]) ** 2)))
     assert best == usual or xi != 0.0
-    assert mixing_weight.jointly({10.0: smoothers[max(smoothers)] * 0 + ridge_matrix(X, 2000.0)}, y[:200])[1] < 0
+    assert joint_choice({10.0: smoothers[max(smoothers)] * 0 + ridge_matrix(X, 2000.0)}, y[:200])[1] < 0
 
 
 def test_least_squares_has_nothing_to_distil(data: tuple[Any, Any]) -> None:
     X, y = data
     H = mixing_weight.smoother(LinearRegression(), X, y)
     assert H is not None
-    assert mixing_weight.closed_form(H, y).xi == 0.0  # H H = H: the student says what the teacher said
+    assert mixing_weight.closed_form_weight(H, y).xi == 0.0  # H H = H: the student says what the teacher said

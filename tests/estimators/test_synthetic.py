@@ -13,15 +13,15 @@ from sklearn.linear_model import Ridge
 from sklearn.tree import DecisionTreeRegressor
 
 from selfdistill.estimators import PeerTaughtRegressor, SelfDistilledRegressor
-from selfdistill.estimators.self_distilled import ENOUGH
-from selfdistill.estimators.tables import Table, crossed
+from selfdistill.estimators.self_distillation import ENOUGH_ROWS
+from selfdistill.estimators.tables import TrainingTable, crossover_rows
 
 X, Y = load_diabetes(return_X_y=True)
 
 
 def test_each_value_comes_from_one_of_two_rows_and_its_own_column() -> None:
     given = np.arange(200).reshape(20, 10)  # row 3 is 30 .. 39
-    made = crossed(given, 3000, 0)
+    made = crossover_rows(given, 3000, 0)
     assert (made % 10 == np.arange(10)).all()
     parents = [len(set(row // 10)) for row in made]
     assert set(parents) == {1, 2}
@@ -35,7 +35,7 @@ def test_two_columns_keep_half_of_their_covariance() -> None:
     """With a chance of a half they come from one row and vary together, else not at all."""
     random = np.random.default_rng(0)
     a = random.normal(size=5000)
-    made = crossed(np.stack([a, a], 1), 40_000, 1)
+    made = crossover_rows(np.stack([a, a], 1), 40_000, 1)
     assert np.cov(made.T)[0, 1] == pytest.approx(0.5, abs=0.05)
     assert np.cov(made.T)[0, 0] == pytest.approx(1.0, abs=0.05)
 
@@ -49,7 +49,7 @@ def test_frames_keep_their_kinds_and_gaps(library: str) -> None:
     else:
         polars = pytest.importorskip("polars")
         frame = polars.DataFrame({**columns, "kind": polars.Series(["x", "y", "x"], dtype=polars.Categorical)})
-    made = crossed(frame, 50, 0)
+    made = crossover_rows(frame, 50, 0)
     assert type(made) is type(frame)
     assert made.shape == (50, 3)
     assert all(made[name].dtype == frame[name].dtype for name in frame.columns)
@@ -60,14 +60,14 @@ def test_frames_keep_their_kinds_and_gaps(library: str) -> None:
 
 
 def test_a_table_makes_the_same_rows_each_time_and_of_its_own_alone() -> None:
-    table = Table(X, Y, None, X[:5] + 100, seed=2, synthetic=30)
-    assert table.unknown() == 35
+    table = TrainingTable(X, Y, None, X[:5] + 100, seed=2, synthetic=30)
+    assert table.n_unlabelled == 35
     assert (table.unlabelled == table.unlabelled).all()
-    part = table.at(np.arange(10))
+    part = table.with_labelled(np.arange(10))
     values = {*X[:10].ravel(), *(X[:5] + 100).ravel()}
     assert set(part.unlabelled.ravel()) <= values  # no row that a fold leaves out has a share in them
-    assert part.among(np.array([34, 0])).unlabelled.shape == (2, 10)
-    assert Table(X, Y, None, synthetic=8).unlabelled.shape == (8, 10)
+    assert part.with_unlabelled(np.array([34, 0])).unlabelled.shape == (2, 10)
+    assert TrainingTable(X, Y, None, synthetic=8).unlabelled.shape == (8, 10)
 
 
 class Seen(Ridge):  # type: ignore[misc]
@@ -78,7 +78,7 @@ class Seen(Ridge):  # type: ignore[misc]
         return super().fit(X, y, sample_weight)
 
 
-@pytest.mark.parametrize(("synthetic", "rows"), [(0, 150), (70, 220), ("auto", ENOUGH)])
+@pytest.mark.parametrize(("synthetic", "rows"), [(0, 150), (70, 220), ("auto", ENOUGH_ROWS)])
 def test_made_up_rows_are_learnt_beside_the_given_ones(synthetic: int | str, rows: int) -> None:
     model = PeerTaughtRegressor(Seen(), peers=[DecisionTreeRegressor(max_depth=2)], synthetic=synthetic, audit="off")
     model.fit(X[:50], Y[:50], X_unlabeled=X[50:150])

@@ -137,8 +137,8 @@ def test_learners_take_raw_tables(tables: Path, spec: str) -> None:
 def test_few_rows_get_small_leaves() -> None:
     data = frames.load("iris", labels=30)
     few, many = (base_learners.learner("boosting", True, data.sample, rows) for rows in (30, 3000))
-    assert few.get_params()[base_learners.own(few, "min_samples_leaf")] == 2
-    assert many.get_params()[base_learners.own(many, "min_samples_leaf")] == 20
+    assert few.get_params()[base_learners.full_name(few, "min_samples_leaf")] == 2
+    assert many.get_params()[base_learners.full_name(many, "min_samples_leaf")] == 20
 
 
 def test_recipes_read_back_and_fit_their_estimators() -> None:

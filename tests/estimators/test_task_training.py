@@ -13,8 +13,8 @@ import pytest
 
 from selfdistill.data import frames
 from selfdistill.estimators import load, save
-from selfdistill.estimators.base_learners import Mean
-from selfdistill.estimators.resume import Ledger
+from selfdistill.estimators.base_learners import MeanEnsemble
+from selfdistill.estimators.resume import FitProgress
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.store import model_card
@@ -78,32 +78,32 @@ def test_a_run_that_was_cut_ends_as_if_it_had_not_been(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C after the seventh training; the rest is trained later, and nothing twice."""
-    whole = Ledger.tell
+    whole = FitProgress.report
     trained: list[str] = []
 
-    def cut(self: Ledger, what: str) -> None:
+    def cut(self: FitProgress, what: str) -> None:
         whole(self, what)
         trained.append(what)
         if len(trained) == 7:
             raise KeyboardInterrupt
 
     request, folder = Request("diabetes", labels=60, model=BOOSTING), tmp_path / "run"
-    monkeypatch.setattr(Ledger, "tell", cut)
+    monkeypatch.setattr(FitProgress, "report", cut)
     with pytest.raises(KeyboardInterrupt):
         Run.create(request, folder).execute()
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / "fits").glob("*.skops")}
     assert len(kept) >= 6
-    monkeypatch.setattr(Ledger, "tell", whole)
+    monkeypatch.setattr(FitProgress, "report", whole)
     fitted: list[int] = []
-    from selfdistill.estimators.generations import Values
+    from selfdistill.estimators.generations import RealTargets
 
-    learn = Values.learn
+    learn = RealTargets.fit
 
-    def counted(self: Values, *given: Any) -> Any:
+    def counted(self: RealTargets, *given: Any) -> Any:
         fitted.append(1)
         return learn(self, *given)
 
-    monkeypatch.setattr(Values, "learn", counted)
+    monkeypatch.setattr(RealTargets, "fit", counted)
     again = Run.open(folder).execute()
     first = json.loads((done / "run.json").read_text())["result"]
     assert again["test"] == first["test"]
@@ -160,7 +160,7 @@ def test_progress_is_told_in_trainings(tmp_path: Path) -> None:
     assert re.search(r"^at most (\d+) trainings, about \d+ s if all take as long as the first", said, re.MULTILINE)
     assert re.search(r"training \d+ of at most \d+", said)
     assert "fold 1 of 5" in said
-    assert "the product is generation" in said
+    assert "the final model is generation" in said
 
 
 def test_the_mean_of_members_by_hand() -> None:
@@ -170,8 +170,8 @@ def test_the_mean_of_members_by_hand() -> None:
     X, y = np.arange(12.0)[:, None], np.array([0, 1, 2] * 4)
     members = [LogisticRegression(), DecisionTreeClassifier(max_depth=1, random_state=0)]
     both = [member.fit(X, y).predict_proba(X) for member in members]
-    assert Mean(members).fit(X, y).predict_proba(X) == pytest.approx(np.mean(both, axis=0))
-    bagged = Mean([DecisionTreeClassifier(random_state=0)] * 3, seed=1).fit(X, y)
+    assert MeanEnsemble(members).fit(X, y).predict_proba(X) == pytest.approx(np.mean(both, axis=0))
+    bagged = MeanEnsemble([DecisionTreeClassifier(random_state=0)] * 3, seed=1).fit(X, y)
     random = np.random.RandomState(1)
     wanted = np.zeros((12, 3))
     for _ in range(3):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.core import logits
-from selfdistill.models.lora import Linear, Output, swift
+from selfdistill.models.lora import LoraLinear, OutputLinear, use_fast_layers
 
 SCALE, RANK, INPUTS, OUTPUTS = 2.0, 3, 5, 4
 
@@ -26,22 +26,22 @@ class Tied(nn.Module):
         return self.out
 
 
-def layer(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> Linear:
+def layer(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> LoraLinear:
     torch.manual_seed(0)
     made = nn.Sequential(nn.Linear(INPUTS, OUTPUTS)).requires_grad_(False)
     config = peft.LoraConfig(r=RANK, lora_alpha=int(SCALE * RANK), target_modules=["0"], lora_dropout=dropout)
     whole = peft.get_peft_model(made, config).to(dtype)
-    swift(whole)
-    (found,) = (m for m in whole.modules() if isinstance(m, Linear))
+    use_fast_layers(whole)
+    (found,) = (m for m in whole.modules() if isinstance(m, LoraLinear))
     nn.init.normal_(factors(found)[1])
     return found
 
 
-def factors(of: Linear) -> tuple[Tensor, Tensor]:
+def factors(of: LoraLinear) -> tuple[Tensor, Tensor]:
     return cast(Tensor, of.lora_A["default"].weight), cast(Tensor, of.lora_B["default"].weight)
 
 
-def by_hand(of: Linear, x: Tensor) -> Tensor:
+def by_hand(of: LoraLinear, x: Tensor) -> Tensor:
     base, (a, b) = cast(nn.Linear, of.base_layer), factors(of)
     return x @ (base.weight + SCALE * b @ a).T + base.bias
 
@@ -72,8 +72,8 @@ def test_the_output_matrix_gives_what_it_gave(many: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(logits, "MANY", many)
     torch.manual_seed(0)
     lm, x, g = Tied(), torch.randn(1, 7, INPUTS), torch.randn(1, 7, OUTPUTS)
-    swift(lm)
-    assert type(lm.out) is Output
+    use_fast_layers(lm)
+    assert type(lm.out) is OutputLinear
     own = x.clone().requires_grad_()
     (to_x,) = torch.autograd.grad(lm.out(own), own, g)
     with torch.no_grad():

@@ -43,12 +43,12 @@ def test_what_is_drawn_afresh_is_what_would_be_drawn_without(begun: Path) -> Non
     torch.manual_seed(3)
     plainly = build().state_dict()
     torch.manual_seed(3)
-    ours = warm_start.started(build, str(begun))().state_dict()
+    ours = warm_start.warm_started(build, str(begun))().state_dict()
     assert ours["classifier.weight"].equal(plainly["classifier.weight"])
 
 
 def test_exits_are_new_and_peers_share_what_they_begin_with(begun: Path) -> None:
-    build = warm_start.started(registry.parse("mlp(width=12)", (1, 8, 8), 10), str(begun))
+    build = warm_start.warm_started(registry.parse("mlp(width=12)", (1, 8, 8), 10), str(begun))
     kept = store.load(begun / "model").state_dict()
     assert build(exits=True).state_dict()["stages.0.1.weight"].equal(kept["stages.0.1.weight"])
     peers = build.wrapped("mean2", 1)().state_dict()

@@ -71,22 +71,22 @@ def test_a_wrong_form_is_told_and_the_exit_code_is_1(monkeypatch):
 
 #: a closed form, how it may be mistaken, and the check that must notice
 MISTAKES = [
-    ("rounds", "power_law", lambda f: lambda X, y, lam, k: f(X, y, lam, k + 1), ridge.power),
-    ("rounds", "rounds_to_collapse", lambda f: lambda *a: f(*a) + 1, ridge.collapse),
-    ("rounds", "degrees_of_freedom", lambda f: lambda X, lam, k: f(X, lam, 0), ridge.freedom),
-    ("rounds", "fixed_point", lambda f: lambda X, y, lam, xi: f(X, y, lam, xi * 0.99), ridge.fixed),
-    ("steps", "step_weights", lambda f: lambda xis: f(xis[::-1]), ridge.reparametrised),
-    ("steps", "best_steps", lambda f: lambda *a: f(*a) * 1.01, ridge.oracle),
-    ("steps", "equal_values_penalty", lambda f: lambda *a: f(*a) * 1.1, ridge.equal_values),
+    ("repeated_ridge", "power_law", lambda f: lambda X, y, lam, k: f(X, y, lam, k + 1), ridge.power),
+    ("repeated_ridge", "rounds_to_collapse", lambda f: lambda *a: f(*a) + 1, ridge.collapse),
+    ("repeated_ridge", "degrees_of_freedom", lambda f: lambda X, lam, k: f(X, lam, 0), ridge.freedom),
+    ("repeated_ridge", "fixed_point", lambda f: lambda X, y, lam, xi: f(X, y, lam, xi * 0.99), ridge.fixed),
+    ("multi_step", "step_weights", lambda f: lambda xis: f(xis[::-1]), ridge.reparametrised),
+    ("multi_step", "best_steps", lambda f: lambda *a: f(*a) * 1.01, ridge.oracle),
+    ("multi_step", "equal_values_penalty", lambda f: lambda *a: f(*a) * 1.1, ridge.equal_values),
     ("identities", "peers_fixed_point", lambda f: lambda a, b, y, xi: f(a, b, y, -xi), ridge.peers),
-    ("weights", "held_out_weight", lambda f: lambda y, t, s: f(y, s, t), mixing_weight.held_out),
-    ("weights", "risk_weight", lambda f: lambda *a: -f(*a), mixing_weight.sign),
-    ("weights", "risk_gain", lambda f: lambda *a: 2 * f(*a), mixing_weight.gain),
-    ("weights", "left_out_weight", lambda f: theory.gcv_weight, mixing_weight.refitted),
-    ("noise", "noise_weight", lambda f: lambda s, a, v, lam: f(s, a, v**0.5, lam), mixing_weight.noisy),
-    ("noise", "turning_noise", lambda f: lambda *a: 1.01 * f(*a), mixing_weight.ordered),
-    ("repeat", "accumulated_error", lambda f: theory.accumulated_bound, repetition.bounded),
-    ("repeat", "mixing_variance", lambda f: lambda w, noise=1.0: f(w**2, noise), repetition.golden),
+    ("mixing_weight", "held_out_weight", lambda f: lambda y, t, s: f(y, s, t), mixing_weight.held_out),
+    ("mixing_weight", "risk_weight", lambda f: lambda *a: -f(*a), mixing_weight.sign),
+    ("mixing_weight", "risk_gain", lambda f: lambda *a: 2 * f(*a), mixing_weight.gain),
+    ("mixing_weight", "left_out_weight", lambda f: theory.gcv_weight, mixing_weight.refitted),
+    ("mixing_weight", "noise_weight", lambda f: lambda s, a, v, lam: f(s, a, v**0.5, lam), mixing_weight.noisy),
+    ("mixing_weight", "turning_noise", lambda f: lambda *a: 1.01 * f(*a), mixing_weight.ordered),
+    ("repetition", "accumulated_error", lambda f: theory.accumulated_bound, repetition.bounded),
+    ("repetition", "mixing_variance", lambda f: lambda w, noise=1.0: f(w**2, noise), repetition.golden),
 ]
 
 

@@ -25,10 +25,25 @@ from selfdistill.estimators import (
     usual_learner,
     usual_peers,
 )
-from selfdistill.estimators.bounded import Bounded, Codes, Indicators
-from selfdistill.estimators.generations import Classes, Values, first, fit_soft, later, thinned
-from selfdistill.estimators.labelling import Labelling
-from selfdistill.estimators.tables import BLOCK, Table, blockwise, coded, drawn, marks, numbers
+from selfdistill.estimators.generations import (
+    ClassTargets,
+    RealTargets,
+    fit_soft,
+    threshold_sample,
+    train_first,
+    train_next,
+)
+from selfdistill.estimators.pseudo_labels import PseudoLabels
+from selfdistill.estimators.tables import (
+    BLOCK,
+    TrainingTable,
+    category_codes,
+    draw_rows,
+    numeric_values,
+    predict_in_blocks,
+    row_hashes,
+)
+from selfdistill.estimators.wrappers import ClassNames, FrameEncoder, IndicatorEncoder, RowLimit
 
 IRIS, KINDS = load_iris(return_X_y=True)
 DAYS = pd.to_datetime(["2024-01-01", None, "2024-01-02"])
@@ -63,7 +78,7 @@ def mixed(library: str, rows: int = 90) -> tuple[Any, Any]:
     ],
 )
 def test_numbers_and_times_of_pandas(column: Any, wanted: list[float]) -> None:
-    assert numbers(column) == pytest.approx(np.array(wanted, dtype=float), nan_ok=True)
+    assert numeric_values(column) == pytest.approx(np.array(wanted, dtype=float), nan_ok=True)
 
 
 def test_numbers_and_times_of_polars() -> None:
@@ -77,8 +92,8 @@ def test_numbers_and_times_of_polars() -> None:
         (days - days[0], [0, 86_400]),
         (days.dt.time(), [0, 0]),
     ]:
-        assert numbers(column) == pytest.approx(np.array(wanted, dtype=float), nan_ok=True)
-    assert numbers(polars.Series(["a"])) is None
+        assert numeric_values(column) == pytest.approx(np.array(wanted, dtype=float), nan_ok=True)
+    assert numeric_values(polars.Series(["a"])) is None
 
 
 def test_texts_have_the_same_codes_in_every_library() -> None:
@@ -88,20 +103,20 @@ def test_texts_have_the_same_codes_in_every_library() -> None:
         pd.Series(texts), pd.Series(texts, dtype=object), pd.Series(texts, dtype="category"), polars.Series(texts),
         polars.Series(texts, dtype=polars.Categorical),
     ):  # fmt: skip
-        codes, names = coded(column)
+        codes, names = category_codes(column)
         assert (codes.tolist(), names) == ([1, -1, 0, 2, 1], ["a", "b", "c"])
-    assert coded(pd.Series([1, "1", 2], dtype=object))[0].tolist() == [0, 0, 1]  # texts are what counts
+    assert category_codes(pd.Series([1, "1", 2], dtype=object))[0].tolist() == [0, 0, 1]  # texts are what counts
 
 
 def test_rare_and_unknown_kinds_share_a_code_and_gaps_are_gaps() -> None:
     frame = pd.DataFrame({"kind": ["a"] * 3 + ["b"] * 2 + ["c", "d", None]})
-    codes = Codes(most=2).fit(frame)
+    codes = FrameEncoder(most=2).fit(frame)
     assert codes.transform(frame)[:, 0] == pytest.approx([0, 0, 0, 1, 1, 2, 2, np.nan], nan_ok=True)
     assert codes.transform(pd.DataFrame({"kind": ["new"]})).tolist() == [[2.0]]
     with pytest.raises(ValueError, match="'kind' is missing"):
         codes.transform(pd.DataFrame({"sort": ["a"]}))
     with pytest.raises(ValueError, match="had numbers"):
-        Codes().fit(pd.DataFrame({"n": [1.0]})).transform(pd.DataFrame({"n": ["a"]}))
+        FrameEncoder().fit(pd.DataFrame({"n": [1.0]})).transform(pd.DataFrame({"n": ["a"]}))
 
 
 def test_boosting_tells_more_than_255_kinds_apart_as_far_as_it_can() -> None:
@@ -115,7 +130,7 @@ def test_boosting_tells_more_than_255_kinds_apart_as_far_as_it_can() -> None:
 
 def test_indicators_are_those_of_scikit_learn() -> None:
     frame, _ = mixed("pandas")
-    found = Indicators().fit(frame).transform(frame[["text"]].join(frame.drop(columns="text")))
+    found = IndicatorEncoder().fit(frame).transform(frame[["text"]].join(frame.drop(columns="text")))
     wanted = OneHotEncoder(sparse_output=False).fit_transform(frame[["kind"]])
     dense = found.toarray()
     order = np.argsort([-(frame["kind"] == kind).sum() for kind in "abc"], kind="stable")
@@ -160,28 +175,28 @@ def test_usual_learners_are_of_the_kind_that_was_asked_for() -> None:
 def test_no_more_rows_are_fitted_than_the_bound_and_every_class_is_among_them() -> None:
     rows = np.arange(500.0)[:, None]
     kinds = np.where(np.arange(500) == 77, "rare", "usual")
-    model = Bounded(DecisionTreeClassifier(), most_rows=20).fit(rows, kinds, np.full(500, 2.0))
+    model = RowLimit(DecisionTreeClassifier(), most_rows=20).fit(rows, kinds, np.full(500, 2.0))
     assert model.estimator_.tree_.n_node_samples[0] == 20
     assert set(model.classes_) == {"rare", "usual"}
     assert model.estimator_.tree_.weighted_n_node_samples[0] == 40
-    assert Bounded(DecisionTreeRegressor(), most_rows=500).fit(rows, rows[:, 0]).score(rows, rows[:, 0]) == 1.0
-    places = drawn(500, 20, 0)
+    assert RowLimit(DecisionTreeRegressor(), most_rows=500).fit(rows, rows[:, 0]).score(rows, rows[:, 0]) == 1.0
+    places = draw_rows(500, 20, 0)
     assert len(set(places.tolist())) == 20
-    assert (places[:10] == drawn(500, 10, 0)).all()
+    assert (places[:10] == draw_rows(500, 10, 0)).all()
 
 
 def test_a_table_gives_its_labelled_rows_first() -> None:
-    table = Table(np.arange(10.0)[:, None], np.arange(10.0), None, np.arange(10.0, 110.0)[:, None], seed=3)
-    assert table.split(None) == (10, 100)
-    assert table.split(50) == (10, 40)
-    assert table.split(8) == (4, 4)
-    assert Table(table.whole, table.y, None).split(4) == (4, 0)
-    few = table.few(8)
-    assert (few.rows[:, 0] == few.y).all()
+    table = TrainingTable(np.arange(10.0)[:, None], np.arange(10.0), None, np.arange(10.0, 110.0)[:, None], seed=3)
+    assert table.limited_counts(None) == (10, 100)
+    assert table.limited_counts(50) == (10, 40)
+    assert table.limited_counts(8) == (4, 4)
+    assert TrainingTable(table.X, table.y, None).limited_counts(4) == (4, 0)
+    few = table.limited(8)
+    assert (few.labelled[:, 0] == few.y).all()
     assert len(np.unique(few.unlabelled)) == 4
     assert few.unlabelled.min() >= 10
-    again = few.at(np.array([1, 0])).among(np.array([3]))
-    assert again.rows[:, 0].tolist() == [few.y[1], few.y[0]]
+    again = few.with_labelled(np.array([1, 0])).with_unlabelled(np.array([3]))
+    assert again.labelled[:, 0].tolist() == [few.y[1], few.y[0]]
     assert again.unlabelled.tolist() == [few.unlabelled[3].tolist()]
 
 
@@ -198,14 +213,14 @@ def test_members_learn_their_own_bound_of_the_same_rows_with_the_labels_of_the_o
     X, U = random.normal(size=(40, 2)), random.normal(size=(60, 2))
     y = X @ [1.0, 2.0]
     learners = [
-        Bounded(Remembers(), most_rows=50),
-        Bounded(Remembers(5.0), most_rows=30),
-        Bounded(Remembers(9.0), most_rows=10),
+        RowLimit(Remembers(), most_rows=50),
+        RowLimit(Remembers(5.0), most_rows=30),
+        RowLimit(Remembers(9.0), most_rows=10),
     ]
-    table = Table(X, y, np.full(40, 2.0), U)
-    models = first(Values(), learners, table, [None] * 3)
+    table = TrainingTable(X, y, np.full(40, 2.0), U)
+    models = train_first(RealTargets(), learners, table, [None] * 3)
     assert [len(model.estimator_.given_[1]) for model in models] == [40, 30, 10]
-    made = later(Values(), learners, table, models, 0.5, Labelling())
+    made = train_next(RealTargets(), learners, table, models, 0.5, PseudoLabels())
     for number, (one, known) in enumerate(zip(made, (25, 15, 5), strict=True)):
         rows, targets = one.estimator_.given_
         others = [model for place, model in enumerate(models) if place != number]
@@ -218,7 +233,7 @@ def test_members_learn_their_own_bound_of_the_same_rows_with_the_labels_of_the_o
 
 
 def test_folds_take_the_rows_they_name_without_a_copy_of_the_table() -> None:
-    model = SelfDistilledRegressor(Bounded(Ridge(), most_rows=50), xi=0.5, audit_folds=2, random_state=0)
+    model = SelfDistilledRegressor(RowLimit(Ridge(), most_rows=50), xi=0.5, audit_folds=2, random_state=0)
     random = np.random.default_rng(0)
     X = random.normal(size=(400, 3))
     assert model.fit(X, X @ [1.0, 2.0, 3.0]).score(X, X @ [1.0, 2.0, 3.0]) > 0.9
@@ -227,7 +242,7 @@ def test_folds_take_the_rows_they_name_without_a_copy_of_the_table() -> None:
 def test_thinned_targets_are_right_on_average() -> None:
     random = np.random.default_rng(0)
     shares = random.dirichlet(np.linspace(0.05, 0.5, 20), 400).ravel()
-    places, weights = thinned(shares, 800)
+    places, weights = threshold_sample(shares, 800)
     assert len(places) == pytest.approx(800, abs=1)
     found = np.zeros(len(shares))
     found[places] = weights
@@ -240,9 +255,9 @@ def test_thinned_targets_are_right_on_average() -> None:
 def test_soft_targets_of_bounded_learners_are_thinned() -> None:
     P = np.random.default_rng(0).dirichlet(np.ones(3) * 0.3, len(IRIS))
     exact = fit_soft(LogisticRegression(max_iter=1000), IRIS, P, np.arange(3))
-    near = fit_soft(Bounded(LogisticRegression(max_iter=1000), most_rows=250), IRIS, P, np.arange(3))
+    near = fit_soft(RowLimit(LogisticRegression(max_iter=1000), most_rows=250), IRIS, P, np.arange(3))
     assert np.abs(near.predict_proba(IRIS) - exact.predict_proba(IRIS)).mean() < 0.1
-    whole = fit_soft(Bounded(LogisticRegression(max_iter=1000), most_rows=450), IRIS, P, np.arange(3))
+    whole = fit_soft(RowLimit(LogisticRegression(max_iter=1000), most_rows=450), IRIS, P, np.arange(3))
     assert whole.predict_proba(IRIS) == pytest.approx(exact.predict_proba(IRIS))
 
 
@@ -254,9 +269,9 @@ def test_blocks_say_what_the_whole_says() -> None:
         sizes.append(len(X))
         return X[:, 0] * 2
 
-    assert (blockwise(call, rows) == rows[:, 0] * 2).all()
+    assert (predict_in_blocks(call, rows) == rows[:, 0] * 2).all()
     assert sizes == [BLOCK, BLOCK, 7]
-    said = Classes(np.arange(3)).says(DecisionTreeClassifier().fit(IRIS, KINDS), IRIS)
+    said = ClassTargets(np.arange(3)).predict(DecisionTreeClassifier().fit(IRIS, KINDS), IRIS)
     assert (said.argmax(1) == KINDS).all()
 
 
@@ -265,10 +280,33 @@ def test_equal_rows_of_frames_have_equal_marks() -> None:
         frame, _ = mixed(library)
         places = np.repeat(np.arange(90), 2)
         twice = frame.iloc[places] if library == "pandas" else frame[places]
-        found = marks(twice, 0)
+        found = row_hashes(twice, 0)
         assert (found[::2] == found[1::2]).all()
         assert len(np.unique(found)) == 90
 
 
 def test_clones_of_the_defaults_are_equal() -> None:
     assert str(clone(usual_learner(True, True))) == str(usual_learner(True, True))
+
+
+# names of classes ----------------------------------------------------------------------------------------------------
+
+
+def test_names_follow_the_numbers_also_where_a_class_is_missing() -> None:
+    """Numbers 2 and 0 were learnt, "b" has no row; the order is the learner's."""
+    x = np.array([[0.0], [1.0], [2.0], [3.0]])
+    fitted = DecisionTreeClassifier(random_state=0).fit(x, [2, 2, 0, 0])
+    model = ClassNames.of(fitted, ("z", "b", "a"))
+    assert model.classes_.tolist() == ["z", "a"]
+    assert model.predict(x).tolist() == ["a", "a", "z", "z"]
+    assert model.predict_proba(x).argmax(1).tolist() == [1, 1, 0, 0]
+    assert model.score(x, ["a", "a", "z", "a"]) == 0.75
+
+
+def test_it_is_fitted_as_the_learner_itself_on_names() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 2))
+    y = np.where(x[:, 0] > 0, "up", "down")
+    wanted, found = LogisticRegression().fit(x, y), ClassNames(LogisticRegression()).fit(x, y)
+    assert found.predict(x).tolist() == wanted.predict(x).tolist()
+    assert np.allclose(found.predict_proba(x), wanted.predict_proba(x))

@@ -1,0 +1,391 @@
+"""The public estimators: self-distillation of any learner, peers that teach each other, and self-training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
+
+from ..evaluation.predict import halfwidth
+from .base import BaseSelfDistillation
+from .base_learners import usual_peers
+from .generations import ClassTargets, RealTargets, check_teachable
+from .mixing_weight import held_out_weight, log_loss_weight
+from .pseudo_labels import MostConfident, PseudoLabels, Selection, fit_temperature
+from .tables import Floats, RowWeights, TrainingTable, class_targets, real_targets
+from .wrappers import delegated
+
+ENOUGH_ROWS = 3500  # with which a student takes over what its teachers know
+
+
+class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ignore[misc]
+    """Self-distillation of any regressor: each generation learns from the last one and from the labels.
+
+    Equation::
+
+        t_k = xi_k f_(k-1)(x) + (1 - xi_k) y  on labelled rows,  t_k = f_(k-1)(u)  on unlabelled ones
+
+    Args:
+        estimator: the learner; `usual_learner`, gradient boosting, by default.
+        generations: trainings, the first one included.
+        xi: how far the teacher is trusted on labelled rows. ``"auto"`` chooses it from the data for every generation:
+            for learners that are linear in their targets in closed form (negative and above 1 allowed), for others on
+            rows left out; what cannot be told from noise is 0.
+        peers: None, and a generation is taught by the one before it; a number of copies (on bootstrap samples) or a
+            list of estimators, and each is taught by the mean of the others, never by itself. The product is
+            ``estimator``'s.
+        synthetic: number of synthetic rows, each of half the columns of one row and half of another; the teacher labels
+            them like ``X_unlabeled``. ``"auto"``: where there are unlabelled rows, as many as make 3,500 of all.
+        selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
+        audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on
+            folds that they have not learnt from.
+        audit_folds: a number, and as many trainings more for each generation; or a share between 0 and 1, and that
+            share of the distinct rows is left out once, for one training more. ``"auto"`` is 5 folds up to 20,000
+            labelled rows, and beyond that a share of 5,000 rows at most.
+        n_jobs: processes for the folds.
+        random_state: seeds the learner and the folds.
+
+    Attributes:
+        estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
+        residuals_: label minus prediction of the labelled rows left out, in their order; None without an audit.
+        history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
+
+    Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = SelfDistilledRegressor(Ridge(1.0)).fit(X, y)  # too strong a penalty: the best xi is negative
+    >>> bool(model.xi_[0] < 0), bool(model.score(X, y) > Ridge(1.0).fit(X, y).score(X, y))
+    (True, True)
+    """
+
+    _measure = "mse"
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        generations: int = 2,
+        xi: float | str = "auto",
+        peers: Any = None,
+        synthetic: int | str = 0,
+        selection: Selection = None,
+        audit: str = "safe",
+        audit_folds: int | float | str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            estimator,
+            generations=generations,
+            xi=xi,
+            peers=peers,
+            selection=selection,
+            audit=audit,
+            audit_folds=audit_folds,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.synthetic = synthetic
+
+    def _check(self) -> None:
+        super()._check()
+        number = isinstance(self.synthetic, (int, np.integer)) and self.synthetic >= 0
+        if not number and self.synthetic != "auto":
+            raise ValueError(f"synthetic is a number of rows from 0 on, or 'auto', not {self.synthetic!r}")
+
+    def _n_synthetic(self, table: TrainingTable) -> int:
+        if self.synthetic != "auto":
+            return int(self.synthetic)
+        if not table.n_unlabelled or sparse.issparse(table.X):
+            return 0
+        return max(0, ENOUGH_ROWS - len(table.y) - table.n_unlabelled)
+
+    def _targets(self, y: Any) -> Floats:
+        return real_targets(y, self)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledRegressor:
+        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+
+        Raises:
+            ValueError: what was given does not fit together.
+        """
+        self._fit(RealTargets(), self._table(X, y, sample_weight, X_unlabeled))
+        return self
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Floats, Floats]:
+        """Lower and upper bounds (rows,) that hold a new row's value with about this probability.
+
+        The product's prediction, plus and minus the conformal quantile of the errors on rows left out by the folds. New
+        rows must come from where the labelled ones came from; the share is that over all rows, not at each place.
+
+        Source: Barber, Candès, Ramdas and Tibshirani, Predictive Inference with the Jackknife+, Annals of Statistics
+        49, 2021 (the cross-validation of section 3, around the model of all rows).
+
+        Raises:
+            ValueError: the coverage is no probability that so many rows can promise, or no row was left out.
+
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> low, high = SelfDistilledRegressor(Ridge(0.1)).fit(X[:300], y[:300]).predict_interval(X[300:])
+        >>> bool(0.8 < ((low <= y[300:]) & (y[300:] <= high)).mean() < 1.0)
+        True
+        """
+        check_is_fitted(self, "estimator_")
+        if self.residuals_ is None:
+            raise ValueError("no row was left out to learn errors from; fit with an audit and 2 generations or more")
+        half = halfwidth(torch.from_numpy(self.residuals_), coverage) if 0 < coverage < 1 else np.inf
+        if half == np.inf:
+            most = len(self.residuals_) / (len(self.residuals_) + 1)
+            raise ValueError(f"coverage {coverage:g} is not between 0 and {most:.3g}, the most these rows can promise")
+        prediction = self.predict(X)
+        return prediction - half, prediction + half
+
+    def _best_xi(self, y: NDArray[Any], teacher: Floats, student: Floats, rows: RowWeights) -> float:
+        return held_out_weight(y, teacher, student, rows).xi
+
+
+class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: ignore[misc]
+    """Self-distillation of any classifier with ``predict_proba`` and ``sample_weight``, by soft targets.
+
+    Equation::
+
+        t_k = xi_k p_(k-1)(. | x) + (1 - xi_k) onehot(y)  on labelled rows,  t_k = p_(k-1)(. | u)  on unlabelled ones
+
+    Soft targets are learnt exactly (`chain.fit_soft`): as they are where the learner takes them, else by weighted rows.
+
+    Args:
+        estimator: the learner; `usual_learner`, gradient boosting, by default.
+        generations: trainings, the first one included.
+        xi: how far the teacher is trusted on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on rows left
+            out, and is 0 where the gain cannot be told from noise.
+        peers: None; a number of copies, or a list of estimators: each is taught by the mean of the others.
+        selection: the least confidence of a teacher's prediction for an unlabelled row to be learnt, or a function of
+            the predictions (rows, classes) that gives each row a weight in [0, 1].
+        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`; audited by accuracy, since labels that
+            are wrong at random still rank models by it.
+
+    Attributes:
+        estimator_, generation_, xi_, history_: as of `SelfDistilledRegressor`. classes_: the labels, sorted.
+
+    Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, equation 5, for any learner.
+
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = SelfDistilledClassifier(LogisticRegression(max_iter=1000), xi=0.5).fit(X, y)
+    >>> model.predict_proba(X[:1]).shape, len(model.history_)
+    ((1, 3), 2)
+    """
+
+    _measure = "accuracy"
+    _classes = True
+
+    def _targets(self, y: Any) -> NDArray[Any]:
+        self.classes_, codes = class_targets(y, self)
+        return codes
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledClassifier:
+        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+
+        Raises:
+            ValueError: what was given does not fit together.
+        """
+        table = self._table(X, y, sample_weight, X_unlabeled)  # first, as it sets the classes
+        self._fit(ClassTargets(self.classes_), table)
+        return self
+
+    def _check(self) -> None:
+        super()._check()
+        if self.xi != "auto" and not 0.0 <= float(self.xi) <= 1.0:
+            raise ValueError(
+                f"xi = {self.xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
+                "lower bound: the learner would gain without end by ruling that class out; give xi from 0 to 1"
+            )
+        if self.generations > 1:
+            name = type(self._base()).__name__
+            if not hasattr(self._base(), "predict_proba"):
+                raise ValueError(f"{name} has no predict_proba to teach with; wrap it in CalibratedClassifierCV")
+            if self._soft():
+                check_teachable(self._base())
+
+    def _soft(self) -> bool:
+        """Whether targets are soft."""
+        return True
+
+    def _best_xi(self, y: NDArray[Any], teacher: Floats, student: Floats, rows: RowWeights) -> float:
+        return log_loss_weight(y, teacher, student, rows)
+
+    @delegated("predict_proba")  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities (rows, classes), in the order of ``classes_``."""
+        check_is_fitted(self, "estimator_")
+        return ClassTargets(self.classes_).predict(self.estimator_, self._inputs(X))
+
+
+class PeerTaughtRegressor(SelfDistilledRegressor):
+    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
+
+    Equation::
+
+        f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones;  over all j with
+        ``itself``
+
+    No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
+    agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so synthetic rows
+    are added. Without unlabelled rows it is the learner alone.
+
+    Args:
+        estimator: the learner that becomes the product; `usual_learner`, gradient boosting, by default.
+        peers: a list of estimators, the more different the better, or a number of copies; by default extremely
+            randomised trees and ridge regression.
+        generations: rounds of labelling, the first training included.
+        itself: a learner's own prediction is one of those in the mean that it learns. That saves where the learner is
+            the best of them, and costs where it is the worst.
+        synthetic: number of synthetic rows, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
+        selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
+        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
+
+    Attributes:
+        estimator_, generation_, history_: as of `SelfDistilledRegressor`.
+
+    Source: Krogh and Vedelsby, NIPS 1994, equation 6: what a mean of peers gains over them is how much they differ;
+    Bucila, Caruana and Niculescu-Mizil, Model Compression, KDD 2006, for synthetic rows (theirs are made of neighbours,
+    these of any two rows).
+
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.tree import DecisionTreeRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> alone = DecisionTreeRegressor(random_state=0).fit(X[:60], y[:60])
+    >>> taught = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=0).fit(X[:60], y[:60], X_unlabeled=X[60:300])
+    >>> bool(taught.score(X[300:], y[300:]) > alone.score(X[300:], y[300:]))
+    True
+    """
+
+    _needs_unlabelled = True
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        peers: Any = None,
+        generations: int = 2,
+        itself: bool = False,
+        synthetic: int | str = "auto",
+        selection: Selection = None,
+        audit: str = "safe",
+        audit_folds: int | float | str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            estimator,
+            generations=generations,
+            xi=0.0,
+            peers=peers,
+            synthetic=synthetic,
+            selection=selection,
+            audit=audit,
+            audit_folds=audit_folds,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.itself = itself
+
+    def _pseudo_labels(
+        self, generation: int, last: int, prediction: Floats | None, y: NDArray[Any], rows: RowWeights
+    ) -> PseudoLabels:
+        return PseudoLabels(self.selection, itself=bool(self.itself))
+
+    def _peers(self) -> Any:
+        return usual_peers(hasattr(self, "feature_names_in_")) if self.peers is None else self.peers
+
+
+class SelfTrainedClassifier(SelfDistilledClassifier):
+    """Self-training with labels that can be taken back, a curriculum, class balance, calibration and an audit.
+
+    Stage s of S starts afresh and learns the labels and the most confident s / S of the unlabelled rows, labelled
+    anew by the stage before: no pseudo-label is for ever, unlike in scikit-learn's SelfTrainingClassifier.
+
+    Args:
+        estimator: the learner, with ``predict_proba``; logistic regression by default. With ``hard`` labels it needs no
+            ``sample_weight``.
+        generations: trainings, the first (labels alone) included.
+        hard: learn the best class; False learns the whole distribution.
+        balanced: as many rows of every predicted class.
+        calibrate: temper the teacher by the log loss on rows it has not learnt from, before it labels; this matters for
+            soft labels, for peers, and for a ``selection`` by confidence.
+        selection: instead of the curriculum, the least confidence of a label, or a function of the predictions
+            (rows, classes) that gives each row a weight in [0, 1].
+        peers: None, a number of copies, or a list of estimators, which label for each other and never for themselves.
+        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledClassifier`.
+
+    Attributes:
+        estimator_, classes_, generation_, history_: as of `SelfDistilledClassifier`; ``history_`` has the temperature.
+
+    Source: Cascante-Bonilla et al., Curriculum Labeling, AAAI 2021, algorithm 1; class balance as in Xie et al., Noisy
+    Student, CVPR 2020.
+
+    >>> from sklearn.datasets import load_digits
+    >>> X, y = load_digits(return_X_y=True)
+    >>> model = SelfTrainedClassifier(LogisticRegression(max_iter=500), random_state=0)
+    >>> model = model.fit(X[:100] / 16, y[:100], X_unlabeled=X[100:900] / 16)
+    >>> alone = LogisticRegression(max_iter=500).fit(X[:100] / 16, y[:100])
+    >>> bool(model.score(X[900:] / 16, y[900:]) > alone.score(X[900:] / 16, y[900:]))
+    True
+    """
+
+    _needs_unlabelled = True
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        generations: int = 6,
+        hard: bool = True,
+        balanced: bool = True,
+        calibrate: bool = True,
+        selection: Selection = None,
+        peers: Any = None,
+        audit: str = "safe",
+        audit_folds: int | float | str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            estimator,
+            generations=generations,
+            xi=0.0,
+            peers=peers,
+            selection=selection,
+            audit=audit,
+            audit_folds=audit_folds,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        self.hard = hard
+        self.balanced = balanced
+        self.calibrate = calibrate
+
+    def _base(self) -> Any:
+        return LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
+
+    def _soft(self) -> bool:
+        return not self.hard
+
+    def _pseudo_labels(
+        self, generation: int, last: int, prediction: Floats | None, y: NDArray[Any], rows: RowWeights
+    ) -> PseudoLabels:
+        temperature = 1.0
+        if self.calibrate and prediction is not None:
+            temperature = fit_temperature(prediction, y, rows)
+        selection = MostConfident(generation / last, self.balanced) if self.selection is None else self.selection
+        return PseudoLabels(selection, self.hard, temperature)
