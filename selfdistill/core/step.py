@@ -138,7 +138,7 @@ class Passes(NamedTuple):
 
 def members(module: nn.Module | None) -> int:
     """How many models a module runs at once: a group of peers has several."""
-    return module.each if isinstance(module, Composite) else 1
+    return module.forward_passes if isinstance(module, Composite) else 1
 
 
 class DerivedViews:
@@ -269,7 +269,7 @@ class Forward:
             return
         rows = sum(sizes)
         if isinstance(module, Composite):
-            rows *= module.each * (module.copies if module.training else 1)
+            rows *= module.forward_passes * (module.copies if module.training else 1)
         self.passes += Passes(rows, rows if torch.is_grad_enabled() else 0)
         if len(shown) == 1:
             self._outputs[shown[0], None] = self._named(self.model, xs[0])

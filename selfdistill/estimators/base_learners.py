@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..errors import RecipeError
-from ..io.expressions import called, one_line, read
+from ..io.expressions import expression_name, one_line, parse_expression
 from ..models.registry import function_of, parse
 from .tables import take
 from .wrappers import FrameEncoder, IndicatorEncoder, RowLimit
@@ -181,7 +181,7 @@ def is_named(spec: str) -> bool:
     >>> is_named("boosting(iterations=50)"), is_named("mlp")
     (True, False)
     """
-    return called(spec) in LEARNERS
+    return expression_name(spec) in LEARNERS
 
 
 def base_learner(spec: str) -> BaseLearner:
@@ -190,7 +190,7 @@ def base_learner(spec: str) -> BaseLearner:
     Raises:
         RecipeError: no such learner, or an option that it has not.
     """
-    learner = read(spec, LEARNERS, kind="model")
+    learner = parse_expression(spec, LEARNERS, kind="model")
     assert isinstance(learner, BaseLearner)
     return learner
 
@@ -276,6 +276,7 @@ def from_function(spec: str) -> Any:
 # ensembles ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False)
 class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
     """The mean of members fitted on all rows or, with a ``seed``, each on a bootstrap sample of its own.
 
@@ -288,9 +289,8 @@ class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
 
-    def __init__(self, members: list[Any], seed: int | None = None) -> None:
-        self.members = members
-        self.seed = seed
+    members: list[Any]
+    seed: int | None = None
 
     def fit(self, X: Any, y: NDArray[Any]) -> MeanEnsemble:
         """Train every member."""

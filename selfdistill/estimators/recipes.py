@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..io.expressions import checked, read
+from ..io.expressions import checked, parse_expression
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ def recipes() -> dict[str, Callable[..., EstimatorRecipe]]:
 
 def card(name: str) -> dict[str, Any]:
     """A recipe as `selfdistill methods` lists it; ``cost`` counts trainings of the learner without folds and peers."""
-    from ..methods.cards import described
+    from ..methods.cards import describe
 
     default = recipes()[name]()
     trainings = dict(default.options).get("generations", 1)
     return {
-        **described(name, recipes()[name]),
+        **describe(name, recipes()[name]),
         "targets": "classes" if name == "self_trained" else "classes, values",
         "for": "learners",
         "cost": {"trainings": trainings},
@@ -142,7 +142,7 @@ def read_recipe(expression: str) -> EstimatorRecipe:
     >>> read_recipe("peer_taught(generations=3)")
     EstimatorRecipe(name='peer_taught', options=(('generations', 3),))
     """
-    recipe = read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    recipe = parse_expression(expression, {name: checked(recipe) for name, recipe in recipes().items()})
     assert isinstance(recipe, EstimatorRecipe)
     return recipe
 

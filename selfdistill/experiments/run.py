@@ -125,7 +125,7 @@ class Run:
         listeners = Listeners(progress or (lambda name: None), warn, tell or (lambda line: None))
         if prepared.note:
             listeners.tell(prepared.note)
-        with threads.using(self._record().get("threads") or prepared.threads()):
+        with threads.limited_to(self._record().get("threads") or prepared.threads()):
             self._claim(task, prepared, warn)
             first = distributed.rank() == 0
             try:

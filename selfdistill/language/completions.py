@@ -20,7 +20,7 @@ from ..core.parts import BaseTerm
 from ..core.step import Clock, Passes
 from ..data.prompts import Prompts
 from ..errors import RecipeError
-from ..models.causal_lm import Causal, ModelView, fits
+from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .sampling import Beside, Engine, Referee, Sampling, Waiting, by_transformers, distinct, ends, roll
 
@@ -296,7 +296,7 @@ class Writer:
         text = row.demonstration or ""
         rollout = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
         place = f"a demonstration (line {row.line} of {self.data.name})"
-        fits(rollout.prompt, self.model, len(rollout.ids), place)
+        check_length(rollout.prompt, self.model, len(rollout.ids), place)
         return rollout
 
     def roll(

@@ -17,7 +17,7 @@ from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, completion_rows, completions, fits, packed
+from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
 from ..teachers import External, Itself
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
@@ -281,4 +281,4 @@ def _adds(writer: Writer, context: Context) -> bool:
 
 
 def _fit(writer: Writer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:
-    fits(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")
+    check_length(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")

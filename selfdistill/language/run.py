@@ -23,7 +23,7 @@ from ..core import distributed
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
-from ..io.expressions import called
+from ..io.expressions import expression_name
 from ..io.files import FORMAT, check_format
 from ..io.run_record import Request
 from ..io.tensors import write_json
@@ -78,7 +78,7 @@ class LanguageRun:
 
     def threads(self) -> int:
         """The threads that torch has."""
-        return threads.asked()
+        return threads.requested()
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train the method and its control, then ask the test prompts; see `train`."""
@@ -146,7 +146,7 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     )  # fmt: skip
     demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
     control = None
-    if request.control and demonstrated and called(ready.expression) != "sft":
+    if request.control and demonstrated and expression_name(ready.expression) != "sft":
         longer = {**ready.settings, "steps": trained.steps}
         control = fit(
             ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the baseline"),

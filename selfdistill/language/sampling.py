@@ -27,7 +27,7 @@ from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, write
-from ..models.causal_lm import Causal, ModelView, fits
+from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout
 
 
@@ -59,7 +59,7 @@ class TeacherMixture:
         device, longest = next(model.parameters()).device, max(map(len, by.prompts))
         with by.teacher.placed() as (who, _):
             for prompt in by.prompts:
-                fits(prompt, who, room, "what the teacher reads")
+                check_length(prompt, who, room, "what the teacher reads")
         self.model, self.by, self.cache, self.log_m, self.drawn = model, by, None, None, list[Tensor]()
         self.ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in by.prompts], device=device)
         self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in by.prompts], device=device)
@@ -253,7 +253,7 @@ def roll(
     With ``by`` transformers write, whatever the engine: no other one asks two models for a token.
     """
     for _, ids in prompts:
-        fits(ids, model, sampling.max_tokens, "a prompt")
+        check_length(ids, model, sampling.max_tokens, "a prompt")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
     found: dict[int, Rollout] = {}
     for number, start in enumerate(range(0, len(order), CHUNK)):

@@ -187,7 +187,7 @@ class LanguageTask(Task):
         """The completions of a step; where all terms allow it in as many pieces as the memory wants."""
         self._evaluation = None  # the weights are about to change
         clock = state.clock
-        rows = self.order.drawn(clock)
+        rows = self.order.sample(clock)
         if len(rows) < distributed.size():
             raise DataError(
                 f"{len(rows)} prompts a step are too few for {distributed.size()} processes; raise --batch-size"

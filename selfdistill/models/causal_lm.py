@@ -43,8 +43,8 @@ def packed(pairs: Sequence[tuple[Ids, Ids]]) -> Tensor:
     if not pairs:
         return torch.zeros(0, 2, 0, dtype=torch.int64)
     rows = [
-        torch.tensor([[*prompt, *said], [PROMPT] * len(prompt) + [COMPLETION] * len(said)]).t()
-        for prompt, said in pairs
+        torch.tensor([[*prompt, *completion], [PROMPT] * len(prompt) + [COMPLETION] * len(completion)]).t()
+        for prompt, completion in pairs
     ]
     return pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
 
@@ -218,25 +218,25 @@ class Causal(LargeModel):
         return getattr(self.plain.config, "max_position_embeddings", None)
 
     def holds(self, tokens: int) -> bool:
-        """Does it read so many?"""
+        """Whether a sequence of so many tokens fits the model's context."""
         return self.longest is None or tokens <= self.longest
 
     @property
     def adapted(self) -> bool:
-        """Has it an adapter?"""
+        """Whether the model has an adapter."""
         return self.plain is not self.lm
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         ids, roles = x[:, 0], x[:, 1]
-        said, real = completions(x)
-        before = torch.zeros_like(roles, dtype=torch.bool)
-        before[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
+        ids_after, real = completions(x)
+        predicts = torch.zeros_like(roles, dtype=torch.bool)
+        predicts[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
         if self.linear:  # without a mask: padding lies to the right, where a causal model does not look
             states = self.plain.get_decoder()(ids, use_cache=False).last_hidden_state
         else:
             states = self.plain(ids, use_cache=False).logits
-        hidden = states.new_zeros(*said.shape, states.shape[-1])
-        hidden[real] = states[before]
+        hidden = states.new_zeros(*ids_after.shape, states.shape[-1])
+        hidden[real] = states[predicts]
         return {"hidden": hidden}
 
     def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Logits:
@@ -300,8 +300,8 @@ class Causal(LargeModel):
     def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
         with self.asking():
-            said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
-        return said["hidden"]
+            outputs: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
+        return outputs["hidden"]
 
     @torch.no_grad()
     def after(
@@ -311,13 +311,13 @@ class Causal(LargeModel):
 
         ``ids`` are what the cache does not hold yet, ``mask`` (rows, length) is 0 where all that was read is padding.
         """
-        known, places = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
-        more = {"position_ids": places[:, -ids.shape[1] :], "logits_to_keep": 1}
-        held = "cache" if "cache" in known else "past_key_values"  # its name in earlier transformers
-        options = {"input_ids": ids, "attention_mask": mask, held: cache, "use_cache": True}
-        options |= {name: value for name, value in more.items() if name in known}
-        said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
-        return said.logits[:, -1, : self.vocabulary], said[held]
+        accepted, positions = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
+        extra = {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": 1}
+        cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name in earlier transformers
+        options = {"input_ids": ids, "attention_mask": mask, cache_name: cache, "use_cache": True}
+        options |= {name: value for name, value in extra.items() if name in accepted}
+        output = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
+        return output.logits[:, -1, : self.vocabulary], output[cache_name]
 
     def says(self, x: Tensor) -> Logits:
         """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
@@ -327,13 +327,13 @@ class Causal(LargeModel):
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
-        before = self.training
+        was_training = self.training
         self.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.train(before)
+            self.train(was_training)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -349,7 +349,7 @@ class Causal(LargeModel):
         """
         bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
 
-        def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
+        def shifted_forward(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 weight = (base.weight.float() + update).to(base.weight.dtype)
                 if type(base) is nn.Linear:
@@ -364,7 +364,7 @@ class Causal(LargeModel):
 
         try:
             for name, base in bases.items():
-                base.forward = asked(base, updates[name])
+                base.forward = shifted_forward(base, updates[name])
             with self.without_adapter():
                 yield
         finally:
@@ -381,7 +381,7 @@ class Causal(LargeModel):
 
     @property
     def linear(self) -> bool:
-        """Are its logits its last states times its output matrix? Some models cap or scale them."""
+        """Whether the logits are the last states times the output matrix: some models cap or scale them."""
         if self._linear is None:
             self._linear = self._reads_linearly()
         return self._linear
@@ -394,11 +394,11 @@ class Causal(LargeModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; weights that do not learn are not expected to be there."""
-        found = super().load_state_dict(state_dict, strict=False, assign=assign)
-        wanted = set(self.learning()) & set(found.missing_keys)
-        if strict and (wanted or found.unexpected_keys):
-            raise RecipeError(f"the weights do not fit the model: {sorted([*wanted, *found.unexpected_keys])[:3]}")
-        return found
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = set(self.learning()) & set(result.missing_keys)
+        if strict and (missing or result.unexpected_keys):
+            raise RecipeError(f"the weights do not fit the model: {sorted([*missing, *result.unexpected_keys])[:3]}")
+        return result
 
 
 class _Whole(nn.Module):
@@ -413,7 +413,7 @@ class _Whole(nn.Module):
 
 
 def update_of(layer: Any) -> Tensor:
-    """What a layer of LoRA adds to its weight: s B A."""
+    """The update that a layer of LoRA adds to its weight: s B A."""
     return layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[no-any-return]
 
 
@@ -423,16 +423,16 @@ def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata:
         del state[name]
 
 
-def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
+def check_length(prompt: Ids, model: Causal, completion: int, subject: str) -> None:
     """Refuse a prompt that leaves no room for its completion: nothing is ever cut off.
 
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    if not model.holds(len(prompt) + room):
+    if not model.holds(len(prompt) + completion):
         raise DataError(
-            f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
-            f"{model.longest}; shorten it, or lower --max-tokens"
+            f"{subject} has {len(prompt)} tokens and a completion may have {completion}, more than the model's context "
+            f"of {model.longest}; shorten it, or lower --max-tokens"
         )
 
 

@@ -18,8 +18,8 @@ from ..errors import CheckpointError, SelfdistillError
 from ..io.expressions import one_line
 from ..io.files import DATA_CARD, FORMAT, check_format
 from .networks import Scaled
+from .peers import WRAPS
 from .registry import Build, _tuples
-from .wrappers import WRAPS
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 

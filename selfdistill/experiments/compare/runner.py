@@ -48,7 +48,11 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) 
     The record may say the ``seconds`` of earlier sittings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with named(job), threads.using(count), locked(folder):  # a comparison that was killed may have left a worker there
+    with (
+        named(job),
+        threads.limited_to(count),
+        locked(folder),
+    ):  # a comparison that was killed may have left a worker there
         if (folder / "cell.json").exists():  # which may just have ended
             return
         peak, begun = Peak(), time.monotonic()
