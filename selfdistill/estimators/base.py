@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,36 +64,23 @@ class GenerationPlan:
     pseudo_labels: list[PseudoLabels] = field(default_factory=list)
 
 
+@dataclass(eq=False, repr=False)  # scikit-learn compares and shows estimators in its own way
 class BaseSelfDistillation(Wrapper):
     """An estimator that trains a learner for several generations, each taught by the one before it."""
 
     _classes = False
     _measure = "mse"
     _needs_unlabelled = False  # without unlabelled rows there is nothing to learn after the labels
-    audit_folds: int | float | str
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        generations: int = 2,
-        xi: float | str = "auto",
-        peers: Any = None,
-        selection: Selection = None,
-        audit: str = "safe",
-        audit_folds: int | float | str = "auto",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.estimator = estimator
-        self.generations = generations
-        self.xi = xi
-        self.peers = peers
-        self.selection = selection
-        self.audit = audit
-        self.audit_folds = audit_folds
-        self.n_jobs = n_jobs
-        self.random_state = random_state
+    estimator: Any = None
+    _: KW_ONLY
+    generations: int = 2
+    xi: float | str = "auto"
+    peers: Any = None
+    selection: Selection = None
+    audit: str = "safe"
+    audit_folds: int | float | str = "auto"
+    n_jobs: int | None = None
+    random_state: Any = None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

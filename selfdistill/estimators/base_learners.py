@@ -276,6 +276,7 @@ def from_function(spec: str) -> Any:
 # ensembles ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False)
 class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
     """The mean of members fitted on all rows or, with a ``seed``, each on a bootstrap sample of its own.
 
@@ -288,9 +289,8 @@ class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
 
-    def __init__(self, members: list[Any], seed: int | None = None) -> None:
-        self.members = members
-        self.seed = seed
+    members: list[Any]
+    seed: int | None = None
 
     def fit(self, X: Any, y: NDArray[Any]) -> MeanEnsemble:
         """Train every member."""

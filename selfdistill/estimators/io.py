@@ -11,24 +11,25 @@ from ..data.tables import skops
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
 
-KNOWN = ("functools.partial", "numpy.dtype")  # of boosting with categories and of imputers; what it binds is judged too
+# types of boosting with categories and of imputers; what a partial binds is checked as well
+KNOWN = ("functools.partial", "numpy.dtype")
 
 
-TRUSTED = ("sklearn.", "selfdistill.estimators.")  # modules whose types a file may name, beside what skops knows
+TRUSTED = ("sklearn.", "selfdistill.estimators.")  # modules whose types a file may name, beside those that skops trusts
 
 
 def save(estimator: Any, path: str | Path) -> None:
     """Write a fitted estimator, of ours or of scikit-learn.
 
     Args:
-        estimator: anything made of scikit-learn's and our own types; functions of your own in it cannot be kept.
+        estimator: anything made of types of scikit-learn and of this package; your own functions in it cannot be saved.
         path: the file, by custom ``*.skops``.
 
     Raises:
-        DataError: something in it cannot be kept without pickle, or the file cannot be written.
+        DataError: a part of it cannot be saved without pickle, or the file cannot be written.
     """
     io, path = skops(), Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # on disk: in memory it would be there twice
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # on disk: in memory it would need twice the space
     try:
         io.dump(estimator, unfinished)
         foreign = _foreign(io, file=unfinished)
@@ -36,7 +37,7 @@ def save(estimator: Any, path: str | Path) -> None:
             unfinished.replace(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another path") from error
-    except Exception as error:  # skops says what it does not know by many types
+    except Exception as error:  # skops raises many types of errors
         raise DataError(f"{type(estimator).__name__} cannot be saved ({one_line(error, 120)})") from error
     finally:
         with suppress(OSError):
@@ -48,10 +49,10 @@ def save(estimator: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read what `save` wrote; nothing in the file is run, and types from anywhere else are refused.
+    """Read what `save` wrote; no code of the file is run, and types of other packages are refused.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or names types that are neither ours nor scikit-learn's.
+        CheckpointError: the file is missing, damaged, or names types of other packages than this one and scikit-learn.
 
     >>> import tempfile
     >>> from sklearn.datasets import load_iris
@@ -72,7 +73,7 @@ def load(path: str | Path) -> Any:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); give a file that `save` wrote") from error
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(f"{path} is damaged or foreign ({one_line(error, 80)}); save the model again") from error
-    raise CheckpointError(f"{path} names {foreign[0]}, which is neither ours nor scikit-learn's; it is not loaded")
+    raise CheckpointError(f"{path} names {foreign[0]}, a type of another package; it is not loaded")
 
 
 def _foreign(io: Any, **source: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,31 +67,20 @@ class WeightsOfData(Gate[TrainingTargets]):
         return state.weights[step.ids(term.view)].expand(element_shape(student))
 
 
+@dataclass(eq=False, repr=False)
 class Network(BaseEstimator):  # type: ignore[misc]
     """The common part of `NetworkClassifier` and `NetworkRegressor`."""
 
-    def __init__(
-        self,
-        module: Callable[[int, int], nn.Module] | None = None,
-        *,
-        width: int = 128,
-        depth: int = 2,
-        steps: int = 1000,
-        batch_size: int = 256,
-        lr: float = 2e-3,
-        weight_decay: float = 1e-3,
-        precision: str = "float64",
-        random_state: Any = 0,
-    ) -> None:
-        self.module = module
-        self.width = width
-        self.depth = depth
-        self.steps = steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.precision = precision
-        self.random_state = random_state
+    module: Callable[[int, int], nn.Module] | None = None
+    _: KW_ONLY
+    width: int = 128
+    depth: int = 2
+    steps: int = 1000
+    batch_size: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 1e-3
+    precision: str = "float64"
+    random_state: Any = 0
 
     def _rows(self, X: Any, reset: bool) -> Tensor:
         return torch.from_numpy(np.array(validate_data(self, X, reset=reset, dtype=np.float64)))

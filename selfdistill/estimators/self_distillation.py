@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from .base import BaseSelfDistillation
 from .base_learners import usual_peers
 from .generations import ClassTargets, RealTargets, check_teachable
 from .mixing_weight import held_out_weight, log_loss_weight
-from .pseudo_labels import MostConfident, PseudoLabels, Selection, fit_temperature
+from .pseudo_labels import MostConfident, PseudoLabels, fit_temperature
 from .tables import Floats, RowWeights, TrainingTable, class_targets, real_targets
 from .wrappers import delegated
 
 ENOUGH_ROWS = 3500  # with which a student takes over what its teachers know
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ignore[misc]
     """Self-distillation of any regressor: each generation learns from the last one and from the labels.
 
@@ -34,27 +36,27 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
     Args:
         estimator: the learner; `usual_learner`, gradient boosting, by default.
         generations: trainings, the first one included.
-        xi: how far the teacher is trusted on labelled rows. ``"auto"`` chooses it from the data for every generation:
-            for learners that are linear in their targets in closed form (negative and above 1 allowed), for others on
-            rows left out; what cannot be told from noise is 0.
+        xi: the weight of the teacher on labelled rows. ``"auto"`` estimates it for every generation: in closed form for
+            learners that are linear in their targets (negative and above 1 allowed), for others on held-out rows. It is
+            0 where the gain is within its own noise.
         peers: None, and a generation is taught by the one before it; a number of copies (on bootstrap samples) or a
-            list of estimators, and each is taught by the mean of the others, never by itself. The product is
-            ``estimator``'s.
+            list of estimators, and each is taught by the mean of the others, never by itself. The final
+            model is ``estimator``'s.
         synthetic: number of synthetic rows, each of half the columns of one row and half of another; the teacher labels
             them like ``X_unlabeled``. ``"auto"``: where there are unlabelled rows, as many as make 3,500 of all.
         selection: a function of the teacher's predictions (rows,) that gives each unlabelled row a weight in [0, 1].
-        audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and be the product, by their errors on
-            folds that they have not learnt from.
-        audit_folds: a number, and as many trainings more for each generation; or a share between 0 and 1, and that
-            share of the distinct rows is left out once, for one training more. ``"auto"`` is 5 folds up to 20,000
-            labelled rows, and beyond that a share of 5,000 rows at most.
+        audit: ``"safe"``, ``"strict"`` or ``"off"``: which generations may teach and become the final model, by their
+            errors on folds that they were not trained on.
+        audit_folds: the number of folds, each of which costs one training more for each generation; or a share between
+            0 and 1 of the distinct rows, which is held out once, for one training more. ``"auto"`` is 5 folds up to
+            20,000 labelled rows, and beyond that a share of 5,000 rows.
         n_jobs: processes for the folds.
         random_state: seeds the learner and the folds.
 
     Attributes:
-        estimator_: the product. generation_: its number. xi_: the trust weight of each later generation.
-        residuals_: label minus prediction of the labelled rows left out, in their order; None without an audit.
-        history_: for each generation its loss, xi and decision; ``report()`` puts it in words.
+        estimator_: the final model. generation_: its number. xi_: the mixing weight of each later generation.
+        residuals_: label minus prediction of the held-out labelled rows, in their order; None without an audit.
+        history_: for each generation its loss, xi and decision; ``report()`` prints them.
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026, equations 17-19.
 
@@ -68,32 +70,7 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
 
     _measure = "mse"
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        generations: int = 2,
-        xi: float | str = "auto",
-        peers: Any = None,
-        synthetic: int | str = 0,
-        selection: Selection = None,
-        audit: str = "safe",
-        audit_folds: int | float | str = "auto",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            estimator,
-            generations=generations,
-            xi=xi,
-            peers=peers,
-            selection=selection,
-            audit=audit,
-            audit_folds=audit_folds,
-            n_jobs=n_jobs,
-            random_state=random_state,
-        )
-        self.synthetic = synthetic
+    synthetic: int | str = 0
 
     def _check(self) -> None:
         super()._check()
@@ -115,7 +92,7 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
         """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
 
         Raises:
-            ValueError: what was given does not fit together.
+            ValueError: the arguments do not fit together.
         """
         self._fit(RealTargets(), self._table(X, y, sample_weight, X_unlabeled))
         return self
@@ -123,14 +100,14 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Floats, Floats]:
         """Lower and upper bounds (rows,) that hold a new row's value with about this probability.
 
-        The product's prediction, plus and minus the conformal quantile of the errors on rows left out by the folds. New
-        rows must come from where the labelled ones came from; the share is that over all rows, not at each place.
+        The prediction, plus and minus the conformal quantile of the errors on held-out rows. New rows must come from
+        the distribution of the labelled ones; the coverage is that over all rows, not for each kind of row.
 
         Source: Barber, Candès, Ramdas and Tibshirani, Predictive Inference with the Jackknife+, Annals of Statistics
         49, 2021 (the cross-validation of section 3, around the model of all rows).
 
         Raises:
-            ValueError: the coverage is no probability that so many rows can promise, or no row was left out.
+            ValueError: no row was held out, or too few for this coverage.
 
         >>> from sklearn.datasets import load_diabetes
         >>> from sklearn.linear_model import Ridge
@@ -141,7 +118,7 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
         """
         check_is_fitted(self, "estimator_")
         if self.residuals_ is None:
-            raise ValueError("no row was left out to learn errors from; fit with an audit and 2 generations or more")
+            raise ValueError("no row was held out to measure errors; fit with an audit and 2 generations or more")
         half = halfwidth(torch.from_numpy(self.residuals_), coverage) if 0 < coverage < 1 else np.inf
         if half == np.inf:
             most = len(self.residuals_) / (len(self.residuals_) + 1)
@@ -160,16 +137,17 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
 
         t_k = xi_k p_(k-1)(. | x) + (1 - xi_k) onehot(y)  on labelled rows,  t_k = p_(k-1)(. | u)  on unlabelled ones
 
-    Soft targets are learnt exactly (`chain.fit_soft`): as they are where the learner takes them, else by weighted rows.
+    Soft targets are learnt exactly (`generations.fit_soft`): as they are where the learner takes them, else by weighted
+    rows.
 
     Args:
         estimator: the learner; `usual_learner`, gradient boosting, by default.
         generations: trainings, the first one included.
-        xi: how far the teacher is trusted on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on rows left
-            out, and is 0 where the gain cannot be told from noise.
+        xi: the weight of the teacher on labelled rows, from 0 to 1; ``"auto"`` minimises the log loss on held-out rows,
+            and is 0 where the gain is within its own noise.
         peers: None; a number of copies, or a list of estimators: each is taught by the mean of the others.
-        selection: the least confidence of a teacher's prediction for an unlabelled row to be learnt, or a function of
-            the predictions (rows, classes) that gives each row a weight in [0, 1].
+        selection: the least confidence of the teacher at which an unlabelled row is learnt, or a function of the
+            predictions (rows, classes) that gives each row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`; audited by accuracy, since labels that
             are wrong at random still rank models by it.
 
@@ -197,7 +175,7 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
         """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
 
         Raises:
-            ValueError: what was given does not fit together.
+            ValueError: the arguments do not fit together.
         """
         table = self._table(X, y, sample_weight, X_unlabeled)  # first, as it sets the classes
         self._fit(ClassTargets(self.classes_), table)
@@ -208,7 +186,7 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
         if self.xi != "auto" and not 0.0 <= float(self.xi) <= 1.0:
             raise ValueError(
                 f"xi = {self.xi} gives some class a negative weight, and the cross-entropy of a negative weight has no "
-                "lower bound: the learner would gain without end by ruling that class out; give xi from 0 to 1"
+                "lower bound: the loss would fall without end as that class is ruled out; give xi from 0 to 1"
             )
         if self.generations > 1:
             name = type(self._base()).__name__
@@ -231,6 +209,7 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
         return ClassTargets(self.classes_).predict(self.estimator_, self._inputs(X))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PeerTaughtRegressor(SelfDistilledRegressor):
     """Learners of different kinds label the unlabelled rows for each other, never for themselves.
 
@@ -239,17 +218,17 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones;  over all j with
         ``itself``
 
-    No confidence gate: keeping the rows that peers agree on was measured to be worse than keeping all of them, because
-    agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so synthetic rows
-    are added. Without unlabelled rows it is the learner alone.
+    There is no confidence gate: in measurements, keeping only the rows that peers agree on was worse than keeping all,
+    because agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so synthetic
+    rows are added. Without unlabelled rows it is the learner alone.
 
     Args:
-        estimator: the learner that becomes the product; `usual_learner`, gradient boosting, by default.
+        estimator: the learner that becomes the final model; `usual_learner`, gradient boosting, by default.
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
-        itself: a learner's own prediction is one of those in the mean that it learns. That saves where the learner is
-            the best of them, and costs where it is the worst.
+        itself: include a learner's own prediction in the mean that it learns. That helps where the learner is the best
+            of them, and hurts where it is the worst.
         synthetic: number of synthetic rows, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
         selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
@@ -272,33 +251,9 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
 
     _needs_unlabelled = True
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        peers: Any = None,
-        generations: int = 2,
-        itself: bool = False,
-        synthetic: int | str = "auto",
-        selection: Selection = None,
-        audit: str = "safe",
-        audit_folds: int | float | str = "auto",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            estimator,
-            generations=generations,
-            xi=0.0,
-            peers=peers,
-            synthetic=synthetic,
-            selection=selection,
-            audit=audit,
-            audit_folds=audit_folds,
-            n_jobs=n_jobs,
-            random_state=random_state,
-        )
-        self.itself = itself
+    xi: float | str = field(default=0.0, init=False)  # labels are trusted: peers teach on unlabelled rows alone
+    itself: bool = False
+    synthetic: int | str = "auto"
 
     def _pseudo_labels(
         self, generation: int, last: int, prediction: Floats | None, y: NDArray[Any], rows: RowWeights
@@ -309,11 +264,12 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         return usual_peers(hasattr(self, "feature_names_in_")) if self.peers is None else self.peers
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SelfTrainedClassifier(SelfDistilledClassifier):
-    """Self-training with labels that can be taken back, a curriculum, class balance, calibration and an audit.
+    """Self-training with revocable pseudo-labels, a curriculum, class balance, calibration and an audit.
 
-    Stage s of S starts afresh and learns the labels and the most confident s / S of the unlabelled rows, labelled
-    anew by the stage before: no pseudo-label is for ever, unlike in scikit-learn's SelfTrainingClassifier.
+    Stage s of S trains a new model on the labels and the most confident s / S of the unlabelled rows, which the stage
+    before labels anew. So no pseudo-label is final, unlike in scikit-learn's SelfTrainingClassifier.
 
     Args:
         estimator: the learner, with ``predict_proba``; logistic regression by default. With ``hard`` labels it needs no
@@ -321,9 +277,9 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
         generations: trainings, the first (labels alone) included.
         hard: learn the best class; False learns the whole distribution.
         balanced: as many rows of every predicted class.
-        calibrate: temper the teacher by the log loss on rows it has not learnt from, before it labels; this matters for
-            soft labels, for peers, and for a ``selection`` by confidence.
-        selection: instead of the curriculum, the least confidence of a label, or a function of the predictions
+        calibrate: fit the teacher's temperature on held-out rows before it labels; this matters for soft labels, for
+            peers, and for a ``selection`` by confidence.
+        selection: replaces the curriculum: the least confidence of a label, or a function of the predictions
             (rows, classes) that gives each row a weight in [0, 1].
         peers: None, a number of copies, or a list of estimators, which label for each other and never for themselves.
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledClassifier`.
@@ -345,35 +301,11 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
 
     _needs_unlabelled = True
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        generations: int = 6,
-        hard: bool = True,
-        balanced: bool = True,
-        calibrate: bool = True,
-        selection: Selection = None,
-        peers: Any = None,
-        audit: str = "safe",
-        audit_folds: int | float | str = "auto",
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            estimator,
-            generations=generations,
-            xi=0.0,
-            peers=peers,
-            selection=selection,
-            audit=audit,
-            audit_folds=audit_folds,
-            n_jobs=n_jobs,
-            random_state=random_state,
-        )
-        self.hard = hard
-        self.balanced = balanced
-        self.calibrate = calibrate
+    xi: float | str = field(default=0.0, init=False)  # labels are trusted: the teacher labels unlabelled rows alone
+    generations: int = 6
+    hard: bool = True
+    balanced: bool = True
+    calibrate: bool = True
 
     def _base(self) -> Any:
         return LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,7 @@ class Wrapper(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.estimator_.decision_function(self._inputs(X)))
 
 
+@dataclass(eq=False, repr=False)  # scikit-learn compares and shows estimators in its own way
 class RowLimit(Wrapper):
     """An estimator that fits at most ``most_rows`` rows, drawn without replacement: that bounds its time and memory.
 
@@ -227,10 +229,10 @@ class RowLimit(Wrapper):
     np.int64(100)
     """
 
-    def __init__(self, estimator: Any, *, most_rows: int = 200_000, codes: bool = False) -> None:
-        self.estimator = estimator
-        self.most_rows = most_rows
-        self.codes = codes
+    estimator: Any
+    _: KW_ONLY
+    most_rows: int = 200_000
+    codes: bool = False
 
     def __sklearn_tags__(self) -> Any:
         return get_tags(self.estimator)
