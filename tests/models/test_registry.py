@@ -308,13 +308,8 @@ def spoil(folder: Path, how: str) -> None:
         ("no config", "no model folder: it has no readable config.json"),
         ("no json", "config.json is damaged or foreign: it is not JSON"),
         ("deep json", "it is not JSON"),
-<<<<<<< HEAD
         ("a list", "states no format; this version of selfdistill reads format 2"),
         ("newer", "is of format 3; this version of selfdistill reads format 2"),
-=======
-        ("a list", "is of format None; this version reads 1"),
-        ("newer", "is of format 2; this version reads 1"),
->>>>>>> estim
         ("no shape", "spec, shape, outputs and options are needed"),
         ("unknown model", "config.json: unknown model 'cnm'; known: cnn, mlp, resnet"),
         ("no module", "config.json: there is no module 'nothing_such'"),
