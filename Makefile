@@ -43,7 +43,7 @@ lint: $(DEV) ## formatting, style, types and the layers of the package
 	$(BIN)/lint-imports --no-cache
 
 house: $(DEV) ## measure the architecture against its targets
-	$(BIN)/python tools/house.py --report
+	$(BIN)/python tools/house.py
 
 golden: $(DEV) ## compare small runs with tests/golden.json, bit for bit: on the kind of processor that recorded them
 	$(BIN)/python tools/golden.py check tests/golden.json

@@ -25,7 +25,7 @@ from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
 from selfdistill.data.dataset import Data, load
-from selfdistill.data.sources import find
+from selfdistill.data.sources import read_source
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval
 from selfdistill.experiments.benchmark.cells import train_within
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--tuning", action="store_true", help="score training rows, never the test split")
     parser.add_argument("--out", type=Path, default=Path("runs/few_labels.jsonl"), help="results")
     given = parser.parse_args()
-    truth = find(DATA, target=None, unlabelled=None, image_size=None).y
+    truth = read_source(DATA, target=None, unlabelled=None, image_size=None).y
     asked = {key: getattr(given, key) for key in ("model", "passes", "rows", "tuning")}
     lines, methods = Lines(given.out, asked), given.methods or [given.ours, *CONTROLS, LEARNER]
     done = {(record["seed"], record["method"]) for record in lines.records}

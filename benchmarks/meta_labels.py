@@ -64,5 +64,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with threads.using(1):
+    with threads.limited_to(1):
         main()

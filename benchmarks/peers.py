@@ -24,7 +24,7 @@ from selfdistill.data.dataset import Data, load
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.evaluation.statistics import interval, paired
 from selfdistill.methods.registry import read_method
-from selfdistill.models.peers import Peers
+from selfdistill.models.peers import PeerModels
 from selfdistill.models.registry import parse
 from selfdistill.training.fit import fit
 
@@ -36,7 +36,7 @@ def train(data: Data, method: str, seed: int, given: argparse.Namespace) -> tupl
     """Probabilities (rows, classes) of the network that a training leaves, on the test split; and what it took."""
     build = parse(given.model, data.shape, data.outputs)
     result = fit(build, data, read_method(method), seed=seed, steps=given.steps, audit="off", warn=lambda line: None)
-    model = result.model.product() if isinstance(result.model, Peers) else result.model
+    model = result.model.product() if isinstance(result.model, PeerModels) else result.model
     return torch.softmax(predict_rows(model, data, data.test, data.head).float(), -1), result
 
 

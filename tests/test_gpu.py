@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.logits import Head
+from selfdistill.core.logits import Projection
 from selfdistill.language.recipes import RECIPES as LANGUAGE
 from selfdistill.language.trainer import fit
-from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL, SkewKL
+from selfdistill.losses.chunked.definitions import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewKL
 from selfdistill.losses.chunked.divergences import divergence
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.methods import recipes
 from tests.harness import build, building_for, record
 from tests.language.tiny import prompts, student
@@ -59,7 +59,7 @@ def test_a_language_recipe_trains(name: str, lora: int, precision: str) -> None:
     assert any(not torch.equal(w.cpu(), begun[n]) for n, w in result.model.state_dict().items())
 
 
-KINDS: dict[str, tuple[Kind, Callable[[Tensor, Tensor], Tensor]]] = {
+KINDS: dict[str, tuple[Divergence, Callable[[Tensor, Tensor], Tensor]]] = {
     "kl": (ForwardKL(), naive.forward), "reverse": (ReverseKL(), naive.reverse),
     "js": (JensenShannon(0.3), naive.js(0.3)),
     "skew": (SkewKL(0.1), naive.skew(0.1)), "clip": (ForwardKL(clip=0.05), naive.clipped(naive.forward, 0.05)),
@@ -77,7 +77,7 @@ def test_divergences_and_their_gradients(kind: str, labels: bool, dtype: torch.d
     ids = torch.randint(0, 690, (40,), generator=drawn)
     ours = [x.cuda().requires_grad_() for x in (hidden, weight)]
     found = divergence(
-        Head(ours[0], ours[1]), Head(far.cuda(), other.cuda()), KINDS[kind][0], vocabulary=690, chunk=16,
+        Projection(ours[0], ours[1]), Projection(far.cuda(), other.cuda()), KINDS[kind][0], vocabulary=690, chunk=16,
         labels=ids.cuda() if labels else None,
     )  # fmt: skip
     found.total.backward()
@@ -96,10 +96,10 @@ def test_divergences_and_their_gradients(kind: str, labels: bool, dtype: torch.d
 
 
 def test_a_support_on_the_gpu_is_that_on_the_cpu() -> None:
-    head = Head(torch.randn(9, 8), torch.randn(50, 8))
-    on = Head(head.hidden.cuda(), head.weight.cuda())
+    head = Projection(torch.randn(9, 8), torch.randn(50, 8))
+    on = Projection(head.hidden.cuda(), head.matrix.cuda())
     teacher = torch.randn(9, 50)
     for which in ("teacher", "student", "union"):
-        here = divergence(head, teacher, JensenShannon(0.5), support=Top(5, which))
-        there = divergence(on, teacher.cuda(), JensenShannon(0.5), support=Top(5, which))
+        here = divergence(head, teacher, JensenShannon(0.5), support=TopK(5, which))
+        there = divergence(on, teacher.cuda(), JensenShannon(0.5), support=TopK(5, which))
         torch.testing.assert_close(there.values.cpu(), here.values, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.timing import Spread, in_turns, one_thread, ratio, seconds
-from selfdistill.core.logits import Head
+from selfdistill.core.logits import Projection
 from selfdistill.errors import RecipeError
 from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon
 from selfdistill.losses.chunked.divergences import divergence
@@ -44,8 +44,8 @@ class Sizes(NamedTuple):
 class Problem(NamedTuple):
     """A student that learns and its teacher."""
 
-    student: Head
-    teacher: Head
+    student: Projection
+    teacher: Projection
 
     @classmethod
     def of(cls, sizes: Sizes, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
@@ -53,12 +53,12 @@ class Problem(NamedTuple):
         drawn = [torch.randn(n, sizes.width) for n in (sizes.tokens, sizes.vocabulary) * 2]
         hidden, weight, far, other = (x.to(device, dtype) for x in drawn)
         scale = sizes.width**-0.5
-        student = Head(hidden.requires_grad_(), weight.mul_(scale).requires_grad_())
-        return cls(student, Head(far, other.mul_(scale)))
+        student = Projection(hidden.requires_grad_(), weight.mul_(scale).requires_grad_())
+        return cls(student, Projection(far, other.mul_(scale)))
 
     def forget(self) -> None:
         """Without gradients."""
-        self.student.hidden.grad = self.student.weight.grad = None
+        self.student.hidden.grad = self.student.matrix.grad = None
 
     def learnt(self, loss: Tensor) -> None:
         """Make the gradients."""
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
 def naive(problem: Problem, name: str) -> Tensor:
     """All logits of both sides and torch's own operations; the mixture of JS as a logarithm, by logsumexp."""
-    (hidden, weight, _), (far, other, _) = problem
+    (hidden, weight, *_), (far, other, *_) = problem
     log_p = F.log_softmax(hidden @ weight.t(), -1)
     with torch.no_grad():
         log_q = F.log_softmax(far @ other.t(), -1)
@@ -98,7 +98,7 @@ def liger(problem: Problem, name: str) -> Tensor:
     )
 
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=False, chunk_size=128)
-    (hidden, weight, _), (far, other, _) = problem
+    (hidden, weight, *_), (far, other, *_) = problem
     mean: Tensor = loss(hidden, weight, far, other, torch.zeros(len(hidden), dtype=torch.long))
     return mean * len(hidden)
 

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.timing import Call, Spread, in_turns, one_thread, ratio, seconds
-from selfdistill.core.logits import Cached
+from selfdistill.core.logits import SparseLogProbs
+from selfdistill.core.parts import Term
 from selfdistill.core.step import Batch, Rows
 from selfdistill.language.completions import Language
-from selfdistill.language.terms import Distil
 from selfdistill.losses.chunked.definitions import ForwardKL
-from selfdistill.losses.chunked.divergences import divergence
+from selfdistill.losses.chunked.divergences import TokenCrossEntropy, TokenDivergence, divergence
 from selfdistill.models.causal_lm import COMPLETION, PROMPT, Causal, completions
+from selfdistill.teachers import Frozen, Labels
 
 PLAIN, NAIVE, ONLINE, CACHED, FLOOR = "plain", "naive teacher", "online teacher", "cached top-k", "teacher's pass alone"
 #: variant -> what it may cost at most, in plain steps.
@@ -126,8 +127,12 @@ def _online(sizes: Sizes) -> Call:
     """KL to the frozen base and cross-entropy, by the terms of `language`."""
     torch.manual_seed(0)
     work = Work(sizes)
-    objective = Language({"distil": Distil(divergence=ForwardKL(), labels=1.0)}).bind(work.model, vitals=False)
-    batch = Batch({"x": Rows(work.x), "context": Rows(work.x, None, torch.arange(sizes.rows))})
+    objective = Language(
+        {"distil": Term(Frozen("context"), TokenDivergence(ForwardKL())), "label": Term(Labels(), TokenCrossEntropy())}
+    ).bind(work.model, vitals=False)
+    labels, mask = completions(work.x)
+    rows = Rows(work.x, labels, None, None, {"mask": mask})
+    batch = Batch({"x": rows, "context": rows._replace(align=torch.arange(sizes.rows))})
 
     def call(_: int) -> None:
         work.learn(objective(batch))
@@ -143,7 +148,7 @@ def _cached(sizes: Sizes) -> Call:
     said, real = completions(work.x)
     with torch.no_grad():
         top = torch.log_softmax(work.teacher.lm(work.ids).logits[:, :-1][real], -1).topk(sizes.k)
-    kept, labels = Cached(top.indices, top.values), said[real]
+    kept, labels = SparseLogProbs(top.indices, top.values), said[real]
 
     def call(_: int) -> None:
         student = work.model.source(work.model(work.x)["hidden"][real])

@@ -50,12 +50,12 @@ def vitals(run_folder: str, as_json: bool) -> None:
 def doubts(run_folder: str, top: int, as_json: bool) -> None:
     """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv. Rows are
     counted as by `predict`: the first row of data is 1, the header of a table is not counted."""
-    from ..evaluation.label_errors import text
+    from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
     labels = run.task.label_errors(run.folder, top)
-    click.echo(json.dumps(labels, sort_keys=True) if as_json else text(labels))
+    click.echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
 
 
 @click.command()
@@ -74,15 +74,15 @@ def theory(as_json: bool, plot: str | None, seed: int) -> None:
 
     Target = xi x teacher + (1 - xi) x label. Takes about half a minute on one core.
     """
-    from ..theory.checks import run
+    from ..theory.checks import run_checks
 
     if plot is not None:
         writable(Path(plot), "--plot")
     outcomes = []
-    for one in run(seed):
-        outcomes.append(one)
+    for row in run_checks(seed):
+        outcomes.append(row)
         if not as_json:
-            click.echo(_line(one))
+            click.echo(_line(row))
     ok = all(one["ok"] for one in outcomes)
     if plot is not None:
         from ..report.theory_page import render

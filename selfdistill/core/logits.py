@@ -5,7 +5,9 @@ Where logits come from, a chunk of tokens at a time: hidden states and an output
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import builtins
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +43,45 @@ TILE = 2**22
 FEW = 64
 
 
-class Head(NamedTuple):
-    """Logits as hidden @ weight.T + bias: hidden (..., width), weight (outputs, width), bias (outputs,)."""
+class Projection(NamedTuple):
+    """Lazy logits: hidden @ matrix.T + bias, computed a block at a time by whatever reads them.
+
+    ``hidden`` (..., width), ``matrix`` (outputs, width), ``bias`` (outputs,); outputs beyond the ``vocabulary`` are
+    padding and have no probability. It stands in for a tensor of logits where a loss is ``lazy``.
+    """
 
     hidden: Tensor
-    weight: Tensor
+    matrix: Tensor
     bias: Tensor | None = None
+    vocabulary: int | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the logits, (..., vocabulary)."""
+        return torch.Size((*self.hidden.shape[:-1], outputs(self)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hidden.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def float(self) -> Projection:
+        """As it is: what reads it does so in float32."""
+        return self
+
+    def detach(self) -> Projection:
+        """Without the graph of the hidden states."""
+        return self._replace(hidden=self.hidden.detach())
+
+    def new_full(self, size: Sequence[int], value: builtins.float) -> Tensor:
+        """A tensor of its dtype, on its device."""
+        return self.hidden.new_full(size, value)
 
 
-class Cached(NamedTuple):
+class SparseLogProbs(NamedTuple):
     """What a teacher said before: ids (..., k) with their true log-probabilities at the divergence's temperature.
 
     The rest of the probability is the tail. For one sampled token each, both have the shape of the tokens (...).
@@ -59,7 +91,41 @@ class Cached(NamedTuple):
     log_probs: Tensor
 
 
-Source = Head | Tensor
+Logits = Projection | Tensor
+
+
+def dense(source: Logits) -> Tensor:
+    """All logits at once, (..., vocabulary): for a few tokens."""
+    if isinstance(source, Tensor):
+        return source
+    return nn.functional.linear(source.hidden, *source[1:3])[..., : outputs(source)]
+
+
+def scattered(source: Any, rows: Tensor, shape: torch.Size) -> Any:
+    """Logits (rows, T, ...) at these rows of a larger batch of the given shape (all rows, T, ...), 0 elsewhere."""
+    if len(rows) == shape[0] and source.shape[: len(shape)] == shape:
+        return source
+    first = source if isinstance(source, Tensor) else source.hidden
+    whole = first.new_zeros(*shape, *first.shape[len(shape) :])
+    if len(shape) > 1:
+        whole[rows, : first.shape[1]] = first
+    else:
+        whole[rows] = first
+    return whole if isinstance(source, Tensor) else source._replace(hidden=whole)
+
+
+def blended(parts: Sequence[tuple[builtins.float, Logits]]) -> Logits:
+    """The distribution with log q = sum_i w_i log q_i + const: logits are linear in what they are made of."""
+    weights, sources = [w for w, _ in parts], [s for _, s in parts]
+    heads = [s for s in sources if isinstance(s, Projection)]
+    if len(heads) < len(sources) or any(h.bias is not None for h in heads):
+        logits = [dense(s) for s in sources]
+        return sum((w * z for w, z in zip(weights, logits, strict=True)), torch.zeros_like(logits[0]))
+    if all(h.matrix is heads[0].matrix for h in heads):
+        zero = torch.zeros_like(heads[0].hidden)
+        return heads[0]._replace(hidden=sum((w * h.hidden for w, h in zip(weights, heads, strict=True)), zero))
+    hidden = torch.cat([w * h.hidden for w, h in zip(weights, heads, strict=True)], -1)
+    return Projection(hidden, torch.cat([h.matrix for h in heads], -1), None, heads[0].vocabulary)
 
 
 def lowest(dtype: torch.dtype) -> float:
@@ -67,23 +133,25 @@ def lowest(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).min) / 16
 
 
-def outputs(source: Source) -> int:
-    """How many entries the logits have, padding included."""
-    return source.shape[-1] if isinstance(source, Tensor) else len(source.weight)
+def outputs(source: Logits) -> int:
+    """How many entries the logits have; of a projection that knows its vocabulary, without padding."""
+    if isinstance(source, Tensor):
+        return source.shape[-1]
+    return len(source.matrix) if source.vocabulary is None else source.vocabulary
 
 
-def tensors(source: Source) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def tensors(source: Logits) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits, or hidden states, matrix and bias."""
-    return (source, None, None) if isinstance(source, Tensor) else (source.hidden, source.weight, source.bias)
+    return (source, None, None) if isinstance(source, Tensor) else source[:3]
 
 
-def checked(source: Source, who: str) -> Source:
+def checked(source: Logits, who: str) -> Logits:
     """The source with its tokens in one row, (tokens, width); refuses parts that do not fit each other."""
     if isinstance(source, Tensor):
         if source.dim() < 2:
             raise DataError(f"the {who}'s logits are (tokens, vocabulary), not of shape {tuple(source.shape)}")
         return source.flatten(0, -2)
-    hidden, weight, bias = source
+    hidden, weight, bias = source[:3]
     if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise DataError(
             f"the {who}'s hidden states {tuple(hidden.shape)} do not fit its output matrix {tuple(weight.shape)}: "
@@ -91,20 +159,20 @@ def checked(source: Source, who: str) -> Source:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise DataError(f"the {who}'s bias {tuple(bias.shape)} does not fit its {len(weight)} outputs")
-    return Head(hidden.flatten(0, -2), weight, bias)
+    return source._replace(hidden=hidden.flatten(0, -2))
 
 
-def picked(source: Source, keep: Tensor) -> Source:
+def picked(source: Logits, keep: Tensor) -> Logits:
     """The same for some tokens; gradients find their way back."""
     return source[keep] if isinstance(source, Tensor) else source._replace(hidden=source.hidden[keep])
 
 
-def read(source: Source, rows: slice, out: Tensor) -> Tensor:
+def read(source: Logits, rows: slice, out: Tensor) -> Tensor:
     """Write the logits of some tokens into ``out`` (tokens, vocabulary); what lies beyond its width is not computed."""
     vocabulary = out.shape[1]
     if isinstance(source, Tensor):
         return out.copy_(source[rows, :vocabulary]).clamp_(min=lowest(out.dtype))  # where -inf stands for padding
-    hidden, weight = source.hidden[rows], source.weight[:vocabulary]
+    hidden, weight = source.hidden[rows], source.matrix[:vocabulary]
     if halved(hidden, weight, out):
         torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)  # exact products, summed in float32
     elif weight.is_cpu and weight.dtype == out.dtype and len(out) <= FEW and len(out) * len(weight) >= MANY:
@@ -146,7 +214,7 @@ def tiles(weight: Tensor) -> list[slice]:
 class Gradients:
     """Gradients of a source's tensors, summed chunk by chunk in the dtype of the arithmetic."""
 
-    def __init__(self, source: Source, wanted: tuple[bool, bool, bool], vocabulary: int, dtype: torch.dtype) -> None:
+    def __init__(self, source: Logits, wanted: tuple[bool, bool, bool], vocabulary: int, dtype: torch.dtype) -> None:
         self.source, self.vocabulary = source, vocabulary
         first, weight, bias = tensors(source)
         self.first = torch.zeros_like(first) if wanted[0] else None
@@ -159,7 +227,7 @@ class Gradients:
             if self.first is not None:
                 self.first[rows, : self.vocabulary] = g
             return
-        hidden, weight = self.source.hidden[rows], self.source.weight[: self.vocabulary]
+        hidden, weight = self.source.hidden[rows], self.source.matrix[: self.vocabulary]
         if self.bias is not None:
             self.bias[: self.vocabulary].add_(g.sum(0))
         if halved(hidden, weight, g):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
 from . import distributed
+from .logits import Projection
 
 
 class Buffers(nn.Module):
@@ -103,6 +104,42 @@ def averages(decay: float) -> None:
 def spoken(p: Tensor, valid: Tensor | None) -> Tensor:
     """Distributions (rows, ..., classes) of the elements that say something, of all processes: (elements, classes)."""
     return distributed.gather(p.flatten(0, -2) if valid is None else p[valid])
+
+
+class WeightView(nn.Module):
+    """Weights of a teacher that answer through the student's own layers, so that no second model is in memory."""
+
+    def follow(self, student: nn.Module, share: float) -> None:
+        """Move by this share of the distance to the student's weights."""
+        raise RecipeError(f"{type(self).__name__} holds weights that do not follow the student")
+
+
+class LargeModel(nn.Module):
+    """A model that is too large to be copied, and has too many logits to hold them all.
+
+    It says how its logits are read from its outputs, and how the weights of a teacher are held: as a copy, with an
+    adapter switched off, or put in the place of its own for one look.
+    """
+
+    def logits(self, outputs: Mapping[str, Tensor]) -> Projection | Tensor:
+        """Logits of its outputs, mostly lazy."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how its logits are read")
+
+    def frozen(self) -> nn.Module:
+        """The weights that training began with."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it holds a frozen teacher")
+
+    def holding(self, other: nn.Module) -> nn.Module:
+        """The weights of another model of its kind, as they are now."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it holds other weights")
+
+    def average(self) -> nn.Module:
+        """Its weights as they are now, to `follow` it as a moving average."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it holds an average")
+
+    def external(self, source: str | None, module: nn.Module | None) -> nn.Module:
+        """Another model: the one that is given, or that of a name or folder."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it holds another model")
 
 
 class FrozenCopy(nn.Module):

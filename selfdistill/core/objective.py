@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..errors import RecipeError, SpaceError
 from ..views import Views
 from . import distributed
+from .logits import tensors
+from .memory import LargeModel
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
@@ -65,7 +67,7 @@ class Method:
 
     def student_views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Views the student forwards: those it learns on, and those it only looks at as its own teacher."""
-        graded = tuple(dict.fromkeys(term.view for term in self.terms.values()))
+        graded = tuple(dict.fromkeys(view for term in self.terms.values() for view in term.views))
         own = (p.student_view(term) for term in self.terms.values() for p in term.parts() if isinstance(p, Teacher))
         return graded, tuple(dict.fromkeys(view for view in own if view is not None and view not in graded))
 
@@ -123,6 +125,8 @@ class Objective(nn.Module):
         self._vigil = StateWatch(self.states, self._owners, self._keys)
         shared = dict[Hashable, str]()
         for name, term in method.terms.items():
+            if isinstance(model, LargeModel):
+                _refuse_unless_lazy(name, term)
             for part in term.parts():
                 key = part.key(term)
                 if key not in shared:
@@ -240,7 +244,10 @@ class Objective(nn.Module):
         """The first term whose total is not finite, and up to eight samples whose output is not."""
         name = next((n for n, m in measured.items() if not bool(torch.isfinite(m.tally.total))), next(iter(measured)))
         term, step = self.method.terms[name], self._steps[-1]
-        rows, ids = torch.isfinite(step.student(term.view, term.head)).flatten(1).all(1), step.batch[term.view].id
+        rows, ids = (
+            torch.isfinite(tensors(step.student(term.view, term.head))[0]).flatten(1).all(1),
+            step.batch[term.view].id,
+        )
         picked = (~rows if not bool(rows.all()) else rows).nonzero().squeeze(1)
         return name, (picked if ids is None else ids[picked])[:8].tolist()
 
@@ -261,6 +268,15 @@ class Objective(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.clock = Clock(*state.tolist())
+
+
+def _refuse_unless_lazy(name: str, term: BaseTerm) -> None:
+    for part in (term.loss, term.gate):
+        if part is not None and not part.lazy:
+            raise SpaceError(
+                f"term {name!r}: {type(part).__name__} needs all logits at once, and this model gives them a block "
+                "at a time; take a loss or gate for tokens, such as TokenDivergence()"
+            )
 
 
 def untaught(method: Method) -> bool:

@@ -58,7 +58,7 @@ class Composite(nn.Module):
     copies: int = 1
 
     @property
-    def each(self) -> int:
+    def forward_passes(self) -> int:
         """How many members a row goes through."""
         return 1
 

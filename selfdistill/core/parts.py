@@ -23,6 +23,7 @@ from typing_extensions import TypeVar
 
 from ..errors import SpaceError
 from ..rng import Address
+from .logits import scattered
 from .outputs import element_shape, space_of
 from .step import Batch, Clock, Forward, Rows
 from .targets import Target
@@ -163,6 +164,10 @@ class Teacher(Part[S]):
         """The space of the target, for a student head (``classes``, ``probabilities``, ``logits``, ...)."""
         return space_of(head)
 
+    def reads(self, term: BaseTerm) -> tuple[str, ...]:
+        """The views that it looks at."""
+        return (self.view or term.view,)
+
     def student_view(self, term: BaseTerm) -> str | None:
         """The view that the student itself must forward for this teacher, if any."""
         return None
@@ -180,12 +185,17 @@ class Gate(Part[S]):
     """How far each element of a target is trusted.
 
     ``spaces`` lists the target spaces it can judge (None: any); ``prefers``, whether it keeps the more confident ones
-    (None: it claims nothing); ``full``: it trusts everything and is not asked.
+    (None: it claims nothing); ``full``: it trusts everything and is not asked; ``lazy``: it reads lazy logits too.
     """
 
     spaces: ClassVar[frozenset[str] | None] = None
     prefers: ClassVar[str | None] = "confident"
     full: ClassVar[bool] = False
+    lazy: ClassVar[bool] = False
+
+    def keeps(self, mask: Tensor) -> Tensor | None:
+        """Which of the elements that exist (mask, (rows, T)) it trusts at all; None where only a pass tells."""
+        return None
 
     def weigh(self, state: S, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
@@ -201,6 +211,10 @@ class Always(Gate):
     """Trust every target."""
 
     full: ClassVar[bool] = True
+    lazy: ClassVar[bool] = True
+
+    def keeps(self, mask: Tensor) -> Tensor | None:
+        return mask
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return student.new_ones(element_shape(student))
@@ -211,7 +225,7 @@ class Loss:
 
     ``student_spaces`` and ``target_spaces`` list what it can compare (None: it is not judged). A loss on distributions
     that may be negative is ``signed``; one that is 0 where the two differ is ``flat``. One that looks at other rows of
-    the batch ``mixes``.
+    the batch ``mixes``. One that is ``lazy`` reads logits a block at a time and makes its gradient on the way, once.
     """
 
     student_spaces: ClassVar[frozenset[str] | None] = None
@@ -219,6 +233,7 @@ class Loss:
     signed: ClassVar[bool] = False
     flat: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    lazy: ClassVar[bool] = False
 
     @property
     def hard(self) -> bool:
@@ -360,8 +375,12 @@ class TermResult(NamedTuple):
 class BaseTerm:
     """What every term of a method has; a term of a kind of its own adds a ``tally``.
 
-    ``teacher``, ``gate`` and ``loss`` are None where it has none of that kind.
+    ``teacher``, ``gate`` and ``loss`` are None where it has none of that kind. ``needs`` are the fields that each
+    example must have beside its input (a checker, a demonstration), ``group`` how many samples of it are compared.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    group: ClassVar[int] = 1
 
     view: str = "x"
     head: str = "logits"
@@ -369,6 +388,11 @@ class BaseTerm:
     teacher: Teacher | None = None
     gate: Gate | None = None
     loss: Loss | None = None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views on which it compares the student."""
+        return (self.view,)
 
     def parts(self) -> tuple[Part, ...]:
         """Those with a state, or with something to say about views."""
@@ -381,6 +405,15 @@ class BaseTerm:
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its sum is")
+
+    @property
+    def separable(self) -> bool:
+        """Does it say the same of a batch in pieces?"""
+        return not any(part.mixes for part in self.parts()) and not (self.loss is not None and self.loss.mixes)
+
+    def count_of(self, batch: Batch) -> Tensor | None:
+        """What its sum over a batch is divided by, a scalar; None where only a pass tells."""
+        return None
 
     def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
         """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
@@ -416,6 +449,17 @@ class Term(BaseTerm):
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
         return step.student(self.view, self.head)
 
+    def count_of(self, batch: Batch) -> Tensor | None:
+        mask = batch[self.view].extra.get("mask")
+        trust = None if mask is None else self.gate.keeps(mask)
+        if mask is None or trust is None:
+            return None
+        valid = mask
+        for view in self.teacher.reads(self):
+            valid = valid & aligned_rows(batch[view], mask)
+        trust = (trust & valid).float()
+        return self.reduction.count(Elements(mask.shape, valid, trust, valid.sum().float(), trust.sum()))
+
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
@@ -433,6 +477,36 @@ class Term(BaseTerm):
         share = self.reduction.weights(elements)
         weight = trust if share is None else share if trust is None else share * trust
         total, loss = self.loss.total(student, target, weight)
-        return TermResult(
-            Tally(total, self.reduction.count(elements)), kept, number, TermTrace(student, target, trust, loss)
-        )
+        trace = None if self.loss.lazy else TermTrace(student, target, trust, loss)  # its gradient is handed out once
+        return TermResult(Tally(total, self.reduction.count(elements)), kept, number, trace)
+
+
+def aligned_rows(rows: Rows, like: Tensor) -> Tensor:
+    """Which rows of the student's view a view belongs to, (rows, 1, ...) as ``like``."""
+    if rows.align is None:
+        return like.new_ones((), dtype=torch.bool)
+    here = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    here[rows.align] = True
+    return here.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def aligned_target(step: Forward, term: BaseTerm, view: str, answer: Callable[[], Tensor], space: str) -> Target:
+    """A teacher's target for the rows of the term's view, from its answer for the rows of its own.
+
+    Args:
+        step: the batch; padding of sequences, and rows that the teacher's view does not have, are not valid.
+        term: whose view and head the student is compared on.
+        view: what the teacher reads.
+        answer: gives its output there, (rows of the view, ..., components); not asked where there are none.
+        space: of the answer.
+    """
+    rows, own = step.batch.get(view), step.batch.get(term.view)
+    mask = None if own is None else own.extra.get("mask")
+    if rows is None or rows.align is None:
+        return Target(answer(), space, mask)
+    student = step.student(term.view, term.head)
+    exist = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
+    valid = exist & aligned_rows(rows, exist)
+    if not len(rows.x):
+        return Target(student.detach(), space, valid)
+    return Target(scattered(answer(), rows.align, exist.shape), space, valid)

@@ -17,15 +17,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import SpaceError
+from .logits import Projection
+from .memory import LargeModel
 from .outputs import MAIN, Composite, output_of
 
 
 class Rows(NamedTuple):
-    """What one view shows the model: inputs (rows first), and the label and sample id of each row, where known."""
+    """What one view shows the model: inputs (rows first), and the label and sample id of each row, where known.
+
+    ``align`` are the rows of the student's view that these belong to, (rows,), where they are not all, ascending.
+    ``extra`` is whatever else is known of each row: for sequences a ``mask`` (rows, T) that is False for padding; for
+    completions ``reward`` and ``group`` (rows,) and ``log_prob`` (rows, T) under what drew them.
+    """
 
     x: Tensor
     y: Tensor | None = None
     id: Tensor | None = None
+    align: Tensor | None = None
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on a device."""
+        y, ids, align = (None if value is None else value.to(device) for value in self[1:4])
+        return Rows(self.x.to(device), y, ids, align, {name: value.to(device) for name, value in self.extra.items()})
 
 
 class Batch(dict[str, Rows]):
@@ -124,7 +138,7 @@ class Passes(NamedTuple):
 
 def members(module: nn.Module | None) -> int:
     """How many models a module runs at once: a group of peers has several."""
-    return module.each if isinstance(module, Composite) else 1
+    return module.forward_passes if isinstance(module, Composite) else 1
 
 
 class DerivedViews:
@@ -255,7 +269,7 @@ class Forward:
             return
         rows = sum(sizes)
         if isinstance(module, Composite):
-            rows *= module.each * (module.copies if module.training else 1)
+            rows *= module.forward_passes * (module.copies if module.training else 1)
         self.passes += Passes(rows, rows if torch.is_grad_enabled() else 0)
         if len(shown) == 1:
             self._outputs[shown[0], None] = self._named(self.model, xs[0])
@@ -274,7 +288,10 @@ class Forward:
             raise SpaceError(
                 f"the model returned a {type(output).__name__}; a tensor or a mapping of named tensors is wanted"
             )
-        return {head: value for head, value in output.items() if isinstance(value, Tensor) and value.dim()}
+        named: dict[str, Any] = {h: v for h, v in output.items() if isinstance(v, Projection | Tensor) and len(v.shape)}
+        if isinstance(self.module, LargeModel) and model is self.model:
+            named["logits"] = self.module.logits(named)
+        return named
 
     def rows(self, view: str) -> int:
         """How many rows a view has in this batch; an absent view has none."""
@@ -366,7 +383,7 @@ class Forward:
         """The same for some rows of each view."""
         part = copy.copy(self)
         part.batch, part.passes, part.keyed, part._skipped = Batch(), Passes(), set(), {}
-        for view, (x, y, ids) in self.batch.items():
+        for view, (x, y, ids, *_) in self.batch.items():
             cut = cuts[view]
             part.batch[view] = Rows(x[cut], y if y is None else y[cut], ids if ids is None else ids[cut])
         part.batch.fixed = self.batch.fixed

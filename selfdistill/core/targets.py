@@ -68,7 +68,7 @@ class Target(NamedTuple):
     def detached(self) -> Target:
         """The same target, cut off whatever graph it came from, and 0 in rows that say nothing."""
         value = self.value.detach()
-        if self.valid is not None:
+        if self.valid is not None and isinstance(value, Tensor):
             mask = self.valid.reshape(*self.valid.shape, *(1,) * (value.dim() - self.valid.dim()))
             value = torch.where(mask, value, torch.zeros_like(value))
         return Target(value, self.space, self.valid)
@@ -96,8 +96,9 @@ class Target(NamedTuple):
         if valid is not None:
             if valid.shape != shape:
                 valid = valid.reshape(*valid.shape, *(1,) * (len(shape) - valid.dim())).expand(shape)
-            mask = valid.reshape(*shape, *(1,) * (value.dim() - valid.dim()))
-            value = torch.where(mask, value, torch.zeros_like(value))
+            if isinstance(value, Tensor):  # lazy logits are read where they are valid alone
+                mask = valid.reshape(*shape, *(1,) * (value.dim() - valid.dim()))
+                value = torch.where(mask, value, torch.zeros_like(value))
         return Target(value, self.space, valid)
 
 

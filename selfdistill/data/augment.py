@@ -96,8 +96,8 @@ def strong(
     x = weak(x, ids, (*address, "strong"), kind=kind, flips=flips)
     u = rng.uniform((*address, "operations"), ids, 7)
     choices = (u[:, :2] * len(OPERATIONS)).long()  # (n, 2)
-    for turn in range(2):
-        x = _recolour(x, choices[:, turn], u[:, 2 + turn])
+    for i in range(2):
+        x = _recolour(x, choices[:, i], u[:, 2 + i])
     x = _warp(x, choices, u[:, 2:4])
     return _cutout(x, u[:, 4:7])
 
@@ -145,8 +145,8 @@ def apply(
 VIEWS: dict[str, Callable[..., Tensor]] = {"weak": weak, "strong": strong, "crop": crop, "local": local}
 
 
-def _hidden(x: Tensor, chosen: Tensor, tokens: Tokens | None) -> Tensor:
-    """The chosen tokens under the mask; what frames a text, and padding, is never hidden.
+def _hidden(x: Tensor, hidden: Tensor, tokens: Tokens | None) -> Tensor:
+    """The rows with the tokens ``hidden`` replaced by the mask token; special tokens and padding are never hidden.
 
     Raises:
         RecipeError: the tokenizer has no mask token.
@@ -157,7 +157,7 @@ def _hidden(x: Tensor, chosen: Tensor, tokens: Tokens | None) -> Tensor:
             "model, or a recipe without weak and strong views"
         )
     fixed = torch.isin(x, torch.tensor(tokens.kept, dtype=x.dtype, device=x.device))
-    return x.masked_fill(chosen & ~fixed, tokens.mask)
+    return x.masked_fill(hidden & ~fixed, tokens.mask)
 
 
 # ---- moving pixels ------------------------------------------------------------
@@ -172,8 +172,8 @@ def _reflected(start: Tensor, side: int) -> Tensor:
 def _shift(x: Tensor, u: Tensor, flips: bool) -> Tensor:
     """Whole-pixel shift with reflection, and a mirror for half the samples if ``flips``; one gather."""
     channels, height, width = x.shape[1:]
-    reach = (int(height * SHIFT), int(width * SHIFT))
-    down, right = ((u[:, i] * (2 * reach[i] + 1)).long() - reach[i] for i in range(2))
+    limits = (int(height * SHIFT), int(width * SHIFT))
+    down, right = ((u[:, i] * (2 * limits[i] + 1)).long() - limits[i] for i in range(2))
     rows, columns = _reflected(down, height), _reflected(right, width)
     if flips:
         columns = torch.where(u[:, 2:3] < 0.5, columns.flip(1), columns)
@@ -188,7 +188,7 @@ def _signed(u: Tensor) -> Tensor:
 def _matrix(choice: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Each sample's drawn movement: linear part (n, 2, 2) and offset (n, 2), x before y, in half sides."""
     m = _signed(u)
-    one, zero = torch.ones_like(m), torch.zeros_like(m)
+    ones, zeros = torch.ones_like(m), torch.zeros_like(m)
     # tan(angle / 2) gives sine and cosine by +, *, / alone, which round alike everywhere; sin and cos do not.
     tangent = TURN * m
     cosine, sine = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
@@ -196,10 +196,10 @@ def _matrix(choice: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     def only(name: str, value: Tensor, otherwise: Tensor) -> Tensor:
         return torch.where(choice == OPERATIONS.index(name), value, otherwise)
 
-    diagonal = only("rotate", cosine, one)
-    across = only("shear-x", SLANT * m, only("rotate", -sine, zero))
-    down = only("shear-y", SLANT * m, only("rotate", sine, zero))
-    offset = torch.stack([only("translate-x", 2 * MOVE * m, zero), only("translate-y", 2 * MOVE * m, zero)], 1)
+    diagonal = only("rotate", cosine, ones)
+    across = only("shear-x", SLANT * m, only("rotate", -sine, zeros))
+    down = only("shear-y", SLANT * m, only("rotate", sine, zeros))
+    offset = torch.stack([only("translate-x", 2 * MOVE * m, zeros), only("translate-y", 2 * MOVE * m, zeros)], 1)
     return torch.stack([diagonal, across, down, diagonal], 1).view(-1, 2, 2), offset
 
 
@@ -210,10 +210,10 @@ def _centres(side: int, x: Tensor) -> Tensor:
 
 def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
     """Rotate, shear and translate as one affine map, for the samples that drew any; the outside is black."""
-    moved = (choices >= OPERATIONS.index("rotate")).any(1).nonzero()[:, 0]
-    if not len(moved):
+    rows = (choices >= OPERATIONS.index("rotate")).any(1).nonzero()[:, 0]
+    if not len(rows):
         return x
-    (a, p), (b, q) = (_matrix(choices[moved, turn], u[moved, turn]) for turn in range(2))
+    (a, p), (b, q) = (_matrix(choices[rows, draw], u[rows, draw]) for draw in range(2))
 
     def times(i: int, j: int) -> Tensor:  # a matrix product written out: batched kernels may round by batch size
         return (a[:, i, 0] * b[:, 0, j] + a[:, i, 1] * b[:, 1, j])[:, None, None]
@@ -227,8 +227,8 @@ def _warp(x: Tensor, choices: Tensor, u: Tensor) -> Tensor:
         for i in range(2)
     ]
     # interpolation may overshoot 1 by a rounding
-    warped = F.grid_sample(x[moved], torch.stack(grid, 3), mode="bilinear", align_corners=False).clamp_(0, 1)
-    return x.index_copy(0, moved, warped)
+    warped = F.grid_sample(x[rows], torch.stack(grid, 3), mode="bilinear", align_corners=False).clamp_(0, 1)
+    return x.index_copy(0, rows, warped)
 
 
 def _zoomed(x: Tensor, u: Tensor, area: tuple[float, float], flips: bool) -> Tensor:
@@ -242,8 +242,8 @@ def _zoomed(x: Tensor, u: Tensor, area: tuple[float, float], flips: bool) -> Ten
     if flips:
         broad = torch.where(u[:, 6] < 0.5, -broad, broad)
     axes = []
-    for side, size, where in ((x.shape[3], broad, u[:, 4]), (x.shape[2], tall, u[:, 5])):
-        axes.append(size[:, None] * _centres(side, x) + ((1 - size.abs()) * _signed(where))[:, None])  # (n, side)
+    for side, size, position in ((x.shape[3], broad, u[:, 4]), (x.shape[2], tall, u[:, 5])):
+        axes.append(size[:, None] * _centres(side, x) + ((1 - size.abs()) * _signed(position))[:, None])  # (n, side)
     height, width = x.shape[2:]
     grid = torch.stack([axes[0][:, None, :].expand(-1, height, -1), axes[1][:, :, None].expand(-1, -1, width)], 3)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
@@ -253,24 +253,24 @@ def _cutout(x: Tensor, u: Tensor) -> Tensor:
     """One square of up to half the side, anywhere, clipped at the border, filled with the sample's mean."""
     height, width = x.shape[2:]
     side = (u[:, 0] * (min(height, width) // 2 + 1)).long()
-    inside = []
+    spans = []
     for axis, length in enumerate((height, width)):
         start = (u[:, 1 + axis] * length).long() - side // 2
         position = torch.arange(length, device=x.device)
-        inside.append((position >= start[:, None]) & (position < (start + side)[:, None]))
-    square = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]  # (n, 1, height, width)
+        spans.append((position >= start[:, None]) & (position < (start + side)[:, None]))
+    square = (spans[0][:, :, None] & spans[1][:, None, :])[:, None]  # (n, 1, height, width)
     return torch.where(square, _mean(x, (2, 3)), x)
 
 
 # ---- changing values ------------------------------------------------------------
 
 
-def _mean(x: Tensor, over: tuple[int, ...]) -> Tensor:
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The mean to 2^-16 by integers, whose sum is the same in any order, so for any batch."""
     count = 1
-    for axis in over:
+    for axis in axes:
         count *= x.shape[axis]
-    return (x * 65536.0).round().long().sum(over, keepdim=True).float() / (65536.0 * count)
+    return (x * 65536.0).round().long().sum(axes, keepdim=True).float() / (65536.0 * count)
 
 
 def _identity(x: Tensor, u: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT, check_format
 from . import images, sources, splits, tables
 from .augment import Tokens
-from .sources import NAMES, Source
+from .sources import NAMES, RawData
 
 PREPROCESSOR = "preprocessor.skops"
 
@@ -57,10 +57,10 @@ class Data:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
-        chosen = self.x[ids]
+        values = self.x[ids]
         if self.kind == "text":
-            return chosen.long()
-        return chosen.float() / self.white if chosen.dtype == torch.uint8 else chosen
+            return values.long()
+        return values.float() / self.white if values.dtype == torch.uint8 else values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,12 +79,12 @@ class Data:
 
     @property
     def tokens(self) -> Tokens | None:
-        """What views of texts have to know."""
+        """The mask token and the special tokens of the tokenizer; None for other data."""
         return self.reader.tokens if self.reader is not None else None
 
     @property
     def note(self) -> str:
-        """What a person should know of these rows before they are learnt, if anything."""
+        """A notice about these rows for the user, to print before training; mostly empty."""
         if self.task == "features":
             columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
             inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
@@ -97,12 +97,12 @@ class Data:
 
     @cached_property
     def targets(self) -> Tensor:
-        """What a model learns, (n,): the class of each row, or its standardised value."""
+        """The training targets, (n,): the class of each row, or its standardised value."""
         return (self.y - self.center) / self.scale if self.task == "regress" else self.y
 
-    def in_units(self, said: Tensor) -> Tensor:
+    def in_units(self, outputs: Tensor) -> Tensor:
         """A model's standardised values (rows, 1) in the unit of the target, (rows,)."""
-        return self.scale * said.squeeze(-1) + self.center
+        return self.scale * outputs.squeeze(-1) + self.center
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,7 +114,7 @@ class Data:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What a run's record says about its data; everything in it can be written as JSON."""
+        """The description of the data for a run's record, as JSON values."""
         parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
         wrong = int(self.noisy[self.labelled].sum())
         return {
@@ -160,13 +160,13 @@ def load(
     >>> load("digits", labels=100, label_noise=0.4).noisy.sum().item()  # 40 of training, 40 of audit
     80
     """
-    more = Path(unlabelled) if unlabelled is not None else None
+    folder = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
     if reader is None:
-        found = sources.find(source, target=target, unlabelled=more, image_size=image_size, labelled=labelled)
-        return _assemble(found, audit, test, **options)
-    found, cut = reader.source(source, target, more)
-    return replace(_assemble(found, audit, test, **options), reader=reader, cut=cut)
+        raw = sources.read_source(source, target=target, unlabelled=folder, image_size=image_size, labelled=labelled)
+        return _assemble(raw, audit, test, **options)
+    raw, cut = reader.source(source, target, folder)
+    return replace(_assemble(raw, audit, test, **options), reader=reader, cut=cut)
 
 
 def from_tensors(
@@ -204,14 +204,14 @@ def from_tensors(
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(y.max()) + 1)))
     _check_targets(y, names, name)
     kind = "image" if x.ndim == 4 else "table"
-    found = Source(name, kind, y, names, x=x, flips=flips, augment=augment)
-    return _assemble(found, audit, test, labels=labels, label_noise=label_noise, seed=seed)
+    raw = RawData(name, kind, y, names, x=x, flips=flips, augment=augment)
+    return _assemble(raw, audit, test, labels=labels, label_noise=label_noise, seed=seed)
 
 
 def write_card(data: Data, folder: Path) -> None:
-    """Write what prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
+    """Write the card that prepares other inputs the same way: data.json and, for tables, preprocessor.skops."""
     folder.mkdir(parents=True, exist_ok=True)
-    card = data.describe()
+    card: dict[str, Any] = {"format": FORMAT, **data.describe()}
     if data.preprocessor is not None:
         tables.save(data.preprocessor, folder / PREPROCESSOR)
         card["columns"] = tables.columns(data.preprocessor)[0]
@@ -238,22 +238,22 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     if tables.is_table(source) and kind != "table":
         raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
     if tables.is_table(source):
-        found, x, names = "table", *_table_inputs(Path(source), model_folder)
+        input_kind, x, names = "table", *_table_inputs(Path(source), model_folder)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
         if source in sources.TABLES and kind == "table":
             return _known_inputs(source, model_folder)
         data = load(source)
-        found, x, names = data.kind, data.rows(data.test), [f"test/{i + 1}" for i in data.test.tolist()]
+        input_kind, x, names = data.kind, data.rows(data.test), [f"test/{i + 1}" for i in data.test.tolist()]
     elif kind != "image":
         raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
     else:
         root = sources.existing(source)
-        paths = [root] if root.is_file() else images.find(root)
-        found, x = "image", images.read(paths, (shape[0], shape[1], shape[2])).float() / 255
+        paths = [root] if root.is_file() else images.find_images(root)
+        input_kind, x = "image", images.read_images(paths, (shape[0], shape[1], shape[2])).float() / 255
         names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
-    if (found, tuple(x.shape[1:])) != (kind, shape):
+    if (input_kind, tuple(x.shape[1:])) != (kind, shape):
         raise DataError(
-            f"{source}: {found} rows of shape {tuple(x.shape[1:])}, but the model was trained on {kind} rows "
+            f"{source}: {input_kind} rows of shape {tuple(x.shape[1:])}, but the model was trained on {kind} rows "
             f"of shape {shape}; give data of that shape"
         )
     return x, names
@@ -263,7 +263,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
 
 
 def _assemble(
-    found: Source,
+    raw: RawData,
     audit: float | Tensor | None,
     test: float | Tensor | None,
     *,
@@ -272,66 +272,66 @@ def _assemble(
     seed: int,
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
-    parts = splits.make(
-        splits.Labels(found.name, found.y, found.classes),
-        test=_chosen(found, "test", found.test, test),
-        audit=_chosen(found, "audit", found.audit, audit),
+    parts = splits.make_splits(
+        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        test=_requested_split(raw, "test", raw.test, test),
+        audit=_requested_split(raw, "audit", raw.audit, audit),
         labels=labels,
         label_noise=label_noise,
         seed=seed,
-        bare=found.bare,
+        bare=raw.bare,
     )
-    (center, scale), x, preprocessor = _standard(found, parts), found.x, None
-    if found.features is not None:
-        preprocessor = tables.fit(found.features, torch.cat([parts.labelled, parts.unlabelled]))
-        x = tables.transform(preprocessor, found.features, found.name)
+    (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
+    if raw.features is not None:
+        preprocessor = tables.fit(raw.features, torch.cat([parts.labelled, parts.unlabelled]))
+        x = tables.transform(preprocessor, raw.features, raw.name)
     assert x is not None, "a source has inputs or features"
     return Data(
-        name=found.name,
-        kind=found.kind,
-        task=found.task,
+        name=raw.name,
+        kind=raw.kind,
+        task=raw.task,
         x=x,
-        classes=found.classes,
-        flips=found.flips,
-        augment=found.augment,
+        classes=raw.classes,
+        flips=raw.flips,
+        augment=raw.augment,
         preprocessor=preprocessor,
-        white=found.white,
-        names=found.names,
+        white=raw.white,
+        names=raw.names,
         center=center,
         scale=scale,
         **parts._asdict(),
     )
 
 
-def _standard(found: Source, parts: splits.Splits) -> tuple[float, float]:
+def _standard(raw: RawData, parts: splits.Splits) -> tuple[float, float]:
     """Mean and standard deviation of the values that teach; (0, 1) for classes.
 
     Raises:
         DataError: they are all the same.
     """
-    if found.task != "regress":
+    if raw.task != "regress":
         return 0.0, 1.0
     y = parts.y[parts.labelled].double()
     center, scale = float(y.mean()), float(y.std(correction=0))
     if float(y.max()) == float(y.min()):
         raise DataError(
-            f"{found.name}: the target is {center:g} in all {len(y)} rows that teach; there is nothing to learn, "
+            f"{raw.name}: the target is {center:g} in all {len(y)} rows that teach; there is nothing to learn, "
             "choose another column"
         )
     return center, scale
 
 
-def _chosen(found: Source, which: str, own: splits.Part, asked: float | Tensor | None) -> splits.Part:
-    """The split that was asked for, or the source's own."""
-    if asked is None:
-        return own
-    if isinstance(own, Tensor):
-        raise DataError(f"{found.name}: its {which} rows are given by its files; leave {which} out")
-    if isinstance(asked, Tensor):
-        return splits.row_ids(found.name, which, asked, len(found.y))
-    if not 0 <= asked < 1:
-        raise DataError(f"{found.name}: {which} is a share from 0 to below 1, not {asked}; try 0.2")
-    return float(asked)
+def _requested_split(raw: RawData, split: str, default: splits.Part, request: float | Tensor | None) -> splits.Part:
+    """The requested split, or that of the source itself."""
+    if request is None:
+        return default
+    if isinstance(default, Tensor):
+        raise DataError(f"{raw.name}: its {split} rows are given by its files; leave {split} out")
+    if isinstance(request, Tensor):
+        return splits.row_ids(raw.name, split, request, len(raw.y))
+    if not 0 <= request < 1:
+        raise DataError(f"{raw.name}: {split} is a share from 0 to below 1, not {request}; try 0.2")
+    return float(request)
 
 
 # ---- checks of tensors -----------------------------------------------------------------------------
@@ -346,9 +346,9 @@ def _check_inputs(x: Tensor, y: Tensor, name: str) -> None:
         return
     broken = (~torch.isfinite(x)).nonzero()
     if len(broken):
-        place = broken[0].tolist()
-        column = f"column {place[1]}" if x.ndim == 2 else f"channel, y, x = {tuple(place[1:])}"
-        raise DataError(f"{name}: {x[tuple(place)].item()} in row {place[0]}, {column} (from 0); remove or fill it")
+        index = broken[0].tolist()
+        column = f"column {index[1]}" if x.ndim == 2 else f"channel, y, x = {tuple(index[1:])}"
+        raise DataError(f"{name}: {x[tuple(index)].item()} in row {index[0]}, {column} (from 0); remove or fill it")
     if x.ndim == 4 and (float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError(f"{name}: images from {float(x.min()):g} to {float(x.max()):g}; scale them to [0, 1]")
 
@@ -370,15 +370,16 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+        check_format(path, card.get("format"))
         return {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
 
 
 def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
     """The test rows of a table by name, through the saved preprocessing."""
-    table, test = tables.known(source), load(source).test
+    table, test = tables.sklearn_table(source), load(source).test
     x = tables.transform(tables.load(folder / PREPROCESSOR), table.features.iloc[test.numpy()], source)
     return x, [f"test/{i + 1}" for i in test.tolist()]
 
@@ -395,3 +396,49 @@ def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
     x = torch.tensor(values)
     _check_inputs(x, torch.zeros(len(x)), str(path))
     return x, names
+
+
+class Sealed(Data):
+    """Data whose test split cannot be read: it has no ids and no labels, and reading its rows is an error.
+
+    >>> from selfdistill.data.dataset import load
+    >>> whole = load("digits")
+    >>> kept = sealed(whole)
+    >>> len(kept.test), kept.fingerprint == whole.fingerprint
+    (0, True)
+    """
+
+    _test_mask: Tensor  # (n,) bool
+    _full: Data
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """As in `Data`.
+
+        Raises:
+            DataError: some of the rows are of the test split.
+        """
+        if bool(self._test_mask[ids].any()):
+            row = int(ids[self._test_mask[ids]][0])
+            raise DataError(
+                f"{self.name}: row {row} of the test split was asked for during training; what is chosen by it proves "
+                "nothing: choose by the audit split, and read the test split once, at the end"
+            )
+        return super().rows(ids)
+
+    @property
+    def fingerprint(self) -> str:  # that of the whole: it is the same data
+        return self._full.fingerprint
+
+
+def sealed(data: Data) -> Sealed:
+    """The same data with the test split out of reach; rows keep their ids."""
+    if isinstance(data, Sealed):
+        return data
+    test_mask = torch.zeros(len(data.y), dtype=torch.bool)
+    test_mask[data.test] = True
+    values = {f.name: getattr(data, f.name) for f in fields(Data)}
+    no_label = torch.tensor(torch.nan if data.y.is_floating_point() else -1, dtype=data.y.dtype)
+    copy = Sealed(**{**values, "y": torch.where(test_mask, no_label, data.y), "test": data.test[:0]})
+    object.__setattr__(copy, "_test_mask", test_mask)
+    object.__setattr__(copy, "_full", data)
+    return copy

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT
 from . import sources, splits, tables
 
 KINDS = ("number", "category")
@@ -32,7 +32,7 @@ class Frame:
     """
 
     name: str
-    parts: dict[str, Part]  # labelled, unlabelled, test
+    parts: dict[str, SplitRows]  # labelled, unlabelled, test
     y: NDArray[Any]  # (n,) places of classes, -1 for none; or float64, nan for none
     classes: tuple[str, ...]
     noisy: NDArray[np.bool_]
@@ -56,7 +56,7 @@ class Frame:
 
     @property
     def sample(self) -> Any:
-        """The rows that teach with labels, as a frame: what they look like, others do."""
+        """The labelled training rows, as a frame that shows the columns of all rows."""
         return self.parts["labelled"].features
 
     def rows(self, ids: NDArray[np.int64]) -> Any:
@@ -67,11 +67,11 @@ class Frame:
         return part.features.iloc[np.searchsorted(part.ids, ids)]
 
     def kinds(self) -> dict[str, str]:
-        """Is a column of numbers or of categories?"""
+        """The kind of each column: number or category."""
         return {n: KINDS[int(self.sample[n].dtype.kind != "f")] for n in self.sample.columns}
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record says about its data."""
+        """The description of the data for a run's record."""
         counts = {name: len(part.ids) for name, part in self.parts.items()}
         return {
             "name": self.name,
@@ -87,7 +87,7 @@ class Frame:
         }
 
 
-class Part(NamedTuple):
+class SplitRows(NamedTuple):
     """Rows of one split: their ids, ascending, and their features (a pandas frame: numbers as float64, all else as
     categories)."""
 
@@ -95,27 +95,27 @@ class Part(NamedTuple):
     features: Any
 
 
-def _fingerprint(features: Any, *others: Any) -> str:
+def _fingerprint(features: Any, *values: Any) -> str:
     from pandas.util import hash_pandas_object
 
     digest = hashlib.sha256(repr(list(features.columns)).encode())
     for name in features.columns:  # a column at a time: no copy of the whole
         digest.update(hash_pandas_object(features[name], index=False).to_numpy().tobytes())
-    for part in others:
+    for part in values:
         digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
 
-def _cut(features: Any, splits_: dict[str, NDArray[np.int64]]) -> dict[str, Part]:
+def _cut(features: Any, splits_: dict[str, NDArray[np.int64]]) -> dict[str, SplitRows]:
     """Each split's rows, column by column, so that the whole goes as the parts come."""
     import pandas as pd
 
     columns: dict[str, dict[str, Any]] = {name: {} for name in splits_}
     for column in list(features.columns):
-        whole = features.pop(column)
+        values = features.pop(column)
         for name, ids in splits_.items():
-            columns[name][column] = whole.take(ids).reset_index(drop=True)
-    return {name: Part(ids, pd.DataFrame(columns[name], copy=False)) for name, ids in splits_.items()}
+            columns[name][column] = values.take(ids).reset_index(drop=True)
+    return {name: SplitRows(ids, pd.DataFrame(columns[name], copy=False)) for name, ids in splits_.items()}
 
 
 def load(
@@ -136,29 +136,29 @@ def load(
     >>> len(frame.labelled), len(frame.unlabelled), len(frame.test)
     (60, 294, 88)
     """
-    more = Path(unlabelled) if unlabelled is not None else None
-    found = sources.find(source, target=target, unlabelled=more, image_size=None, compact=True)
-    if found.features is None:
+    folder = Path(unlabelled) if unlabelled is not None else None
+    raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True)
+    if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
-    parts = splits.make(
-        splits.Labels(found.name, found.y, found.classes),
-        test=found.test,
+    parts = splits.make_splits(
+        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        test=raw.test,
         audit=0,
         labels=labels,
         label_noise=label_noise,
         seed=seed,
     )
-    y = parts.y.numpy() if found.classes else parts.y.double().numpy()
-    if not found.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
+    y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
+    if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
         raise DataError(
-            f"{found.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
+            f"{raw.name}: the target is {y[int(parts.labelled[0])]:g} in all rows that teach; there is "
             "nothing to learn, choose another column"
         )
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
-    mark = _fingerprint(found.features, repr(found.classes), y, *ids.values())
-    cut = _cut(found.features, ids)
+    mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
+    parts_of_frame = _cut(raw.features, ids)
     _trim()
-    return Frame(found.name, cut, y, found.classes, parts.noisy.numpy(), mark)
+    return Frame(raw.name, parts_of_frame, y, raw.classes, parts.noisy.numpy(), mark)
 
 
 def _trim() -> None:
@@ -167,9 +167,15 @@ def _trim() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def write_card(frame: Frame, folder: Path, **more: Any) -> None:
+def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
     """Write what prepares other rows the same way."""
-    card = {**frame.describe(), "columns": list(frame.sample.columns), "kinds": frame.kinds(), **more}
+    card = {
+        "format": FORMAT,
+        **frame.describe(),
+        "columns": list(frame.sample.columns),
+        "kinds": frame.kinds(),
+        **entries,
+    }
     (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
@@ -180,8 +186,8 @@ def rows_for(source: str, card: dict[str, Any]) -> Any:
         DataError: no such table, or a column is missing or of another kind.
     """
     if source in sources.TABLES:
-        found = load(source)
-        return found.rows(found.test)
+        frame = load(source)
+        return frame.rows(frame.test)
     if not tables.is_table(source):
         raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
     kinds: dict[str, str] = card["kinds"]

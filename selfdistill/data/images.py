@@ -66,15 +66,15 @@ class Pictures(NamedTuple):
 
 def idx_files(folder: Path) -> dict[str, Path]:
     """Those of the four IDX files that ``folder`` holds, packed or not, by stem ("train-images", ...)."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for stem in IDX_STEMS:
         digit = 3 if stem.endswith("images") else 1
         for end in (f"-idx{digit}-ubyte", f".idx{digit}-ubyte"):
             for packed in ("", ".gz"):
                 path = folder / f"{stem}{end}{packed}"
                 if path.is_file():
-                    found.setdefault(stem, path)
-    return found
+                    files.setdefault(stem, path)
+    return files
 
 
 def fashion_folder() -> Path:
@@ -83,14 +83,14 @@ def fashion_folder() -> Path:
     Raises:
         DataError: neither holds all four files.
     """
-    home = os.environ.get("SELFDISTILL_DATA")
-    places = [Path(home) / FASHION] if home else []
-    places.append(DEBIAN / FASHION)
-    for place in places:
-        if len(idx_files(place)) == len(IDX_STEMS):
-            return place
+    root = os.environ.get("SELFDISTILL_DATA")
+    folders = [Path(root) / FASHION] if root else []
+    folders.append(DEBIAN / FASHION)
+    for folder in folders:
+        if len(idx_files(folder)) == len(IDX_STEMS):
+            return folder
     raise DataError(
-        f"{FASHION}: no four IDX files in {' or '.join(map(str, places))}; install the Debian package "
+        f"{FASHION}: no four IDX files in {' or '.join(map(str, folders))}; install the Debian package "
         f"dataset-fashion-mnist, or set SELFDISTILL_DATA to the folder that holds {FASHION}/"
     )
 
@@ -118,8 +118,8 @@ def read_idx(folder: Path) -> Pictures:
         raise DataError(f"{folder}: training and test images differ in size; fetch the files again")
     x = torch.from_numpy(np.concatenate(images))[:, None]
     y = torch.from_numpy(np.concatenate(labels)).long()
-    named = folder.resolve().name == FASHION and int(y.max()) < len(FASHION_CLASSES)
-    classes = FASHION_CLASSES if named else tuple(str(label) for label in range(int(y.max()) + 1))
+    is_fashion = folder.resolve().name == FASHION and int(y.max()) < len(FASHION_CLASSES)
+    classes = FASHION_CLASSES if is_fashion else tuple(str(label) for label in range(int(y.max()) + 1))
     return Pictures(x, y, classes, torch.arange(len(images[0]), len(y)))
 
 
@@ -149,7 +149,7 @@ def pillow() -> Any:
     return Image
 
 
-def find(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """All image files below ``folder``, at any depth, in the order of their names; hidden ones are left out.
 
     Raises:
@@ -157,17 +157,17 @@ def find(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; give the path of an existing one")
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    if not found:
+    if not paths:
         raise DataError(f"{folder}: no image in it; add some ({', '.join(sorted(SUFFIXES))})")
-    return found
+    return paths
 
 
-def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
+def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
     """Images as (n, channels, height, width) uint8, each resized to ``shape`` = (channels, height, width).
 
     Raises:
@@ -175,20 +175,20 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
     """
     library = pillow()
     channels, height, width = shape
-    out = np.empty((len(paths), height, width, channels), np.uint8)
+    pixels = np.empty((len(paths), height, width, channels), np.uint8)
     for row, path in enumerate(paths):
-        with _opened(library, path) as image:
+        with _open(library, path) as image:
             picture = _upright(image, "L" if channels == 1 else "RGB", path)
             picture = picture.resize((width, height), library.Resampling.BILINEAR)
-            out[row] = np.asarray(picture).reshape(height, width, channels)
-    return torch.from_numpy(np.ascontiguousarray(out.transpose(0, 3, 1, 2)))
+            pixels[row] = np.asarray(picture).reshape(height, width, channels)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
 def all_grey(paths: Sequence[Path]) -> bool:
     """True if not one of these images has colour, by its mode; files are opened but not decoded."""
     library = pillow()
     for path in paths:
-        with _opened(library, path) as image:
+        with _open(library, path) as image:
             if image.mode not in {"1", "L", "LA"} and not image.mode.startswith("I"):
                 return False
     return True
@@ -199,12 +199,12 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a readable image ({reason}); repair or remove it")
 
 
-def _opened(library: Any, path: Path) -> Image.Image:
+def _open(library: Any, path: Path) -> Image.Image:
     try:
-        opened: Image.Image = library.open(path)
+        image: Image.Image = library.open(path)
     except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
         raise _unreadable(path, error) from None
-    return opened
+    return image
 
 
 def _upright(image: Image.Image, mode: str, path: Path) -> Image.Image:
@@ -212,10 +212,10 @@ def _upright(image: Image.Image, mode: str, path: Path) -> Image.Image:
     from PIL import Image, ImageOps
 
     try:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip, not scale
-            turned = Image.fromarray((np.asarray(turned).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        return turned.convert(mode)
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip, not scale
+            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return upright.convert(mode)
     except (OSError, ValueError, SyntaxError) as error:
         raise _unreadable(path, error) from None
 
@@ -261,7 +261,7 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
     if splits["train"]:
         extra = _unlabelled_images(root, unlabelled)
     paths = [path for path, _, _ in listed] + extra
-    x = read(paths, (1 if all_grey(paths) else 3, size, size))
+    x = read_images(paths, (1 if all_grey(paths) else 3, size, size))
     y = torch.tensor([label for _, label, _ in listed] + [-1] * len(extra))
 
     def ids(name: str) -> Tensor | None:
@@ -288,7 +288,7 @@ def _by_class(root: Path) -> dict[str, list[Path]]:
     loose = _loose(root)
     if folders and loose:
         raise DataError(f"{loose[0]}: an image beside the class folders; move it into one of them")
-    return {folder.name: find(folder) for folder in folders}
+    return {folder.name: find_images(folder) for folder in folders}
 
 
 def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
@@ -302,11 +302,11 @@ def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
         splits[split] = _by_class(folder)
 
 
-def _unlabelled_images(root: Path, given: Path | None) -> list[Path]:
-    if given is not None:
-        return find(given)
-    for place in (root, root / "train", root.resolve().parent):
+def _unlabelled_images(root: Path, folder: Path | None) -> list[Path]:
+    if folder is not None:
+        return find_images(folder)
+    for parent in (root, root / "train", root.resolve().parent):
         for name in UNLABELLED:
-            if (place / name).is_dir():
-                return find(place / name)
+            if (parent / name).is_dir():
+                return find_images(parent / name)
     return []

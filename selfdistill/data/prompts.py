@@ -1,4 +1,8 @@
-"""Data sets of prompts for language models, with their splits."""
+"""Data sets of prompts for language models, with their splits; the same prompt is never in two of them.
+
+Prompts are drawn in the order of a hash of their text, so the splits depend neither on the order of the rows nor, but
+for the last prompts drawn, on rows that are added later. The test split does not depend on the seed either.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import rng
 from ..errors import DataError
 from ..io.expressions import nearest, one_line
-from . import jsonl, prompt_splits, reasoning, rewards
-from .examples import FIELDS, Example
-from .prompt_splits import Asked
+from . import reasoning, rewards
+from .examples import FIELDS, Example, PromptRow, read_rows
 
 __all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples"]
 
@@ -53,7 +57,7 @@ class Prompts:
 
     @property
     def unlabelled(self) -> Tensor:
-        """None: what a prompt lacks, it lacks by itself."""
+        """No row: prompts have no unlabelled set."""
         return self.labelled[:0]
 
     @cached_property
@@ -88,7 +92,7 @@ class Prompts:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What a run's record says about its data; everything in it can be written as JSON."""
+        """The description of the data for a run's record, as JSON values."""
         parts = {name: len(getattr(self, name)) for name in ("labelled", "unlabelled", "audit", "test")}
         return {
             "name": self.name,
@@ -106,11 +110,11 @@ class Prompts:
 
     def sealed(self) -> Prompts:
         """The same prompts with the test rows out of reach; the others keep their ids, and all the fingerprint."""
-        held = set(self.test.tolist())
-        rows = tuple(_OUT_OF_REACH if i in held else row for i, row in enumerate(self.rows))
-        kept = replace(self, rows=rows, test=self.test[:0])
-        kept.__dict__["fingerprint"] = self.fingerprint
-        return kept
+        test_ids = set(self.test.tolist())
+        rows = tuple(_OUT_OF_REACH if i in test_ids else row for i, row in enumerate(self.rows))
+        copy = replace(self, rows=rows, test=self.test[:0])
+        copy.__dict__["fingerprint"] = self.fingerprint
+        return copy
 
 
 def load_prompts(
@@ -136,8 +140,8 @@ def load_prompts(
     >>> len(rows.labelled), len(rows.audit), rows.rows[0].checker
     (6, 6, 'reasoning-gym:chain_sum(size=50)')
     """
-    rows, name = _found(source, checker, reasoning.ROWS)
-    return _assembled(name, rows, Asked(test, audit, labels, seed))
+    rows, name = _read_prompts(source, checker, reasoning.ROWS)
+    return _assembled(name, rows, SplitRequest(test, audit, labels, seed))
 
 
 def load_seeds(source: str, seeds: Iterable[int], *, labels: int | None = None) -> list[Prompts]:
@@ -150,8 +154,8 @@ def load_seeds(source: str, seeds: Iterable[int], *, labels: int | None = None) 
     >>> one.test.equal(other.test), one.audit.equal(other.audit)
     (True, False)
     """
-    rows, name = _found(source, None, reasoning.ROWS)
-    return [_assembled(name, rows, Asked(None, None, labels, seed)) for seed in seeds]
+    rows, name = _read_prompts(source, None, reasoning.ROWS)
+    return [_assembled(name, rows, SplitRequest(None, None, labels, seed)) for seed in seeds]
 
 
 def of_examples(
@@ -168,11 +172,11 @@ def of_examples(
     >>> len(of_examples(Example((("user", f"{i} + 1 = ?"),)) for i in range(10)).test)
     2
     """
-    return _assembled(name, [jsonl.Row(row, None, ()) for row in rows], Asked(test, audit, labels, seed))
+    return _assembled(name, [PromptRow(row, None, ()) for row in rows], SplitRequest(test, audit, labels, seed))
 
 
 def load_suite(source: str, *, checker: str | None = None) -> Prompts:
-    """Prompts that are only asked, to see what a model keeps: every row that can be checked is in the test split.
+    """A suite of prompts for evaluation alone: every row that can be checked is in the test split.
 
     ``source`` and ``checker`` are as in `load_prompts`; a task has 200 rows if its size is not given.
 
@@ -182,18 +186,19 @@ def load_suite(source: str, *, checker: str | None = None) -> Prompts:
     >>> len(load_suite("reasoning-gym:chain_sum").test)
     200
     """
-    rows, name = _found(source, checker, SUITE_ROWS)
+    rows, name = _read_prompts(source, checker, SUITE_ROWS)
     checked = torch.tensor([i for i, row in enumerate(rows) if row.example.checker is not None], dtype=torch.int64)
     if not len(checked):
         raise DataError(
             f'{name}: none of its {len(rows)} rows can be checked; add the fields "answer" and "checker" to keep it'
         )
-    none = checked[:0]
-    return Prompts(name, tuple(row.example for row in rows), none, none, checked, _extra(rows))
+    no_ids = checked[:0]
+    return Prompts(name, tuple(row.example for row in rows), no_ids, no_ids, checked, _extra(rows))
 
 
 def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> None:
-    """Refuse prompts that lack what a recipe needs of each row that teaches; ``instead`` names what needs less.
+    """Refuse prompts that lack a field which a recipe needs on each training row; ``instead`` names a recipe that needs
+    less.
 
     Raises:
         DataError: some rows that teach have no ``field``.
@@ -204,62 +209,190 @@ def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> 
     if not lacking:
         return
     article = "an" if field[0] in "aeiou" else "a"
-    first = f" (first: line {lacking[0].line})" if lacking[0].line else ""
-    close = nearest(field, list(data.extra)) or ", ".join(data.extra[:4])
-    unread = f" (not read: {one_line(close, 60)})" if close else ""
+    first_line = f" (first: line {lacking[0].line})" if lacking[0].line else ""
+    unread_names = nearest(field, list(data.extra)) or ", ".join(data.extra[:4])
+    unread = f" (not read: {one_line(unread_names, 60)})" if unread_names else ""
     default = "--checker exact" if field == "checker" else "use ssd, which needs none"
     raise DataError(
         f"{recipe} needs {article} {field} on each prompt and {len(lacking)} of {len(data.labelled)} rows of "
-        f'{data.name} have none{first}; add the field "{field}"{unread}, or {instead or default}'
+        f'{data.name} have none{first_line}; add the field "{field}"{unread}, or {instead or default}'
     )
 
 
 # ---- from a source to prompts ----------------------------------------------------------------------
 
 
-def _found(source: str, checker: str | None, size: int) -> tuple[list[jsonl.Row], str]:
-    """The rows, with checkers that exist and can judge them, and what to call them."""
+def _read_prompts(source: str, checker: str | None, size: int) -> tuple[list[PromptRow], str]:
+    """The rows with valid checkers, and the name of the data."""
     if reasoning.is_task(source):
-        rows = [jsonl.Row(row, None, ()) for row in reasoning.make(source, size)]
+        rows = [PromptRow(row, None, ()) for row in reasoning.make_examples(source, size)]
         if checker is not None:
             rows = [row._replace(example=replace(row.example, checker=None)) for row in rows]
         return _checked(rows, source.strip(), checker), source.strip()
-    return _checked(jsonl.read(Path(source)), source, checker), Path(source).name
+    return _checked(read_rows(Path(source)), source, checker), Path(source).name
 
 
-def _checked(rows: Sequence[jsonl.Row], place: str, usual: str | None) -> list[jsonl.Row]:
+def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> list[PromptRow]:
     """Rows with their checkers, or the usual one where it can judge.
 
     Raises:
         DataError: a checker does not exist, or cannot judge by the row's answer.
     """
-    known: set[str] = set()
-    if usual is not None:
-        rewards.resolve(usual)
+    resolved: set[str] = set()
+    if default is not None:
+        rewards.resolve(default)
     checked = []
     for row in rows:
         example = row.example
-        entry, where = example.entry is not None, f"{place}:{example.line}" if example.line else place
+        entry, location = example.entry is not None, f"{source}:{example.line}" if example.line else source
         if example.checker is None:
-            judged = usual is not None and rewards.refused(usual, example.answer, entry=entry) is None
-            checked.append(row._replace(example=replace(example, checker=usual if judged else None)))
+            judged = default is not None and rewards.unusable_reason(default, example.answer, entry=entry) is None
+            checked.append(row._replace(example=replace(example, checker=default if judged else None)))
             continue
-        if example.checker not in known:
+        if example.checker not in resolved:
             try:
                 rewards.resolve(example.checker)
             except DataError as error:
-                raise DataError(f"{where}: {error}") from None
-            known.add(example.checker)
-        if why := rewards.refused(example.checker, example.answer, entry=entry):
-            raise DataError(f"{where}: {why}")
+                raise DataError(f"{location}: {error}") from None
+            resolved.add(example.checker)
+        if reason := rewards.unusable_reason(example.checker, example.answer, entry=entry):
+            raise DataError(f"{location}: {reason}")
         checked.append(row)
     return checked
 
 
-def _assembled(name: str, rows: Sequence[jsonl.Row], asked: Asked) -> Prompts:
-    parts = prompt_splits.make(rows, asked, name)
+def _assembled(name: str, rows: Sequence[PromptRow], request: SplitRequest) -> Prompts:
+    parts = split_prompts(rows, request, name)
     return Prompts(name, tuple(row.example for row in rows), *parts, _extra(rows))
 
 
-def _extra(rows: Sequence[jsonl.Row]) -> tuple[str, ...]:
+def _extra(rows: Sequence[PromptRow]) -> tuple[str, ...]:
     return tuple(sorted({name for row in rows for name in row.extra}))
+
+
+TEST_SHARE, AUDIT_SHARE = 0.2, 0.2  # of the rows; of what the test leaves
+
+
+MOST_TEST, MOST_AUDIT = 500, 200
+
+
+LEAST = 3  # distinct prompts: one for each split
+
+
+class SplitRequest(NamedTuple):
+    """The requested shares, number of training rows and seed; None is the default."""
+
+    test: float | None = None
+    audit: float | None = None
+    labels: int | None = None
+    seed: int = 0
+
+
+class PromptSplits(NamedTuple):
+    """Sample ids, ascending."""
+
+    labelled: Tensor
+    audit: Tensor
+    test: Tensor
+
+
+def split_prompts(rows: Sequence[PromptRow], request: SplitRequest, name: str) -> PromptSplits:
+    """Split the rows; a row that names its split is put there, with all rows of the same prompt.
+
+    Raises:
+        DataError: fewer than three distinct prompts, a prompt in two splits, a share outside [0, 1) or for a split
+            that the rows name, no row that teaches, or fewer than ``labels``.
+    """
+    groups = _groups(rows)
+    if len(groups) < LEAST:
+        raise DataError(f"{name}: {len(groups)} distinct prompts; give {LEAST} or more, to teach, to judge and to test")
+    declared_keys: dict[str, list[str]] = {"train": [], "audit": [], "test": []}
+    free: list[str] = []
+    for key, members in groups.items():
+        declared = _declared_split([rows[i] for i in members], name)
+        (free if declared is None else declared_keys[declared]).append(key)
+    sizes = {key: len(members) for key, members in groups.items()}
+    for split, default, limit, address in (
+        ("test", TEST_SHARE, MOST_TEST, "test"),
+        ("audit", AUDIT_SHARE, MOST_AUDIT, f"audit {request.seed}"),
+    ):
+        share = _share(getattr(request, split), default, bool(declared_keys[split]), split, name)
+        if not share or declared_keys[split] or not free:
+            continue
+        available = sum(size for key, size in sizes.items() if key not in declared_keys["test"])
+        reserve = (not declared_keys["train"]) + (split == "test" and request.audit != 0 and not declared_keys["audit"])
+        declared_keys[split] = _draw_prompts(
+            free, sizes, min(limit, max(1, round(share * available))), address, reserve
+        )
+        free = [key for key in free if key not in set(declared_keys[split])]
+    teach, audit, test = (
+        _ids(groups, keys) for keys in (declared_keys["train"] + free, declared_keys["audit"], declared_keys["test"])
+    )
+    if not len(teach):
+        raise DataError(f'{name}: no row teaches; give some the split "train", or none')
+    return _limited(teach, audit, test, request, name)
+
+
+def _groups(rows: Sequence[PromptRow]) -> dict[str, list[int]]:
+    """The rows of each distinct prompt."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.example.user_text, []).append(index)
+    return groups
+
+
+def _declared_split(rows: Sequence[PromptRow], name: str) -> str | None:
+    """The split that rows of one prompt name, if they do."""
+    first_line: dict[str, int] = {}
+    for row in rows:
+        if row.split is not None:
+            first_line.setdefault(row.split, row.example.line)
+    if len(first_line) > 1:
+        (one, here), (other, there) = sorted(first_line.items(), key=lambda item: item[1])[:2]
+        raise DataError(
+            f"{name}:{there}: a prompt of the split {other} that line {here} has in {one}; keep one of the two"
+        )
+    return next(iter(first_line), None)
+
+
+def _share(request: float | None, default: float, declared: bool, split: str, name: str) -> float:
+    if request is None:
+        return default
+    if declared:
+        raise DataError(f'{name}: its {split} rows are given by its field "split"; leave {split} out')
+    if not 0 <= request < 1:
+        raise DataError(f"{name}: {split} is a share from 0 to below 1, not {request}; try 0.2")
+    return float(request)
+
+
+def _draw_prompts(free: Sequence[str], sizes: dict[str, int], count: int, address: str, reserve: int) -> list[str]:
+    """Prompts with ``count`` rows in all, or as near below as whole prompts go, but one; ``reserve`` prompts stay."""
+    order = sorted(free, key=lambda key: hashlib.sha256(f"{address}\n{key}".encode()).digest())
+    limit, drawn, rows = len(free) - reserve, list[str](), 0
+    for key in order:
+        if len(drawn) < limit and rows + sizes[key] <= count:
+            drawn.append(key)
+            rows += sizes[key]
+    return drawn or sorted(order, key=lambda key: sizes[key])[: min(1, limit)]
+
+
+def _ids(groups: dict[str, list[int]], keys: Sequence[str]) -> Tensor:
+    return torch.tensor(sorted(i for key in keys for i in groups[key]), dtype=torch.int64)
+
+
+def _limited(teach: Tensor, audit: Tensor, test: Tensor, request: SplitRequest, name: str) -> PromptSplits:
+    """At most ``labels`` rows teach, and no more of them judge."""
+    labels = request.labels
+    if labels is None:
+        return PromptSplits(teach, audit, test)
+    if not 1 <= labels <= len(teach):
+        raise DataError(
+            f"{name}: {labels} rows were asked for, but {len(teach)} can teach; ask for {len(teach)} or fewer"
+            if labels > 0
+            else f"{name}: {labels} rows were asked for; ask for 1 or more"
+        )
+    subsets = [
+        ids[rng.permutation((request.seed, address), len(ids))[:labels]].sort().values
+        for address, ids in (("labels", teach), ("audit labels", audit))
+    ]
+    return PromptSplits(subsets[0], subsets[1], test)

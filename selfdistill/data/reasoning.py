@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import called, nearest, one_line, read
+from ..io.expressions import expression_name, nearest, one_line, parse_expression
 from .examples import Example
 
 PREFIX = "reasoning-gym:"
@@ -34,7 +34,7 @@ def is_task(spec: str) -> bool:
     return spec.strip().startswith(PREFIX)
 
 
-def make(spec: str, size: int = ROWS) -> list[Example]:
+def make_examples(spec: str, size: int = ROWS) -> list[Example]:
     """The rows of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value, ...)``: the same ones at every call.
 
     ``size`` is how many, if the text does not say.
@@ -42,14 +42,15 @@ def make(spec: str, size: int = ROWS) -> list[Example]:
     Raises:
         DataError: reasoning-gym is missing, has no such task, or the task refuses its settings.
 
-    >>> [(row.prompt[-7:], row.answer) for row in make("reasoning-gym:chain_sum(size=2, max_terms=2, max_digits=1)")]
+    >>> examples = make_examples("reasoning-gym:chain_sum(size=2, max_terms=2, max_digits=1)")
+    >>> [(example.prompt[-7:], example.answer) for example in examples]
     [('0 - 4 =', '-4'), ('4 - 1 =', '3')]
     """
     dataset = _dataset(spec, size=size, seed=SEED)
     try:
         entries = [dataset[i] for i in range(len(dataset))]
     except Exception as error:  # tasks refuse in many ways
-        raise _refused(spec, error) from error
+        raise _task_error(spec, error) from error
     return [
         Example(
             (("user", str(entry["question"])),),
@@ -67,7 +68,7 @@ def scorer(spec: str) -> Callable[[str, Mapping[str, Any]], float]:
     """The task's ``score_answer(answer, entry)``, in [0, 1].
 
     Raises:
-        DataError: as `make`.
+        DataError: as `make_examples`.
     """
     dataset = _dataset(spec, size=SAMPLE, seed=SEED)
 
@@ -78,14 +79,14 @@ def scorer(spec: str) -> Callable[[str, Mapping[str, Any]], float]:
 
 
 def final(completion: str) -> str:
-    """What the last pair of answer tags holds, or the whole text where there is none.
+    """The text between the last pair of answer tags, or the whole text where there is none.
 
     >>> final("4 - 1 is <answer> 3 </answer>"), final(" 3 ")
     ('3', '3')
     """
-    _, opened, rest = completion.rpartition("<answer>")
-    held, closed, _ = rest.partition("</answer>")
-    return held.strip() if opened and closed else completion.strip()
+    _, opening, tail = completion.rpartition("<answer>")
+    content, closing, _ = tail.partition("</answer>")
+    return content.strip() if opening and closing else completion.strip()
 
 
 def entry_of(example: Example) -> Mapping[str, Any]:
@@ -97,33 +98,33 @@ def entry_of(example: Example) -> Mapping[str, Any]:
 
 def _dataset(spec: str, **defaults: int) -> Any:
     text = spec.strip().removeprefix(PREFIX)
-    known = tasks()
-    if not known:
+    available = tasks()
+    if not available:
         raise DataError(f"{one_line(spec, 80)}: reasoning-gym is missing; pip install reasoning-gym")
-    name = called(text)
-    if name not in known:
-        close = nearest(name, dict.fromkeys(known))
-        hint = f"nearest: {close}" if close else "https://github.com/open-thought/reasoning-gym lists them"
+    name = expression_name(text)
+    if name not in available:
+        matches = nearest(name, dict.fromkeys(available))
+        hint = f"nearest: {matches}" if matches else "https://github.com/open-thought/reasoning-gym lists them"
         raise DataError(f"reasoning-gym has no task {one_line(name, 60)!r}; {hint}")
     try:
-        return read(text, {name: _maker(name, known[name][1], defaults)}, "task")
+        return parse_expression(text, {name: _maker(name, available[name][1], defaults)}, "task")
     except RecipeError as error:
         raise DataError(f"{PREFIX}{name}: {error}") from None
     except Exception as error:
-        raise _refused(spec, error) from error
+        raise _task_error(spec, error) from error
 
 
 def _maker(name: str, config: type, defaults: Mapping[str, int]) -> Callable[..., Any]:
     """Makes the task's data set from its settings; its signature is theirs, so that misspelt ones are named."""
     from reasoning_gym import create_dataset
 
-    def made(**options: Any) -> Any:
+    def create(**options: Any) -> Any:
         return create_dataset(name, **{**defaults, **options})
 
-    made.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
-    return made
+    create.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
+    return create
 
 
-def _refused(spec: str, error: Exception) -> DataError:
-    why = one_line(error, 160) or type(error).__name__
-    return DataError(f"{one_line(spec, 80)}: the task refuses its settings ({why}); change them, or leave them out")
+def _task_error(spec: str, error: Exception) -> DataError:
+    reason = one_line(error, 160) or type(error).__name__
+    return DataError(f"{one_line(spec, 80)}: the task refuses its settings ({reason}); change them, or leave them out")

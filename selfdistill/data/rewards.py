@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import called, nearest, one_line, read
+from ..io.expressions import expression_name, nearest, one_line, parse_expression
 from . import reasoning
 from .examples import Example
 
@@ -40,7 +40,7 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class Checked:
-    """What a checker says of one completion."""
+    """The result of a check of one completion."""
 
     reward: float  # in [0, 1]
     feedback: str | None = None
@@ -51,7 +51,7 @@ Judge = Callable[[str, Example], Checked]
 
 
 class Checker:
-    """A checker that is looked up once and counts what it does.
+    """A checker of completions, which counts its calls and its failures.
 
     ============================  ===============================================================================
     spec                          a completion is right if
@@ -91,13 +91,13 @@ class Checker:
             return self.judge(completion, example)
         except (Exception, SystemExit) as error:  # it is other people's code
             self.failures += 1
-            where = f" (line {example.line})" if example.line else ""
-            self.first_error = self.first_error or one_line(f"{type(error).__name__}: {error}") + where
+            location = f" (line {example.line})" if example.line else ""
+            self.first_error = self.first_error or one_line(f"{type(error).__name__}: {error}") + location
             return Checked(0.0, failed=True)
 
 
 def check(spec: str, completion: str, example: Example) -> Checked:
-    """What the checker ``spec`` says of a completion; see `Checker`.
+    """The result of the checker ``spec`` on a completion; see `Checker`.
 
     Raises:
         DataError: there is no such checker.
@@ -119,7 +119,7 @@ def resolve(spec: str) -> Judge:
         return regex(text.removeprefix(PATTERN))
     if reasoning.is_task(text):
         return _of_task(text)
-    name = called(text)
+    name = expression_name(text)
     if ":" in name:
         return _of_function(text)
     if name not in _KINDS and name in reasoning.tasks():
@@ -127,19 +127,19 @@ def resolve(spec: str) -> Judge:
     if name not in _KINDS:
         raise _unknown(name)
     try:
-        judge: Judge = read(text, _KINDS, "checker")
+        judge: Judge = parse_expression(text, _KINDS, "checker")
     except RecipeError as error:
         raise DataError(str(error)) from None
     return judge
 
 
-def refused(spec: str, answer: str | None, *, entry: bool = False) -> str | None:
+def unusable_reason(spec: str, answer: str | None, *, entry: bool = False) -> str | None:
     """Why this checker cannot judge by this answer, with the remedy; None if it can.
 
-    >>> refused("numeric", "many"), refused("regex", "x+")
+    >>> unusable_reason("numeric", "many"), unusable_reason("regex", "x+")
     ("the checker numeric finds no number in the answer 'many'; write one", None)
     """
-    kind = "regex:" if spec.strip().startswith(PATTERN) else called(spec)
+    kind = "regex:" if spec.strip().startswith(PATTERN) else expression_name(spec)
     free = ":" in kind and not reasoning.is_task(spec)  # a pattern of its own, or a function that knows what to do
     if answer is None and not free and not entry:
         return f'the checker {one_line(spec, 60)} has no answer to compare with; add the field "answer"'
@@ -160,10 +160,10 @@ def exact() -> Judge:
     """Equal, whitespace aside."""
 
     def judge(completion: str, example: Example) -> Checked:
-        said = _collapsed(completion)
-        if said == _collapsed(_answer(example)):
+        text = _collapsed(completion)
+        if text == _collapsed(_answer_of(example)):
             return Checked(1.0)
-        return _wrong(said) if said else Checked(0.0, "Your answer was empty.")
+        return _incorrect(text) if text else Checked(0.0, "Your answer was empty.")
 
     return judge
 
@@ -172,16 +172,16 @@ def numeric(tolerance: float = 1e-6) -> Judge:
     """|last number said - last number of the answer| <= tolerance, in exact arithmetic."""
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise RecipeError(f"tolerance is a number from 0 up, not {tolerance!r}")
-    allowed = Fraction(tolerance)
+    margin = Fraction(tolerance)
 
     def judge(completion: str, example: Example) -> Checked:
-        right = last_number(_answer(example))
-        if right is None:
+        expected = last_number(_answer_of(example))
+        if expected is None:
             raise ValueError(f"no number in the answer {example.answer!r}")
-        said = last_number(completion)
-        if said is None:
+        number = last_number(completion)
+        if number is None:
             return Checked(0.0, "Your answer had no readable number.")
-        return Checked(1.0) if abs(said[0] - right[0]) <= allowed else _wrong(said[1])
+        return Checked(1.0) if abs(number[0] - expected[0]) <= margin else _incorrect(number[1])
 
     return judge
 
@@ -192,10 +192,10 @@ def regex(pattern: str | None = None) -> Judge:
     Raises:
         DataError: the pattern given is none.
     """
-    given = None if pattern is None else _compiled(pattern)
+    fixed = None if pattern is None else _compiled(pattern)
 
     def judge(completion: str, example: Example) -> Checked:
-        return Checked(float((given or _compiled(_answer(example))).search(completion) is not None))
+        return Checked(float((fixed or _compiled(_answer_of(example))).search(completion) is not None))
 
     return judge
 
@@ -217,21 +217,21 @@ def last_number(text: str) -> tuple[Fraction, str] | None:
     return None if last is None else _value(last)
 
 
-def _value(found: re.Match[str]) -> tuple[Fraction, str] | None:
-    part = found.groupdict()
+def _value(match: re.Match[str]) -> tuple[Fraction, str] | None:
+    part = match.groupdict()
     if any(len(value) > _LONGEST for value in part.values() if value) or abs(int(part["power"] or 0)) > _LONGEST:
         return None
     if part["over"] is not None:
-        over, under = Fraction(int(part["over"])), int(part["under"])
+        numerator, denominator = Fraction(int(part["over"])), int(part["under"])
     else:
-        over = Fraction((part["whole"] or "0").replace(",", "") + (part["decimals"] or part["bare"] or ""))
-        over, under = over * Fraction(10) ** int(part["power"] or 0), int(part["divisor"] or 1)
-    if under == 0:
+        numerator = Fraction((part["whole"] or "0").replace(",", "") + (part["decimals"] or part["bare"] or ""))
+        numerator, denominator = numerator * Fraction(10) ** int(part["power"] or 0), int(part["divisor"] or 1)
+    if denominator == 0:
         return None
-    return (over if part["sign"] in {None, "+"} else -over) / under, found.group().strip()
+    return (numerator if part["sign"] in {None, "+"} else -numerator) / denominator, match.group().strip()
 
 
-def _answer(example: Example) -> str:
+def _answer_of(example: Example) -> str:
     if example.answer is None:
         raise ValueError("no answer to compare with")
     return example.answer
@@ -241,8 +241,8 @@ def _collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
-def _wrong(said: str) -> Checked:
-    return Checked(0.0, f"Your answer was {one_line(said, _SHOWN)}; that is not correct.")
+def _incorrect(text: str) -> Checked:
+    return Checked(0.0, f"Your answer was {one_line(text, _SHOWN)}; that is not correct.")
 
 
 @lru_cache(maxsize=4096)
@@ -260,7 +260,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _of_task(spec: str) -> Judge:
     score = reasoning.scorer(spec)
-    return lambda completion, example: _read(score(completion, reasoning.entry_of(example)))
+    return lambda completion, example: _as_checked(score(completion, reasoning.entry_of(example)))
 
 
 def _of_function(spec: str) -> Judge:
@@ -275,58 +275,60 @@ def _of_function(spec: str) -> Judge:
         with _from_here():
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        why = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            why = f"no module {error.name!r} here or installed"
-        raise DataError(f"checker {one_line(spec, 60)!r} cannot be imported ({one_line(why, 120)}); mend it") from None
+            reason = f"no module {error.name!r} here or installed"
+        raise DataError(
+            f"checker {one_line(spec, 60)!r} cannot be imported ({one_line(reason, 120)}); mend it"
+        ) from None
     function = getattr(module, name, None)
     if not callable(function):
-        close = nearest(name, [key for key, value in vars(module).items() if callable(value)])
+        matches = nearest(name, [key for key, value in vars(module).items() if callable(value)])
         raise DataError(
             f"checker {one_line(spec, 60)!r}: {module_name} has no function {name!r}"
-            + (f"; nearest: {close}" if close else "; define it, as function(completion, answer)")
+            + (f"; nearest: {matches}" if matches else "; define it, as function(completion, answer)")
         )
-    return lambda completion, example: _read(function(completion, example.answer))
+    return lambda completion, example: _as_checked(function(completion, example.answer))
 
 
 @contextmanager
 def _from_here() -> Iterator[None]:
     """The current folder comes first, as it does for `python -m`; an installed command does not look there."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)
 
 
-def _read(said: Any) -> Checked:
-    """What a checker returned, if it is a bool, a number in [0, 1], or (number, feedback).
+def _as_checked(value: Any) -> Checked:
+    """The returned value as a result, if it is a bool, a number in [0, 1], or (number, feedback).
 
     Raises:
         ValueError, TypeError: it is something else.
     """
     feedback = None
-    if isinstance(said, tuple) and len(said) == 2:
-        said, feedback = said
+    if isinstance(value, tuple) and len(value) == 2:
+        value, feedback = value
         if not (feedback is None or isinstance(feedback, str)):
             raise TypeError(f"the feedback is a {type(feedback).__name__}; return text")
-    if isinstance(said, np.generic | np.ndarray | torch.Tensor):
-        said = said.item()
-    if not isinstance(said, bool | int | float):
-        raise TypeError(f"the checker returned a {type(said).__name__}; return a bool, a number, or (number, text)")
-    if not 0 <= said <= 1:
-        raise ValueError(f"the checker returned {said}; return a number from 0 to 1")
-    return Checked(float(said), feedback)
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.item()
+    if not isinstance(value, bool | int | float):
+        raise TypeError(f"the checker returned a {type(value).__name__}; return a bool, a number, or (number, text)")
+    if not 0 <= value <= 1:
+        raise ValueError(f"the checker returned {value}; return a number from 0 to 1")
+    return Checked(float(value), feedback)
 
 
 def _unknown(name: str) -> DataError:
-    known = [*_KINDS, *reasoning.tasks()]
-    close = nearest(name, known)
-    more = "" if len(known) > len(_KINDS) else " (pip install reasoning-gym)"
+    names = [*_KINDS, *reasoning.tasks()]
+    matches = nearest(name, names)
+    hint = "" if len(names) > len(_KINDS) else " (pip install reasoning-gym)"
     return DataError(
         f"unknown checker {one_line(name, 60)!r}; "
-        + (f"nearest: {close}; " if close else "")
-        + f"known: exact, numeric, regex, regex:PATTERN, module:function, and the tasks of reasoning-gym{more}"
+        + (f"nearest: {matches}; " if matches else "")
+        + f"known: exact, numeric, regex, regex:PATTERN, module:function, and the tasks of reasoning-gym{hint}"
     )

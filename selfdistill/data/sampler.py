@@ -24,20 +24,20 @@ from .augment import Tokens
 
 
 class Order:
-    """Which rows a step takes: shuffles addressed by seed, generation and epoch."""
+    """The order of rows: shuffles addressed by seed, generation and epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, generation: int) -> None:
         self.rows, self.seed, self.generation = rows, seed, generation
         self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
 
-    def drawn(self, clock: Clock) -> Tensor:
+    def sample(self, clock: Clock) -> Tensor:
         order = rng.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
         step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
         return order[step * self.rows // steps : (step + 1) * self.rows // steps]
 
 
-class Source(Protocol):
-    """What sampling needs of the data; `data.dataset.Data` is one."""
+class RowSource(Protocol):
+    """The data that a sampler reads; `data.dataset.Data` is one."""
 
     @property
     def y(self) -> Tensor: ...
@@ -82,43 +82,40 @@ class Sampler:
 
     def __init__(
         self,
-        data: Source,
+        data: RowSource,
         views: Views,
         batch_size: int,
         *,
         seed: int,
         generation: int = 0,
-        admitted: Tensor | None = None,
+        eligible: Tensor | None = None,
     ) -> None:
         self.data, self.views, self.seed, self.generation = data, views, seed, generation
         self._sets = {
             "labelled": data.labelled,
             "all": torch.cat([data.labelled, data.unlabelled]),
-            "unlabelled": data.unlabelled if admitted is None else admitted,
-            "union": torch.cat([data.labelled, data.unlabelled if admitted is None else admitted]),
-            "chosen": data.labelled if admitted is None else admitted,
+            "unlabelled": data.unlabelled if eligible is None else eligible,
+            "union": torch.cat([data.labelled, data.unlabelled if eligible is None else eligible]),
+            "chosen": data.labelled if eligible is None else eligible,
         }
         kinds = {look.rows for look in views.looks}
         self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
-        everything = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
+        rows = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
             raise DataError(
                 "this method learns from unlabelled rows and the data have none; give --labels N or --unlabelled PATH"
             )
-        if not 1 <= batch_size <= everything:
+        if not 1 <= batch_size <= rows:
             raise DataError(
-                f"a batch of {batch_size} does not fit {everything} training rows; "
-                f"use --batch-size {everything} or less"
+                f"a batch of {batch_size} does not fit {rows} training rows; use --batch-size {rows} or less"
             )
         self._second = max(1, round(views.ratio * batch_size)) if "unlabelled" in kinds else 0
         chunk = batch_size // 2 if views.overlap and batch_size > 1 else batch_size
-        steps = math.ceil(everything / chunk)
+        steps = math.ceil(rows / chunk)
         if self._second:
             steps = max(steps, math.ceil(len(data.unlabelled) / self._second))
         self.steps_per_epoch = steps
-        self._per_epoch = (
-            max(everything, steps * min(chunk, everything)) if steps > math.ceil(everything / chunk) else everything
-        )
+        self._per_epoch = max(rows, steps * min(chunk, rows)) if steps > math.ceil(rows / chunk) else rows
         self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
         self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
@@ -131,27 +128,27 @@ class Sampler:
         cycles = math.ceil(rows / len(members))
         orders = [rng.permutation((self.seed, kind, self.generation, epoch, c), len(members)) for c in range(cycles)]
         order = torch.cat(orders)[:rows]
-        again = _occurrences(members)
+        repeats = _occurrences(members)
         cycle = torch.arange(cycles).repeat_interleave(len(members))[:rows]
-        return Drawn(members[order], cycle * (1 + int(again.max())) + again[order])
+        return Drawn(members[order], cycle * (1 + int(repeats.max())) + repeats[order])
 
-    def drawn(self, epoch: int, step: int) -> dict[str, Drawn]:
+    def sample(self, epoch: int, step: int) -> dict[str, Drawn]:
         """Sample ids of each set of rows in a step of an epoch (counted from 0)."""
         main = self._chunk(self._main, epoch, step, self._per_epoch)
         if self.views.overlap:
-            before = (epoch, step - 1) if step else (epoch - 1, self.steps_per_epoch - 1)
-            if before[0] >= 0:
-                old = self._chunk(self._main, *before, self._per_epoch)
-                again = Drawn(old.ids, old.visits + 1)
-                main = Drawn(torch.cat([again.ids, main.ids]), torch.cat([again.visits, main.visits]))
+            previous = (epoch, step - 1) if step else (epoch - 1, self.steps_per_epoch - 1)
+            if previous[0] >= 0:
+                overlap = self._chunk(self._main, *previous, self._per_epoch)
+                repeated = Drawn(overlap.ids, overlap.visits + 1)
+                main = Drawn(torch.cat([repeated.ids, main.ids]), torch.cat([repeated.visits, main.visits]))
         if self.views.mates:
             main = self._with_mates(main, epoch, step)
-        drawn = {self._main: main}
+        sets = {self._main: main}
         if self._second:
-            drawn["unlabelled"] = self._chunk("unlabelled", epoch, step, self.steps_per_epoch * self._second)
+            sets["unlabelled"] = self._chunk("unlabelled", epoch, step, self.steps_per_epoch * self._second)
         if self._pairs:
-            drawn["pair"] = self._partners(main, epoch)
-        return drawn
+            sets["pair"] = self._partners(main, epoch)
+        return sets
 
     def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> Drawn:
         order = self._order(kind, epoch, rows)
@@ -164,10 +161,10 @@ class Sampler:
         u = rng.uniform((self.seed, "pair", self.generation, epoch), main.ids + (main.visits << 40), 1)[:, 0]
         partners = []
         for i, label, number in zip(main.ids.tolist(), self.data.y[main.ids].tolist(), u.tolist(), strict=True):
-            members, place = self._by_class.get(label, ([i], {i: 0}))
-            others = max(1, len(members) - 1)
-            skip = 1 + int(number * others) if len(members) > 1 else 0
-            partners.append(members[(place[i] + skip) % len(members)])
+            members, position = self._by_class.get(label, ([i], {i: 0}))
+            candidates = max(1, len(members) - 1)
+            skip = 1 + int(number * candidates) if len(members) > 1 else 0
+            partners.append(members[(position[i] + skip) % len(members)])
         return Drawn(torch.tensor(partners, dtype=torch.int64), main.visits)
 
     def _with_mates(self, main: Drawn, epoch: int, step: int) -> Drawn:
@@ -179,47 +176,47 @@ class Sampler:
         ids, visits = list[int](), list[int]()
         firsts = main.ids[: math.ceil(rows / (mates + 1))].tolist()
         for group, (i, visit) in enumerate(zip(firsts, main.visits.tolist(), strict=False)):
-            members, place = self._by_class.get(int(self.data.y[i]), ([i], {i: 0}))
-            others = rng.sample(
+            members, position = self._by_class.get(int(self.data.y[i]), ([i], {i: 0}))
+            offsets = rng.sample(
                 (self.seed, "mates", self.generation, epoch, step, group), max(1, len(members) - 1), mates
             )
             skip = int(len(members) > 1)
-            ids += [i, *(members[(place[i] + skip + other) % len(members)] for other in others)]
+            ids += [i, *(members[(position[i] + skip + offset) % len(members)] for offset in offsets)]
             first = 1 + (step * rows + group * mates)
             visits += [visit, *(range(first, first + mates))]
         return Drawn(torch.tensor(ids[:rows], dtype=torch.int64), torch.tensor(visits[:rows], dtype=torch.int64))
 
-    def batch(self, drawn: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
+    def batch(self, sets: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
-        batch, fixed, addresses, shown = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
+        batch, fixed, addresses, inputs = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
         for look in self.views.looks:
-            rows = drawn[look.rows]
-            how = self.data.augment if look.augment == "default" else look.augment
-            x = shown[look.of] if look.of else self.data.rows(rows.ids)
+            rows = sets[look.rows]
+            augmentation = self.data.augment if look.augment == "default" else look.augment
+            x = inputs[look.of] if look.of else self.data.rows(rows.ids)
             if look.of:
                 x = self._with_hidden(look, x, rows, epoch)
-            elif how == "none":
+            elif augmentation == "none":
                 fixed.add(look.name)
             elif look.fixed:
                 fixed.add(look.name)
-                way = (epoch + rows.visits) % look.fixed
-                addresses[look.name] = (rows.ids * look.fixed + way).to(device)
-                x = self._fixed(how, look, x, rows.ids + (way << 40))
+                variant = (epoch + rows.visits) % look.fixed
+                addresses[look.name] = (rows.ids * look.fixed + variant).to(device)
+                x = self._fixed(augmentation, look, x, rows.ids + (variant << 40))
             elif len(x):
-                x = self._augmented(how, look, x, rows, epoch)
-            shown[look.name] = x
+                x = self._augmented(augmentation, look, x, rows, epoch)
+            inputs[look.name] = x
             batch[look.name] = Rows(x.to(device), self.data.targets[rows.ids].to(device), rows.ids.to(device))
         batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
-    def _augmented(self, how: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _augmented(self, augmentation: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         data = self.data
-        return augment.apply(how, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
+        return augment.apply(augmentation, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
     def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
-        """What another view shows, less some patches; others in every epoch."""
+        """The rows of another view with some patches hidden, others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
             x,
@@ -231,10 +228,10 @@ class Sampler:
             whole=look.whole,
         )
 
-    def _fixed(self, how: str, look: View, x: Tensor, key: Tensor) -> Tensor:
-        """By sample and way alone: whoever trains on these data sees the same."""
+    def _fixed(self, augmentation: str, look: View, x: Tensor, key: Tensor) -> Tensor:
+        """The fixed augmentation of each sample: a function of the sample and the variant alone."""
         address = ("fixed", look.name)
-        return augment.apply(how, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
+        return augment.apply(augmentation, x, key, address, kind=self.data.kind, flips=self.data.flips) if len(x) else x
 
 
 def _occurrences(ids: Tensor) -> Tensor:
@@ -242,14 +239,14 @@ def _occurrences(ids: Tensor) -> Tensor:
     order = ids.argsort(stable=True)
     _, counts = ids[order].unique_consecutive(return_counts=True)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    found = torch.empty_like(ids)
-    found[order] = torch.arange(len(ids)) - first
-    return found
+    counts_before = torch.empty_like(ids)
+    counts_before[order] = torch.arange(len(ids)) - first
+    return counts_before
 
 
-def _rows_by_class(data: Source) -> dict[int, tuple[list[int], dict[int, int]]]:
+def _rows_by_class(data: RowSource) -> dict[int, tuple[list[int], dict[int, int]]]:
     """For each class its labelled rows, and the place of each row among them."""
     members: dict[int, list[int]] = {}
     for i, label in zip(data.labelled.tolist(), data.y[data.labelled].tolist(), strict=True):
         members.setdefault(label, []).append(i)
-    return {label: (rows, {row: place for place, row in enumerate(rows)}) for label, rows in members.items()}
+    return {label: (rows, {row: position for position, row in enumerate(rows)}) for label, rows in members.items()}

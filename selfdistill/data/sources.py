@@ -32,7 +32,7 @@ MOST_AUDIT = 5000  # beyond this, rows teach more than they sharpen a decision
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class RawData:
     """Data as read. Images have inputs ``x``; tables ``features``, whose scaling must wait for the splits."""
 
     name: str
@@ -51,11 +51,11 @@ class Source:
 
     @property
     def task(self) -> str:
-        """What can be learnt of these rows: classes, values, or features alone."""
+        """The task of these rows: classes, values, or features alone."""
         return "features" if self.bare else "classify" if self.classes else "regress"
 
 
-def find(
+def read_source(
     source: str,
     *,
     target: str | None,
@@ -63,7 +63,7 @@ def find(
     image_size: int | None,
     compact: bool = False,
     labelled: bool = True,
-) -> Source:
+) -> RawData:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
 
     Unless they must be ``labelled``, tables and folders may have no label at all.
@@ -75,8 +75,13 @@ def find(
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
         table = tables.read(existing(source), target, unlabelled, compact, labelled)
-        return Source(
-            Path(source).name, "table", table.y, table.classes, features=table.features, bare=_bare(table, labelled)
+        return RawData(
+            Path(source).name,
+            "table",
+            table.y,
+            table.classes,
+            features=table.features,
+            bare=_is_unlabelled(table, labelled),
         )
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
@@ -85,24 +90,24 @@ def find(
             existing(source)
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
     if source == "digits":
-        found = _digits()
+        raw = _digits()
     elif source == images.FASHION:
-        found = _idx(images.fashion_folder())
+        raw = _idx(images.fashion_folder())
     elif images.idx_files(Path(source)):
-        found = _idx(Path(source))
+        raw = _idx(Path(source))
     else:
         return _folder(existing(source), unlabelled, image_size, labelled)
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
-    return _with_images(found, unlabelled) if unlabelled is not None else found
+    return _with_images(raw, unlabelled) if unlabelled is not None else raw
 
 
-def _known_table(name: str, target: str | None, unlabelled: Path | None, image_size: int | None) -> Source:
-    for option, given in (("target", target), ("unlabelled", unlabelled), ("image_size", image_size)):
-        if given is not None:
+def _known_table(name: str, target: str | None, unlabelled: Path | None, image_size: int | None) -> RawData:
+    for option, value in (("target", target), ("unlabelled", unlabelled), ("image_size", image_size)):
+        if value is not None:
             raise DataError(f"{name}: its {option} is given already; leave {option} out")
-    table = tables.known(name)
-    return Source(name, "table", table.y, table.classes, features=table.features)
+    table = tables.sklearn_table(name)
+    return RawData(name, "table", table.y, table.classes, features=table.features)
 
 
 def existing(source: str) -> Path:
@@ -114,21 +119,21 @@ def existing(source: str) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    beside = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(source, [*NAMES, *beside], n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    matches = difflib.get_close_matches(source, [*NAMES, *siblings], n=1)
+    hint = f" (did you mean '{matches[0]}'?)" if matches else ""
     raise DataError(
         f"no data called '{source}'{hint}; use {', '.join(NAMES[:-1])} or {NAMES[-1]}, or the path of a folder of "
         "images by class, of a CSV file or of a Parquet file"
     )
 
 
-def _digits() -> Source:
+def _digits() -> RawData:
     """1,797 handwritten digits of 8 x 8 pixels in 17 shades, from scikit-learn (Alpaydin and Kaynak)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return Source(
+    return RawData(
         "digits",
         "image",
         torch.from_numpy(bunch.target).long(),
@@ -140,13 +145,13 @@ def _digits() -> Source:
     )
 
 
-def _idx(folder: Path) -> Source:
-    """IDX files do not say what they show: only clothes known by the folder's name may be mirrored."""
+def _idx(folder: Path) -> RawData:
+    """The data of a folder of IDX files; only Fashion-MNIST, known by the folder's name, may be mirrored."""
     pictures = images.read_idx(folder)
     assert pictures.test is not None, "IDX files come with their test split"
     train = len(pictures.y) - len(pictures.test)
     clothes = pictures.classes == images.FASHION_CLASSES
-    return Source(
+    return RawData(
         folder.resolve().name,
         "image",
         pictures.y,
@@ -159,7 +164,7 @@ def _idx(folder: Path) -> Source:
     )
 
 
-def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> Source:
+def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> RawData:
     if not root.is_dir():
         raise DataError(
             f"{root}: neither a folder nor a table; use a folder of images by class, or a file ending in "
@@ -168,7 +173,7 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
     if image_size is not None and image_size < 8:
         raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
     pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled)
-    return Source(
+    return RawData(
         root.resolve().name,
         "image",
         pictures.y,
@@ -179,23 +184,23 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
         flips=True,
         augment="weak",
         names=pictures.names,
-        bare=_bare(pictures, labelled),
+        bare=_is_unlabelled(pictures, labelled),
     )
 
 
-def _bare(read: tables.Table | images.Pictures, labelled: bool) -> bool:
-    """Has no row a label, and need none have one?"""
-    return not labelled and not bool(splits.has_label(read.y).any())
+def _is_unlabelled(raw: tables.RawTable | images.Pictures, labelled: bool) -> bool:
+    """Whether no row has a label, where none is required."""
+    return not labelled and not bool(splits.has_label(raw.y).any())
 
 
-def _with_images(found: Source, folder: Path) -> Source:
+def _with_images(raw: RawData, folder: Path) -> RawData:
     """Add a folder of images without class, made of the same size, mode and scale."""
-    assert found.x is not None, "named images are read at once"
-    channels, height, width = found.x.shape[1:]
-    extra = images.read(images.find(folder), (channels, height, width))
-    extra = (extra.float() * (found.white / 255)).round().to(torch.uint8)
+    assert raw.x is not None, "named images are read at once"
+    channels, height, width = raw.x.shape[1:]
+    extra = images.read_images(images.find_images(folder), (channels, height, width))
+    extra = (extra.float() * (raw.white / 255)).round().to(torch.uint8)
     return replace(
-        found,
-        x=torch.cat([found.x, extra]),
-        y=torch.cat([found.y, found.y.new_full((len(extra),), -1)]),
+        raw,
+        x=torch.cat([raw.x, extra]),
+        y=torch.cat([raw.y, raw.y.new_full((len(extra),), -1)]),
     )

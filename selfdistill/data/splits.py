@@ -19,7 +19,7 @@ Address = tuple[int | str, ...]
 Part = Tensor | int | float  # a split: its sample ids, how many rows, or which share of what is left
 
 
-class Labels(NamedTuple):
+class LabelColumn(NamedTuple):
     """The labels of every row: y is int64 with -1 for none, or float32 with nan for none and no classes."""
 
     name: str  # of the data, for messages
@@ -39,7 +39,7 @@ class Splits(NamedTuple):
 
 
 def has_label(y: Tensor) -> Tensor:
-    """Which rows carry a label: not -1 for classes, not nan for values.
+    """A mask of the rows with a label: not -1 for classes, not nan for values.
 
     >>> has_label(torch.tensor([0, -1, 2])).tolist()
     [True, False, True]
@@ -47,21 +47,21 @@ def has_label(y: Tensor) -> Tensor:
     return ~torch.isnan(y) if y.is_floating_point() else y >= 0
 
 
-def allocate(sizes: list[int], count: int, *, least: int = 0, keep: int = 0) -> list[int]:
+def allocate(sizes: list[int], count: int, *, least: int = 0, reserve: int = 0) -> list[int]:
     """Share ``count`` among groups in proportion to ``sizes`` (largest remainder), within bounds.
 
-    Every group gets ``least`` and leaves ``keep`` behind, as far as it has them; where these bounds allow no
+    Every group gets ``least`` and leaves ``reserve`` behind, as far as it has them; where these bounds allow no
     exact sum, the nearest one.
 
     >>> allocate([60, 30, 10], 10), allocate([98, 1, 1], 10, least=1)
     ([6, 3, 1], [8, 1, 1])
     """
     total = max(sum(sizes), 1)
-    most = [max(size - keep, 0) for size in sizes]
-    floor = [min(least, top) for top in most]
-    shares = [min(max(count * size // total, low), top) for size, low, top in zip(sizes, floor, most, strict=True)]
+    upper = [max(size - reserve, 0) for size in sizes]
+    lower = [min(least, top) for top in upper]
+    shares = [min(max(count * size // total, low), top) for size, low, top in zip(sizes, lower, upper, strict=True)]
     while missing := count - sum(shares):
-        step, bound = (1, most) if missing > 0 else (-1, floor)
+        step, bound = (1, upper) if missing > 0 else (-1, lower)
         movable = [i for i in range(len(sizes)) if shares[i] != bound[i]]
         if not movable:
             break
@@ -70,22 +70,22 @@ def allocate(sizes: list[int], count: int, *, least: int = 0, keep: int = 0) -> 
     return shares
 
 
-def draw(ids: Tensor, y: Tensor, count: int, address: Address, *, keep: int = 0) -> Tensor:
+def draw(ids: Tensor, y: Tensor, count: int, address: Address, *, reserve: int = 0) -> Tensor:
     """``count`` of ``ids``, ascending: any for values; for classes in proportion, one of each if it can."""
     if y.is_floating_point():
         return ids[rng.permutation(address, len(ids))[:count]].sort().values
     present = _present(y[ids])
     groups = [ids[y[ids] == label] for label in present]
-    shares = allocate([len(g) for g in groups], count, least=int(count >= len(groups)), keep=keep)
-    taken = [
+    shares = allocate([len(g) for g in groups], count, least=int(count >= len(groups)), reserve=reserve)
+    drawn = [
         group[rng.permutation((*address, label), len(group))[:share]]
         for label, group, share in zip(present, groups, shares, strict=True)
     ]
-    return torch.cat([*taken, ids[:0]]).sort().values
+    return torch.cat([*drawn, ids[:0]]).sort().values
 
 
-def make(
-    rows: Labels,
+def make_splits(
+    rows: LabelColumn,
     *,
     test: Part,
     audit: Part,
@@ -105,25 +105,25 @@ def make(
             ``labels`` than rows, noise outside [0, 1), or given ids that overlap or have no label.
     """
     if bare:
-        return _none(rows, labels, label_noise)
+        return _unlabelled_splits(rows, labels, label_noise)
     _check_noise(rows, label_noise)
     _check_given(rows, {"test": test, "audit": audit})
-    y, needed = rows.y.clone(), 1 + _wanted(test) + _wanted(audit)
+    y, least = rows.y.clone(), 1 + _is_open(test) + _is_open(audit)
     pool = has_label(y).nonzero()[:, 0]
-    for given in (test, audit):
-        if isinstance(given, Tensor):
-            pool = without(pool, given)
-    _check_pool(rows, pool, needed)
-    test_ids = _part(pool, y, test, ("test",), keep=needed - 1)
-    pool = without(pool, test_ids)
-    audit_ids = _part(pool, y, audit, (seed, "audit"), keep=1)
-    labelled = without(pool, audit_ids)
+    for fixed in (test, audit):
+        if isinstance(fixed, Tensor):
+            pool = difference(pool, fixed)
+    _check_pool(rows, pool, least)
+    test_ids = _part(pool, y, test, ("test",), reserve=least - 1)
+    pool = difference(pool, test_ids)
+    audit_ids = _part(pool, y, audit, (seed, "audit"), reserve=1)
+    labelled = difference(pool, audit_ids)
     _check_seen(rows, labelled, test_ids)
     if labels is not None:
         _check_labels(rows, labelled, labels)
         labelled = draw(labelled, y, labels, (seed, "labels"))
         audit_ids = draw(audit_ids, y, min(labels, len(audit_ids)), (seed, "audit labels"))
-    unlabelled = without(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
+    unlabelled = difference(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
     y[unlabelled] = torch.nan if y.is_floating_point() else -1
     noisy = torch.zeros(len(y), dtype=torch.bool)
     for part, ids in (("train", labelled), ("audit", audit_ids)):
@@ -132,7 +132,7 @@ def make(
     return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy)
 
 
-def _none(rows: Labels, labels: int | None, label_noise: float) -> Splits:
+def _unlabelled_splits(rows: LabelColumn, labels: int | None, label_noise: float) -> Splits:
     """Rows without any label: all of them teach without, and nothing is audited or tested."""
     if labels is not None or label_noise:
         option = "label noise" if labels is None else "a number of labels"
@@ -143,14 +143,14 @@ def _none(rows: Labels, labels: int | None, label_noise: float) -> Splits:
 
 def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:
     """Symmetric noise, in place: round(share * rows) labels become another class, drawn evenly; their ids."""
-    chosen = ids[rng.permutation(address, len(ids))[: round(share * len(ids))]]
-    step = 1 + (rng.uniform(address, chosen, 1)[:, 0] * (classes - 1)).long()
-    y[chosen] = (y[chosen] + step) % classes
-    return chosen
+    noisy = ids[rng.permutation(address, len(ids))[: round(share * len(ids))]]
+    step = 1 + (rng.uniform(address, noisy, 1)[:, 0] * (classes - 1)).long()
+    y[noisy] = (y[noisy] + step) % classes
+    return noisy
 
 
-def row_ids(name: str, which: str, given: Tensor, rows: int) -> Tensor:
-    """The sample ids (k,) int64 that ``given`` means: ids as they are, or where a mask (rows,) is true.
+def row_ids(name: str, split: str, selection: Tensor, rows: int) -> Tensor:
+    """The sample ids (k,) int64 that ``selection`` means: ids as they are, or where a mask (rows,) is true.
 
     Raises:
         DataError: another shape or dtype, an id outside the rows, an id twice.
@@ -158,94 +158,94 @@ def row_ids(name: str, which: str, given: Tensor, rows: int) -> Tensor:
     >>> row_ids("mine", "test", torch.tensor([False, True, True]), 3).tolist()
     [1, 2]
     """
-    if given.dtype == torch.bool:
-        if tuple(given.shape) != (rows,):
+    if selection.dtype == torch.bool:
+        if tuple(selection.shape) != (rows,):
             raise DataError(
-                f"{name}: a {which} mask of shape {tuple(given.shape)}; give one value for each of {rows} rows"
+                f"{name}: a {split} mask of shape {tuple(selection.shape)}; give one value for each of {rows} rows"
             )
-        return given.nonzero()[:, 0].cpu()
-    if given.ndim != 1 or (len(given) and (given.is_floating_point() or given.is_complex())):
-        found = f"{str(given.dtype).removeprefix('torch.')} of shape {tuple(given.shape)}"
-        raise DataError(f"{name}: {which} ids are {found}; give whole row numbers in one dimension, or a mask")
-    ids = given.long().cpu()
-    outside = ids[(ids < 0) | (ids >= rows)]
-    if len(outside):
-        raise DataError(f"{name}: {which} ids outside 0..{rows - 1}, such as {int(outside[0])}; use row numbers")
+        return selection.nonzero()[:, 0].cpu()
+    if selection.ndim != 1 or (len(selection) and (selection.is_floating_point() or selection.is_complex())):
+        fault = f"{str(selection.dtype).removeprefix('torch.')} of shape {tuple(selection.shape)}"
+        raise DataError(f"{name}: {split} ids are {fault}; give whole row numbers in one dimension, or a mask")
+    ids = selection.long().cpu()
+    invalid = ids[(ids < 0) | (ids >= rows)]
+    if len(invalid):
+        raise DataError(f"{name}: {split} ids outside 0..{rows - 1}, such as {int(invalid[0])}; use row numbers")
     found_ids, times = ids.unique(return_counts=True)
     if bool((times > 1).any()):
-        raise DataError(f"{name}: row {int(found_ids[times > 1][0])} is twice among the {which} ids; give each once")
+        raise DataError(f"{name}: row {int(found_ids[times > 1][0])} is twice among the {split} ids; give each once")
     return ids
 
 
-def without(ids: Tensor, others: Tensor) -> Tensor:
-    """The ``ids`` that are not among ``others``, in their order."""
-    return ids[~torch.isin(ids, others)]
+def difference(ids: Tensor, excluded: Tensor) -> Tensor:
+    """The ``ids`` that are not among ``excluded``, in their order."""
+    return ids[~torch.isin(ids, excluded)]
 
 
 def _present(y: Tensor) -> list[int]:
     return [int(label) for label in torch.bincount(y).nonzero()[:, 0]]
 
 
-def _wanted(part: Part) -> int:
+def _is_open(part: Part) -> int:
     """1 if this split is still to be drawn, else 0."""
     return 0 if isinstance(part, Tensor) or part == 0 else 1
 
 
-def _part(pool: Tensor, y: Tensor, part: Part, address: Address, *, keep: int) -> Tensor:
+def _part(pool: Tensor, y: Tensor, part: Part, address: Address, *, reserve: int) -> Tensor:
     if isinstance(part, Tensor):
         return part.sort().values
     if part == 0:
         return pool[:0]
     count = part if isinstance(part, int) else max(1, round(part * len(pool)))
-    return draw(pool, y, count, address, keep=keep)
+    return draw(pool, y, count, address, reserve=reserve)
 
 
-def _check_given(rows: Labels, given: dict[str, Part]) -> None:
+def _check_given(rows: LabelColumn, parts: dict[str, Part]) -> None:
     """Rows that were chosen for audit and test have labels, and no row is in both."""
-    chosen = {which: part for which, part in given.items() if isinstance(part, Tensor)}
-    for which, ids in chosen.items():
-        bare = ids[~has_label(rows.y[ids])]
-        if len(bare):
+    selections = {split: part for split, part in parts.items() if isinstance(part, Tensor)}
+    for split, ids in selections.items():
+        missing = ids[~has_label(rows.y[ids])]
+        if len(missing):
             raise DataError(
-                f"{rows.name}: row {int(bare[0])} (from 0) is in the {which} split, but has no label; "
+                f"{rows.name}: row {int(missing[0])} (from 0) is in the {split} split, but has no label; "
                 "label it, or leave it out"
             )
-    if len(chosen) == len(given):
-        both = chosen["test"][torch.isin(chosen["test"], chosen["audit"])]
-        if len(both):
+    if len(selections) == len(parts):
+        common = selections["test"][torch.isin(selections["test"], selections["audit"])]
+        if len(common):
             raise DataError(
-                f"{rows.name}: {len(both)} rows are in both test and audit, the first is row {int(both.min())} "
+                f"{rows.name}: {len(common)} rows are in both test and audit, the first is row {int(common.min())} "
                 "(from 0); give each to one of them"
             )
 
 
-def _check_noise(rows: Labels, label_noise: float) -> None:
+def _check_noise(rows: LabelColumn, label_noise: float) -> None:
     if not 0 <= label_noise < 1:
         raise DataError(f"{rows.name}: label noise is a share from 0 to below 1, not {label_noise}; try 0.4")
     if label_noise and rows.y.is_floating_point():
         raise DataError(f"{rows.name}: label noise swaps classes, but the target is a number; leave it at 0")
 
 
-def _check_pool(rows: Labels, pool: Tensor, needed: int) -> None:
+def _check_pool(rows: LabelColumn, pool: Tensor, least: int) -> None:
     """Enough labelled rows, of enough classes, for every split that is to be drawn."""
     if rows.y.is_floating_point():
-        if len(pool) <= needed:
+        if len(pool) <= least:
             raise DataError(f"{rows.name}: only {len(pool)} rows to split have a target; add rows")
         return
     present = _present(rows.y[pool])
     if len(present) < 2:
-        found = f"only the class '{rows.classes[present[0]]}'" if present else "no class at all"
-        raise DataError(f"{rows.name}: the labelled rows have {found}; learning needs two classes or more")
+        fault = f"only the class '{rows.classes[present[0]]}'" if present else "no class at all"
+        raise DataError(f"{rows.name}: the labelled rows have {fault}; learning needs two classes or more")
     counts = torch.bincount(rows.y[pool]).tolist()
     for label in present:
-        if counts[label] < needed:
+        if counts[label] < least:
             raise DataError(
                 f"{rows.name}: class '{rows.classes[label]}' has too few labelled rows to split "
-                f"({counts[label]}, needed {needed}); add rows, or merge or remove the class"
+                f"({counts[label]}, needed {least}); add rows, or merge or remove the class"
             )
 
 
-def _check_seen(rows: Labels, labelled: Tensor, test: Tensor) -> None:
+def _check_seen(rows: LabelColumn, labelled: Tensor, test: Tensor) -> None:
     """A class that is tested must be taught."""
     if rows.y.is_floating_point():
         return
@@ -257,7 +257,7 @@ def _check_seen(rows: Labels, labelled: Tensor, test: Tensor) -> None:
         )
 
 
-def _check_labels(rows: Labels, labelled: Tensor, labels: int) -> None:
+def _check_labels(rows: LabelColumn, labelled: Tensor, labels: int) -> None:
     if labels > len(labelled):
         raise DataError(
             f"{rows.name}: {labels} labels were asked for, but only {len(labelled)} training rows have one; "

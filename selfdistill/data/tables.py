@@ -34,7 +34,7 @@ INFINITE_REMEDY = "remove the row, or leave the cell empty if the value is unkno
 TRUSTED = frozenset({"numpy.dtype"})
 
 
-class Table(NamedTuple):
+class RawTable(NamedTuple):
     """A table as read: features, and the target apart from them."""
 
     features: Any  # pandas.DataFrame: numbers as float64, categories as object with nan for missing
@@ -79,16 +79,16 @@ def read_frame(path: Path) -> Any:
         raise DataError(f"{path}: the table has no rows; add some")
     frame.columns = [str(column) for column in frame.columns]
     if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise DataError(f"{path}: two columns are called '{twice}'; rename one")
+        duplicate = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"{path}: two columns are called '{duplicate}'; rename one")
     return frame
 
 
-def known(name: str) -> Table:
+def sklearn_table(name: str) -> RawTable:
     """A table that comes with scikit-learn: diabetes (442 rows), breast-cancer (569), wine (178), iris (150), or 600
     rows of friedman1 with noise 1 (Friedman, Multivariate Adaptive Regression Splines, 1991), always the same ones.
 
-    >>> table = known("diabetes")
+    >>> table = sklearn_table("diabetes")
     >>> table.features.shape, table.classes, float(table.y[0])
     ((442, 10), (), 151.0)
     """
@@ -98,12 +98,12 @@ def known(name: str) -> Table:
     if name == "friedman1":
         x, y = datasets.make_friedman1(600, noise=1.0, random_state=0)
         frame = library.DataFrame(x, columns=[f"x{i + 1}" for i in range(x.shape[1])])
-        return Table(frame, torch.from_numpy(y.astype(np.float32)), ())
+        return RawTable(frame, torch.from_numpy(y.astype(np.float32)), ())
     bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
     frame = library.DataFrame(bunch.data, columns=[str(column) for column in bunch.feature_names])
     if name == "diabetes":
-        return Table(frame, torch.from_numpy(bunch.target.astype(np.float32)), ())
-    return Table(frame, torch.from_numpy(bunch.target.astype(np.int64)), tuple(map(str, bunch.target_names)))
+        return RawTable(frame, torch.from_numpy(bunch.target.astype(np.float32)), ())
+    return RawTable(frame, torch.from_numpy(bunch.target.astype(np.int64)), tuple(map(str, bunch.target_names)))
 
 
 def _read_text(path: Path, **options: Any) -> Any:
@@ -118,7 +118,7 @@ def _read_text(path: Path, **options: Any) -> Any:
 
 
 class _OneByOne:
-    """A Parquet file whose columns are read when they are asked for: read at once, it takes three times its size."""
+    """A Parquet file whose columns are read one at a time: read at once, it takes three times its size."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -148,7 +148,7 @@ class _OneByOne:
 
 def read(
     path: Path, target: str | None, unlabelled: Path | None, compact: bool = False, labelled: bool = True
-) -> Table:
+) -> RawTable:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
 
     ``compact`` features have categories in place of text, and no column is held twice while they are made. Unless it
@@ -168,10 +168,10 @@ def read(
     numeric = [name for name in names if is_number(frame[name])]
     features = prepare(frame, names, numeric, str(path), compact)
     if unlabelled is not None:
-        more = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
-        features = _below(features, more)
-        y = torch.cat([y, y.new_full((len(more),), torch.nan if y.is_floating_point() else -1)])
-    return Table(features, y, classes)
+        extra = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
+        features = _concatenate(features, extra)
+        y = torch.cat([y, y.new_full((len(extra),), torch.nan if y.is_floating_point() else -1)])
+    return RawTable(features, y, classes)
 
 
 def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[str, ...]]:
@@ -189,27 +189,27 @@ def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[st
     if target not in frame.columns:
         raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
     column = frame[target]
-    return _targets(column if is_number(column) else words(path, column), f"{path}: column '{target}'")
+    return _targets(column if is_number(column) else text_column(path, column), f"{path}: column '{target}'")
 
 
-def words(path: Path, column: Any) -> Any:
+def text_column(path: Path, column: Any) -> Any:
     """A column of words as it is written: "None" or "NA" may be one of them, and only an empty cell is missing."""
     if path.name.lower().endswith(".parquet"):
         return column
     return _read_text(path, usecols=[column.name], keep_default_na=False, na_values=[""])[column.name]
 
 
-def _below(features: Any, more: Any) -> Any:
+def _concatenate(features: Any, extra: Any) -> Any:
     """Two frames as one; categories are those of both."""
     from pandas.api.types import union_categoricals
 
     columns = {}
     for name in features.columns:
-        both = [features[name], more[name]]
+        pair = [features[name], extra[name]]
         if str(features[name].dtype) == "category":
-            columns[name] = pandas().Series(union_categoricals(both, sort_categories=True))
+            columns[name] = pandas().Series(union_categoricals(pair, sort_categories=True))
         else:
-            columns[name] = pandas().concat(both, ignore_index=True)
+            columns[name] = pandas().concat(pair, ignore_index=True)
     return pandas().DataFrame(columns)
 
 
@@ -240,10 +240,10 @@ def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str
 def _categories(column: Any) -> Any:
     """The texts of a column as sorted categories; empty cells have none."""
     library = pandas()
-    codes, found = library.factorize(column, use_na_sentinel=True)
-    texts = np.array([str(value) for value in found], dtype=object)
-    names, place = np.unique(texts, return_inverse=True) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
-    placed = np.append(place, -1)[codes]  # -1 stays -1
+    codes, values = library.factorize(column, use_na_sentinel=True)
+    texts = np.array([str(value) for value in values], dtype=object)
+    names, order = np.unique(texts, return_inverse=True) if len(texts) else (texts, np.zeros(0, dtype=np.int64))
+    placed = np.append(order, -1)[codes]  # -1 stays -1
     return library.Categorical.from_codes(placed, categories=names)
 
 
@@ -308,9 +308,9 @@ def _targets(column: Any, place: str) -> tuple[Tensor, tuple[str, ...]]:
 def _mostly_numbers(texts: list[str], names: list[str], place: str) -> None:
     """Refuse a column of values with a few cells of text: each of its numbers would be a class of its own."""
     values = pandas().to_numeric(pandas().Series(names, dtype=object), errors="coerce").to_numpy(np.float64)
-    other = {name for name, broken in zip(names, np.isnan(values), strict=True) if broken}
-    if other and len(names) - len(other) > max(MOST_CLASSES, 9 * len(other)):
-        row = next(row for row, text in enumerate(texts) if text in other)
+    words = {name for name, broken in zip(names, np.isnan(values), strict=True) if broken}
+    if words and len(names) - len(words) > max(MOST_CLASSES, 9 * len(words)):
+        row = next(row for row, text in enumerate(texts) if text in words)
         raise DataError(
             f"{place}, row {row + 1} (the first is 1): {texts[row]!r} is no number, and the others are; correct "
             "the cell or empty it"
@@ -328,7 +328,7 @@ def fit(features: Any, train: Tensor) -> Any:
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     numeric = [name for name in features.columns if features[name].dtype.kind == "f"]
-    others = [name for name in features.columns if name not in numeric]
+    categorical = [name for name in features.columns if name not in numeric]
     scale = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
     )
@@ -336,9 +336,9 @@ def fit(features: Any, train: Tensor) -> Any:
         SimpleImputer(strategy="constant", fill_value="missing"),
         OneHotEncoder(handle_unknown="ignore", max_categories=MOST_CATEGORIES, sparse_output=False),
     )
-    parts = [("numbers", scale, numeric), ("categories", code, others)]
-    chosen = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0.0)
-    return chosen.fit(features.iloc[train.numpy()])
+    parts = [("numbers", scale, numeric), ("categories", code, categorical)]
+    transformer = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0.0)
+    return transformer.fit(features.iloc[train.numpy()])
 
 
 def columns(preprocessor: Any) -> tuple[list[str], list[str]]:
@@ -354,10 +354,10 @@ def transform(preprocessor: Any, frame: Any, place: str = "table") -> Tensor:
         DataError: a column is missing or holds what cannot be used (as in ``prepare``).
     """
     names, numeric = columns(preprocessor)
-    prepared = prepare(frame, names, numeric, place)
+    prepared_frame = prepare(frame, names, numeric, place)
     with warnings.catch_warnings():  # that an unknown category becomes zeros is what was asked for
         warnings.filterwarnings("ignore", message="Found unknown categories")
-        values = preprocessor.transform(prepared)
+        values = preprocessor.transform(prepared_frame)
     x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     if not bool(torch.isfinite(x).all()):
         row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])

@@ -20,7 +20,7 @@ from ..io.expressions import nearest, one_line
 from ..models import hub, text_encoder
 from . import tables
 from .augment import Tokens
-from .sources import Source, existing
+from .sources import RawData, existing
 
 FOLDER = "tokenizer"  # in a model folder
 
@@ -34,7 +34,7 @@ BATCH, STEPS, EPOCHS = 32, 500, (3, 20)
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """What makes token ids of a column: its name, the model's tokenizer, and how many tokens of a row are kept."""
+    """The tokenisation of a column: its name, the model's tokenizer, and the number of tokens kept of a row."""
 
     column: str
     tokenizer: Any
@@ -44,16 +44,16 @@ class Reader:
     def tokens(self) -> Tokens:
         """The ids that views need to know."""
         mask = self.tokenizer.mask_token_id
-        kept = set(self.tokenizer.all_special_ids) - {mask, self.tokenizer.unk_token_id}
-        return Tokens(mask, tuple(sorted(kept)))
+        special = set(self.tokenizer.all_special_ids) - {mask, self.tokenizer.unk_token_id}
+        return Tokens(mask, tuple(sorted(special)))
 
     @property
     def mark(self) -> str:
-        """Tells vocabularies apart: the same ids under another one are other words."""
-        words = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+        """A digest of the vocabulary: the same ids under another one are other words."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
-    def source(self, name: str, target: str | None, unlabelled: Path | None) -> tuple[Source, int]:
+    def source(self, name: str, target: str | None, unlabelled: Path | None) -> tuple[RawData, int]:
         """The rows of a table, those of ``unlabelled`` after its own, and how many were cut.
 
         Raises:
@@ -64,11 +64,11 @@ class Reader:
             raise DataError(f"{path}: '{target}' is both --text and --target; give another column as one of them")
         y, classes = tables.labels(path, frame, target)
         if unlabelled is not None:
-            more = column(unlabelled, tables.read_frame(unlabelled), self.column)
-            texts = [*texts, *more]
-            y = torch.cat([y, y.new_full((len(more),), -1 if classes else torch.nan)])
+            extra = column(unlabelled, tables.read_frame(unlabelled), self.column)
+            texts = [*texts, *extra]
+            y = torch.cat([y, y.new_full((len(extra),), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
-        return Source(path.name, "text", y, classes, x=x), cut
+        return RawData(path.name, "text", y, classes, x=x), cut
 
     def table(self, name: str) -> tuple[Path, Any, list[str]]:
         """A table's path, its frame, and the texts of the column.
@@ -88,17 +88,17 @@ class Reader:
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Token ids (n, length) int32 of texts, and how many of them were longer."""
         with hub.quiet():
-            found = self.tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-            cut = sum(len(row) > self.length for row in found)
+            encoded = self.tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+            cut = sum(len(row) > self.length for row in encoded)
             if cut:
-                found = self.tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"]
-        x = torch.full((len(found), self.length), self.tokenizer.pad_token_id, dtype=torch.int32)
-        for row, tokens in enumerate(found):
+                encoded = self.tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"]
+        x = torch.full((len(encoded), self.length), self.tokenizer.pad_token_id, dtype=torch.int32)
+        for row, tokens in enumerate(encoded):
             x[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         return x, cut
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the tokenizer below a model folder; what its card has to say of it."""
+        """Write the tokenizer below a model folder; its entries for the card."""
         self.tokenizer.save_pretrained(folder / FOLDER)
         return {"text": self.column, "tokenizer": self.mark}
 
@@ -117,9 +117,9 @@ def reader(model: str | None, name: str) -> Reader:
             f"{', '.join(hub.ENCODERS)}, "
             "the folder of a pretrained encoder, or owner/name of the Hugging Face hub"
         )
-    tokenizer, most = hub.reading(str(options["name"]))
+    tokenizer, limit = hub.reading(str(options["name"]))
     hub.padding_of(str(options["name"]), tokenizer)
-    return Reader(name, tokenizer, min(int(options.get("length", text_encoder.LENGTH)), most))
+    return Reader(name, tokenizer, min(int(options.get("length", text_encoder.LENGTH)), limit))
 
 
 def column(path: Path, frame: Any, name: str) -> list[str]:
@@ -129,18 +129,18 @@ def column(path: Path, frame: Any, name: str) -> list[str]:
         DataError: there is no such column, it holds numbers, or a cell has no text.
     """
     if name not in frame.columns:
-        names = [str(one) for one in frame.columns]
-        close = nearest(name, names)
-        hint = f"nearest: {close}" if close else f"it has: {', '.join(names)}"
+        names = [str(label) for label in frame.columns]
+        matches = nearest(name, names)
+        hint = f"nearest: {matches}" if matches else f"it has: {', '.join(names)}"
         raise DataError(f"{path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
     if frame[name].notna().any() and tables.is_number(frame[name]):
         raise DataError(f"{path}: column '{name}' is of numbers; --text takes a column of words")
-    texts = [str(text).strip() for text in tables.words(path, frame[name]).fillna("")]
+    texts = [str(text).strip() for text in tables.text_column(path, frame[name]).fillna("")]
     empty = [row + 1 for row, text in enumerate(texts) if not text]
     if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        rest = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise DataError(
-            f"{path}: column '{name}' has no text in row {empty[0]} (the first is 1){more}; fill it in, or remove "
+            f"{path}: column '{name}' has no text in row {empty[0]} (the first is 1){rest}; fill it in, or remove "
             "these rows"
         )
     return texts
@@ -159,5 +159,5 @@ def inputs(source: str, card: dict[str, Any], folder: Path) -> tuple[Tensor, lis
         )
     path = existing(source)
     texts = column(path, tables.read_frame(path), card["text"])
-    found = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))
-    return found.ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]
+    table_reader = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))
+    return table_reader.ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]

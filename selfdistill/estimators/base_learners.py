@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..errors import RecipeError
-from ..io.expressions import called, one_line, read
+from ..io.expressions import expression_name, one_line, parse_expression
 from ..models.registry import function_of, parse
 from .tables import take
 from .wrappers import FrameEncoder, IndicatorEncoder, RowLimit
@@ -181,7 +181,7 @@ def is_named(spec: str) -> bool:
     >>> is_named("boosting(iterations=50)"), is_named("mlp")
     (True, False)
     """
-    return called(spec) in LEARNERS
+    return expression_name(spec) in LEARNERS
 
 
 def base_learner(spec: str) -> BaseLearner:
@@ -190,7 +190,7 @@ def base_learner(spec: str) -> BaseLearner:
     Raises:
         RecipeError: no such learner, or an option that it has not.
     """
-    learner = read(spec, LEARNERS, kind="model")
+    learner = parse_expression(spec, LEARNERS, kind="model")
     assert isinstance(learner, BaseLearner)
     return learner
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..io.expressions import checked, read
+from ..io.expressions import checked, parse_expression
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def read_recipe(expression: str) -> EstimatorRecipe:
     >>> read_recipe("peer_taught(generations=3)")
     EstimatorRecipe(name='peer_taught', options=(('generations', 3),))
     """
-    recipe = read(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    recipe = parse_expression(expression, {name: checked(recipe) for name, recipe in recipes().items()})
     assert isinstance(recipe, EstimatorRecipe)
     return recipe
 

@@ -70,7 +70,7 @@ class TableRun:
 
     def threads(self) -> int:
         """How many threads learn the table."""
-        return threads.of_table(len(self.data.y), self.data.sample.shape[1])
+        return threads.for_table(len(self.data.y), self.data.sample.shape[1])
 
     def learner(self, seed: int) -> Any:
         """The learner alone, seeded."""
@@ -320,7 +320,7 @@ def predict(folder: Path, source: str, exit_number: int | None = None) -> Predic
         raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
     card = model_card(place)
     model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
-    with threadpool_limits(threads.of_table(*rows.shape)):
+    with threadpool_limits(threads.for_table(*rows.shape)):
         outputs = predict_frame(
             model.estimator_ if isinstance(model, ClassNames) else model, rows, len(card["classes"])
         )

@@ -20,7 +20,7 @@ from ..data import sources, tables
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import metrics
 from ..evaluation.predict import Predictions, scored
-from ..io.expressions import called, nearest
+from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
 from ..methods import recipes as network_recipes
 from ..models.store import ESTIMATOR
@@ -294,7 +294,7 @@ class TableTaskType(TaskType):
         if request.text is not None:  # read by an encoder
             return False
         table = tables.is_table(request.data) or request.data in sources.TABLES
-        model, method = request.model, None if request.method is None else called(request.method)
+        model, method = request.model, None if request.method is None else expression_name(request.method)
         learner = model is not None and (
             base_learners.is_named(model) or base_learners.from_function(model) is not None
         )

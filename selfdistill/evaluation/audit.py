@@ -59,7 +59,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Audit:
-    """How generations are accepted.
+    """The rule by which generations are accepted.
 
     ``safe`` takes a candidate unless it may be worse than the champion by ``delta`` (a share of rows for accuracy);
     left open, that is the change the comparison can see with a power of 80 %. ``strict`` takes it only if it is shown
@@ -84,19 +84,23 @@ class Audit:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise DataError(f"audit is {', '.join(POLICIES[:-1])} or {POLICIES[-1]}, not {self.policy!r}")
-        known = [measure for measures in MEASURES.values() for measure in measures]
-        if self.measure not in known:
-            raise DataError(f"audit_measure is {', '.join(known[:-1])} or {known[-1]}, not {self.measure!r}")
+        allowed_measures = [measure for measures in MEASURES.values() for measure in measures]
+        if self.measure not in allowed_measures:
+            raise DataError(
+                f"audit_measure is {', '.join(allowed_measures[:-1])} or {allowed_measures[-1]}, not {self.measure!r}"
+            )
         if not 0.0 < self.level < 0.5:
             raise DataError(f"audit_level lies between 0 and 0.5, not {self.level}; 0.05 is usual")
-        most = 1.0 if self.measure == "accuracy" else math.inf
-        if self.delta is not None and not 0.0 < self.delta < most:
-            raise DataError(f"audit_delta is a loss of {self.measure} above 0 and below {most:g}, not {self.delta}")
+        limit = 1.0 if self.measure == "accuracy" else math.inf
+        if self.delta is not None and not 0.0 < self.delta < limit:
+            raise DataError(f"audit_delta is a loss of {self.measure} above 0 and below {limit:g}, not {self.delta}")
         if self.patience is not None and self.patience < 1:
             raise DataError(f"patience is at least 1, not {self.patience}")
 
     def foreword(self, rows: int, labelled: int = 0) -> str:
-        """What the split can see, said before training; ``labelled`` rows beside it could be audited by folds."""
+        """The notice before training of the change that the split can detect; ``labelled`` rows could be audited by
+        folds.
+        """
         if self.policy == "off" or not rows:
             return "audit: off; the last generation is the product"
         level = spend(self.level, 1, self.planned)
@@ -105,11 +109,11 @@ class Audit:
             by = "accuracy (labels wrong at random still rank models by it)"
         else:
             sees, by = "what I can see depends on the spread of their losses", self.measure
-        said = f"audit: {self.policy}, by {by}; with {rows} audit samples {sees}, at level {level:.3g} a generation"
+        notice = f"audit: {self.policy}, by {by}; with {rows} audit samples {sees}, at level {level:.3g} a generation"
         if rows < FEW and labelled and self.measure == "accuracy":
             pooled = 100 * smallest_visible(rows + labelled, level)
-            said += f"; --audit-folds 5 would audit all {rows + labelled} labels and see {pooled:.1f} points"
-        return said
+            notice += f"; --audit-folds 5 would audit all {rows + labelled} labels and see {pooled:.1f} points"
+        return notice
 
     def decide(
         self,
@@ -118,7 +122,7 @@ class Audit:
         champion: Sequence[float],
         *,
         against: int,
-        what: str = "generation",
+        unit: str = "generation",
         audit: int | None = None,
         rejected: str = "rolled back",
     ) -> Decision:
@@ -132,17 +136,17 @@ class Audit:
             number: of the candidate.
             candidate, champion: losses of the two by row.
             against: number of the champion; -1 is the model before training.
-            what: what is numbered.
+            unit: the noun for what is numbered.
             audit: number of this audit, over which the level is spent [default: that of the candidate].
             rejected: what is said of a candidate that is not accepted.
 
         Raises:
             DataError: the two were not audited on the same rows.
         """
-        other = "the model before training" if against < 0 else f"{what} {against}"
+        reference = "the model before training" if against < 0 else f"{unit} {against}"
         if len(candidate) != len(champion):
             raise DataError(
-                f"{what} {number} was audited on {len(candidate)} rows and {other} on {len(champion)}; audit "
+                f"{unit} {number} was audited on {len(candidate)} rows and {reference} on {len(champion)}; audit "
                 "both on the same split"
             )
         rows, level = len(candidate), spend(self.level, number if audit is None else audit, self.planned)
@@ -150,26 +154,26 @@ class Audit:
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p, delta = self._improved(gains, better, worse) if self.policy == "strict" else self._not_worse(gains, level)
         accepted = p <= level
-        asked = self._asked(accepted, delta, rows, level, other)
-        counted = f"{better} rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g}"
+        outcome = self._asked(accepted, delta, rows, level, reference)
+        counts = f"{better} rows better, {worse} worse, of {rows}; p {p:.3g}, level {level:.3g}"
         if not better and not worse:  # then p is no probability of anything
-            counted = f"no row better or worse, of {rows}"
-        why = f"{what} {number} {'accepted' if accepted else rejected}: {asked} ({counted})"
-        return Decision(number, accepted, why, against, better, worse, rows, float(gains.mean()), p, level, delta)
+            counts = f"no row better or worse, of {rows}"
+        reason = f"{unit} {number} {'accepted' if accepted else rejected}: {outcome} ({counts})"
+        return Decision(number, accepted, reason, against, better, worse, rows, float(gains.mean()), p, level, delta)
 
-    def _asked(self, accepted: bool, delta: float | None, rows: int, level: float, other: str) -> str:
-        """What was asked of a candidate beside ``other``, and the answer; in the figure of the foreword."""
+    def _asked(self, accepted: bool, delta: float | None, rows: int, level: float, reference: str) -> str:
+        """The outcome of an audit beside ``reference`` in words, in the figure of the foreword."""
         if delta is None:
-            return f"{'shown' if accepted else 'not shown'} to be better than {other}"
-        how = "not worse" if accepted else "may be worse"
+            return f"{'shown' if accepted else 'not shown'} to be better than {reference}"
+        relation = "not worse" if accepted else "may be worse"
         if self.measure != "accuracy":
-            return f"{how} by {delta:.3g} {self.measure} than {other}"
+            return f"{relation} by {delta:.3g} {self.measure} than {reference}"
         if self.delta is not None:
-            return f"{how} by {100 * delta:.1f} points than {other}"
+            return f"{relation} by {100 * delta:.1f} points than {reference}"
         sees = _sees(rows, level, "the audit")
         if accepted and max(delta, smallest_visible(rows, level)) > BLUNT:
-            return f"the audit cannot tell it from {other}, {sees}; kept"
-        return f"{how} than {other} as far as it can be seen, {sees}"
+            return f"the audit cannot tell it from {reference}, {sees}; kept"
+        return f"{relation} than {reference} as far as it can be seen, {sees}"
 
     def _improved(self, gains: NDArray[np.float64], better: int, worse: int) -> tuple[float, None]:
         return (mcnemar(better, worse) if self.measure == "accuracy" else one_sided_t(gains)), None
@@ -189,11 +193,13 @@ class Audit:
         return 1.0 - normal.cdf((change + delta) / error), delta
 
 
-def _sees(rows: int, level: float, who: str) -> str:
+def _sees(rows: int, level: float, observer: str) -> str:
     """The smallest change in accuracy that so many rows can show, in words."""
     least = smallest_visible(rows, level)
     return (
-        f"the smallest change {who} can see is {100 * least:.1f} points" if least <= 1 else f"{who} can see no change"
+        f"the smallest change {observer} can see is {100 * least:.1f} points"
+        if least <= 1
+        else f"{observer} can see no change"
     )
 
 
@@ -225,8 +231,8 @@ def row_losses(logits: Tensor, y: Tensor, measure: str = "accuracy") -> list[flo
     elif measure == "nll":
         losses = F.cross_entropy(logits.double(), y, reduction="none")
     else:
-        wrong = F.softmax(logits.double(), -1) - F.one_hot(y, logits.shape[-1])
-        losses = wrong.square().sum(-1)
+        errors = F.softmax(logits.double(), -1) - F.one_hot(y, logits.shape[-1])
+        losses = errors.square().sum(-1)
     return [float(loss) for loss in losses]
 
 
@@ -256,8 +262,8 @@ def exhausted(losses: Sequence[Sequence[float]], patience: int | None) -> bool:
     return min(sums[-patience:]) >= min(sums[:-patience])
 
 
-def measure_for(task: str, asked: str | None) -> str:
-    """The measure of an audit: what was asked for, else accuracy for classes and mse for values.
+def measure_for(task: str, request: str | None) -> str:
+    """The measure of an audit: the requested one, else accuracy for classes and mse for values.
 
     Raises:
         DataError: the measure is none of this task.
@@ -267,14 +273,16 @@ def measure_for(task: str, asked: str | None) -> str:
     """
     if task == "features":  # nothing will be audited
         return MEASURES["classify"][0]
-    if asked is not None and asked not in MEASURES[task]:
-        what = {"regress": "values are", "classify": "classes are", "generate": "answers are"}[task]
-        raise DataError(f"{what} audited by {' or '.join(MEASURES[task])}, not by {asked}; leave --audit-measure out")
-    return asked or MEASURES[task][0]
+    if request is not None and request not in MEASURES[task]:
+        subject = {"regress": "values are", "classify": "classes are", "generate": "answers are"}[task]
+        raise DataError(
+            f"{subject} audited by {' or '.join(MEASURES[task])}, not by {request}; leave --audit-measure out"
+        )
+    return request or MEASURES[task][0]
 
 
 def whole_classes(y: Tensor, classes: Sequence[str], name: str) -> None:
-    """Every class is in the audit split, or the model of a class that nobody looks at could fail unseen.
+    """Refuse an audit split that lacks a class: a model that fails on it would be accepted.
 
     Raises:
         DataError: labels ``y`` (rows,) of the split lack a class.

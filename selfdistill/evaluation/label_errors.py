@@ -34,7 +34,7 @@ from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
 from ..io.files import write as write_text
 from ..io.run_record import read_record
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from ..teachers import Ensembled, History, LastEpoch, Relabelled
 from ..teachers.relabelling import Window
 from .predict import predict_rows
@@ -53,8 +53,9 @@ SURELY = 0.95  # from which score on a value is doubted
 
 @dataclass(frozen=True)
 class Doubt:
-    """One row that taught: its number (the first row of data is 1: sample id + 1), its file where it has one, its
-    label, the score in [0, 1], what is believed instead and, of classes, with which probability."""
+    """A labelled training row and its score: its number (the first row of data is 1: sample id + 1), its file where it
+    has one, its label, the score in [0, 1], the class or value believed instead and, of classes, its probability.
+    """
 
     row: int
     name: str
@@ -74,29 +75,30 @@ def of_classes(q: Tensor, y: Tensor) -> Tensor:
 
 
 def of_values(m: Tensor, y: Tensor) -> Tensor:
-    """How surely an error of this size is no usual one, from beliefs and labels (rows,): see the module.
+    """The probability that an error is no usual one, from beliefs and labels (rows,): see the module.
 
     >>> of_values(torch.zeros(5), torch.tensor([0.0, 1.0, 1.0, -1.0, 9.0]))[[0, 4]].tolist()
     [0.0, 1.0]
     """
     errors = (y - m).abs().double()
-    spread = 1.4826 * float(errors.median())
-    return torch.erf(errors / (spread * math.sqrt(2.0))).float() if spread > 0 else (errors > 0).float()
+    scale = 1.4826 * float(errors.median())
+    return torch.erf(errors / (scale * math.sqrt(2.0))).float() if scale > 0 else (errors > 0).float()
 
 
 def auroc(score: Tensor, wrong: Tensor) -> float | None:
-    """How often a wrong label (mask, rows) scores above a right one, ties by half; None where one kind is missing.
+    """The probability that a wrong label (mask, rows) scores above a right one, ties by half; None where one kind is
+    missing.
 
     >>> auroc(torch.tensor([0.9, 0.4, 0.4]), torch.tensor([True, True, False]))
     0.75
     """
-    bad, good = score[wrong].double(), score[~wrong].double()
-    if not len(bad) or not len(good):
+    positive, negative = score[wrong].double(), score[~wrong].double()
+    if not len(positive) or not len(negative):
         return None
-    ordered = good.sort().values
-    below = torch.searchsorted(ordered, bad)
-    upto = torch.searchsorted(ordered, bad, right=True)
-    return float((below + upto).double().mean() / (2 * len(good)))
+    ordered = negative.sort().values
+    lower = torch.searchsorted(ordered, positive)
+    upper = torch.searchsorted(ordered, positive, right=True)
+    return float((lower + upper).double().mean() / (2 * len(negative)))
 
 
 # what a run believes --------------------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ class TrainedGeneration(Protocol):
 
 
 class TrainedModel(Protocol):
-    """What is asked of a training: the model, its generations and the objective of the last one."""
+    """The parts of a training that label errors are computed from."""
 
     model: nn.Module
     objective: Objective | None
@@ -120,14 +122,16 @@ class TrainedModel(Protocol):
 
 
 def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
-    """What a teacher's memory says of rows (rows, width), and of which of them it knows any; None if it has none."""
+    """The targets of rows (rows, width) in a teacher's memory and a mask of the rows that it holds; None without a
+    memory.
+    """
     if isinstance(part, Relabelled) and isinstance(state, Window):
-        soft, known = state.mean(ids, width)
-        given, handed = state.read(ids, width)
-        return torch.where(known[:, None], soft, given), known | handed
+        soft, valid = state.mean(ids, width)
+        pseudo_labels, assigned = state.read(ids, width)
+        return torch.where(valid[:, None], soft, pseudo_labels), valid | assigned
     if isinstance(part, Ensembled) and isinstance(state, SampleMemory):
-        kept, known = state.read(ids, width + 1)
-        return kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), known
+        sums, valid = state.read(ids, width + 1)
+        return sums[:, :-1] / sums[:, -1:].clamp(min=1e-12), valid
     if isinstance(part, History | LastEpoch) and isinstance(state, SampleMemory):
         return state.read(ids, width)
     return None
@@ -138,24 +142,24 @@ def _from_memory(trained: TrainedModel, data: Data) -> Tensor | None:
     objective = trained.objective
     for key, part, _ in objective._owners if objective is not None else []:
         assert objective is not None
-        found = _remembered(part, objective.states[key].cpu(), data.labelled, data.outputs)
-        if found is not None and bool(found[1].all()):
-            said = found[0]
-            return said / said.sum(1, keepdim=True).clamp(min=1e-12) if data.task == "classify" else said
+        memory = _remembered(part, objective.states[key].cpu(), data.labelled, data.outputs)
+        if memory is not None and bool(memory[1].all()):
+            beliefs = memory[0]
+            return beliefs / beliefs.sum(1, keepdim=True).clamp(min=1e-12) if data.task == "classify" else beliefs
     return None
 
 
 def _from_generations(trained: TrainedModel, data: Data) -> Tensor:
-    """The mean over the generations of what each said of the rows at its best epoch."""
-    model, said = trained.model, list[Tensor]()
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    head = "ensemble" if isinstance(model, Peers) and _has_ensemble(model, data) else data.head
+    """The mean over the generations of their predictions at their best epochs."""
+    model, beliefs = trained.model, list[Tensor]()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    head = "ensemble" if isinstance(model, PeerModels) and _has_ensemble(model, data) else data.head
     for generation in trained.generations:
         model.load_state_dict(generation.best)
         outputs = predict_rows(model, data, data.labelled, head)
-        said.append(F.softmax(outputs, dim=-1) if data.task == "classify" else outputs[..., :1])
-    model.load_state_dict(kept)
-    return torch.stack(said).mean(0)
+        beliefs.append(F.softmax(outputs, dim=-1) if data.task == "classify" else outputs[..., :1])
+    model.load_state_dict(weights)
+    return torch.stack(beliefs).mean(0)
 
 
 def _has_ensemble(model: nn.Module, data: Data) -> bool:
@@ -171,37 +175,37 @@ def judge(trained: TrainedModel, data: Data) -> tuple[list[Doubt], dict[str, Any
     classes, y = data.task == "classify", data.targets[data.labelled]
     score = of_classes(q, y) if classes else of_values(q[:, 0], y)
     doubted = q.argmax(1) != y if classes else score > SURELY
-    found = []
-    for place in score.argsort(descending=True, stable=True).tolist():
-        row = int(data.labelled[place])
+    doubts = []
+    for i in score.argsort(descending=True, stable=True).tolist():
+        row = int(data.labelled[i])
         name = data.names[row] if data.names else ""
         if classes:
-            best = int(q[place].argmax())
-            label, believed, sure = data.classes[int(y[place])], data.classes[best], float(q[place, best])
+            top = int(q[i].argmax())
+            label, believed, sure = data.classes[int(y[i])], data.classes[top], float(q[i, top])
         else:
-            said = data.scale * float(q[place, 0]) + data.center
-            label, believed, sure = f"{float(data.y[row]):.6g}", f"{said:.6g}", None
-        found.append(Doubt(row + 1, name, label, float(score[place]), believed, sure))
-    summary: dict[str, Any] = {"from": source, "rows": len(found), "doubted": int(doubted.sum())}
+            value = data.scale * float(q[i, 0]) + data.center
+            label, believed, sure = f"{float(data.y[row]):.6g}", f"{value:.6g}", None
+        doubts.append(Doubt(row + 1, name, label, float(score[i]), believed, sure))
+    summary: dict[str, Any] = {"from": source, "rows": len(doubts), "doubted": int(doubted.sum())}
     area = auroc(score, data.noisy[data.labelled])
-    return found, summary if area is None else {**summary, "auroc": round(area, 4)}
+    return doubts, summary if area is None else {**summary, "auroc": round(area, 4)}
 
 
 # on disk, and back ----------------------------------------------------------------------------------------------------
 
 
-def save(found: list[Doubt], folder: Path) -> None:
+def save(doubts: list[Doubt], folder: Path) -> None:
     """Write doubts.csv into the run folder, the most doubted row first."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for one in found:
-        sure = "" if one.confidence is None else f"{one.confidence:.6g}"
-        writer.writerow([one.row, one.name, one.label, f"{one.doubt:.6g}", one.believed, sure])
+    for doubt in doubts:
+        sure = "" if doubt.confidence is None else f"{doubt.confidence:.6g}"
+        writer.writerow([doubt.row, doubt.name, doubt.label, f"{doubt.doubt:.6g}", doubt.believed, sure])
     write_text(folder / FILE, text.getvalue())
 
 
-def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
+def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, Any]:
     """The summary of a finished run, and its ``top`` most doubted rows (all of them by default) under ``labels``.
 
     Raises:
@@ -226,7 +230,7 @@ def read(folder: str | Path, top: int | None = None) -> dict[str, Any]:
         labels = [_typed(row) for row in rows]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{folder / FILE} is damaged ({type(error).__name__}); run it again") from error
-    return {"run": str(folder), **summary, "labels": [asdict(one) for one in labels]}
+    return {"run": str(folder), **summary, "labels": [asdict(label) for label in labels]}
 
 
 def _typed(row: dict[str, str]) -> Doubt:
@@ -235,18 +239,18 @@ def _typed(row: dict[str, str]) -> Doubt:
     return Doubt(number, row["name"], row["label"], float(row["doubt"]), row["believed"], sure)
 
 
-def text(found: dict[str, Any]) -> str:
-    """`read`'s answer for people."""
-    named = any(one["name"] for one in found["labels"])
-    table = [["row (from 1)", *(["file"] if named else []), "label", "believed", "doubt"]]
-    for one in found["labels"]:
-        sure = "" if one["confidence"] is None else f" ({one['confidence']:.2f})"
-        name = [one["name"]] if named else []
-        table.append([str(one["row"]), *name, one["label"], f"{one['believed']}{sure}", f"{one['doubt']:.4f}"])
+def label_error_table(summary: dict[str, Any]) -> str:
+    """The label errors of `read_label_errors` as a table of text."""
+    has_names = any(label["name"] for label in summary["labels"])
+    table = [["row (from 1)", *(["file"] if has_names else []), "label", "believed", "doubt"]]
+    for label in summary["labels"]:
+        sure = "" if label["confidence"] is None else f" ({label['confidence']:.2f})"
+        name = [label["name"]] if has_names else []
+        table.append([str(label["row"]), *name, label["label"], f"{label['believed']}{sure}", f"{label['doubt']:.4f}"])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    whence = {"memory": "its own history", "generations": "its generations at their best epochs"}[found["from"]]
-    lines += ["", f"{found['doubted']} of {found['rows']} labels are doubted, by {whence}."]
-    if "auroc" in found:
-        lines.append(f"Labels were made wrong on purpose; a wrong one outscores a right one in {found['auroc']:.1%}.")
+    whence = {"memory": "its own history", "generations": "its generations at their best epochs"}[summary["from"]]
+    lines += ["", f"{summary['doubted']} of {summary['rows']} labels are doubted, by {whence}."]
+    if "auroc" in summary:
+        lines.append(f"Labels were made wrong on purpose; a wrong one outscores a right one in {summary['auroc']:.1%}.")
     return "\n".join(lines)

@@ -22,20 +22,20 @@ MOST = 5000  # labelled rows that a classifier is fitted to in training, evenly 
 
 
 def features(model: nn.Module, data: Data, ids: Tensor, head: str = "logits") -> Tensor:
-    """What the classifier reads of these rows, in eval mode, float32, (rows, width): the input of the last linear layer
-    of the model itself, whatever is learnt beside it.
+    """The features of rows in eval mode, float32, (rows, width): the input of the last linear layer of the model
+    itself, without the heads beside it.
 
     Raises:
         SpaceError: the model has no linear layer.
     """
-    read = list[Tensor]()
+    inputs = list[Tensor]()
     layer, device = last_linear(_itself(model)), next(model.parameters()).device
-    hook = layer.register_forward_hook(lambda module, given, out: read.append(given[0].detach().float().cpu()))
+    hook = layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].detach().float().cpu()))
     try:
         predict_rows(model, data, ids, head, device)
     finally:
         hook.remove()
-    return torch.cat(read) if read else torch.zeros(0, layer.in_features)
+    return torch.cat(inputs) if inputs else torch.zeros(0, layer.in_features)
 
 
 def _itself(model: nn.Module) -> nn.Module:
@@ -43,7 +43,7 @@ def _itself(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, Extended) else model
 
 
-def linear(known: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+def linear(train: Tensor, y: Tensor, query: Tensor) -> Tensor:
     """Log-probabilities (rows, classes seen in y) of a logistic regression on standardised features.
 
     >>> known = torch.tensor([[-1.0], [-0.5], [0.5], [1.0]])
@@ -54,11 +54,11 @@ def linear(known: Tensor, y: Tensor, asked: Tensor) -> Tensor:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known.numpy(), y.numpy())
-    return torch.from_numpy(learner.predict_proba(asked.numpy()).astype(np.float32)).clamp(min=1e-12).log()
+    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train.numpy(), y.numpy())
+    return torch.from_numpy(learner.predict_proba(query.numpy()).astype(np.float32)).clamp(min=1e-12).log()
 
 
-def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+def nearest(train: Tensor, y: Tensor, query: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """The class (rows,) that most of the nearest rows have, by the cosine of their features.
 
     >>> known = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0]])
@@ -67,26 +67,26 @@ def nearest(known: Tensor, y: Tensor, asked: Tensor, neighbours: int = NEIGHBOUR
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    learner = KNeighborsClassifier(min(neighbours, len(known)), metric="cosine").fit(known.numpy(), y.numpy())
-    return torch.from_numpy(learner.predict(asked.numpy()))
+    learner = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train.numpy(), y.numpy())
+    return torch.from_numpy(learner.predict(query.numpy()))
 
 
-def _some(data: Data) -> Tensor:
+def _subset(data: Data) -> Tensor:
     """Ids of the labelled rows that a classifier is fitted to in training."""
     return data.labelled[:: max(1, -(-len(data.labelled) // MOST))]
 
 
 def by_neighbours(model: nn.Module, data: Data) -> float | None:
-    """Accuracy on the test split of `nearest`, among the rows that `settle` looks at; None without classes or rows."""
-    ids = _some(data)
+    """Accuracy of `nearest` on the test split, on the rows of `fit_classifier`; None without classes or rows."""
+    ids = _subset(data)
     if data.task != "classify" or not len(ids) or not len(data.test):
         return None
-    known, asked = (features(model, data, rows, data.head) for rows in (ids, data.test))
-    return float((nearest(known, data.targets[ids], asked) == data.targets[data.test]).double().mean())
+    train, query = (features(model, data, rows, data.head) for rows in (ids, data.test))
+    return float((nearest(train, data.targets[ids], query) == data.targets[data.test]).double().mean())
 
 
 @torch.no_grad()
-def settle(model: nn.Module, data: Data) -> int:
+def fit_classifier(model: nn.Module, data: Data) -> int:
     """Fit the last linear layer, in place, to the labels and the features as they are: a linear probe.
 
     Returns how many rows it has looked at.
@@ -103,36 +103,36 @@ def settle(model: nn.Module, data: Data) -> int:
 
     if not len(data.labelled):
         return 0
-    bare = _itself(model)
-    ids = _some(data)
-    layer, known, y = last_linear(bare), features(bare, data, ids, data.head), data.targets[ids]
+    base = _itself(model)
+    ids = _subset(data)
+    layer, inputs, y = last_linear(base), features(base, data, ids, data.head), data.targets[ids]
     shifted = layer.bias is not None
-    scaler = StandardScaler(with_mean=shifted).fit(known.numpy())
+    scaler = StandardScaler(with_mean=shifted).fit(inputs.numpy())
     if data.task == "regress":
-        learner, seen = Ridge(fit_intercept=shifted), torch.arange(layer.out_features)
+        learner, classes = Ridge(fit_intercept=shifted), torch.arange(layer.out_features)
     else:
-        learner, seen = LogisticRegression(max_iter=200, fit_intercept=shifted), y.unique()
-    if len(seen) < min(2, layer.out_features):
+        learner, classes = LogisticRegression(max_iter=200, fit_intercept=shifted), y.unique()
+    if len(classes) < min(2, layer.out_features):
         return len(ids)  # labels of one class say nothing
     with warnings.catch_warnings():  # said after every epoch, it would hide all else
         warnings.simplefilter("ignore", ConvergenceWarning)
-        learner.fit(scaler.transform(known.numpy()), y.numpy())
+        learner.fit(scaler.transform(inputs.numpy()), y.numpy())
     weight = torch.from_numpy(learner.coef_ / scaler.scale_).reshape(-1, layer.in_features)
     bias = torch.as_tensor(learner.intercept_).reshape(-1) - weight @ torch.as_tensor(scaler.mean_ * shifted)
-    if len(weight) < len(seen):  # of two classes scikit-learn says one
+    if len(weight) < len(classes):  # of two classes scikit-learn says one
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     layer.weight.zero_()
-    layer.weight[seen] = weight.to(layer.weight)
+    layer.weight[classes] = weight.to(layer.weight)
     if shifted:
         layer.bias.fill_(float(bias.min()) - 10.0)
-        layer.bias[seen] = bias.to(layer.bias)
+        layer.bias[classes] = bias.to(layer.bias)
     return len(ids)
 
 
 def probe(model: nn.Module, data: Data) -> dict[str, float]:
     """Accuracy on the test split of both, fitted to the features of the labelled rows: ``linear`` and ``nearest``."""
     ids, y, truth = data.labelled, data.targets[data.labelled], data.targets[data.test]
-    known, asked = features(model, data, ids, data.head), features(model, data, data.test, data.head)
-    seen = y.unique()  # the columns of the log-probabilities
-    said = {"linear": seen[linear(known, y, asked).argmax(1)], "nearest": nearest(known, y, asked)}
-    return {name: float((classes == truth).double().mean()) for name, classes in said.items()}
+    train, query = features(model, data, ids, data.head), features(model, data, data.test, data.head)
+    labels = y.unique()  # the columns of the log-probabilities
+    predictions = {"linear": labels[linear(train, y, query).argmax(1)], "nearest": nearest(train, y, query)}
+    return {name: float((classes == truth).double().mean()) for name, classes in predictions.items()}

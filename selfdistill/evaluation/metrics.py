@@ -39,13 +39,13 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
 POINTS = frozenset({"accuracy", "kept"})  # told in per cent, and differences in points
 
 
-def ordered(found: Mapping[str, Any], task: str) -> list[str]:
-    """The metrics that there are, the decisive one first: what JSON has read back is in the order of the alphabet.
+def ordered(figures: Mapping[str, Any], task: str) -> list[str]:
+    """The metrics that were computed, in the order of `METRICS`: JSON sorts them by the alphabet.
 
     >>> ordered({"mae": {}, "rmse": {}}, "regress")
     ['rmse', 'mae']
     """
-    return [metric for metric in METRICS[task] if metric in found]
+    return [metric for metric in METRICS[task] if metric in figures]
 
 
 def classification(logits: Tensor, y: Tensor) -> dict[str, float]:
@@ -111,8 +111,8 @@ def aurc(probabilities: Tensor, y: Tensor) -> float:
     if bool(confidence.isnan().any()):
         return float("nan")
     _, group, sizes = (-confidence).unique(return_inverse=True, return_counts=True)  # most confident first
-    wrong = confidence.new_zeros(len(sizes)).index_add(0, group, (~hit).double())
-    expected = (wrong / sizes).repeat_interleave(sizes)  # (rows,): every row errs as often as its equals do
+    errors = confidence.new_zeros(len(sizes)).index_add(0, group, (~hit).double())
+    expected = (errors / sizes).repeat_interleave(sizes)  # (rows,): every row errs as often as its equals do
     rank = torch.arange(1, len(hit) + 1, dtype=torch.float64, device=y.device)
     return float((expected.cumsum(0) / rank).mean())
 
@@ -130,12 +130,12 @@ def reliability(logits: Tensor, y: Tensor, bins: int = 10) -> list[dict[str, flo
     confidence, hit = _confidence(_log_softmax(logits.double()).exp(), y)
     edges = torch.arange(1, bins, dtype=torch.float64, device=y.device) / bins
     index = torch.bucketize(confidence, edges)
-    found = []
+    bins_with_rows = []
     for b in index.unique().tolist():
-        inside = index == b
-        sure, right = float(confidence[inside].mean()), float(hit[inside].double().mean())
-        found.append({"confidence": sure, "accuracy": right, "share": float(inside.double().mean())})
-    return found
+        members = index == b
+        sure, accuracy = float(confidence[members].mean()), float(hit[members].double().mean())
+        bins_with_rows.append({"confidence": sure, "accuracy": accuracy, "share": float(members.double().mean())})
+    return bins_with_rows
 
 
 def coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
@@ -153,8 +153,8 @@ def coverage(low: Tensor, high: Tensor, y: Tensor) -> float:
     low, high, y = (t.squeeze(1) if t.dim() == 2 and t.shape[1] == 1 else t for t in (low, high, y))
     if y.dim() != 1 or not low.shape == high.shape == y.shape:
         raise ValueError(f"two bounds and one label per row wanted, not {_shapes(low, high, y)}")
-    inside, _ = _labelled(((low <= y) & (y <= high)).double(), y, ~y.isnan())
-    return float(inside.mean())
+    covered, _ = _labelled(((low <= y) & (y <= high)).double(), y, ~y.isnan())
+    return float(covered.mean())
 
 
 def regression(pred: Tensor, y: Tensor) -> dict[str, float]:
@@ -174,9 +174,9 @@ def regression(pred: Tensor, y: Tensor) -> dict[str, float]:
         raise ValueError(f"one prediction and one label per row wanted, not {_shapes(pred, y)}")
     pred, y = _labelled(flat[0].double(), flat[1].double(), ~flat[1].isnan())
     residual = (pred - y).square().sum()
-    spread = (y - y.mean()).square().sum()
+    variation = (y - y.mean()).square().sum()
     constant = bool(y.max() == y.min())  # asked of the labels: their spread may be rounding alone
-    r2 = float(residual == 0) if constant else 1.0 - (residual / spread).item()
+    r2 = float(residual == 0) if constant else 1.0 - (residual / variation).item()
     mean_square = residual.item() / len(y)
     return {"rmse": float(mean_square**0.5), "mae": (pred - y).abs().mean().item(), "r2": r2}
 
@@ -185,8 +185,8 @@ def _log_softmax(z: Tensor) -> Tensor:
     """Log-probabilities of logits that may be infinite: all at -inf is uniform, +inf takes all."""
     certain = (z == torch.inf).any(dim=1, keepdim=True)
     z = torch.where(certain & ~z.isnan(), torch.where(z == torch.inf, 0.0, -torch.inf), z)
-    nothing = (z == -torch.inf).all(dim=1, keepdim=True)
-    return torch.where(nothing, 0.0, z).log_softmax(dim=1)
+    impossible = (z == -torch.inf).all(dim=1, keepdim=True)
+    return torch.where(impossible, 0.0, z).log_softmax(dim=1)
 
 
 def _confidence(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,14 +194,14 @@ def _confidence(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
         raise ValueError(f"probabilities (rows, classes) and labels (rows,) wanted, not {_shapes(probabilities, y)}")
     probabilities, y = _labelled(probabilities, y, y >= 0)
-    confidence, best = probabilities.double().max(dim=1)
-    return confidence, best == y
+    confidence, predicted = probabilities.double().max(dim=1)
+    return confidence, predicted == y
 
 
-def _labelled(values: Tensor, y: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
-    if not bool(has.any()):
+def _labelled(values: Tensor, y: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool(labelled.any()):
         raise DataError("no row has a label, so there is nothing to measure; give the split labelled rows")
-    return (values.detach()[has], y[has]) if not bool(has.all()) else (values.detach(), y)
+    return (values.detach()[labelled], y[labelled]) if not bool(labelled.all()) else (values.detach(), y)
 
 
 def _shapes(*tensors: Tensor) -> str:

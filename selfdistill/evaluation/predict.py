@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.outputs import output_of
-from ..data.sampler import Source
+from ..data.sampler import RowSource
 from . import metrics
 from .audit import row_losses
 
@@ -32,8 +32,8 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
         parts = []
         for rows in x.split(CHUNK):
             output = model(rows.to(device))
-            named = output if isinstance(output, dict) else {"": output}
-            parts.append(output_of(named, head).float().cpu())
+            outputs = output if isinstance(output, dict) else {"": output}
+            parts.append(output_of(outputs, head).float().cpu())
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -41,38 +41,38 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
 
 
 def predict_rows(
-    model: nn.Module, data: Source, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
+    model: nn.Module, data: RowSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
     return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
 
 
-def answers(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """What a model says of rows, in the task's own terms: logits (rows, classes), or values (rows,) in their unit."""
-    said = predict_rows(model, data, ids, data.head, device)
-    return said if data.task == "classify" else data.in_units(said)
+def task_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """The outputs of a model for rows: logits (rows, classes), or values (rows,) in their unit."""
+    outputs = predict_rows(model, data, ids, data.head, device)
+    return outputs if data.task == "classify" else data.in_units(outputs)
 
 
-def scored(said: Tensor, y: Tensor, task: str) -> dict[str, float]:
-    """Metrics of `answers` against labels (rows,): accuracy, NLL, ECE and Brier score, or RMSE, MAE and R2."""
-    return metrics.classification(said, y) if task == "classify" else metrics.regression(said, y)
+def scored(outputs: Tensor, y: Tensor, task: str) -> dict[str, float]:
+    """Metrics of `task_outputs` against labels (rows,): accuracy, NLL, ECE and Brier score, or RMSE, MAE and R2."""
+    return metrics.classification(outputs, y) if task == "classify" else metrics.regression(outputs, y)
 
 
 def score(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> dict[str, float]:
     """The task's metrics on rows of the data."""
-    return scored(answers(model, data, ids, device), data.y[ids], data.task)
+    return scored(task_outputs(model, data, ids, device), data.y[ids], data.task)
 
 
 def losses(model: nn.Module, data: Data, ids: Tensor, measure: str, device: torch.device | str = "cpu") -> list[float]:
     """The loss of each row by a measure of the audit."""
-    return row_losses(answers(model, data, ids, device), data.y[ids], measure)
+    return row_losses(task_outputs(model, data, ids, device), data.y[ids], measure)
 
 
-def better(metrics: dict[str, float], than: dict[str, float] | None) -> bool:
+def is_better(metrics: dict[str, float], than: dict[str, float] | None) -> bool:
     """Is a model with these metrics better: by accuracy, or by its error (RMSE) or loss (NLL)?
 
-    >>> better({"accuracy": 0.9}, {"accuracy": 0.8}), better({"rmse": 2.0}, {"rmse": 1.0}), better({"rmse": 2.0}, None)
-    (True, False, True)
+    >>> is_better({"accuracy": 0.9}, {"accuracy": 0.8}), is_better({"rmse": 2.0}, {"rmse": 1.0})
+    (True, False)
     """
     if than is None:
         return True
@@ -102,28 +102,33 @@ def final_score(model: nn.Module, data: Data) -> dict[str, float]:
     audit split, which never taught: where it has too few rows for that, they are missing. Nothing without a row."""
     if not len(data.test):
         return {}
-    said, y = answers(model, data, data.test), data.y[data.test]
-    found = scored(said, y, data.task)
+    outputs, y = task_outputs(model, data, data.test), data.y[data.test]
+    figures = scored(outputs, y, data.task)
     if data.task == "regress" and len(data.audit):
-        found |= covered(said, y, answers(model, data, data.audit) - data.y[data.audit])
-    return found
+        figures |= covered(outputs, y, task_outputs(model, data, data.audit) - data.y[data.audit])
+    return figures
 
 
-def covered(said: Tensor, y: Tensor, errors: Tensor) -> dict[str, float]:
-    """Share of labels (rows,) in intervals around the values said, and their width, from errors of rows left out."""
+def covered(predictions: Tensor, y: Tensor, errors: Tensor) -> dict[str, float]:
+    """Share of labels (rows,) in intervals around predictions, and their width, from errors of rows left out."""
     half = halfwidth(errors)
-    return {"coverage": metrics.coverage(said - half, said + half, y), "width": 2 * half} if half < torch.inf else {}
+    return (
+        {"coverage": metrics.coverage(predictions - half, predictions + half, y), "width": 2 * half}
+        if half < torch.inf
+        else {}
+    )
 
 
-def points(said: Tensor, y: Tensor) -> list[tuple[float, float]]:
-    """What was said and what was true, of at most 300 rows, for drawing."""
+def points(predictions: Tensor, y: Tensor) -> list[tuple[float, float]]:
+    """Predictions and labels of at most 300 rows, for drawing."""
     every = max(1, -(-len(y) // 300))
-    return [(round(float(a), 6), round(float(b), 6)) for a, b in zip(said[::every], y[::every], strict=True)]
+    return [(round(float(a), 6), round(float(b), 6)) for a, b in zip(predictions[::every], y[::every], strict=True)]
 
 
 class Predictions(NamedTuple):
-    """What a finished run says of rows: their names, numbers (rows, columns), and what the columns are: classes, whose
-    probabilities the numbers are."""
+    """The predictions of a finished run: names of rows, numbers (rows, columns) and columns, which are the classes
+    whose probabilities the numbers are.
+    """
 
     names: list[str]
     numbers: Tensor
@@ -155,8 +160,8 @@ class ValuePredictions(Predictions):
         return []
 
 
-def with_interval(said: Tensor, half: float | None) -> tuple[Tensor, list[str]]:
+def with_interval(predictions: Tensor, half: float | None) -> tuple[Tensor, list[str]]:
     """Values (rows, 1) and, if half of an interval's width is known, its bounds; and the names of these columns."""
     if half is None:
-        return said, ["prediction"]
-    return torch.cat([said, said - half, said + half], dim=1), ["prediction", "low", "high"]
+        return predictions, ["prediction"]
+    return torch.cat([predictions, predictions - half, predictions + half], dim=1), ["prediction", "low", "high"]

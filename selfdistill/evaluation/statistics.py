@@ -1,4 +1,4 @@
-"""Statistics: is a difference more than luck? Paired over seeds (a claim) or over rows (an audit).
+"""Tests of differences, paired over seeds (a claim) or over rows (an audit).
 
 Over seeds: ``paired``, ``interval``, ``sign_flip``, ``holm``, ``verdict``; ``reachable`` asks beforehand whether
 there are seeds enough. Over rows: ``mcnemar``, ``one_sided_t``, with ``spend`` for many audits of the same rows.
@@ -46,9 +46,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
     Raises:
         DataError: a seed is on one side only, or a value is not finite, or there is no seed.
     """
-    alone = sorted(ours.keys() ^ theirs.keys())
-    if alone:
-        sides = ", ".join(f"{seed} ({'ours' if seed in ours else 'theirs'} only)" for seed in alone)
+    unpaired = sorted(ours.keys() ^ theirs.keys())
+    if unpaired:
+        sides = ", ".join(f"{seed} ({'ours' if seed in ours else 'theirs'} only)" for seed in unpaired)
         raise DataError(f"seeds without a partner in the paired comparison: {sides}; run both sides with equal seeds")
     differences = [float(ours[seed]) - float(theirs[seed]) for seed in sorted(ours)]
     for seed, difference in zip(sorted(ours), differences, strict=True):
@@ -99,18 +99,18 @@ def sign_flip(differences: Sequence[float]) -> float:
     if largest == 0:
         return 1.0
     d = d / largest
-    wanted = abs(float(d.sum())) - TIE * float(np.abs(d).sum())
+    threshold = abs(float(d.sum())) - TIE * float(np.abs(d).sum())
     if len(d) <= EXACT:
         sums = d[:1]  # the first sign is fixed: a vector and its opposite are equally far out
         for value in d[1:]:
             sums = np.concatenate([sums + value, sums - value])
-        return float((np.abs(sums) >= wanted).mean())
+        return float((np.abs(sums) >= threshold).mean())
     source = np.random.default_rng(0)
-    beyond, chunk = 0, 10_000
+    count, chunk = 0, 10_000
     for _ in range(DRAWS // chunk):
         signs = 2.0 * source.integers(0, 2, size=(chunk, len(d))) - 1.0
-        beyond += int((np.abs(signs @ d) >= wanted).sum())
-    return (beyond + 1) / (DRAWS + 1)
+        count += int((np.abs(signs @ d) >= threshold).sum())
+    return (count + 1) / (DRAWS + 1)
 
 
 def smallest_p(seeds: int) -> float:
@@ -142,10 +142,10 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise DataError(f"the p-value of {name} is {p}, outside [0, 1]; repair the test it came from")
-    adjusted, worst = {}, 0.0
+    adjusted, largest = {}, 0.0
     for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, p * (len(p_values) - i)))
-        adjusted[name] = worst
+        largest = max(largest, min(1.0, p * (len(p_values) - i)))
+        adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
 
 
@@ -168,7 +168,7 @@ def verdict(differences: Sequence[float], adjusted_p: float, higher_is_better: b
 
 
 def reachable(seeds: int, methods: int, level: float = 0.05) -> str:
-    """One sentence: can any verdict but TIES be reached with so many seeds and methods?
+    """A sentence on whether any verdict but TIES can be reached with so many seeds and methods.
 
     Holm's first step needs smallest p times methods <= level; where that fails, no later step is come to, though
     the last would need only smallest p <= level.
@@ -185,14 +185,14 @@ def reachable(seeds: int, methods: int, level: float = 0.05) -> str:
     if methods < 1:
         raise DataError(f"a comparison of {methods} methods has nothing to correct for; give at least one method")
     smallest = smallest_p(seeds) if seeds <= EXACT else 1 / (DRAWS + 1)
-    kind = "an exact" if seeds <= EXACT else "a sampled"
-    named = f"{methods} method{'s' if methods > 1 else ''}"
+    article = "an exact" if seeds <= EXACT else "a sampled"
+    family = f"{methods} method{'s' if methods > 1 else ''}"
     sum_ = f"smallest p {smallest:.3g} x {methods}"
     if smallest * methods <= level:
-        return f"{seeds} seeds can pass {kind} test corrected for {named} ({sum_} <= {level:g})."
+        return f"{seeds} seeds can pass {article} test corrected for {family} ({sum_} <= {level:g})."
     enough = [n for n in range(FEWEST, EXACT + 1) if smallest_p(n) * methods <= level]
     remedy = f"{enough[0]} seeds would do" if enough else "no number of seeds would do, so compare fewer methods"
-    return f"{seeds} seeds cannot pass {kind} test corrected for {named} ({sum_} > {level:g}); {remedy}."
+    return f"{seeds} seeds cannot pass {article} test corrected for {family} ({sum_} > {level:g}); {remedy}."
 
 
 def fewest_seeds(methods: int, level: float = 0.05) -> int:
@@ -353,10 +353,10 @@ def compare_paired(
     p = {name: p_value(d) for name, d in differences.items() if len(d) >= FEWEST}
     adjusted = holm(p)
 
-    def compared(name: str, d: Sequence[float]) -> PairedComparison:
+    def compare(name: str, d: Sequence[float]) -> PairedComparison:
         if name not in p:
             return PairedComparison(*interval(d))
-        word = verdict(d, adjusted[name], higher_is_better, level)
-        return PairedComparison(*interval(d), p[name], adjusted[name], word)
+        outcome = verdict(d, adjusted[name], higher_is_better, level)
+        return PairedComparison(*interval(d), p[name], adjusted[name], outcome)
 
-    return {name: compared(name, d) for name, d in differences.items()}
+    return {name: compare(name, d) for name, d in differences.items()}

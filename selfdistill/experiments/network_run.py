@@ -27,20 +27,19 @@ from ..evaluation.predict import (
     COVERAGE,
     Predictions,
     ValuePredictions,
-    answers,
     final_score,
     points,
     predict,
     scored,
+    task_outputs,
     with_interval,
 )
 from ..io.run_record import Request
 from ..methods.controls import plain
 from ..methods.registry import read_method
 from ..models import registry, store, text_encoder, warm_start
-from ..models.peers import Mean, Peers, Together, product
+from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, product
 from ..models.store import model_card
-from ..models.wrappers import MOST_MEMBERS
 from ..teachers import Cached
 from ..teachers.cached import stored
 from ..teachers.generations import wanted
@@ -61,7 +60,7 @@ def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int
     Of a group of peers it is the group, with the head ``ensemble`` as its main one; of a method whose teacher are all
     earlier generations, these (the accepted ones, or all but the last).
     """
-    if isinstance(trained.model, Peers) and not hasattr(trained.model, "jointly"):
+    if isinstance(trained.model, PeerModels) and not hasattr(trained.model, "jointly"):
         return EnsembleOutput(trained.model, ready.data.head), [trained.product]
     teacher, last = wanted(ready.method), len(trained.generations) - 1
     if teacher is None:
@@ -71,7 +70,7 @@ def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int
         numbers = list(range(min(last, ready.method.generations - 1)))
     if len(numbers) < 2:
         return None
-    return Mean([_generation_model(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
+    return PeerMean([_generation_model(trained, g) for g in numbers], ready.data.task == "regress").eval(), numbers
 
 
 def _generation_model(trained: Result, generation: int) -> nn.Module:
@@ -83,7 +82,7 @@ def _generation_model(trained: Result, generation: int) -> nn.Module:
 class EnsembleOutput(nn.Module):
     """A group of peers that answers for all of them: its head ``ensemble`` under the name of its main one."""
 
-    def __init__(self, group: Peers, head: str) -> None:
+    def __init__(self, group: PeerModels, head: str) -> None:
         super().__init__()
         self.group, self.head = group, head
 
@@ -105,11 +104,11 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
     if ensemble is None:
         return {}
     whole, numbers = ensemble
-    test = scored(answers(whole, data, data.test), data.y[data.test], data.task)
+    test = scored(task_outputs(whole, data, data.test), data.y[data.test], data.task)
     group = whole.group if isinstance(whole, EnsembleOutput) else whole
     outputs = callbacks.peer_outputs(group, data, data.test[: callbacks.MOST])
     single = _single(ready, trained, data)
-    peers = len(group.members) if isinstance(group, Peers) else len(numbers)
+    peers = len(group.members) if isinstance(group, PeerModels) else len(numbers)
     named: dict[str, Any] = {"peers": peers} if isinstance(whole, EnsembleOutput) else {"generations": numbers}
     result = {**named, "test": test, "single": single}
     result |= callbacks.pairwise(outputs, data.task) if outputs is not None else {}
@@ -118,8 +117,10 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
 
 def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
     """The single model: a group's product, or the last generation."""
-    number = trained.product if isinstance(trained.model, Peers) else len(trained.generations) - 1
-    return scored(answers(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task)
+    number = trained.product if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
+    return scored(
+        task_outputs(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
+    )
 
 
 def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, float]) -> dict[str, float | None]:
@@ -136,21 +137,21 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
 
 
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
-    """A run's result with the figures of the ensemble; where generations predict `Together`, it is the product."""
+    """The result of a run with the figures of the ensemble, which is the product under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    product = isinstance(ready.method.wrap_model, Together) and result["chosen"] != "plain"
+    product = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
     return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
 
 
 def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
-    """The product of a method whose generations predict `Together`, and what builds it; None for others.
+    """The product of a method whose generations predict `JointGenerations`, and what builds it; None for others.
 
     Raises:
         RecipeError: more of them than a model folder can name.
     """
-    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.wrap_model, Together) else None
+    ensemble = ensemble_of(ready, trained) if isinstance(ready.method.wrap_model, JointGenerations) else None
     if ensemble is None:
         return None
     whole, numbers = ensemble
@@ -184,7 +185,7 @@ class NetworkRun:
         some = torch.cat([self.data.labelled, self.data.unlabelled])[:1]
         x = self.data.rows(some).repeat(self.settings["batch_size"], *[1] * len(self.data.shape))
         try:
-            return threads.suitable(self.build(), x)
+            return threads.for_model(self.build(), x)
         except Exception:  # another's code may raise anything
             return torch.get_num_threads()
 
@@ -286,7 +287,7 @@ class NetworkRun:
         result[shown] = {}
         for name, (one, weights) in shown_models.items() if len(test) else ():
             one.model.load_state_dict(weights)
-            outputs = answers(product(one.model), data, test)
+            outputs = task_outputs(product(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.product].weights)

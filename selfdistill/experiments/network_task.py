@@ -26,13 +26,13 @@ from ..data.sampler import Sampler
 from ..errors import RecipeError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
-from ..evaluation.predict import Predictions, answers, covered, scored
+from ..evaluation.predict import Predictions, covered, scored, task_outputs
 from ..io.run_record import Request
 from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
-from ..models.peers import Peers, product
+from ..models.peers import PeerModels, product
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
@@ -50,7 +50,7 @@ from ..training.comparison import (
     Job,
     curve,
     ignore,
-    matched,
+    matching_steps,
     require_splits,
 )
 from ..training.fit import Result, fit
@@ -92,7 +92,8 @@ def planned(
     seed, amount = settings.seeds[0], max(costs[name] for name in settings.methods)
     whole = max(steps, round(steps * amount / costs[PLAIN]))
     jobs = [
-        Job(name, "method", matched(steps, costs[name], amount), seed, expression=name) for name in settings.methods
+        Job(name, "method", matching_steps(steps, costs[name], amount), seed, expression=name)
+        for name in settings.methods
     ]
     jobs += [
         Job(PLAIN, "plain", steps, seed),
@@ -101,7 +102,7 @@ def planned(
         Job(DECAY, "decay", whole, seed),
     ]
     if DISTIL in costs:
-        jobs.append(Job(DISTIL, "distil", matched(steps, costs[DISTIL], amount), seed, count=steps))
+        jobs.append(Job(DISTIL, "distil", matching_steps(steps, costs[DISTIL], amount), seed, count=steps))
     members = max(2, math.floor(amount / costs[PLAIN] + CLOSE))
     return amount, [*jobs, Job(INDEPENDENT, "independent", steps, seed, count=members)]
 
@@ -139,7 +140,7 @@ def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | Non
     def outputs(rows: Tensor) -> Tensor:
         if weights is not None:
             model.load_state_dict(weights)
-        return answers(product(model), data, rows, device)
+        return task_outputs(product(model), data, rows, device)
 
     return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
 
@@ -240,7 +241,7 @@ def _method(work: NetworkJob) -> dict[str, Any]:
     outputs = split_outputs(trained.model, work.data, trained.generations[trained.product].weights)
     decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
     ratio = _teacher_ratio(work)
-    more = {"product": trained.product, "peers": isinstance(trained.model, Peers)}
+    more = {"product": trained.product, "peers": isinstance(trained.model, PeerModels)}
     row = _row(work, trained, outputs, decisions=decisions, ratio=ratio, **more)
     return _judged(work, {work.job.name: row})
 

@@ -28,7 +28,8 @@ from ..core.step import Clock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint
-from ..io.run_record import FORMAT, Request, differences, read_record
+from ..io.files import FORMAT
+from ..io.run_record import Request, differences, read_record
 from ..io.tensors import write_json
 from ..models.peers import product
 from ..models.store import load_model, model_card
@@ -124,7 +125,7 @@ class Run:
         listeners = Listeners(progress or (lambda name: None), warn, tell or (lambda line: None))
         if prepared.note:
             listeners.tell(prepared.note)
-        with threads.using(self._record().get("threads") or prepared.threads()):
+        with threads.limited_to(self._record().get("threads") or prepared.threads()):
             self._claim(task, prepared, warn)
             first = distributed.rank() == 0
             try:

@@ -18,7 +18,7 @@ from ..core.step import Batch, Rows
 from ..errors import CheckpointError, DataError, RecipeError
 from ..io.expressions import one_line
 from ..io.tensors import read_tensors, write_tensors
-from ..training.accumulation import counts
+from ..training.task import counts
 
 FILE = "objective.safetensors"
 

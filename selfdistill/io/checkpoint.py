@@ -33,19 +33,19 @@ from .tensors import (
     canonical,
     is_pickle,
     pack,
-    put,
     read_tensors,
     refuse,
     stream,
     sync_folder,
     unpack,
     write_json,
+    write_stream,
     write_tensors,
 )
 
 __all__ = ["Tree", "newest", "read", "read_tensors", "write", "write_json", "write_tensors"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
@@ -74,9 +74,9 @@ class _DamageError(CheckpointError):
 
 
 def _existing(folder: Path) -> list[tuple[int, Path]]:
-    """What is named like a checkpoint, newest first."""
-    found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
-    return sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
+    """The folders named like a checkpoint, newest first."""
+    matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(((int(name[1]), path) for name, path in matches if name), reverse=True)
 
 
 @contextmanager
@@ -110,9 +110,9 @@ def _build(temporary: Path, ordinal: int, packed: Mapping[str, tuple[bytes, dict
     temporary.mkdir()
     files: dict[str, dict[str, int | str]] = {}
     for name, (skeleton, tensors) in packed.items():
-        files[f"{name}.safetensors"] = put(temporary / f"{name}.safetensors", stream(tensors))
-        files[f"{name}.json"] = put(temporary / f"{name}.json", [skeleton])
-    put(temporary / _MANIFEST, [_seal(ordinal, files)])
+        files[f"{name}.safetensors"] = write_stream(temporary / f"{name}.safetensors", stream(tensors))
+        files[f"{name}.json"] = write_stream(temporary / f"{name}.json", [skeleton])
+    write_stream(temporary / _MANIFEST, [_seal(ordinal, files)])
     sync_folder(temporary)
 
 
@@ -122,9 +122,9 @@ def _unwritable(folder: Path, error: OSError) -> CheckpointError:
     except (CheckpointError, OSError):
         intact = None
     state = f"the earlier checkpoint {intact.name} is intact" if intact else "there is no earlier checkpoint"
-    why = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
+    reason = "the disk is full" if error.errno in FULL else f"cannot be written ({error.strerror})"
     remedy = "free some space" if error.errno in FULL else "check the place and its permissions"
-    return CheckpointError(f"{folder}: {why}; {state}; {remedy} and resume")
+    return CheckpointError(f"{folder}: {reason}; {state}; {remedy} and resume")
 
 
 def write(folder: Path, components: Mapping[str, Tree], *, keep: int = 2) -> Path:
@@ -190,7 +190,7 @@ def _discard(paths: Sequence[Path]) -> None:
 
 
 def _names(path: Path) -> set[str]:
-    """What lies in a checkpoint's folder; foreign files are refused before anything is opened."""
+    """The files of a checkpoint's folder; foreign files are refused before anything is opened."""
     if path.is_symlink() or not path.is_dir():
         raise _DamageError("not a folder")
     for entry in sorted(path.iterdir()):
@@ -224,13 +224,13 @@ def _manifest(path: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _compare(path: Path, found: Set[str], listed: Set[str]) -> None:
-    for extra in sorted(found - listed):
+def _compare(path: Path, present: Set[str], listed: Set[str]) -> None:
+    for extra in sorted(present - listed):
         with (path / extra).open("rb") as file:
             if is_pickle(file.read(9)):
                 refuse(path / extra, "a pickle")
         raise _DamageError(f"{extra} does not belong to it")
-    for absent in sorted(listed - found):
+    for absent in sorted(listed - present):
         raise _DamageError(f"{absent} is missing")
     if listed != {Path(name).stem + suffix for name in listed for suffix in _SUFFIXES}:
         raise _DamageError(f"{_MANIFEST} lists other files than .safetensors and .json in pairs")
@@ -308,5 +308,5 @@ def newest(folder: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path | 
         return path
     if not faults:
         return None
-    named = "; ".join(f"{path.name}: {reason}" for path, reason in faults)
-    raise CheckpointError(f"{folder}: no intact checkpoint ({named}); restore a copy or start the run anew")
+    listing = "; ".join(f"{path.name}: {reason}" for path, reason in faults)
+    raise CheckpointError(f"{folder}: no intact checkpoint ({listing}); restore a copy or start the run anew")

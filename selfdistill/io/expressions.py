@@ -84,19 +84,21 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fault(value: Any, kind: Any) -> str | None:
-    """What an annotation asks for, in words; None where the value is so, or where it is not a kind of literal."""
+    """The allowed values of an annotation in words; None where the value is allowed, or where it is not a kind of
+    literal.
+    """
     if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
         if value is None:
             return None
-        kind = Union[tuple(one for one in get_args(kind) if one is not NoneType)]  # noqa: UP007  # of one it is itself
+        kind = Union[tuple(member for member in get_args(kind) if member is not NoneType)]  # noqa: UP007  # of one it is itself
     kind, *ranges = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if kind not in _KINDS:
         return None
-    words, types = _KINDS[kind]
+    form, types = _KINDS[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
-        return words
+        return form
     if isinstance(value, float) and not math.isfinite(value):
-        return words
+        return form
     return next((str(limits) for limits in ranges if value not in limits), None)
 
 
@@ -132,14 +134,14 @@ _SYNTAX: dict[type[ast.AST], str] = {
 }
 
 
-def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method") -> Any:
-    """Call what ``text`` names with the literals (and further calls) it is given; a bare name is a call too.
+def parse_expression(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method") -> Any:
+    """Evaluate a call with literals (and further calls) as arguments; a bare name is a call too.
 
     ``kind`` says in messages what the names are ("method", "model").
 
-    >>> read("add(1, b=-2.5)", {"add": lambda a, b=0: a + b})
+    >>> parse_expression("add(1, b=-2.5)", {"add": lambda a, b=0: a + b})
     -1.5
-    >>> read("pair", {"pair": tuple})
+    >>> parse_expression("pair", {"pair": tuple})
     ()
 
     Raises:
@@ -159,23 +161,23 @@ def read(text: str, names: Mapping[str, Callable[..., Any]], kind: str = "method
     return reader.call(tree, depth=1)
 
 
-def called(text: str) -> str:
-    """What an expression calls.
+def expression_name(text: str) -> str:
+    """The name that an expression calls.
 
-    >>> called(" ps_kd(alpha=0.8)"), called("plain")
+    >>> expression_name(" ps_kd(alpha=0.8)"), expression_name("plain")
     ('ps_kd', 'plain')
     """
     return text.split("(", maxsplit=1)[0].strip()
 
 
-def nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+def nearest(name: str, names: Mapping[str, object] | list[str]) -> str:
     """The known names closest to a misspelt one, comma separated; empty if none is close.
 
     >>> nearest("ps_dk", ["ps_kd", "born_again"])
     'ps_kd'
     """
-    close = difflib.get_close_matches(name.lower(), {k.lower() for k in known}, n=3, cutoff=0.5)
-    return ", ".join(k for lower in close for k in known if k.lower() == lower)  # Cnn is close to cnn
+    matches = difflib.get_close_matches(name.lower(), {k.lower() for k in names}, n=3, cutoff=0.5)
+    return ", ".join(k for lower in matches for k in names if k.lower() == lower)  # Cnn is close to cnn
 
 
 def one_line(text: object, width: int = 200) -> str:
@@ -193,10 +195,10 @@ def _remedy(names: Mapping[str, object], kind: str) -> str:
 
 
 def _signature(name: str, signature: inspect.Signature) -> str:
-    """How a call is written, without the types."""
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    plain = signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
-    return one_line(f"{name}{plain}", 160)
+    """The signature of a call as text, without the types."""
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    untyped = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+    return one_line(f"{name}{untyped}", 160)
 
 
 @dataclass(frozen=True)
@@ -213,23 +215,23 @@ class _Reader:
                 warnings.simplefilter("ignore")  # remarks on style, such as an unknown escape in a string
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            place = f" at column {error.offset}" if error.offset else ""
-            raise self.error(f"not readable{place} ({one_line(error.msg, 80)})") from None
+            position = f" at column {error.offset}" if error.offset else ""
+            raise self.error(f"not readable{position} ({one_line(error.msg, 80)})") from None
         except (RecursionError, MemoryError):
             raise self.error(f"nested deeper than {MAX_DEPTH}") from None
         except ValueError as error:
             raise self.error(f"not readable ({one_line(error, 80)})") from None
 
-    def error(self, what: str) -> RecipeError:
-        return RecipeError(f"{self.kind} expression '{one_line(self.text, 80)}': {what}")
+    def error(self, fault: str) -> RecipeError:
+        return RecipeError(f"{self.kind} expression '{one_line(self.text, 80)}': {fault}")
 
-    def refusal(self, node: ast.expr | ast.keyword, what: str) -> RecipeError:
+    def refusal(self, node: ast.expr | ast.keyword, fault: str) -> RecipeError:
         """Something that has no meaning here, with its place counted from 1 as a reader would."""
         lines = self.text.splitlines() or [""]
         row, offset = node.lineno, node.col_offset
-        before = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
-        place = f"column {len(before.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
-        return self.error(f"{what} at {place}; only calls of known names with literals as arguments are read")
+        prefix = lines[min(row, len(lines)) - 1].encode(errors="replace")[:offset]  # offsets count UTF-8 bytes
+        position = f"column {len(prefix.decode(errors='ignore')) + 1}" + (f" of line {row}" if row > 1 else "")
+        return self.error(f"{fault} at {position}; only calls of known names with literals as arguments are read")
 
     def value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -254,23 +256,23 @@ class _Reader:
         raise self.refusal(node, _SYNTAX.get(type(node), "a value of another kind"))
 
     def mapping(self, node: ast.Dict, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        items: dict[str, Any] = {}
         for key, item in zip(node.keys, node.values, strict=True):
             if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
                 raise self.refusal(key or item, "a dictionary key that is not a string")
-            if key.value in found:
+            if key.value in items:
                 raise self.refusal(key, f"the key {key.value!r} given twice")
-            found[key.value] = self.value(item, depth + 1)
-        return found
+            items[key.value] = self.value(item, depth + 1)
+        return items
 
     def call(self, node: ast.Call, depth: int) -> Any:
         if not isinstance(node.func, ast.Name):
             raise self.refusal(node.func, _SYNTAX.get(type(node.func), "a call of something without a name"))
         name = node.func.id
         if name not in self.names:
-            close = nearest(name, self.names)
-            close = f"nearest: {close}. " if close else ""
-            raise RecipeError(f"unknown {self.kind} {one_line(name, 60)!r}; {close}{_remedy(self.names, self.kind)}")
+            hint = nearest(name, self.names)
+            hint = f"nearest: {hint}. " if hint else ""
+            raise RecipeError(f"unknown {self.kind} {one_line(name, 60)!r}; {hint}{_remedy(self.names, self.kind)}")
         args = [self.value(item, depth + 1) for item in node.args]
         options: dict[str, Any] = {}
         for keyword in node.keywords:
@@ -289,7 +291,7 @@ class _Reader:
 
 
 def check_arguments(name: str, function: Callable[..., Any], args: list[Any], options: Mapping[str, Any]) -> None:
-    """Do these arguments fit the signature? Says which does not, with the nearest names and the signature.
+    """Check arguments against a signature; the error names the nearest names and the signature.
 
     Raises:
         RecipeError: an argument is unknown, missing, given twice, or one too many.
@@ -305,16 +307,16 @@ def check_arguments(name: str, function: Callable[..., Any], args: list[Any], op
     form = _signature(name, signature)
     unknown = [option for option in options if option not in by_name]
     if unknown and not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
-        close = nearest(unknown[0], by_name)
-        close = f"nearest: {close}; " if close else ""
-        raise RecipeError(f"{name} has no argument {one_line(unknown[0], 60)!r}; {close}it is written {form}")
+        hint = nearest(unknown[0], by_name)
+        hint = f"nearest: {hint}; " if hint else ""
+        raise RecipeError(f"{name} has no argument {one_line(unknown[0], 60)!r}; {hint}it is written {form}")
     if len(args) > len(by_place) and not any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
         raise RecipeError(f"{name} takes {len(by_place)} arguments by position, not {len(args)}; it is written {form}")
-    twice = [p.name for p in by_place[: len(args)] if p.name in options and p.kind is kinds.POSITIONAL_OR_KEYWORD]
-    if twice:
-        raise RecipeError(f"{name} is given {twice[0]!r} twice, by position and by name; it is written {form}")
-    needed = [p for p in by_place[len(args) :] if p.default is kinds.empty]
-    needed += [p for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty]
-    missing = [p.name for p in needed if p.name not in options or p.kind is kinds.POSITIONAL_ONLY]
+    repeated = [p.name for p in by_place[: len(args)] if p.name in options and p.kind is kinds.POSITIONAL_OR_KEYWORD]
+    if repeated:
+        raise RecipeError(f"{name} is given {repeated[0]!r} twice, by position and by name; it is written {form}")
+    required = [p for p in by_place[len(args) :] if p.default is kinds.empty]
+    required += [p for p in parameters if p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty]
+    missing = [p.name for p in required if p.name not in options or p.kind is kinds.POSITIONAL_ONLY]
     if missing:
         raise RecipeError(f"{name} needs {', '.join(missing)}; it is written {form}")

@@ -8,23 +8,42 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
+from .expressions import one_line
 
+FORMAT = 2  # of everything that is saved; 1: before the classes had their present names
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
 
 
+def check_format(path: Path | str, version: object) -> None:
+    """Refuse a file of another format than this version of selfdistill writes.
+
+    Args:
+        path: the file, for the message.
+        version: the number of the format that the file states; None if it states none.
+
+    Raises:
+        CheckpointError: the number is not `FORMAT`; the message names both.
+    """
+    if version != FORMAT:
+        stated = "states no format" if version is None else f"is of format {one_line(str(version), 20)}"
+        raise CheckpointError(
+            f"{path} {stated}; this version of selfdistill reads format {FORMAT}: make it again, in a new folder"
+        )
+
+
 def writable(path: Path, option: str) -> None:
-    """Say before the work, not after it, that there is no place for its result."""
+    """Check before the work that its result can be written."""
     parent = path.resolve().parent
     if path.is_dir():
-        why = "it is a folder"
+        reason = "it is a folder"
     elif not parent.is_dir():
-        why = "its folder does not exist"
+        reason = "its folder does not exist"
     elif not os.access(path if path.exists() else parent, os.W_OK):
-        why = "not permitted"
+        reason = "not permitted"
     else:
         return
-    raise DataError(f"{path} cannot be written ({why}); give another {option}")
+    raise DataError(f"{path} cannot be written ({reason}); give another {option}")
 
 
 def write(path: Path, text: str, option: str = "--out") -> None:
@@ -92,8 +111,8 @@ def read_lines(path: Path) -> tuple[list[str], bool]:
         DataError: the file cannot be read.
     """
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
-        return [line.decode() for line in lines], bool(rest)
+        *lines, tail = path.read_bytes().split(b"\n")
+        return [line.decode() for line in lines], bool(tail)
     except FileNotFoundError:
         return [], False
     except OSError as error:
@@ -102,24 +121,24 @@ def read_lines(path: Path) -> tuple[list[str], bool]:
         raise DataError(f"{path} cannot be read (it is not UTF-8); repair or remove it") from error
 
 
-def line_due(now: float, begun: float, last: float) -> bool:
+def line_due(time: float, start: float, previous: float) -> bool:
     """Whether it is time for another line of progress: every 4 s at first, in long work every minute.
 
     Args:
-        now: the time, in seconds.
-        begun: when the work began.
-        last: when the last line was written; ``-inf`` where there is none.
+        time: the time, in seconds.
+        start: when the work began.
+        previous: when the last line was written; ``-inf`` where there is none.
 
     >>> line_due(4.0, 0.0, 0.0), line_due(3600.0, 0.0, 3550.0), line_due(3600.0, 0.0, 3540.0)
     (True, False, True)
     """
-    return now - last >= min(60.0, max(4.0, (now - begun) / 20))
+    return time - previous >= min(60.0, max(4.0, (time - start) / 20))
 
 
-def seconds_left(seconds: float, done: float, rest: float) -> float:
-    """How long the rest takes at the pace of what is done.
+def seconds_left(seconds: float, finished: float, remaining: float) -> float:
+    """The time that remains at the pace so far.
 
     >>> seconds_left(12.0, done=3, rest=5)
     20.0
     """
-    return seconds / done * rest
+    return seconds / finished * remaining

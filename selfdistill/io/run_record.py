@@ -1,4 +1,4 @@
-"""The request of a run, the part of run.json that decides it, with checks of what is read back."""
+"""The request of a run and its record, run.json, which is checked when it is read back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any, get_type_hints
 
 from ..errors import CheckpointError
 from .expressions import one_line
-
-FORMAT = 1
-
+from .files import check_format
 
 Lines = list[dict[str, Any]]
 
@@ -80,45 +78,44 @@ class Request:
         return request
 
     def name(self) -> str:
-        """A folder name: data, method, seed, and a few letters that tell other requests apart."""
+        """A folder name from data, method, seed and a digest of the request."""
         method = (self.method or "default").split("(")[0]
         tail = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{Path(self.data).stem}-{method}-{self.seed}-{tail}"
 
 
-def differences(before: Request, now: Request) -> str:
+def differences(saved: Request, current: Request) -> str:
     """The settings in which two requests differ, in words."""
-    theirs, mine = ({**r.to_json(), **dict(r.training)} for r in (before, now))
-    names = [k for k in dict.fromkeys([*mine, *theirs]) if k != "training" and theirs.get(k) != mine.get(k)]
-    return ", ".join(f"{k} {theirs.get(k)!r}, now {mine.get(k)!r}" for k in names)
+    old, new = ({**r.to_json(), **dict(r.training)} for r in (saved, current))
+    names = [k for k in dict.fromkeys([*new, *old]) if k != "training" and old.get(k) != new.get(k)]
+    return ", ".join(f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in names)
 
 
 def read_lines(path: Path) -> Lines:
     """The lines of a metrics log; one that is being written now is left out."""
-    found: Lines = []
+    lines: Lines = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError:
                 break
-    return found
+    return lines
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], Request]:
-    """What run.json says, and the request in it.
+    """The content of run.json, and its request.
 
     Raises:
         CheckpointError: it is damaged, or of another format.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        check_format(path, record["format"])
         missing = _RESULT - record["result"].keys() if "result" in record else set()
         if missing or not isinstance(record["data"]["fingerprint"], str):
             raise ValueError(f"no {', '.join(sorted(missing)) or 'fingerprint'} in it")
         return dict(record), Request.from_json(record["request"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = one_line(error, 120)
-        raise CheckpointError(f"{path} is damaged or foreign ({why}); start the run again in a new --out") from error
+        reason = one_line(error, 120)
+        raise CheckpointError(f"{path} is damaged or foreign ({reason}); start the run again in a new --out") from error

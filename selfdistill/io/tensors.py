@@ -30,8 +30,8 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     h = hashlib.sha256()
     for name, value in sorted(weights.items()):
         h.update(name.encode())
-        plain = value.detach().cpu().contiguous()
-        h.update(plain.view(torch.uint8).numpy().tobytes() if plain.dim() else str(plain.item()).encode())
+        values = value.detach().cpu().contiguous()
+        h.update(values.view(torch.uint8).numpy().tobytes() if values.dim() else str(values.item()).encode())
     return h.hexdigest()[:16]
 
 
@@ -73,13 +73,13 @@ _DTYPES = {
 }
 
 
-def _tensor(value: Tensor, where: str) -> Tensor:
+def _tensor(value: Tensor, position: str) -> Tensor:
     if type(value) not in (Tensor, torch.nn.Parameter):  # a sharded one would lose all but this rank's part
         kind = type(value).__name__
-        raise TypeError(f"{where}: a checkpoint holds whole tensors, not {kind}; gather it first")
+        raise TypeError(f"{position}: a checkpoint holds whole tensors, not {kind}; gather it first")
     if value.layout != torch.strided or value.device.type == "meta" or value.dtype not in _DTYPES:
         kind = f"{value.layout} {value.dtype} tensor on {value.device}"
-        raise TypeError(f"{where}: a checkpoint cannot hold a {kind}; convert it first")
+        raise TypeError(f"{position}: a checkpoint cannot hold a {kind}; convert it first")
     return value.detach()
 
 
@@ -137,13 +137,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def put(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | str]:
+def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, int | str]:
     """Write and flush one file; its size in bytes and SHA-256, taken on the way."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            size += file.write(piece)
+        for chunk in chunks:
+            digest.update(chunk)
+            size += file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     return {"size": size, "sha256": digest.hexdigest()}
@@ -166,8 +166,8 @@ def stream(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     yield struct.pack("<Q", len(text)) + text
     for _, tensor in ordered:
         if tensor.numel():
-            plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-            flat = plain.reshape(-1).view(torch.uint8).numpy().data
+            values = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+            flat = values.reshape(-1).view(torch.uint8).numpy().data
             yield from (flat[at : at + _PIECE] for at in range(0, len(flat), _PIECE))
 
 
@@ -182,18 +182,18 @@ def is_pickle(data: bytes) -> bool:
     return data.startswith(_PICKLES) and data[8:9] not in (b"", b"{")
 
 
-def refuse(path: Path, what: str) -> NoReturn:
-    """Turn a foreign file away, in words that say why."""
+def refuse(path: Path, fault: str) -> NoReturn:
+    """Raise the error of a file that this package did not write."""
     raise CheckpointError(
-        f"{path}: {what} is never read, because it could run code; only .safetensors and .json written by "
+        f"{path}: {fault} is never read, because it could run code; only .safetensors and .json written by "
         "selfdistill are: move it away and resume from a checkpoint you trust"
     )
 
 
-def _replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def _replace(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     temporary = path.with_name(TEMPORARY + path.name)
     try:
-        put(temporary, pieces)
+        write_stream(temporary, chunks)
         os.rename(temporary, path)
         sync_folder(path.parent)
     except BaseException as error:

@@ -14,23 +14,46 @@ import torch
 
 from .. import rng
 from ..core import distributed
+from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
+from ..core.parts import BaseTerm
 from ..core.step import Clock, Passes
 from ..data.prompts import Prompts
 from ..errors import RecipeError
-from ..models.causal_lm import Causal, fits
+from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Context, Nothing, Rollout, completed, paired, rendered
 from .sampling import Beside, Engine, Referee, Sampling, Waiting, by_transformers, distinct, ends, roll
-from .terms import Distil
+
+CONTEXT, AGAINST = "context", "against"  # the views of completions after a context, and after what is turned away from
+
+
+def read_views(term: BaseTerm) -> tuple[str, ...]:
+    """The views that the teacher of a term looks at."""
+    return () if term.teacher is None else term.teacher.reads(term)
 
 
 @dataclass(frozen=True)
-class Source:
+class CompletionSource:
     """Where the completions of a step come from."""
 
     once: ClassVar[bool] = False  # are they made once a generation?
     samples: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How completions are drawn; None where none are."""
+        return None
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """What is read more than the prompt while they are written."""
+        return ()
+
+    @property
+    def checked(self) -> bool:
+        """Does it keep completions by their reward?"""
+        return False
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         """``samples`` completions for each prompt, those of a prompt one after another."""
@@ -38,7 +61,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class OnPolicy(Source):
+class OnPolicy(CompletionSource):
     """The student writes them, at every step."""
 
     sampling: Sampling = Sampling()
@@ -49,7 +72,7 @@ class OnPolicy(Source):
 
 
 @dataclass(frozen=True)
-class Together(Source):
+class TeacherMixed(CompletionSource):
     """Student and teacher write, at every step: each token is drawn from both, and importance weights correct for it.
 
     Equation::
@@ -67,9 +90,9 @@ class Together(Source):
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise RecipeError(f"Together: the teacher's share lies between 0 and 1, not at {self.share}")
+            raise RecipeError(f"TeacherMixed: the teacher's share lies between 0 and 1, not at {self.share}")
         if replace(self.sampling, max_tokens=1) != Sampling(max_tokens=1):
-            raise RecipeError("Together: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
+            raise RecipeError("TeacherMixed: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         address = (writer.seed, "rollout", clock.generation, clock.step)
@@ -77,7 +100,7 @@ class Together(Source):
 
 
 @dataclass(frozen=True)
-class Given(Source):
+class Demonstrations(CompletionSource):
     """The demonstrations of the data."""
 
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
@@ -87,7 +110,7 @@ class Given(Source):
 
 
 @dataclass(frozen=True)
-class Mixed(Source):
+class MixedPolicy(CompletionSource):
     """With probability ``share`` the student writes the batch, otherwise demonstrations stand. Source: GKD."""
 
     share: float = 0.5
@@ -96,12 +119,12 @@ class Mixed(Source):
 
     def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
         u = rng.uniform((writer.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
-        source: Source = OnPolicy(1, self.sampling) if float(u) <= self.share else Given()
+        source: CompletionSource = OnPolicy(1, self.sampling) if float(u) <= self.share else Demonstrations()
         return source.rollouts(writer, ids, clock)
 
 
 @dataclass(frozen=True)
-class Once(Source):
+class Once(CompletionSource):
     """The model that a generation begins with writes all of them before its first step; each is kept once.
 
     Args:
@@ -117,6 +140,14 @@ class Once(Source):
     threshold: float | tuple[float, ...] | None = None
     rescue: Context | None = None
     instead: bool = False
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        return (self.context,) if self.rescue is None else (self.context, self.rescue)
+
+    @property
+    def checked(self) -> bool:
+        return self.threshold is not None
 
     def least(self, generation: int) -> float | None:
         """The threshold in a generation; the last of several stays."""
@@ -145,7 +176,7 @@ def worth(rollout: Rollout, stop: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Language(Method):
-    """A `Method` whose terms are those of `language.terms`.
+    """A `Method` on completions, whose teachers read the view ``context``: the same completion after another prompt.
 
     Args:
         source: where completions come from.
@@ -154,8 +185,8 @@ class Language(Method):
         advice: settings that the paper trains with, used where nothing else is asked for.
     """
 
-    terms: Mapping[str, Any]
-    source: Source = OnPolicy()
+    terms: Mapping[str, BaseTerm]
+    source: CompletionSource = OnPolicy()
     context: Context = Nothing()
     against: Context | None = None
     restart: bool = False
@@ -165,32 +196,24 @@ class Language(Method):
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.source, self.context, self.against, self.restart, self.advice))
 
-    def student_views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        views = (view for term in self.terms.values() for view in getattr(term, "views", (term.view,)))
-        return tuple(dict.fromkeys(views)), ()
-
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields that each prompt must have."""
-        parts = (self.source, self.context, self.against, getattr(self.source, "context", None),
-                 getattr(self.source, "rescue", None))  # fmt: skip
+        parts = (self.source, self.context, self.against, *self.source.contexts, *self.terms.values())
         wanted = [need for part in parts for need in getattr(part, "needs", ())]
-        source = self.source
-        if "advantage" in self.terms or (isinstance(source, Once) and source.threshold is not None):
+        if self.source.checked:
             wanted.append("checker")
-        if "preferred" in self.terms:
-            wanted.append("demonstration")
         return tuple(dict.fromkeys(wanted))
 
     @property
-    def distils(self) -> dict[str, Distil]:
-        """The terms that have a teacher judge completions after the context."""
-        return {name: term for name, term in self.terms.items() if isinstance(term, Distil)}
+    def distils(self) -> dict[str, BaseTerm]:
+        """The terms whose teacher judges completions after the context."""
+        return {name: term for name, term in self.terms.items() if CONTEXT in read_views(term)}
 
     @property
     def sampling(self) -> Sampling | None:
         """How completions are drawn; None where none are."""
-        return getattr(self.source, "sampling", None)
+        return self.source.sampling
 
     def drawing(self, change: Callable[[Sampling], Sampling]) -> Language:
         """The same with another sampling."""
@@ -273,7 +296,7 @@ class Writer:
         text = row.demonstration or ""
         rollout = Rollout(example, tuple(self.prompt(example)), tuple(completed(self.tokenizer, text)), text, 1.0)
         place = f"a demonstration (line {row.line} of {self.data.name})"
-        fits(rollout.prompt, self.model, len(rollout.ids), place)
+        check_length(rollout.prompt, self.model, len(rollout.ids), place)
         return rollout
 
     def roll(
@@ -310,10 +333,19 @@ class Writer:
         return [self.referee(r, self.data.rows[r.example]) for r in rollouts]
 
     def _beside(self, examples: Sequence[int], share: float) -> Beside:
-        """The teacher of a method that has one, reading its context as it is before any attempt."""
-        ((name, term),) = self.method.distils.items()
-        prompts = [self.prompt(i, self.method.context) for i in examples]
-        return Beside(term.teacher, self.objective.state_of(name, term.teacher), share, prompts)
+        """The teacher of a method that has one, reading its context as it is before any attempt.
+
+        Raises:
+            RecipeError: it is no model that could write.
+        """
+        name, term = next(iter(self.method.distils.items()))
+        assert term.teacher is not None
+        state = self.objective.state_of(name, term.teacher)
+        if not isinstance(state, FrozenCopy) or not isinstance(state.module, ModelView):
+            raise RecipeError(
+                f"a {type(term.teacher).__name__} cannot write; let a teacher with weights of its own do it"
+            )
+        return Beside(state.module, share, [self.prompt(i, self.method.context) for i in examples])
 
 
 def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -332,8 +364,9 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "examples": torch.tensor([r.example for r in rollouts]),
         "unread": 0,
     }
-    for name, context in (("context", method.context), ("against", method.against)):
-        if context is None or not method.distils:
+    read = {view for term in method.terms.values() for view in read_views(term)}
+    for name, context in ((CONTEXT, method.context), (AGAINST, method.against)):
+        if context is None or name not in read:
             continue
         made: dict[int, tuple[list[int], tuple[int, ...]]] = {}
         for example, members in groups.items():
@@ -348,7 +381,7 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                     found["unread"] += 1
         rows = sorted(made)  # the terms pair tokens with the student's in the order of its rows
         found[name] = ([made[row] for row in rows], torch.tensor(rows, dtype=torch.int64))
-    if "preferred" in method.terms:
+    if "other" in method.student_views()[0]:
         found["other"] = found["x"]
         found["x"] = [(r.prompt, writer.demonstration(r.example).ids) for r in rollouts]
     return found
@@ -361,11 +394,14 @@ def check(method: Language) -> None:
         RecipeError: an advantage needs several samples of a prompt, a contrast a context to turn away from; who writes
             together with the student is not clear.
     """
-    if isinstance(method.source, Together) and len(method.distils) != 1:
-        raise RecipeError(f"student and teacher write together, and the method has {len(method.distils)} terms with a "
-                          "teacher; give it one")  # fmt: skip
-    if "advantage" in method.terms and method.source.samples < 2:
-        raise RecipeError("an advantage compares the samples of a prompt; give at least 2 samples")
-    for name, term in method.distils.items():
-        if term.contrast and method.against is None:
+    teachers = {term.teacher for term in method.distils.values()}
+    if isinstance(method.source, TeacherMixed) and len(teachers) != 1:
+        raise RecipeError(
+            f"student and teacher write together, and the method has {len(teachers)} teachers that read a context; "
+            "give it one"
+        )
+    for name, term in method.terms.items():
+        if method.source.samples < term.group:
+            raise RecipeError(f"term {name!r} compares the samples of a prompt; give at least {term.group} samples")
+        if AGAINST in read_views(term) and method.against is None:
             raise RecipeError(f"term {name!r} turns away from the context 'against', and the method has none")

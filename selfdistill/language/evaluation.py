@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from ..core import distributed
-from ..core.logits import Source
-from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes, Rows
+from ..core.logits import Logits, picked
+from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes
 from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, completions, fits, packed
+from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
+from ..teachers import External, Itself
 from ..training.state import Evaluation
-from .completions import Writer, views
+from .completions import CONTEXT, Writer, views
 from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
 from .sampling import Engine, Referee, Sampling, Waiting, by_transformers, roll
-from .teachers import External, Live
 
 #: Words of doubt; a teacher that has read the solution stops saying them (arXiv 2603.24472).
 DOUBT = re.compile(r"\b(wait|hmm+|maybe|perhaps|actually|let me (re)?check|not sure|alternatively|i think)\b", re.I)
@@ -109,7 +109,7 @@ def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
     return Evaluation(figures(by_row, checked(data)), by_row["losses"], by_row.get("suite", []), passes)
 
 
-def read(model: Causal, x: Tensor) -> tuple[Source, Tensor]:
+def read(model: Causal, x: Tensor) -> tuple[Logits, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)
     return model.says(x), ids[real]
@@ -136,7 +136,7 @@ def look(writer: Writer) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accuracy": _mean([r.reward for r in answers]),
         "length": sum(len(r.ids) for r in answers) / len(answers),
-        "entropy": float(entropies(source, writer.model.vocabulary).mean()),
+        "entropy": float(entropies(source).mean()),
         "doubt": 100 * sum(len(DOUBT.findall(r.text)) for r in answers) / words,
         "leakage": sum(bool(LEAK.search(r.text)) for r in answers) / len(answers),
         "kl_to_start": _to_start(writer, x, source),
@@ -149,7 +149,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _to_start(writer: Writer, x: Tensor, source: Source) -> float | None:
+def _to_start(writer: Writer, x: Tensor, source: Logits) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
     if not writer.model.adapted:
         return None
@@ -164,7 +164,7 @@ class Opinion(NamedTuple):
     the tokens' ids; all of the rows judged, in one row."""
 
     rows: list[int]
-    teacher: Source
+    teacher: Logits
     kl: Tensor
     ids: Tensor
 
@@ -176,15 +176,17 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     if not pairs:
         return None
     chosen = [answers[i] for i in rows.tolist()]
-    x = packed([(r.prompt, r.ids) for r in chosen]).to(writer.device)
-    batch = Batch({"x": Rows(x), "context": Rows(packed(pairs).to(writer.device), None, rows)})
-    term = writer.method.distils[name]
+    read = completion_rows(pairs)._replace(align=torch.arange(len(rows)))
+    batch = Batch({"x": completion_rows([(r.prompt, r.ids) for r in chosen]), CONTEXT: read})
+    batch = Batch({name: view.to(writer.device) for name, view in batch.items()})
+    mask, term = batch["x"].extra["mask"], writer.method.distils[name]
+    assert term.teacher is not None
     with writer.model.asking():
-        step = Forward(writer.model, batch, Clock(), ForwardPlan(fused=False)).run()
-        teacher = term.teacher.source(writer.objective.state_of(name, term.teacher), step, "context")
-        source, ids = read(writer.model, x)
-        kl = divergence(source, teacher, ForwardKL(), vocabulary=writer.model.vocabulary).values
-    return Opinion(rows.tolist(), teacher, kl, ids)
+        step = Forward(writer.model, batch, Clock(), ForwardPlan(*writer.method.student_views(), fused=False)).run()
+        target = term.teacher.target(writer.objective.state_of(name, term.teacher), step, term)
+        source, teacher = (picked(logits, mask) for logits in (step.student("x"), target.value))
+        kl = divergence(source, teacher, ForwardKL()).values
+    return Opinion(rows.tolist(), teacher, kl, step.labels("x")[mask])
 
 
 def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]) -> dict[str, Any]:
@@ -217,7 +219,7 @@ def check_prompts(writer: Writer, suite: Prompts | None) -> None:
     """
     method, data = writer.method, writer.data
     room = method.sampling.max_tokens if method.sampling else 0
-    written = [c for c in (getattr(method.source, n, None) for n in ("context", "rescue")) if c is not None]
+    written = method.source.contexts
     judged = [c for c in (method.context, method.against) if c is not None] if method.distils else []
     for i in data.labelled.tolist():
         _fit(writer, data, i, rendered(writer.tokenizer, data.rows[i].messages), room, "the prompt")
@@ -241,11 +243,10 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
         VitalsError: it is the student itself and reads nothing more, so that the loss is 0 whatever it says.
     """
     for name, term in writer.method.distils.items():
-        if isinstance(term.teacher, External) or _adds(writer, writer.method.context) or (
-            term.contrast and writer.method.against is not None and _adds(writer, writer.method.against)
-        ):  # fmt: skip
+        contexts = [c for c in (writer.method.context, writer.method.against) if c is not None]
+        if isinstance(term.teacher, External) or any(_adds(writer, context) for context in contexts):
             continue
-        if isinstance(term.teacher, Live):
+        if isinstance(term.teacher, Itself):
             raise VitalsError(
                 "teacher-is-student",
                 f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "
@@ -280,4 +281,4 @@ def _adds(writer: Writer, context: Context) -> bool:
 
 
 def _fit(writer: Writer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:
-    fits(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")
+    check_length(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")

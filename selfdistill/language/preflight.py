@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.logits import Source
+from ..core.logits import Logits, dense
 from ..errors import DataError
+from ..losses.chunked.divergences import TokenDivergence
 from . import evaluation
 from .completions import Writer
 from .contexts import Nothing, Rollout
@@ -90,16 +90,17 @@ def _compared(writer: Writer, name: str, plain: Sequence[Rollout]) -> dict[str, 
     found = evaluation.opinion(writer, name, answers)
     if found is None:
         return {"judged": 0.0, "kl": None, "top_mass": None}
-    support = writer.method.distils[name].support
+    loss = writer.method.distils[name].loss
+    support = loss.support if isinstance(loss, TokenDivergence) else None
     k = min(support.k if support else 100, writer.model.vocabulary)
     share = len(found.rows) / len(answers)
     return {"judged": share, "kl": float(found.kl.mean()), "k": k, "top_mass": _top_mass(found.teacher, k)}
 
 
 @torch.no_grad()
-def _top_mass(source: Source, k: int) -> float:
+def _top_mass(source: Logits, k: int) -> float:
     """Probability that the k likeliest tokens have, on the mean over at most 256 tokens."""
-    few = source[:256] if isinstance(source, Tensor) else F.linear(source.hidden[:256], *source[1:])
+    few = dense(source[:256] if isinstance(source, Tensor) else source._replace(hidden=source.hidden[:256]))
     return float(few.float().softmax(-1).topk(min(k, few.shape[-1]), -1).values.sum(-1).mean())
 
 

@@ -7,19 +7,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
-from ..io.expressions import Count, Positive, called
-from ..losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL
-from ..losses.chunked.sweep import Top
+from ..gates.tokens import AfterTokens, ImportanceWeight, Product
+from ..io.expressions import Count, Positive, expression_name
+from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
+from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
+from ..losses.chunked.sweep import TopK
 from ..methods.cards import described
+from ..teachers import Ema, External, Frozen, Generation, Itself, Labels
+from ..teachers.weights import GeometricMixture
+from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
 from . import contexts
-from .completions import Given, Language, Mixed, Once, OnPolicy, Together
+from .completions import CONTEXT, Demonstrations, Language, MixedPolicy, Once, OnPolicy, TeacherMixed
 from .contexts import Nothing, Rollout, difference
 from .sampling import Sampling
-from .teachers import Base, Ema, External, Judge, Previous, TrustRegion
-from .terms import Advantage, Distil, NextToken, Preferred
 
-_KINDS: dict[str, Kind] = {"forward": ForwardKL(), "reverse": ReverseKL(), "js": JensenShannon()}
+
+def _named(teacher: str | None) -> tuple[Teacher, contexts.Context]:
+    """A model of this name, or the pre-trained weights with a demonstration before them; and what they read."""
+    if teacher is None:
+        return Frozen(CONTEXT), contexts.Demonstration()
+    return External(CONTEXT, teacher), contexts.Nothing()
+
+
+def _likelihood() -> Term:
+    """The likelihood of each token of a completion."""
+    return Term(Labels(), TokenCrossEntropy())
 
 
 def sft(epochs: int = 1) -> Language:
@@ -35,7 +49,7 @@ def sft(epochs: int = 1) -> Language:
     >>> list(sft().terms)
     ['label']
     """
-    return Language({"label": NextToken()}, source=Given(), advice=(("epochs", epochs), ("lr", 2e-5)))
+    return Language({"label": _likelihood()}, source=Demonstrations(), advice=(("epochs", epochs), ("lr", 2e-5)))
 
 
 def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int = 1024) -> Language:
@@ -51,11 +65,12 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int
 
     Source: SDFT, arXiv 2601.19897, 2026. Eq. 1 has KL(p || q); all results were made with KL(q || p).
 
-    >>> sdft().terms["distil"].skip
-    3
+    >>> sdft().terms["distil"].reduction
+    PerSequence()
     """
-    teacher: Judge = Ema(rate) if rate else Base()
-    term = Distil(teacher, ForwardKL(), skip=skip, mean_over="sequence", per="sequence")
+    teacher: Teacher = Ema(1.0 - rate, CONTEXT, warm_up=False) if rate else Frozen(CONTEXT)
+    gate = Product((AfterTokens(skip), ImportanceWeight(per="sequence")))
+    term = Term(teacher, TokenDivergence(ForwardKL()), gate=gate, reduction=PerSequence())
     source = OnPolicy(1, Sampling(max_tokens=max_tokens))
     context = contexts.Turns() if turns else contexts.Demonstration()
     advice = (("batch_size", 32), ("clip", 1.0), ("lr", 2e-5))
@@ -77,7 +92,7 @@ def sdft_2024(max_tokens: int = 512) -> Language:
     """
     source = Once(1, Sampling(max_tokens=max_tokens), contexts.rewriting(), 1.0, instead=True)
     advice = (("batch_size", 8), ("epochs", 2), ("lora", 8), ("lr", 1e-4))
-    return Language({"label": NextToken()}, source=source, advice=advice)
+    return Language({"label": _likelihood()}, source=source, advice=advice)
 
 
 def sdpo(
@@ -92,12 +107,16 @@ def sdpo(
     Needs: a checker on each prompt.
     Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments, the reverse KL in eq. 1; ``grpo``: sec. 4.5.
 
-    >>> sdpo().terms["distil"].support
-    Top(k=100, of='student')
+    >>> sdpo().terms["distil"].loss.support
+    TopK(k=100, of='student')
     """
-    teacher: Judge = TrustRegion(rate) if trust else Ema(rate)
-    distil = Distil(teacher, JensenShannon(0.5), Top(k, "student"), weight=1.0 - grpo)
-    terms = {"distil": distil, **({"advantage": Advantage(weight=grpo)} if grpo else {})}
+    teacher: Teacher = Ema(1.0 - rate, CONTEXT, warm_up=False)
+    if trust:
+        teacher = GeometricMixture(Frozen(CONTEXT), Itself(CONTEXT), rate)
+    loss = TokenDivergence(JensenShannon(0.5), TopK(k, "student"))
+    terms: dict[str, BaseTerm] = {"distil": Term(teacher, loss, gate=ImportanceWeight(), weight=1.0 - grpo)}
+    if grpo:
+        terms["advantage"] = PolicyGradient(weight=grpo)
     source, context = OnPolicy(samples, Sampling(max_tokens=max_tokens)), contexts.Attempts()
     return Language(terms, source=source, context=context, advice=(("batch_size", 32), ("clip", 1.0), ("lr", 1e-5)))
 
@@ -112,12 +131,12 @@ def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
     Needs: a demonstration (the reference solution) on each prompt.
     Source: OPSD, arXiv 2601.18734 v3, 2026.
 
-    >>> opsd().terms["distil"].divergence.clip
+    >>> opsd().terms["distil"].loss.divergence.clip
     0.05
     """
     source = OnPolicy(1, Sampling(1.1, 0.95, 20, max_tokens))
     advice = (("batch_size", 32), ("clip", 0.1), ("lora", 64), ("lr", 5e-6), ("steps", 100))
-    term = Distil(Base(), ForwardKL(clip=clip))
+    term = Term(Frozen(CONTEXT), TokenDivergence(ForwardKL(clip=clip)), gate=ImportanceWeight())
     return Language({"distil": term}, source=source, context=contexts.reference(), advice=advice)
 
 
@@ -135,7 +154,7 @@ def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_to
     20
     """
     source = Once(1, Sampling(temperature, top_p, top_k, max_tokens))
-    return Language({"label": NextToken()}, source=source, restart=True, advice=(("lr", 5e-6),))
+    return Language({"label": _likelihood()}, source=source, restart=True, advice=(("lr", 5e-6),))
 
 
 def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) -> Language:
@@ -152,7 +171,8 @@ def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) ->
     ()
     """
     context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
-    term, source = Distil(Base(), ReverseKL(), Top(k, "student")), OnPolicy(1, Sampling(max_tokens=max_tokens))
+    loss, source = TokenDivergence(ReverseKL(), TopK(k, "student")), OnPolicy(1, Sampling(max_tokens=max_tokens))
+    term = Term(Frozen(CONTEXT), loss, gate=ImportanceWeight())
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
@@ -166,12 +186,13 @@ def context_distillation(instruction: str | None = None, hard: bool = False, max
     Needs: an instruction, or a demonstration on each prompt.
     Source: Snell, Klein and Zhong, arXiv 2209.15189, 2022; Askell et al., arXiv 2112.00861, 2021.
 
-    >>> context_distillation("Be brief.", hard=True).terms["label"]
-    NextToken(view='x', head='hidden', weight=1.0, mean_over='token')
+    >>> context_distillation("Be brief.", hard=True).terms["label"].loss
+    TokenCrossEntropy()
     """
     context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
     source = Once(1, Sampling(max_tokens=max_tokens), context)
-    terms = {"label": NextToken()} if hard else {"distil": Distil(Base(), ForwardKL())}
+    distil = Term(Frozen(CONTEXT), TokenDivergence(ForwardKL()), gate=ImportanceWeight())
+    terms = {"label": _likelihood()} if hard else {"distil": distil}
     return Language(terms, source=source, context=context, advice=(("lr", 1e-5),))
 
 
@@ -188,11 +209,10 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     >>> gkd().source.share
     0.5
     """
-    judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
-    source = Mixed(1, share, Sampling(max_tokens=max_tokens))
-    return Language(
-        {"distil": Distil(judge, JensenShannon(beta))}, source=source, context=context, advice=(("lr", 1e-5),)
-    )
+    judge, context = _named(teacher)
+    source = MixedPolicy(1, share, Sampling(max_tokens=max_tokens))
+    term = Term(judge, TokenDivergence(JensenShannon(beta)), gate=ImportanceWeight())
+    return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
 def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 512) -> Language:
@@ -209,13 +229,17 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 51
     Source: MiniLLM, Gu et al., ICLR 2024, eq. 3 to 6. Its clip bounds several steps on the same samples; here each
     step writes its own, so that there is nothing to clip. Its loss on a pre-training corpus is left out.
 
-    >>> minillm("smollm2").terms["distil"].divergence
+    >>> minillm("smollm2").terms["distil"].loss.divergence
     ReverseKL(temperature=1.0, clip=None)
     """
-    judge, context = (Base(), contexts.Demonstration()) if teacher is None else (External(teacher), contexts.Nothing())
-    term, sampling = Distil(judge, ReverseKL(), returns=1.0), Sampling(max_tokens=max_tokens)
-    source = Together(1, share, sampling) if share else OnPolicy(1, sampling)
-    return Language({"distil": term}, source=source, context=context, advice=(("lr", 5e-6),))
+    judge, context = _named(teacher)
+    sampling = Sampling(max_tokens=max_tokens)
+    terms: dict[str, BaseTerm] = {
+        "distil": Term(judge, TokenDivergence(ReverseKL()), gate=ImportanceWeight()),
+        "returns": TeacherReturns(judge),
+    }
+    source = TeacherMixed(1, share, sampling) if share else OnPolicy(1, sampling)
+    return Language(terms, source=source, context=context, advice=(("lr", 5e-6),))
 
 
 def star(generations: Count = 3, max_tokens: int = 512) -> Language:
@@ -232,7 +256,7 @@ def star(generations: Count = 3, max_tokens: int = 512) -> Language:
     True
     """
     source = Once(1, Sampling(max_tokens=max_tokens), threshold=1.0, rescue=contexts.Hint())
-    return Language({"label": NextToken()}, generations=generations, source=source, restart=True)
+    return Language({"label": _likelihood()}, generations=generations, source=source, restart=True)
 
 
 def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Language:
@@ -249,7 +273,7 @@ def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Lan
     1.0
     """
     source = Once(samples, Sampling(max_tokens=max_tokens), threshold=(0.5, 0.75, 1.0))
-    return Language({"label": NextToken()}, generations=generations, source=source)
+    return Language({"label": _likelihood()}, generations=generations, source=source)
 
 
 def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) -> Language:
@@ -266,7 +290,7 @@ def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) ->
     8
     """
     source = Once(samples, Sampling(temperature, max_tokens=max_tokens), threshold=1.0)
-    return Language({"label": NextToken()}, source=source, restart=True)
+    return Language({"label": _likelihood()}, source=source, restart=True)
 
 
 def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Language:
@@ -283,7 +307,7 @@ def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Lan
     0.1
     """
     source, advice = Once(1, Sampling(max_tokens=max_tokens)), (("epochs", 2), ("lr", 5e-7))
-    terms = {"preferred": Preferred(Previous(), lam)}
+    terms = {"preferred": PreferenceTerm(Generation(), lam)}
     return Language(terms, generations=generations, source=source, advice=advice)
 
 
@@ -300,7 +324,7 @@ def grpo(samples: int = 8, clip: float = 0.2, max_tokens: int = 512) -> Language
     >>> grpo().source.samples
     8
     """
-    terms = {"advantage": Advantage(clip=clip)}
+    terms = {"advantage": PolicyGradient(clip=clip)}
     return Language(terms, source=OnPolicy(samples, Sampling(max_tokens=max_tokens)), advice=(("lr", 1e-6),))
 
 
@@ -327,14 +351,14 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
 
 def _cost(method: Language) -> float:
     """Passes in units of a step of sft on as many tokens; what sampling takes is not in it."""
-    teachers = sum(1 + bool(getattr(t, "contrast", 0)) for t in method.terms.values() if t.teacher is not None)
+    teachers = len({term.teacher for term in method.terms.values() if term.teacher and not term.teacher.labels})
     views = len(method.student_views()[0])
     return round(views + teachers * views / 3, 3)
 
 
 def explain(expression: str, method: Language) -> dict[str, Any]:
     """Everything that `selfdistill explain` prints of such a recipe."""
-    return {**card(called(expression), method), "expression": expression}
+    return {**card(expression_name(expression), method), "expression": expression}
 
 
 def text(found: dict[str, Any]) -> str:
@@ -362,6 +386,6 @@ def example(method: Language, data: Prompts, number: int = 0) -> str:
     right = row.demonstration or row.answer or "(a right attempt)"
     tried = [Rollout(0, (), (), "(a wrong attempt)", 0.0, row.feedback or "(what the checker said of it)"),
              Rollout(0, (), (), right, 1.0)]  # fmt: skip
-    writing = getattr(method.source, "context", Nothing())
+    writing = next(iter(method.source.contexts), Nothing())
     shown = method.context if isinstance(writing, Nothing) else writing
     return "\n".join(difference(shown, row, tried, 0))

@@ -23,7 +23,8 @@ from ..core import distributed
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
-from ..io.expressions import called
+from ..io.expressions import expression_name
+from ..io.files import FORMAT, check_format
 from ..io.run_record import Request
 from ..io.tensors import write_json
 from ..methods.registry import read_method
@@ -77,7 +78,7 @@ class LanguageRun:
 
     def threads(self) -> int:
         """The threads that torch has."""
-        return threads.asked()
+        return threads.requested()
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train the method and its control, then ask the test prompts; see `train`."""
@@ -145,7 +146,7 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     )  # fmt: skip
     demonstrated = all(ready.data.rows[i].demonstration is not None for i in ready.data.labelled.tolist())
     control = None
-    if request.control and demonstrated and called(ready.expression) != "sft":
+    if request.control and demonstrated and expression_name(ready.expression) != "sft":
         longer = {**ready.settings, "steps": trained.steps}
         control = fit(
             ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the control"),
@@ -155,7 +156,7 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
         export(evaluator.product(trained), folder / "model")
-        card = {"method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
+        card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         write_json(folder / "model" / "selfdistill.json", card)
     return result
 
@@ -308,6 +309,7 @@ def predict(folder: Path, source: str) -> Completions:
     if not (place / "selfdistill.json").exists():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
     card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
+    check_format(place / "selfdistill.json", card.get("format"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
     sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
     answers = evaluation.answered(model, data, every, sampling, Referee())

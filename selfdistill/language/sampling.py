@@ -27,17 +27,15 @@ from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, write
-from ..models.causal_lm import Causal, fits
+from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout
-from .teachers import Judge
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Who writes beside the student: a teacher with its state, its share, and what it reads for each prompt."""
+    """Who writes beside the student: a teacher, its share, and what it reads for each prompt."""
 
-    judge: Judge
-    state: nn.Module
+    teacher: ModelView
     share: float
     prompts: Sequence[Sequence[int]]
 
@@ -46,7 +44,7 @@ class Beside:
         return replace(self, prompts=[self.prompts[row] for row in rows])
 
 
-class Mixture:
+class TeacherMixture:
     """What `generate` draws from, in place of the student's own scores; remembers how likely each drawn token was.
 
     Equation::
@@ -59,9 +57,9 @@ class Mixture:
 
     def __init__(self, model: Causal, by: Beside, pad: int, room: int) -> None:
         device, longest = next(model.parameters()).device, max(map(len, by.prompts))
-        with by.judge.placed(by.state, model) as (who, _):
+        with by.teacher.placed() as (who, _):
             for prompt in by.prompts:
-                fits(prompt, who, room, "what the teacher reads")
+                check_length(prompt, who, room, "what the teacher reads")
         self.model, self.by, self.cache, self.log_m, self.drawn = model, by, None, None, list[Tensor]()
         self.ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in by.prompts], device=device)
         self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in by.prompts], device=device)
@@ -74,7 +72,7 @@ class Mixture:
         if self.log_m is not None:
             self.drew(ids[:, -1:])
             self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
-        with self.by.judge.placed(self.by.state, self.model) as (who, weights):
+        with self.by.teacher.placed() as (who, weights):
             logits, self.cache = who.after(self.ids, self.mask, self.cache, weights)
         log_q = torch.full_like(scores, -math.inf, dtype=torch.float32)
         log_q[:, : self.model.vocabulary] = logits[:, : self.model.vocabulary].float().log_softmax(-1)
@@ -145,7 +143,7 @@ def by_transformers(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
-    mixture = None if by is None else Mixture(model, by, pad, sampling.max_tokens)
+    mixture = None if by is None else TeacherMixture(model, by, pad, sampling.max_tokens)
     with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
@@ -255,7 +253,7 @@ def roll(
     With ``by`` transformers write, whatever the engine: no other one asks two models for a token.
     """
     for _, ids in prompts:
-        fits(ids, model, sampling.max_tokens, "a prompt")
+        check_length(ids, model, sampling.max_tokens, "a prompt")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][1]), i))
     found: dict[int, Rollout] = {}
     for number, start in enumerate(range(0, len(order), CHUNK)):

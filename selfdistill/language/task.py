@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ..core.step import Passes
-from ..data.jsonl import SUFFIX
+from ..data.examples import SUFFIX
 from ..data.prompts import Prompts, load_prompts, load_seeds, need
 from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.statistics import FEWEST
-from ..io.expressions import called, nearest
+from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
 from ..methods import recipes as network_recipes
 from ..models.causal_lm import packed
+from ..teachers import External
 from ..training import threads
 from ..training.comparison import (
     BEFORE,
@@ -33,7 +34,7 @@ from ..training.comparison import (
     Job,
     curve,
     ignore,
-    matched,
+    matching_steps,
     require_splits,
 )
 from ..training.fit import Result, choose_device
@@ -46,7 +47,6 @@ from .preflight import preflight
 from .recipes import sft
 from .run import Completions, Evaluator, LanguageRun, default_recipe, predict, prepare, product, read_recipe
 from .sampling import Sampling
-from .teachers import External
 from .trainer import fit
 
 METHOD, CONTROL, START = "language method", "language control", "language before"
@@ -68,7 +68,7 @@ def judged(methods: Sequence[str]) -> tuple[str, ...]:
     >>> judged(("sdft()", "sft()")), judged(("sft()",))
     (('sdft()',), ('sft()',))
     """
-    others = tuple(name for name in methods if called(name) != "sft" or read_recipe(name) != sft())
+    others = tuple(name for name in methods if expression_name(name) != "sft" or read_recipe(name) != sft())
     return others or tuple(methods)
 
 
@@ -98,7 +98,7 @@ def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]
     """
     seed, methods = settings.seeds[0], judged(settings.methods)
     amount = max(costs[name] for name in methods)
-    longer = {name: matched(steps, costs[name], amount) for name in costs if costs[name]}
+    longer = {name: matching_steps(steps, costs[name], amount) for name in costs if costs[name]}
     longest = max(longer.values(), default=steps)
     jobs = [Job(name, METHOD, longer.get(name, longest), seed, expression=name) for name in methods]
     jobs.append(Job(BEFORE, START, 0, seed))
@@ -161,7 +161,7 @@ def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
     assert trained.objective is not None
     for name, term in evaluator.ready.method.distils.items():
         if isinstance(term.teacher, External):
-            (other,) = trained.objective.state_of(name, term.teacher).held
+            (other,) = trained.objective.state_of(name, term.teacher).module.student
             sizes = [sum(p.numel() for p in model.parameters()) for model in (other, evaluator.model)]
             looks: int = trained.passes.teacher - trained.history[-1].get("drawn", 0)
             return (sizes[0] / sizes[1] - 1.0) * looks
@@ -252,14 +252,14 @@ class LanguageDesign(ComparisonDesign):
             _require_scores(data)
             for name, method in recipes.items():
                 for field in method.needs:
-                    need(data, field, f"{called(name)}()")
+                    need(data, field, f"{expression_name(name)}()")
 
     def threads(self) -> int:
         """For a batch of prompts; a small model takes one, and trainings then run side by side."""
         ready, model = self.ready, self.ready.build()
         few = ready.data.labelled[: ready.settings["batch_size"]].tolist()
         prompts = [rendered(model.tokenizer, ready.data.rows[i].messages) for i in few]
-        return threads.suitable(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
+        return threads.for_model(model, packed([(prompt, prompt[-1:]) for prompt in prompts]))
 
     def control(self, tell: Callable[[str], None]) -> bool:
         """`sft()`: has every prompt that teaches, on every seed, a demonstration, and is it no method?"""
@@ -339,7 +339,7 @@ class LanguageTaskType(TaskType):
             RecipeError: the method is for prompts and the data are none, or the other way round.
         """
         prompts = holds_prompts(request.data)
-        name = None if request.method is None else called(request.method)
+        name = None if request.method is None else expression_name(request.method)
         networks = network_recipes()
         if prompts and name is not None and name not in self.recipes():
             if name in networks:

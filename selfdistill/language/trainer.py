@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Objective
-from ..core.step import Batch, Clock, Passes, Rows
+from ..core.step import Batch, Clock, Passes
 from ..data.prompts import Prompts, need
 from ..data.sampler import Order
 from ..errors import DataError
 from ..io.tensors import digest
-from ..models.causal_lm import Causal, packed
+from ..models.causal_lm import Causal, completion_rows, packed
 from ..training.callbacks import AuditNotice
 from ..training.checkpointing import identity
 from ..training.fit import Result, choose_device, drive, join, run_folder
@@ -31,8 +31,7 @@ from ..training.state import Evaluation, RunState
 from ..training.task import Callback, Task, autocast, new_model
 from ..training.trainer import Trainer
 from . import evaluation
-from .batched import pieces
-from .completions import Language, Together, Writer, check, views
+from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
 from .sampling import Engine, Vllm, Written, by_transformers
 
@@ -188,7 +187,7 @@ class LanguageTask(Task):
         """The completions of a step; where all terms allow it in as many pieces as the memory wants."""
         self._evaluation = None  # the weights are about to change
         clock = state.clock
-        rows = self.order.drawn(clock)
+        rows = self.order.sample(clock)
         if len(rows) < distributed.size():
             raise DataError(
                 f"{len(rows)} prompts a step are too few for {distributed.size()} processes; raise --batch-size"
@@ -203,7 +202,10 @@ class LanguageTask(Task):
         parts = self._parts(state, rollouts, len(examples))
         cut = [set(examples[i * len(examples) // parts : (i + 1) * len(examples) // parts]) for i in range(parts)]
         batches = [self.batch(state, [r for r in rollouts if r.example in part]) for part in cut]
-        return pieces(batches) if distributed.size() == 1 else batches  # sharded ones are all asked equally often
+        if distributed.size() == 1:  # else all processes ask equally often
+            views = dict.fromkeys(view for batch in batches for view in batch)
+            self.writer.model.micro_batches = [[b[view].x for b in batches if view in b] for view in views]
+        return batches
 
     def _rollouts(self, state: RunState, rows: Tensor) -> list[Rollout]:
         """The completions of this process in a step."""
@@ -227,20 +229,17 @@ class LanguageTask(Task):
         """What the terms read of some completions."""
         seen = views(self.writer, rollouts)
         self.unread += seen["unread"]
-        batch = Batch({"x": Rows(packed(seen["x"]), seen["rewards"], seen["examples"])})
-        for name in ("context", "against"):
-            if name in seen and seen[name][0]:
-                batch[name] = Rows(packed(seen[name][0]), None, seen[name][1])
-        if "other" in seen:
-            batch["other"] = Rows(packed(seen["other"]), None, seen["examples"])
+        extra = {"reward": seen["rewards"], "group": seen["examples"]}
         if rollouts and all(r.log_probs is not None for r in rollouts):
             log_probs = [torch.tensor(r.log_probs) for r in rollouts]
-            batch["sampler"] = Rows(nn.utils.rnn.pad_sequence(log_probs, batch_first=True))
-        moved = {
-            n: Rows(x.to(state.device), *(None if v is None else v.to(state.device) for v in (y, i)))
-            for n, (x, y, i) in batch.items()
-        }
-        return Batch(moved)
+            extra["log_prob"] = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
+        batch = Batch({"x": completion_rows(seen["x"], seen["examples"], **extra)})
+        for name in (CONTEXT, AGAINST):
+            if name in seen:
+                batch[name] = completion_rows(seen[name][0])._replace(align=seen[name][1])
+        if "other" in seen:
+            batch["other"] = completion_rows(seen["other"], seen["examples"])
+        return Batch({name: rows.to(state.device) for name, rows in batch.items()})
 
     def counts(
         self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
@@ -248,8 +247,13 @@ class LanguageTask(Task):
         """As the engine's, without a pass where none is needed."""
         if not self._separable():
             return super().counts(state, batches, seed)
-        terms = self.method.terms.items()
-        return {name: distributed.add(torch.stack([term.counted(b) for b in batches]).sum()) for name, term in terms}
+        counts = dict[str, Tensor]()
+        for name, term in self.method.terms.items():
+            each = [count for count in map(term.count_of, batches) if count is not None]
+            if len(each) < len(batches):
+                return super().counts(state, batches, seed)
+            counts[name] = distributed.add(torch.stack(each).sum())
+        return counts
 
     def _separable(self) -> bool:
         return all(term.separable for term in self.method.terms.values())
@@ -368,7 +372,7 @@ def fit(
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
     check(method)
-    if isinstance(method.source, Together) and engine is not by_transformers:
+    if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
     for field in method.needs:
         need(data, field, "this method")

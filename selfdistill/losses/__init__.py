@@ -26,7 +26,7 @@ from .distributions import (
     Squared,
     check_spaces,
 )
-from .ensembles import DirichletNLL, ReverseKL
+from .ensembles import DirichletNLL, KLFromStudent
 from .ranking import AmongOthers, SelfWeighted
 from .self_supervised import CosineDistance, PrototypeCrossEntropy
 
@@ -42,13 +42,13 @@ __all__ = [
     "Excluding",
     "GaussianKL",
     "GaussianNLL",
+    "KLFromStudent",
     "LogOneMinusInner",
     "LogVariances",
     "MeanDistance",
     "MeanNLL",
     "PairCrossEntropy",
     "PrototypeCrossEntropy",
-    "ReverseKL",
     "SelfWeighted",
     "Sharpened",
     "Squared",

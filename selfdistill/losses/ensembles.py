@@ -16,12 +16,12 @@ from ..errors import SpaceError
 
 
 @dataclass(frozen=True)
-class ReverseKL(Loss):
+class KLFromStudent(Loss):
     """T^2 sum_c p_c (log p_c - log t_c): reverse KL, from the student to the target, at one temperature.
 
     A hard target would be infinitely far: no t_c counts as less than the smallest normal number of its dtype.
 
-    >>> ReverseKL(temperature=2.0)(torch.ones(1, 3), Target(torch.zeros(1, 3), "logits")).item()
+    >>> KLFromStudent(temperature=2.0)(torch.ones(1, 3), Target(torch.zeros(1, 3), "logits")).item()
     0.0
     """
 

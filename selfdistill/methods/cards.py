@@ -17,7 +17,7 @@ from ..core.parts import BaseTerm
 from ..core.regression import of_values
 from ..core.step import Clock
 from ..errors import SpaceError
-from ..io.expressions import called
+from ..io.expressions import expression_name
 from ..teachers import (
     CertainLabels,
     Ema,
@@ -272,7 +272,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
 
 def explain(expression: str, method: Method) -> dict[str, Any]:
     """Everything `selfdistill explain` prints, for a recipe's expression and the method it gave."""
-    name = called(expression)
+    name = expression_name(expression)
     return {
         **card(name),
         "expression": expression,

@@ -7,7 +7,7 @@ from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
 from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
-from ..models.peers import Together
+from ..models.peers import JointGenerations
 from ..schedules import AtLast, ByCycle, ByGeneration
 from ..teachers import Extrapolated, Generation, GenerationEnsemble, Labels, Members, Snapshot
 from ..teachers.self_training import InheritedPseudoLabels
@@ -81,7 +81,7 @@ def born_again_ensemble(generations: Count = 3, xi: float = 1.0, temperature: Po
             "label": supervised(weight=ByGeneration(1.0, 1.0 - xi)),
             "past": Term(GenerationEnsemble(), KL(temperature), weight=ByGeneration(0.0, xi)),
         },
-        wrap_model=Together(),
+        wrap_model=JointGenerations(),
         generations=generations,
     )
 

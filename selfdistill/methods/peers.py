@@ -6,7 +6,7 @@ from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, Shard, Unanimous
 from ..io.expressions import NonNegative, Positive, Ratio, Share
-from ..losses import KL, CrossEntropy, ReverseKL
+from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
 from ..teachers import Combined, Itself, Labels, Peers, Stale
@@ -159,7 +159,7 @@ def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative =
     >>> okddip().terms["attention"].head
     'attended'
     """
-    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), ReverseKL(temperature)
+    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), KLFromStudent(temperature)
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),

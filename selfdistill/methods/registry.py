@@ -58,6 +58,6 @@ def read_method(expression: str, known: Mapping[str, Recipe] | None = None) -> M
     True
     """
     known = recipes() if known is None else known
-    method = expressions.read(expression, {name: checked(recipe) for name, recipe in known.items()})
+    method = expressions.parse_expression(expression, {name: checked(recipe) for name, recipe in known.items()})
     assert isinstance(method, Method)
     return method

@@ -8,7 +8,7 @@ from ..errors import RecipeError
 from ..gates import Precision
 from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
-from ..models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
+from ..models.peers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
 from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
 from ..views import View, Views, weak_strong

@@ -3,6 +3,8 @@
 Rows of token ids come in, and the hidden states before each completion token go out; the output matrix is read by the
 chunked divergences, so that logits are never all in memory. A row is two lines of integers, (2, length): token ids, and
 roles (0 padding, 1 prompt, 2 completion). The completion is right of the prompt and padding right of both.
+
+It holds its teachers as other weights that answer through the student's own layers.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.logits import Head, Source, product
+from ..core import distributed
+from ..core.logits import Logits, Projection, product
+from ..core.memory import LargeModel, WeightView
+from ..core.step import Rows
 from ..errors import DataError, RecipeError
 from .hub import causal, quiet
 
-PROMPT, COMPLETION = 1, 2
+PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
 
 Ids = Sequence[int]
@@ -35,9 +40,11 @@ def packed(pairs: Sequence[tuple[Ids, Ids]]) -> Tensor:
     >>> packed([([5, 6], [7]), ([5], [8])]).tolist()
     [[[5, 6, 7], [1, 1, 2]], [[5, 8, 0], [1, 2, 0]]]
     """
+    if not pairs:
+        return torch.zeros(0, 2, 0, dtype=torch.int64)
     rows = [
-        torch.tensor([[*prompt, *said], [PROMPT] * len(prompt) + [COMPLETION] * len(said)]).t()
-        for prompt, said in pairs
+        torch.tensor([[*prompt, *completion], [PROMPT] * len(prompt) + [COMPLETION] * len(completion)]).t()
+        for prompt, completion in pairs
     ]
     return pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
 
@@ -51,7 +58,136 @@ def completions(x: Tensor) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-class Causal(nn.Module):
+TOGETHER = 4096  # tokens that are looked at at once, without gradient: activations of one layer are held at a time
+
+
+def completion_rows(pairs: Sequence[tuple[Ids, Ids]], ids: Tensor | None = None, **extra: Tensor) -> Rows:
+    """Prompts with their completions as the rows of a view: tokens as labels (rows, T), -1 for padding, and a mask."""
+    x = packed(pairs)
+    y, mask = completions(x)
+    return Rows(x, y.masked_fill(~mask, -1), ids, None, {"mask": mask, **extra})
+
+
+class ModelView(WeightView):
+    """A teacher with the student's layers; rows (rows, 2, length) in, {"logits": lazy logits (rows, T)} out.
+
+    ``student`` is in a tuple, so that it is no part of the teacher's state.
+    """
+
+    def __init__(self, student: Causal) -> None:
+        super().__init__()
+        self.student = (student,)
+
+    def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
+        with self.placed() as (model, weights):
+            return {"logits": model.source(model.look(x, weights), weights)}
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        """The model that answers while it lasts, and the weights to put in the place of its own (None: none)."""
+        yield self.student[0], None
+
+
+class AdapterOff(ModelView):
+    """The pre-trained weights of a student with an adapter: the adapter is switched off."""
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        with self.student[0].without_adapter():
+            yield self.student[0], None
+
+
+class OtherModel(ModelView):
+    """Another model, out of the way of state dicts: it is loaded again, never saved."""
+
+    def __init__(self, other: Causal) -> None:
+        super().__init__(other.eval().requires_grad_(False))
+
+
+class Swapped(ModelView):
+    """Weights by their names in the student, as buffers, put in the place of its own for one look."""
+
+    def __init__(self, student: Causal, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+        super().__init__(student)
+        self.names = list(weights)
+        for i, value in enumerate(weights.values()):
+            self.register_buffer(str(i), value.detach().clone().to(dtype or value.dtype))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name."""
+        return {name: self.get_buffer(str(i)) for i, name in enumerate(self.names)}
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        yield self.student[0], self.weights()
+
+
+class Averaged(Swapped):
+    """A moving average of the student's weights in float32, rounded to their precision when it is looked through.
+
+    Under LoRA the update dW = s B A is averaged as one matrix a layer: averages of A and of B have another product. In
+    bfloat16 an average of a small rate stands still.
+    """
+
+    def __init__(self, student: Causal) -> None:
+        super().__init__(student, dict(student.averaged_weights()), torch.float32)
+        self._together: Sequence[Tensor] = ()
+        self._answers: list[Projection] = []
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
+        model, weights = self.student[0], self.weights()
+        own = dict(model.named_parameters())
+        whole = {n: w.to(own[n].dtype) for n, w in weights.items() if n in own}
+        with model.shifted({n: w for n, w in weights.items() if n not in own}):
+            yield model, whole
+
+    def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
+        """As any view; under LoRA, weights and updates are added up once for all micro-batches of a step."""
+        model = self.student[0]
+        together = next((xs for xs in model.micro_batches if any(x is other for other in xs)), None)
+        if together is None or not model.adapted or not model.linear:
+            return super().forward(x)
+        if self._together is not together:
+            self._together, self._answers = together, list(answers(together, self._looked))
+        return {"logits": next(a for other, a in zip(together, self._answers, strict=True) if other is x)}
+
+    def _looked(self, x: Tensor) -> Projection:
+        found = super().forward(x)["logits"]
+        assert isinstance(found, Projection)
+        return found
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, share: float) -> None:
+        weights = self.weights()
+        with distributed.whole(student):
+            for name, now in self.student[0].averaged_weights():
+                weights[name].lerp_(now.to(weights[name].dtype), share)
+
+
+def answers(xs: Sequence[Tensor], answer: Callable[[Tensor], Projection]) -> Iterator[Projection]:
+    """The answer to each of some batches of rows (rows, 2, length), as many asked together as `TOGETHER` allows."""
+    for few in _neighbours(xs):
+        longest = max(x.shape[-1] for x in few)
+        whole = answer(torch.cat([nn.functional.pad(x, (0, longest - x.shape[-1])) for x in few]))
+        for x, hidden in zip(few, whole.hidden.split([len(x) for x in few]), strict=True):
+            length = int((x[:, 1] == COMPLETION).sum(1).max()) if len(x) else 0
+            yield whole._replace(hidden=hidden[:, :length])
+
+
+def _neighbours(xs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours, until padded to the longest they have more tokens than may be looked at together."""
+    few = list[Tensor]()
+    for x in xs:
+        if few and sum(map(len, [*few, x])) * max(y.shape[-1] for y in [*few, x]) > TOGETHER:
+            yield few
+            few = []
+        few.append(x)
+    if few:
+        yield few
+
+
+class Causal(LargeModel):
     """A Hugging Face causal model, with or without LoRA, whose output is {"hidden": (rows, T, width)}.
 
     Position t holds the state that predicts the t-th completion token. Weights that do not learn (under LoRA all but
@@ -69,6 +205,7 @@ class Causal(nn.Module):
         self.vocabulary = min(len(tokenizer), self.plain.get_output_embeddings().weight.shape[0])
         self.register_state_dict_post_hook(_learning_only)  # type: ignore[no-untyped-call]
         self._linear: bool | None = None
+        self.micro_batches: Sequence[Sequence[Tensor]] = ()  # rows that a teacher may be asked about together
 
     @property
     def plain(self) -> Any:
@@ -81,42 +218,90 @@ class Causal(nn.Module):
         return getattr(self.plain.config, "max_position_embeddings", None)
 
     def holds(self, tokens: int) -> bool:
-        """Does it read so many?"""
+        """Whether a sequence of so many tokens fits the model's context."""
         return self.longest is None or tokens <= self.longest
 
     @property
     def adapted(self) -> bool:
-        """Has it an adapter?"""
+        """Whether the model has an adapter."""
         return self.plain is not self.lm
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         ids, roles = x[:, 0], x[:, 1]
-        said, real = completions(x)
-        before = torch.zeros_like(roles, dtype=torch.bool)
-        before[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
+        ids_after, real = completions(x)
+        predicts = torch.zeros_like(roles, dtype=torch.bool)
+        predicts[:, :-1] = roles[:, 1:] == COMPLETION  # the state that predicts a token stands one before it
         if self.linear:  # without a mask: padding lies to the right, where a causal model does not look
             states = self.plain.get_decoder()(ids, use_cache=False).last_hidden_state
         else:
             states = self.plain(ids, use_cache=False).logits
-        hidden = states.new_zeros(*said.shape, states.shape[-1])
-        hidden[real] = states[before]
+        hidden = states.new_zeros(*ids_after.shape, states.shape[-1])
+        hidden[real] = states[predicts]
         return {"hidden": hidden}
 
-    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+    def source(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Logits:
         """What `divergence` reads: hidden states (tokens, width) and the output matrix, of given weights or its own."""
         if not self.linear:
-            return hidden
+            return hidden if hidden.shape[-1] == self.vocabulary else hidden[..., : self.vocabulary]
         head = self.plain.get_output_embeddings()
         given = weights or {}  # a tied matrix goes by its first name
         matrix = next((given[n] for n, p in self.named_parameters() if p is head.weight and n in given), None)
-        return Head(hidden, head.weight if matrix is None else matrix, getattr(head, "bias", None))
+        matrix = head.weight if matrix is None else matrix
+        return Projection(hidden, matrix, getattr(head, "bias", None), self.vocabulary)
+
+    def logits(self, outputs: Mapping[str, Tensor]) -> Logits:
+        """Those of the outputs of a pass, (rows, T, vocabulary), of hidden states in float32."""
+        return self.source(outputs["hidden"].float())
+
+    def frozen(self) -> ModelView:
+        """The pre-trained weights: under LoRA the adapter is switched off, otherwise a copy is held."""
+        if self.adapted:
+            return AdapterOff(self)
+        return Swapped(self, self.learning() if self.origin is None else self.origin())
+
+    def holding(self, other: nn.Module) -> Swapped:
+        """The weights that learn of another model of its kind, or its own, as they are now."""
+        if not isinstance(other, Causal):
+            raise RecipeError(f"a language model learns from language models, not from a {type(other).__name__}")
+        return Swapped(self, other.learning())
+
+    def average(self) -> Averaged:
+        """Its weights in float32, to follow it."""
+        return Averaged(self)
+
+    def external(self, source: str | None, module: nn.Module | None) -> OtherModel:
+        """Another model with the same tokenizer: a folder or a name as --model takes them.
+
+        Raises:
+            DataError: its tokenizer reads texts differently, so that ids of one mean nothing to the other.
+            RecipeError: neither a name nor a model is given.
+        """
+        if module is None and source is None:
+            raise RecipeError("this method needs a teacher: name a model of the student's family, as in gkd('smollm2')")
+        other = Pretrained(source)() if module is None and source is not None else module
+        if not isinstance(other, Causal):
+            raise RecipeError(f"a language model learns from language models, not from a {type(other).__name__}")
+        if other.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise DataError(
+                f"the teacher {source or 'that is given'} has another tokenizer ({len(other.tokenizer)} tokens, the "
+                f"student {len(self.tokenizer)}); give one of the student's family"
+            )
+        return OtherModel(other.to(next(self.parameters()).device))
+
+    def averaged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What a moving average holds, one layer at a time: an adapter's update as one matrix, and what else learns."""
+        for name, layer in self.adapters().items():
+            yield name, update_of(layer).detach()
+        for name, value in self.learning().items():
+            if not self.adapted or "lora_" not in name:
+                yield name, value.detach()
 
     @torch.no_grad()
     def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
         with self.asking():
-            said: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
-        return said["hidden"]
+            outputs: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
+        return outputs["hidden"]
 
     @torch.no_grad()
     def after(
@@ -126,29 +311,29 @@ class Causal(nn.Module):
 
         ``ids`` are what the cache does not hold yet, ``mask`` (rows, length) is 0 where all that was read is padding.
         """
-        known, places = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
-        more = {"position_ids": places[:, -ids.shape[1] :], "logits_to_keep": 1}
-        held = "cache" if "cache" in known else "past_key_values"  # its name in earlier transformers
-        options = {"input_ids": ids, "attention_mask": mask, held: cache, "use_cache": True}
-        options |= {name: value for name, value in more.items() if name in known}
-        said = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
-        return said.logits[:, -1, : self.vocabulary], said[held]
+        accepted, positions = signature(self.plain.forward).parameters, (mask.cumsum(1) - 1).clamp(min=0)
+        extra = {"position_ids": positions[:, -ids.shape[1] :], "logits_to_keep": 1}
+        cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name in earlier transformers
+        options = {"input_ids": ids, "attention_mask": mask, cache_name: cache, "use_cache": True}
+        options |= {name: value for name, value in extra.items() if name in accepted}
+        output = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
+        return output.logits[:, -1, : self.vocabulary], output[cache_name]
 
-    def says(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Source:
+    def says(self, x: Tensor) -> Logits:
         """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
         _, real = completions(x)
-        return self.source(self.look(x, weights)[real], weights)
+        return self.source(self.look(x)[real])
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
-        before = self.training
+        was_training = self.training
         self.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.train(before)
+            self.train(was_training)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -164,7 +349,7 @@ class Causal(nn.Module):
         """
         bases = {name: layer.base_layer for name, layer in self.adapters().items() if name in updates}
 
-        def asked(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
+        def shifted_forward(base: Any, update: Tensor) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
                 weight = (base.weight.float() + update).to(base.weight.dtype)
                 if type(base) is nn.Linear:
@@ -179,7 +364,7 @@ class Causal(nn.Module):
 
         try:
             for name, base in bases.items():
-                base.forward = asked(base, updates[name])
+                base.forward = shifted_forward(base, updates[name])
             with self.without_adapter():
                 yield
         finally:
@@ -196,7 +381,7 @@ class Causal(nn.Module):
 
     @property
     def linear(self) -> bool:
-        """Are its logits its last states times its output matrix? Some models cap or scale them."""
+        """Whether the logits are the last states times the output matrix: some models cap or scale them."""
         if self._linear is None:
             self._linear = self._reads_linearly()
         return self._linear
@@ -209,11 +394,11 @@ class Causal(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; weights that do not learn are not expected to be there."""
-        found = super().load_state_dict(state_dict, strict=False, assign=assign)
-        wanted = set(self.learning()) & set(found.missing_keys)
-        if strict and (wanted or found.unexpected_keys):
-            raise RecipeError(f"the weights do not fit the model: {sorted([*wanted, *found.unexpected_keys])[:3]}")
-        return found
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = set(self.learning()) & set(result.missing_keys)
+        if strict and (missing or result.unexpected_keys):
+            raise RecipeError(f"the weights do not fit the model: {sorted([*missing, *result.unexpected_keys])[:3]}")
+        return result
 
 
 class _Whole(nn.Module):
@@ -228,7 +413,7 @@ class _Whole(nn.Module):
 
 
 def update_of(layer: Any) -> Tensor:
-    """What a layer of LoRA adds to its weight: s B A."""
+    """The update that a layer of LoRA adds to its weight: s B A."""
     return layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[no-any-return]
 
 
@@ -238,16 +423,16 @@ def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata:
         del state[name]
 
 
-def fits(prompt: Ids, model: Causal, room: int, what: str) -> None:
+def check_length(prompt: Ids, model: Causal, completion: int, subject: str) -> None:
     """Refuse a prompt that leaves no room for its completion: nothing is ever cut off.
 
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    if not model.holds(len(prompt) + room):
+    if not model.holds(len(prompt) + completion):
         raise DataError(
-            f"{what} has {len(prompt)} tokens and a completion may have {room}, more than the model's context of "
-            f"{model.longest}; shorten it, or lower --max-tokens"
+            f"{subject} has {len(prompt)} tokens and a completion may have {completion}, more than the model's context "
+            f"of {model.longest}; shorten it, or lower --max-tokens"
         )
 
 

@@ -40,28 +40,28 @@ class Several(Extended):
             self.fused = nn.Sequential(nn.Linear(self.number * width, width, bias=False), nn.Linear(width, classes))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = self.model(x)
-        if not isinstance(said, dict) or "exits" not in said:
+        outputs = self.model(x)
+        if not isinstance(outputs, dict) or "exits" not in outputs:
             raise SpaceError("the model has no early exits; give one that has (the default models do)")
-        named: dict[str, Tensor] = {**said}
-        each = torch.cat([said["exits"], said["logits"].unsqueeze(1)], dim=1)
-        count = each.shape[1]
+        heads: dict[str, Tensor] = {**outputs}
+        classifiers = torch.cat([outputs["exits"], outputs["logits"].unsqueeze(1)], dim=1)
+        count = classifiers.shape[1]
         pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
-        named |= {
-            "classifiers": each,
-            "pupils": each[:, [i for i, _ in pairs]],
-            "tutors": each[:, [j for _, j in pairs]],
+        heads |= {
+            "classifiers": classifiers,
+            "pupils": classifiers[:, [i for i, _ in pairs]],
+            "tutors": classifiers[:, [j for _, j in pairs]],
         }
-        if "features" in said and said["features"].shape[-1] == said["feature"].shape[-1]:
-            named["levels"] = torch.cat([said["features"], said["feature"].unsqueeze(1)], dim=1)
+        if "features" in outputs and outputs["features"].shape[-1] == outputs["feature"].shape[-1]:
+            heads["levels"] = torch.cat([outputs["features"], outputs["feature"].unsqueeze(1)], dim=1)
         if self.number:
-            if "levels" not in named or count != self.number:
+            if "levels" not in heads or count != self.number:
                 raise SpaceError(
                     f"the model has {count} classifiers, its own included, and {self.number} linear layers as large as "
                     "its last one; let each exit end in such a layer, on features of one width"
                 )
-            named["fused"] = self.fused(named["levels"].flatten(1))
-        return named
+            heads["fused"] = self.fused(heads["levels"].flatten(1))
+        return heads
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def perceptron(widths: tuple[int, ...], norm: bool = True, closed: bool = False)
     ['Linear', 'BatchNorm1d', 'ReLU', 'Linear', 'BatchNorm1d']
     """
     layers = list[nn.Module]()
-    for number, (before, after) in enumerate(pairwise(widths), start=2):
-        last = number == len(widths)
-        layers.append(nn.Linear(before, after, bias=not (closed if last else norm)))
-        if not last:
-            layers += [nn.BatchNorm1d(after), nn.ReLU()] if norm else [nn.GELU()]
+    for number, (inputs, outputs) in enumerate(pairwise(widths), start=2):
+        is_last = number == len(widths)
+        layers.append(nn.Linear(inputs, outputs, bias=not (closed if is_last else norm)))
+        if not is_last:
+            layers += [nn.BatchNorm1d(outputs), nn.ReLU()] if norm else [nn.GELU()]
         elif closed:
-            layers.append(nn.BatchNorm1d(after, affine=False))
+            layers.append(nn.BatchNorm1d(outputs, affine=False))
     return nn.Sequential(*layers)
 
 
@@ -133,24 +133,24 @@ class Projected(Featured):
         self.predictor = perceptron((width, *kind.predictor)) if kind.predictor else None
         self.prototypes = Prototypes(width, kind.prototypes) if kind.prototypes else None
 
-    def beside(self) -> dict[str, Tensor]:
-        said = {"projection": self.projector(pooled(self.kept["feature"], "feature"))}
+    def extra_heads(self) -> dict[str, Tensor]:
+        heads = {"projection": self.projector(pooled(self.kept["feature"], "feature"))}
         if self.predictor is not None:
-            said["prediction"] = self.predictor(said["projection"])
+            heads["prediction"] = self.predictor(heads["projection"])
         if self.prototypes is not None:
-            said["prototypes"] = self.prototypes(said["projection"])
-        return said
+            heads["prototypes"] = self.prototypes(heads["projection"])
+        return heads
 
 
 class Hiding(Hook):
-    """A hook of the layer that makes patches: where a pixel is hidden, it says a token that is learnt instead."""
+    """A hook of the patch layer: it outputs a learnt token where a pixel is hidden."""
 
     def __init__(self, token: nn.Parameter) -> None:
         self.token = token
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], said: Tensor) -> Tensor:
-        hidden = hidden_patches(args[0], (said.shape[2], said.shape[3]))
-        return torch.where(hidden[:, None], self.token.to(said.dtype)[:, None, None], said)
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        hidden = hidden_patches(args[0], (output.shape[2], output.shape[3]))
+        return torch.where(hidden[:, None], self.token.to(output.dtype)[:, None, None], output)
 
 
 class Patched(Projected):
@@ -162,18 +162,18 @@ class Patched(Projected):
 
     def __init__(self, model: nn.Module, kind: Projectors) -> None:
         super().__init__(model, kind)
-        made = dict(model.named_modules()).get("patches")
-        if not isinstance(made, nn.Conv2d):
+        patches = dict(model.named_modules()).get("patches")
+        if not isinstance(patches, nn.Conv2d):
             raise SpaceError("this method hides patches, and the model has no layer 'patches'; give --model vit")
-        self.hidden = nn.Parameter(torch.randn(made.out_channels) * 0.02)
-        made.register_forward_hook(Hiding(self.hidden))
+        self.hidden = nn.Parameter(torch.randn(patches.out_channels) * 0.02)
+        patches.register_forward_hook(Hiding(self.hidden))
         layer_of(model, "norm").register_forward_hook(Tap(self.kept, "norm"))
 
-    def beside(self) -> dict[str, Tensor]:
-        said = super().beside()
+    def extra_heads(self) -> dict[str, Tensor]:
+        heads = super().extra_heads()
         if self.prototypes is not None:
-            said["patch_prototypes"] = self.prototypes(self.projector(self.kept["norm"][:, 1:]))
-        return said
+            heads["patch_prototypes"] = self.prototypes(self.projector(self.kept["norm"][:, 1:]))
+        return heads
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Projectors(ModelWrapper):
 
     @property
     def maps(self) -> bool:
-        """Does it want a model of images?"""
+        """Whether the model must take images."""
         return self.patches
 
     def __post_init__(self) -> None:
@@ -224,26 +224,26 @@ class Rotated(Extended):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.kept = model, dict[str, Tensor]()
-        last = last_linear(model)
-        last.register_forward_hook(Tap(self.kept, "feature", given=True))
-        self.joint = nn.Linear(last.in_features, TURNS * last.out_features)
+        classifier = last_linear(model)
+        classifier.register_forward_hook(Tap(self.kept, "feature", given=True))
+        self.joint = nn.Linear(classifier.in_features, TURNS * classifier.out_features)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not self.training:
-            said = self._said(x)
+            logits_plain = self._logits(x)
             self.kept.clear()
-            return {"logits": said}
+            return {"logits": logits_plain}
         if x.dim() != 4 or x.shape[2] != x.shape[3]:
             raise SpaceError(f"rows of shape {tuple(x.shape[1:])} cannot be rotated; square images are wanted")
-        turned = torch.stack([torch.rot90(x, m, (2, 3)) for m in range(TURNS)], dim=1)
-        logits = self._said(turned.flatten(0, 1)).unflatten(0, (-1, TURNS))
+        rotated = torch.stack([torch.rot90(x, m, (2, 3)) for m in range(TURNS)], dim=1)
+        logits = self._logits(rotated.flatten(0, 1)).unflatten(0, (-1, TURNS))
         joint = self.joint(pooled(self.kept.pop("feature"), "feature")).unflatten(0, (-1, TURNS))
         by_turn = joint.unflatten(-1, (-1, TURNS)).diagonal(dim1=1, dim2=3)  # (rows, classes, turns)
         return {"logits": logits[:, 0], "joint": joint, "aggregated": by_turn.mean(-1)}
 
-    def _said(self, x: Tensor) -> Tensor:
-        said: Any = self.model(x)
-        return output_of(said if isinstance(said, Mapping) else {"": said}, "logits")
+    def _logits(self, x: Tensor) -> Tensor:
+        output: Any = self.model(x)
+        return output_of(output if isinstance(output, Mapping) else {"": output}, "logits")
 
 
 @dataclass(frozen=True)

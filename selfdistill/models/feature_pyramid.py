@@ -14,9 +14,9 @@ from ..errors import SpaceError
 from .feature_taps import Featured, attention, last_linear, width_of
 
 
-def _point(before: int, after: int) -> nn.Sequential:
+def _point(inputs: int, outputs: int) -> nn.Sequential:
     """A convolution of single positions, which changes the width."""
-    return nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _depthwise(width: int) -> list[nn.Module]:
@@ -48,12 +48,12 @@ class Pyramid(nn.Module):
 
     def __init__(self, widths: list[int], width: int, depth: int) -> None:
         super().__init__()
-        wide, last = [width * w for w in widths], len(widths) - 1
-        self.lateral = nn.ModuleList(_point(a, b) for a, b in zip(widths, wide, strict=True))
-        self.up = nn.ModuleList(_point(wide[i + 1], wide[i]) for i in range(last))
-        self.down = nn.ModuleList(_point(wide[i], wide[i + 1]) for i in range(last))
-        self.above = nn.ModuleList(Fusion(2, wide[i], depth) for i in range(last))
-        self.below = nn.ModuleList(Fusion(3 if i < last else 2, wide[i], depth) for i in range(1, last + 1))
+        sizes, top = [width * w for w in widths], len(widths) - 1
+        self.lateral = nn.ModuleList(_point(a, b) for a, b in zip(widths, sizes, strict=True))
+        self.up = nn.ModuleList(_point(sizes[i + 1], sizes[i]) for i in range(top))
+        self.down = nn.ModuleList(_point(sizes[i], sizes[i + 1]) for i in range(top))
+        self.above = nn.ModuleList(Fusion(2, sizes[i], depth) for i in range(top))
+        self.below = nn.ModuleList(Fusion(3 if i < top else 2, sizes[i], depth) for i in range(1, top + 1))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         lateral = [layer(m) for layer, m in zip(self.lateral, maps, strict=True)]
@@ -70,7 +70,7 @@ class Pyramid(nn.Module):
         return taught
 
 
-class SelfTaught(Featured):
+class PyramidModel(Featured):
     """A model with a pyramid of its own maps as teacher, learnt beside it.
 
     Heads: ``energy:L`` of each layer, ``pyramid:L`` the same of the pyramid's map at that layer (rows, positions), and
@@ -86,18 +86,18 @@ class SelfTaught(Featured):
         self.layers, self.pyramid = layers, Pyramid(widths, width, depth)
         self.classifier = nn.Linear(width * widths[-1], last_linear(model).out_features)
 
-    def beside(self) -> dict[str, Tensor]:
+    def extra_heads(self) -> dict[str, Tensor]:
         maps = [self.kept[layer] for layer in self.layers]
         if any(m.dim() != 4 for m in maps):
             raise SpaceError(f"layers {', '.join(self.layers)} do not all say maps; use a model of maps")
         fused = self.pyramid(maps)
-        named = {f"pyramid:{name}": attention(m, name, "energy") for name, m in zip(self.layers, fused, strict=True)}
-        return {**named, "taught": self.classifier(fused[-1].mean((2, 3)))}
+        heads = {f"pyramid:{name}": attention(m, name, "energy") for name, m in zip(self.layers, fused, strict=True)}
+        return {**heads, "taught": self.classifier(fused[-1].mean((2, 3)))}
 
 
 @dataclass(frozen=True)
 class SelfTeacher(ModelWrapper):
-    """Prepares a model factory for a pyramid as teacher: see `SelfTaught`. The product is the bare model."""
+    """Prepares a model factory for a pyramid as teacher: see `PyramidModel`. The product is the bare model."""
 
     layers: tuple[str, ...]
     width: int = 2
@@ -108,4 +108,4 @@ class SelfTeacher(ModelWrapper):
         return True
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: SelfTaught(build(), self.layers, self.width, self.depth)
+        return lambda: PyramidModel(build(), self.layers, self.width, self.depth)

@@ -1,6 +1,6 @@
 """Feature signals: heads that read a layer of any model by its name, with projectors where two layers differ.
 
-A head is written ``how:layer``, or ``how:layer@other`` where a second layer gives the size:
+A head is written ``operation:layer``, or ``operation:layer@other`` where a second layer gives the size:
 
 =====================  ================================================================  =====================
 ``vector:L``           what L says, its mean over positions                              (rows, width)
@@ -42,34 +42,39 @@ LEARNT = ("project", "classify")
 SIZED = ("attention", "energy", "project")  # may name, or must, a second layer
 
 
-_FORM = re.compile(r"(?P<how>\w+):(?P<layer>[\w.]+)(@(?P<other>[\w.]+))?")
+_FORM = re.compile(r"(?P<operation>\w+):(?P<layer>[\w.]+)(@(?P<reference>[\w.]+))?")
 
 
 class Reading(NamedTuple):
-    """A head, taken apart."""
+    """The parts of a head's name: the operation, the layer it reads, and the layer that gives the size."""
 
-    how: str
+    operation: str
     layer: str
-    other: str | None
+    reference: str | None
 
     @classmethod
     def of(cls, head: str) -> Reading:
         """Read a head's name.
 
         Raises:
-            SpaceError: it is not of the form ``how:layer``.
+            SpaceError: it is not of the form ``operation:layer``.
 
         >>> Reading.of("attention:stages.1@stages.0")
-        Reading(how='attention', layer='stages.1', other='stages.0')
+        Reading(operation='attention', layer='stages.1', reference='stages.0')
         """
-        found = _FORM.fullmatch(head)
-        how, two = (found["how"], found["other"] is not None) if found else ("", False)
-        if found is None or how not in HOW or (two and how not in SIZED) or (how == "project" and not two):
+        match = _FORM.fullmatch(head)
+        operation, sized = (match["operation"], match["reference"] is not None) if match else ("", False)
+        if (
+            match is None
+            or operation not in HOW
+            or (sized and operation not in SIZED)
+            or (operation == "project" and not sized)
+        ):
             raise SpaceError(
                 f"no head is called {head!r}: write {', '.join(HOW)} and a layer, such as 'vector:layer4', and for "
                 "'project:layer3@layer4' a second one"
             )
-        return cls(how, found["layer"], found["other"])
+        return cls(operation, match["layer"], match["reference"])
 
 
 class Hook:
@@ -77,7 +82,7 @@ class Hook:
 
 
 class Tap(Hook):
-    """A hook that keeps what its layer says, or is given, until the forward pass it belongs to ends."""
+    """A hook that keeps the output or the input of its layer until the end of the forward pass."""
 
     def __init__(self, kept: dict[str, Tensor], key: str, given: bool = False) -> None:
         self.kept, self.key, self.given = kept, key, given
@@ -89,28 +94,28 @@ class Tap(Hook):
         self.kept[self.key] = value
 
 
-class Dense(Tap):
+class DenseTap(Tap):
     """A hook of the last linear layer that applies it to every position of a map, while its weights are whole."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.key in self.kept:
-            said = F.linear(positions(self.kept[self.key], self.key), module.get_parameter("weight"), _bias(module))
-            self.kept[f"dense:{self.key}"] = said
+            logits = F.linear(positions(self.kept[self.key], self.key), module.get_parameter("weight"), _bias(module))
+            self.kept[f"dense:{self.key}"] = logits
 
 
 class Extended(Composite):
-    """A model and what is learnt beside it: the product is the model alone. In training it sees ``copies`` of a row."""
+    """A model and heads learnt beside it: the product is the model alone. In training it sees ``copies`` of a row."""
 
     model: nn.Module
 
     def product(self) -> nn.Module:
-        """What a training leaves."""
-        bare = copy.deepcopy(self.model)
-        for module in bare.modules():
+        """The final model of a training."""
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
             for number, hook in list(module._forward_hooks.items()):
                 if isinstance(hook, Hook):
                     del module._forward_hooks[number]
-        return bare
+        return model
 
 
 class Featured(Extended):
@@ -133,47 +138,47 @@ class Featured(Extended):
         self.places = dict[str, int]()
         if len(self.heads) < len(heads):
             last_linear(model).register_forward_hook(Tap(self.kept, "feature", given=True))
-        for how, layer, other in dict.fromkeys(self.heads.values()):
-            for name in filter(None, (layer, other if how in ("attention", "energy") else None)):
-                key = f"input:{name}" if how == "input" else name
-                layer_of(model, name).register_forward_hook(Tap(self.kept, key, given=how == "input"))
-            if how == "dense":
-                last_linear(model).register_forward_hook(Dense(self.kept, layer))
-        for head, (how, layer, other) in self.heads.items():
-            if how in LEARNT:
-                wide = width_of(model, other) if other else last_linear(model).get_parameter("weight").shape[0]
+        for operation, layer, reference in dict.fromkeys(self.heads.values()):
+            for name in filter(None, (layer, reference if operation in ("attention", "energy") else None)):
+                key = f"input:{name}" if operation == "input" else name
+                layer_of(model, name).register_forward_hook(Tap(self.kept, key, given=operation == "input"))
+            if operation == "dense":
+                last_linear(model).register_forward_hook(DenseTap(self.kept, layer))
+        for head, (operation, layer, reference) in self.heads.items():
+            if operation in LEARNT:
+                size = width_of(model, reference) if reference else last_linear(model).get_parameter("weight").shape[0]
                 self.places[head] = len(self.learnt)
-                self.learnt.append(nn.Linear(width_of(model, layer), wide))
+                self.learnt.append(nn.Linear(width_of(model, layer), size))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self.kept.clear()
-        said = self.model(x)
-        named = {**said} if isinstance(said, Mapping) else {"logits": said}
+        output = self.model(x)
+        heads = {**output} if isinstance(output, Mapping) else {"logits": output}
         for head, reading in self.heads.items():
-            named[head] = self._read(head, *reading)
+            heads[head] = self._read(head, *reading)
         if "feature" in self.kept:
-            named.setdefault("feature", pooled(self.kept["feature"], "feature"))
-        named |= self.beside()
+            heads.setdefault("feature", pooled(self.kept["feature"], "feature"))
+        heads |= self.extra_heads()
         self.kept.clear()
-        return named
+        return heads
 
-    def beside(self) -> dict[str, Tensor]:
-        """Further heads, from what the layers have said in this forward pass (``kept``, by name)."""
+    def extra_heads(self) -> dict[str, Tensor]:
+        """Further heads, from the layers' outputs in this forward pass (``kept``, by name)."""
         return {}
 
-    def _read(self, head: str, how: str, layer: str, other: str | None) -> Tensor:
-        key = f"{how}:{layer}" if how in ("input", "dense") else layer
+    def _read(self, head: str, operation: str, layer: str, reference: str | None) -> Tensor:
+        key = f"{operation}:{layer}" if operation in ("input", "dense") else layer
         if key not in self.kept:
             raise SpaceError(f"layer {layer!r} took no part in the forward pass; name another for the head {head!r}")
         value = self.kept[key]
-        if how in ("attention", "energy"):
-            return attention(value, layer, how, self.kept[other] if other else None)
-        if how == "map":
+        if operation in ("attention", "energy"):
+            return attention(value, layer, operation, self.kept[reference] if reference else None)
+        if operation == "map":
             return positions(value, layer)
-        if how == "dense":
+        if operation == "dense":
             return value
         vector = pooled(value, layer)
-        return self.learnt[self.places[head]](vector) if how in LEARNT else vector
+        return self.learnt[self.places[head]](vector) if operation in LEARNT else vector
 
 
 def positions(value: Tensor, layer: str) -> Tensor:
@@ -190,12 +195,12 @@ def pooled(value: Tensor, layer: str) -> Tensor:
     return positions(value, layer).mean(1)
 
 
-def attention(value: Tensor, layer: str, how: str = "attention", like: Tensor | None = None) -> Tensor:
-    """Where a map is strong, (rows, positions): a softmax, or (``energy``) of unit length.
+def attention(value: Tensor, layer: str, operation: str = "attention", reference: Tensor | None = None) -> Tensor:
+    """The attention map of a layer, (rows, positions): a softmax, or (``energy``) of unit length.
 
     Args:
         value: a map (rows, width, height, breadth), or tokens (rows, tokens, width).
-        like: another map, to whose size the squares are brought first, bilinearly.
+        reference: another map, to whose size the squares are brought first, bilinearly.
 
     Raises:
         SpaceError: the layer says one vector a row, which has no positions.
@@ -203,12 +208,12 @@ def attention(value: Tensor, layer: str, how: str = "attention", like: Tensor | 
     if value.dim() not in (3, 4):
         raise SpaceError(f"layer {layer!r} says {tuple(value.shape)}: no positions to compare; use a model of maps")
     squares = value.square().sum(1, keepdim=True) if value.dim() == 4 else value.square().sum(-1)
-    if how == "energy":
+    if operation == "energy":
         squares = squares / (value.shape[1] if value.dim() == 4 else value.shape[-1])
-    if like is not None and value.dim() == 4 and like.shape[2:] != value.shape[2:]:
-        squares = F.interpolate(squares, like.shape[2:], mode="bilinear", align_corners=False)
+    if reference is not None and value.dim() == 4 and reference.shape[2:] != value.shape[2:]:
+        squares = F.interpolate(squares, reference.shape[2:], mode="bilinear", align_corners=False)
     flat = squares.flatten(1)
-    return flat.softmax(-1) if how == "attention" else F.normalize(flat, dim=-1)
+    return flat.softmax(-1) if operation == "attention" else F.normalize(flat, dim=-1)
 
 
 def layer_of(model: nn.Module, name: str) -> nn.Module:
@@ -219,17 +224,17 @@ def layer_of(model: nn.Module, name: str) -> nn.Module:
     """
     layers: dict[str, nn.Module] = dict(model.named_modules())
     if name not in layers:
-        there = [key for key in layers if key and key.count(".") <= 1]
-        shown = f"{', '.join(there[:12])}{', ...' if len(there) > 12 else ''}"
+        names = [key for key in layers if key and key.count(".") <= 1]
+        listing = f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
         raise SpaceError(
-            f"the model has no layer {name!r} (it has: {shown}); name its layers in the method, or give another model "
-            "(--model cnn, say)"
+            f"the model has no layer {name!r} (it has: {listing}); name its layers in the method, or give another "
+            "model (--model cnn, say)"
         )
     return layers[name]
 
 
 def width_of(model: nn.Module, name: str) -> int:
-    """How wide a layer's output is: what the last of its parts with a known width gives.
+    """The width of a layer's output: that of its last part with a known width.
 
     Raises:
         SpaceError: no part of it has one.
@@ -249,10 +254,10 @@ def last_linear(model: nn.Module) -> nn.Linear:
     Raises:
         SpaceError: there is none.
     """
-    found = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    if not found:
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    if not layers:
         raise SpaceError("the model has no linear layer as classifier; name the layer that is read")
-    return found[-1]
+    return layers[-1]
 
 
 def _bias(module: nn.Module) -> Tensor | None:

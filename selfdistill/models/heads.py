@@ -16,18 +16,20 @@ from ..errors import SpaceError
 
 @dataclass(frozen=True)
 class Exits(ModelWrapper):
-    """Prepares a model factory for early exits: it is asked for ``exits=True`` where it knows that argument."""
+    """Prepares a model factory for early exits: it passes ``exits=True`` where the factory has that argument."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        known = build.accepts("exits") if hasattr(build, "accepts") else "exits" in inspect.signature(build).parameters
+        accepted = (
+            build.accepts("exits") if hasattr(build, "accepts") else "exits" in inspect.signature(build).parameters
+        )
 
         def with_exits() -> nn.Module:
-            return build(exits=True) if known else build()
+            return build(exits=True) if accepted else build()
 
         return with_exits
 
     def single(self, build: Any) -> Any:
-        """What builds the product, from the `models.Build` that was prepared."""
+        """The factory of the product, from the `models.Build` that was prepared."""
         return build.having(exits=True) if build.accepts("exits") else build
 
 
@@ -53,11 +55,11 @@ class WithVariance(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = self.model(x)
-        if isinstance(said, Mapping):
-            gaussian = output_of(said, "gaussian")
+        output = self.model(x)
+        if isinstance(output, Mapping):
+            gaussian = output_of(output, "gaussian")
         else:
-            mean, raw = _parts(said, 2, "mean and log variance").unbind(-1)
+            mean, raw = _parts(output, 2, "mean and log variance").unbind(-1)
             gaussian = torch.stack([mean, BOUND * torch.tanh(raw / BOUND)], dim=-1)
         return {"gaussian": gaussian, "values": gaussian[..., :1]}
 
@@ -76,14 +78,14 @@ class WithRanks(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = self.model(x)
-        if isinstance(said, Mapping):
-            return {head: output_of(said, head) for head in ("values", "ranks")}
-        value, ranks = _parts(said, 3, "a value and two ranking logits").split([1, 2], dim=-1)
+        output = self.model(x)
+        if isinstance(output, Mapping):
+            return {head: output_of(output, head) for head in ("values", "ranks")}
+        value, ranks = _parts(output, 3, "a value and two ranking logits").split([1, 2], dim=-1)
         return {"values": value, "ranks": ranks}
 
 
-def _parts(said: Tensor, width: int, what: str) -> Tensor:
-    if said.shape[-1] != width:
-        raise SpaceError(f"the model has width {said.shape[-1]}; build it with {width} outputs ({what})")
-    return said
+def _parts(outputs: Tensor, width: int, meaning: str) -> Tensor:
+    if outputs.shape[-1] != width:
+        raise SpaceError(f"the model has width {outputs.shape[-1]}; build it with {width} outputs ({meaning})")
+    return outputs

@@ -45,13 +45,13 @@ def hide(
     patch, (height, width) = patch_of(*x.shape[2:]), x.shape[2:]
     grid = (height // patch, width // patch)
     u = rng.uniform((*address, "share"), ids, 2)
-    wanted = (share + spread * (2.0 * u[:, 1] - 1.0)) * (u[:, 0] >= whole) * (grid[0] * grid[1])
-    hidden = blocks(wanted, grid, ids, address)[:, None]
+    target = (share + spread * (2.0 * u[:, 1] - 1.0)) * (u[:, 0] >= whole) * (grid[0] * grid[1])
+    hidden = blocks(target, grid, ids, address)[:, None]
     return x.masked_fill(hidden.repeat_interleave(patch, 2).repeat_interleave(patch, 3), HIDDEN)
 
 
-def blocks(wanted: Tensor, grid: tuple[int, int], ids: Tensor, address: Address) -> Tensor:
-    """Blocks laid one upon the other until ``wanted`` patches (rows,) are hidden: bool (rows, *grid).
+def blocks(target: Tensor, grid: tuple[int, int], ids: Tensor, address: Address) -> Tensor:
+    """Blocks laid one upon the other until ``target`` patches (rows,) are hidden: bool (rows, *grid).
 
     A block's area is uniform between (shorter side // 3)^2 and what is still wanted, the logarithm of height to breadth
     uniform too. It is smaller than the grid both ways, hides something new and no more than is wanted, or another one
@@ -62,31 +62,31 @@ def blocks(wanted: Tensor, grid: tuple[int, int], ids: Tensor, address: Address)
     """
     (height, width), least = grid, (min(grid) // 3) ** 2
     hidden = torch.zeros(len(ids), height, width, dtype=torch.bool, device=ids.device)
-    vain, turn = torch.zeros_like(ids), 0
+    vain, draw = torch.zeros_like(ids), 0
     while True:
-        left = wanted - hidden.sum((1, 2))
-        going = (left > 0) & (vain < TRIES)
+        remaining = target - hidden.sum((1, 2))
+        going = (remaining > 0) & (vain < TRIES)
         if not bool(going.any()):
             return hidden
-        u = rng.uniform((*address, "block", turn), ids, 4).double()
-        area = least + (left - least) * u[:, 0]
+        u = rng.uniform((*address, "block", draw), ids, 4).double()
+        area = least + (remaining - least) * u[:, 0]
         aspect = torch.exp(math.log(ASPECT) * (1.0 - 2.0 * u[:, 1]))
         tall, broad = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-        inside = [_stretch(*one) for one in ((u[:, 2], tall, height), (u[:, 3], broad, width))]
-        block = inside[0][:, :, None] & inside[1][:, None, :]
-        new = (block & ~hidden).sum((1, 2))
-        fits = going & (tall < height) & (broad < width) & (new > 0) & (new <= left)
-        hidden |= block & fits[:, None, None]
-        vain, turn = torch.where(fits, 0, vain + 1), turn + 1
+        spans = [_stretch(*span) for span in ((u[:, 2], tall, height), (u[:, 3], broad, width))]
+        block = spans[0][:, :, None] & spans[1][:, None, :]
+        gain = (block & ~hidden).sum((1, 2))
+        accepted = going & (tall < height) & (broad < width) & (gain > 0) & (gain <= remaining)
+        hidden |= block & accepted[:, None, None]
+        vain, draw = torch.where(accepted, 0, vain + 1), draw + 1
 
 
 def _stretch(u: Tensor, length: Tensor, side: int) -> Tensor:
-    """Which places (rows, side) a stretch of so many covers that begins anywhere it has room."""
+    """A mask (rows, side) of an interval of a given length at a random position."""
     start = (u * (side - length + 1)).floor()
-    place = torch.arange(side, device=u.device)
-    return (place >= start[:, None]) & (place < (start + length)[:, None])
+    position = torch.arange(side, device=u.device)
+    return (position >= start[:, None]) & (position < (start + length)[:, None])
 
 
 def hidden_patches(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which patches of images (rows, channels, height, width) have a hidden pixel: (rows, *grid)."""
+    """A mask of the patches of images (rows, channels, height, width) with a hidden pixel: (rows, *grid)."""
     return F.adaptive_max_pool2d(x.eq(HIDDEN).any(1, keepdim=True).float(), grid)[:, 0] > 0

@@ -1,11 +1,16 @@
-"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs."""
+"""Groups of peers: whole networks, branches on a shared trunk, peers with a view of their own, and pairs.
+
+The wrappers below them give a model factory normal distributions, ranks or several outputs.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +20,10 @@ from ..core.outputs import Composite, ModelWrapper, output_of
 from ..core.targets import matched
 from ..errors import SpaceError
 from .feature_taps import Extended
+from .heads import WithRanks, WithVariance
 
 
-class Peers(Composite):
+class PeerModels(Composite):
     """Several models side by side: heads ``peers`` (rows, K, classes), ``ensemble``, and ``logits`` of the first.
 
     With ``values`` the heads are ``peer_values`` (rows, K, outputs), ``ensemble`` (their mean), and ``values``.
@@ -30,29 +36,29 @@ class Peers(Composite):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         outputs: list[Any] = [member(x) for member in self.members]
         main = "values" if self.values else "logits"
-        each = [output_of(o if isinstance(o, Mapping) else {"": o}, main) for o in outputs]
-        peers = torch.stack(each, dim=1)  # (rows, K, components)
+        members = [output_of(o if isinstance(o, Mapping) else {"": o}, main) for o in outputs]
+        peers = torch.stack(members, dim=1)  # (rows, K, components)
         if self.values:
-            return {"values": each[0], "peer_values": peers, "ensemble": peers.mean(1)}
+            return {"values": members[0], "peer_values": peers, "ensemble": peers.mean(1)}
         mixed = torch.logsumexp(torch.log_softmax(peers.float(), dim=-1), dim=1)  # log of a sum: logits of the mean
-        return {"logits": each[0], "peers": peers, "ensemble": mixed}
+        return {"logits": members[0], "peers": peers, "ensemble": mixed}
 
     @property
-    def each(self) -> int:
-        """How many of them a row goes through."""
+    def forward_passes(self) -> int:
+        """The number of members that a row passes."""
         return len(self.members)
 
     def product(self) -> nn.Module:
-        """What a training leaves: the first of them."""
+        """The final model of a training: the first member."""
         return self.members[0]
 
 
-class Mean(Peers):
+class PeerMean(PeerModels):
     """Several models that predict together: their main head is the log of the mean probability, or the mean."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = super().forward(x)
-        return {**said, "values" if self.values else "logits": said["ensemble"]}
+        heads = super().forward(x)
+        return {**heads, "values" if self.values else "logits": heads["ensemble"]}
 
     def product(self) -> nn.Module:
         return self
@@ -69,7 +75,7 @@ class Group(ModelWrapper):
             raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: Peers([build() for _ in range(self.peers)])
+        return lambda: PeerModels([build() for _ in range(self.peers)])
 
     def of_values(self) -> Group:
         """The same for models of values."""
@@ -77,8 +83,8 @@ class Group(ModelWrapper):
 
 
 @dataclass(frozen=True)
-class Together(ModelWrapper):
-    """Prepares nothing: it says that all accepted generations are the product together, by their `Mean`."""
+class JointGenerations(ModelWrapper):
+    """Leaves the factory as it is: all accepted generations are the product together, by their `PeerMean`."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,10 @@ class ValueGroup(Group):
     """K peers whose outputs are values."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: Peers([build() for _ in range(self.peers)], values=True)
+        return lambda: PeerModels([build() for _ in range(self.peers)], values=True)
 
 
-class GaussianPeers(Peers):
+class GaussianPeers(PeerModels):
     """Several models `WithVariance`: heads ``peer_gaussians`` (rows, K, 2), and ``ensemble_gaussian`` by `matched`.
 
     ``gaussian`` and ``values`` are those of the first or, where they predict ``jointly``, of the ensemble.
@@ -101,11 +107,11 @@ class GaussianPeers(Peers):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         peers = torch.stack([member(x)["gaussian"] for member in self.members], dim=1)  # (rows, K, 2)
-        whole = matched(*peers.float().unbind(-1))
-        ensemble = torch.stack([whole.mean, whole.log_variance], dim=-1)
+        mixture = matched(*peers.float().unbind(-1))
+        ensemble = torch.stack([mixture.mean, mixture.log_variance], dim=-1)
         gaussian = ensemble if self.jointly else peers[:, 0]
-        said = {"gaussian": gaussian, "values": gaussian[..., :1], "peer_gaussians": peers}
-        return {**said, "ensemble_gaussian": ensemble}
+        heads = {"gaussian": gaussian, "values": gaussian[..., :1], "peer_gaussians": peers}
+        return {**heads, "ensemble_gaussian": ensemble}
 
     def product(self) -> nn.Module:
         return self if self.jointly else self.members[0]
@@ -114,7 +120,7 @@ class GaussianPeers(Peers):
 Factory = Callable[..., nn.Module]
 
 
-class Branches(Peers):
+class Branches(PeerModels):
     """Several models that share all stages but the last: a trunk, and for each its last stage and its classifier.
 
     A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, two or more,
@@ -127,34 +133,34 @@ class Branches(Peers):
 
     def __init__(self, models: list[nn.Module]) -> None:
         trunk = list(_stages(models[0]))[:-1]
-        last = _last_linear(models[0])
-        classifiers = [model.get_submodule(last) for model in models]
+        name = _last_linear(models[0])
+        classifiers = [model.get_submodule(name) for model in models]
         for model in models:
             for i in range(len(trunk)):
                 _stages(model)[i] = nn.Identity()
-            _put(model, last, nn.Identity())
+            _set_module(model, name, nn.Identity())
         super().__init__(models)
-        self.last = last  # the name of the classifier in a whole model
+        self.last = name  # the name of the classifier in a whole model
         self.trunk, self.classifiers = nn.Sequential(*trunk), nn.ModuleList(classifiers)
 
-    def spoken(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the trunk says (rows, ...), the branches' features (rows, K, width) and logits (rows, K, classes)."""
-        shared = self.trunk(x)
-        features = [branch(shared) for branch in self.members]
+    def branch_outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the trunk (rows, ...), the branches' features (rows, K, width) and logits (rows, K, classes)."""
+        trunk = self.trunk(x)
+        features = [branch(trunk) for branch in self.members]
         logits = [classify(feature) for classify, feature in zip(self.classifiers, features, strict=True)]
-        return shared, torch.stack(features, dim=1), torch.stack(logits, dim=1)
+        return trunk, torch.stack(features, dim=1), torch.stack(logits, dim=1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        logits = self.spoken(x)[2]
+        logits = self.branch_outputs(x)[2]
         return {"logits": logits[:, self.deployed], "peers": logits, "ensemble": _mean_logits(logits)}
 
     def product(self) -> nn.Module:
         """The branch that is deployed, on the trunk: copies of the weights as they are now."""
-        whole = copy.deepcopy(self.members[self.deployed])
+        model = copy.deepcopy(self.members[self.deployed])
         for i, stage in enumerate(self.trunk):
-            _stages(whole)[i] = copy.deepcopy(stage)
-        _put(whole, self.last, copy.deepcopy(self.classifiers[self.deployed]))
-        return whole
+            _stages(model)[i] = copy.deepcopy(stage)
+        _set_module(model, self.last, copy.deepcopy(self.classifiers[self.deployed]))
+        return model
 
 
 class GatedBranches(Branches):
@@ -166,8 +172,8 @@ class GatedBranches(Branches):
         self.gate = nn.Sequential(nn.Linear(width, len(models)), nn.BatchNorm1d(len(models)), nn.ReLU())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        shared, _, logits = self.spoken(x)
-        weights = F.softmax(self.gate(shared.flatten(2).mean(2) if shared.dim() > 2 else shared), dim=-1)
+        trunk, _, logits = self.branch_outputs(x)
+        weights = F.softmax(self.gate(trunk.flatten(2).mean(2) if trunk.dim() > 2 else trunk), dim=-1)
         gated = (weights.unsqueeze(-1) * logits).sum(1)
         heads = {"logits": logits[:, self.deployed], "peers": logits, "ensemble": _mean_logits(logits)}
         return {**heads, "gated": gated}
@@ -188,14 +194,14 @@ class AttendingBranches(Branches):
         self.query, self.key = (nn.Linear(width, max(1, width // 8), bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        _, features, logits = self.spoken(x)
+        _, features, logits = self.branch_outputs(x)
         followers, peers = features[:, :-1], logits[:, :-1]
         attention = F.softmax(self.query(followers) @ self.key(followers).transpose(1, 2), dim=-1)  # (rows, K, K)
         heads = {"logits": logits[:, -1], "peers": peers, "ensemble": _mean_logits(peers)}
         return {**heads, "attended": attention @ peers, "mean": peers.mean(1)}
 
 
-class ApartPeers(Peers):
+class ApartPeers(PeerModels):
     """Peers that each learn from a view of their own: in training, a batch is K blocks of rows, one for each in order.
 
     There ``logits`` (rows, classes) are what each row's own peer says. In eval mode every peer sees every row.
@@ -205,7 +211,7 @@ class ApartPeers(Peers):
     """
 
     @property
-    def each(self) -> int:
+    def forward_passes(self) -> int:
         return 1 if self.training else len(self.members)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -217,17 +223,17 @@ class ApartPeers(Peers):
                 "give the method one view for each peer, all of the same rows"
             )
         blocks = x.split(len(x) // len(self.members))
-        said = [member(block) for member, block in zip(self.members, blocks, strict=True)]
-        return {"logits": torch.cat([one if isinstance(one, Tensor) else one["logits"] for one in said])}
+        outputs = [member(block) for member, block in zip(self.members, blocks, strict=True)]
+        return {"logits": torch.cat([output if isinstance(output, Tensor) else output["logits"] for output in outputs])}
 
 
-class Pair(Peers):
+class Pair(PeerModels):
     """A student and a teacher that learn side by side: ``logits`` are the student's, ``teacher`` (rows, classes) the
     other's. The student is the product."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        said = super().forward(x)
-        return {**said, "teacher": said["peers"][:, 1]}
+        heads = super().forward(x)
+        return {**heads, "teacher": heads["peers"][:, 1]}
 
     @property
     def student(self) -> nn.Module:
@@ -254,19 +260,19 @@ def _without_stages(model: nn.Module) -> str:
 
 
 def _last_linear(model: nn.Module) -> str:
-    found: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
         raise SpaceError(f"branches have classifiers of their own, and {type(model).__name__} ends in no nn.Linear")
-    return found[-1]
+    return names[-1]
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    model.get_submodule(parent)._modules[own] = module
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent)._modules[leaf] = module
 
 
 def _inputs(stage: nn.Module) -> int:
-    """The width of what a stage takes: that of its first layer with weights."""
+    """The width of a stage's input: that of its first layer with weights."""
     for module in stage.modules():
         width = getattr(module, "in_features", getattr(module, "in_channels", None))
         if isinstance(width, int):
@@ -283,13 +289,13 @@ def _mean_logits(logits: Tensor) -> Tensor:
 class _Branched(Group):
     """Prepares a factory: ``peers`` of its models become branches; one that has the heads already is left alone."""
 
-    def _joined(self, models: list[nn.Module]) -> nn.Module:
+    def _combine(self, models: list[nn.Module]) -> nn.Module:
         raise NotImplementedError
 
     def __call__(self, build: Factory) -> Factory:
         def branched() -> nn.Module:
             models = [build() for _ in range(self.peers)]
-            return self._joined(models) if hasattr(models[0], "stages") else models[0]
+            return self._combine(models) if hasattr(models[0], "stages") else models[0]
 
         return branched
 
@@ -305,7 +311,7 @@ class _Branched(Group):
 class Gated(_Branched):
     """Prepares a factory for ``peers`` branches under a gate: see `GatedBranches`."""
 
-    def _joined(self, models: list[nn.Module]) -> nn.Module:
+    def _combine(self, models: list[nn.Module]) -> nn.Module:
         return GatedBranches(models)
 
 
@@ -319,7 +325,7 @@ class Attending(_Branched):
                 f"a leader follows two peers or more: at least three branches are needed, not {self.peers}"
             )
 
-    def _joined(self, models: list[nn.Module]) -> nn.Module:
+    def _combine(self, models: list[nn.Module]) -> nn.Module:
         return AttendingBranches(models)
 
 
@@ -356,6 +362,89 @@ class Paired(ModelWrapper):
 
 
 def product(model: nn.Module) -> nn.Module:
-    """The model that a training leaves: of a group of peers the first, or all that predict jointly; without what was
-    learnt beside it; else itself."""
-    return model.product() if isinstance(model, (Peers, Extended)) else model
+    """The final model of a training: of a group of peers the first, or all that predict jointly; without the heads
+    learnt beside it; else itself.
+    """
+    return model.product() if isinstance(model, (PeerModels, Extended)) else model
+
+
+MOST_MEMBERS = 32  # of a `PeerMean` in a model folder
+
+
+def _mean_of(members: int, values: bool, build: Callable[[], nn.Module]) -> nn.Module:
+    return PeerMean([build() for _ in range(members)], values)
+
+
+#: What a `models.Build` can put around its models, by the name it keeps in a model folder.
+WRAPS: dict[str, Callable[[Callable[[], nn.Module]], nn.Module]] = {
+    "gaussian": lambda build: WithVariance(build()),
+    "gaussians": lambda build: GaussianPeers([WithVariance(build()), WithVariance(build())], jointly=True),
+    "ranks": lambda build: WithRanks(build()),
+    **{f"mean{k}": partial(_mean_of, k, False) for k in range(2, MOST_MEMBERS + 1)},
+    **{f"mean{k}_values": partial(_mean_of, k, True) for k in range(2, MOST_MEMBERS + 1)},
+}
+
+
+def _wrapped_factory(build: Callable[..., nn.Module], wrap: str, outputs: int) -> Callable[..., nn.Module]:
+    """A factory of wrapped models, with so many outputs where the factory has that option."""
+    if hasattr(build, "wrapped"):
+        return build.wrapped(wrap, outputs)  # type: ignore[no-any-return]
+    options = {"outputs": outputs} if "outputs" in inspect.signature(build).parameters else {}
+    return lambda: WRAPS[wrap](lambda: build(**options))
+
+
+class _Wrapper(ModelWrapper):
+    """Prepares a model factory: puts ``wrap`` around its models of ``outputs``."""
+
+    wrap: ClassVar[str]
+    outputs: ClassVar[int] = 2
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        return _wrapped_factory(build, self.wrap, self.outputs)
+
+    def single(self, build: Any) -> Any:
+        """The factory of the product."""
+        return self(build)
+
+
+@dataclass(frozen=True)
+class Gaussian(_Wrapper):
+    """Prepares a model factory for a mean and a log variance: see `WithVariance`."""
+
+    wrap: ClassVar[str] = "gaussian"
+
+
+@dataclass(frozen=True)
+class GaussianPair(_Wrapper):
+    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
+
+    wrap: ClassVar[str] = "gaussians"
+
+    @property
+    def peers(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True)
+class Ranked(_Wrapper):
+    """Prepares a model factory for a value and two ranking logits: see `WithRanks`."""
+
+    wrap: ClassVar[str] = "ranks"
+    outputs: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class GaussianGroup(Group):
+    """Prepares a model factory for K peers with a mean and a log variance each; the first is the product."""
+
+    def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        build_peer = self.single(build)
+        return lambda: GaussianPeers([build_peer() for _ in range(self.peers)])
+
+    def single(self, build: Any) -> Any:
+        """The factory of the product: that of one peer."""
+        return Gaussian()(build)
+
+    def of_values(self) -> GaussianGroup:
+        """Itself: it is of values already."""
+        return self

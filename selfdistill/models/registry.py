@@ -19,9 +19,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import RecipeError, SelfdistillError
-from ..io.expressions import check_arguments, nearest, one_line, read
+from ..io.expressions import check_arguments, nearest, one_line, parse_expression
 from .networks import cnn, mlp, resnet, vit
-from .wrappers import WRAPS
+from .peers import WRAPS
 
 #: The models by name.
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "vit": vit}
@@ -121,7 +121,7 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
         return Build(name, shape, outputs).having(**options)
     name = f"{foreign['place']}:{foreign['name']}"
     reader = _Options(_options_of(function_of(name), name))
-    options = read(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
+    options = parse_expression(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
     return Build(name, shape, outputs).having(**options)
 
 
@@ -144,7 +144,7 @@ def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
     if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
-    return name, read(spec, readers, kind="model")
+    return name, parse_expression(spec, readers, kind="model")
 
 
 def _options_of(function: Callable[..., Any], spec: str) -> inspect.Signature:

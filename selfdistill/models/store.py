@@ -16,13 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, SelfdistillError
 from ..io.expressions import one_line
-from ..io.files import DATA_CARD
+from ..io.files import DATA_CARD, FORMAT, check_format
 from .networks import Scaled
+from .peers import WRAPS
 from .registry import Build, _tuples
-from .wrappers import WRAPS
-
-FORMAT = 1
-
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 
@@ -140,9 +137,7 @@ def read_config(folder: Path) -> Build:
         raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
-    version = config.get("format") if isinstance(config, dict) else None
-    if version != FORMAT:
-        raise CheckpointError(f"{path} is of format {version!r}; this version reads {FORMAT}")
+    check_format(path, config.get("format") if isinstance(config, dict) else None)
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
     options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
     scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
@@ -199,6 +194,7 @@ def model_card(folder: str | Path) -> dict[str, Any]:
         except (OSError, ValueError, TypeError) as error:
             why = one_line(error, 80)
             raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
+        check_format(path / name, card.get("format"))
     if "shape" not in card:
         raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
     return card

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
-from ..io.expressions import one_line, read
+from ..io.expressions import one_line, parse_expression
 from . import hub
 
 USUAL = "gt-minilm"  # the default model of texts
@@ -61,7 +61,7 @@ def named(spec: str) -> dict[str, Any] | None:
     if not written["options"]:
         return {"name": name}
     given = "encoder" + written["options"]
-    values = read(given, {"encoder": options}, kind="model")
+    values = parse_expression(given, {"encoder": options}, kind="model")
     defaults = options()
     return {"name": name, **{key: value for key, value in values.items() if value != defaults[key]}}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, read
+from ..evaluation.label_errors import FILE, read_label_errors
 from ..io.run_record import Lines, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
@@ -40,7 +40,7 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
     if not result or not result.get("doubts"):
         return []
     try:
-        found = read(folder, SHOWN)
+        found = read_label_errors(folder, SHOWN)
     except SelfdistillError:
         return []
     rows = [

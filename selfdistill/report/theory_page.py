@@ -79,7 +79,7 @@ def _collapse() -> list[str]:
     given, each, series = (rows, dimension, 1.0), range(1, last + 1), []
     laws = {False: ("replace", theory.replaced_error), True: ("accumulate", theory.accumulated_error)}
     for keep, (name, law) in laws.items():
-        runs = [simulate.regenerated(rng, rows, dimension, 1.0, last, keep=keep) for _ in range(500)]
+        runs = [simulate.regenerated(rng, rows, dimension, 1.0, last, accumulate=keep) for _ in range(500)]
         series.append(Series(name, [(n, law(n, *given)) for n in each]))
         series.append(Series(f"{name}, simulated", list(enumerate(np.mean(runs, axis=0), 1)), lined=False))
     bound = Series("bound", [(n, theory.accumulated_bound(n, *given)) for n in each])

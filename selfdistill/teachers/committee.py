@@ -14,7 +14,7 @@ from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 
 HOW = ("naive", "linear", "minlogit", "general")
 
@@ -135,7 +135,7 @@ class Combined(Teacher[_Weights]):
 
     def update(self, state: _Weights, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock, peers = steps[0].clock, steps[0].owner
-        if not state.pool or not isinstance(peers, Peers) or (clock.step + 1) % clock.per_epoch:
+        if not state.pool or not isinstance(peers, PeerModels) or (clock.step + 1) % clock.per_epoch:
             return
         pool = state.pool[0]
         ids, y = pool.labelled[:MOST], pool.targets[:MOST]

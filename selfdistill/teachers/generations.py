@@ -17,7 +17,7 @@ from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from .memories import first_word, one_per_row
 from .weights import Generation
 
@@ -37,7 +37,7 @@ class GenerationEnsemble(Generation):
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
-        return previous if previous is None or isinstance(previous, Peers) else Peers([previous])
+        return previous if previous is None or isinstance(previous, PeerModels) else PeerModels([previous])
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
@@ -52,7 +52,7 @@ class GenerationEnsemble(Generation):
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         if not self.speaks(state, step):
             return _silent(step.student(term.view, term.head), space_of(term.head))
-        if isinstance(state, FrozenCopy) and isinstance(state.module, Peers):
+        if isinstance(state, FrozenCopy) and isinstance(state.module, PeerModels):
             state.module.values = term.head == "values"  # it says what it is asked for
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.mixing import mixture_of
 from ..core.outputs import VALUES, space_of, tells_copies
-from ..core.parts import BaseTerm, Teacher
+from ..core.parts import BaseTerm, Teacher, aligned_target
 from ..core.step import Forward
 from ..core.targets import Target, matched
 from ..errors import SpaceError
@@ -102,8 +102,8 @@ class Itself(Teacher):
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        value = step.student(self.view or term.view, self.head or term.head).detach()
-        return Target(value, self.space(term.head))
+        view, head = self.view or term.view, self.head or term.head
+        return aligned_target(step, term, view, lambda: step.student(view, head).detach(), self.space(term.head))
 
 
 @dataclass(frozen=True)

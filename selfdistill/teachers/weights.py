@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from ..core import distributed
-from ..core.memory import FrozenCopy
+from ..core.logits import blended
+from ..core.memory import FrozenCopy, LargeModel, WeightView
 from ..core.outputs import space_of
-from ..core.parts import BaseTerm, BindArgs, Teacher
+from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher, aligned_target
 from ..core.step import Forward
 from ..core.targets import Target
-from ..errors import RecipeError
+from ..errors import RecipeError, SpaceError
 from ..models.networks import Scaled
 
 H = TypeVar("H", bound=FrozenCopy, default=FrozenCopy)
@@ -43,21 +45,24 @@ class Ema(Teacher[H]):
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
     def start(self, model: nn.Module, given: BindArgs) -> H:
-        state: Any = FrozenCopy(copy.deepcopy(model).float(), self.train)  # H is another class where this is overridden
+        module = model.average() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
+        state: Any = FrozenCopy(module, self.train)  # an average with more to remember overrides this
         return state  # type: ignore[no-any-return]
 
     def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
     def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
-        value = step.teacher_output(state.module, self.view or term.view, term.head)
-        return Target(value, space_of(term.head))
+        view, head = self.view or term.view, term.head
+        return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space_of(head))
 
     @torch.no_grad()
     def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
         done = steps[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
         teacher, student = state.module, steps[0].owner
+        if isinstance(teacher, WeightView):
+            return teacher.follow(student, 1.0 - decay)
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
         buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
         if weights:
@@ -88,7 +93,7 @@ class Frozen(Teacher):
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
-        return copy.deepcopy(model).float()
+        return model.frozen() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
 
     def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         module = self.module(model, given)
@@ -107,7 +112,7 @@ class Frozen(Teacher):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
         if view not in step.batch.fixed or not state.keeps:
-            return Target(step.teacher_output(state.module, view, head), space)
+            return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space)
         keys = step.addresses(view)
         cached, seen = state.said.read(keys, state.said.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
@@ -133,12 +138,15 @@ class Frozen(Teacher):
 
 @dataclass(frozen=True)
 class Generation(Frozen):
-    """The last accepted generation, frozen; in generation 0 there is none and every row is left without a target."""
+    """The last accepted generation, frozen; in generation 0 there is none and every row is left without a target.
+
+    Of a language model, which is trained further and not anew, it is in generation 0 what training begins with.
+    """
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.previous is model:
             raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
-        return given.previous
+        return model.holding(given.previous or model) if isinstance(model, LargeModel) else given.previous
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,8 @@ class External(Frozen):
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.external is model:
             raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
+        if isinstance(model, LargeModel):
+            return model.external(self.source, given.external)
         if given.external is not None:
             return given.external if given.scale is None else _in_units_of(given.external, given.scale)
         if self.source is None:
@@ -161,6 +171,49 @@ class External(Frozen):
 
         loaded = load_model(self.source)
         return loaded if given.scale is None else _in_units_of(loaded, given.scale)
+
+
+@dataclass(frozen=True)
+class GeometricMixture(Teacher[nn.ModuleList]):
+    """Two teachers of logits as one: log q = (1 - share) log q_first + share log q_second + const.
+
+    A small share of the student itself keeps the target as far from a reference as is trusted (SDPO, arXiv 2601.20802,
+    section 3). A negative share -c turns away from the second, log q = (1 + c) log q_first - c log q_second: two
+    contexts are contrasted.
+    """
+
+    first: Teacher
+    second: Teacher
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.share > 1:
+            raise RecipeError(f"GeometricMixture: the share of the second teacher is at most 1, not {self.share}")
+
+    def reads(self, term: BaseTerm) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.first.reads(term), *self.second.reads(term))))
+
+    def student_view(self, term: BaseTerm) -> str | None:
+        return self.first.student_view(term) or self.second.student_view(term)
+
+    def start(self, model: nn.Module, given: BindArgs) -> nn.ModuleList:
+        return nn.ModuleList([self.first.start(model, given), self.second.start(model, given)])
+
+    def prepare(self, state: nn.ModuleList, data: GenerationData) -> None:
+        self.first.prepare(state[0], data)
+        self.second.prepare(state[1], data)
+
+    def target(self, state: nn.ModuleList, step: Forward, term: BaseTerm) -> Target:
+        one, other = self.first.target(state[0], step, term), self.second.target(state[1], step, term)
+        if {one.space, other.space} != {"logits"}:
+            raise SpaceError(f"GeometricMixture mixes logits, not {one.space} and {other.space}")
+        value: Any = blended([(1.0 - self.share, one.value), (self.share, other.value)])
+        valid = [v for v in (one.valid, other.valid) if v is not None]
+        return Target(value, "logits", reduce(torch.logical_and, valid) if valid else None)
+
+    def update(self, state: nn.ModuleList, steps: Sequence[Forward], term: BaseTerm) -> None:
+        self.first.update(state[0], steps, term)
+        self.second.update(state[1], steps, term)
 
 
 def _in_units_of(module: nn.Module, scale: tuple[float, float]) -> nn.Module:

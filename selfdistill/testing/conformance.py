@@ -23,16 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import gates, losses, methods, schedules, teachers, terms, views
+from ..core import mixing, parts
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
-from ..core.parts import Always, BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
+from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
 from ..core.step import Batch, Clock, Forward, Rows
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
-from ..io.expressions import read
+from ..io.expressions import parse_expression
 from ..losses import check_spaces
 from ..methods import validate
-from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers, wrappers
+from ..models import feature_heads, feature_pyramid, feature_taps, heads, peers
 from ..teachers import self_training
 from .specimens import ROWS, batch_for, batch_of, bound, factory, same_bits, sample, storages, tiny, views_of
 
@@ -42,12 +43,12 @@ _HEAD_FOR = {"values": "values", "gaussian": "gaussian", "ranks": "ranks", "feat
 def names() -> dict[str, Callable[..., Any]]:
     """All parts and recipes by name: what the ``repr`` of a recipe is read back with.
 
-    >>> read("KL(temperature=4.0)", names())
+    >>> parse_expression("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
-    found: dict[str, Callable[..., Any]] = {"Method": Method, "Term": Term, "Always": Always}
-    around = (heads, peers, wrappers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
-    for module in (losses, teachers, self_training, gates, terms, schedules, views, *around):
+    found: dict[str, Callable[..., Any]] = {"Method": Method}
+    around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
+    for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
         for name, thing in vars(module).items():
             mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
             if mine and dataclasses.is_dataclass(thing):
@@ -82,7 +83,7 @@ def check_value(part: Any) -> None:
     twin = copy.deepcopy(part)
     _require(twin == part and hash(twin) == hash(part), f"a copy of {name} is not equal to it, or hashes otherwise")
     try:
-        again = read(repr(part), {**names(), **_classes(part)})
+        again = parse_expression(repr(part), {**names(), **_classes(part)})
     except SelfdistillError as error:
         raise AssertionError(f"the repr of {name} does not read back: {error}") from None
     _require(again == part, f"the repr of {name} reads back as another value: {again!r}")
@@ -377,7 +378,10 @@ def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range)
 
 def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
     """Each row twice is the same mean; memories are asked without learning from it."""
-    twice = Batch({view: Rows(*(torch.cat([t, t]) for t in rows if t is not None)) for view, rows in batch.items()})
+    twice = Batch()
+    for view, rows in batch.items():
+        y, ids = (None if t is None else torch.cat([t, t]) for t in rows[1:3])
+        twice[view] = Rows(torch.cat([rows.x, rows.x]), y, ids)
     if any(part.mixes for term in objective.method.terms.values() for part in term.parts()):
         return  # the rows of a batch are each other's teachers
     with torch.no_grad():

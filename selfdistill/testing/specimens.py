@@ -112,7 +112,7 @@ def batch_for(method: Method, step: int) -> Batch:
     """A batch with all that the method looks at."""
     batch = batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
     for look in (look for look in method.views.looks if look.hidden and look.name in batch):
-        x, y, ids = batch[look.name]
+        x, y, ids = batch[look.name][:3]
         assert ids is not None
         how: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
         batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **how), y, ids)

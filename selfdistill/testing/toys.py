@@ -31,8 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..data import jsonl
-from ..data.examples import Example
+from ..data.examples import Example, write_rows
 from ..data.prompts import Prompts, of_examples
 from ..data.rewards import Checker
 from ..errors import DataError
@@ -193,7 +192,7 @@ def suite(toys: Iterable[Toy] = PRIOR, rows: int = 100, seed: int = 1) -> Prompt
 
 def write(data: Prompts, path: Path) -> Path:
     """The prompts as a JSONL file, without their splits."""
-    jsonl.write(data.rows, path)
+    write_rows(data.rows, path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What the closed forms share: arrays of float64, and refusals where a formula has no meaning."""
+"""Arrays of float64 for the closed forms, and errors where a formula has no meaning."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def array(values: ArrayLike, name: str, dims: int) -> Array:
     Raises:
         DataError: another number of axes, nothing in it, or a value that is not finite.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != dims or not found.size:
-        raise DataError(f"{name} has shape {found.shape}; give {dims} axes with something in them")
-    if not np.isfinite(found).all():
+    result = np.asarray(values, dtype=np.float64)
+    if result.ndim != dims or not result.size:
+        raise DataError(f"{name} has shape {result.shape}; give {dims} axes with something in them")
+    if not np.isfinite(result).all():
         raise DataError(f"{name} has values that are not finite; a closed form needs finite numbers")
-    return found
+    return result
 
 
 def design(X: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, Array]:
@@ -83,8 +83,8 @@ def same_length(**arrays: Any) -> tuple[Array, ...]:
     Raises:
         DataError: they differ in length, or one is no vector of finite numbers.
     """
-    found = tuple(array(values, name, 1) for name, values in arrays.items())
-    if len({len(one) for one in found}) > 1:
-        lengths = ", ".join(f"{name} {len(one)}" for name, one in zip(arrays, found, strict=True))
+    vectors = tuple(array(values, name, 1) for name, values in arrays.items())
+    if len({len(vector) for vector in vectors}) > 1:
+        lengths = ", ".join(f"{name} {len(vector)}" for name, vector in zip(arrays, vectors, strict=True))
         raise DataError(f"vectors of different lengths ({lengths}); give one entry per direction or row to each")
-    return found
+    return vectors

@@ -23,14 +23,14 @@ def mixed_target(teacher: ArrayLike, label: ArrayLike, xi: float) -> Array:
     Raises:
         DataError: the shapes differ.
     """
-    first, second = np.asarray(teacher, np.float64), np.asarray(label, np.float64)
-    if first.shape != second.shape:
-        raise DataError(f"teacher has shape {first.shape} and label {second.shape}; give two of one shape")
-    return xi * first + (1.0 - xi) * second
+    scale, second = np.asarray(teacher, np.float64), np.asarray(label, np.float64)
+    if scale.shape != second.shape:
+        raise DataError(f"teacher has shape {scale.shape} and label {second.shape}; give two of one shape")
+    return xi * scale + (1.0 - xi) * second
 
 
 def squared_remainder(teacher: ArrayLike, label: ArrayLike, xi: float) -> Array:
-    """What two squared losses have beyond the loss of the mixed target; it does not depend on the student.
+    """The difference of two squared losses and the loss of the mixed target; it does not depend on the student.
 
     Equation::
 
@@ -109,7 +109,7 @@ def temperature_gradient(student: ArrayLike, teacher: ArrayLike, temperature: fl
 
 
 def temperature_limit(student: ArrayLike, teacher: ArrayLike) -> Array:
-    """What `temperature_gradient` tends to as T grows: (z - mean z - v + mean v) / N; its error falls as 1 / T.
+    """The limit of `temperature_gradient` as T grows: (z - mean z - v + mean v) / N; its error falls as 1 / T.
 
     Source: Hinton, Vinyals & Dean, arXiv 1503.02531, 2015, section 2.1, for logits of mean zero.
 
@@ -187,11 +187,11 @@ def bald(p: ArrayLike) -> Array:
     >>> bald([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]]).round(4)
     array([0.6931, 0.    ])
     """
-    each = np.asarray(p, np.float64)
-    return np.asarray(entropy(each.mean(axis=0)) - entropy(each).mean(axis=0))
+    p_members = np.asarray(p, np.float64)
+    return np.asarray(entropy(p_members.mean(axis=0)) - entropy(p_members).mean(axis=0))
 
 
-def peers_fixed_point(own: ArrayLike, peer: ArrayLike, y: ArrayLike, xi: float) -> Array:
+def peers_fixed_point(smoother: ArrayLike, peer: ArrayLike, y: ArrayLike, xi: float) -> Array:
     """Fitted values (n,) of a model whose teacher is a peer that it teaches in turn; smoothers (n, n), labels (n,).
 
     Equation::
@@ -210,7 +210,7 @@ def peers_fixed_point(own: ArrayLike, peer: ArrayLike, y: ArrayLike, xi: float) 
     Raises:
         DataError: shapes that do not belong together.
     """
-    first, labels = design(own, y)
+    first, labels = design(smoother, y)
     second, _ = design(peer, y)
     if first.shape != second.shape or first.shape[0] != first.shape[1]:
         raise DataError(f"smoothers have shapes {first.shape} and {second.shape}; give two of (n, n)")

@@ -32,10 +32,10 @@ def step_weights(xis: ArrayLike) -> Array:
     Raises:
         DataError: xis is no vector of finite numbers.
     """
-    each = array(xis, "xis", 1)
-    tails = np.cumprod(each[::-1])  # prod of the last i weights
-    before = np.append(each[::-1][1:], 0.0)
-    return np.asarray((1.0 - before) * tails)
+    weights = array(xis, "xis", 1)
+    tails = np.cumprod(weights[::-1])  # prod of the last i weights
+    previous = np.append(weights[::-1][1:], 0.0)
+    return np.asarray((1.0 - previous) * tails)
 
 
 def step_imitation(b: ArrayLike) -> Array:
@@ -53,15 +53,15 @@ def step_imitation(b: ArrayLike) -> Array:
     Raises:
         DataError: a tail of b sums to 0 and the steps before it are not told by b.
     """
-    each = array(b, "b", 1)
-    tails = np.append(1.0, np.cumsum(each[::-1])[::-1])
+    weights = array(b, "b", 1)
+    tails = np.append(1.0, np.cumsum(weights[::-1])[::-1])
     if (tails[:-1] == 0).any():
         raise DataError("a tail of b sums to 0: all first weights give it, or none; leave out last entries of 0")
     return np.asarray((tails[1:] / tails[:-1])[::-1])
 
 
 def step_shrinkage(s: ArrayLike, lam: float, b: ArrayLike) -> Array:
-    """What the k-step student keeps of each direction: h ((1 - sum b) + sum_i b_i h^i), shape of ``s``.
+    """The shrinkage of the k-step student in each direction: h ((1 - sum b) + sum_i b_i h^i), shape of ``s``.
 
     Source: Pareek, Du & Oh, NeurIPS 2024.
 
@@ -71,8 +71,8 @@ def step_shrinkage(s: ArrayLike, lam: float, b: ArrayLike) -> Array:
     Raises:
         DataError: lam is not above 0.
     """
-    h, each = shrinkage(s, lam), array(b, "b", 1)
-    return np.asarray(h * np.polynomial.polynomial.polyval(h, np.append(1.0 - each.sum(), each)))
+    h, weights = shrinkage(s, lam), array(b, "b", 1)
+    return np.asarray(h * np.polynomial.polynomial.polyval(h, np.append(1.0 - weights.sum(), weights)))
 
 
 def stepped(X: ArrayLike, y: ArrayLike, lam: float, b: ArrayLike) -> Array:
@@ -115,7 +115,7 @@ def fitted_weights(predictions: ArrayLike, labels: ArrayLike) -> Array:
     return np.asarray(np.linalg.lstsq((rounds[1:] - rounds[0]).T, y - rounds[0], rcond=None)[0])
 
 
-def fixed_design_excess(s: ArrayLike, a: ArrayLike, noise: float, kept: ArrayLike) -> float:
+def fixed_design_excess(s: ArrayLike, a: ArrayLike, noise: float, shrink: ArrayLike) -> float:
     """Expected excess of a linear method that keeps so much of each direction: sum of squared errors, fixed design.
 
     Equation::
@@ -130,12 +130,13 @@ def fixed_design_excess(s: ArrayLike, a: ArrayLike, noise: float, kept: ArrayLik
     Raises:
         DataError: lengths differ.
     """
-    values, signal, w = same_length(s=s, a=a, kept=kept)
+    values, signal, w = same_length(s=s, a=a, kept=shrink)
     return float((values**2 * (1 - w) ** 2 * signal**2 + w**2 * noise).sum())
 
 
 def best_kept(s: ArrayLike, a: ArrayLike, noise: float) -> Array:
-    """What the best linear method keeps of each direction (the oracle): a^2 / (a^2 + noise / s^2), shape of ``s``.
+    """The shrinkage of the best linear method in each direction (the oracle): a^2 / (a^2 + noise / s^2), shape of
+    ``s``.
 
     Source: Pareek, Du & Oh, NeurIPS 2024; the filter is Wiener's.
 
@@ -187,8 +188,8 @@ def best_steps(s: ArrayLike, a: ArrayLike, noise: float, lam: float, steps: int)
     h, k = shrinkage(values, lam), count(steps, "steps", 1)
     scale = np.sqrt(values**2 * signal**2 + positive(noise, "noise"))
     columns = np.stack([h * (h**i - 1.0) for i in range(1, k + 1)], axis=1)
-    wanted = best_kept(values, signal, noise) - h
-    return np.asarray(np.linalg.lstsq(scale[:, None] * columns, scale * wanted, rcond=None)[0])
+    target = best_kept(values, signal, noise) - h
+    return np.asarray(np.linalg.lstsq(scale[:, None] * columns, scale * target, rcond=None)[0])
 
 
 def equal_values_penalty(s: float, a: ArrayLike, noise: float) -> float:

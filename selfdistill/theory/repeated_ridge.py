@@ -28,10 +28,10 @@ def spectrum(X: ArrayLike) -> tuple[Array, Array, Array]:
     """
     inputs, _ = design(X)
     u, s, vt = np.linalg.svd(inputs, full_matrices=False)
-    keep = s > s[0] * max(inputs.shape) * np.finfo(np.float64).eps
-    if not keep.any():
+    mask = s > s[0] * max(inputs.shape) * np.finfo(np.float64).eps
+    if not mask.any():
         raise DataError("X is all zero; give inputs that vary")
-    return u[:, keep], s[keep], vt[keep].T
+    return u[:, mask], s[mask], vt[mask].T
 
 
 def shrinkage(s: ArrayLike, lam: float) -> Array:
@@ -135,10 +135,10 @@ def collapsed_after(norms: Sequence[float], share: float = 0.01) -> int | None:
     """
     if not len(norms):
         raise DataError("no norm was given; give one for each generation")
-    first = positive(norms[0], "the first norm")
+    initial = positive(norms[0], "the first norm")
     if not 0 < share < 1:
         raise DataError(f"share is {share}; give a share between 0 and 1")
-    return next((k for k, norm in enumerate(norms) if not norm > share * first), None)
+    return next((k for k, norm in enumerate(norms) if not norm > share * initial), None)
 
 
 def rounds_to_collapse(X: ArrayLike, y: ArrayLike, lam: float, share: float = 0.01) -> int:

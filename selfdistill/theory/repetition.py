@@ -21,7 +21,7 @@ GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 def spike_forgetting(rounds: int, strength: float, energy: float, overhang: float) -> float:
-    """How much of the signal is forgotten after so many rounds; it grows with every round.
+    """The part of the signal that is forgotten after so many rounds; it grows with every round.
 
     Least-norm regression on d inputs with n < d rows; Sigma = I + (strength - 1) uu', beta = sqrt(energy) u, and
     ``overhang`` tau = d / n - 1. Each student sees fresh unlabelled rows, labelled by its predecessor. d, n large.
@@ -43,7 +43,7 @@ def spike_forgetting(rounds: int, strength: float, energy: float, overhang: floa
 
 
 def spike_noise(rounds: int, strength: float, energy: float, overhang: float, noise: float) -> float:
-    """How much noise is left after so many rounds, with ``noise`` the variance of the first labels' noise.
+    """The noise that is left after so many rounds, with ``noise`` the variance of the first labels' noise.
 
     Equation::
 
@@ -85,8 +85,8 @@ def spike_risk(rounds: int, strength: float, energy: float, overhang: float, noi
     return forgotten + spike_noise(rounds, strength, energy, overhang, noise)
 
 
-def stopping_time(strength: float, energy: float, overhang: float, noise: float, most: int = 200) -> int:
-    """The round, of ``most`` at most, with the least `spike_risk`.
+def stopping_time(strength: float, energy: float, overhang: float, noise: float, limit: int = 200) -> int:
+    """The round, of ``limit`` at most, with the least `spike_risk`.
 
     Source: Wu, Yang & Sun, arXiv 2602.14029, 2026 (an optimal time to stop exists).
 
@@ -96,7 +96,7 @@ def stopping_time(strength: float, energy: float, overhang: float, noise: float,
     Raises:
         DataError: an argument outside its range.
     """
-    rounds = range(count(most, "most") + 1)
+    rounds = range(count(limit, "most") + 1)
     return min(rounds, key=lambda t: spike_risk(t, strength, energy, overhang, noise))
 
 
@@ -117,7 +117,7 @@ def first_rise(errors: Sequence[float]) -> int:
     if not len(errors):
         raise DataError("no error was given; give one for each round")
     pairs = enumerate(pairwise(errors))
-    return next((t for t, (now, later) in pairs if not later <= now), len(errors) - 1)
+    return next((t for t, (current, later) in pairs if not later <= current), len(errors) - 1)
 
 
 def replaced_error(generation: int, rows: int, dimension: int, noise: float) -> float:
@@ -139,7 +139,7 @@ def replaced_error(generation: int, rows: int, dimension: int, noise: float) -> 
     Raises:
         DataError: generation below 1, or fewer than dimension + 2 rows.
     """
-    return count(generation, "generation", 1) * _once(rows, dimension, noise)
+    return count(generation, "generation", 1) * _first_error(rows, dimension, noise)
 
 
 def accumulated_error(generation: int, rows: int, dimension: int, noise: float) -> float:
@@ -160,13 +160,13 @@ def accumulated_error(generation: int, rows: int, dimension: int, noise: float) 
     Raises:
         DataError: generation below 1, or fewer than dimension + 2 rows.
     """
-    _once(rows, dimension, noise)
+    _first_error(rows, dimension, noise)
     terms = (1.0 / (i * (i * rows - dimension - 1)) for i in range(1, count(generation, "generation", 1) + 1))
     return noise * dimension * math.fsum(terms)
 
 
 def accumulated_bound(generation: int | None, rows: int, dimension: int, noise: float) -> float:
-    """What `accumulated_error` never exceeds; with None in all generations to come: pi^2 / 6 of one generation's error.
+    """The upper bound of `accumulated_error`; with None in all generations to come: pi^2 / 6 of one generation's error.
 
     Equation::
 
@@ -180,10 +180,10 @@ def accumulated_bound(generation: int | None, rows: int, dimension: int, noise: 
     Raises:
         DataError: generation below 1, or fewer than dimension + 2 rows.
     """
-    once = _once(rows, dimension, noise)
+    first_error = _first_error(rows, dimension, noise)
     if generation is None:
-        return math.pi**2 / 6.0 * once
-    return once * math.fsum(1.0 / i**2 for i in range(1, count(generation, "generation", 1) + 1))
+        return math.pi**2 / 6.0 * first_error
+    return first_error * math.fsum(1.0 / i**2 for i in range(1, count(generation, "generation", 1) + 1))
 
 
 def mixing_variance(weight: float, noise: float = 1.0) -> float:
@@ -226,7 +226,7 @@ def _spike(rounds: int, strength: float, energy: float, overhang: float) -> None
         positive(value, name)
 
 
-def _once(rows: int, dimension: int, noise: float) -> float:
+def _first_error(rows: int, dimension: int, noise: float) -> float:
     count(dimension, "dimension", 1)
     count(rows, "rows", dimension + 2)
     if not noise >= 0:

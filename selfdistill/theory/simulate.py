@@ -1,4 +1,4 @@
-"""What the closed forms are measured against: the thing itself, round by round, with linear solves and random numbers.
+"""Simulations of the closed forms: round by round, with linear solves and random numbers.
 
 Nothing here uses a closed form. Random numbers come from the generator that is given.
 """
@@ -64,17 +64,17 @@ def spiked_excess(beta: Array, strength: float, energy: float) -> float:
     >>> spiked_excess(np.zeros((2, 3)), 2.0, 1.0)
     2.0
     """
-    off = beta.copy()
-    off[0, 0] -= energy**0.5
-    return float((off**2).sum() + (strength - 1.0) * (off[:, 0] ** 2).sum())
+    error = beta.copy()
+    error[0, 0] -= energy**0.5
+    return float((error**2).sum() + (strength - 1.0) * (error[:, 0] ** 2).sum())
 
 
 def regenerated(
-    rng: np.random.Generator, rows: int, dimension: int, noise: float, generations: int, *, keep: bool
+    rng: np.random.Generator, rows: int, dimension: int, noise: float, generations: int, *, accumulate: bool
 ) -> Array:
     """Squared distance from the truth of each generation's least-squares model, (generations,).
 
-    Every generation labels fresh standard normal inputs by its predecessor, plus noise; ``keep`` accumulates the data.
+    Every generation labels fresh standard normal inputs by its predecessor, with noise; ``accumulate`` keeps all data.
 
     >>> regenerated(np.random.default_rng(0), 4, 2, 0.0, 3, keep=True).round(9).tolist()
     [0.0, 0.0, 0.0]
@@ -84,7 +84,7 @@ def regenerated(
     for _ in range(generations):
         X = rng.standard_normal((rows, dimension))
         y = X @ beta + noise**0.5 * rng.standard_normal(rows)
-        gram, moment = X.T @ X + keep * gram, X.T @ y + keep * moment
+        gram, moment = X.T @ X + accumulate * gram, X.T @ y + accumulate * moment
         beta = np.linalg.solve(gram, moment)
         errors.append(float(((beta - truth) ** 2).sum()))
     return np.array(errors)
@@ -98,6 +98,6 @@ def mixed_labels(rng: np.random.Generator, weight: float, noise: float, chains: 
     """
     estimate = np.zeros(chains)
     for _ in range(generations):
-        real, own = noise**0.5 * rng.standard_normal((2, chains))
-        estimate = weight * real + (1.0 - weight) * (estimate + own)
+        real, fresh = noise**0.5 * rng.standard_normal((2, chains))
+        estimate = weight * real + (1.0 - weight) * (estimate + fresh)
     return float((estimate**2).mean())

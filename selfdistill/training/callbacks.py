@@ -1,11 +1,13 @@
-"""What the engine and its tasks do beside the steps: best weights, audits within a generation, warnings, the vitals."""
+"""Callbacks of the engine and its tasks: best weights, audits within a generation, warnings, the vitals."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +16,16 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.step import Clock, Passes, members
+from ..core.vitals import TermHealth, interval, summarise
 from ..data.dataset import Data
-from ..errors import VitalsError
+from ..errors import CheckpointError, VitalsError
 from ..evaluation import linear_probe
 from ..evaluation.audit import whole_classes
-from ..evaluation.predict import answers, better, predict_rows
+from ..evaluation.predict import is_better, predict_rows, task_outputs
+from ..io.run_record import read_lines, read_record
 from ..io.tensors import digest
-from ..models.peers import Peers
+from ..models.peers import PeerModels
 from ..teachers import Labels
-from . import vitals_log
 from .state import BestEpoch, RunState, copied
 from .task import Callback, Task
 
@@ -33,12 +36,12 @@ class BestWeights(Callback):
     """Keeps the weights of the epoch with the best audit metrics: early stopping, had one known when."""
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        if "audit" in entry and better(entry["audit"], state.best.audit):
+        if "audit" in entry and is_better(entry["audit"], state.best.audit):
             state.best = BestEpoch(clock.epoch, entry["audit"], copied(state.model.state_dict()))
 
 
 class Rollback(Callback):
-    """Audits within a generation, for teachers that move all the time: what got worse is rolled back.
+    """Audits within a generation, for teachers that move all the time: a worse state is rolled back.
 
     A moving average, a memory or a peer has no generation after which to look. Every ``audit_epochs`` epochs the
     student is audited against the best state of the generation so far; a state that the audit does not accept is
@@ -51,8 +54,8 @@ class Rollback(Callback):
         self.task = task
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        every, last = state.settings.audit_epochs, clock.step + 1 == clock.length
-        if every is None or ((clock.epoch + 1) % every and not last) or state.audit.policy == "off":
+        every, at_end = state.settings.audit_epochs, clock.step + 1 == clock.length
+        if every is None or ((clock.epoch + 1) % every and not at_end) or state.audit.policy == "off":
             return
         if not self.task.audit_rows:
             return
@@ -67,27 +70,27 @@ class Rollback(Callback):
             return {"accepted": True, "why": f"epoch {clock.epoch + 1}: the first state audited", "epoch": clock.epoch}
         audits = -(-clock.epochs // every)
         audit = replace(state.audit, planned=max(1, clock.generations * audits))
-        number, before = clock.generation * audits + clock.epoch // every, state.rollback["epoch"] + 1
-        decision = audit.decide(number, losses, state.rollback["losses"], against=before, what="check")
-        worse = math.fsum(losses) > math.fsum(state.rollback["losses"])
-        restored = not decision.accepted or (clock.step + 1 == clock.length and worse)
+        number, best_epoch = clock.generation * audits + clock.epoch // every, state.rollback["epoch"] + 1
+        decision = audit.decide(number, losses, state.rollback["losses"], against=best_epoch, unit="check")
+        is_worse = math.fsum(losses) > math.fsum(state.rollback["losses"])
+        restored = not decision.accepted or (clock.step + 1 == clock.length and is_worse)
         if restored:
             _go_back(state)
-        elif not worse:
+        elif not is_worse:
             state.rollback = _snapshot(state, clock.epoch, losses)
-        why = f"epoch {clock.epoch + 1} against epoch {before}: {decision.why}"
-        state.report(why)
-        return {**asdict(decision), "why": why, "epoch": clock.epoch, "restored": restored}
+        reason = f"epoch {clock.epoch + 1} against epoch {best_epoch}: {decision.why}"
+        state.report(reason)
+        return {**asdict(decision), "why": reason, "epoch": clock.epoch, "restored": restored}
 
 
 def _snapshot(state: RunState, epoch: int, losses: list[float]) -> dict[str, Any]:
     """All that learns, copied."""
-    learns = {
+    parts = {
         "student": distributed.gathered(state.model.state_dict()),
         "objective": distributed.gathered(state.objective.state_dict()),
         "moments": distributed.gathered(state.optimizer.state_dict())["state"],
     }
-    return {"epoch": epoch, "losses": losses, **_deep_copy(learns)}
+    return {"epoch": epoch, "losses": losses, **_deep_copy(parts)}
 
 
 def _deep_copy(value: Any) -> Any:
@@ -101,23 +104,23 @@ def _deep_copy(value: Any) -> Any:
 def _go_back(state: RunState) -> None:
     """Load the snapshot; time goes on, and so does the learning rate in the optimizer's groups."""
     clock = state.clock
-    best = _deep_copy({name: state.rollback[name] for name in ("student", "objective", "moments")})
-    distributed.load_module(state.model, best["student"])
-    distributed.load_module(state.objective, best["objective"])
+    snapshot = _deep_copy({name: state.rollback[name] for name in ("student", "objective", "moments")})
+    distributed.load_module(state.model, snapshot["student"])
+    distributed.load_module(state.objective, snapshot["objective"])
     state.objective.clock = clock
     groups = distributed.gathered(state.optimizer.state_dict())["param_groups"]
-    distributed.load_optimizer(state.optimizer, {"state": best["moments"], "param_groups": groups})
+    distributed.load_optimizer(state.optimizer, {"state": snapshot["moments"], "param_groups": groups})
 
 
-class Vitals(Callback):
+class VitalsCallback(Callback):
     """Logs the vitals of the epoch, and the warnings that are new in the generation."""
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        entry |= vitals_log.entry(state.objective.pulse, state.history, clock.generation)
+        entry |= vitals_entry(state.objective.pulse, state.history, clock.generation)
 
 
 class AuditNotice(Callback):
-    """Says before training what the audit can see with so many ``rows``, beside so many ``labelled`` ones."""
+    """Reports before training the change that an audit of ``rows`` can detect, beside so many ``labelled`` rows."""
 
     def __init__(self, rows: int, labelled: int) -> None:
         self.rows, self.labelled = rows, labelled
@@ -150,43 +153,43 @@ class LinearProbe(Callback):
         self.data = data
 
     def before_evaluation(self, state: RunState) -> None:
-        state.passes += Passes(evaluation=linear_probe.settle(state.model, self.data))
+        state.passes += Passes(evaluation=linear_probe.fit_classifier(state.model, self.data))
 
 
 class FreshStart(Callback):
     """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights."""
 
     def on_generation_start(self, state: RunState) -> None:
-        before = [(done.start, digest(done.weights)) for done in state.generations]
-        warning = fresh_start(state.start, before)
+        digests = [(result.start, digest(result.weights)) for result in state.generations]
+        warning = fresh_start(state.start, digests)
         if warning and state.settings.vitals:
             state.warn(f"warning: {warning}")
 
 
-def fresh_start(start: str, before: Sequence[tuple[str, str]]) -> str | None:
+def fresh_start(start: str, digests: Sequence[tuple[str, str]]) -> str | None:
     """A warning where a generation starts as an earlier one did; None where it starts afresh.
 
     Equal starts are right for a factory that loads pre-trained weights, so they are no error.
 
     Args:
         start: digest of its initial weights.
-        before: for each generation so far the digests of its initial and of its final weights.
+        digests: for each generation so far the digests of its initial and of its final weights.
 
     Raises:
         VitalsError: it starts from what an earlier one ended with.
     """
-    for number, (started, ended) in enumerate(before):
-        if start == ended != started:
+    for number, (initial, final) in enumerate(digests):
+        if start == final != initial:
             raise VitalsError(
                 "trained-start",
-                f"trained-start: generation {len(before)} starts from the final weights of generation {number}; "
+                f"trained-start: generation {len(digests)} starts from the final weights of generation {number}; "
                 "let build() make a new model at every call, not return the one it made before",
             )
-    same = [number for number, (started, _) in enumerate(before) if started == start]
-    if not same:
+    equal = [number for number, (initial, _) in enumerate(digests) if initial == start]
+    if not equal:
         return None
     return (
-        f"generation {len(before)} starts from the very weights that generation {same[0]} started from; "
+        f"generation {len(digests)} starts from the very weights that generation {equal[0]} started from; "
         "unless build() loads pre-trained weights, let it draw new ones"
     )
 
@@ -198,7 +201,7 @@ HEADS = {"classify": "peers", "regress": "peer_values"}
 
 
 class Diversity(Callback):
-    """Logs how far peers differ. What is equal adds nothing: in the linear theory equal peers bring no gain at all."""
+    """Logs how far peers differ: in the linear theory equal peers bring no gain at all."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -222,12 +225,15 @@ def pairwise(outputs: Tensor, task: str = "classify") -> dict[str, float]:
     pairs = [(i, j) for i in range(peers) for j in range(i + 1, peers)]
     if not pairs or not len(outputs):
         return {}
-    apart = [(outputs[:, i] - outputs[:, j]).abs().sum(-1).mean() for i, j in pairs]
+    distances = [(outputs[:, i] - outputs[:, j]).abs().sum(-1).mean() for i, j in pairs]
     if task != "classify":
-        return {"distance": float(sum(apart)) / len(pairs)}
-    best = outputs.argmax(-1)
-    other = [(best[:, i] != best[:, j]).double().mean() for i, j in pairs]
-    return {"distance": float(sum(apart)) / (2 * len(pairs)), "disagreement": float(sum(other)) / len(pairs)}
+        return {"distance": float(sum(distances)) / len(pairs)}
+    classes = outputs.argmax(-1)
+    disagreements = [(classes[:, i] != classes[:, j]).double().mean() for i, j in pairs]
+    return {
+        "distance": float(sum(distances)) / (2 * len(pairs)),
+        "disagreement": float(sum(disagreements)) / len(pairs),
+    }
 
 
 def measure_diversity(model: nn.Module, data: Data, device: torch.device | str = "cpu") -> dict[str, float]:
@@ -242,7 +248,7 @@ def measure_diversity(model: nn.Module, data: Data, device: torch.device | str =
 
 def peer_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
     """The members of a group on rows: probabilities (rows, K, classes) or standardised values (rows, K, 1)."""
-    if not isinstance(model, Peers) or hasattr(model, "jointly"):
+    if not isinstance(model, PeerModels) or hasattr(model, "jointly"):
         return None
     outputs = predict_rows(model, data, ids, HEADS[data.task], device)
     return F.softmax(outputs, dim=-1) if data.task == "classify" else outputs
@@ -277,14 +283,20 @@ class ChanceCheck(Callback):
         if not ended or "audit" not in entry or not state.settings.vitals or data.task != "classify":
             return
         y, accuracy = data.y[data.audit], entry["audit"]["accuracy"]
-        most = float(y.bincount().max()) / len(y)
-        if len(y) < FEWEST or most >= SPREAD:
+        largest_share = float(y.bincount().max()) / len(y)
+        if len(y) < FEWEST or largest_share >= SPREAD:
             return
         warning = None
-        if accuracy <= most + 1 - ONE:  # where more is right than one class could be, the model need not be asked
+        if (
+            accuracy <= largest_share + 1 - ONE
+        ):  # where more is right than one class could be, the model need not be asked
             state.passes += Passes(evaluation=members(state.model) * len(y))
-            warning = one_class(answers(state.model, data, data.audit, state.device), data.classes)
-        if warning is None and fell(_label_losses(state, clock.generation)) and by_chance(accuracy, len(y), most):
+            warning = one_class(task_outputs(state.model, data, data.audit, state.device), data.classes)
+        if (
+            warning is None
+            and fell(_label_losses(state, clock.generation))
+            and by_chance(accuracy, len(y), largest_share)
+        ):
             warning = (
                 f"the labelled loss fell, and {accuracy:.0%} of {len(y)} audit rows are right, which is chance: "
                 "what was learnt does not carry over; see whether labels belong to their rows"
@@ -302,17 +314,17 @@ def one_class(logits: Tensor, classes: Sequence[str]) -> str | None:
     "4 of 4 audit rows are called 'b'"
     """
     counts = logits.argmax(-1).bincount(minlength=len(classes))
-    most = int(counts.max())
-    if most <= ONE * len(logits):
+    count = int(counts.max())
+    if count <= ONE * len(logits):
         return None
     return (
-        f"{most} of {len(logits)} audit rows are called {classes[int(counts.argmax())]!r}: the training has collapsed; "
-        "take more steps, less weight on what the model says itself, or another method"
+        f"{count} of {len(logits)} audit rows are called {classes[int(counts.argmax())]!r}: the training has "
+        "collapsed; take more steps, less weight on what the model says itself, or another method"
     )
 
 
 def fell(losses: Sequence[float]) -> bool:
-    """Did losses, one an epoch, fall by a fifth and more?
+    """Whether losses, one an epoch, fell by a fifth or more.
 
     >>> fell([2.3, 1.1]), fell([2.3, 2.4]), fell([2.3])
     (True, False, False)
@@ -320,8 +332,8 @@ def fell(losses: Sequence[float]) -> bool:
     return len(losses) > 1 and losses[-1] < FELL * losses[0]
 
 
-def by_chance(accuracy: float, rows: int, most: float) -> bool:
-    """Could who knows nothing, and says a class of this share, be right as often? By exact binomial tests at 0.05.
+def by_chance(accuracy: float, rows: int, share: float) -> bool:
+    """Whether a constant answer of this share could be right as often, by exact binomial tests at 0.05.
 
     Who is right more seldom than that knows something, and says the opposite.
 
@@ -330,8 +342,8 @@ def by_chance(accuracy: float, rows: int, most: float) -> bool:
     """
     from scipy.stats import binom
 
-    right = round(accuracy * rows)
-    return min(float(binom.sf(right - 1, rows, most)), float(binom.cdf(right, rows, most))) > LEVEL
+    correct = round(accuracy * rows)
+    return min(float(binom.sf(correct - 1, rows, share)), float(binom.cdf(correct, rows, share))) > LEVEL
 
 
 def _label_losses(state: RunState, generation: int) -> list[float]:
@@ -340,3 +352,117 @@ def _label_losses(state: RunState, generation: int) -> list[float]:
     name = next((name for name, term in terms if isinstance(term.teacher, Labels)), None)
     entries = [entry["terms"].get(name) for entry in state.history if entry["generation"] == generation]
     return [entry["loss"] for entry in entries if entry and entry["loss"] is not None]
+
+
+VITALS_COLUMNS = {
+    "gradient_share": "gradient",
+    "disagreement": "disagrees",
+    "entropy": "entropy",
+    "kept": "kept",
+    "accuracy": "accuracy",
+    "class_distance": "classes",
+    "weight_distance": "weights",
+    "spread": "spread",
+}
+
+
+VITALS_LEGEND = """\
+gradient: the term's share of the gradient; disagrees: total variation between
+target and student, or distance in standard deviations; entropy: of the target,
+1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
+target where labels are known; classes: total variation between the classes of
+targets and labels; weights: distance of teacher and student over the student's
+norm; spread: of the directions of features, 0 where all are one. Means over
+the looks: first epoch > last epoch that had any."""
+
+
+def vitals_entry(
+    pulses: Mapping[str, TermHealth], lines: Sequence[Mapping[str, Any]], generation: int
+) -> dict[str, Any]:
+    """The entry of an epoch's log line: ``vitals`` by term, and the ``warnings`` that are new in the generation.
+
+    Args:
+        pulses: of the objective.
+        lines: the lines so far.
+        generation: the one that trains.
+    """
+    vitals = interval(pulses)
+    if not vitals:
+        return {}
+    known_patterns = {
+        _warning_pattern(w) for line in lines if line["generation"] == generation for w in line.get("warnings", [])
+    }
+    warnings = [warning for warning in summarise(pulses).warnings if _warning_pattern(warning) not in known_patterns]
+    return {"vitals": vitals, **({"warnings": warnings} if warnings else {})}
+
+
+def _warning_pattern(warning: str) -> str:
+    return re.sub(r"\d+", "#", warning)
+
+
+def read_vitals(folder: str | Path) -> dict[str, Any]:
+    """The vitals of a run folder, finished or not.
+
+    Returns:
+        ``run``; ``generations``: each a ``generation``, ``steps`` and ``terms`` {name: {figure: [first, last]}};
+        ``warnings``: each a ``generation``, ``epoch`` and ``text``.
+
+    Raises:
+        CheckpointError: it is no run, it is damaged, or it was made without vitals.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
+    read_record(folder / "run.json")  # refuses what is damaged
+    lines = read_lines(folder / "metrics.jsonl")
+    if not any(line.get("vitals") for line in lines):
+        reason = "it was run with --no-vitals or by an older version" if lines else "it has not ended an epoch yet"
+        raise CheckpointError(f"{folder} has no vitals: {reason}; run it again without --no-vitals, or let it go on")
+    generations = []
+    for number in sorted({line["generation"] for line in lines}):
+        of_generation = [line for line in lines if line["generation"] == number]
+        terms: dict[str, dict[str, list[float]]] = {}
+        for line in of_generation:
+            for name, figures in line.get("vitals", {}).items():
+                pairs = terms.setdefault(name, {})
+                for figure, value in figures.items():
+                    pairs[figure] = [pairs.get(figure, [value])[0], value]
+        generations.append({"generation": number, "steps": of_generation[-1]["step"], "terms": terms})
+    warnings = [
+        {"generation": line["generation"], "epoch": line["epoch"], "text": text}
+        for line in lines
+        for text in line.get("warnings", [])
+    ]
+    return {"run": str(folder), "generations": generations, "warnings": warnings}
+
+
+def vitals_table(vitals: Mapping[str, Any]) -> str:
+    """The answer of `read_vitals` as a table for a terminal of 80 columns and more."""
+    columns = [
+        name
+        for name in VITALS_COLUMNS
+        if any(name in term for generation in vitals["generations"] for term in generation["terms"].values())
+    ]
+    rows = [["", *(VITALS_COLUMNS[name] for name in columns)]]
+    for generation in vitals["generations"]:
+        rows.append([f"generation {generation['generation']}, {generation['steps']} steps"])
+        for name, figures in generation["terms"].items():
+            rows.append([f"  {name}", *(_change(figures.get(figure)) for figure in columns)])
+    widths = [max(len(row[i]) for row in rows if i < len(row) and len(row) > 1) for i in range(len(columns) + 1)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        if len(row) > 1
+        else row[0]
+        for row in rows
+    ]
+    warnings = [
+        f"warning in generation {w['generation']}, epoch {w['epoch'] + 1}: {w['text']}" for w in vitals["warnings"]
+    ]
+    return "\n".join([*lines, "", *(warnings or ["no warnings"]), "", VITALS_LEGEND])
+
+
+def _change(pair: Sequence[float] | None) -> str:
+    if pair is None:
+        return ""
+    start, end = (f"{value:.2f}".removeprefix("0") for value in pair)
+    return start if start == end else f"{start}>{end}"

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and the way back from it: checkpoints and the weights of generations.
+"""The files of a run: checkpoints and the weights of generations, written and restored.
 
 Everything is written so that a kill between any two instructions leaves a state to go on from: checkpoints appear by
 one rename, the metrics log may only be longer than the checkpoint knows, and the weights of a generation are a pure
@@ -32,7 +32,7 @@ _FREE = ("save_seconds", "save_steps", "parallel", "compile", "vitals")
 
 
 def identity(state: RunState, task: Task) -> dict[str, Any]:
-    """What must not change between a run and its resumption."""
+    """The settings that must not change between a run and its resumption."""
     settings = {name: value for name, value in asdict(state.settings).items() if name not in _FREE}
     method = re.sub(r" at 0x[0-9a-f]+", "", repr(state.method))  # functions without a name have addresses
     if not state.blueprint:
@@ -42,8 +42,8 @@ def identity(state: RunState, task: Task) -> dict[str, Any]:
     return {"method": method, "model": state.blueprint, **task.identity, **settings}
 
 
-def _refuse_another(state: RunState, now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    changed = [f"{k} {saved.get(k)!r}, now {v!r}" for k, v in now.items() if saved.get(k) != v]
+def _refuse_another(state: RunState, current: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    changed = [f"{k} {saved.get(k)!r}, now {v!r}" for k, v in current.items() if saved.get(k) != v]
     if changed:
         raise CheckpointError(f"{state.folder} holds another run ({'; '.join(changed)}); give another --out")
 
@@ -53,12 +53,12 @@ def _per_rank(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: distributed.gather(row.unsqueeze(0)) for name, row in sums.items()}
 
 
-def _own(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _process_sums(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """This process's sums again; with another number of processes the first one takes them all."""
     if all(len(rows) == distributed.size() for rows in sums.values()):
         return {name: rows[distributed.rank()].to(device) for name, rows in sums.items()}
-    mine = 1.0 if distributed.rank() == 0 else 0.0
-    return {name: mine * rows.sum(0).to(device) for name, rows in sums.items()}
+    factor = 1.0 if distributed.rank() == 0 else 0.0
+    return {name: factor * rows.sum(0).to(device) for name, rows in sums.items()}
 
 
 # ---- generations -------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ def _generation_file(folder: Path, index: int, name: str) -> Path:
     return folder / "generations" / f"{index}-{name}.safetensors"
 
 
-def _files(done: GenerationResult) -> dict[str, dict[str, Tensor]]:
-    """What is written of a generation, by the names of the files; without pseudo-labels there is no file of them."""
-    files = {"final": done.weights, "best": done.best, "pseudo-labels": done.pseudo_labels}
+def _files(result: GenerationResult) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a generation by the names of their files; without pseudo-labels there is no file of them."""
+    files = {"final": result.weights, "best": result.best, "pseudo-labels": result.pseudo_labels}
     return {name: weights for name, weights in files.items() if weights}
 
 
@@ -90,11 +90,11 @@ def save_generation(state: RunState) -> None:
 _ROW = ("start", "best_epoch", "audit", "losses", "guard", "decision", "drift")  # the fields that are no weights
 
 
-def _row(done: GenerationResult) -> dict[str, Any]:
+def _row(result: GenerationResult) -> dict[str, Any]:
     """A generation as a checkpoint knows it: its weights are in files of their own, and here their digests."""
-    fields = vars(done)
+    fields = vars(result)
     return {name: fields[name] for name in _ROW} | {
-        "files": {name: digest(weights) for name, weights in _files(done).items()}
+        "files": {name: digest(weights) for name, weights in _files(result).items()}
     }
 
 
@@ -142,7 +142,7 @@ def save(state: RunState, task: Task) -> None:
             "passes": list(state.passes),
             "baseline": state.baseline.to_dict() if state.baseline else None,
             "pulse": {name: asdict(pulse) for name, pulse in state.objective.pulse.items()},
-            "done": [_row(done) for done in state.generations],
+            "done": [_row(result) for result in state.generations],
         },
     }
     trained = {name for name, _ in state.model.named_parameters()}  # a buffer may be infinite: a causal mask
@@ -191,7 +191,7 @@ def restore(state: RunState, task: Task, begin: Callable[[int], None]) -> bool:
     state.scheduler.load_state_dict(saved["scheduler"])
     state.scaler.load_state_dict(progress["scaler"])
     state.best, state.rollback = BestEpoch(**saved["best"]), saved["rollback"]
-    state.sums = _own(progress["sums"], state.device)
+    state.sums = _process_sums(progress["sums"], state.device)
     state.history = log.cut(progress["log_bytes"])
     state.previous_seconds, state.steps_done = progress["elapsed"], progress["steps_done"]
     state.passes = Passes(*progress["passes"])

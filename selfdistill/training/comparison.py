@@ -1,4 +1,4 @@
-"""A comparison at matched compute, whatever learns: its settings, its trainings, and what a task type adds to it.
+"""A comparison at matched compute: its settings, its trainings, and the part of each task type.
 
 A job is one training with one seed. Its record has a row for every way to use what was trained (of networks the last
 weights, the best epoch, the averaged weights).
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """A folder's name: what is trained and for how long, so that nothing else is taken for it."""
+        """The name of a folder, from the name, steps and count of the training."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:30]
         tail = hashlib.sha256(f"{self.name} {self.steps} {self.count}".encode()).hexdigest()[:8]
         return f"{slug}-{tail}/{self.seed}"
@@ -48,13 +48,13 @@ class Job:
 def curve(result: Result) -> list[dict[str, float]]:
     """Audit accuracy, or RMSE, or NLL, by step, counted over all generations."""
     points: list[dict[str, float]] = []
-    before, generation, step = 0, 0, 0
+    offset, generation, step = 0, 0, 0
     for line in result.history:
         if line["generation"] != generation:
-            before += step
+            offset += step
         generation, step = line["generation"], line["step"]
         score = next(line["audit"][name] for name in ("accuracy", "rmse", "nll") if name in line["audit"])
-        points.append({"step": before + step, "score": score, "generation": generation})
+        points.append({"step": offset + step, "score": score, "generation": generation})
     return points
 
 
@@ -90,7 +90,7 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What is compared: the methods, on which seeds, at what budget."""
+    """The settings of a comparison: methods, seeds and budget."""
 
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -99,20 +99,20 @@ class ComparisonSettings:
 
 
 def cost(record: Mapping[str, Any], seconds: float, budget: str) -> float:
-    """What a training cost, in the unit of the budget."""
+    """The cost of a training, in the unit of the budget."""
     (row,) = record["rows"].values()
-    whole = float(row["passes"]["total"])
-    known = {"passes": whole, "trainings": whole, "steps": float(row["steps"]), "seconds": seconds}
-    return float(row["drawn"]) if budget == "completions" else known[budget]
+    total = float(row["passes"]["total"])
+    costs = {"passes": total, "trainings": total, "steps": float(row["steps"]), "seconds": seconds}
+    return float(row["drawn"]) if budget == "completions" else costs[budget]
 
 
-def matched(steps: int, spent: float, amount: float) -> int:
+def matching_steps(steps: int, used: float, amount: float) -> int:
     """The steps with which a training that spent so much in ``steps`` spends the whole amount.
 
-    >>> matched(10, 30.0, 90.0), matched(10, 88.0, 90.0)
+    >>> matching_steps(10, 30.0, 90.0), matching_steps(10, 88.0, 90.0)
     (30, 10)
     """
-    return steps if spent >= (1 - CLOSE) * amount else max(1, round(steps * amount / spent))
+    return steps if used >= (1 - CLOSE) * amount else max(1, round(steps * amount / used))
 
 
 def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
@@ -121,16 +121,16 @@ def of_seed(jobs: Sequence[Job], seed: int) -> list[Job]:
 
 
 def check(settings: ComparisonSettings) -> None:
-    """Refuse what cannot be compared.
+    """Refuse settings that allow no comparison.
 
     Raises:
         DataError: no method, the same one twice, a budget of no known kind, seeds given twice, or fewer than three.
     """
     if not settings.methods:
         raise DataError("a comparison needs at least one of --methods, such as 'born_again()'")
-    twice = [name for name in settings.methods if settings.methods.count(name) > 1]
-    if twice:
-        raise DataError(f"{twice[0]!r} is among --methods twice; give it once")
+    repeated = [name for name in settings.methods if settings.methods.count(name) > 1]
+    if repeated:
+        raise DataError(f"{repeated[0]!r} is among --methods twice; give it once")
     if len(set(settings.seeds)) < 3 or len(set(settings.seeds)) < len(settings.seeds):
         raise DataError(
             f"{len(set(settings.seeds))} different seeds allow no verdict; give --seeds 3 or more (10 is better)"
@@ -152,7 +152,7 @@ def refuse_completions(settings: ComparisonSettings) -> None:
 
 
 def ignore(line: str) -> None:
-    """Say nothing: a training survives what it warns of, and a table of many trainings has no place for it."""
+    """Drop a warning: a table of many trainings has no place for it."""
 
 
 def require_splits(data: Data | Prompts) -> None:
@@ -166,7 +166,7 @@ def require_splits(data: Data | Prompts) -> None:
 
 
 class ComparisonDesign(Protocol):
-    """How a task type is compared: its methods, its controls, and how each of them is trained.
+    """The design of a task type's comparisons: its methods, its controls, and their training.
 
     The class answers what needs no data; an object of it has loaded the first seed's data and model. What is answered
     here holds unless a design says otherwise.
@@ -176,7 +176,7 @@ class ComparisonDesign(Protocol):
 
     @classmethod
     def matched_budget(cls, budget: str | None) -> str:
-        """What is matched: the budget asked for, or the usual one.
+        """The matched quantity: the requested budget, or the default.
 
         Raises:
             DataError: the budget is of another task type.
@@ -195,7 +195,7 @@ class ComparisonDesign(Protocol):
 
     @staticmethod
     def shared(request: Request, settings: ComparisonSettings) -> Request:
-        """The request with what all rows share.
+        """The request with the settings that all rows share.
 
         Raises:
             DataError: the budget is of another task type, or the rows would not share what they must.
@@ -216,7 +216,7 @@ class ComparisonDesign(Protocol):
         """
 
     def check(self) -> None:
-        """Refuse, before anything is trained, what cannot be compared on some seed.
+        """Refuse, before anything is trained, a comparison that fails on some seed.
 
         Raises:
             DataError, RecipeError: the data of a seed, or a method.
@@ -226,7 +226,7 @@ class ComparisonDesign(Protocol):
         """Threads for each training."""
 
     def control(self, tell: Callable[[str], None]) -> bool:
-        """Whether there is the control that not all data or models have; ``tell`` hears why it is missing."""
+        """Whether the optional control can be trained; ``tell`` is called with the reason where it cannot."""
 
     def pilots(self, control: bool) -> list[Job]:
         """The first seed's trainings at the requested steps, whose costs decide the budget."""

@@ -32,8 +32,8 @@ from .settings import Settings
 
 
 @dataclass
-class Folded:
-    """What the folds chose: how many generations, and whether plain is better; and what it took."""
+class CrossFit:
+    """The choice of the folds, how many generations and whether plain is better, and its cost."""
 
     generations: int
     plain: bool
@@ -60,17 +60,19 @@ def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = ()) -> Tens
     """
     if folds < 2:
         raise DataError(f"--audit-folds {folds} leaves nothing to train on; give 2 or more, 5 is usual")
-    found = torch.empty(len(y), dtype=torch.int64)
+    fold = torch.empty(len(y), dtype=torch.int64)
     begin = 0
     for label in y.unique().tolist():
         rows = torch.nonzero(y == label).squeeze(1)
         if len(rows) < 2:
-            named = classes[int(label)] if classes else label
-            raise DataError(f"class {named} has one labelled row: no fold can both teach and audit it; label more rows")
+            label_name = classes[int(label)] if classes else label
+            raise DataError(
+                f"class {label_name} has one labelled row: no fold can both teach and audit it; label more rows"
+            )
         order = rng.permutation((seed, "folds", int(label)), len(rows))
-        found[rows[order]] = (begin + torch.arange(len(rows))) % folds
+        fold[rows[order]] = (begin + torch.arange(len(rows))) % folds
         begin += len(rows)  # so that small classes do not all fill the first fold
-    return found
+    return fold
 
 
 def all_labels(data: Data) -> Data:
@@ -80,20 +82,20 @@ def all_labels(data: Data) -> Data:
 
 
 def choose(audit: Audit, losses: Sequence[Sequence[float]]) -> tuple[int, list[Decision]]:
-    """How many generations to train, from each one's losses on the same rows; they end at the first roll-back.
+    """The number of generations to train, from each one's losses on the same rows; they end at the first roll-back.
 
     >>> choose(Audit(planned=2), [[1.0] * 20, [0.0] * 20, [1.0] * 20])[0]
     2
     """
-    best, decisions = 0, []
+    champion, decisions = 0, []
     for generation in range(1, len(losses)):
-        decision = audit.decide(generation, losses[generation], losses[best], against=best)
+        decision = audit.decide(generation, losses[generation], losses[champion], against=champion)
         decisions.append(decision)
         if not decision.accepted:  # the next one learnt from it in every fold, so it cannot be judged
             break
-        if math.fsum(losses[generation]) < math.fsum(losses[best]):
-            best = generation
-    return best + 1, decisions
+        if math.fsum(losses[generation]) < math.fsum(losses[champion]):
+            champion = generation
+    return champion + 1, decisions
 
 
 def crossfit(
@@ -109,7 +111,7 @@ def crossfit(
     warn: Callable[[str], None] = print,
     tell: Callable[[str], None] = lambda line: None,
     **settings: Any,
-) -> Folded:
+) -> CrossFit:
     """Train without each fold in turn, audit on it, and choose by all of them.
 
     ``out`` keeps the folds' trainings, so that a cut run resumes. With ``control`` the plain model is trained for as
@@ -120,44 +122,50 @@ def crossfit(
             needs.
     """
     check_method(for_task(method, data.task), data)
-    whole = all_labels(data)
-    ids, y = whole.labelled, whole.y[whole.labelled]
+    pooled = all_labels(data)
+    ids, y = pooled.labelled, pooled.y[pooled.labelled]
     audit = Settings(**settings).make_audit(method.generations, data.task)
     if audit.policy == "off":
         raise DataError("--audit-folds audits and --audit off does not; leave one of them out")
     labels = y if data.task == "classify" else torch.zeros_like(y)  # values have no classes to spread
     fold = parts(labels, folds, int(settings.get("seed", 0)), data.classes)
     losses = [[0.0] * len(ids) for _ in range(method.generations)]
-    usual = [0.0] * len(ids)
+    plain_losses = [0.0] * len(ids)
     results: list[Result] = []
     for k in range(folds):
-        without = replace(whole, labelled=ids[fold != k], audit=ids[fold == k])
-        places, name = torch.nonzero(fold == k).squeeze(1).tolist(), f"fold {k + 1} of {folds}"
-        given = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
-        found = fit(build, without, method, out=out / str(k), progress=make(name), **given)
-        for row, t in zip(losses, found.generations, strict=True):
-            _put(row, places, _held(found, t.weights, without, audit.measure))
-        results.append(found)
+        remainder = replace(pooled, labelled=ids[fold != k], audit=ids[fold == k])
+        positions, name = torch.nonzero(fold == k).squeeze(1).tolist(), f"fold {k + 1} of {folds}"
+        options = {**settings, "audit": "off", "resume": True, "device": device, "warn": warn}
+        result = fit(build, remainder, method, out=out / str(k), progress=make(name), **options)
+        for row, t in zip(losses, result.generations, strict=True):
+            _scatter(row, positions, _held_out_losses(result, t.weights, remainder, audit.measure))
+        results.append(result)
         if control:
-            given["steps"] = found.steps
-            beside = fit(build, without, plain(), out=out / f"{k}-plain", progress=make(f"{name}, plain"), **given)
-            _put(usual, places, _held(beside, beside.generations[-1].weights, without, audit.measure))
-            results.append(beside)
+            options["steps"] = result.steps
+            control_result = fit(
+                build, remainder, plain(), out=out / f"{k}-plain", progress=make(f"{name}, plain"), **options
+            )
+            _scatter(
+                plain_losses,
+                positions,
+                _held_out_losses(control_result, control_result.generations[-1].weights, remainder, audit.measure),
+            )
+            results.append(control_result)
     generations, decisions = choose(audit, losses)
-    better = control and math.fsum(usual) < math.fsum(losses[generations - 1])
-    for line in (*(d.why for d in decisions), _chosen(generations, better, folds)):
+    plain_wins = control and math.fsum(plain_losses) < math.fsum(losses[generations - 1])
+    for line in (*(d.why for d in decisions), _choice(generations, plain_wins, folds)):
         tell(line)
     passes = sum((r.passes for r in results), Passes())
     steps, seconds = sum(r.steps for r in results), sum(r.seconds for r in results)
-    return Folded(generations, better, decisions, len(ids), passes, steps, seconds)
+    return CrossFit(generations, plain_wins, decisions, len(ids), passes, steps, seconds)
 
 
-def _chosen(generations: int, plainly: bool, folds: int) -> str:
-    what = "the plain model" if plainly else "1 generation" if generations == 1 else f"{generations} generations"
-    return f"{folds} folds choose {what}; the product learns from all labels"
+def _choice(generations: int, plainly: bool, folds: int) -> str:
+    subject = "the plain model" if plainly else "1 generation" if generations == 1 else f"{generations} generations"
+    return f"{folds} folds choose {subject}; the product learns from all labels"
 
 
-def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:
+def _held_out_losses(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:
     """Losses on the rows that these weights have not learnt from."""
     model = result.model
     model.load_state_dict(weights)
@@ -165,6 +173,6 @@ def _held(result: Result, weights: dict[str, Tensor], data: Data, measure: str) 
     return row_losses(model, data, data.audit, measure, device)
 
 
-def _put(losses: list[float], places: list[int], values: list[float]) -> None:
-    for place, value in zip(places, values, strict=True):
-        losses[place] = value
+def _scatter(losses: list[float], positions: list[int], values: list[float]) -> None:
+    for position, value in zip(positions, values, strict=True):
+        losses[position] = value

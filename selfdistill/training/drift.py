@@ -1,4 +1,4 @@
-"""Is a chain of generations collapsing? Measured after each one, with real labels and without the test split.
+"""Model collapse over generations: measured after each one, with real labels and without the test split.
 
 Where generations learn from pseudo-labels, errors can add up unseen. Three things are measured against generation 0:
 
@@ -115,21 +115,21 @@ def expected(curve: Callable[[int], float], generation: int) -> float:
     return (curve(generation + 1) - curve(1)) / (curve(2) - curve(1))
 
 
-def follows(moved: Sequence[float]) -> str | None:
-    """Which curve the shares moved in generations 1, 2, ... are nearer to, by squared differences of logarithms.
+def follows(shares: Sequence[float]) -> str | None:
+    """The curve that the shares moved in generations 1, 2, ... are nearer to, by squared differences of logarithms.
 
     A class border that shifts moves rows in proportion, so the share is a distance and its square an error.
 
     >>> follows([0.1, 0.14, 0.17]), follows([0.1, 0.12, 0.13])
     ('replace', 'accumulate')
     """
-    if len(moved) < 2 or not all(moved):
+    if len(shares) < 2 or not all(shares):
         return None
-    away = {}
+    distances = {}
     for name, curve in (("replace", replaced), ("accumulate", accumulated)):
-        logs = [2 * math.log(m / moved[0]) - math.log(expected(curve, k)) for k, m in enumerate(moved, 1)]
-        away[name] = math.fsum(x * x for x in logs)
-    return min(away, key=away.__getitem__)
+        logs = [2 * math.log(m / shares[0]) - math.log(expected(curve, k)) for k, m in enumerate(shares, 1)]
+        distances[name] = math.fsum(x * x for x in logs)
+    return min(distances, key=distances.__getitem__)
 
 
 def forgetting(missed: int, before: int, labels: int) -> float:
@@ -149,10 +149,10 @@ def forgetting(missed: int, before: int, labels: int) -> float:
     return float(binom.sf(missed - 1, labels, min(1.0, before / labels + TOLERATED))) if labels else 1.0
 
 
-def raised(p_missed: float | None, lost: int, won: int, level: float) -> bool:
-    """Is it an alarm? Labels are missed and the audit split does not contradict, or audit rows are lost.
+def is_alarm(p_missed: float | None, lost: int, won: int, level: float) -> bool:
+    """Whether there is an alarm: labels are missed and the audit split does not contradict, or audit rows are lost.
 
-    >>> raised(0.001, lost=2, won=3, level=0.01), raised(0.001, lost=2, won=13, level=0.01)
+    >>> is_alarm(0.001, lost=2, won=3, level=0.01), is_alarm(0.001, lost=2, won=13, level=0.01)
     (True, False)
     """
     forgot = p_missed is not None and p_missed <= level and mcnemar(won, lost) > LEVEL
@@ -166,7 +166,7 @@ def learns_from_predecessor(method: Method) -> bool:
 
 
 class DriftMonitor(Callback):
-    """Measures each generation that ends, writes it into its record, tells of it, and warns at the first alarm."""
+    """Measures each generation that ends, records and reports the drift, and warns at the first alarm."""
 
     def __init__(self, task: Task, data: Data) -> None:
         self.task, self.data = task, data
@@ -175,12 +175,12 @@ class DriftMonitor(Callback):
         generation = len(state.generations) - 1
         if generation < 1 or not learns_from_predecessor(state.method):
             return
-        earlier = [done.drift for done in state.generations[1:-1]]
+        earlier = [result.drift for result in state.generations[1:-1]]
         first = self.task.restored_model(state, 0)
-        drift = measure(state, first, self.data, [one["moved"] for one in earlier])
+        drift = measure(state, first, self.data, [record["moved"] for record in earlier])
         state.generations[-1].drift = asdict(drift)
         state.report(describe(drift))
-        if drift.alarm and not any(one["alarm"] for one in earlier) and distributed.rank() == 0:
+        if drift.alarm and not any(record["alarm"] for record in earlier) and distributed.rank() == 0:
             state.warn(alarm(drift))
 
 
@@ -194,33 +194,33 @@ def measure(state: RunState, first: nn.Module, data: Data, earlier: Sequence[flo
         earlier: the shares moved in generations 1, 2, ...
     """
     generation, seed = len(state.generations) - 1, state.settings.seed
-    ids = {name: _some(getattr(data, name), name, seed) for name in ("unlabelled", "labelled", "audit")}
-    then, now = (
+    ids = {name: _subset(getattr(data, name), name, seed) for name in ("unlabelled", "labelled", "audit")}
+    initial, current = (
         {name: _classes(state, model, data, rows) for name, rows in ids.items()} for model in (first, state.model)
     )
-    moved = float((then["unlabelled"] != now["unlabelled"]).double().mean()) if len(ids["unlabelled"]) else 0.0
+    share = float((initial["unlabelled"] != current["unlabelled"]).double().mean()) if len(ids["unlabelled"]) else 0.0
     taught, audit = data.y[ids["labelled"]], data.y[ids["audit"]]
-    missed, before = (int((predicted["labelled"] != taught).sum()) for predicted in (now, then))
-    right, was = now["audit"] == audit, then["audit"] == audit
-    lost, won = int((was & ~right).sum()), int((right & ~was).sum())
-    p_missed = None if _learns_from_labels(state, data) else forgetting(missed, before, len(taught))
+    missed, missed_before = (int((predicted["labelled"] != taught).sum()) for predicted in (current, initial))
+    correct, was_correct = current["audit"] == audit, initial["audit"] == audit
+    lost, won = int((was_correct & ~correct).sum()), int((correct & ~was_correct).sum())
+    p_missed = None if _learns_from_labels(state, data) else forgetting(missed, missed_before, len(taught))
     level = spend(LEVEL, generation, state.method.generations - 1)
-    moves = [*earlier, moved]
+    moves = [*earlier, share]
     return Drift(
-        generation, moved, len(ids["unlabelled"]), (moved / moves[0]) ** 2 if moves[0] else None, follows(moves),
-        missed, before, len(taught), p_missed, lost, won, len(audit), mcnemar(lost, won), level,
-        raised(p_missed, lost, won, level),
+        generation, share, len(ids["unlabelled"]), (share / moves[0]) ** 2 if moves[0] else None, follows(moves),
+        missed, missed_before, len(taught), p_missed, lost, won, len(audit), mcnemar(lost, won), level,
+        is_alarm(p_missed, lost, won, level),
     )  # fmt: skip
 
 
 def _learns_from_labels(state: RunState, data: Data) -> bool:
     """Whether the generation at hand learns from real labels."""
     ids = state.objective.eligible_ids()
-    chosen = any(look.rows == "chosen" for look in state.method.views.looks)
-    return not chosen or ids is None or bool(torch.isin(data.labelled, ids).any())
+    selects = any(look.rows == "chosen" for look in state.method.views.looks)
+    return not selects or ids is None or bool(torch.isin(data.labelled, ids).any())
 
 
-def _some(ids: Tensor, name: str, seed: int) -> Tensor:
+def _subset(ids: Tensor, name: str, seed: int) -> Tensor:
     """At most `MOST` of some ids, the same ones in every generation."""
     return ids if len(ids) <= MOST else ids[rng.permutation((seed, "drift", name), len(ids))[:MOST]]
 
@@ -247,13 +247,16 @@ def describe(drift: Drift) -> str:
 
 
 def alarm(drift: Drift) -> str:
-    """What is wrong, on what evidence, and what helps."""
+    """The warning: the fault, the evidence and the remedy."""
     if drift.p_missed is not None and drift.p_missed <= drift.level:
-        seen, p = f"misses {drift.missed} of {drift.labels} real labels, {drift.missed_before} before", drift.p_missed
+        evidence, p = (
+            f"misses {drift.missed} of {drift.labels} real labels, {drift.missed_before} before",
+            drift.p_missed,
+        )
     else:
-        seen, p = f"loses {drift.lost} of {drift.audited} audit rows and wins {drift.won}", drift.p_lost
+        evidence, p = f"loses {drift.lost} of {drift.audited} audit rows and wins {drift.won}", drift.p_lost
     if drift.p_missed is None:
         remedy = "train fewer generations, or audit them (--audit safe)"
     else:
         remedy = "accumulate or anchor with real labels (keep='accumulate' or 'anchor'), or train fewer generations"
-    return f"collapse: generation {drift.generation} {seen} (p {p:.2g}, level {drift.level:.2g}); {remedy}"
+    return f"collapse: generation {drift.generation} {evidence} (p {p:.2g}, level {drift.level:.2g}); {remedy}"

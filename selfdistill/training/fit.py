@@ -20,8 +20,7 @@ from ..core import distributed
 from ..core.objective import Method, Objective, untaught
 from ..core.regression import for_task
 from ..core.step import Batch, Clock, Passes
-from ..data.dataset import Data
-from ..data.sealed import sealed
+from ..data.dataset import Data, sealed
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
 from ..methods.validate import check_method
@@ -36,7 +35,7 @@ __all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit"]
 
 @dataclass
 class Result:
-    """What `fit` returns: the best audited generation's model (eval mode), every generation, and what it took.
+    """The result of `fit`: the best audited generation's model (eval mode), every generation, and the cost.
 
     ``product`` is that generation's number; without an audit it is the last one.
     """
@@ -54,29 +53,29 @@ class Result:
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
     """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; a second one ends the run at once."""
-    asked = threading.Event()
+    signalled = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield signalled
         return
-    before: dict[int, Any] = {}
+    handlers: dict[int, Any] = {}
 
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            signal.signal(number, before[number])
+    def handle(number: int, frame: object) -> None:
+        if signalled.is_set():
+            signal.signal(number, handlers[number])
             signal.raise_signal(number)
-        asked.set()
+        signalled.set()
 
     for asking in (signal.SIGINT, signal.SIGTERM):
-        before[asking] = signal.signal(asking, ask)
+        handlers[asking] = signal.signal(asking, handle)
     try:
-        yield asked
+        yield signalled
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
-    """The device asked for; left open, this process's CUDA device if there is one, else the CPU.
+    """The requested device, or by default this process's CUDA device if there is one, else the CPU.
 
     Raises:
         DataError: there is no such device.

@@ -51,8 +51,8 @@ class Filler(nn.Module):
 
     def __init__(self, body: nn.Module, padding: int) -> None:
         super().__init__()
-        words: Any = cast(Any, body).get_input_embeddings()
-        vocabulary, width = words.weight.shape
+        embeddings: Any = cast(Any, body).get_input_embeddings()
+        vocabulary, width = embeddings.weight.shape
         self.body, self.padding = body, padding
         self.turn = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
@@ -62,7 +62,7 @@ class Filler(nn.Module):
         hidden = self.body(input_ids=ids, attention_mask=(ids != self.padding).long()).last_hidden_state
         return {"feature": hidden[:, 0], "features": hidden}
 
-    def says(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits of words, (n, vocabulary), from hidden states (n, D)."""
         embeddings = cast(Any, self.body).get_input_embeddings().weight
         return F.linear(self.turn(hidden), embeddings, self.bias)
@@ -78,11 +78,11 @@ class HiddenWords(BaseTerm):
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
-        seen, said = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
-        there = seen != said
-        logits = cast(Filler, step.owner).says(hidden[there])
-        total = F.cross_entropy(logits.float(), said[there], reduction="sum")
-        count = there.sum().to(total.dtype)
+        masked, whole = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
+        hidden_words = masked != whole
+        logits = cast(Filler, step.owner).logits(hidden[hidden_words])
+        total = F.cross_entropy(logits.float(), whole[hidden_words], reduction="sum")
+        count = hidden_words.sum().to(total.dtype)
         return TermResult(Tally(total, count), count, count)
 
 
@@ -99,7 +99,7 @@ def fill() -> Method:
 
 
 def fill_like(weight: float = 1.0) -> Method:
-    """Fill in hidden words, and say at the first token what the teacher says.
+    """Fill in hidden words, and imitate the teacher at the first token.
 
     Equation::
 
@@ -112,26 +112,26 @@ def fill_like(weight: float = 1.0) -> Method:
     >>> fill_like(0.5).terms["like"].weight
     0.5
     """
-    like = Term(External(), Squared(), view="whole", head="feature", weight=weight)
-    return Method({"words": WORDS, "like": like}, VIEWS, forward="separate")
+    imitation = Term(External(), Squared(), view="whole", head="feature", weight=weight)
+    return Method({"words": WORDS, "like": imitation}, VIEWS, forward="separate")
 
 
-def texts(source: str, found: Reader) -> tuple[Data, int]:
+def texts(source: str, text_reader: Reader) -> tuple[Data, int]:
     """The texts of a table's column as data that teach by themselves, and how many were cut.
 
     Raises:
         DataError: no such table or column, or a model that cannot hide words.
     """
-    path, _, said = found.table(source)
-    if found.tokens.mask is None:
+    path, _, column_texts = text_reader.table(source)
+    if text_reader.tokens.mask is None:
         raise DataError("the tokenizer of this model has no mask token, so that no words can be hidden; give another "
                         "model")  # fmt: skip
-    x, cut = found.ids(said)
-    none, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
+    x, cut = text_reader.ids(column_texts)
+    no_ids, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
     data = Data(
         name=path.name, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(), labelled=every,
-        unlabelled=none, audit=none, test=none, flips=False, augment="none",
-        noisy=torch.zeros(len(x), dtype=torch.bool), reader=found, cut=cut,
+        unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
+        noisy=torch.zeros(len(x), dtype=torch.bool), reader=text_reader, cut=cut,
     )  # fmt: skip
     return data, cut
 
@@ -149,7 +149,7 @@ def pretrain(
     warn: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train teacher and student, and write the student to ``out``, as transformers writes a model; what was done.
+    """Train teacher and student, and write the student to ``out`` in the format of transformers; returns the record.
 
     A run that was cut goes on when it is asked for again. ``settings`` are fields of `Settings`; each of the two
     trainings has 3 epochs where they say nothing.
@@ -157,14 +157,14 @@ def pretrain(
     Raises:
         DataError: the texts or the model cannot be used, or ``out`` holds something else.
     """
-    found = reader(model, column_name)
-    data, cut = texts(source, found)
+    text_reader = reader(model, column_name)
+    data, cut = texts(source, text_reader)
     if data.note:
         warn(data.note)
     name = str(cast(dict[str, Any], text_encoder.named(model))["name"])
     lasting = {} if "steps" in settings else {"epochs": EPOCHS}
     settings = {**SETTINGS, "batch_size": min(BATCH, len(data.x)), **lasting, **settings}
-    asked = {
+    request = {
         "texts": data.fingerprint,
         "column": column_name,
         "model": model,
@@ -172,50 +172,50 @@ def pretrain(
         "seed": seed,
         **settings,
     }
-    _claim(out, asked)
+    _claim(out, request)
 
     def build() -> nn.Module:
         body, tokenizer = hub.encoder(name)
         return Filler(text_encoder.bare(body), hub.padding_of(name, tokenizer))
 
-    def trained(role: str, method: Method, teacher: nn.Module | None) -> Any:
+    def train(role: str, method: Method, teacher: nn.Module | None) -> Any:
         own = rng.seed(seed, role) % (1 << 31)  # of its own, or the student would see what the teacher saw
         return fit(build, data, method, out=out / WORK / role, resume=True, external=teacher, device=device, seed=own,
                    progress=make(role), warn=warn, **settings)  # fmt: skip
 
-    teacher = trained("teacher", fill(), None)
-    student = trained("student", fill_like(weight), teacher.model)
-    last = {role: one.history[-1]["terms"] for role, one in (("teacher", teacher), ("student", student))}
-    record = {"asked": asked, "rows": len(data.x), "cut": cut, "steps": teacher.steps + student.steps, "losses": last}
-    _write(out, student.model, found, record)
+    teacher = train("teacher", fill(), None)
+    student = train("student", fill_like(weight), teacher.model)
+    last = {role: result.history[-1]["terms"] for role, result in (("teacher", teacher), ("student", student))}
+    record = {"asked": request, "rows": len(data.x), "cut": cut, "steps": teacher.steps + student.steps, "losses": last}
+    _write(out, student.model, text_reader, record)
     return record
 
 
-def _claim(out: Path, asked: dict[str, Any]) -> None:
+def _claim(out: Path, request: dict[str, Any]) -> None:
     """Take a folder, or go on in one that was begun for the same.
 
     Raises:
         DataError: it holds something else, or is finished.
     """
-    begun = out / WORK / RECORD
+    marker = out / WORK / RECORD
     if (out / RECORD).exists():
         raise DataError(f"{out} is finished: take it as --model {out}, or give another --out")
-    if begun.exists():
-        before = json.loads(begun.read_text(encoding="utf-8"))
-        differs = [key for key in asked if before.get(key) != asked[key]]
+    if marker.exists():
+        saved = json.loads(marker.read_text(encoding="utf-8"))
+        differs = [key for key in request if saved.get(key) != request[key]]
         if differs:
             raise DataError(f"{out} was begun with another {', '.join(differs)}; give another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is no further pre-training; give another --out")
-    begun.parent.mkdir(parents=True, exist_ok=True)
-    write_json(begun, asked)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    write_json(marker, request)
 
 
-def _write(out: Path, model: nn.Module, found: Reader, record: dict[str, Any]) -> None:
-    """The encoder without its head, the tokenizer, and last what says that both are there."""
+def _write(out: Path, model: nn.Module, text_reader: Reader, record: dict[str, Any]) -> None:
+    """Write the encoder without its head, the tokenizer, and last the record that marks both as complete."""
     with hub.quiet():
         cast(Any, model).cpu().body.save_pretrained(out)
-        found.tokenizer.save_pretrained(out)
+        text_reader.tokenizer.save_pretrained(out)
     write_json(out / RECORD, record)
     shutil.rmtree(out / WORK)

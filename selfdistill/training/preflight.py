@@ -1,4 +1,4 @@
-"""Does the method fit the model and the data? Asked before step 0, answered with what is there and what was wanted."""
+"""Checks of a method against model and data before step 0."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
 from ..errors import RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
-from ..models.peers import ApartPeers, Peers
-from .accumulation import kept_buffers
+from ..models.peers import ApartPeers, PeerModels
+from .task import kept_buffers
 
 
 @contextmanager
-def _another_s_code(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a model of somebody else raises is about that model, and is said in one line."""
+def _foreign_code(failure: str, remedy: str) -> Iterator[None]:
+    """Turns any error of a user's model into a one-line error about that model."""
     try:
         yield
     except SelfdistillError:
         raise
     except Exception as error:
-        raise RecipeError(f"{what} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
+        raise RecipeError(f"{failure} ({type(error).__name__}: {one_line(error)}); {remedy}") from error
 
 
 def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes: int) -> None:
@@ -48,12 +48,12 @@ def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes:
     """
     with torch.no_grad(), kept_buffers(objective):
         reads = f"the model cannot read a batch of rows of shape {shape}"
-        with _another_s_code(reads, "build it for that shape"):
+        with _foreign_code(reads, "build it for that shape"):
             step = objective.forward_views(batch)
         _check_outputs(objective, step, classes)
         _check_peers(objective.student, step)
         weighs = f"a term of the method fails on rows of shape {shape}"
-        with _another_s_code(weighs, "give a teacher and parts that fit the model's outputs"):
+        with _foreign_code(weighs, "give a teacher and parts that fit the model's outputs"):
             objective.measure(batch)
         if objective.watched:
             _check_sums(objective, step)
@@ -74,37 +74,37 @@ def _check_sums(objective: Objective, step: Forward) -> None:
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
 
-        whole, drawn = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
-        if not torch.equal(whole.tally.total, drawn.tally.total):
+        batch_result, repeated = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
+        if not torch.equal(batch_result.tally.total, repeated.tally.total):
             continue  # it draws: nothing is known
         try:
             steps = step.split(1 / 3)
             parts = [tally(part) for part in steps]
         except Exception:  # it needs a whole batch, or a number of rows: its own affair
             continue
-        total, first, rest = (float(m.tally.total) for m in (whole, *parts))
-        if _near(total, first + rest, total):
+        total, start, second = (float(m.tally.total) for m in (batch_result, *parts))
+        if _is_close(total, start + second, total):
             continue
         weights = [[float(part.rows(term.view)) for part in steps], *([float(f(m)) for m in parts] for f in _COUNTS)]
-        if any(sum(w) and _near(total, (w[0] * first + w[1] * rest) / sum(w), total) for w in weights):
+        if any(sum(w) and _is_close(total, (w[0] * start + w[1] * second) / sum(w), total) for w in weights):
             fail(
-                "mean-of-means", name, f"its tally is {total:.4g} on a batch, {first:.4g} and {rest:.4g} on the parts "
-                "of it: a mean, where micro-batches and processes add sums", "return the sum over the elements and "
-                "their count, undivided",
+                "mean-of-means", name, f"its tally is {total:.4g} on a batch, {start:.4g} and {second:.4g} on the "
+                "parts of it: a mean, where micro-batches and processes add sums",
+                "return the sum over the elements and their count, undivided",
             )  # fmt: skip
 
 
 _COUNTS: tuple[Callable[[TermResult], Tensor], ...] = (lambda m: m.tally.count, lambda m: m.valid, lambda m: m.kept)
 
 
-def _near(a: float, b: float, size: float) -> bool:
+def _is_close(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= 1e-4 * abs(size) + 1e-9
 
 
 def _check_peers(student: nn.Module, step: Forward) -> None:
-    """Refuse peers with the same weights and the same rows: they stay equal, and equal peers have nothing to tell."""
-    apart = isinstance(student, ApartPeers) and not step.batch.fixed
-    if not isinstance(student, Peers) or apart or distributed.is_sharded(student):
+    """Refuse peers with the same weights and the same rows: they stay equal and teach each other nothing."""
+    separate = isinstance(student, ApartPeers) and not step.batch.fixed
+    if not isinstance(student, PeerModels) or separate or distributed.is_sharded(student):
         return
     states = [list(member.state_dict().values()) for member in student.members]
     for i, j in itertools.combinations(range(len(states)), 2):
@@ -117,15 +117,15 @@ def _check_peers(student: nn.Module, step: Forward) -> None:
 
 
 def _output(objective: Objective, step: Forward, term: BaseTerm) -> Tensor:
-    """The model's output for a term; where it has none, what prepared the model knows why."""
+    """The model's output for a term; the error names the wrapper's reason where it has none."""
     try:
         return step.student(term.view, term.head)
     except SpaceError as error:
-        prepared = objective.method.wrap_model
-        why = prepared.lacking(objective.student) if prepared else None
-        if why is None:
+        wrapper = objective.method.wrap_model
+        reason = wrapper.lacking(objective.student) if wrapper else None
+        if reason is None:
             raise
-        raise SpaceError(why) from error
+        raise SpaceError(reason) from error
 
 
 def _check_outputs(objective: Objective, step: Forward, classes: int) -> None:

@@ -18,7 +18,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. ``steps`` (per generation) takes the place of ``epochs`` where given.
+    """The settings of a training. ``steps`` (per generation) takes the place of ``epochs`` where given.
 
     ``accumulate`` splits each batch into micro-batches; the loss stays that of the whole batch (batch norm and dropout
     see the micro-batch). ``parallel`` is ``ddp`` or ``fsdp`` and matters under torchrun only. ``save_seconds`` and
@@ -60,9 +60,9 @@ class Settings:
             "precision": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
         }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise DataError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise DataError(f"{name} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {getattr(self, name)!r}")
         for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -72,8 +72,8 @@ class Settings:
     def make_audit(self, generations: int, task: str = "classify") -> Audit:
         """The audit of a method of so many generations; the first of them is not audited."""
         planned = max(1, generations - 1)
-        shared = self.audit_epochs is not None and generations > 1  # the checks within generations have the other half
-        level = self.audit_level / 2 if shared else self.audit_level
+        options = self.audit_epochs is not None and generations > 1  # the checks within generations have the other half
+        level = self.audit_level / 2 if options else self.audit_level
         measure = measure_for(task, self.audit_measure)
         return Audit(self.audit, level, self.audit_delta, planned, self.patience, measure)
 

@@ -1,5 +1,5 @@
-"""The state of a run: what learns, what was measured, and how far it is. Everything else in training reads and changes
-it; a checkpoint is this state on disk.
+"""The state of a run: its models, measurements and progress. Everything else in training reads and changes it; a
+checkpoint is this state on disk.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Evaluation:
-        """What `to_dict` has written."""
+        """The inverse of `to_dict`."""
         return cls(**{**saved, "passes": Passes(*saved["passes"])})
 
 
 @dataclass
 class GenerationResult:
-    """One generation that has ended: its weights, and what the audit said of it.
+    """One generation that has ended: its weights and its audit.
 
     Args:
         start: digest of its initial weights.
@@ -115,7 +115,7 @@ class MetricsLog:
             raise cannot_write(self.path, error) from error
 
     def cut(self, size: int) -> list[dict[str, Any]]:
-        """Drop what was written after the checkpoint, in one system call; the entries that stay."""
+        """Drop the entries written after the checkpoint, in one system call; returns the entries that stay."""
         text = self.path.read_bytes() if self.path.exists() else b""
         if len(text) < size:
             raise CheckpointError(
@@ -129,7 +129,7 @@ class MetricsLog:
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
-    """The error of a file that cannot be written, with what to do."""
+    """The error of a file that cannot be written, with the remedy."""
     return CheckpointError(
         f"{path}: cannot be written ({error.strerror}); free some space or check its permissions, and resume"
     )
@@ -193,7 +193,7 @@ class RunState:
 
     @property
     def clock(self) -> Clock:
-        """Where the run is."""
+        """The progress of the run."""
         return self.objective.clock
 
     @property
@@ -218,7 +218,7 @@ class RunState:
     @property
     def accepted(self) -> list[int]:
         """The generations that the audit accepted; the last of them teaches the next."""
-        return [number for number, done in enumerate(self.generations) if done.decision["accepted"]]
+        return [number for number, result in enumerate(self.generations) if result.decision["accepted"]]
 
     @property
     def product(self) -> int:
@@ -228,7 +228,7 @@ class RunState:
             return len(self.generations) - 1
         if not accepted:
             return -1
-        losses = [done.losses for done in self.generations]
+        losses = [result.losses for result in self.generations]
         if not all(losses) or (self.baseline is not None and not self.baseline.losses):
             return accepted[-1]
         return champion(losses, accepted, self.baseline.losses if self.baseline else None)
@@ -236,11 +236,11 @@ class RunState:
     @property
     def exhausted(self) -> bool:
         """Whether the audit sees no further gain in more generations."""
-        losses = [done.losses for done in self.generations]
+        losses = [result.losses for result in self.generations]
         return all(losses) and exhausted(losses, self.audit.patience)
 
     def report(self, line: str) -> None:
-        """Tell a line to who watches; one process speaks."""
+        """Report a line to the listener, from one process."""
         if self.tell and distributed.rank() == 0:
             self.tell(line)
 
@@ -261,7 +261,7 @@ def copied(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def collect_pseudo_labels(objective: Objective) -> dict[str, Tensor]:
-    """What the states of an objective leave to the next generation, by state and tensor."""
+    """The pseudo-labels of an objective for the next generation, by state and tensor."""
     bundles = {name: state for name, state in objective.states.items() if isinstance(state, PseudoLabelStore)}
     return {f"{name}.{key}": value for name, bundle in bundles.items() for key, value in bundle.carry().items()}
 

@@ -16,8 +16,8 @@ from ..data.dataset import Data
 from ..data.sampler import Drawn, Sampler
 from ..errors import DataError
 from ..evaluation.audit import row_losses
-from ..evaluation.predict import answers, predict_rows, scored
-from ..models.peers import Peers
+from ..evaluation.predict import predict_rows, scored, task_outputs
+from ..models.peers import PeerModels
 from ..teachers.cached import pinned
 from ..teachers.generations import wanted
 from ..teachers.self_training import InheritedPseudoLabels
@@ -55,12 +55,12 @@ class NetworkTask(Task):
         return self.build()
 
     def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
-        """The last accepted generation; all of them as peers, where a teacher asks for its ancestors."""
+        """The last accepted generation; all of them as peers for a teacher of ancestors."""
         ancestors = wanted(self.method)
         if ancestors is None or not generation:
             return super().previous_model(state, generation)
         numbers = range(generation) if ancestors.at_last else state.accepted
-        return Peers([self.restored_model(state, g) for g in numbers], values=self.data.task == "regress").eval()
+        return PeerModels([self.restored_model(state, g) for g in numbers], values=self.data.task == "regress").eval()
 
     def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
         return self.method.bind(
@@ -97,34 +97,34 @@ class NetworkTask(Task):
             settings.batch_size,
             seed=settings.seed,
             generation=state.clock.generation,
-            admitted=None if eligible is None else eligible.cpu(),
+            eligible=None if eligible is None else eligible.cpu(),
         )
 
     def has_heads(self, state: RunState) -> bool:
         with torch.no_grad():
-            few = torch.cat([self.data.labelled, self.data.unlabelled])[:2]
-            output = state.model.eval()(self.data.rows(few).to(state.device))
+            ids = torch.cat([self.data.labelled, self.data.unlabelled])[:2]
+            output = state.model.eval()(self.data.rows(ids).to(state.device))
         state.model.train()
         return isinstance(output, Mapping)
 
     def batches(self, state: RunState) -> list[Batch]:
         clock, parts = state.objective.clock, state.settings.accumulate
-        drawn = self.sampler.drawn(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
+        sets = self.sampler.sample(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
         if parts == 1 and distributed.size() == 1:
-            return [self.sampler.batch(drawn, clock.epoch, state.device)]
-        rows = max(len(d.ids) for d in drawn.values())
+            return [self.sampler.batch(sets, clock.epoch, state.device)]
+        rows = max(len(d.ids) for d in sets.values())
         if rows < parts * distributed.size():
             raise DataError(
                 f"a batch of {rows} rows cannot be split into {parts} micro-batches "
                 f"on {distributed.size()} processes; raise --batch-size or lower --accumulate"
             )
-        own = {kind: Drawn(distributed.share(d.ids), distributed.share(d.visits)) for kind, d in drawn.items()}
+        local_sets = {kind: Drawn(distributed.share(d.ids), distributed.share(d.visits)) for kind, d in sets.items()}
 
-        def piece(d: Drawn, i: int) -> Drawn:
+        def micro(d: Drawn, i: int) -> Drawn:
             return d.part(slice(i * len(d.ids) // parts, (i + 1) * len(d.ids) // parts))
 
         return [
-            self.sampler.batch({kind: piece(d, i) for kind, d in own.items()}, clock.epoch, state.device)
+            self.sampler.batch({kind: micro(d, i) for kind, d in local_sets.items()}, clock.epoch, state.device)
             for i in range(parts)
         ]
 
@@ -133,7 +133,7 @@ class NetworkTask(Task):
         data, model = self.data, state.model
         if not self.audit_rows:
             return Evaluation()
-        outputs, y = answers(model, data, data.audit, state.device), data.y[data.audit]
+        outputs, y = task_outputs(model, data, data.audit, state.device), data.y[data.audit]
         return Evaluation(
             scored(outputs, y, data.task),
             row_losses(outputs, y, state.audit.measure),
@@ -157,7 +157,7 @@ class NetworkTask(Task):
 
 
 class DryRun(Callback):
-    """Goes through one micro-batch without learning from it before training: what does not fit is refused there."""
+    """Checks one micro-batch without learning from it before training: a mismatch is refused there."""
 
     def __init__(self, task: NetworkTask) -> None:
         self.task = task
@@ -168,7 +168,7 @@ class DryRun(Callback):
 
 
 class PoolNotice(Callback):
-    """Says before training if the generations need more fresh unlabelled rows than there are."""
+    """Reports before training if the generations need more fresh unlabelled rows than there are."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -186,12 +186,12 @@ def pool_notice(method: Method, unlabelled: int) -> str | None:
     'the pool of 120 unlabelled rows is exhausted in generation 3 of 3: rows come again, with the labels they have'
     >>> pool_notice(self_training(generations=3, fresh=50), 120)
     """
-    last = method.generations - 1
+    rounds = method.generations - 1
     for term in method.terms.values():
         teacher = term.teacher
-        if isinstance(teacher, InheritedPseudoLabels) and teacher.fresh * last > unlabelled:
-            again = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
-            first = unlabelled // teacher.fresh + 1
-            exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {first} of {last}"
-            return f"{exhausted}: rows come again, {again}"
+        if isinstance(teacher, InheritedPseudoLabels) and teacher.fresh * rounds > unlabelled:
+            labelling = "with the labels they have" if teacher.keep == "accumulate" else "labelled anew"
+            generation = unlabelled // teacher.fresh + 1
+            exhausted = f"the pool of {unlabelled} unlabelled rows is exhausted in generation {generation} of {rounds}"
+            return f"{exhausted}: rows come again, {labelling}"
     return None

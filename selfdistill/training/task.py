@@ -1,4 +1,4 @@
-"""What the engine asks of a task, and what may be done beside its steps.
+"""The protocols of a task and of a callback.
 
 A `Task` says which model a generation begins with, which batches a step takes, and how a model is evaluated. A
 `Callback` measures, warns or repairs at fixed points of a run. Neither knows the trainer that calls it.
@@ -7,7 +7,7 @@ A `Task` says which model a generation begins with, which batches a step takes, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .. import rng
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.step import Batch, Clock
-from . import accumulation
+from ..teachers import FrozenCopy
 from .settings import PRECISIONS
 from .state import Evaluation, RunState
 
@@ -42,7 +42,7 @@ class Callback:
         """The last step of an epoch is done, and its model is about to be evaluated."""
 
     def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
-        """The epoch was evaluated; what is added to ``entry`` goes to the metrics log.
+        """The epoch was evaluated; entries added to ``entry`` go to the metrics log.
 
         Lines under ``"warnings"`` are told too.
         """
@@ -52,7 +52,7 @@ class Callback:
 
 
 class Task:
-    """What is learnt: a model, where its batches come from, and how it is evaluated.
+    """A learning task: a model, the source of its batches, and its evaluation.
 
     A task of fixed data draws rows; one that acts steps an environment in `batches` by the model as it is; one whose
     data arrive in parts takes the next part in `begin`. Whatever changes in a task during a run is in its
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What must not change between a run and its resumption, beside the method, model and settings."""
+        """The settings that must not change between a run and its resumption, beside the method, model and settings."""
         return {}
 
     def model(self, state: RunState, generation: int) -> nn.Module:
@@ -124,7 +124,7 @@ class Task:
         return state.method.bind(state.model, previous=previous, autocast=autocast(state), vitals=state.settings.vitals)
 
     def wrap(self, state: RunState) -> Any:
-        """Put PyTorch's own engines around the model; what is to be called in its place."""
+        """Wrap the model in DDP or another engine of PyTorch; returns the module to call."""
         forward: Any = torch.compile(state.model) if state.settings.compile else state.model
         if distributed.size() == 1:
             return forward
@@ -137,25 +137,25 @@ class Task:
         return distributed.replicated(forward, heads=self.has_heads(state))
 
     def has_heads(self, state: RunState) -> bool:
-        """Whether the model has several outputs, some of which may get no gradient; asked under DDP."""
+        """Whether the model has several outputs, some of which may get no gradient; used under DDP."""
         return True
 
     def counts(
         self, state: RunState, batches: Sequence[Batch], seed: Callable[[int], None]
     ) -> dict[str, Tensor] | None:
-        """What each term is divided by, over all micro-batches and processes.
+        """The divisor of each term, over all micro-batches and processes.
 
         Called where there are several of either. ``seed(number)`` makes a micro-batch draw what it will draw when it
         is learnt from. None leaves it to the one micro-batch of each process.
         """
-        return None if len(batches) == 1 else accumulation.counts(state.objective, batches, seed)
+        return None if len(batches) == 1 else counts(state.objective, batches, seed)
 
     def callbacks(self) -> Sequence[Callback]:
-        """What the task does beside the engine's steps, in this order."""
+        """The callbacks of the task, in their order."""
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes in the task during a run: a tree of tensors, numbers, strings and lists.
+        """The changing state of the task during a run: a tree of tensors, numbers, strings and lists.
 
         The first process's is saved, and all take it back.
         """
@@ -190,3 +190,43 @@ def autocast(state: RunState) -> Callable[[], Any]:
     if dtype is None:
         return contextlib.nullcontext
     return lambda: torch.autocast(state.device.type, dtype)
+
+
+@contextlib.contextmanager
+def kept_buffers(objective: Objective) -> Iterator[None]:
+    """Whatever a forward pass does to the buffers of the student and of held teachers is undone."""
+    held = [state.module for state in objective.states.modules() if isinstance(state, FrozenCopy)]  # inside others too
+    before = [(buffer, buffer.clone()) for module in (objective.student, *held) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def counts(
+    objective: Objective, batches: Iterable[Mapping[str, Any]], seeded: Callable[[int], object] = lambda micro: None
+) -> dict[str, Tensor]:
+    """The count of each term over all micro-batches and processes: a pass without gradient, for `Objective.combine`.
+
+    It draws what a pass from here on draws, and leaves the random state as it was.
+
+    Args:
+        objective: nothing of it changes.
+        batches: the micro-batches of this process.
+        seeded: called before each with its number, so that the pass draws what the pass that learns will draw.
+
+    >>> from selfdistill.methods import plain
+    >>> objective = plain().bind(torch.nn.Linear(3, 2))
+    >>> two = [{"x": torch.ones(n, 3), "y": torch.zeros(n, dtype=torch.int64)} for n in (4, 1)]
+    >>> counts(objective, two)
+    {'label': tensor(5.)}
+    """
+    found, device = dict[str, Tensor](), next(objective.student.parameters()).device
+    drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.no_grad(), kept_buffers(objective), drawn:
+        for i, batch in enumerate(batches):
+            seeded(i)
+            for name, m in objective.measure(batch).items():
+                found[name] = found.get(name, torch.zeros_like(m.tally.count)) + m.tally.count
+    return {name: distributed.add(count) for name, count in found.items()}

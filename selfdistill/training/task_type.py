@@ -1,4 +1,4 @@
-"""Task types: what learns (networks, tables by scikit-learn, language models), behind one protocol.
+"""Task types (networks, tables by scikit-learn, language models) behind one protocol.
 
 `run`, `compare`, `benchmark`, `explain` and the reports ask a `TaskType`, and none of them asks which one it is. A new
 task type is a module with a class of this protocol, and its place in `experiments.task_types.TASK_TYPES`.
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
-from ..io.expressions import called
+from ..io.expressions import expression_name
 from ..io.run_record import Request
-from . import vitals_log
+from . import callbacks
 from .comparison import ComparisonDesign
 
 Rows = list[tuple[str, dict[str, float]]]  # names, and metrics on the test split
@@ -23,7 +23,7 @@ Rows = list[tuple[str, dict[str, float]]]  # names, and metrics on the test spli
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who hears of a training: ``progress`` makes a reporter from a training's name (None: no reporter)."""
+    """The listeners of a training: ``progress`` makes a reporter from a training's name (None: no reporter)."""
 
     progress: Callable[[str], Any]
     warn: Callable[[str], None]
@@ -31,7 +31,7 @@ class Listeners:
 
 
 class Described(Protocol):
-    """Data that tell what they are."""
+    """Data with a description."""
 
     def describe(self) -> dict[str, Any]:
         """Name, task, classes, rows of each split, label noise and fingerprint, as run.json holds them."""
@@ -50,11 +50,11 @@ class PreparedRun(Protocol):
 
     @property
     def build(self) -> object:
-        """What makes the model; its text names it."""
+        """The factory of the model; its text names it."""
 
     @property
     def note(self) -> str:
-        """What a person should know of the data before training; mostly empty."""
+        """A notice about the data to print before training; mostly empty."""
 
     def threads(self) -> int:
         """The number of threads that suits model and data."""
@@ -70,7 +70,7 @@ class PreparedRun(Protocol):
 
 
 class Answers(Protocol):
-    """What a finished run says of new data."""
+    """The predictions of a finished run for new data."""
 
     def text(self) -> str:
         """The answers as `selfdistill predict` writes them."""
@@ -85,7 +85,7 @@ class GenerationCurve(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What trainings took, to be drawn: ``bars`` are names, amounts and the same in words."""
+    """The costs of trainings, to be drawn: ``bars`` are names, amounts and the same in words."""
 
     bars: list[tuple[str, float, str]]
     unit: str
@@ -93,7 +93,7 @@ class Cost(NamedTuple):
 
 
 class TaskType(Protocol):
-    """A kind of learning task; see the module. What is answered here holds unless a task type says otherwise."""
+    """A kind of learning task; see the module. The defaults here hold unless a task type overrides them."""
 
     name: str  # ``kind`` in run.json
     learner: str  # what learns, in the plural, as the cards of recipes say it
@@ -107,14 +107,14 @@ class TaskType(Protocol):
         """The recipes by name."""
 
     def serves(self, request: Request) -> bool:
-        """Whether this task type trains what is asked for.
+        """Whether this task type serves the request.
 
         Raises:
             RecipeError, DataError: data, model and method are of different task types.
         """
 
     def prepare(self, request: Request) -> PreparedRun:
-        """Load the data and fill in what the request leaves open.
+        """Load the data and fill in the request's defaults.
 
         Raises:
             DataError, RecipeError: the request cannot be met.
@@ -138,7 +138,7 @@ class TaskType(Protocol):
         """The answer of `explain` for people."""
 
     def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
-        """What the model of a finished run says of new data.
+        """The predictions of a finished run's model for new data.
 
         Raises:
             CheckpointError: the run has no model yet.
@@ -151,7 +151,7 @@ class TaskType(Protocol):
         Raises:
             CheckpointError: the run is not finished, or its task type has no scores.
         """
-        return label_errors.read(folder, top)
+        return label_errors.read_label_errors(folder, top)
 
     def vitals(self, folder: Path) -> dict[str, Any]:
         """The vitals of a run.
@@ -159,26 +159,26 @@ class TaskType(Protocol):
         Raises:
             CheckpointError: there are none.
         """
-        return vitals_log.read(folder)
+        return callbacks.read_vitals(folder)
 
     def vitals_text(self, vitals: dict[str, Any]) -> str:
         """The answer of `vitals` for people."""
-        return vitals_log.text(vitals)
+        return callbacks.vitals_table(vitals)
 
     def preflight(self, request: Request, prompts: int, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Whether a run on prompts is worth the hour: what student and teacher answer to a few of them.
+        """A trial on a few prompts before a long run: the answers of student and teacher.
 
         Raises:
             DataError: the data hold no prompts.
         """
-        place = "give a .jsonl file with a prompt a line, or reasoning-gym:TASK"
-        raise DataError(f"{request.data} holds no prompts; {place}")
+        location = "give a .jsonl file with a prompt a line, or reasoning-gym:TASK"
+        raise DataError(f"{request.data} holds no prompts; {location}")
 
     def rows(self, result: dict[str, Any]) -> Rows:
-        """What a run compared on the test split."""
+        """The rows of a run's table on the test split."""
 
     def baseline(self, result: dict[str, Any]) -> str:
-        """What the product is compared with, in words."""
+        """The reference of the product, in words."""
         return self.control
 
     def verdict(self, result: dict[str, Any]) -> str | None:
@@ -193,14 +193,14 @@ class TaskType(Protocol):
         ]
 
     def loading(self, folder: str) -> list[str]:
-        """How the product is loaded from a folder, as lines of Markdown."""
+        """The instructions to load the product from a folder, as lines of Markdown."""
 
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
         """Curves by generation; None where metrics.jsonl has curves by step."""
         return None
 
     def cost(self, result: dict[str, Any]) -> Cost | None:
-        """What the trainings took; None where sample passes were counted."""
+        """The cost of the trainings; None where sample passes were counted."""
         return None
 
 
@@ -212,12 +212,12 @@ def refuse_example(expression: str, example: str | None) -> None:
     """
     if example is not None:
         raise RecipeError(
-            f"{called(expression)}() has no context to show; --example is for recipes for language models"
+            f"{expression_name(expression)}() has no context to show; --example is for recipes for language models"
         )
 
 
 def generation_name(result: dict[str, Any], generation: dict[str, Any]) -> str:
-    """A generation's number, and what the audit made of it."""
+    """A generation's number, and its audit in words."""
     number = generation["generation"]
     if number == result.get("product") and result.get("chosen") != "plain":
         return f"generation {number}, the product"
@@ -235,7 +235,7 @@ class TaskTypes:
         return iter(self.types)
 
     def of_request(self, request: Request) -> TaskType:
-        """The task type that trains what is asked for.
+        """The task type of a request.
 
         Raises:
             RecipeError, DataError: data, model and method are of different task types.
@@ -256,4 +256,4 @@ class TaskTypes:
 
     def of_recipe(self, expression: str) -> TaskType:
         """The task type that a recipe is for; of an unknown one the first."""
-        return next((task for task in self.types if called(expression) in task.recipes()), self.types[0])
+        return next((task for task in self.types if expression_name(expression) in task.recipes()), self.types[0])

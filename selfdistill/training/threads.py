@@ -1,4 +1,4 @@
-"""How many threads a training gets: small steps are no faster on two, and far slower on a busy machine.
+"""The number of threads of a training: small steps are no faster on two, and far slower on a busy machine.
 
 Threads that wait for each other spin. `selfdistill run digits --label-noise 0.4` beside other work on two cores took
 85 s of CPU time on two threads and 13 s on one; gradient boosting of 1,000 rows of 20 columns took 61 s and 0.2 s.
@@ -19,8 +19,8 @@ SMALL = 50e6  # floating-point operations of one forward pass, below which one t
 SMALL_TABLE = 1_000_000  # cells, below which one thread learns a table
 
 
-def suitable(model: nn.Module, x: Tensor) -> int:
-    """Threads for a model that forwards ``x``: one if the pass is small, else what torch has now.
+def for_model(model: nn.Module, x: Tensor) -> int:
+    """Threads for a model and inputs ``x``: one if the pass is small, else the current number of torch.
 
     The answer depends on the model and the shape alone, never on a clock: sums of another number of threads differ in
     their last bits, and equal requests shall give equal runs.
@@ -39,27 +39,27 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def asked() -> int:
-    """Threads for what takes as many as there are: the cores, or fewer where OMP_NUM_THREADS says so."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
+def requested() -> int:
+    """The maximal number of threads: the cores, or fewer by OMP_NUM_THREADS."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(setting)) if setting.isdecimal() and int(setting) else cores()
 
 
-def of_table(rows: int, columns: int) -> int:
-    """Threads for a learner on so many rows and columns: one if they are few, else as many as were asked for.
+def for_table(rows: int, columns: int) -> int:
+    """Threads for a learner on so many rows and columns: one if they are few, else `requested`.
 
-    >>> of_table(178, 13)
+    >>> for_table(178, 13)
     1
     """
-    return 1 if rows * columns < SMALL_TABLE else asked()
+    return 1 if rows * columns < SMALL_TABLE else requested()
 
 
 @contextmanager
-def using(threads: int) -> Iterator[None]:
+def limited_to(threads: int) -> Iterator[None]:
     """Run with this many threads, and put the number back."""
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

@@ -37,7 +37,7 @@ from ..io import checkpoint
 from ..io.tensors import digest
 from ..teachers.cached import live
 from . import checkpointing
-from .callbacks import BestWeights, Rollback, Vitals
+from .callbacks import BestWeights, Rollback, VitalsCallback
 from .settings import Settings
 from .state import (
     BestEpoch,
@@ -54,7 +54,7 @@ Progress = Callable[[Clock, dict[str, float]], None]
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; everything up to the last step is saved."""
+    """The run was interrupted; everything up to the last step is saved."""
 
 
 class Trainer:
@@ -86,7 +86,7 @@ class Trainer:
         audit = settings.make_audit(method.generations, task.problem)
         self.task = task
         self.state = RunState(method, settings, audit, torch.device(device), folder, warn, tell)
-        self.callbacks = [BestWeights(), Rollback(task), Vitals(), *task.callbacks(), *callbacks]
+        self.callbacks = [BestWeights(), Rollback(task), VitalsCallback(), *task.callbacks(), *callbacks]
         self._after_step = [c for c in self.callbacks if type(c).on_step_end is not Callback.on_step_end]
 
     # one generation -------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Trainer:
     # one step -------------------------------------------------------------------------------------------------------
 
     def _seed(self, micro: int) -> None:
-        """What the step draws (dropout) depends on where it is, not on what was drawn before."""
+        """Seed the draws of a step (dropout) by its position, not by earlier draws."""
         state, clock = self.state, self.state.objective.clock
         rng.reseed(state.device, state.settings.seed, "step", clock.generation, clock.step, distributed.rank(), micro)
 
@@ -174,12 +174,12 @@ class Trainer:
 
     def _add_up(self, measured: dict[str, TermResult], loss: Tensor) -> None:
         """Add a micro-batch to the figures of the step."""
-        last = self.state.last
+        sums = self.state.last
         for name, m in measured.items():
             row = torch.stack([m.tally.total.detach(), m.tally.count, m.kept, m.valid])
-            last[name] = last[name] + row if name in last else row
+            sums[name] = sums[name] + row if name in sums else row
         row = loss.detach().reshape(1)
-        last[""] = last[""] + row if "" in last else row
+        sums[""] = sums[""] + row if "" in sums else row
 
     def _update(self, world: int) -> None:
         """Move the weights by the gradients, and add the step to the figures of the epoch."""
@@ -196,18 +196,18 @@ class Trainer:
             state.sums[name] = state.sums[name] + row if name in state.sums else row
 
     def _refuse_unless_finite(self, measured: dict[str, TermResult], loss: float) -> None:
-        """All processes stop together; the one that has seen the trouble says which samples."""
+        """Stop all processes together on a loss that is not finite; the process that has it names the samples."""
         state, finite = self.state, math.isfinite(loss)
         if not bool(distributed.add(torch.tensor(float(not finite), device=state.device))):
             return
-        kept = checkpoint.newest(state.folder / "checkpoints", warn=state.warn) if state.folder else None
-        where = "on another process"
+        path = checkpoint.newest(state.folder / "checkpoints", warn=state.warn) if state.folder else None
+        location = "on another process"
         if not finite:
             name, ids = state.objective.blame(measured)
-            where = f"term {name!r}, samples {ids}"
+            location = f"term {name!r}, samples {ids}"
         raise NotFiniteError(
-            f"the loss is {loss} at generation {state.clock.generation}, step {state.clock.step}, {where}; "
-            f"the last checkpoint is kept ({kept or 'none was due yet'}); "
+            f"the loss is {loss} at generation {state.clock.generation}, step {state.clock.step}, {location}; "
+            f"the last checkpoint is kept ({path or 'none was due yet'}); "
             "lower --lr or set --clip 1.0, and look at those samples"
         )
 
@@ -255,7 +255,7 @@ class Trainer:
         weights = copied(state.model.state_dict())
         evaluation = Evaluation() if state.audit.policy == "off" else self.task.evaluate(state)
         state.passes += evaluation.passes
-        done = GenerationResult(
+        result = GenerationResult(
             state.start,
             weights,
             state.best.weights or weights,
@@ -265,35 +265,39 @@ class Trainer:
             evaluation.guard,
             pseudo_labels=collect_pseudo_labels(state.objective),
         )
-        done.decision = asdict(self.decide(done))
-        state.generations.append(done)
+        result.decision = asdict(self.decide(result))
+        state.generations.append(result)
         checkpointing.save_generation(state)
         if state.clock.generation:
-            state.report(done.decision["why"])
+            state.report(result.decision["why"])
         for callback in self.callbacks:
             callback.on_generation_end(state)
 
-    def decide(self, done: GenerationResult) -> Decision:
+    def decide(self, result: GenerationResult) -> Decision:
         """Whether a generation may teach and be the product: it must not be worse than the best one so far, nor, on
         prior tasks, than the model before training.
         """
         state, generation = self.state, len(self.state.generations)
-        baseline, first = state.baseline, 0 if state.baseline is None else -1
+        baseline, offset = state.baseline, 0 if state.baseline is None else -1
         decision = Decision(generation, True, f"generation {generation} accepted: nothing audits it")
-        if done.losses and generation == 0 and baseline is None:
-            why = "generation 0 accepted: there is none before it"
-            decision = Decision(0, True, why, rows=len(done.losses))
-        elif done.losses:
-            against = state.product
-            losses = baseline.losses if baseline and against < 0 else state.generations[against].losses
-            decision = state.audit.decide(generation, done.losses, losses, against=against, audit=generation - first)
-        if decision.accepted and done.guard and baseline:
+        if result.losses and generation == 0 and baseline is None:
+            reason = "generation 0 accepted: there is none before it"
+            decision = Decision(0, True, reason, rows=len(result.losses))
+        elif result.losses:
+            reference = state.product
+            losses = baseline.losses if baseline and reference < 0 else state.generations[reference].losses
+            decision = state.audit.decide(
+                generation, result.losses, losses, against=reference, audit=generation - offset
+            )
+        if decision.accepted and result.guard and baseline:
             guard = replace(state.audit, measure="accuracy", policy="safe")
             forgets = "rolled back, it forgets what it knew"
-            kept = guard.decide(
-                generation, done.guard, baseline.guard, against=-1, audit=generation - first, rejected=forgets
+            guard_decision = guard.decide(
+                generation, result.guard, baseline.guard, against=-1, audit=generation - offset, rejected=forgets
             )
-            decision = decision if kept.accepted else replace(decision, accepted=False, why=kept.why)
+            decision = (
+                decision if guard_decision.accepted else replace(decision, accepted=False, why=guard_decision.why)
+            )
         return decision
 
     def product_model(self) -> nn.Module:
@@ -327,14 +331,14 @@ class Trainer:
 
     def _train_generation(self, stop: threading.Event, progress: Progress | None) -> bool:
         """Train and audit the generation under way; whether another one follows."""
-        state, shown = self.state, 0.0
+        state, progress_at = self.state, 0.0
         while state.clock.step < state.clock.length:
             clock = state.clock
             loss = self.step()
             if state.epoch_ended:
                 self.end_epoch(clock)
-            if progress and (time.monotonic() - shown > 0.2 or state.epoch_ended):
-                shown = time.monotonic()
+            if progress and (time.monotonic() - progress_at > 0.2 or state.epoch_ended):
+                progress_at = time.monotonic()
                 progress(clock, {"loss": loss, **state.figures()})
             stopping, due = _agree(stop.is_set(), state.checkpoint_due, state.device)
             if stopping or due:
@@ -351,7 +355,7 @@ class Trainer:
 
 
 def _agree(stop: bool, due: bool, device: torch.device) -> tuple[bool, bool]:
-    """What any process wants, all do: saving and stopping take every one of them."""
+    """The decision of all processes to stop or save, if any of them is due: both are collective."""
     if distributed.size() == 1:
         return stop, due
     wishes: Tensor = distributed.add(torch.tensor([float(stop), float(due)], device=device))

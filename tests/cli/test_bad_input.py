@@ -106,7 +106,7 @@ def test_a_refused_run_says_why_in_one_line_and_leaves_no_folder(case: str, here
 
 def test_an_unknown_command_is_refused_in_one_line() -> None:
     assert "'rum'" in refused("rum")
-    assert "see `selfdistill bench --help`" in refused("bench", "nothing")
+    assert "see `selfdistill benchmark --help`" in refused("benchmark", "nothing")
     assert "EXPR" in refused("explain")
 
 

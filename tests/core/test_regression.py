@@ -14,10 +14,10 @@ from selfdistill.core.parts import BindArgs
 from selfdistill.core.regression import of_values
 from selfdistill.data.dataset import Data, from_tensors
 from selfdistill.errors import DataError, SpaceError
-from selfdistill.evaluation.predict import answers, final_score, halfwidth, score
+from selfdistill.evaluation.predict import final_score, halfwidth, score, task_outputs
 from selfdistill.methods import born_again, byot, distil, mean_teacher, mutual, plain, ps_kd, recipes
 from selfdistill.models.networks import Scaled
-from selfdistill.models.peers import Peers
+from selfdistill.models.peers import PeerModels
 from selfdistill.models.registry import parse
 from selfdistill.models.store import load, save
 from selfdistill.teachers import External
@@ -90,7 +90,7 @@ def test_other_recipes_learn_values(name: str) -> None:
     teacher = Scaled(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), 1000.0, 50.0)
     result = fit(build, data, method, external=teacher, audit="off", **{**SETTINGS, "epochs": 60, "lr": 0.02})
     assert result.history[-1]["audit"].keys() == {"rmse", "mae", "r2"}
-    model = result.model.members[0] if isinstance(result.model, Peers) else result.model
+    model = result.model.members[0] if isinstance(result.model, PeerModels) else result.model
     assert score(model, data, data.labelled)["rmse"] < 0.6 * float(data.y[data.labelled].std())
 
 
@@ -134,11 +134,11 @@ def test_a_saved_model_answers_in_units(tmp_path: Path) -> None:
 def test_scores_are_in_units_and_intervals_cover() -> None:
     data = some_data()
     model = nn.Linear(4, 1)
-    said = answers(model, data, data.test)
+    said = task_outputs(model, data, data.test)
     assert torch.allclose(said, data.scale * model(data.x[data.test]).squeeze(1) + data.center)
     found = final_score(model, data)
     assert found["rmse"] == pytest.approx(float((said - data.y[data.test]).square().mean().sqrt()), rel=1e-5)
-    assert found["width"] == pytest.approx(2 * halfwidth(answers(model, data, data.audit) - data.y[data.audit]))
+    assert found["width"] == pytest.approx(2 * halfwidth(task_outputs(model, data, data.audit) - data.y[data.audit]))
 
 
 def test_conformal_intervals_hold_what_they_promise() -> None:

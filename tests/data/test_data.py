@@ -51,7 +51,7 @@ def test_allocation_is_the_closest_to_proportional(sizes, count):
     st.integers(0, 2),
 )
 def test_allocation_keeps_its_bounds(sizes, count, least, keep):
-    shares = splits.allocate(sizes, count, least=least, keep=keep)
+    shares = splits.allocate(sizes, count, least=least, reserve=keep)
     most = [max(size - keep, 0) for size in sizes]
     low = [min(least, top) for top in most]
     assert all(a <= share <= b for a, share, b in zip(low, shares, most, strict=True))

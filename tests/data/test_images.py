@@ -86,7 +86,7 @@ def test_every_named_format_is_read(tmp_path):
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
-    x = images.read([tmp_path / "deep.png"], (1, 8, 8))
+    x = images.read_images([tmp_path / "deep.png"], (1, 8, 8))
     assert (x[0, 0].int() - torch.from_numpy(ramp.astype(np.int64) // 256)).abs().max() == 0
 
 
@@ -96,7 +96,7 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path):
     values = np.zeros((8, 8, 3), np.uint8)
     values[:, :4] = 255  # stored: left half white; viewed: upper half white
     Image.fromarray(values).save(tmp_path / "phone.png", exif=exif)
-    x = images.read([tmp_path / "phone.png"], (1, 8, 8))[0, 0]
+    x = images.read_images([tmp_path / "phone.png"], (1, 8, 8))[0, 0]
     assert x[:4].min() == 255
     assert x[4:].max() == 0
 

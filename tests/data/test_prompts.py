@@ -10,16 +10,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selfdistill.data import jsonl
+from selfdistill.data import examples as examples_module
+from selfdistill.data import prompts
 from selfdistill.data.dataset import from_tensors
-from selfdistill.data.examples import FIELDS, Example
+from selfdistill.data.examples import FIELDS, Example, write_rows
 from selfdistill.data.prompts import load_prompts, load_seeds, of_examples
 from selfdistill.errors import DataError
 from tests.data.asking import ask, many
 
 
 def asked(loaded, split):
-    return {loaded.rows[i].asked for i in getattr(loaded, split).tolist()}
+    return {loaded.rows[i].user_text for i in getattr(loaded, split).tolist()}
 
 
 SPLITS = ("labelled", "audit", "test")
@@ -64,15 +65,15 @@ examples = st.builds(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read_back(rows, tmp_path):
     path = tmp_path / "x.jsonl"
-    jsonl.write(rows, path, ["train"] * len(rows))
-    found = jsonl.read(path)
+    write_rows(rows, path, ["train"] * len(rows))
+    found = examples_module.read_rows(path)
     assert [row.example.__dict__ | {"line": 0} for row in found] == [row.__dict__ for row in rows]
     assert [(row.split, row.extra) for row in found] == [("train", ())] * len(rows)
 
 
 def test_a_record_of_reasoning_gym_travels_with_its_row(file, tmp_path):
     made = load_prompts("reasoning-gym:graph_color(size=3)")
-    jsonl.write(made.rows, tmp_path / "x.jsonl")
+    write_rows(made.rows, tmp_path / "x.jsonl")
     read = load_prompts(str(tmp_path / "x.jsonl"))
     assert [row.entry for row in read.rows] == [json.loads(json.dumps(row.entry)) for row in made.rows]
     assert len(read.has("checker")) == 3
@@ -122,14 +123,14 @@ def test_seeds_change_the_audit():
 
 
 def test_seeds_that_are_loaded_together_are_read_once_and_are_those_loaded_alone(file, monkeypatch):
-    path, read, reads = file(*many(40, answer="1")), jsonl.read, list[Any]()
+    path, read, reads = file(*many(40, answer="1")), examples_module.read_rows, list[Any]()
     alone = [load_prompts(path, seed=seed, labels=9) for seed in (3, 0, 5)]
 
     def counting(place):
         reads.append(place)
         return read(place)
 
-    monkeypatch.setattr(jsonl, "read", counting)
+    monkeypatch.setattr(prompts, "read_rows", counting)
     together = load_seeds(path, (3, 0, 5), labels=9)
     assert [data.fingerprint for data in together] == [data.fingerprint for data in alone]
     assert len({data.fingerprint for data in alone}) == 3
@@ -139,7 +140,9 @@ def test_seeds_that_are_loaded_together_are_read_once_and_are_those_loaded_alone
 def test_the_same_question_under_another_system_prompt_stays_in_its_split():
     rows = [Example((("system", s), ("user", f"{i}"))) for i in range(20) for s in ("a", "b")]
     loaded = of_examples(rows)
-    assert all(set(Counter(loaded.rows[i].asked for i in getattr(loaded, s).tolist()).values()) == {2} for s in SPLITS)
+    assert all(
+        set(Counter(loaded.rows[i].user_text for i in getattr(loaded, s).tolist()).values()) == {2} for s in SPLITS
+    )
 
 
 def test_a_prompt_that_is_most_of_the_file_teaches():

@@ -152,9 +152,9 @@ def test_a_function_of_the_current_folder_judges(module):
     [(True, 1), (0, 0), (0.5, 0.5), (np.float32(0.5), 0.5), (np.bool_(True), 1), (torch.tensor(0.25), 0.25)],
 )
 def test_whatever_is_a_number_in_the_unit_interval_is_a_reward(returned, said):
-    assert rewards._read(returned) == Checked(said)
-    assert rewards._read((returned, "why")) == Checked(said, "why")
-    assert rewards._read((returned, None)) == Checked(said)
+    assert rewards._as_checked(returned) == Checked(said)
+    assert rewards._as_checked((returned, "why")) == Checked(said, "why")
+    assert rewards._as_checked((returned, None)) == Checked(said)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_row_without_an_answer_is_a_failure_and_not_a_wrong_answer(spec):
 
 
 def test_a_task_scores_its_own_entries():
-    rows = reasoning.make("reasoning-gym:chain_sum(size=5)")
+    rows = reasoning.make_examples("reasoning-gym:chain_sum(size=5)")
     for row in rows:
         assert row.answer is not None
         assert check("reasoning-gym:chain_sum", row.answer, row).reward == 1
@@ -206,11 +206,11 @@ def test_a_task_scores_its_own_entries():
 
 def test_rows_are_the_same_at_every_call_and_settings_reach_the_task():
     spec = "reasoning-gym:chain_sum(size=4, min_terms=2, max_terms=2)"
-    assert reasoning.make(spec) == reasoning.make(spec)
-    assert all(len(re.findall(r"[-+] \d", row.prompt)) == 1 for row in reasoning.make(spec))
-    assert {row.checker for row in reasoning.make(spec)} == {spec}
-    assert reasoning.make(spec) != reasoning.make(spec.replace("size=4", "size=4, seed=1"))
-    assert len(reasoning.make("reasoning-gym:chain_sum")) == reasoning.ROWS
+    assert reasoning.make_examples(spec) == reasoning.make_examples(spec)
+    assert all(len(re.findall(r"[-+] \d", row.prompt)) == 1 for row in reasoning.make_examples(spec))
+    assert {row.checker for row in reasoning.make_examples(spec)} == {spec}
+    assert reasoning.make_examples(spec) != reasoning.make_examples(spec.replace("size=4", "size=4, seed=1"))
+    assert len(reasoning.make_examples("reasoning-gym:chain_sum")) == reasoning.ROWS
 
 
 def test_a_row_of_a_file_is_scored_by_its_answer():
@@ -219,7 +219,7 @@ def test_a_row_of_a_file_is_scored_by_its_answer():
 
 def test_a_task_that_only_its_record_can_score():
     """Graph colouring has no answer of its own: any right colouring is one."""
-    row = reasoning.make("reasoning-gym:graph_color(size=1)")[0]
+    row = reasoning.make_examples("reasoning-gym:graph_color(size=1)")[0]
     assert row.answer is None
     assert row.entry is not None
     puzzle = row.entry["metadata"]["puzzle"]
@@ -314,9 +314,9 @@ def test_without_reasoning_gym_the_remedy_is_told(monkeypatch):
     ],
 )
 def test_what_a_checker_needs_of_an_answer(spec, answer, why):
-    said = rewards.refused(spec, answer)
+    said = rewards.unusable_reason(spec, answer)
     assert said is None if why is None else why in str(said)
-    assert why is None or answer is not None or rewards.refused(spec, None, entry=True) is None
+    assert why is None or answer is not None or rewards.unusable_reason(spec, None, entry=True) is None
 
 
 def test_a_spec_is_looked_up_once(module, monkeypatch):

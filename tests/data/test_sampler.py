@@ -55,7 +55,7 @@ class Few:
 
 
 def epoch_of(sampler: Sampler, epoch: int, kind: str = "labelled") -> list[Tensor]:
-    return [sampler.drawn(epoch, step)[kind].ids for step in range(sampler.steps_per_epoch)]
+    return [sampler.sample(epoch, step)[kind].ids for step in range(sampler.steps_per_epoch)]
 
 
 @settings(deadline=None)
@@ -74,8 +74,8 @@ def test_an_epoch_is_one_pass_in_even_batches(labels, data, seed, epoch):
 def test_the_order_is_a_pure_function_of_its_address():
     """Asked in any order, by any sampler; another seed, generation or epoch is another order."""
     one, other = (Sampler(Few(), Views(), 7, seed=1) for _ in range(2))
-    forward = [one.drawn(e, s)["labelled"].ids for e in range(3) for s in range(5)]
-    backward = [other.drawn(e, s)["labelled"].ids for e in (2, 1, 0) for s in (4, 3, 2, 1, 0)][::-1]
+    forward = [one.sample(e, s)["labelled"].ids for e in range(3) for s in range(5)]
+    backward = [other.sample(e, s)["labelled"].ids for e in (2, 1, 0) for s in (4, 3, 2, 1, 0)][::-1]
     assert all(a.equal(b) for a, b in zip(forward, backward, strict=True))
     orders = {
         tuple(torch.cat(epoch_of(Sampler(Few(), Views(), 7, seed=s, generation=g), e)).tolist())
@@ -103,7 +103,7 @@ def test_the_longer_set_is_passed_once_and_the_other_cycles(labels, others, rati
 def test_a_repeated_row_is_another_visit():
     """Within an epoch the same sample comes with another visit number, so it is augmented afresh."""
     sampler = Sampler(Few(6, 40), weak_strong(2.0), 4, seed=0)
-    drawn = [sampler.drawn(0, s)["labelled"] for s in range(sampler.steps_per_epoch)]
+    drawn = [sampler.sample(0, s)["labelled"] for s in range(sampler.steps_per_epoch)]
     seen = Counter((i, v) for d in drawn for i, v in zip(d.ids.tolist(), d.visits.tolist(), strict=True))
     assert max(seen.values()) == 1
     assert max(v for _, v in seen) >= 1
@@ -117,7 +117,7 @@ def test_overlapping_batches_are_half_old_half_new(size):
     before = torch.zeros(0, dtype=torch.int64)
     for epoch in range(2):
         for step in range(sampler.steps_per_epoch):
-            drawn = sampler.drawn(epoch, step)["labelled"]
+            drawn = sampler.sample(epoch, step)["labelled"]
             old, new = drawn.ids[: len(before)], drawn.ids[len(before) :]
             assert old.equal(before)
             assert len(drawn.ids) <= size
@@ -138,7 +138,7 @@ def test_partners_are_others_of_the_same_class(labels, classes, epoch):
     sampler = Sampler(data, pairs(), min(8, labels), seed=0)
     alone = {c for c in range(classes) if (data.y == c).sum() == 1}
     for step in range(sampler.steps_per_epoch):
-        drawn = sampler.drawn(epoch, step)
+        drawn = sampler.sample(epoch, step)
         mine, partner = drawn["labelled"].ids, drawn["pair"].ids
         assert data.y[mine].equal(data.y[partner])
         for i, j in zip(mine.tolist(), partner.tolist(), strict=True):
@@ -150,7 +150,7 @@ def test_partners_change_and_cover_their_class():
     sampler = Sampler(Few(12), pairs(), 12, seed=0)
     partners: Counter[int] = Counter()
     for epoch in range(600):
-        drawn = sampler.drawn(epoch, 0)
+        drawn = sampler.sample(epoch, 0)
         partners.update(
             j for i, j in zip(drawn["labelled"].ids.tolist(), drawn["pair"].ids.tolist(), strict=True) if i == 0
         )
@@ -162,7 +162,7 @@ def test_a_row_without_label_is_its_own_partner():
     """Pairs of all rows: what has no class has no partner."""
     views = Views((View("x", "all"), View("pair", "pair")))
     sampler = Sampler(Few(6, 6), views, 12, seed=0)
-    drawn = sampler.drawn(0, 0)
+    drawn = sampler.sample(0, 0)
     main = drawn["all"].ids
     assert drawn["pair"].ids[main >= 6].equal(main[main >= 6])
 
@@ -176,7 +176,7 @@ def test_all_rows_are_labelled_and_unlabelled_ones():
 @pytest.mark.parametrize("admitted", [[], [12], [11, 12, 13], [11, 11, 11, 14]])
 def test_union_draws_labelled_and_admitted_rows(admitted):
     """As many steps in every generation; admitted rows as often as they are named, no others."""
-    sampler = Sampler(Few(10, 15), UNION, 5, seed=0, admitted=torch.tensor(admitted, dtype=torch.int64))
+    sampler = Sampler(Few(10, 15), UNION, 5, seed=0, eligible=torch.tensor(admitted, dtype=torch.int64))
     assert sampler.steps_per_epoch == 5
     counts = Counter(torch.cat(epoch_of(sampler, 0, "union")).tolist())
     assert counts.total() == 25
@@ -190,7 +190,7 @@ def test_union_draws_labelled_and_admitted_rows(admitted):
 def test_chosen_rows_are_what_a_teacher_names_and_no_others(admitted):
     """Labelled or not, with multiplicity, in as many steps as all rows take; without a teacher the labelled rows."""
     views = Views((View("x", "chosen"),))
-    sampler = Sampler(Few(10, 15), views, 5, seed=0, admitted=torch.tensor(admitted))
+    sampler = Sampler(Few(10, 15), views, 5, seed=0, eligible=torch.tensor(admitted))
     assert sampler.steps_per_epoch == 5
     counts, members = Counter(torch.cat(epoch_of(sampler, 0, "chosen")).tolist()), Counter(admitted)
     assert counts.total() == 25
@@ -204,10 +204,10 @@ def test_chosen_rows_are_what_a_teacher_names_and_no_others(admitted):
 def test_unlabelled_rows_are_the_admitted_ones():
     """With nothing admitted yet the unlabelled views are there and empty."""
     chosen = torch.tensor([12, 17, 17])
-    sampler = Sampler(Few(10, 15), weak_strong(1.0), 5, seed=0, admitted=chosen)
+    sampler = Sampler(Few(10, 15), weak_strong(1.0), 5, seed=0, eligible=chosen)
     assert set(torch.cat(epoch_of(sampler, 0, "unlabelled")).tolist()) == {12, 17}
-    nobody = Sampler(Few(10, 15), weak_strong(1.0), 5, seed=0, admitted=chosen[:0])
-    batch = nobody.batch(nobody.drawn(0, 0), 0)
+    nobody = Sampler(Few(10, 15), weak_strong(1.0), 5, seed=0, eligible=chosen[:0])
+    batch = nobody.batch(nobody.sample(0, 0), 0)
     assert {name: len(rows.x) for name, rows in batch.items()} == {"labelled": 5, "weak": 0, "strong": 0}
     assert nobody.steps_per_epoch == sampler.steps_per_epoch
 
@@ -239,7 +239,7 @@ def test_pixels_do_not_depend_on_batch_or_rank(kind, view):
     if kind == "table":
         data = Table(8, 24, kind="table")
     sampler = Sampler(data, weak_strong(3.0), 8, seed=5)
-    drawn = sampler.drawn(2, 0)
+    drawn = sampler.sample(2, 0)
     whole: Any = sampler.batch(drawn, 2)[view]
     for rows in (slice(0, 1), slice(1, 24, 2), slice(7, 20)):
         part: Any = sampler.batch({kind: d.part(rows) for kind, d in drawn.items()}, 2)[view]
@@ -275,7 +275,7 @@ def test_labels_and_ids_travel_with_their_rows():
     """Every view of a batch carries the id and the label of what it shows."""
     data = Few(20, 30)
     sampler = Sampler(data, weak_strong(2.0, "none"), 6, seed=0)
-    drawn = sampler.drawn(0, 1)
+    drawn = sampler.sample(0, 1)
     batch: Any = sampler.batch(drawn, 0)
     for name, kind in (("labelled", "labelled"), ("weak", "unlabelled"), ("strong", "unlabelled")):
         assert batch[name].id.equal(drawn[kind].ids)
@@ -287,7 +287,7 @@ def test_labels_and_ids_travel_with_their_rows():
 def test_only_views_without_randomness_are_fixed(augment, fixed):
     """The default augmentation is the data's; a fixed view lets a frozen teacher answer once."""
     sampler = Sampler(replace(Few(), augment=augment), Views(), 5, seed=0)
-    assert sampler.batch(sampler.drawn(0, 0), 0).fixed == fixed
+    assert sampler.batch(sampler.sample(0, 0), 0).fixed == fixed
 
 
 @pytest.mark.parametrize("shown", [View("x", "all", "none"), View("x", "all", "weak"), View("x", "all", "weak", 2)])
@@ -295,7 +295,7 @@ def test_a_view_that_hides_patches_is_the_other_one_less_them(shown: View) -> No
     """Whatever the other shows; what it hides is drawn for each visit, and it is never fixed."""
     views = Views((shown, View("y", "all", shown.augment, hidden=0.3, of="x")))
     sampler = Sampler(Few(10, 8), views, 6, seed=0)
-    epochs = [sampler.batch(sampler.drawn(epoch, 0), epoch) for epoch in range(2)]
+    epochs = [sampler.batch(sampler.sample(epoch, 0), epoch) for epoch in range(2)]
     for batch in epochs:
         gone = batch["y"].x == HIDDEN
         assert batch["y"].x[~gone].equal(batch["x"].x[~gone])

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from selfdistill import fit
-from selfdistill.data.dataset import Data, load
-from selfdistill.data.sealed import sealed
+from selfdistill.data.dataset import Data, load, sealed
 from selfdistill.errors import DataError
 from selfdistill.methods import born_again
 from selfdistill.models.registry import parse

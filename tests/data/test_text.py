@@ -14,8 +14,7 @@ import torch
 
 from selfdistill.core.step import Batch, Clock
 from selfdistill.data import augment, text
-from selfdistill.data.dataset import Data, load
-from selfdistill.data.sealed import sealed
+from selfdistill.data.dataset import Data, load, sealed
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run

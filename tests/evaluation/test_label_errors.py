@@ -13,7 +13,7 @@ import torch
 from selfdistill import fit
 from selfdistill.data.dataset import Data, load
 from selfdistill.errors import CheckpointError, DataError
-from selfdistill.evaluation.label_errors import Doubt, auroc, judge, of_classes, of_values, read
+from selfdistill.evaluation.label_errors import Doubt, auroc, judge, of_classes, of_values, read_label_errors
 from selfdistill.methods import recipes
 from selfdistill.models.registry import parse
 from selfdistill.report import run_page
@@ -96,7 +96,7 @@ def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
     found = json.loads(passed("doubts", run, "--top", 3, "--json").stdout)
     assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
     assert found["doubted"] == sum(line["label"] != line["believed"] for line in lines)
-    assert read(run)["labels"][:3] == found["labels"]
+    assert read_label_errors(run)["labels"][:3] == found["labels"]
     few = run.parent / "few"
     few.mkdir()
     (few / "run.json").write_text((run / "run.json").read_text())
@@ -114,21 +114,21 @@ def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
 def test_what_has_no_doubts_is_said_in_one_line(run: Path, tmp_path: Path) -> None:
     assert "has no run.json" in refused("doubts", tmp_path)
     with pytest.raises(DataError, match="from 1 on"):
-        read(run, 0)
+        read_label_errors(run, 0)
     saved = (run / "doubts.csv").read_text()
     try:
         (run / "doubts.csv").write_text(saved.replace("row_from_1,name", "row;name"))
         assert "is damaged" in refused("doubts", run)
         (run / "doubts.csv").unlink()
         with pytest.raises(CheckpointError, match="made by an older version"):
-            read(run)
+            read_label_errors(run)
     finally:
         (run / "doubts.csv").write_text(saved)
 
 
 def test_rows_are_counted_as_by_predict_and_in_files_of_older_versions(run: Path, tmp_path: Path) -> None:
     """Each label read back belongs to the row that has its number, the first being 1."""
-    data, new = load("digits", label_noise=NOISE), read(run)["labels"]
+    data, new = load("digits", label_noise=NOISE), read_label_errors(run)["labels"]
     assert all(data.classes[int(data.y[one["row"] - 1])] == one["label"] for one in new)
     assert all("first row of data is 1" in " ".join(passed(c, "--help").stdout.split()) for c in ("doubts", "predict"))
     (tmp_path / "run.json").write_text((run / "run.json").read_text())
@@ -137,7 +137,7 @@ def test_rows_are_counted_as_by_predict_and_in_files_of_older_versions(run: Path
         writer = csv.DictWriter(file, ["row", *list(lines[0])[1:]])
         writer.writeheader()
         writer.writerows({"row": int(line.pop("row_from_1")) - 1, **line} for line in lines)
-    assert read(tmp_path)["labels"] == new
+    assert read_label_errors(tmp_path)["labels"] == new
 
 
 def test_values_are_doubted_by_the_size_of_their_error(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_values_are_doubted_by_the_size_of_their_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ["--model", "mlp", "--method", "plain()", "--steps", 150, "--quiet", "--out", folder]
     passed("run", tmp_path / "t.csv", "--target", "target", *options)
-    found = read(folder)["labels"]
+    found = read_label_errors(folder)["labels"]
     taught = {one["row"] for one in found}
     assert {one["row"] for one in found[: len(taught & set(range(1, 6)))]} == taught & set(range(1, 6))
     assert len(taught & set(range(1, 6))) >= 2

@@ -123,7 +123,7 @@ def test_settled_classifier_minimises_the_penalised_loss_on_standardised_feature
         return loss
 
     steps.step(objective)
-    assert linear_probe.settle(net, data) == len(data.labelled)
+    assert linear_probe.fit_classifier(net, data) == len(data.labelled)
     said = net.eval()(data.rows(data.labelled)).log_softmax(1)
     wanted = (standard @ w.T + b).log_softmax(1).detach()
     torch.testing.assert_close(said.double(), wanted, atol=0.05, rtol=0)  # scikit-learn stops at a slope of 1e-4
@@ -137,7 +137,7 @@ def test_settled_classifier_says_no_class_without_a_label(classes: list[int], bi
     net.classifier = nn.Linear(12, CLASSES, bias)
     kept = data.labelled[torch.isin(data.y[data.labelled], torch.tensor(classes))]
     before = net.classifier.weight.clone()
-    linear_probe.settle(net, dataclasses.replace(data, labelled=kept))
+    linear_probe.fit_classifier(net, dataclasses.replace(data, labelled=kept))
     if len(classes) < 2:
         assert net.classifier.weight.equal(before)
         return
@@ -155,6 +155,6 @@ def test_settled_values_are_a_ridge_regression() -> None:
     spread = known.std(0, correction=0)
     standard = (known - known.mean(0)) / torch.where(spread > 0, spread, 1.0)
     w = torch.linalg.solve(standard.T @ standard + torch.eye(12).double(), standard.T @ (y - y.mean()))
-    linear_probe.settle(net, data)
+    linear_probe.fit_classifier(net, data)
     said = net.eval()(data.rows(data.labelled))[:, 0]
     torch.testing.assert_close(said.double(), standard @ w + y.mean(), atol=1e-4, rtol=0)

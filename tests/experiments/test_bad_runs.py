@@ -26,7 +26,7 @@ def test_a_loss_that_is_not_finite_names_step_term_and_samples_and_keeps_the_che
     assert "the loss is nan at generation 0, step 4, term 'label'" in line
     sampler = Sampler(load("digits"), Views(), 300, seed=0)
     assert sampler.steps_per_epoch == 4
-    assert f"samples [{sampler.drawn(1, 0)['labelled'].ids[3]}]" in line
+    assert f"samples [{sampler.sample(1, 0)['labelled'].ids[3]}]" in line
     assert "--lr" in line
     kept = checkpoint.newest(Path("again/checkpoints"), warn=pytest.fail)
     assert kept is not None

@@ -303,10 +303,10 @@ def test_a_folder_without_a_model_is_named(here: Path) -> None:
 
 
 def test_the_product_of_a_group_is_its_first_peer() -> None:
-    from selfdistill.models.peers import Peers
+    from selfdistill.models.peers import PeerModels
 
     members = [nn.Linear(2, 2) for _ in range(3)]
-    assert product(Peers(list(members))) is members[0]
+    assert product(PeerModels(list(members))) is members[0]
     assert product(members[1]) is members[1]
 
 

@@ -18,8 +18,7 @@ from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, BaseTerm, Gate, PerRow, PerTrust, Tally, Term, TermResult
 from selfdistill.core.step import Forward, Rows
 from selfdistill.core.targets import Target
-from selfdistill.data.dataset import from_tensors, load
-from selfdistill.data.sealed import sealed
+from selfdistill.data.dataset import from_tensors, load, sealed
 from selfdistill.errors import DataError, RecipeError, SpaceError, VitalsError
 from selfdistill.losses import KL, CrossEntropy, Squared
 from selfdistill.methods import born_again, mean_teacher, mutual, plain

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfdistill.errors import RecipeError, SpaceError
-from selfdistill.io.expressions import MAX_LENGTH, check_arguments, nearest, one_line, read
+from selfdistill.io.expressions import MAX_LENGTH, check_arguments, nearest, one_line, parse_expression
 
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -41,7 +41,7 @@ NAMES: dict[str, Callable[..., Any]] = {"ps_kd": ps_kd, "distil": distil, "recor
 def refusal(text: str, names: Any = NAMES, kind: str = "method") -> str:
     """The one line that this text is refused with."""
     with pytest.raises(RecipeError) as caught:
-        read(text, names, kind)
+        parse_expression(text, names, kind)
     message = str(caught.value)
     assert "\n" not in message
     assert message.isprintable()
@@ -50,12 +50,12 @@ def refusal(text: str, names: Any = NAMES, kind: str = "method") -> str:
 
 @pytest.mark.parametrize("text", ["ps_kd", "ps_kd()", " ps_kd ( ) \n", "(ps_kd)", "ps_kd(0.8)", "ps_kd(alpha=.8)"])
 def test_a_bare_name_is_a_call_without_arguments(text):
-    assert read(text, NAMES) == ("ps_kd", 0.8, 1.0)
+    assert parse_expression(text, NAMES) == ("ps_kd", 0.8, 1.0)
 
 
 def test_calls_nest_as_arguments():
-    assert read("distil(ps_kd(0.5), temperature=2)", NAMES) == ("distil", ("ps_kd", 0.5, 1.0), 2)
-    assert read("distil(teacher=[ps_kd(), (distil(1),)])", NAMES)[1] == [
+    assert parse_expression("distil(ps_kd(0.5), temperature=2)", NAMES) == ("distil", ("ps_kd", 0.5, 1.0), 2)
+    assert parse_expression("distil(teacher=[ps_kd(), (distil(1),)])", NAMES)[1] == [
         ("ps_kd", 0.8, 1.0),
         (("distil", 1, 4.0),),
     ]
@@ -78,7 +78,7 @@ LITERALS = st.recursive(
 
 @given(LITERALS)
 def test_every_literal_arrives_as_it_was_written(value):
-    (arrived,), options = read(f"record({value!r}, x=+1)", NAMES)
+    (arrived,), options = parse_expression(f"record({value!r}, x=+1)", NAMES)
     assert (arrived, options) == (value, {"x": 1})
     assert repr(arrived) == repr(value) == repr(ast.literal_eval(repr(value)))  # types and signs of zero too
 
@@ -116,7 +116,7 @@ def test_keyword_only_and_positional_only_arguments_are_checked():
     def strict(first: int, /, *, last: int) -> int:
         return first + last
 
-    assert read("strict(1, last=2)", {"strict": strict}) == 3
+    assert parse_expression("strict(1, last=2)", {"strict": strict}) == 3
     assert "needs first" in refusal("strict(last=2)", {"strict": strict})
     assert "needs last" in refusal("strict(1)", {"strict": strict})
     assert "has no argument 'first'" in refusal("strict(first=1, last=2)", {"strict": strict})
@@ -134,7 +134,7 @@ def test_a_fault_of_the_callee_itself_is_not_hidden():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        read("broken", {"broken": broken})
+        parse_expression("broken", {"broken": broken})
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_deep_and_huge_input_is_refused(text):
 
 
 def test_depth_up_to_the_limit_is_read_and_length_is_bounded():
-    assert read("record(" * 50 + ")" * 50, NAMES) is not None
+    assert parse_expression("record(" * 50 + ")" * 50, NAMES) is not None
     assert "deeper than 50" in refusal("record(" * 51 + ")" * 51)
-    assert read("ps_kd" + " " * (MAX_LENGTH - 5), NAMES)[0] == "ps_kd"
+    assert parse_expression("ps_kd" + " " * (MAX_LENGTH - 5), NAMES)[0] == "ps_kd"
     assert f"at most {MAX_LENGTH}" in refusal("ps_kd" + " " * (MAX_LENGTH - 4))
 
 
@@ -227,7 +227,7 @@ PIECES = st.sampled_from([*WORDS.split(), "__import__('os').system('x')", " ", "
 def test_random_text_raises_nothing_else_and_calls_only_what_was_handed_in(text):
     refused = ""
     try:
-        result = read(text, {"record": lambda *args, **options: "called", "ps_kd": lambda: "called"})
+        result = parse_expression(text, {"record": lambda *args, **options: "called", "ps_kd": lambda: "called"})
     except RecipeError as error:
         refused = str(error)
     assert refused or result == "called"
@@ -236,7 +236,7 @@ def test_random_text_raises_nothing_else_and_calls_only_what_was_handed_in(text)
 
 
 def test_a_callable_without_a_signature_is_still_called():
-    assert read("dict(a=1)", {"dict": dict}) == {"a": 1}
+    assert parse_expression("dict(a=1)", {"dict": dict}) == {"a": 1}
     assert "method expression" in refusal("dict(1)", {"dict": dict})
     check_arguments("dict", dict, [1, 2, 3], {})  # says nothing: the call itself will
 

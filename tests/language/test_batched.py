@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.logits import Head
+from selfdistill.core.logits import dense
 from selfdistill.core.parts import BindArgs
 from selfdistill.core.step import Clock, Forward, ForwardPlan
-from selfdistill.language import batched
-from selfdistill.language.teachers import Ema
+from selfdistill.models import causal_lm
 from selfdistill.models.causal_lm import Causal
-from tests.language.tiny import Pair, batch_of, shaken, spoken, student
+from selfdistill.teachers import Ema
+from tests.language.tiny import Pair, batch_of, distil, shaken, spoken, student
 
 PAIRS: list[list[Pair]] = [[([5, 6, 7], [8, 9])], [([5], [6, 7, 8]), ([9] * 7, [5])], [([7] * 4, [6, 6])]]
 
 
 @pytest.mark.parametrize(("room", "looks"), [(1, 3), (24, 2), (10**6, 1)])
 def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched, "LOOK", room)
+    monkeypatch.setattr(causal_lm, "TOGETHER", room)
     model, asked = shaken(student(lora=4)), list[Tensor]()
-    judge = Ema(0.5)
+    judge = Ema(0.5, "context", warm_up=False)
     state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
@@ -35,20 +35,13 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
 
     monkeypatch.setattr(Causal, "look", counted)
     batches = [batch_of(some, context=(some, range(len(some)))) for some in PAIRS]
+    model.micro_batches = [[b["context"].x for b in batches]]
     found = []
-    for piece in batched.pieces(batches):
+    for piece in batches:
         step = Forward(model, piece, Clock(), ForwardPlan(fused=False)).run()
         before = step.passes.teacher
-        head = cast(Head, judge.source(state, step, "context"))
+        target = judge.target(state, step, distil(judge))
         assert step.passes.teacher - before == step.rows("context")
-        found.append(torch.log_softmax((head.hidden @ head.weight.T)[:, : model.vocabulary], -1))
+        found.append(torch.log_softmax(dense(target.value)[target.valid], -1))
     assert len(asked) == looks
     torch.testing.assert_close(torch.cat(found), torch.cat(teacher), atol=1e-4, rtol=1e-4)
-
-
-def test_a_piece_without_the_view_is_left_out() -> None:
-    batches = [batch_of(PAIRS[0]), batch_of(PAIRS[1], context=(PAIRS[1], range(2)))]
-    _, there = batched.pieces(batches)
-    assert isinstance(there, batched.Piece)
-    head = there.head("context", "anyone", lambda x: Head(torch.ones(4, 1) * len(x), torch.ones(1, 1)))
-    assert head.hidden.tolist() == [[2.0]] * 4

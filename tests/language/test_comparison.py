@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from selfdistill.data import jsonl
+from selfdistill.data import examples as examples_module
+from selfdistill.data import prompts
 from selfdistill.data.prompts import load_prompts
 from selfdistill.errors import RecipeError
 from selfdistill.experiments.compare import judge, runner
@@ -253,7 +254,7 @@ def test_before_a_training_the_file_is_read_twice_whatever_the_seeds(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the door, for the first seed, and for what every seed must have."""
-    read, reads = jsonl.read, list[Path]()
+    read, reads = examples_module.read_rows, list[Path]()
 
     def counting(path: Path) -> Any:
         reads.append(path)
@@ -262,7 +263,7 @@ def test_before_a_training_the_file_is_read_twice_whatever_the_seeds(
     def first(*given: Any) -> None:
         raise RecipeError("the first training")
 
-    monkeypatch.setattr(jsonl, "read", counting)
+    monkeypatch.setattr(prompts, "read_rows", counting)
     monkeypatch.setattr(runner, "_work", first)
     more = ["--steps", 1, "--quiet", "--out", tmp_path / "x"]
     assert "the first training" in refused("compare", *flags(place, SDFT, seeds=9), *more)

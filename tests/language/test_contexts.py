@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from selfdistill.core.parts import Teacher
 from selfdistill.data.examples import Example
 from selfdistill.errors import DataError, SelfdistillError, VitalsError
-from selfdistill.language.completions import Language, Once, OnPolicy
+from selfdistill.language.completions import CONTEXT, Language, Once, OnPolicy
 from selfdistill.language.contexts import (
     Attempts,
     Demonstration,
@@ -28,13 +29,14 @@ from selfdistill.language.contexts import (
 )
 from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, ssd
 from selfdistill.language.sampling import Sampling
-from selfdistill.language.teachers import Base, Ema, Judge, Live, TrustRegion
-from selfdistill.language.terms import Distil, NextToken
 from selfdistill.language.trainer import LanguageTask, fit
+from selfdistill.teachers import Ema, Frozen, Itself
+from selfdistill.teachers.weights import GeometricMixture
 from selfdistill.training.settings import Settings
 from selfdistill.training.trainer import Trainer
-from tests.language.tiny import TEMPLATE, prompts, student, tokenizer
+from tests.language.tiny import TEMPLATE, distil, label, prompts, student, tokenizer
 
+LIVE = Itself(CONTEXT)
 EXAMPLE = Example((("system", "S"), ("user", "Why?")), demonstration="So.", answer="42", wrong="No.", line=7)
 OTHER = TEMPLATE.replace("<a>{% endif %}", "<a>{% if 'think' in messages[-1]['content'] %}##{% endif %}{% endif %}")
 Build = Callable[..., Any]
@@ -96,7 +98,7 @@ def test_a_broken_context_stops_before_step_0(kind: str, once: bool) -> None:
         raise AssertionError("a completion was written first")
 
     source = Once(1, sampling, context) if once else OnPolicy(1, sampling)
-    terms: dict[str, Any] = {"label": NextToken()} if once else {"distil": Distil(Base())}
+    terms: dict[str, Any] = {"label": label()} if once else {"distil": distil()}
     with pytest.raises(DataError, match="context context fails on line") as found:
         tried(Language(terms, source=source, context=Nothing() if once else context), engine=engine)
     one_line(found.value, line)
@@ -173,11 +175,13 @@ class Same:
 
 
 @pytest.mark.parametrize("context", [Nothing(), Same()])
-@pytest.mark.parametrize("teacher", [Live(), Base(), Ema(0.1), TrustRegion(0.5)])
-def test_a_teacher_that_is_the_student(context: Any, teacher: Judge) -> None:
+@pytest.mark.parametrize(
+    "teacher", [LIVE, Frozen(CONTEXT), Ema(0.9, CONTEXT, warm_up=False), GeometricMixture(Frozen(CONTEXT), LIVE, 0.5)]
+)
+def test_a_teacher_that_is_the_student(context: Any, teacher: Teacher) -> None:
     warned = list[str]()
-    method = Language({"distil": Distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
-    if teacher == Live():
+    method = Language({"distil": distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
+    if teacher == LIVE:
         with pytest.raises(VitalsError, match="teacher-is-student") as found:
             tried(method)
         one_line(found.value)
@@ -192,8 +196,8 @@ def test_a_context_that_helps_one_row_is_no_dead_signal() -> None:
     def context(example: Example, rollouts: Sequence[Rollout], own: int) -> Any:
         return [("user", "other")] if example.line == line else example.messages
 
-    for teacher in (Live(), Base()):
-        method = Language({"distil": Distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
+    for teacher in (LIVE, Frozen(CONTEXT)):
+        method = Language({"distil": distil(teacher)}, source=OnPolicy(1, Sampling(max_tokens=4)), context=context)
         tried(method, warn=warned.append)
     assert not warned
 
@@ -322,9 +326,9 @@ def test_a_context_that_was_written_after_is_not_corrected_for() -> None:
         return [([20, 21, 1], (-1.0, -1.0, -1.0)) for _ in asked]
 
     on_policy, task = begun(sdft(max_tokens=4), engine=engine)
-    assert "sampler" in task.batches(on_policy.state)[0]
+    assert "log_prob" in task.batches(on_policy.state)[0]["x"].extra
     once, task = begun(context_distillation(max_tokens=4), engine=engine)
-    assert "sampler" not in task.batches(once.state)[0]
+    assert "log_prob" not in task.batches(once.state)[0]["x"].extra
 
 
 def test_accumulation_has_the_loss_of_one_batch() -> None:

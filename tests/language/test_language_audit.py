@@ -10,15 +10,14 @@ import torch
 
 from selfdistill.data.examples import Example
 from selfdistill.data.prompts import Prompts, of_examples
-from selfdistill.language.completions import Given, Language
+from selfdistill.language.completions import Demonstrations, Language
 from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
 from selfdistill.language.sampling import Referee, Sampling
-from selfdistill.language.terms import NextToken
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.fit import Result
-from tests.language.tiny import student
+from tests.language.tiny import label, student
 
 WORDS = [a + b for a in "abcdefgh" for b in "abcdefgh"]
 
@@ -71,7 +70,7 @@ def build(weights: dict[str, Any], lora: int = 0) -> Causal:
 def spoil(
     able: dict[str, Any], lora: int = 0, generations: int = 1, data: Prompts | None = None, **more: Any
 ) -> Result:
-    method = Language({"label": NextToken()}, source=Given(), generations=generations)
+    method = Language({"label": label()}, source=Demonstrations(), generations=generations)
     options: dict[str, Any] = {"device": "cpu", "steps": 40, "batch_size": 16, "lr": 2e-2, "max_tokens": 4} | more
     return fit(lambda: build(able, lora), data or copying(wrong=True), method, **options)
 
@@ -183,8 +182,8 @@ def test_base_stays_the_pre_trained_model_in_later_generations(able: dict[str, A
     trainer.end_epoch(trainer.state.objective.clock.at(1))
     trainer.end_generation()
     trainer.begin(1)
-    (state,) = trainer.state.objective.states.values()
-    held = cast(Any, state).weights()
+    state = trainer.state.objective.states["distil_frozen"]
+    held = cast(Any, state).module.weights()
     start = build(able).learning()
     assert all(torch.equal(held[n], start[n]) for n in start)
     assert any(not torch.equal(task.writer.model.learning()[n], start[n]) for n in start)

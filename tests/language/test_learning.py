@@ -19,10 +19,9 @@ from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Attempts, Demonstration
 from selfdistill.language.recipes import opsd, sdft, sdpo, sft, ssd
 from selfdistill.language.sampling import Sampling, roll
-from selfdistill.language.terms import NextToken
 from selfdistill.language.trainer import fit
 from selfdistill.models.causal_lm import Causal, of_model
-from tests.language.tiny import batch_of, student
+from tests.language.tiny import batch_of, label, student
 
 toys = pytest.importorskip("selfdistill.testing.toys")
 
@@ -122,7 +121,7 @@ def test_opsd_raises_accuracy(able: Able) -> None:
 def drawn_gradients(model: Causal, sampling: Sampling, batches: int) -> Tensor:
     """(batches, weights): of the summed loss on fresh samples of the model itself, as `ssd` learns them."""
     prompts, found = [[10, 11], [12], [13, 14, 15]], []
-    objective = Language({"label": NextToken()}).bind(model, vitals=False)
+    objective = Language({"label": label()}).bind(model, vitals=False)
     for number in range(batches):
         asked = [(i, p) for i, p in enumerate(prompts) for _ in range(20)]
         rolls = roll(model, asked, sampling, (11, "ssd", number))

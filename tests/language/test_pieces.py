@@ -15,7 +15,7 @@ from selfdistill.language.trainer import LanguageTask
 from selfdistill.training.settings import Settings
 from selfdistill.training.task import FunctionCallback
 from selfdistill.training.trainer import Trainer
-from tests.language.tiny import prompts, student
+from tests.language.tiny import distil, prompts, student
 
 DATA = prompts(30, checker="tests.language.test_recipes:lenient")
 
@@ -45,5 +45,5 @@ def test_a_step_in_pieces_is_a_step(recipe: type, monkeypatch: pytest.MonkeyPatc
 
 def test_a_quantile_is_one_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     method = sdft(max_tokens=4)
-    method = replace(method, terms={"distil": replace(method.terms["distil"], quantile=0.5)})
+    method = replace(method, terms={"distil": distil(quantile=0.5)})
     assert learnt(method, 20, monkeypatch)[1] == 1

@@ -11,50 +11,57 @@ from typing import Any, cast
 import pytest
 import torch
 
-from selfdistill.errors import RecipeError
+from selfdistill.core.parts import Term
+from selfdistill.errors import DataError, RecipeError
+from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
 from selfdistill.language import recipes
 from selfdistill.language.completions import Language
 from selfdistill.language.contexts import Attempts, Demonstration, Hint, Instruction, Nothing
 from selfdistill.language.recipes import RECIPES
 from selfdistill.language.trainer import fit
+from selfdistill.losses.chunked.divergences import TokenDivergence
 from selfdistill.models.causal_lm import Causal
+from selfdistill.teachers import Ema
+from selfdistill.terms.tokens import PerSequence, PolicyGradient, PreferenceTerm
 from tests.language.tiny import prompts, student
 
 # what the papers say, as plain values: teacher, divergence, support, skip, means; source, temperature, top p, top k,
 # samples; context; generations, restart; advice
 PAPERS: dict[str, dict[str, Any]] = {
-    "sft": {"label": "NextToken", "source": "Given", "generations": 1, "lr": 2e-5, "needs": ("demonstration",)},
+    "sft": {"label": "TokenCrossEntropy", "source": "Demonstrations", "generations": 1, "lr": 2e-5,
+            "needs": ("demonstration",)},
     "sdft": {"teacher": "Ema", "rate": 0.01, "divergence": "ForwardKL", "entries": None, "support": None, "skip": 3,
              "mean_over": "sequence", "per": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0,
              "top_p": 1.0, "top_k": 0, "context": "Demonstration", "lr": 2e-5, "clip": 1.0, "batch_size": 32,
              "needs": ("demonstration",)},
-    "sdft_2024": {"label": "NextToken", "source": "Once", "samples": 1, "threshold": 1.0, "instead": True,
+    "sdft_2024": {"label": "TokenCrossEntropy", "source": "Once", "samples": 1, "threshold": 1.0, "instead": True,
                   "writes_with": "Demonstration", "lora": 8, "lr": 1e-4, "batch_size": 8, "epochs": 2},
     "sdpo": {"teacher": "Ema", "rate": 0.01, "divergence": "JensenShannon", "beta": 0.5, "support": (100, "student"),
              "skip": 0, "mean_over": "token", "source": "OnPolicy", "samples": 8, "temperature": 1.0, "top_p": 1.0,
              "context": "Attempts", "lr": 1e-5, "batch_size": 32, "needs": ("checker",)},
-    "opsd": {"teacher": "Base", "divergence": "ForwardKL", "entries": 0.05, "support": None, "skip": 0,
+    "opsd": {"teacher": "Frozen", "divergence": "ForwardKL", "entries": 0.05, "support": None, "skip": 0,
              "mean_over": "token", "source": "OnPolicy", "samples": 1, "temperature": 1.1, "top_p": 0.95, "top_k": 20,
              "max_tokens": 1024, "context": "Demonstration", "lora": 64, "lr": 5e-6, "clip": 0.1, "batch_size": 32,
              "steps": 100, "needs": ("demonstration",)},
-    "ssd": {"label": "NextToken", "source": "Once", "samples": 1, "temperature": 1.6, "top_p": 0.8, "top_k": 20,
+    "ssd": {"label": "TokenCrossEntropy", "source": "Once", "samples": 1, "temperature": 1.6, "top_p": 0.8, "top_k": 20,
             "threshold": None, "restart": True, "generations": 1, "lr": 5e-6, "needs": ()},
-    "opcd": {"teacher": "Base", "divergence": "ReverseKL", "support": (100, "student"), "source": "OnPolicy",
+    "opcd": {"teacher": "Frozen", "divergence": "ReverseKL", "support": (100, "student"), "source": "OnPolicy",
              "samples": 1, "temperature": 1.0, "context": "Demonstration"},
-    "context_distillation": {"teacher": "Base", "divergence": "ForwardKL", "support": None, "source": "Once",
+    "context_distillation": {"teacher": "Frozen", "divergence": "ForwardKL", "support": None, "source": "Once",
                              "context": "Demonstration", "writes_with": "Demonstration"},
-    "gkd": {"teacher": "Base", "divergence": "JensenShannon", "beta": 0.5, "source": "Mixed", "share": 0.5},
-    "minillm": {"teacher": "Base", "divergence": "ReverseKL", "source": "Together", "share": 0.2, "returns": 1.0,
+    "gkd": {"teacher": "Frozen", "divergence": "JensenShannon", "beta": 0.5, "source": "MixedPolicy", "share": 0.5},
+    "minillm": {"teacher": "Frozen", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "returns": 1.0,
                 "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
-    "star": {"label": "NextToken", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
+    "star": {"label": "TokenCrossEntropy", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
              "generations": 3, "needs": ("answer", "checker")},
-    "rest": {"label": "NextToken", "source": "Once", "threshold": (0.5, 0.75, 1.0), "restart": False,
+    "rest": {"label": "TokenCrossEntropy", "source": "Once", "threshold": (0.5, 0.75, 1.0), "restart": False,
              "generations": 3, "needs": ("checker",)},
-    "rft": {"label": "NextToken", "source": "Once", "temperature": 0.7, "threshold": 1.0, "restart": True,
+    "rft": {"label": "TokenCrossEntropy", "source": "Once", "temperature": 0.7, "threshold": 1.0, "restart": True,
             "generations": 1, "needs": ("checker",)},
-    "spin": {"preferred": "Preferred", "lam": 0.1, "source": "Once", "samples": 1, "generations": 3, "restart": False,
+    "spin": {"preferred": "PreferenceTerm", "lam": 0.1, "opponent": "Generation",
+             "source": "Once", "samples": 1, "generations": 3, "restart": False,
              "lr": 5e-7, "epochs": 2, "needs": ("demonstration",)},
-    "grpo": {"advantage": "Advantage", "ratio": 0.2, "scaled": True, "source": "OnPolicy", "samples": 8,
+    "grpo": {"advantage": "PolicyGradient", "ratio": 0.2, "scaled": True, "source": "OnPolicy", "samples": 8,
              "needs": ("checker",)},
 }  # fmt: skip
 
@@ -78,15 +85,32 @@ def plain(method: Language) -> dict[str, Any]:
     if drawing:
         found |= {part: getattr(drawing, part) for part in ("temperature", "top_p", "top_k", "max_tokens")}
     if term := method.terms.get("distil"):
-        found |= {"teacher": named(term.teacher), "rate": getattr(term.teacher, "rate", None), "skip": term.skip,
-                  "divergence": named(term.divergence), "entries": getattr(term.divergence, "clip", None),
-                  "beta": getattr(term.divergence, "beta", None), "mean_over": term.mean_over, "per": term.per,
-                  "support": term.support and (term.support.k, term.support.of), "contrast": term.contrast,
-                  "quantile": term.quantile, "labels": term.labels, "returns": term.returns}  # fmt: skip
-    if "preferred" in method.terms:
-        found |= {"lam": method.terms["preferred"].lam}
-    if "advantage" in method.terms:
-        found |= {"ratio": method.terms["advantage"].clip, "scaled": method.terms["advantage"].scaled}
+        assert isinstance(term, Term)
+        assert isinstance(term.loss, TokenDivergence)
+        loss, gates = term.loss, term.gate.gates if isinstance(term.gate, Product) else (term.gate,)
+        teacher = term.teacher
+        found |= {
+            "teacher": named(teacher),
+            "divergence": named(loss.divergence),
+            "rate": round(1 - teacher.decay, 12) if isinstance(teacher, Ema) else None,
+            "skip": sum(g.first for g in gates if isinstance(g, AfterTokens)),
+            "entries": getattr(loss.divergence, "clip", None),
+            "beta": getattr(loss.divergence, "beta", None),
+            "mean_over": "sequence" if term.reduction == PerSequence() else "token",
+            "per": next(g.per for g in gates if isinstance(g, ImportanceWeight)),
+            "support": loss.support and (loss.support.k, loss.support.of),
+            "quantile": HighEntropy in map(type, gates),
+            "returns": method.terms["returns"].weight if "returns" in method.terms else 0.0,
+            "labels": "label" in method.terms,
+            "contrast": "against" in teacher.reads(term),
+        }
+    for term in method.terms.values():
+        if isinstance(term, PreferenceTerm):
+            found |= {"lam": term.lam, "opponent": named(term.teacher)}
+        if isinstance(term, PolicyGradient):
+            found |= {"ratio": term.clip, "scaled": term.scaled}
+        if term.teacher is not None and term.teacher.labels:
+            found |= {"label": named(term.loss)}
     return found
 
 
@@ -146,7 +170,7 @@ def test_options_reach_their_parts() -> None:
     assert set(MAKE["sdpo"](grpo=0.25).terms) == {"distil", "advantage"}
     hybrid = MAKE["sdpo"](grpo=0.25).terms
     assert (hybrid["distil"].weight, hybrid["advantage"].weight) == (0.75, 0.25)
-    assert named(MAKE["sdpo"](trust=True).terms["distil"].teacher) == "TrustRegion"
+    assert named(MAKE["sdpo"](trust=True).terms["distil"].teacher) == "GeometricMixture"
     assert named(MAKE["gkd"]("smollm2").terms["distil"].teacher) == "External"
     assert isinstance(MAKE["gkd"]("smollm2").context, Nothing)
     assert isinstance(MAKE["opcd"]("Rhyme.").context, Instruction)
@@ -156,6 +180,34 @@ def test_options_reach_their_parts() -> None:
     assert set(MAKE["context_distillation"](hard=True).terms) == {"label"}
     with pytest.raises(RecipeError, match="at least 2 samples"):
         fit(student, prompts(20), MAKE["grpo"](samples=1), device="cpu", steps=1)
+
+
+def renamed(method: Language, name: str) -> Language:
+    """The same method, its only term under another name."""
+    (term,) = method.terms.values()
+    return replace(method, terms={name: term})
+
+
+def test_a_term_needs_the_same_under_any_name() -> None:
+    policy = renamed(MAKE["grpo"](samples=1), "policy")
+    assert policy.needs == ("checker",)
+    with pytest.raises(RecipeError, match="'policy' compares the samples of a prompt; give at least 2 samples"):
+        fit(student, prompts(20), policy, device="cpu", steps=1)
+    with pytest.raises(DataError, match="checker"):
+        fit(student, prompts(20, checker=None), renamed(MAKE["grpo"](), "policy"), device="cpu", steps=1)
+    play = renamed(MAKE["spin"](), "play")
+    assert play.needs == ("demonstration",)
+    assert play.student_views() == MAKE["spin"]().student_views() == (("x", "other"), ())
+    with pytest.raises(DataError, match="demonstration"):
+        fit(student, prompts(20, demonstration=None), play, device="cpu", steps=1)
+
+
+def test_a_preference_learns_from_its_two_views_under_any_name() -> None:
+    play = renamed(MAKE["spin"](generations=1, max_tokens=5), "play")
+    named = MAKE["spin"](generations=1, max_tokens=5)
+    both = [fit(student, prompts(20), m, device="cpu", steps=2, batch_size=4, max_tokens=5, lr=1e-3, audit="off")
+            for m in (play, named)]  # fmt: skip
+    assert [line["loss"] for line in both[0].history] == [line["loss"] for line in both[1].history]
 
 
 def lenient(completion: str, answer: str) -> float:

@@ -6,17 +6,16 @@ import itertools
 
 import torch
 
-from selfdistill.language.teachers import Base
-from selfdistill.language.terms import Distil
 from selfdistill.losses.chunked.definitions import ReverseKL
+from selfdistill.terms.tokens import TeacherReturns
 from tests.language.test_terms import CONTEXT, PAIRS, ROWS, bound, judged
-from tests.language.tiny import agree, batch_of, doubled, student
+from tests.language.tiny import agree, batch_of, distil, doubled, student
 
 
 def test_later_tokens_are_rewarded_by_the_mean_of_what_follows() -> None:
     model = student()
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), ReverseKL(), returns=0.5))
+    objective = bound(model, distil=distil(divergence=ReverseKL()), returns=TeacherReturns(weight=0.5))
     lm = doubled(model)
     values = []
     for (q, p), i in zip(judged(lm, base, model), ROWS, strict=True):

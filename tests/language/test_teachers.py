@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from selfdistill.core.parts import BindArgs, Term
+from selfdistill.core.logits import dense
+from selfdistill.core.memory import FrozenCopy
+from selfdistill.core.parts import BindArgs, Teacher
 from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
-from selfdistill.language.teachers import Base, Ema, External, Judge, Live, Previous, Refresh, TrustRegion
-from selfdistill.language.terms import Distil
-from selfdistill.models.causal_lm import Causal, Pretrained, of_model
-from tests.language.tiny import batch_of, doubled, shaken, spoken, student, tokenizer
+from selfdistill.models.causal_lm import Causal, Pretrained, Swapped, of_model
+from selfdistill.teachers import Ema, External, Frozen, Generation, Itself
+from selfdistill.teachers.weights import GeometricMixture
+from tests.language.tiny import batch_of, distil, doubled, shaken, spoken, student, tokenizer
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 1]), ([13], [24, 25])]
 GIVEN = BindArgs(None, None, None)
@@ -27,12 +29,26 @@ def batch() -> Batch:
     return batch_of(PAIRS, context=(PAIRS, [0, 1]))
 
 
-def said(judge: Judge, state: nn.Module, model: Causal) -> Tensor:
+def holder(state: nn.Module) -> nn.Module:
+    """What holds the weights."""
+    assert isinstance(state, FrozenCopy)
+    return state.module
+
+
+def ema(rate: float) -> Ema:
+    return Ema(1.0 - rate, "context", warm_up=False)
+
+
+def trust_region(share: float, reference: Teacher = Frozen("context")) -> GeometricMixture:  # noqa: B008
+    return GeometricMixture(reference, Itself("context"), share)
+
+
+def said(judge: Teacher, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Forward(model, batch(), Clock(), ForwardPlan(fused=False)).run()
-    source = judge.source(state, step, "x")
-    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
-    return torch.log_softmax(logits[:, : model.vocabulary].detach(), -1)
+    step = Forward(model, batch(), Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    target = judge.target(state, step, distil(judge))
+    assert target.valid is not None
+    return torch.log_softmax(dense(target.value)[target.valid].detach(), -1)
 
 
 def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> None:
@@ -40,16 +56,16 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
     torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
 
 
-def stepped(judge: Judge, state: nn.Module, model: Causal, step: int) -> None:
+def stepped(judge: Teacher, state: nn.Module, model: Causal, step: int) -> None:
     looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
-    judge.update(state, [looked], cast(Term, Distil(judge)))
+    judge.update(state, [looked], distil(judge))
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-@pytest.mark.parametrize("judge", [Base(), Previous()])
-def test_what_training_began_with_stays(judge: Judge, lora: int) -> None:
+@pytest.mark.parametrize("judge", [Frozen("context"), Generation("context")])
+def test_what_training_began_with_stays(judge: Teacher, lora: int) -> None:
     model = student(lora)
-    if lora and judge == Previous():
+    if lora and judge == Generation("context"):
         shaken(model, seed=3)  # a previous generation's adapter
     start = doubled(model)
     state = judge.start(model, GIVEN)
@@ -59,11 +75,11 @@ def test_what_training_began_with_stays(judge: Judge, lora: int) -> None:
 
 def test_the_adapter_off_is_the_base_even_where_training_begins_with_an_adapter() -> None:
     model = shaken(student(4))
-    state = Base().start(model, GIVEN)
-    assert not list(state.state_dict())
+    state = Frozen("context").start(model, GIVEN)
+    assert not holder(state).state_dict()
     lm = doubled(model)
     with lm.disable_adapter():
-        close(said(Base(), state, model), lm, model)
+        close(said(Frozen("context"), state, model), lm, model)
     assert any(p.abs().max() > 0 for n, p in model.learning().items() if "lora_B" in n)
 
 
@@ -71,39 +87,27 @@ def test_base_holds_what_origin_gives() -> None:
     first = student()
     model = shaken(student())
     model.origin = first.learning
-    close(said(Base(), Base().start(model, GIVEN), model), doubled(first), model)
+    close(said(Frozen("context"), Frozen("context").start(model, GIVEN), model), doubled(first), model)
 
 
 def test_previous_is_the_model_that_is_given() -> None:
     model, before = student(), shaken(student(), seed=5)
-    state = Previous().start(model, BindArgs(before, None, None))
+    state = Generation("context").start(model, BindArgs(before, None, None))
     shaken(before, seed=6)  # it may be reused
     again = shaken(student(), seed=5)
-    close(said(Previous(), state, model), doubled(again), model)
+    close(said(Generation("context"), state, model), doubled(again), model)
 
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_live_is_the_student(lora: int) -> None:
     model = student(lora)
-    state = Live().start(model, GIVEN)
+    state = Itself("context").start(model, GIVEN)
     shaken(model)
-    close(said(Live(), state, model), doubled(model), model)
-
-
-@pytest.mark.parametrize("lora", [0, 4])
-def test_refresh_follows_every_so_many_steps(lora: int) -> None:
-    model, judge = student(lora), Refresh(2)
-    state = judge.start(model, GIVEN)
-    copies = [doubled(model)]
-    for step in range(4):
-        shaken(model, seed=step)
-        copies.append(doubled(model))
-        stepped(judge, state, model, step)
-        close(said(judge, state, model), copies[(step + 1) // 2 * 2], model)
+    close(said(Itself("context"), state, model), doubled(model), model)
 
 
 def test_ema_of_all_weights() -> None:
-    model, judge = student(), Ema(0.3)
+    model, judge = student(), ema(0.3)
     shaken(model, seed=9)  # as it is passed, not as it came from anywhere
     lm, state = doubled(model), judge.start(model, GIVEN)
     mean = {n: p.detach().double().clone() for n, p in model.lm.named_parameters()}
@@ -116,7 +120,7 @@ def test_ema_of_all_weights() -> None:
 
 
 def test_ema_of_an_adapter_averages_its_product() -> None:
-    model, judge = student(4), Ema(0.3)
+    model, judge = student(4), ema(0.3)
     shaken(model, 0.2, seed=9)
     state, scale = judge.start(model, GIVEN), 2.0  # alpha is twice the rank
 
@@ -137,13 +141,13 @@ def test_ema_of_an_adapter_averages_its_product() -> None:
                 p.add_(mean[n.removesuffix(".base_layer.weight")])
     with lm.disable_adapter():
         close(said(judge, state, model), lm, model)
-        separate = said(Base(), Base().start(model, GIVEN), model)
+        separate = said(Frozen("context"), Frozen("context").start(model, GIVEN), model)
     assert (said(judge, state, model) - separate).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "wte,c_proj"])
-@pytest.mark.parametrize("judge", [Ema(0.3), TrustRegion(0.0, Ema(0.3))])
-def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Judge, targets: str) -> None:
+@pytest.mark.parametrize("judge", [ema(0.3), trust_region(0.0, ema(0.3))])
+def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Teacher, targets: str) -> None:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
     shape |= {"vocab_size": len(tokenizer()), "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}
@@ -170,13 +174,13 @@ def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Judge, ta
     found = said(judge, state, model)
     close(found, lm, model)
     assert (found - start).abs().max() > 0.1
-    own = said(Live(), nn.Module(), model)
+    own = said(Itself("context"), nn.Module(), model)
     assert (found - own).abs().max() > 0.1
     assert not [n for n, m in model.named_modules() if "forward" in vars(m)], "each layer does its own again"
 
 
 def test_a_bfloat16_student_has_an_average_that_moves() -> None:
-    model, judge = student(), Ema(0.01)
+    model, judge = student(), ema(0.01)
     model.to(torch.bfloat16)
     state = judge.start(model, GIVEN)
     exact = {n: p.detach().double().clone() for n, p in model.learning().items()}
@@ -185,7 +189,8 @@ def test_a_bfloat16_student_has_an_average_that_moves() -> None:
         shaken(model, 0.002, seed=step)
         stepped(judge, state, model, step)
         exact = {n: 0.99 * e + 0.01 * model.learning()[n].detach().double() for n, e in exact.items()}
-    held = state.weights()  # type: ignore[operator]
+    assert isinstance(state.module, Swapped)
+    held = state.module.weights()
     assert all(w.dtype == torch.float32 for w in held.values())
     error = sum(float((held[n].double() - e).square().sum()) for n, e in exact.items()) ** 0.5
     moved = sum(float((e - start[n]).square().sum()) for n, e in exact.items()) ** 0.5
@@ -195,7 +200,7 @@ def test_a_bfloat16_student_has_an_average_that_moves() -> None:
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_trust_region_mixes_logits(lora: int) -> None:
-    model, judge = student(lora), TrustRegion(0.25)
+    model, judge = student(lora), trust_region(0.25)
     start, state = doubled(model), judge.start(model, GIVEN)
     shaken(model)
     with torch.no_grad():
@@ -205,7 +210,7 @@ def test_trust_region_mixes_logits(lora: int) -> None:
 
 
 def test_the_reference_of_a_trust_region_may_move() -> None:
-    model, judge = student(), TrustRegion(0.0, Refresh(1))
+    model, judge = student(), trust_region(0.0, ema(1.0))
     state = judge.start(model, GIVEN)
     shaken(model)
     stepped(judge, state, model, 0)
@@ -214,9 +219,9 @@ def test_the_reference_of_a_trust_region_may_move() -> None:
 
 def test_external_is_another_model() -> None:
     model, other = student(), student(seed=7, hidden_size=16, num_hidden_layers=1)
-    judge = External(lambda: other)
-    state = judge.start(model, GIVEN)
-    assert not list(state.state_dict())
+    judge = External("context")
+    state = judge.start(model, BindArgs(None, other))
+    assert not holder(state).state_dict()
     close(said(judge, state, model), doubled(other), model)
 
 
@@ -224,16 +229,18 @@ def test_external_with_another_tokenizer_is_refused() -> None:
     other = student()
     other.tokenizer = tokenizer("zyxwvu")
     with pytest.raises(DataError, match="another tokenizer"):
-        External(lambda: other).start(student(), GIVEN)
+        External().start(student(), BindArgs(None, other))
 
 
 @pytest.mark.parametrize("lora", [0, 4])
-@pytest.mark.parametrize("judge", [Base(), Previous(), Refresh(3), Ema(0.1), TrustRegion(0.5), Live()])
-def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
+@pytest.mark.parametrize(
+    "judge", [Frozen("context"), Generation("context"), ema(0.1), trust_region(0.5), Itself("context")]
+)
+def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     """The gradient is that of a loss whose teacher is a table of numbers."""
     model = student(lora)
     context = [([40, 41, *p], c) for p, c in PAIRS]
-    objective = Language({"distil": Distil(judge)}).bind(model)
+    objective = Language({"distil": distil(judge)}).bind(model)
     shaken(model)
     rows = batch_of(PAIRS, context=(context, [0, 1]))
     objective(rows).backward()
@@ -241,10 +248,9 @@ def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Forward(model, rows, Clock(), ForwardPlan(fused=False)).run()
-    source = judge.source(objective.states["distil_" + type(judge).__name__.lower()], step, "context")
-    logits = source if isinstance(source, Tensor) else nn.functional.linear(*source)
-    table = logits.detach().clone()
+    step = Forward(model, rows, Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    target = judge.target(objective.state_of("distil", judge), step, distil(judge))
+    table = dense(target.value)[target.valid].detach().clone()
     lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]
     z = nn.functional.linear(torch.cat(lines), model.plain.get_output_embeddings().weight)[:, : model.vocabulary]
     log_q = torch.log_softmax(table[:, : model.vocabulary], -1)
@@ -255,6 +261,6 @@ def test_nothing_flows_into_a_teacher(judge: Judge, lora: int) -> None:
 
 def test_an_untied_head_is_put_in_place_too() -> None:
     model = student(tie_word_embeddings=False)
-    start, state = doubled(model), Base().start(model, GIVEN)
+    start, state = doubled(model), Frozen("context").start(model, GIVEN)
     shaken(model)
-    close(said(Base(), state, model), start, model)
+    close(said(Frozen("context"), state, model), start, model)

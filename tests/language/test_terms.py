@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.step import Batch, Rows
+from selfdistill.core.parts import Term
+from selfdistill.core.step import Batch
+from selfdistill.errors import SpaceError
+from selfdistill.gates import Confident
 from selfdistill.language.completions import Language
-from selfdistill.language.teachers import Base
-from selfdistill.language.terms import Advantage, Distil, NextToken, Preferred
-from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, PolicyGradient, ReverseKL
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.language.contexts import Nothing
+from selfdistill.losses import KL
+from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.models.causal_lm import Causal
-from tests.language.tiny import agree, batch_of, doubled, shaken, spoken, student
+from selfdistill.teachers import Frozen
+from selfdistill.teachers.weights import GeometricMixture
+from selfdistill.terms.tokens import PerSequence, PerToken, PolicyGradient, PreferenceTerm, TeacherReturns
+from tests.language.tiny import agree, batch_of, distil, doubled, label, shaken, spoken, student
 
 PAIRS = [([10, 11, 12], [20, 21, 22, 23, 1]), ([13], [24, 25]), ([14, 15, 16, 17], [26, 27, 28, 1])]
 CONTEXT = [([10, 11, 30, 31, 12], PAIRS[0][1]), ([33, 34, 14, 15], PAIRS[2][1])]  # row 1 has none
@@ -31,7 +38,7 @@ def model() -> Causal:
 
 def bound(model: Causal, **terms: Any) -> Any:
     """The objective, its teacher made; then the student has moved on."""
-    objective = Language(dict(terms)).bind(model)
+    objective = Language(dict(terms), against=Nothing()).bind(model)
     shaken(model)
     return objective
 
@@ -47,7 +54,7 @@ def mean(values: list[Tensor], over: str) -> Tensor:
 @pytest.mark.parametrize("lora", [0, 4])
 def test_next_token(over: str, lora: int) -> None:
     model = student(lora)
-    objective = bound(model, label=NextToken(mean_over=over))
+    objective = bound(model, label=label(mean_over=over))
     lm = doubled(model)
     said = spoken(lm, PAIRS, model.vocabulary)
     nll = [-log_p[range(len(c)), c] for log_p, (_, c) in zip(said, PAIRS, strict=True)]
@@ -94,9 +101,9 @@ CASES: dict[str, tuple[dict[str, Any], Formula]] = {
     "skip": ({"skip": 3}, forward),
     "sdft": ({"skip": 3, "mean_over": "sequence", "per": "sequence"}, forward),
     "sequence": ({"mean_over": "sequence"}, forward),
-    "sdpo": ({"divergence": JensenShannon(0.5), "support": Top(5, "student")}, bucketed("student", 5, js)),
-    "opcd": ({"divergence": ReverseKL(), "support": Top(3, "student")}, bucketed("student", 3, reverse)),
-    "top of the teacher": ({"support": Top(4, "teacher")}, bucketed("teacher", 4, forward)),
+    "sdpo": ({"divergence": JensenShannon(0.5), "support": TopK(5, "student")}, bucketed("student", 5, js)),
+    "opcd": ({"divergence": ReverseKL(), "support": TopK(3, "student")}, bucketed("student", 3, reverse)),
+    "top of the teacher": ({"support": TopK(4, "teacher")}, bucketed("teacher", 4, forward)),
 }
 
 
@@ -113,16 +120,26 @@ def judged(
 def test_distil(case: str, model: Causal) -> None:
     options, formula = CASES[case]
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), **options))
+    objective = bound(model, distil=distil(**options))
     lm = doubled(model)
     both = judged(lm, base, model, int(options.get("skip", 0)))
     expected = mean([formula(q, p) for q, p in both], str(options.get("mean_over", "token")))
     agree(model, objective(batch_of(PAIRS, context=(CONTEXT, ROWS))), lm, expected)
 
 
+@pytest.mark.parametrize("case", [*CASES, "high entropy"])
+def test_the_count_is_known_without_a_pass_unless_the_gate_needs_one(case: str, model: Causal) -> None:
+    term = distil(**CASES[case][0]) if case in CASES else distil(quantile=0.5)
+    batch = batch_of(PAIRS, context=(CONTEXT, ROWS))
+    count = bound(model, distil=term).measure(batch)["distil"].tally.count
+    known = term.count_of(batch)
+    assert (known is None) == (case == "high entropy") == (not term.separable)
+    assert known is None or float(known) == float(count) > 0
+
+
 def test_rows_shorter_than_the_skip_do_not_count(model: Causal) -> None:
     pairs, context = [PAIRS[0], PAIRS[1]], [CONTEXT[0], ([9, 9, 13], PAIRS[1][1])]
-    objective = bound(model, distil=Distil(Base(), skip=3, mean_over="sequence"))
+    objective = bound(model, distil=distil(skip=3, mean_over="sequence"))
     both, alone = (
         objective(batch_of(pairs, context=(context, [0, 1]))),
         objective(batch_of(pairs[:1], context=(context[:1], [0]))),
@@ -131,28 +148,36 @@ def test_rows_shorter_than_the_skip_do_not_count(model: Causal) -> None:
 
 
 def test_without_any_context_nothing_is_learnt(model: Causal) -> None:
-    objective = bound(model, distil=Distil(Base()))
-    loss = objective(batch_of(PAIRS))
+    objective = bound(model, distil=distil())
+    loss = objective(batch_of(PAIRS, context=([], [])))
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_labels_come_from_the_same_tokens(model: Causal) -> None:
+def test_labels_share_the_pass_of_the_student(model: Causal) -> None:
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), labels=0.7, skip=1))
+    objective = bound(model, distil=distil(skip=1), label=replace(label(), weight=0.7))
     lm = doubled(model)
-    values = []
-    for (q, p), i in zip(judged(lm, base, model, 1), ROWS, strict=True):
-        said = PAIRS[i][1][1:]
-        values.append(forward(q, p) - 0.7 * p[range(len(said)), said])
-    agree(model, objective(batch_of(PAIRS, context=(CONTEXT, ROWS))), lm, mean(values, "token"))
+    values = [forward(q, p) for q, p in judged(lm, base, model, 1)]
+    said = spoken(lm, PAIRS, model.vocabulary)
+    nll = [-log_p[range(len(c)), c] for log_p, (_, c) in zip(said, PAIRS, strict=True)]
+    loss = objective(batch_of(PAIRS, context=(CONTEXT, ROWS)))
+    assert objective.passes().forward == len(PAIRS)
+    agree(model, loss, lm, mean(values, "token") + 0.7 * mean(nll, "token"))
+
+
+def test_a_loss_that_needs_all_logits_is_refused(model: Causal) -> None:
+    with pytest.raises(SpaceError, match="'distil': KL needs all logits at once"):
+        bound(model, distil=Term(Frozen("context"), KL()))
+    with pytest.raises(SpaceError, match="Confident needs all logits at once"):
+        bound(model, distil=replace(distil(), gate=Confident()))
 
 
 def test_contrast_turns_from_the_wrong_context(model: Causal) -> None:
     against = [([10, 11, 40, 12], PAIRS[0][1]), ([41, 42, 14, 15], PAIRS[2][1])]
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), contrast=0.5))
+    objective = bound(model, distil=distil(GeometricMixture(Frozen("context"), Frozen("against"), -0.5)))
     lm = doubled(model)
     values = []
     wrong = [q for q, _ in judged(lm, base, model, pairs=against)]
@@ -164,7 +189,7 @@ def test_contrast_turns_from_the_wrong_context(model: Causal) -> None:
 
 def test_quantile_keeps_the_tokens_of_largest_entropy(model: Causal) -> None:
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), quantile=0.5))
+    objective = bound(model, distil=distil(quantile=0.5))
     lm = doubled(model)
     q, p = (torch.cat(rows) for rows in zip(*judged(lm, base, model), strict=True))
     entropy = -(p.exp() * p).sum(-1)
@@ -175,9 +200,9 @@ def test_quantile_keeps_the_tokens_of_largest_entropy(model: Causal) -> None:
 @pytest.mark.parametrize("per", ["token", "sequence"])
 def test_importance_weights_of_another_sampler(per: str, model: Causal) -> None:
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), cap=1.5, per=per))
+    objective = bound(model, distil=distil(cap=1.5, per=per))
     lm = doubled(model)
-    batch, drawn = batch_of(PAIRS, context=(CONTEXT, ROWS)), torch.zeros(3, 5)
+    drawn = torch.zeros(3, 5)
     values, weights = [], list[Tensor]()
     for i, ((q, p), row) in enumerate(zip(judged(lm, base, model), ROWS, strict=True)):
         said = PAIRS[row][1]
@@ -187,13 +212,12 @@ def test_importance_weights_of_another_sampler(per: str, model: Causal) -> None:
         weights.append(w)
         values.append((w.mean() if per == "sequence" else w) * forward(q, p))
     assert any(bool((w == 1.5).any()) for w in weights)
-    batch["sampler"] = Rows(drawn)
-    agree(model, objective(batch), lm, mean(values, "token"))
+    agree(model, objective(batch_of(PAIRS, drawn=drawn, context=(CONTEXT, ROWS))), lm, mean(values, "token"))
 
 
 def test_sampled_divergence_reads_the_completion(model: Causal) -> None:
     base = doubled(model)
-    objective = bound(model, distil=Distil(Base(), PolicyGradient()))
+    objective = bound(model, distil=TeacherReturns(immediate=True))
     lm = doubled(model)
     values = []
     for (q, p), i in zip(judged(lm, base, model), ROWS, strict=True):
@@ -206,9 +230,11 @@ def test_sampled_divergence_reads_the_completion(model: Causal) -> None:
 def test_advantage_is_grpo(over: str, model: Causal) -> None:
     pairs = [*PAIRS, ([13], [35, 36, 1])]
     rewards, groups = [1.0, 0.25, 0.0, 1.0], [5, 7, 5, 7]
-    objective = bound(model, advantage=Advantage(clip=0.2, mean_over=over))
+    objective = bound(
+        model, advantage=PolicyGradient(clip=0.2, reduction=PerToken() if over == "token" else PerSequence())
+    )
     lm = doubled(model)
-    batch, drawn = batch_of(pairs, rewards, groups), torch.zeros(4, 5)
+    drawn = torch.zeros(4, 5)
     shift = [-0.5, 0.1, 0.4, -0.1]  # the ratio leaves the clip's range on both sides
     values, cut = [], 0
     for i, (log_p, (_, said)) in enumerate(zip(spoken(lm, pairs, model.vocabulary), pairs, strict=True)):
@@ -225,12 +251,11 @@ def test_advantage_is_grpo(over: str, model: Causal) -> None:
         cut += sum(not g.requires_grad for g in gain)
         values.append(-torch.stack(gain))
     assert cut
-    batch["sampler"] = Rows(drawn)
-    agree(model, objective(batch), lm, mean(values, over))
+    agree(model, objective(batch_of(pairs, rewards, groups, drawn)), lm, mean(values, over))
 
 
 def test_advantage_without_a_sampler_reinforces(model: Causal) -> None:
-    objective = bound(model, advantage=Advantage(scaled=False))
+    objective = bound(model, advantage=PolicyGradient(scaled=False))
     lm = doubled(model)
     logs = spoken(lm, PAIRS, model.vocabulary)
     a = {0: 0.5, 1: 0.0, 2: -0.5}
@@ -243,7 +268,7 @@ def test_advantage_without_a_sampler_reinforces(model: Causal) -> None:
 def test_preferred_is_spin(model: Causal) -> None:
     other = [([10, 11, 12], [50, 51, 1]), ([13], [52, 53, 54]), ([14, 15, 16, 17], [55])]
     base = doubled(model)
-    objective = bound(model, preferred=Preferred(Base(), lam=0.3))
+    objective = bound(model, preferred=PreferenceTerm(Frozen(), lam=0.3))
     lm = doubled(model)
 
     def ratio(pairs: list[tuple[list[int], list[int]]]) -> Tensor:
@@ -256,7 +281,7 @@ def test_preferred_is_spin(model: Causal) -> None:
 
 
 def test_parts_of_a_batch_give_its_gradient(model: Causal) -> None:
-    terms = {"distil": Distil(Base(), skip=1, mean_over="sequence"), "label": NextToken()}
+    terms = {"distil": distil(skip=1, mean_over="sequence"), "label": label()}
     objective = bound(model, **terms)
     whole = batch_of(PAIRS, context=(CONTEXT, ROWS))
     parts: list[Batch] = [

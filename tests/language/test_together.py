@@ -10,27 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfdistill.core.parts import BindArgs
-from selfdistill.core.step import Rows
+from selfdistill.core.parts import BindArgs, Teacher
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.language.completions import Language, Together
+from selfdistill.language.completions import Language, TeacherMixed
 from selfdistill.language.recipes import minillm
 from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformers, roll
-from selfdistill.language.teachers import Base, Ema, External, Judge, TrustRegion
-from selfdistill.language.terms import Distil
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.losses.chunked.definitions import ReverseKL
-from selfdistill.models.causal_lm import Causal
+from selfdistill.models.causal_lm import Causal, ModelView
+from selfdistill.teachers import Ema, External, Frozen, Itself
+from selfdistill.teachers.weights import GeometricMixture
 from selfdistill.training.settings import Settings
 from selfdistill.training.trainer import Trainer
 from tests.language.test_terms import CONTEXT, PAIRS, ROWS, bound, judged
-from tests.language.tiny import agree, batch_of, doubled, prompts, shaken, spoken, student, tokenizer
+from tests.language.tiny import agree, batch_of, distil, doubled, prompts, shaken, spoken, student, tokenizer
 
 ASKED = [(7, [10, 11, 12, 13, 14]), (3, [15]), (5, [16, 17, 18])]
 READ = [[30], [31, 32, 33, 34, 35, 36, 37], [38, 39, 40]]  # what the teacher reads of each
-NONE = BindArgs(None, None, None)
+HALF = Ema(0.5, warm_up=False)
 
 
 def mixed(model: Any, other: Any, prompt: Sequence[int], read: Sequence[int], said: Sequence[int], a: float) -> Tensor:
@@ -39,18 +38,22 @@ def mixed(model: Any, other: Any, prompt: Sequence[int], read: Sequence[int], sa
     return (a * q.exp() + (1 - a) * p.exp()).detach()
 
 
-def taught(lora: int, judge: Judge) -> tuple[Causal, Beside, Any, Any]:
+def view(state: Any) -> ModelView:
+    assert isinstance(state.module, ModelView)
+    return state.module
+
+
+def taught(lora: int, judge: Teacher) -> tuple[Causal, Beside, Any, Any]:
     """A student that has moved away from its teacher; who writes beside it; and both as plain models."""
     model = student(lora)
-    state, other = judge.start(model, NONE), doubled(student(seed=8) if isinstance(judge, External) else model)
+    outside = student(seed=8) if isinstance(judge, External) else None
+    state, other = judge.start(model, BindArgs(None, outside)), doubled(outside or model)
     shaken(model, 0.2)
-    return model, Beside(judge, state, 0.3, READ), doubled(model), other
+    return model, Beside(view(state), 0.3, READ), doubled(model), other
 
 
-@pytest.mark.parametrize(
-    ("lora", "judge"), [(0, Base()), (4, Base()), (0, Ema(0.5)), (4, Ema(0.5)), (0, External(lambda: student(seed=8)))]
-)
-def test_the_known_probabilities_are_those_of_the_mixture(lora: int, judge: Judge) -> None:
+@pytest.mark.parametrize(("lora", "judge"), [(0, Frozen()), (4, Frozen()), (0, HALF), (4, HALF), (0, External())])
+def test_the_known_probabilities_are_those_of_the_mixture(lora: int, judge: Teacher) -> None:
     model, by, lm, other = taught(lora, judge)
     found = roll(model, ASKED, Sampling(max_tokens=9), (0, "m"), by=by)
     assert [r.example for r in found] == [7, 3, 5]
@@ -66,7 +69,7 @@ def test_the_known_probabilities_are_those_of_the_mixture(lora: int, judge: Judg
 
 def test_two_tokens_are_drawn_as_the_mixture_says() -> None:
     """Over many draws, the second token after each first one too: the teacher reads what the student does."""
-    model, by, lm, other = taught(0, Base())
+    model, by, lm, other = taught(0, Frozen())
     draws, prompt, read = 6000, ASKED[2][1], READ[2]
     found = roll(model, [(0, prompt)] * draws, Sampling(max_tokens=2), (5,), by=replace(by, prompts=[read] * draws))
     first = Counter(r.ids[0] for r in found)
@@ -90,7 +93,7 @@ def chi_square(seen: Counter[int], p: Tensor, draws: int) -> float:
 
 
 def test_what_is_drawn_depends_on_the_address_alone() -> None:
-    model, by, _, _ = taught(0, Base())
+    model, by, _, _ = taught(0, Frozen())
     one = roll(model, ASKED, Sampling(max_tokens=8), (1, "a"), by=by)
     torch.manual_seed(5)
     assert roll(model, ASKED, Sampling(max_tokens=8), (1, "a"), by=by) == one
@@ -100,9 +103,9 @@ def test_what_is_drawn_depends_on_the_address_alone() -> None:
 def test_the_loss_weighs_each_token_by_student_over_mixture() -> None:
     model = student()
     base = doubled(model)
-    objective = bound(model, distil=minillm().terms["distil"])
+    objective = bound(model, **minillm().terms)
     lm = doubled(model)
-    batch, drawn = batch_of(PAIRS, context=(CONTEXT, ROWS)), torch.zeros(3, 5)
+    drawn = torch.zeros(3, 5)
     values, weights = [], list[float]()
     for (q, p), i in zip(judged(lm, base, model), ROWS, strict=True):
         said = PAIRS[i][1]
@@ -114,10 +117,9 @@ def test_the_loss_weighs_each_token_by_student_over_mixture() -> None:
             later = (theirs - now)[t + 1 :].detach().mean() if t + 1 < len(said) else 0.0
             values.append(w * ((p[t].exp() * (p[t] - q[t])).sum() - later * now[t]))
             weights.append(w)
-    batch["sampler"] = Rows(drawn)
     assert max(weights) <= 1.25
     assert max(weights) - min(weights) > 0.05
-    agree(model, objective(batch), lm, torch.stack(values).mean())
+    agree(model, objective(batch_of(PAIRS, drawn=drawn, context=(CONTEXT, ROWS))), lm, torch.stack(values).mean())
 
 
 def test_the_recipe_brings_the_mixture_into_its_batches() -> None:
@@ -135,26 +137,28 @@ def test_the_recipe_brings_the_mixture_into_its_batches() -> None:
         read = writer.prompt(i, method.context)
         assert list(r.prompt) == writer.prompt(i) != read
         m = mixed(lm, other, r.prompt, read, r.ids, 0.2)[range(len(r.ids)), r.ids]
-        torch.testing.assert_close(batch["sampler"].x[row, : len(r.ids)].double(), m.log(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            batch["x"].extra["log_prob"][row, : len(r.ids)].double(), m.log(), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_what_cannot_write_together_is_refused() -> None:
     for share in (0.0, 1.0, -0.5):
         with pytest.raises(RecipeError, match="share lies between 0 and 1"):
-            Together(share=share)
+            TeacherMixed(share=share)
     for sampling in (Sampling(0.0), Sampling(top_k=5), Sampling(top_p=0.9)):
         with pytest.raises(RecipeError, match="drawn as it is"):
-            Together(sampling=sampling)
-    assert Together(sampling=Sampling(max_tokens=7)).sampling.max_tokens == 7
-    two = Language({"a": Distil(Base()), "b": Distil(Ema(), ReverseKL())}, source=Together())
-    with pytest.raises(RecipeError, match="has 2 terms with a teacher; give it one"):
+            TeacherMixed(sampling=sampling)
+    assert TeacherMixed(sampling=Sampling(max_tokens=7)).sampling.max_tokens == 7
+    two = Language({"a": distil(), "b": distil(Ema(0.9, "context"), ReverseKL())}, source=TeacherMixed())
+    with pytest.raises(RecipeError, match="has 2 teachers that read a context; give it one"):
         fit(student, prompts(20), two, device="cpu", steps=1)
     with pytest.raises(DataError, match="by transformers alone"):
         fit(student, prompts(20), minillm(), device="cpu", steps=1, engine=Vllm())
-    by = Beside(TrustRegion(), nn.Module(), 0.2, [[5]])
-    with pytest.raises(RecipeError, match="cannot write"):
-        by_transformers(student(), [[5]], Sampling(max_tokens=2), 0, by)
-    short = External(lambda: student(context=16))
-    by = Beside(short, short.start(student(), NONE), 0.2, [[5] * 12])
+    mixture = GeometricMixture(Frozen("context"), Itself("context"))
+    with pytest.raises(RecipeError, match="GeometricMixture cannot write"):
+        fit(student, prompts(20), Language({"a": distil(mixture)}, source=TeacherMixed()), device="cpu", steps=1)
+    state = External().start(student(), BindArgs(None, student(context=16)))
+    by = Beside(view(state), 0.2, [[5] * 12])
     with pytest.raises(DataError, match="what the teacher reads has 12 tokens"):
         by_transformers(student(), [[5]], Sampling(max_tokens=6), 0, by)

@@ -13,10 +13,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfdistill.core.parts import Gate, Teacher, Term
 from selfdistill.core.step import Batch, Rows
 from selfdistill.data.examples import Example
 from selfdistill.data.prompts import Prompts, of_examples
+from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
+from selfdistill.losses.chunked.definitions import Divergence, ForwardKL
+from selfdistill.losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
+from selfdistill.losses.chunked.sweep import TopK
 from selfdistill.models.causal_lm import Causal, Pretrained, of_model
+from selfdistill.teachers import Frozen, Labels
+from selfdistill.terms.tokens import PerSequence, PerToken
 
 SPECIAL = ["<pad>", "<eos>", "<u>", "<a>", "<s>"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .:,;!?+-*/=()'#\n"
@@ -75,7 +82,7 @@ def prompts(rows: int = 40, checker: str | None = "exact", seed: int = 0, **more
 
 def rows_of(pairs: Sequence[Pair]) -> Tensor:
     """(rows, 2, length): ids, and 1 for a prompt, 2 for a completion."""
-    length = max(len(p) + len(c) for p, c in pairs)
+    length = max((len(p) + len(c) for p, c in pairs), default=0)
     x = torch.zeros(len(pairs), 2, length, dtype=torch.int64)
     for i, (p, c) in enumerate(pairs):
         x[i, 0, : len(p) + len(c)] = torch.tensor([*p, *c])
@@ -83,14 +90,48 @@ def rows_of(pairs: Sequence[Pair]) -> Tensor:
     return x
 
 
+def view_of(pairs: Sequence[Pair], **extra: Tensor) -> Rows:
+    """Rows with their completions' tokens as labels, -1 for padding, and the mask of those that exist."""
+    longest = max((len(c) for _, c in pairs), default=0)
+    y = torch.full((len(pairs), longest), -1)
+    for i, (_, c) in enumerate(pairs):
+        y[i, : len(c)] = torch.tensor(list(c))
+    return Rows(rows_of(pairs), y, None, None, {"mask": y >= 0, **extra})
+
+
 def batch_of(pairs: Sequence[Pair], rewards: Sequence[float] | None = None, groups: Sequence[int] | None = None,
-             **views: tuple[Sequence[Pair], Sequence[int]]) -> Batch:  # fmt: skip
+             drawn: Tensor | None = None, **views: tuple[Sequence[Pair], Sequence[int]]) -> Batch:  # fmt: skip
     """A batch: the student's rows, and for named views some pairs with the rows that they belong to."""
-    rewards, groups = rewards or [0.0] * len(pairs), groups or range(len(pairs))
-    batch = Batch({"x": Rows(rows_of(pairs), torch.tensor(rewards), torch.tensor(list(groups)))})
+    extra = {"reward": torch.tensor(rewards or [0.0] * len(pairs)),
+             "group": torch.tensor(list(groups or range(len(pairs))))}  # fmt: skip
+    extra |= {} if drawn is None else {"log_prob": drawn}
+    batch = Batch({"x": view_of(pairs, **extra)})
     for name, (others, ids) in views.items():
-        batch[name] = Rows(rows_of(others), None, torch.tensor(list(ids)))
+        batch[name] = view_of(others)._replace(align=torch.tensor(list(ids), dtype=torch.int64))
     return batch
+
+
+def distil(
+    teacher: Teacher = Frozen("context"),  # noqa: B008
+    divergence: Divergence = ForwardKL(),  # noqa: B008
+    support: TopK | None = None,
+    skip: int = 0,
+    quantile: float = 0.0,
+    cap: float = 2.0,
+    per: str = "token",
+    mean_over: str = "token",
+) -> Term:
+    """A term of a teacher with a context."""
+    gates: list[Gate] = [ImportanceWeight(cap, per)]
+    gates += [AfterTokens(skip)] if skip else []
+    gates += [HighEntropy(quantile)] if quantile else []
+    reduction = PerToken() if mean_over == "token" else PerSequence()
+    return Term(teacher, TokenDivergence(divergence, support), gate=Product(tuple(gates)), reduction=reduction)
+
+
+def label(mean_over: str = "token") -> Term:
+    """The likelihood of the tokens."""
+    return Term(Labels(), TokenCrossEntropy(), reduction=PerToken() if mean_over == "token" else PerSequence())
 
 
 def doubled(model: Causal) -> Any:

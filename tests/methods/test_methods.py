@@ -14,7 +14,7 @@ from selfdistill import methods
 from selfdistill.core.objective import Method
 from selfdistill.core.step import Clock
 from selfdistill.errors import RecipeError, SelfdistillError
-from selfdistill.io.expressions import read
+from selfdistill.io.expressions import parse_expression
 from selfdistill.teachers import FrozenCopy
 from selfdistill.testing.conformance import check_method, check_value, names
 from selfdistill.testing.specimens import batch_for, built, maps_of, pool, same_bits, specimen, storages, tiny
@@ -57,7 +57,7 @@ def test_the_repr_reads_back(name):
     recipe = RECIPES[name]
     default, changed = recipe(), recipe(**SETTINGS[name])
     for method in (default, changed):
-        again = read(repr(method), names())
+        again = parse_expression(repr(method), names())
         assert again == method
         assert hash(again) == hash(method)
         check_value(method)
@@ -70,7 +70,7 @@ def test_the_repr_reads_back(name):
 def test_the_expression_of_the_command_line_is_the_call(name):
     """``name(argument=value)`` means what Python means by it."""
     text = f"{name}({', '.join(f'{k}={v!r}' for k, v in SETTINGS[name].items())})"
-    assert read(text, RECIPES) == RECIPES[name](**SETTINGS[name])
+    assert parse_expression(text, RECIPES) == RECIPES[name](**SETTINGS[name])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -183,7 +183,7 @@ def test_state_dict_holds_no_student_and_is_all_there_is(name):
 def test_arguments_that_make_no_sense_are_refused(text, message):
     """One line from the command line, before anything is loaded."""
     with pytest.raises(RecipeError, match=message) as caught:
-        read(text, RECIPES)
+        parse_expression(text, RECIPES)
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from selfdistill.io import checkpoint
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes
 from selfdistill.models import registry, store
-from selfdistill.training.vitals_log import read
+from selfdistill.training.callbacks import read_vitals
 from tests.harness import build
 
 BYOL = "byol(hidden=8, width=4)"
@@ -149,7 +149,7 @@ def test_the_commands_that_read_a_run_read_it(done: Path) -> None:
     assert "by step" in page
     assert "audit accuracy" not in page
     assert "On the test split" not in page
-    terms = read(done)["generations"][0]["terms"]
+    terms = read_vitals(done)["generations"][0]["terms"]
     assert all(0.0 < value <= 1.0 for term in terms.values() for value in term["spread"])
 
 

@@ -12,8 +12,7 @@ from selfdistill.core.outputs import SPACE_OF_HEAD, element_shape, output_of, sp
 from selfdistill.core.targets import SPACES
 from selfdistill.errors import SpaceError
 from selfdistill.models.heads import Exits
-from selfdistill.models.peers import Group, Peers
-from selfdistill.models.wrappers import Gaussian, GaussianGroup, GaussianPair, Ranked
+from selfdistill.models.peers import Gaussian, GaussianGroup, GaussianPair, Group, PeerModels, Ranked
 from selfdistill.testing.conformance import check_value
 
 
@@ -47,7 +46,7 @@ def test_peers_stand_side_by_side():
     """Each peer's logits in its place; the ensemble is the mean probability; the first is the product."""
     members: list[nn.Module] = [nn.Linear(3, 4) for _ in range(3)]
     x = torch.randn(5, 3)
-    out = Peers(members)(x)
+    out = PeerModels(members)(x)
     for k, member in enumerate(members):
         assert out["peers"][:, k].equal(member(x))
     assert out["logits"].equal(members[0](x))
@@ -63,7 +62,7 @@ def test_peers_of_models_with_named_outputs():
             return {"feature": x, "logits": super().forward(x)}
 
     members: list[nn.Module] = [Named(3, 4), Named(3, 4)]
-    assert Peers(members)(torch.randn(2, 3))["peers"].shape == (2, 2, 4)
+    assert PeerModels(members)(torch.randn(2, 3))["peers"].shape == (2, 2, 4)
 
 
 def test_a_group_builds_each_peer_by_itself():

@@ -20,10 +20,10 @@ from selfdistill.core.step import Clock, Forward
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.experiments.network_run import gain
-from selfdistill.losses import KL, CrossEntropy, DirichletNLL, LogOneMinusInner, PrototypeCrossEntropy, ReverseKL
+from selfdistill.losses import KL, CrossEntropy, DirichletNLL, KLFromStudent, LogOneMinusInner, PrototypeCrossEntropy
 from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
-from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, Mean, Peers
+from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, PeerMean, PeerModels
 from selfdistill.models.registry import parse
 from selfdistill.teachers import Combined, GenerationEnsemble, Itself, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
@@ -99,8 +99,10 @@ def test_a_mean_predicts_the_mean() -> None:
     members: list[nn.Module] = [nn.Linear(3, 4) for _ in range(3)]
     x = torch.randn(5, 3, generator=generator)
     mean = torch.stack([m(x).softmax(1) for m in members]).mean(0)
-    torch.testing.assert_close(Mean(members)(x)["logits"].softmax(1), mean)
-    torch.testing.assert_close(Mean(members, values=True)(x)["values"], torch.stack([m(x) for m in members]).mean(0))
+    torch.testing.assert_close(PeerMean(members)(x)["logits"].softmax(1), mean)
+    torch.testing.assert_close(
+        PeerMean(members, values=True)(x)["values"], torch.stack([m(x) for m in members]).mean(0)
+    )
 
 
 # teachers -------------------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
         method = Method({"t": Term(kind(at_last=last), DirichletNLL() if kind is Members else KL())}, generations=4)
         for generation in (1, 3):
             clock = Clock(generation, 4)
-            objective = method.bind(models(1)[0], previous=Peers(earlier), clock=clock)
+            objective = method.bind(models(1)[0], previous=PeerModels(earlier), clock=clock)
             objective({"x": x, "y": y})
             term: Any = objective.method.terms["t"]
             state = next(iter(objective.states.values()))
@@ -201,7 +203,7 @@ def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
 
 def test_reverse_kl_turns_kl_round() -> None:
     a, b = (torch.randn(6, 4, generator=generator) for _ in range(2))
-    torch.testing.assert_close(ReverseKL(3.0)(a, Target(b, "logits")), KL(3.0)(b, Target(a, "logits")))
+    torch.testing.assert_close(KLFromStudent(3.0)(a, Target(b, "logits")), KL(3.0)(b, Target(a, "logits")))
 
 
 def test_the_dirichlet_loss_is_the_mean_density_of_the_members() -> None:

@@ -205,7 +205,7 @@ def test_a_saved_model_loads_bit_for_bit_in_eval_mode(here, spec, dtype):
     model.to(dtype)
     save(model, here / "a" / "model", build, {"classes": ["x", "y"], "note": None})
     config = json.loads((here / "a" / "model" / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert (config["spec"], config["shape"], config["outputs"]) == (build.spec, list(IMAGE), 5)
     assert config["classes"] == ["x", "y"]
     state = torch.get_rng_state()
@@ -277,7 +277,7 @@ def spoil(folder: Path, how: str) -> None:
         "no json": b"\x80\x04K\x01.",
         "deep json": b"[" * 100_000,
         "a list": b"[]",
-        "newer": json.dumps({**values, "format": 2}).encode(),
+        "newer": json.dumps({**values, "format": 3}).encode(),
         "no shape": json.dumps({**values, "shape": None}).encode(),
         "unknown model": json.dumps({**values, "spec": "cnm"}).encode(),
         "no module": json.dumps({**values, "spec": "nothing_such:net"}).encode(),
@@ -308,8 +308,8 @@ def spoil(folder: Path, how: str) -> None:
         ("no config", "no model folder: it has no readable config.json"),
         ("no json", "config.json is damaged or foreign: it is not JSON"),
         ("deep json", "it is not JSON"),
-        ("a list", "is of format None; this version reads 1"),
-        ("newer", "is of format 2; this version reads 1"),
+        ("a list", "states no format; this version of selfdistill reads format 2"),
+        ("newer", "is of format 3; this version of selfdistill reads format 2"),
         ("no shape", "spec, shape, outputs and options are needed"),
         ("unknown model", "config.json: unknown model 'cnm'; known: cnn, mlp, resnet"),
         ("no module", "config.json: there is no module 'nothing_such'"),

@@ -31,7 +31,7 @@ def test_what_is_compared_is_one_divergence_up_to_its_scale(name: str, scale: fl
         loss = divergence.VARIANTS[variant](problem, name)
         problem.learnt(loss)
         times = scale if variant != divergence.OURS else 1.0
-        grads = problem.student.hidden.grad, problem.student.weight.grad
+        grads = problem.student.hidden.grad, problem.student.matrix.grad
         assert grads[0] is not None
         assert grads[1] is not None
         found.append((times * loss.detach(), times * grads[0], times * grads[1]))

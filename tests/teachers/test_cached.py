@@ -289,7 +289,7 @@ def test_the_sampler_says_which_way_each_row_is_shown():
     data = tiny_data(0)
     sampler = Sampler(data, Views((View("x", augment="weak", fixed=3),)), 16, seed=0)
     for epoch in range(4):
-        batch = sampler.batch(sampler.drawn(epoch, 0), epoch)
+        batch = sampler.batch(sampler.sample(epoch, 0), epoch)
         assert batch.fixed == {"x"}
         ids = batch["x"].id
         assert ids is not None

@@ -24,7 +24,7 @@ from tests.harness import tiny_data
 
 def batches(mates: int, epoch: int = 0, seed: int = 0) -> list[Tensor]:
     sampler = Sampler(tiny_data(0), Views(mates=mates), 12, seed=seed)
-    return [sampler.drawn(epoch, step)["labelled"].ids for step in range(sampler.steps_per_epoch)]
+    return [sampler.sample(epoch, step)["labelled"].ids for step in range(sampler.steps_per_epoch)]
 
 
 def test_each_row_that_is_drawn_brings_others_of_its_class():
@@ -65,7 +65,7 @@ def test_the_same_row_twice_in_a_batch_is_augmented_in_two_ways():
     y, audit, test = torch.tensor([0, 0, 1, 1] * 2), torch.tensor([4, 6]), torch.tensor([5, 7])
     data = from_tensors(torch.rand(8, 1, 8, 8), y, augment="weak", audit=audit, test=test)
     sampler = Sampler(data, Views(mates=3), 4, seed=0)
-    drawn = sampler.drawn(0, 0)
+    drawn = sampler.sample(0, 0)
     assert len(set(zip(drawn["labelled"].ids.tolist(), drawn["labelled"].visits.tolist(), strict=True))) == 4
     x = sampler.batch(drawn, 0)["x"].x
     assert len({tuple(row.flatten().tolist()) for row in x}) == 4

@@ -11,7 +11,7 @@ from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
 from selfdistill.teachers import Itself
 from selfdistill.testing.specimens import CLASSES, WIDTH
-from selfdistill.training.accumulation import counts
+from selfdistill.training.task import counts
 
 
 def test_counts_are_those_of_the_pass_that_learns_whatever_it_draws():

@@ -172,7 +172,7 @@ def test_methods_without_pseudo_labels_are_not_measured() -> None:
 def test_an_alarm_needs_labels_missed_without_contradiction_or_audit_rows_lost(
     p_missed: float | None, lost: int, won: int, alarm: bool
 ) -> None:
-    assert drift.raised(p_missed, lost, won, 0.01) == alarm
+    assert drift.is_alarm(p_missed, lost, won, 0.01) == alarm
 
 
 def test_lost_audit_rows_raise_the_alarm_where_real_labels_still_teach() -> None:

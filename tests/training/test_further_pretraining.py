@@ -135,7 +135,7 @@ def test_the_tied_matrix_is_the_encoder_s_own(here: Path) -> None:
     assert "turn.0.weight" in model.state_dict()
     assert sum("word_embeddings" in name for name in model.state_dict()) == 1
     hidden = torch.randn(2, 16)
-    model.says(hidden).sum().backward()
+    model.logits(hidden).sum().backward()
     assert model.body.get_parameter("embeddings.word_embeddings.weight").grad is not None
 
 

@@ -62,7 +62,7 @@ class Stream(Task):
         return self.order.steps_per_epoch
 
     def batches(self, state: RunState) -> list[Batch]:
-        ids = self.rows[self.order.drawn(state.clock)]
+        ids = self.rows[self.order.sample(state.clock)]
         return [Batch({"x": Rows(self.x[ids], self.y[ids], ids)})]
 
     @torch.no_grad()

@@ -19,16 +19,16 @@ from selfdistill.training import threads
 
 def test_a_small_pass_gets_one_thread_and_a_large_one_all() -> None:
     """The border is 50 million operations: a linear layer of 1000 x 1000 does 2 million a row."""
-    with threads.using(2):
+    with threads.limited_to(2):
         layer = nn.Linear(1000, 1000)
-        assert threads.suitable(layer, torch.zeros(24, 1000)) == 1
-        assert threads.suitable(layer, torch.zeros(26, 1000)) == 2
+        assert threads.for_model(layer, torch.zeros(24, 1000)) == 1
+        assert threads.for_model(layer, torch.zeros(26, 1000)) == 2
 
 
 def test_asking_leaves_randomness_and_threads_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
     state, before = torch.get_rng_state(), torch.get_num_threads()
-    threads.suitable(model, torch.zeros(2, 3))
+    threads.for_model(model, torch.zeros(2, 3))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == before
 
@@ -39,9 +39,9 @@ def test_fewer_threads_are_taken_and_recorded_where_the_environment_says_so(
     monkeypatch.setattr(threads, "cores", lambda: 2)
     for given, wanted in (("1", 1), ("7", 2), ("many", 2), ("0", 2)):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert threads.asked() == wanted
+        assert threads.requested() == wanted
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert threads.of_table(1_000_000, 20) == 1
+    assert threads.for_table(1_000_000, 20) == 1
 
 
 def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, mon
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for number, (cells, wanted) in enumerate(((threads.SMALL_TABLE, 1), (600, 2))):  # iris has 150 rows of 4 columns
         monkeypatch.setattr(threads, "SMALL_TABLE", cells)
-        with threads.using(2):
+        with threads.limited_to(2):
             Run.create(Request("iris", model="linear", method="plain()"), tmp_path / f"{number}").execute()
         assert set(seen) == {wanted}
         assert json.loads((tmp_path / f"{number}" / "run.json").read_text())["threads"] == wanted
@@ -69,7 +69,7 @@ def test_one_thread_learns_a_small_table_and_all_a_large_one(tmp_path: Path, mon
 
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
     request = Request(steps=1, control=False)
-    with threads.using(2):
+    with threads.limited_to(2):
         Run.create(request, tmp_path / "run").execute()
         assert torch.get_num_threads() == 2
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -20,7 +20,7 @@ from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import born_again
 from selfdistill.teachers import Itself, Labels
-from selfdistill.training import vitals_log
+from selfdistill.training import callbacks
 from tests.harness import build, tiny_data
 from tests.terminal import passed, refused
 
@@ -76,9 +76,9 @@ def test_a_warning_is_told_once_a_generation(tmp_path: Path) -> None:
     assert len(said) == 1
     assert sum("kept nothing" in w for line in lines_of(tmp_path) for w in line.get("warnings", [])) == 1
     # the count of looks differs from line to line, and is not what makes a warning new
-    again = vitals_log.entry({"t": _silent()}, [{"generation": 0, "warnings": [_warning(7)]}], 0)
+    again = callbacks.vitals_entry({"t": _silent()}, [{"generation": 0, "warnings": [_warning(7)]}], 0)
     assert "warnings" not in again
-    assert vitals_log.entry({"t": _silent()}, [{"generation": 0, "warnings": [_warning(7)]}], 1)["warnings"] == [
+    assert callbacks.vitals_entry({"t": _silent()}, [{"generation": 0, "warnings": [_warning(7)]}], 1)["warnings"] == [
         _warning(5)
     ]
 
@@ -110,7 +110,7 @@ def test_the_command_reads_a_run(tmp_path: Path) -> None:
 
 def test_what_has_no_vitals_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run\.json"):
-        vitals_log.read(tmp_path)
+        callbacks.read_vitals(tmp_path)
     run = tmp_path / "run"
     options = ["--labels", "80", "--epochs", "1", "--method", "plain()", "--no-control", "--quiet", "--no-vitals"]
     passed("run", "digits", *options, "--out", run)

@@ -1,4 +1,4 @@
-"""Vitals: is the signal of each term alive? A few steps are looked at; what is certainly dead stops the run.
+"""Vitals: checks of the signal of each term in a few steps; a signal that is certainly dead stops the run.
 
 `Objective.vitals()` gives per term means over the looks, and warnings. What `Watch` is certain of it raises as
 `VitalsError` at once. Only the terms' own outputs are differentiated, never the model.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..memory import FrozenCopy
+from ..memory import FrozenCopy, WeightView
 from ..parts import BaseTerm, Part, Teacher
 from ..step import Forward
 from .summary import TermHealth, fail
@@ -35,7 +35,7 @@ class Remembered:
         self.again, self.other = 0, 0
 
     def see(self, terms: Mapping[str, BaseTerm], step: Forward) -> None:
-        """Compare the labels of a step with those remembered, where a term asked for ids.
+        """Compare the labels of a step with those remembered, where a term uses ids.
 
         Raises:
             VitalsError: the same ids come with other labels, about as often as if they were drawn by chance.
@@ -67,13 +67,13 @@ class Remembered:
 
 
 def _asking(terms: Mapping[str, BaseTerm], step: Forward) -> str:
-    """The term that needs the ids: one on a view whose ids were asked for, and rather not that of the labels."""
-    there = [name for name, term in terms.items() if term.view in step.keyed]
-    return next((n for n in there if not by_labels(terms[n])), [*there, *terms][0])
+    """The term that needs the ids: one on a view with ids, and rather not that of the labels."""
+    keyed = [name for name, term in terms.items() if term.view in step.keyed]
+    return next((n for n in keyed if not by_labels(terms[n])), [*keyed, *terms][0])
 
 
 def by_labels(term: BaseTerm) -> bool:
-    """Is the target of the term the label?"""
+    """Whether the target of the term is the label."""
     return any(isinstance(part, Teacher) and part.labels for part in term.parts())
 
 
@@ -113,13 +113,13 @@ class StateWatch:
         self._suspicions: dict[str, _Suspicion] = {}
         states.register_load_state_dict_post_hook(self._forget)
 
-    def _forget(self, module: nn.Module, odd: object) -> None:
+    def _forget(self, module: nn.Module, incompatible: object) -> None:
         self.opened, self._kept, self._suspicions = None, {}, {}
 
     def open(self) -> None:
         """A step that is looked at begins; its further micro-batches change nothing."""
         if self.opened is None:
-            self.opened = {key: _some(held.parameters()) for key, _, held in self._held()}
+            self.opened = {key: _entries(module.parameters()) for key, _, module in self._held()}
             self._loose = {key: _loose(self.states[key]) for key, _, _ in self.owners}
 
     @contextmanager
@@ -132,42 +132,48 @@ class StateWatch:
         if self.opened is None or steps[0].module is None:
             yield
             return
-        before, student, clock = (
-            {key: _some(m.parameters()) for key, _, m in self._held()},
+        entries, student, clock = (
+            {key: _entries(m.parameters()) for key, _, m in self._held()},
             steps[0].owner,
             steps[0].clock,
         )
         for key, part, _ in self._held():
-            self._frozen(key, part, before[key])
+            self._frozen(key, part, entries[key])
         yield
         for key, part, module in self._held():
             suspicion = self._suspicions.setdefault(key, _Suspicion())
-            now = _look(module, student)
-            self._average(key, part, module, (before[key], now.weights, _some(student.parameters())), clock.step + 1)
-            self._statistics(key, part, now, suspicion)
-            self._kept[key] = now
-            if (far := _distance(module, student)) is not None:
+            record = _look(module, student)
+            self._average(
+                key, part, module, (entries[key], record.weights, _entries(student.parameters())), clock.step + 1
+            )
+            self._statistics(key, part, record, suspicion)
+            self._kept[key] = record
+            if (gap := _distance(module, student)) is not None:
                 for name in self._terms(key):
-                    pulses[name].add("weight_distance", far)
+                    pulses[name].add("weight_distance", gap)
         self._unsaved(pulses)
         self.opened = None
 
     def _held(self) -> list[tuple[str, Part, nn.Module]]:
         """The owners that hold a module, by the state's key."""
         held = [(key, part, self.states[key]) for key, part, _ in self.owners]
-        return [(key, part, state.module) for key, part, state in held if isinstance(state, FrozenCopy)]
+        return [
+            (key, part, state.module)
+            for key, part, state in held
+            if isinstance(state, FrozenCopy) and not isinstance(state.module, WeightView)
+        ]
 
     def _terms(self, key: str) -> list[str]:
-        return [name for (name, _), mine in self.keys.items() if mine == key]
+        return [name for (name, _), state_key in self.keys.items() if state_key == key]
 
-    def _frozen(self, key: str, part: Part, now: Tensor) -> None:
-        """Nobody but ``update`` may move a teacher's weights, and a frozen teacher's nobody."""
-        stays = isinstance(part, Teacher) and part.immovable
-        if not stays and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
+    def _frozen(self, key: str, part: Part, current: Tensor) -> None:
+        """Check that only ``update`` has moved a teacher's weights, and nothing a frozen teacher's."""
+        frozen = isinstance(part, Teacher) and part.immovable
+        if not frozen and not (isinstance(part, Teacher) and part.averaging_rate(0) is not None):
             return  # a part of one's own may be moved by one's own loop
         past = [(self.opened or {}).get(key)]
-        past += [self._kept[key].weights] if stays and key in self._kept else []
-        if any(then is not None and _moved(then, now) for then in past):
+        past += [self._kept[key].weights] if frozen and key in self._kept else []
+        if any(earlier is not None and _has_changed(earlier, current) for earlier in past):
             fail(
                 "frozen-teacher-moved",
                 self._terms(key)[0],
@@ -176,59 +182,63 @@ class StateWatch:
                 "into, or let Ema follow the student",
             )
 
-    def _average(self, key: str, part: Part, module: nn.Module, seen: tuple[Tensor, Tensor, Tensor], done: int) -> None:
-        """Does the average move by (1 - decay) of its distance? In low precision small updates round away."""
-        before, after, student = (entries.float() for entries in seen)
-        rate = part.averaging_rate(done) if isinstance(part, Teacher) else None
-        if rate is None or len({len(s) for s in seen}) > 1:
+    def _average(
+        self, key: str, part: Part, module: nn.Module, triple: tuple[Tensor, Tensor, Tensor], steps: int
+    ) -> None:
+        """Check that the average moves by (1 - decay) of its distance: in low precision small updates round away."""
+        old, new, student = (entries.float() for entries in triple)
+        rate = part.averaging_rate(steps) if isinstance(part, Teacher) else None
+        if rate is None or len({len(s) for s in triple}) > 1:
             return
         coarse = any(p.is_floating_point() and p.element_size() < 4 for p in module.parameters())
-        expected = rate * (student - before).abs()
-        due = (student - before).abs() > (1e-3 if coarse else 1e-2) * before.abs()  # less than that float32 rounds too
-        still = due & ((after - before).abs() < 0.1 * expected)
-        due_entries, still_entries = torch.stack([due.sum(), still.sum()]).tolist()
+        expected = rate * (student - old).abs()
+        must_move = (student - old).abs() > (1e-3 if coarse else 1e-2) * old.abs()  # less than that float32 rounds too
+        unmoved = must_move & ((new - old).abs() < 0.1 * expected)
+        expected_count, unmoved_count = torch.stack([must_move.sum(), unmoved.sum()]).tolist()
         suspicion = self._suspicions[key]
         # not by norms: entries near 0, as biases are at first, still move in low precision
-        suspicion.stuck = suspicion.stuck + 1 if still_entries > 0.75 * due_entries else 0
+        suspicion.stuck = suspicion.stuck + 1 if unmoved_count > 0.75 * expected_count else 0
         if rate and suspicion.stuck >= 3:
             fail(
                 "stuck-average",
                 self._terms(key)[0],
-                f"at {suspicion.stuck} looks {still_entries / due_entries:.0%} "
+                f"at {suspicion.stuck} looks {unmoved_count / expected_count:.0%} "
                 f"of its average ({next(module.parameters()).dtype}) moved by less than a tenth of what {part!r} says",
                 "keep the average in float32: cast the model before bind, and not the objective",
             )
 
-    def _statistics(self, key: str, part: Part, now: _Kept, suspicion: _Suspicion) -> None:
+    def _statistics(self, key: str, part: Part, current: _Kept, suspicion: _Suspicion) -> None:
         """An average of weights needs the statistics that go with them."""
-        then = self._kept.get(key)
-        if then is None or (isinstance(part, Teacher) and part.frozen):
+        earlier = self._kept.get(key)
+        if earlier is None or (isinstance(part, Teacher) and part.frozen):
             return
         shrunk = [
             name
-            for name, (mine, theirs) in now.counters.items()
-            if name in then.counters and mine < then.counters[name][0] and theirs >= then.counters[name][1]
+            for name, (teacher_count, student_count) in current.counters.items()
+            if name in earlier.counters
+            and teacher_count < earlier.counters[name][0]
+            and student_count >= earlier.counters[name][1]
         ]
-        follows = _moved(then.weights, now.weights) and _moved(then.students, now.students)
-        still = follows and then.buffers.shape == now.buffers.shape == now.students.shape
-        if still:
-            still = bool((then.buffers == now.buffers)[then.students != now.students].all())
-        suspicion.lost = suspicion.lost + 1 if still else 0
+        follows = _has_changed(earlier.weights, current.weights) and _has_changed(earlier.students, current.students)
+        unmoved = follows and earlier.buffers.shape == current.buffers.shape == current.students.shape
+        if unmoved:
+            unmoved = bool((earlier.buffers == current.buffers)[earlier.students != current.students].all())
+        suspicion.lost = suspicion.lost + 1 if unmoved else 0
         if shrunk or suspicion.lost >= 3:
-            what = f"counter {shrunk[0]} shrinks" if shrunk else "running statistics never move, while its weights do"
+            fault = f"counter {shrunk[0]} shrinks" if shrunk else "running statistics never move, while its weights do"
             fail(
                 "lost-buffers",
                 self._terms(key)[0],
-                f"its teacher's {what} and the student's go on",
+                f"its teacher's {fault} and the student's go on",
                 "average floating buffers like weights, and copy integer ones",
             )
 
     def _unsaved(self, pulses: Mapping[str, TermHealth]) -> None:
-        """A warning for what changes and is in no ``state_dict``."""
+        """Warn of attributes that change and are in no ``state_dict``."""
         for key, _, _ in self.owners:
-            now, suspicion = _loose(self.states[key]), self._suspicions.setdefault(key, _Suspicion())
-            for name, then in self._loose[key].items():
-                if name in now and not _same(then, now[name]):
+            current, suspicion = _loose(self.states[key]), self._suspicions.setdefault(key, _Suspicion())
+            for name, earlier in self._loose[key].items():
+                if name in current and not _is_same(earlier, current[name]):
                     suspicion.loose[name] = suspicion.loose.get(name, 0) + 1
             for name in [name for name, looks in suspicion.loose.items() if looks >= 2]:
                 for term in self._terms(key):
@@ -244,74 +254,89 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _some(tensors: Iterable[Tensor]) -> Tensor:
+def _entries(tensors: Iterable[Tensor]) -> Tensor:
     """A few entries of each tensor: enough to see it move."""
     flat = [_local(t.detach()).reshape(-1) for t in tensors]
     parts = [t[:: max(1, len(t) // SOME)] for t in flat]
     return torch.cat([p.to(parts[0].device) for p in parts]).clone() if parts else torch.zeros(0)
 
 
-def _moved(then: Tensor, now: Tensor) -> bool:
-    """Did an entry change? Not known where shape, precision or device have."""
-    comparable = (then.shape, then.dtype, then.device) == (now.shape, now.dtype, now.device)
-    return comparable and not bool(((then == now) | (then.isnan() & now.isnan())).all())
+def _has_changed(earlier: Tensor, current: Tensor) -> bool:
+    """Whether an entry changed; False where shape, precision or device have."""
+    comparable = (earlier.shape, earlier.dtype, earlier.device) == (current.shape, current.dtype, current.device)
+    return comparable and not bool(((earlier == current) | (earlier.isnan() & current.isnan())).all())
 
 
-def _bare(name: str) -> str:
-    """A parameter's name without what engines put before it."""
+def _plain_name(name: str) -> str:
+    """A parameter's name without the prefixes of DDP and torch.compile."""
     return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _look(module: nn.Module, student: nn.Module) -> _Kept:
-    mine, theirs = ({_bare(name): _local(b) for name, b in m.named_buffers()} for m in (module, student))
-    shared = [n for n in mine if n in theirs and mine[n].shape == theirs[n].shape]
-    floating = [n for n in shared if mine[n].is_floating_point()]
-    counting = [n for n in shared if n.rpartition(".")[2] == "num_batches_tracked"]
-    counted = [
-        [float(x) for x in torch.stack([b[n] for n in counting]).tolist()] if counting else [] for b in (mine, theirs)
+    teacher_buffers, student_buffers = (
+        {_plain_name(name): _local(b) for name, b in m.named_buffers()} for m in (module, student)
+    )
+    common = [
+        n for n in teacher_buffers if n in student_buffers and teacher_buffers[n].shape == student_buffers[n].shape
+    ]
+    floating = [n for n in common if teacher_buffers[n].is_floating_point()]
+    counting = [n for n in common if n.rpartition(".")[2] == "num_batches_tracked"]
+    counts = [
+        [float(x) for x in torch.stack([b[n] for n in counting]).tolist()] if counting else []
+        for b in (teacher_buffers, student_buffers)
     ]
     return _Kept(
-        _some(module.parameters()),
-        _some(mine[n] for n in floating),
-        _some(theirs[n] for n in floating),
-        dict(zip(counting, zip(*counted, strict=True), strict=True)),
+        _entries(module.parameters()),
+        _entries(teacher_buffers[n] for n in floating),
+        _entries(student_buffers[n] for n in floating),
+        dict(zip(counting, zip(*counts, strict=True), strict=True)),
     )
 
 
 def _distance(teacher: nn.Module, student: nn.Module) -> float | None:
     """||teacher - student|| / ||student|| over all weights; None where they are no weights of one layout."""
-    mine, theirs = ({_bare(name): _local(p.detach()) for name, p in m.named_parameters()} for m in (teacher, student))
-    if not mine or mine.keys() != theirs.keys() or any(mine[n].shape != theirs[n].shape for n in mine):
+    teacher_weights, student_weights = (
+        {_plain_name(name): _local(p.detach()) for name, p in m.named_parameters()} for m in (teacher, student)
+    )
+    if (
+        not teacher_weights
+        or teacher_weights.keys() != student_weights.keys()
+        or any(teacher_weights[n].shape != student_weights[n].shape for n in teacher_weights)
+    ):
         return None
     sums = [
-        torch.stack([(mine[n].float() - w.float()).square().sum(), w.float().square().sum()]) for n, w in theirs.items()
+        torch.stack([(teacher_weights[n].float() - w.float()).square().sum(), w.float().square().sum()])
+        for n, w in student_weights.items()
     ]
-    whole = torch.stack(sums).sum(0)
+    totals = torch.stack(sums).sum(0)
     if any(hasattr(p, "to_local") for p in student.parameters()):  # each process has summed its part
-        whole = distributed.add(whole)
-    apart, size = whole.tolist()
-    return math.sqrt(apart / size) if size > 0 else None
+        totals = distributed.add(totals)
+    gap, size = totals.tolist()
+    return math.sqrt(gap / size) if size > 0 else None
 
 
 def _loose(state: nn.Module) -> dict[str, Any]:
-    """What a state holds outside its ``state_dict`` and may change: tensors, numbers, lengths of collections."""
-    found: dict[str, Any] = {}
+    """The attributes outside a ``state_dict`` that may change: tensors, numbers, lengths of collections."""
+    attributes: dict[str, Any] = {}
     for path, module in state.named_modules():
         if isinstance(state, FrozenCopy) and path.startswith("module"):
             continue  # a model keeps what it likes
-        kind = type(module)
-        saves = (kind.get_extra_state, kind.state_dict, kind._save_to_state_dict)
+        module_type = type(module)
+        saves = (module_type.get_extra_state, module_type.state_dict, module_type._save_to_state_dict)
         if saves != (nn.Module.get_extra_state, nn.Module.state_dict, nn.Module._save_to_state_dict):
             continue  # it says itself what it saves
         loose = {n: v for n, v in vars(module).items() if n not in _ITS_OWN}
         loose |= {n: module._buffers[n] for n in module._non_persistent_buffers_set}
         for name, value in loose.items():
             if isinstance(value, Tensor) and not value.is_inference():
-                found[f"{path}.{name}".lstrip(".")] = (value, value._version)
+                attributes[f"{path}.{name}".lstrip(".")] = (value, value._version)
             elif isinstance(value, int | float | list | dict | set):
-                found[f"{path}.{name}".lstrip(".")] = (None, value if isinstance(value, int | float) else len(value))
-    return found
+                attributes[f"{path}.{name}".lstrip(".")] = (
+                    None,
+                    value if isinstance(value, int | float) else len(value),
+                )
+    return attributes
 
 
-def _same(then: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
-    return then[0] is now[0] and bool(then[1] == now[1])
+def _is_same(earlier: tuple[Any, Any], current: tuple[Any, Any]) -> bool:
+    return earlier[0] is current[0] and bool(earlier[1] == current[1])

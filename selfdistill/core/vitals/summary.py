@@ -1,4 +1,4 @@
-"""What the looks at a term add up to, and the reading of it."""
+"""The figures of a term over all looks, and their summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = (
 
 @dataclass
 class TermHealth:
-    """What the looks at one term added up to: plain numbers, in no ``state_dict``."""
+    """The sums of one term over all looks: plain numbers, in no ``state_dict``."""
 
     looks: int = 0  # steps, however many micro-batches each had
     last: tuple[int, int] = (-1, -1)  # generation and step of the last look
@@ -73,13 +73,13 @@ class TermHealth:
 
     def recent(self, name: str) -> float | None:
         """The mean since the last `interval`."""
-        new = self.counts.get(name, 0) - self.counts_before.get(name, 0)
-        return (self.sums[name] - self.sums_before.get(name, 0.0)) / new if new else None
+        count = self.counts.get(name, 0) - self.counts_before.get(name, 0)
+        return (self.sums[name] - self.sums_before.get(name, 0.0)) / count if count else None
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """The reading: for each term means over the looks (None: not measurable), and what looks wrong.
+    """The summary: for each term means over the looks (None: not measurable), and warnings.
 
     ``gradient`` is the norm of the mean loss's gradient in the term's own output, ``gradient_share`` its weighted
     share; ``disagreement`` the total variation between target and student, or mean abs(t - s) / std(t) for values;
@@ -98,34 +98,36 @@ class Vitals:
         return json.dumps(asdict(self), allow_nan=False)
 
 
-def distance(one: Mapping[int, int], other: Mapping[int, int]) -> float | None:
+def distance(first: Mapping[int, int], second: Mapping[int, int]) -> float | None:
     """Total variation between two histograms of classes; None where either is empty."""
-    a, b = sum(one.values()), sum(other.values())
+    a, b = sum(first.values()), sum(second.values())
     if not a or not b:
         return None
-    return sum(abs(one.get(c, 0) / a - other.get(c, 0) / b) for c in {*one, *other}) / 2
+    return sum(abs(first.get(c, 0) / a - second.get(c, 0) / b) for c in {*first, *second}) / 2
 
 
-def fail(vital: str, name: str, what: str, remedy: str) -> None:
-    raise VitalsError(vital, f"{vital}: term {name!r}: {what}; {remedy}")
+def fail(vital: str, name: str, evidence: str, remedy: str) -> None:
+    raise VitalsError(vital, f"{vital}: term {name!r}: {evidence}; {remedy}")
 
 
 def _warned(name: str, pulse: TermHealth, labels: Mapping[int, int]) -> list[str]:
-    said = list(pulse.notes)
+    warnings = list(pulse.notes)
     if pulse.looks >= 5 and pulse.weighs and not pulse.waiting:
         if not pulse.valid:
-            said.append(f"term {name!r} never had a valid target in {pulse.looks} looks")
+            warnings.append(f"term {name!r} never had a valid target in {pulse.looks} looks")
         elif not pulse.kept:
-            said.append(f"the gate of term {name!r} kept nothing in {pulse.looks} looks")
+            warnings.append(f"the gate of term {name!r} kept nothing in {pulse.looks} looks")
     if pulse.narrow >= 5:
-        said.append(
+        warnings.append(
             f"the outputs of term {name!r} have nearly one direction, whatever the row: the features have collapsed; "
             "lower --lr, or take another method"
         )
-    of, most = sum(pulse.targets.values()), max(pulse.targets.values(), default=0)
-    if of and labels and most > 0.9 * of and max(labels.values()) < 0.5 * sum(labels.values()):
-        said.append(f"{most / of:.0%} of the targets of term {name!r} are one class; the labels are spread over more")
-    return said
+    of, largest = sum(pulse.targets.values()), max(pulse.targets.values(), default=0)
+    if of and labels and largest > 0.9 * of and max(labels.values()) < 0.5 * sum(labels.values()):
+        warnings.append(
+            f"{largest / of:.0%} of the targets of term {name!r} are one class; the labels are spread over more"
+        )
+    return warnings
 
 
 def _labels(pulses: Mapping[str, TermHealth]) -> dict[int, int]:
@@ -136,35 +138,37 @@ def _labels(pulses: Mapping[str, TermHealth]) -> dict[int, int]:
 def _figures(
     pulses: Mapping[str, TermHealth], mean: Callable[[TermHealth, str], float | None]
 ) -> dict[str, dict[str, float | None]]:
-    everyone, whole = _labels(pulses), math.fsum(mean(pulse, "pull") or 0.0 for pulse in pulses.values())
+    labels, total = _labels(pulses), math.fsum(mean(pulse, "pull") or 0.0 for pulse in pulses.values())
     terms: dict[str, dict[str, float | None]] = {}
     for name, pulse in pulses.items():
         terms[name], pull = {key: mean(pulse, key) for key in NAMES}, mean(pulse, "pull")
-        terms[name]["gradient_share"] = pull / whole if pull is not None and whole else None
-        terms[name]["class_distance"] = distance(pulse.targets, pulse.labels or everyone)
+        terms[name]["gradient_share"] = pull / total if pull is not None and total else None
+        terms[name]["class_distance"] = distance(pulse.targets, pulse.labels or labels)
     return terms
 
 
 def interval(pulses: Mapping[str, TermHealth]) -> dict[str, dict[str, float]]:
-    """Means by term over the looks since this was asked last, of what could be measured; empty without a look.
+    """Means by term over the looks since the last call, of the figures that could be measured; empty without a look.
 
     ``class_distance`` is that of the generation so far.
     """
     if not any(pulse.counts != pulse.counts_before for pulse in pulses.values()):
         return {}
-    found = _figures(pulses, TermHealth.recent)
+    figures = _figures(pulses, TermHealth.recent)
     for pulse in pulses.values():
         pulse.sums_before, pulse.counts_before = dict(pulse.sums), dict(pulse.counts)
-    return {name: {key: value for key, value in read.items() if value is not None} for name, read in found.items()}
+    return {
+        name: {key: value for key, value in values.items() if value is not None} for name, values in figures.items()
+    }
 
 
 def summarise(pulses: Mapping[str, TermHealth]) -> Vitals:
     """The reading of some pulses; before the first look every figure is None."""
-    everyone, warnings = _labels(pulses), []
+    labels, warnings = _labels(pulses), []
     terms = _figures(pulses, TermHealth.mean)
     for name, pulse in pulses.items():
         terms[name]["looks"] = float(pulse.looks)
-        warnings += _warned(name, pulse, pulse.labels or everyone)
+        warnings += _warned(name, pulse, pulse.labels or labels)
     frozen = sorted({kind for pulse in pulses.values() for kind in pulse.frozen})
     if frozen:
         warnings.append(f"{', '.join(frozen)} of the student in eval mode while it trains; call model.train()")

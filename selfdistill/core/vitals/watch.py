@@ -1,4 +1,4 @@
-"""Is a loss on distributions a divergence where it says so: never below 0, and flat only where the two agree?
+"""Checks of losses, targets and gates at single steps.
 
 Is a target what it says it is: logits, a distribution, over the classes that exist?
 
@@ -29,7 +29,7 @@ APART = 0.1  # total variation from which on target and student clearly differ
 
 
 def judge_floor(
-    look: TermLook, seen: TermTrace, index: Tensor, found: dict[str, Tensor], gradient: Tensor | None
+    look: TermLook, trace: TermTrace, index: Tensor, values: dict[str, Tensor], gradient: Tensor | None
 ) -> None:
     """Read the loss of the valid elements (``index``); ``gradient`` is that of the total in the output.
 
@@ -39,19 +39,19 @@ def judge_floor(
         VitalsError: the loss is 0 between equals and less elsewhere, or cut off at 0 without gradient.
     """
     term, pulse = look.term, look.pulse
-    if not look.weight or seen.target.space not in DISTRIBUTIONS or not look.normalised or seen.loss is None:
+    if not look.weight or trace.target.space not in DISTRIBUTIONS or not look.normalised or trace.loss is None:
         return
     rule = term.loss
-    loss = seen.loss.detach().float().reshape(-1)[index]
-    apart = found["differ"] > APART
-    if seen.trust is not None:
-        apart &= seen.trust.reshape(-1)[index] > 0
-    cut = torch.zeros_like(apart)
+    loss = trace.loss.detach().float().reshape(-1)[index]
+    differs = values["differ"] > APART
+    if trace.trust is not None:
+        differs &= trace.trust.reshape(-1)[index] > 0
+    cut = torch.zeros_like(differs)
     if gradient is not None:
-        cut = apart & (loss == 0) & (gradient.reshape(seen.loss.numel(), -1)[index] == 0).all(-1)
-    low, size, differ, flat = torch.stack([loss.min(), loss.abs().mean(), apart.sum(), cut.sum()]).tolist()
+        cut = differs & (loss == 0) & (gradient.reshape(trace.loss.numel(), -1)[index] == 0).all(-1)
+    low, size, differ, flat = torch.stack([loss.min(), loss.abs().mean(), differs.sum(), cut.sum()]).tolist()
     if low < -1e-3 * (1 + size) and not (rule and rule.signed):
-        _negative(look, seen)
+        _negative(look, trace)
     pulse.flat, pulse.differing = pulse.flat + flat, pulse.differing + differ
     pulse.flat_looks += int(look.new and flat > 0)
     # a flat place that stays: three looks, and far more elements than stand exactly on a kink
@@ -67,22 +67,22 @@ def judge_floor(
         )
 
 
-def _negative(look: TermLook, seen: TermTrace) -> None:
-    """Below 0: by rounding, by intention, or because it is no divergence? Asked of the loss itself, in float64."""
+def _negative(look: TermLook, trace: TermTrace) -> None:
+    """Tell a negative loss by rounding or intention from one that is no divergence, by the loss itself in float64."""
     target = Target(
-        seen.target.value.double() if seen.target.space != "classes" else seen.target.value, *seen.target[1:]
+        trace.target.value.double() if trace.target.space != "classes" else trace.target.value, *trace.target[1:]
     )
-    loss, student = look.term.loss, seen.student.detach().double()
+    loss, student = look.term.loss, trace.student.detach().double()
     if loss is None:
         return
-    same = target.log_probabilities(student.shape[-1]).clamp(min=-80.0)  # a student that agrees with its target
+    agreement = target.log_probabilities(student.shape[-1]).clamp(min=-80.0)  # a student that agrees with its target
     try:
-        here, there = (loss(one, target).double() for one in (student, same))
+        losses, agreed_losses = (loss(output, target).double() for output in (student, agreement))
     except RuntimeError:  # a loss that cannot do float64
         return
     if target.valid is not None:
-        here, there = here[target.valid], there[target.valid]
-    low, size, agreed = torch.stack([here.min(), here.abs().mean(), there.abs().max()]).tolist()
+        losses, agreed_losses = losses[target.valid], agreed_losses[target.valid]
+    low, size, agreed = torch.stack([losses.min(), losses.abs().mean(), agreed_losses.abs().max()]).tolist()
     if low >= -1e-3 * (1 + size):
         return
     if agreed <= 1e-3 * (1 + size):
@@ -104,7 +104,7 @@ SOME = 256  # elements that are enough to see that a column never moves
 
 
 def judge_space(look: TermLook, target: Target) -> None:
-    """Probabilities are no logits, what does not sum to 1 is no distribution, and padding is no class.
+    """Refuse probabilities declared as logits, rows that do not sum to 1, and padding among the classes.
 
     Raises:
         VitalsError: one of these.
@@ -112,10 +112,10 @@ def judge_space(look: TermLook, target: Target) -> None:
     value = target.value.float()
     if target.space not in ("logits", "probabilities") or value.shape[-1] < 2 or not len(value):
         return
-    off, uneven = (value.sum(-1) - 1).abs().max(), (value - 1.0 / value.shape[-1]).abs().max()
-    low, high, most, odd = torch.stack([value.min(), value.max(), off, uneven]).tolist()
+    deviation, uneven = (value.sum(-1) - 1).abs().max(), (value - 1.0 / value.shape[-1]).abs().max()
+    low, high, largest, unevenness = torch.stack([value.min(), value.max(), deviation, uneven]).tolist()
     if target.space == "logits":
-        if len(value) >= 8 and low >= 0 and high <= 1 and most < 1e-4 and odd > 1e-6:
+        if len(value) >= 8 and low >= 0 and high <= 1 and largest < 1e-4 and unevenness > 1e-6:
             fail(
                 "probabilities-as-logits",
                 look.name,
@@ -124,12 +124,12 @@ def judge_space(look: TermLook, target: Target) -> None:
             )
         _padding(look, value[:SOME])
         return
-    allowed = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    if look.normalised and (low < -1e-5 or most > allowed):
+    tolerance = 2e-2 if target.value.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    if look.normalised and (low < -1e-5 or largest > tolerance):
         fail(
             "not-a-distribution",
             look.name,
-            f"its target is called probabilities, but a row is {most:.3g} off 1 (smallest entry {low:.3g})",
+            f"its target is called probabilities, but a row is {largest:.3g} off 1 (smallest entry {low:.3g})",
             "normalise it, or set normalised = False on the teacher",
         )
 
@@ -142,8 +142,8 @@ def _padding(look: TermLook, value: Tensor) -> None:
         return
     vary = bool((value.amax(0) > value.amin(0)).any())
     columns = set(empty.nonzero().squeeze(1).tolist())
-    again = columns & set(pulse.padded) if pulse.padded_looks else columns
-    pulse.padded = sorted(again) if vary and len(again) > 1 else []
+    repeated = columns & set(pulse.padded) if pulse.padded_looks else columns
+    pulse.padded = sorted(repeated) if vary and len(repeated) > 1 else []
     pulse.padded_looks = pulse.padded_looks + int(look.new) if pulse.padded else 0
     if pulse.padded_looks < 3:
         return
@@ -166,8 +166,8 @@ def uniform(look: TermLook, classes: int, sure: float) -> None:
     if look.even:
         return
     bound = math.e / (math.e + classes - 1)
-    needed = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
-    flat = pulse.spoke >= needed and pulse.peak <= bound + 1e-6 and pulse.twice
+    least = 6 if classes > 3 else 12  # with few classes an honest young teacher stays below the bound too
+    flat = pulse.spoke >= least and pulse.peak <= bound + 1e-6 and pulse.twice
     if look.weight and flat and sure > (1 + bound) / 2:
         fail(
             "uniform-target",
@@ -179,22 +179,22 @@ def uniform(look: TermLook, classes: int, sure: float) -> None:
 
 
 def judge_trust(
-    look: TermLook, seen: TermTrace, student: Tensor, target: Target, index: Tensor, found: dict[str, Tensor]
+    look: TermLook, trace: TermTrace, student: Tensor, target: Target, index: Tensor, values: dict[str, Tensor]
 ) -> None:
     """Read the gate's trust in the valid elements (``index``), whose outputs and figures are given.
 
     Raises:
         VitalsError: a gate that claims to keep the surer elements does not.
     """
-    if seen.trust is None:
+    if trace.trust is None:
         return
     gate = look.term.gate
-    trust = seen.trust.detach().float().reshape(-1)[index].clamp(0, 1)
-    if "top" in found:
-        _note_gap(look.pulse, trust, found["top"])
+    trust = trace.trust.detach().float().reshape(-1)[index].clamp(0, 1)
+    if "top" in values:
+        _note_gap(look.pulse, trust, values["top"])
     if not look.weight or gate is None or gate.prefers != "confident":
         return
-    sure = _sureness(gate, student, target, found)
+    sure = _sureness(gate, student, target, values)
     if sure is not None and len(sure) > 1 and float(sure.max() - sure.min()) > 1e-6:  # labels are all equally sure
         _add(look.pulse, trust, sure)
         _verdict(look.name, look.pulse)
@@ -203,41 +203,41 @@ def judge_trust(
 def _note_gap(pulse: TermHealth, trust: Tensor, top: Tensor) -> None:
     """The figure ``confidence_gap``: mean confidence where kept minus where dropped."""
     sums = torch.stack([trust.sum(), (1 - trust).sum(), (trust * top).sum(), ((1 - trust) * top).sum()])
-    kept, dropped, up, down = sums.tolist()
+    kept, dropped, kept_sum, dropped_sum = sums.tolist()
     if kept > 0 and dropped > 0:
-        pulse.add("confidence_gap", up / kept - down / dropped)
+        pulse.add("confidence_gap", kept_sum / kept - dropped_sum / dropped)
 
 
-def _sureness(gate: Gate, student: Tensor, target: Target, found: dict[str, Tensor]) -> Tensor | None:
-    """How sure each element is, (N,): what the gate says it measures, else the confidence, else the agreement."""
+def _sureness(gate: Gate, student: Tensor, target: Target, values: dict[str, Tensor]) -> Tensor | None:
+    """The confidence of each element, (N,): the gate's measure, else the target's confidence, else the agreement."""
     if (measured := gate.measures(student, target)) is not None:
         return measured.float()
-    if "top" in found:
-        return found["top"]
-    return -found["differ"].mean(-1) if "differ" in found else None
+    if "top" in values:
+        return values["top"]
+    return -values["differ"].mean(-1) if "differ" in values else None
 
 
 def _add(pulse: TermHealth, trust: Tensor, sure: Tensor) -> None:
     """Ranks within the look: a threshold that rises during training would invert means over all looks."""
     n = len(sure)
     rank = sure.argsort().argsort()
-    kept = trust > trust.mean()  # for a gate of 0 and 1 what it keeps, for one in between what it trusts more
+    mask = trust > trust.mean()  # for a gate of 0 and 1 what it keeps, for one in between what it trusts more
     thirds = trust.new_zeros(3).index_add_(0, rank * 3 // n, trust)
     share = rank.float() / (n - 1)
-    several, upper, *each = torch.cat([torch.stack([kept.sum(), share[kept].sum()]), thirds]).tolist()
-    others = n - several
-    if several and others:
-        weight = several * others / n  # the variance of a gap of ranks is 1 / 12 of its inverse
-        pulse.rank_gap += weight * (upper / several - (n / 2 - upper) / others)
+    several, upper, *sums = torch.cat([torch.stack([mask.sum(), share[mask].sum()]), thirds]).tolist()
+    remaining = n - several
+    if several and remaining:
+        weight = several * remaining / n  # the variance of a gap of ranks is 1 / 12 of its inverse
+        pulse.rank_gap += weight * (upper / several - (n / 2 - upper) / remaining)
         pulse.rank_weight += weight
-    pulse.thirds = [a + b for a, b in zip(pulse.thirds, each, strict=True)]
+    pulse.thirds = [a + b for a, b in zip(pulse.thirds, sums, strict=True)]
     pulse.third += n / 3
 
 
 def _verdict(name: str, pulse: TermHealth) -> None:
     remedy = "or set prefers = None on the gate if it asks something else"
     if pulse.third >= 200:  # a kept share is then known to .035
-        low, middle, high = (kept / pulse.third for kept in pulse.thirds)
+        low, middle, high = (trust / pulse.third for trust in pulse.thirds)
         if high < middle - 0.2 and low < middle - 0.2:
             fail(
                 "middle-band",
@@ -296,14 +296,14 @@ def figures(student: Tensor, target: Target) -> dict[str, Tensor]:
     """
     if target.space in DISTRIBUTIONS:
         classes = student.shape[-1]
-        p, own = target.probabilities(classes).float(), F.softmax(student, dim=-1)
+        p, q = target.probabilities(classes).float(), F.softmax(student, dim=-1)
         entropy = torch.special.entr(p.clamp(min=0)).sum(-1) / math.log(max(2, classes))
         return {
-            "differ": (p - own).abs().sum(-1) / 2,
+            "differ": (p - q).abs().sum(-1) / 2,
             "entropy": entropy,
             "top": p.amax(-1),
             "p": p,
-            "sure": own.amax(-1),
+            "sure": q.amax(-1),
         }
     if target.value.shape != student.shape:
         return {}
@@ -322,47 +322,47 @@ class TermLook(NamedTuple):
 
     @property
     def normalised(self) -> bool:
-        """Do the probabilities of its target sum to 1?"""
+        """Whether the probabilities of its target sum to 1."""
         return self.term.teacher is None or self.term.teacher.normalised
 
     @property
     def even(self) -> bool:
-        """Is a target without a best class meant?"""
+        """Whether a target without a best class is intended."""
         return self.term.teacher is not None and self.term.teacher.even
 
     def at(self, measured: TermResult) -> None:
-        seen, valid, kept = measured.seen, float(measured.valid), float(measured.kept)
+        trace, valid, kept = measured.seen, float(measured.valid), float(measured.kept)
         pulse, live = self.pulse, valid > 0 and kept > 0
         pulse.valid, pulse.kept = pulse.valid + valid, pulse.kept + kept
         if not valid > 0:
             return
         pulse.add("kept", kept / valid)
-        pulse.alive |= seen is None  # a term of its own kind shows nothing to be certain of
-        if seen is None:
+        pulse.alive |= trace is None  # a term of its own kind shows nothing to be certain of
+        if trace is None:
             return
         with torch.no_grad():
-            student, target, index = _flat(seen)
+            student, target, index = _flat(trace)
             if self.weight:
                 judge_space(self, target)
-            found = figures(student, target)
+            values = figures(student, target)
             if target.space == "features":
                 self._directions(student)
-        gradient, norm = self._gradient(seen, measured, live)
+        gradient, norm = self._gradient(trace, measured, live)
         with torch.no_grad():
-            sure = self._note(found, target, live, norm)
-            judge_trust(self, seen, student, target, index, found)
-            if "top" in found:
-                self._labels(seen, target, index)
+            sure = self._note(values, target, live, norm)
+            judge_trust(self, trace, student, target, index, values)
+            if "top" in values:
+                self._labels(trace, target, index)
                 uniform(self, student.shape[-1], sure)
-                judge_floor(self, seen, index, found, gradient)
+                judge_floor(self, trace, index, values, gradient)
 
-    def _gradient(self, seen: TermTrace, measured: TermResult, live: bool) -> tuple[Tensor | None, float | None]:
+    def _gradient(self, trace: TermTrace, measured: TermResult, live: bool) -> tuple[Tensor | None, float | None]:
         """The gradient of the total in the term's own output, and its norm."""
-        total, grown = measured.tally.total, None
-        if total.requires_grad and seen.student.requires_grad:
-            (grown,) = torch.autograd.grad(total, seen.student, retain_graph=True, allow_unused=True)
-        trains = seen.student.requires_grad or any(p.requires_grad for p in self.watch.student.parameters())
-        if grown is None:
+        total, gradient = measured.tally.total, None
+        if total.requires_grad and trace.student.requires_grad:
+            (gradient,) = torch.autograd.grad(total, trace.student, retain_graph=True, allow_unused=True)
+        trains = trace.student.requires_grad or any(p.requires_grad for p in self.watch.student.parameters())
+        if gradient is None:
             if live and self.weight and trains:
                 fail(
                     "no-gradient",
@@ -371,69 +371,71 @@ class TermLook(NamedTuple):
                     "compute the loss from the student's output, not from the target or a detached copy",
                 )
             return None, None
-        norm = float(grown.float().norm())
+        norm = float(gradient.float().norm())
         if live:
             mean = norm / max(float(measured.tally.count), 1e-12)
             self.pulse.add("gradient", mean)
             self.pulse.add("pull", abs(self.weight) * mean)
-        return grown, norm
+        return gradient, norm
 
-    def _note(self, found: dict[str, Tensor], target: Target, live: bool, gradient: float | None) -> float:
+    def _note(self, values: dict[str, Tensor], target: Target, live: bool, gradient: float | None) -> float:
         """Write the figures down; the student's mean confidence."""
-        pulse, names = self.pulse, [n for n in ("differ", "entropy", "top", "sure") if n in found]
+        pulse, names = self.pulse, [n for n in ("differ", "entropy", "top", "sure") if n in values]
         if not names:
             pulse.alive = True  # nothing to compare, so nothing to be certain of
             return 0.0
-        means = torch.stack([found["differ"].max(), *(found[n].mean() for n in names)])
-        most, *each = means.tolist()
-        read: dict[str, float] = dict(zip(names, each, strict=True))
+        means = torch.stack([values["differ"].max(), *(values[n].mean() for n in names)])
+        largest, *averages = means.tolist()
+        averaged: dict[str, float] = dict(zip(names, averages, strict=True))
         if target.space not in DISTRIBUTIONS:
-            spread = float(target.value.float().std()) if target.value.numel() > 1 else 0.0
-            pulse.add("disagreement", read["differ"] / spread if spread > 0 else None)
+            deviation = float(target.value.float().std()) if target.value.numel() > 1 else 0.0
+            pulse.add("disagreement", averaged["differ"] / deviation if deviation > 0 else None)
         else:
-            pulse.add("disagreement", read["differ"])
-            pulse.add("entropy", read["entropy"])
-            pulse.add("largest", read["top"])
+            pulse.add("disagreement", averaged["differ"])
+            pulse.add("entropy", averaged["entropy"])
+            pulse.add("largest", averaged["top"])
         if live:
-            still = gradient is not None and gradient <= 1e-6 * math.sqrt(found["differ"].numel())
-            if most != 0 or not still or by_labels(self.term):
+            vanishes = gradient is not None and gradient <= 1e-6 * math.sqrt(values["differ"].numel())
+            if largest != 0 or not vanishes or by_labels(self.term):
                 pulse.alive = True
             elif self.new:
                 pulse.dead_looks += 1
                 pulse.weights = self.watch.fingerprint() if pulse.weights is None else pulse.weights
-        if "p" in found:
-            p, logs = found["p"], found["p"].clamp(min=1e-30).log()
+        if "p" in values:
+            p, logs = values["p"], values["p"].clamp(min=1e-30).log()
             low = (logs - logs.mean(-1, keepdim=True)).min()  # a softmax of probabilities goes no lower than -1/C
             pulse.spoke += self.new
             pulse.peak = max(pulse.peak, float(p.max()))
             pulse.twice = pulse.twice and float(low) >= -1.0 / p.shape[-1] - 1e-4
-        return read.get("sure", 0.0)
+        return averaged.get("sure", 0.0)
 
     def _directions(self, student: Tensor) -> None:
-        """How far the directions of outputs (N, width) are apart; a method without labels fails where they are one."""
-        wide = spread(student)
-        self.pulse.add("spread", wide)
+        """Record the spread of the directions of outputs (N, width): a method without labels fails where they are
+        equal.
+        """
+        value = spread(student)
+        self.pulse.add("spread", value)
         if self.watch.step.clock.step >= SETTLED and self.term.head in BESIDE:
-            self.pulse.narrow = self.pulse.narrow + 1 if wide < NARROW else 0
+            self.pulse.narrow = self.pulse.narrow + 1 if value < NARROW else 0
 
-    def _labels(self, seen: TermTrace, target: Target, index: Tensor) -> None:
-        y, best = self.watch.step.batch[self.term.view].y, target.best()
-        if seen.student.shape[-1] <= MOST and not self.even:
-            _count(self.pulse.targets, best)
-        shape = seen.student.shape[:-1]
+    def _labels(self, trace: TermTrace, target: Target, index: Tensor) -> None:
+        y, predicted = self.watch.step.batch[self.term.view].y, target.best()
+        if trace.student.shape[-1] <= MOST and not self.even:
+            _count(self.pulse.targets, predicted)
+        shape = trace.student.shape[:-1]
         if y is None or y.is_floating_point() or y.shape != shape[: y.dim()]:
             return
         y = y.reshape(*y.shape, *(1,) * (len(shape) - y.dim())).expand(shape).reshape(-1)[index]
-        known = y >= 0
-        if bool(known.any()):
-            self.pulse.add("accuracy", float((best == y)[known].float().mean()))
-            if seen.student.shape[-1] <= MOST:
-                _count(self.pulse.labels, y[known])
+        labelled = y >= 0
+        if bool(labelled.any()):
+            self.pulse.add("accuracy", float((predicted == y)[labelled].float().mean()))
+            if trace.student.shape[-1] <= MOST:
+                _count(self.pulse.labels, y[labelled])
 
 
-def _flat(seen: TermTrace) -> tuple[Tensor, Target, Tensor]:
+def _flat(trace: TermTrace) -> tuple[Tensor, Target, Tensor]:
     """The first valid elements as rows (N, components), their target, and their places among all elements."""
-    student, (value, space, valid) = seen.student.detach().float(), seen.target
+    student, (value, space, valid) = trace.student.detach().float(), trace.target
     elements = math.prod(student.shape[:-1])
     index = torch.arange(elements, device=student.device) if valid is None else valid.reshape(-1).nonzero().squeeze(1)
     index = index[:MOST]
@@ -441,13 +443,13 @@ def _flat(seen: TermTrace) -> tuple[Tensor, Target, Tensor]:
     return student.reshape(elements, -1)[index], Target(flat[index], space), index
 
 
-def _count(into: dict[int, int], classes: Tensor) -> None:
-    for c, n in zip(*(found.tolist() for found in classes.unique(return_counts=True)), strict=True):
-        into[c] = into.get(c, 0) + n
+def _count(histogram: dict[int, int], classes: Tensor) -> None:
+    for c, n in zip(*(part.tolist() for part in classes.unique(return_counts=True)), strict=True):
+        histogram[c] = histogram.get(c, 0) + n
 
 
 class Watch:
-    """One look at one step of ``student``: ask `buffers` after each term's tally, and `read` before the graph goes."""
+    """One look at one step of ``student``: `buffers` after each term's tally, and `read` before the graph is freed."""
 
     def __init__(self, student: nn.Module, step: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
         self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
@@ -455,16 +457,18 @@ class Watch:
         vigil.open()
 
     def buffers(self, name: str, term: BaseTerm) -> None:
-        """Has the term that was measured moved the student's buffers (`VitalsError`)? A term without a teacher may."""
-        now = _versions(self.student)
-        if now != self._versions and term.teacher is not None:
+        """Check that the measured term has not moved the student's buffers (`VitalsError`); a term without a teacher
+        may.
+        """
+        versions = _versions(self.student)
+        if versions != self._versions and term.teacher is not None:
             fail(
                 "teacher-moved-buffers",
                 name,
                 "computing its target changed the student's own buffers (batch-norm statistics, say)",
                 "run the teacher on a copy, or in eval mode",
             )
-        self._versions = now
+        self._versions = versions
 
     def read(self, terms: Mapping[str, BaseTerm], measured: Mapping[str, TermResult]) -> None:
         """Look at every term.
@@ -494,10 +498,12 @@ class Watch:
             pulse.weighs |= weight != 0
             TermLook(self, name, term, pulse, weight, new).at(measured[name])
         self.vigil.rows.see(terms, self.step)
-        alone = not any(p.alive or not p.valid for p in pulses.values())  # then nothing else can move the weights
+        nothing_else = not any(
+            p.alive or not p.valid for p in pulses.values()
+        )  # then nothing else can move the weights
         for name, pulse in pulses.items():
             dead = pulse.dead_looks >= 4 and not pulse.alive and pulse.weighs
-            if dead and (alone or pulse.weights != self.fingerprint()):
+            if dead and (nothing_else or pulse.weights != self.fingerprint()):
                 fail(
                     "teacher-is-student",
                     name,

@@ -238,7 +238,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     first = _first(cell, out)
     data, begun = data_of(cell.setting, cell.seed), time.monotonic()
     try:
-        with threads.using(1):
+        with threads.limited_to(1):
             if cell.method == SELF_TRAINING:
                 found = _learner(data)
             elif cell.method == UNTRAINED:

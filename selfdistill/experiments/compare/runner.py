@@ -24,6 +24,7 @@ import torch
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ...evaluation.statistics import reachable
 from ...io.expressions import one_line
+from ...io.files import FORMAT, check_format
 from ...io.run_record import Request
 from ...io.tensors import write_json
 from ...report import COMPARISON
@@ -34,9 +35,6 @@ from ..folder import Folder, locked, versions
 from ..processes import Peak, run_jobs
 from ..task_types import TASK_TYPES
 from .verdicts import judge
-
-FORMAT = 1
-
 
 Tell = Callable[[str], None]
 
@@ -50,7 +48,11 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) 
     The record may say the ``seconds`` of earlier sittings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with named(job), threads.using(count), locked(folder):  # a comparison that was killed may have left a worker there
+    with (
+        named(job),
+        threads.limited_to(count),
+        locked(folder),
+    ):  # a comparison that was killed may have left a worker there
         if (folder / "cell.json").exists():  # which may just have ended
             return
         peak, begun = Peak(), time.monotonic()
@@ -112,8 +114,7 @@ class Comparison:
     def plan(self) -> dict[str, Any]:
         try:
             plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
-            if plan["format"] != FORMAT:
-                raise ValueError(f"format {plan['format']!r}, this version reads {FORMAT}")
+            check_format(self.plan_file, plan["format"])
             return dict(plan)
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = one_line(error, 120)

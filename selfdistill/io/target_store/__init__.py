@@ -7,7 +7,6 @@ the `Top` outputs with their true probabilities and that of all others. `teacher
 from __future__ import annotations
 
 from .layouts import Dense, Layout, Sparse, Top
-from .segment import marks
-from .store import CARD, Store
+from .store import CARD, Store, marks
 
 __all__ = ["CARD", "Dense", "Layout", "Sparse", "Store", "Top", "marks"]

@@ -58,29 +58,29 @@ def pack(ids: NDArray[np.integer], probabilities: NDArray[np.floating], width: i
         raise DataError(f"ids lie within 0 and {width - 1}; here are {int(ids.min())} to {int(ids.max())}")
     if not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
         raise DataError("probabilities lie within 0 and 1; are these logits or logarithms?")
-    dropped = bits - ID_BITS
+    shift = bits - ID_BITS
     x = np.asarray(probabilities, np.float64) * SCALE
-    if dropped:  # rounded once, to the numbers with fewer bits, which half precision then holds exactly
-        step = np.exp2(np.maximum(np.frexp(x)[1], -13) - 11.0 + dropped)
+    if shift:  # rounded once, to the numbers with fewer bits, which half precision then holds exactly
+        step = np.exp2(np.maximum(np.frexp(x)[1], -13) - 11.0 + shift)
         x = np.rint(x / step) * step
-    half: Words = x.astype(np.float16).view(np.uint16).astype(np.uint32) >> np.uint32(dropped)
+    half: Words = x.astype(np.float16).view(np.uint16).astype(np.uint32) >> np.uint32(shift)
     return ids.astype(np.uint32) | (half << np.uint32(bits))
 
 
 @lru_cache
-def numbers(bits: int) -> NDArray[np.float32]:
+def decoded_values(bits: int) -> NDArray[np.float32]:
     """The probability for each code above an id of so many bits."""
     codes = (np.arange(1 << (32 - bits), dtype=np.uint32) << (bits - ID_BITS)).astype(np.uint16)
     with np.errstate(invalid="ignore"):  # codes that stand for no number are never written
-        found = (codes.view(np.float16).astype(np.float64) / SCALE).astype(np.float32)
-    found[0] = LEAST  # so that its logarithm is a number
-    return found
+        values = (codes.view(np.float16).astype(np.float64) / SCALE).astype(np.float32)
+    values[0] = LEAST  # so that its logarithm is a number
+    return values
 
 
 def unpack(words: Words, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ids and probabilities of words, in their shape."""
     bits = id_bits(width)
-    return (words & np.uint32((1 << bits) - 1)).astype(np.int64), numbers(bits).take(words >> np.uint32(bits))
+    return (words & np.uint32((1 << bits) - 1)).astype(np.int64), decoded_values(bits).take(words >> np.uint32(bits))
 
 
 ROUNDING = 1e-2  # what a sum of probabilities in bfloat16 may be off 1
@@ -125,12 +125,12 @@ class Dense:
 
     def encode(self, values: Tensor) -> Columns:
         """Of outputs (elements, width)."""
-        _fits(values, self.width)
+        _check_width(values, self.width)
         with np.errstate(over="ignore"):  # it is refused below
-            written = values.detach().cpu().float().numpy().astype(self.dtype)
-        if not bool(np.isfinite(written).all()):
+            array = values.detach().cpu().float().numpy().astype(self.dtype)
+        if not bool(np.isfinite(array).all()):
             raise DataError(f"a target is not finite in {self.dtype}; keep float32, or look at the teacher's outputs")
-        return {"values": written}
+        return {"values": array}
 
     def decode(self, columns: Mapping[str, NDArray[Any]]) -> Tensor:
         """Outputs (elements, width), float32."""
@@ -168,7 +168,7 @@ class Top:
 
     def encode(self, values: Tensor) -> Columns:
         """Of logits, or log-probabilities, (elements, width)."""
-        _fits(values, self.width)
+        _check_width(values, self.width)
         p = torch.softmax(values.detach().float(), -1)
         best, ids = p.topk(self.k, -1)
         rest = p.scatter_(-1, ids, 0.0).sum(-1)
@@ -182,15 +182,15 @@ class Top:
         """
         total = probabilities.astype(np.float64).sum(-1) + rest
         if not bool((np.abs(total - 1.0) < ROUNDING).all()):
-            worst = float(total[np.abs(total - 1.0).argmax()])
+            total_off = float(total[np.abs(total - 1.0).argmax()])
             raise DataError(
-                f"probabilities and the rest add up to {worst:.4g}, not 1; give true ones, not renormalised"
+                f"probabilities and the rest add up to {total_off:.4g}, not 1; give true ones, not renormalised"
             )
         rest = (rest * SCALE).astype(np.float16)
         return {"words": pack(ids, np.minimum(probabilities, 1.0), self.width), "rest": rest}
 
     def decode(self, columns: Mapping[str, NDArray[Any]]) -> Tensor:
-        """Log-probabilities (elements, width), which are logits too; what was not kept shares the rest evenly."""
+        """Log-probabilities (elements, width), which are logits too; all other outputs share the rest evenly."""
         ids, log_probs, log_rest = self.sparse(columns)
         even = log_rest.unsqueeze(-1) - float(np.log(self.width - self.k))
         return even.expand(-1, self.width).scatter(-1, ids, log_probs)
@@ -201,15 +201,15 @@ class Top:
         rest = columns["rest"].astype(np.float32)
         rest *= np.float32(1 / SCALE)
         np.maximum(rest, np.float32(LEAST), out=rest)
-        best, others = p[:, 0].copy(), p @ _others(self.k)
+        best, tail = p[:, 0].copy(), p @ _other_shares(self.k)
         most = best >= rest
-        p[:, 0] = np.where(most, np.maximum(1.0 - rest - others, LEAST), best)
-        rest = np.where(most, rest, np.maximum(1.0 - best - others, LEAST))
+        p[:, 0] = np.where(most, np.maximum(1.0 - rest - tail, LEAST), best)
+        rest = np.where(most, rest, np.maximum(1.0 - best - tail, LEAST))
         return Sparse(torch.from_numpy(ids), torch.from_numpy(np.log(p, out=p)), torch.from_numpy(np.log(rest)))
 
 
 @lru_cache
-def _others(k: int) -> NDArray[np.float32]:
+def _other_shares(k: int) -> NDArray[np.float32]:
     """Adds up all but the first."""
     ones = np.ones(k, np.float32)
     ones[0] = 0.0
@@ -219,6 +219,6 @@ def _others(k: int) -> NDArray[np.float32]:
 Layout = Dense | Top
 
 
-def _fits(values: Tensor, width: int) -> None:
+def _check_width(values: Tensor, width: int) -> None:
     if values.dim() != 2 or values.shape[1] != width:
         raise DataError(f"targets (elements, {width}) are wanted, not {tuple(values.shape)}")

@@ -14,12 +14,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .definitions import Kind, Swept, Weights
+from .definitions import Divergence, Swept, Weights
 
 Entries = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]  # log p, p, teacher -> values, gradient
 
 
-def whole(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
+def whole(kind: Divergence, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
     """A block over the full vocabulary; ``z`` and ``t`` are overwritten."""
 
     def entries(lp: Tensor, p: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def whole(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tens
 
 
 def block(
-    kind: Kind, z: Tensor, t: Tensor | None, weights: Weights | None, label: Tensor | None, entries: Entries
+    kind: Divergence, z: Tensor, t: Tensor | None, weights: Weights | None, label: Tensor | None, entries: Entries
 ) -> Swept:
     """Values and cross-entropies; where weights are given, ``z`` becomes the gradient of their weighted sum."""
     temperature, entropy = kind.temperature, None
@@ -56,7 +56,7 @@ def block(
     return Swept(values, entropy)
 
 
-def fused(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
+def fused(kind: Divergence, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None) -> Swept:
     """`whole` by the kernel for it, or compiled; where neither works, said once, as it is written."""
     if _broken or not _triton():
         return whole(kind, z, t, weights, label)
@@ -80,7 +80,7 @@ def _triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _fast(kind: Kind, z: Tensor, label: Tensor | None) -> Callable[..., Swept]:
+def _fast(kind: Divergence, z: Tensor, label: Tensor | None) -> Callable[..., Swept]:
     from . import triton_kernel
 
     return triton_kernel.rows if triton_kernel.covers(kind, z, label) else compiled()

@@ -24,7 +24,7 @@ Entries = tuple[Tensor, Tensor]  # d and g, both of the shape of p
 
 
 @dataclass(frozen=True)
-class Kind:
+class Divergence:
     """A divergence of the teacher's distribution q and the student's p at one temperature."""
 
     temperature: float = field(default=1.0, kw_only=True)
@@ -55,7 +55,7 @@ def _clipped(d: Tensor, g: Tensor, clip: float) -> Entries:
 
 
 @dataclass(frozen=True)
-class ForwardKL(Kind):
+class ForwardKL(Divergence):
     """KL(q || p) = sum_v q_v (log q_v - log p_v), teacher first; with ``clip`` c sum_v min(q_v (log q_v - log p_v), c).
 
     Source: Hinton et al. 2015; the clip of entries: OPSD (arXiv 2601.18734, v3).
@@ -74,7 +74,7 @@ class ForwardKL(Kind):
 
 
 @dataclass(frozen=True)
-class ReverseKL(Kind):
+class ReverseKL(Divergence):
     """KL(p || q) = sum_v p_v (log p_v - log q_v), student first; ``clip`` as in `ForwardKL`.
 
     Its gradient p (log p - log q - KL) is a policy gradient with advantages log q - log p.
@@ -90,7 +90,7 @@ class ReverseKL(Kind):
 
 
 @dataclass(frozen=True)
-class JensenShannon(Kind):
+class JensenShannon(Divergence):
     """(beta KL(q || m) + (1 - beta) KL(p || m)) / (beta (1 - beta)), with m = beta q + (1 - beta) p.
 
     Undivided it vanishes as beta goes to 0 or 1; so it goes to KL(q || p) and KL(p || q), its values there, and one
@@ -127,7 +127,7 @@ def _log_mixed(u: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SkewKL(Kind):
+class SkewKL(Divergence):
     """KL(q || alpha q + (1 - alpha) p), or with ``reverse`` KL(p || alpha p + (1 - alpha) q): at most -log alpha.
 
     Source: Ko et al. 2024 (DistiLLM).
@@ -155,7 +155,7 @@ class SkewKL(Kind):
 
 
 @dataclass(frozen=True)
-class TotalVariation(Kind):
+class TotalVariation(Divergence):
     """sum_v |q_v - p_v| / 2, within [0, 1]."""
 
     def entries(self, lp: Tensor, p: Tensor, q: Tensor, u: Tensor) -> Entries:
@@ -164,7 +164,7 @@ class TotalVariation(Kind):
 
 
 @dataclass(frozen=True)
-class PolicyGradient(Kind):
+class SampledReverseKL(Divergence):
     """sg(log p(y) - log q(y)) log p(y) at a sampled token y ~ p: its gradient is that of KL(p || q) in expectation."""
 
     sampled: ClassVar[bool] = True
@@ -175,8 +175,8 @@ class PolicyGradient(Kind):
 
 
 @dataclass(frozen=True)
-class K2(Kind):
-    """(log p(y) - log q(y))^2 / 2 at a sampled token: the gradient of `PolicyGradient`, with a value that falls."""
+class K2(Divergence):
+    """(log p(y) - log q(y))^2 / 2 at a sampled token: the gradient of `SampledReverseKL`, with a value that falls."""
 
     sampled: ClassVar[bool] = True
 
@@ -185,7 +185,7 @@ class K2(Kind):
 
 
 @dataclass(frozen=True)
-class LogProbability(Kind):
+class LogProbability(Divergence):
     """log p(y) of given tokens; the teacher is not read."""
 
     sampled: ClassVar[bool] = True

@@ -10,43 +10,48 @@ No gradient flows to a teacher. Arithmetic is float32 whatever comes in, float64
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...core.logits import Cached, Head, Source, checked, outputs, picked, tensors
+from ...core.logits import Logits, Projection, SparseLogProbs, checked, outputs, picked, tensors
+from ...core.parts import Loss
+from ...core.targets import Target
 from ...errors import DataError, RecipeError
 from .definitions import (
     K2,
+    Divergence,
     ForwardKL,
     JensenShannon,
-    Kind,
     LogProbability,
-    PolicyGradient,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     TotalVariation,
     Weights,
 )
-from .sweep import Comparison, Top
+from .sweep import TokenComparison, TopK
 
 __all__ = [
     "K2",
-    "Cached",
     "Compared",
+    "Divergence",
     "Estimates",
     "ForwardKL",
-    "Head",
     "JensenShannon",
-    "Kind",
     "LogProbability",
-    "PolicyGradient",
+    "Logits",
+    "Projection",
     "ReverseKL",
+    "SampledReverseKL",
     "SkewKL",
-    "Source",
-    "Top",
+    "SparseLogProbs",
+    "TokenCrossEntropy",
+    "TokenDivergence",
+    "TopK",
     "TotalVariation",
     "divergence",
     "entropies",
@@ -59,10 +64,10 @@ __all__ = [
 PROBABLE = 0.1
 
 
-class Matched(NamedTuple):
+class MaskedComparison(NamedTuple):
     """A comparison, and the way from its tokens back to the shape of all."""
 
-    comparison: Comparison
+    comparison: TokenComparison
     shape: torch.Size
     keep: Tensor | None
 
@@ -86,19 +91,25 @@ class Matched(NamedTuple):
 
 
 def matched(
-    student: Source, teacher: Source | Cached, kind: Kind, support: Top | Tensor | None, mask: Tensor | None,
-    labels: Tensor | None, vocabulary: int | None, chunk: int | None,
-) -> Matched:  # fmt: skip
+    student: Logits,
+    teacher: Logits | SparseLogProbs,
+    kind: Divergence,
+    support: TopK | Tensor | None,
+    mask: Tensor | None,
+    labels: Tensor | None,
+    vocabulary: int | None,
+    chunk: int | None,
+) -> MaskedComparison:
     """Check all against each other, and leave out the tokens that the mask drops."""
     shape, student = tensors(student)[0].shape[:-1], checked(student, "student")
     size = _vocabulary(student, teacher, vocabulary)
     _check(kind, teacher, support, size, chunk)
-    if isinstance(teacher, Cached):
+    if isinstance(teacher, SparseLogProbs):
         ids = _ids(teacher.ids, shape, size, kind)
         _fits("cached log-probabilities", teacher.log_probs, teacher.ids.shape)
         if bool((teacher.log_probs > PROBABLE).any()):
             raise DataError("cached log-probabilities lie above 0; are they probabilities or logits?")
-        teacher = Cached(ids, teacher.log_probs.reshape(ids.shape))
+        teacher = SparseLogProbs(ids, teacher.log_probs.reshape(ids.shape))
     elif len(tensors(teacher := checked(teacher, "teacher"))[0]) != shape.numel():
         there = len(tensors(teacher)[0])
         raise DataError(f"the student has {shape.numel()} tokens, the teacher {there}; they are compared in pairs")
@@ -112,18 +123,22 @@ def matched(
         labels = labels.flatten()
     if keep is not None:
         student = picked(student, keep)
-        teacher = Cached(*(x[keep] for x in teacher)) if isinstance(teacher, Cached) else picked(teacher, keep)
+        teacher = (
+            SparseLogProbs(*(x[keep] for x in teacher))
+            if isinstance(teacher, SparseLogProbs)
+            else picked(teacher, keep)
+        )
         support = support[keep] if isinstance(support, Tensor) else support
         labels = None if labels is None else labels[keep]
     if labels is not None:
         _within("labels (mask tokens without one)", labels, size)
-    floats = [*tensors(student), *((teacher.log_probs,) if isinstance(teacher, Cached) else tensors(teacher))]
+    floats = [*tensors(student), *((teacher.log_probs,) if isinstance(teacher, SparseLogProbs) else tensors(teacher))]
     dtype = torch.float64 if any(x is not None and x.dtype == torch.float64 for x in floats) else torch.float32
-    return Matched(Comparison(kind, student, teacher, support, labels, size, dtype, chunk), shape, keep)
+    return MaskedComparison(TokenComparison(kind, student, teacher, support, labels, size, dtype, chunk), shape, keep)
 
 
-def _vocabulary(student: Source, teacher: Source | Cached, vocabulary: int | None) -> int:
-    sizes = [outputs(student)] + ([] if isinstance(teacher, Cached) else [outputs(teacher)])
+def _vocabulary(student: Logits, teacher: Logits | SparseLogProbs, vocabulary: int | None) -> int:
+    sizes = [outputs(student)] + ([] if isinstance(teacher, SparseLogProbs) else [outputs(teacher)])
     if vocabulary is None and len(set(sizes)) > 1:
         raise DataError(f"the student has {sizes[0]} outputs, the teacher {sizes[1]}: say vocabulary=, the real ones")
     if vocabulary is not None and not 1 <= vocabulary <= min(sizes):
@@ -131,14 +146,14 @@ def _vocabulary(student: Source, teacher: Source | Cached, vocabulary: int | Non
     return vocabulary or sizes[0]
 
 
-def _check(kind: Kind, teacher: object, support: Top | Tensor | None, size: int, chunk: int | None) -> None:
-    if isinstance(teacher, Cached) and support is not None:
-        raise RecipeError("a Cached teacher brings its own ids; leave out support=")
-    if kind.sampled and not isinstance(teacher, Cached) and not isinstance(support, Tensor):
+def _check(kind: Divergence, teacher: object, support: TopK | Tensor | None, size: int, chunk: int | None) -> None:
+    if isinstance(teacher, SparseLogProbs) and support is not None:
+        raise RecipeError("a SparseLogProbs teacher brings its own ids; leave out support=")
+    if kind.sampled and not isinstance(teacher, SparseLogProbs) and not isinstance(support, Tensor):
         raise RecipeError(f"{type(kind).__name__} reads sampled tokens: support= takes their ids")
-    if isinstance(support, Top) and support.of not in ("teacher", "student", "union"):
-        raise RecipeError(f"Top is of 'teacher', 'student' or 'union', not {support.of!r}")
-    if isinstance(support, Top) and not 1 <= support.k <= size:
+    if isinstance(support, TopK) and support.of not in ("teacher", "student", "union"):
+        raise RecipeError(f"TopK is of 'teacher', 'student' or 'union', not {support.of!r}")
+    if isinstance(support, TopK) and not 1 <= support.k <= size:
         raise RecipeError(f"{support} does not fit a vocabulary of {size}")
     if chunk is not None and chunk < 1:
         raise RecipeError(f"chunk counts tokens, from 1 on, not {chunk}")
@@ -151,7 +166,7 @@ def _fits(name: str, given: Tensor, shape: torch.Size) -> None:
         raise DataError(f"a mask is True or False for each token, not {given.dtype}")
 
 
-def _ids(ids: Tensor, shape: torch.Size, size: int, kind: Kind) -> Tensor:
+def _ids(ids: Tensor, shape: torch.Size, size: int, kind: Divergence) -> Tensor:
     """Ids (tokens, k) that are there and do not repeat; one each for a sampled kind."""
     columns = ids.unsqueeze(-1) if kind.sampled else ids
     if columns.dim() != len(shape) + 1 or columns.shape[:-1] != shape:
@@ -185,11 +200,11 @@ class Compared(NamedTuple):
 
 
 def divergence(
-    student: Source,
-    teacher: Source | Cached,
-    kind: Kind,
+    student: Logits,
+    teacher: Logits | SparseLogProbs,
+    kind: Divergence,
     *,
-    support: Top | Tensor | None = None,
+    support: TopK | Tensor | None = None,
     weight: Tensor | float = 1.0,
     mask: Tensor | None = None,
     labels: Tensor | None = None,
@@ -201,10 +216,10 @@ def divergence(
     """sum_i w_i D(q_i, p_i), and with labels + sum_i v_i CE(y_i, p_i), from one computation of the logits.
 
     Args:
-        student, teacher: a `Head` or logits, with the same number of tokens (...); widths may differ. The teacher may
-            be `Cached`.
+        student, teacher: a `Projection` or logits, with the same number of tokens (...); widths may differ. The
+            teacher may be `SparseLogProbs`.
         kind: which divergence D, its temperature and clip. The cross-entropy is at temperature 1.
-        support: None for the full vocabulary, `Top`, or ids (..., k) that do not repeat; all other ids are one bucket.
+        support: None for the full vocabulary, `TopK`, or ids (..., k) that do not repeat; all other ids are one bucket.
             For a sampled kind the ids (...) of the sampled tokens.
         weight, label_weight: w and v, constants: (...), what broadcasts to it, or a number.
         mask: (...), False drops a token before anything is computed for it.
@@ -217,10 +232,10 @@ def divergence(
         DataError: shapes or ids do not fit each other.
         RecipeError: a setting is out of range, or the support does not fit the kind.
 
-    >>> head = Head(torch.randn(5, 8), torch.randn(11, 8).requires_grad_())
-    >>> found = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=Top(3))
+    >>> head = Projection(torch.randn(5, 8), torch.randn(11, 8).requires_grad_())
+    >>> found = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=TopK(3))
     >>> found.mean.backward()
-    >>> found.values.shape, head.weight.grad.shape
+    >>> found.values.shape, head.matrix.grad.shape
     (torch.Size([5]), torch.Size([11, 8]))
     """
     task = matched(student, teacher, kind, support, mask, labels, vocabulary, chunk)
@@ -240,7 +255,7 @@ class _Total(torch.autograd.Function):
     """The weighted sum, with its gradients made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, comparison: Comparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
+    def forward(ctx: Any, comparison: TokenComparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
         wanted = ctx.needs_input_grad[3:] if learning else (False,) * 3
         values, entropies, ctx.gradients = comparison.sweep(weights, wanted)
         total = (weights.divergence * values).sum()
@@ -262,7 +277,7 @@ class _Values(torch.autograd.Function):
     """Values per token; the backward pass goes over the tokens again, with the upstream gradient as weights."""
 
     @staticmethod
-    def forward(ctx: Any, comparison: Comparison, *parts: Tensor | None) -> Any:
+    def forward(ctx: Any, comparison: TokenComparison, *parts: Tensor | None) -> Any:
         ctx.comparison = comparison
         ctx.save_for_backward(*parts)
         values, entropies, _ = comparison.sweep()
@@ -276,26 +291,74 @@ class _Values(torch.autograd.Function):
         return None, *ctx.comparison.sweep(weights, ctx.needs_input_grad[1:]).gradients
 
 
-def log_probabilities(student: Source, ids: Tensor, *, temperature: float = 1.0, **options: Any) -> Tensor:
+def log_probabilities(student: Logits, ids: Tensor, *, temperature: float = 1.0, **options: Any) -> Tensor:
     """log p(y_i) of given ids (...), differentiable, 0 where masked; ``mask``, ``vocabulary``, ``chunk`` as above.
 
     >>> log_probabilities(torch.zeros(2, 4), torch.tensor([0, 3])).exp().tolist()
     [0.25, 0.25]
     """
-    nothing = Cached(ids, torch.zeros(ids.shape, device=ids.device))
+    nothing = SparseLogProbs(ids, torch.zeros(ids.shape, device=ids.device))
     return divergence(student, nothing, LogProbability(temperature=temperature), recompute=True, **options).values
 
 
 @torch.no_grad()
-def entropies(source: Source, vocabulary: int) -> Tensor:
-    """-sum_v p_v log p_v of every token in nats, from log V - KL(p || uniform): flat in memory, without gradient.
+def entropies(source: Logits, mask: Tensor | None = None) -> Tensor:
+    """-sum_v p_v log p_v of every token (...) in nats, from log V - KL(p || uniform): flat in memory, no gradient.
 
-    >>> [round(h, 4) for h in entropies(torch.zeros(2, 4), 4).tolist()]
+    >>> [round(h, 4) for h in entropies(torch.zeros(2, 4)).tolist()]
     [1.3863, 1.3863]
     """
-    first = tensors(source)[0]
-    uniform = Head(first.new_zeros(len(first), 1), first.new_zeros(vocabulary, 1))
-    return math.log(vocabulary) - divergence(uniform, source, ForwardKL(), vocabulary=vocabulary).values
+    first, vocabulary = tensors(source)[0], outputs(source)
+    uniform = Projection(first.new_zeros(*first.shape[:-1], 1), first.new_zeros(vocabulary, 1))
+    return math.log(vocabulary) - divergence(uniform, source, ForwardKL(), mask=mask, vocabulary=vocabulary).values
+
+
+@dataclass(frozen=True)
+class TokenDivergence(Loss):
+    """D(q_t, p_t) of each token, q_t the teacher and p_t the student, in one sweep with flat memory.
+
+    Args:
+        divergence: which divergence, its temperature and clip.
+        support: None for the full vocabulary, or the ``TopK`` k ids of a side (k is an upper bound).
+    """
+
+    divergence: Divergence = ForwardKL()
+    support: TopK | None = None
+    target_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    student_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    lazy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.divergence.sampled:
+            raise RecipeError(f"{self.divergence} reads sampled tokens; TeacherReturns learns from those")
+
+    def total(self, student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        size, (mask, weight) = min(outputs(student), outputs(target.value)), _weighed(student, target, weight)
+        support = self.support and replace(self.support, k=min(self.support.k, size))
+        found = divergence(student, target.value, self.divergence, support=support, weight=weight, mask=mask)
+        return found.total, found.values
+
+
+@dataclass(frozen=True)
+class TokenCrossEntropy(Loss):
+    """-log p(y_t) of each token y_t of a completion: what supervised fine-tuning minimises."""
+
+    target_spaces: ClassVar[frozenset[str] | None] = frozenset({"classes"})
+    student_spaces: ClassVar[frozenset[str] | None] = frozenset({"logits"})
+    lazy: ClassVar[bool] = True
+
+    def total(self, student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        mask, weight = _weighed(student, target, weight)
+        values = -log_probabilities(student, target.value, mask=mask)
+        return (weight[mask] * values[mask]).sum(), values.detach()
+
+
+def _weighed(student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which tokens count, and the weight of each, (rows, T)."""
+    mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+    mask = mask if target.valid is None else target.valid
+    weight = mask.float() if weight is None else weight
+    return mask & (weight != 0), weight
 
 
 class Estimates(NamedTuple):
@@ -309,7 +372,7 @@ class Estimates(NamedTuple):
 def estimates(log_p: Tensor, log_q: Tensor) -> Estimates:
     """With r = log q(y) - log p(y): k1 = -r and k3 = e^r - 1 - r are unbiased, k2 = r^2 / 2 is not but varies little.
 
-    They measure. To learn from sampled tokens take `PolicyGradient` or `K2`: backpropagated, k3 descends the *other*
+    They measure. To learn from sampled tokens take `SampledReverseKL` or `K2`: backpropagated, k3 descends the *other*
     divergence, KL(q || p), and k1 none at all, in expectation. Source: Schulman 2020.
 
     >>> [round(k.item(), 3) for k in estimates(torch.tensor(-1.0), torch.tensor(-1.5))]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...core.logits import Cached, Gradients, Source, lowest, read, tensors
+from ...core.logits import Gradients, Logits, SparseLogProbs, lowest, read, tensors
 from .blocks import block, fused, whole
-from .definitions import Kind, Swept, Weights
+from .definitions import Divergence, Swept, Weights
 
 #: Logits of a chunk, and logits that the arithmetic takes at once; a GPU takes whole chunks.
 CHUNK, CHUNK_ON_GPU, BLOCK = 2**24, 2**27, 2**18
@@ -25,7 +25,7 @@ Wanted = tuple[bool, bool, bool]  # gradients of hidden states (or logits), matr
 
 
 @dataclass(frozen=True)
-class Top:
+class TopK:
     """The k most probable ids of a side ("teacher", "student" or "union"), and all others as one bucket."""
 
     k: int
@@ -33,13 +33,13 @@ class Top:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TokenComparison:
     """A student, a teacher, and how far apart they are; all checked, tokens in one row."""
 
-    kind: Kind
-    student: Source
-    teacher: Source | Cached
-    support: Top | Tensor | None
+    kind: Divergence
+    student: Logits
+    teacher: Logits | SparseLogProbs
+    support: TopK | Tensor | None
     labels: Tensor | None
     vocabulary: int
     dtype: torch.dtype
@@ -60,7 +60,7 @@ class Comparison:
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))
                 z = read(self.student, rows, room[0][: rows.stop - start])
-                t = None if isinstance(self.teacher, Cached) else read(self.teacher, rows, room[1][: len(z)])
+                t = None if isinstance(self.teacher, SparseLogProbs) else read(self.teacher, rows, room[1][: len(z)])
                 for a in range(start, rows.stop, few_at_once):
                     few = slice(a, min(a + few_at_once, rows.stop))
                     at = slice(a - start, few.stop - start)
@@ -83,7 +83,7 @@ class Comparison:
     def _some(self, lp: Tensor, p: Tensor, t: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """The same over some ids and, for distributions, the tail as one bucket."""
         tail = not self.kind.sampled
-        if isinstance(self.teacher, Cached):
+        if isinstance(self.teacher, SparseLogProbs):
             ids, lq = self.teacher.ids[rows], self.teacher.log_probs[rows].to(lp.dtype).clamp(min=lowest(lp.dtype))
             tail = tail and ids.shape[1] < self.vocabulary
             rest = _log_rest(lq) if tail else lq
@@ -96,7 +96,7 @@ class Comparison:
         outside = p.scatter(1, ids, 0.0)
         mass = outside.sum(-1, keepdim=True)
         lp = lp.gather(1, ids)
-        if isinstance(self.support, Top) and self.support.of == "union":
+        if isinstance(self.support, TopK) and self.support.of == "union":
             again = torch.zeros_like(ids, dtype=torch.bool)
             again[:, 1:] = ids[:, 1:] == ids[:, :-1]  # ids are sorted; what both sides chose counts once
             lp, lq = (side.masked_fill(again, lowest(lp.dtype)) for side in (lp, lq))

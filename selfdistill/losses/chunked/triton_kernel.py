@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .definitions import ForwardKL, JensenShannon, Kind, ReverseKL, Swept, Weights
+from .definitions import Divergence, ForwardKL, JensenShannon, ReverseKL, Swept, Weights
 
 BLOCK = 4096  # logits at once
 
@@ -27,13 +27,13 @@ MOST = 0.9 * math.log(torch.finfo(torch.float32).max)  # a log-ratio above it is
 _FORWARD, _REVERSE, _JS = 0, 1, 2
 
 
-def covers(kind: Kind, z: Tensor, label: Tensor | None) -> bool:
+def covers(kind: Divergence, z: Tensor, label: Tensor | None) -> bool:
     """Is the kernel for this?"""
     known = type(kind) in (ForwardKL, ReverseKL, JensenShannon) and getattr(kind, "clip", None) is None
     return known and label is None and z.dtype == torch.float32 and z.stride(-1) == 1
 
 
-def rows(kind: Kind, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None = None) -> Swept:
+def rows(kind: Divergence, z: Tensor, t: Tensor, weights: Weights | None, label: Tensor | None = None) -> Swept:
     """As `blocks.whole`."""
     beta = kind.beta if isinstance(kind, JensenShannon) else float(isinstance(kind, ReverseKL))
     what = _JS if 0.0 < beta < 1.0 else _REVERSE if beta else _FORWARD

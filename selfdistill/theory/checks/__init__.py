@@ -1,6 +1,7 @@
 """Every identity of the theory, measured against a reference that shares no code with its closed form.
 
-A reference is brute force (rounds solved one by one), a search, a quadrature or a simulation. `run` measures them all.
+A reference is brute force (rounds solved one by one), a search, a quadrature or a simulation. `run_checks`
+measures them all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from . import identities, mixing_weight, repetition, ridge
 from .identity import Identity
 
-__all__ = ["IDENTITIES", "Identity", "run"]
+__all__ = ["IDENTITIES", "Identity", "run_checks"]
 
 IDENTITIES: tuple[Identity, ...] = tuple(
     sorted(
@@ -21,10 +22,10 @@ IDENTITIES: tuple[Identity, ...] = tuple(
 )
 
 
-def run(seed: int = 0) -> Iterator[dict[str, Any]]:
+def run_checks(seed: int = 0) -> Iterator[dict[str, Any]]:
     """The outcome of each identity in turn: name, statement, source, kind, deviation, tolerance, unit, ok.
 
-    >>> first = next(run())
+    >>> first = next(run_checks())
     >>> first["name"], first["ok"]
     ('T1 power law', True)
     """

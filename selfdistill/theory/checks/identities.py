@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import identities
 from ..arrays import Array
-from .identity import Identity, apart, broken
+from .identity import Identity, broken, relative_error
 
 HINTON = "Hinton, Vinyals & Dean, arXiv 1503.02531, 2015"
 
@@ -23,67 +23,67 @@ def surprise(target: Array, p: Array) -> float:
 
 
 def squared(rng: np.random.Generator) -> float:
-    worst = 0.0
+    largest = 0.0
     for xi in (-1.5, 0.0, 0.4, 1.0, 2.5):
         f, p, y = rng.standard_normal((3, 20))
-        both = xi * (p - f) ** 2 + (1 - xi) * (y - f) ** 2
-        found = (identities.mixed_target(p, y, xi) - f) ** 2 + identities.squared_remainder(p, y, xi)
-        worst = max(worst, apart(found, both))
-    return worst
+        pair = xi * (p - f) ** 2 + (1 - xi) * (y - f) ** 2
+        value = (identities.mixed_target(p, y, xi) - f) ** 2 + identities.squared_remainder(p, y, xi)
+        largest = max(largest, relative_error(value, pair))
+    return largest
 
 
 def linear(rng: np.random.Generator) -> float:
-    worst = 0.0
+    largest = 0.0
     for xi in (-0.5, 0.3, 1.0, 1.7):
         p, q, y = distributions(rng, 8, 5), distributions(rng, 8, 5), np.eye(5)[rng.integers(0, 5, 8)]
-        both = [xi * surprise(a, b) + (1 - xi) * surprise(c, b) for a, b, c in zip(p, q, y, strict=True)]
-        worst = max(worst, apart(identities.cross_entropy(identities.mixed_target(p, y, xi), q), both))
-    return worst
+        pair = [xi * surprise(a, b) + (1 - xi) * surprise(c, b) for a, b, c in zip(p, q, y, strict=True)]
+        largest = max(largest, relative_error(identities.cross_entropy(identities.mixed_target(p, y, xi), q), pair))
+    return largest
 
 
 def divergence(rng: np.random.Generator) -> float:
     p, q = distributions(rng, 8, 5), distributions(rng, 8, 5)
     pairs = [zip(a.tolist(), b.tolist(), strict=True) for a, b in zip(p, q, strict=True)]
-    wanted = [sum(s * math.log(s / t) for s, t in pair) for pair in pairs]
-    return apart(identities.cross_entropy(p, q) - identities.entropy(p), wanted)
+    expected = [sum(s * math.log(s / t) for s, t in pair) for pair in pairs]
+    return relative_error(identities.cross_entropy(p, q) - identities.entropy(p), expected)
 
 
 def smoothing(rng: np.random.Generator) -> float:
     q, y, xi = distributions(rng, 8, 5), rng.integers(0, 5, 8), 0.1
-    wanted = [(1 - xi) * -math.log(row[c]) + xi / 5 * -sum(map(math.log, row)) for row, c in zip(q, y, strict=True)]
+    expected = [(1 - xi) * -math.log(row[c]) + xi / 5 * -sum(map(math.log, row)) for row, c in zip(q, y, strict=True)]
     uniform = np.full((8, 5), 0.2)
-    return apart(identities.cross_entropy(identities.mixed_target(uniform, np.eye(5)[y], xi), q), wanted)
+    return relative_error(identities.cross_entropy(identities.mixed_target(uniform, np.eye(5)[y], xi), q), expected)
 
 
 def gradient(rng: np.random.Generator) -> float:
     """Complex steps: a derivative to full precision, without a difference."""
-    worst = 0.0
+    largest = 0.0
     for temperature in (1.0, 4.0, 20.0):
         z, v = rng.standard_normal((2, 6))
         t = np.exp(v / temperature) / np.exp(v / temperature).sum()
-        wanted = []
+        expected = []
         for c in range(6):
-            moved = z.astype(complex)
-            moved[c] += 1e-20j
-            log_p = moved / temperature - np.log(np.exp(moved / temperature).sum())
-            wanted.append(float((temperature**2 * (t * (np.log(t) - log_p)).sum()).imag) / 1e-20)
-        worst = max(worst, apart(identities.temperature_gradient(z, v, temperature), wanted))
-    return worst
+            shifted = z.astype(complex)
+            shifted[c] += 1e-20j
+            log_p = shifted / temperature - np.log(np.exp(shifted / temperature).sum())
+            expected.append(float((temperature**2 * (t * (np.log(t) - log_p)).sum()).imag) / 1e-20)
+        largest = max(largest, relative_error(identities.temperature_gradient(z, v, temperature), expected))
+    return largest
 
 
 def limit(rng: np.random.Generator) -> float:
     """Extrapolated from 1/T = 1/1000 and 1/2000 to 0; what is left is of order 1/T^2."""
     z, v = rng.standard_normal((2, 6)) + np.array([[3.0], [-1.0]])
-    near, nearer = (identities.temperature_gradient(z, v, t) for t in (1000.0, 2000.0))
-    told = identities.temperature_limit(z, v)
-    gaps = [apart(found, told) for found in (near, nearer)]
+    hot, hotter = (identities.temperature_gradient(z, v, t) for t in (1000.0, 2000.0))
+    limits = identities.temperature_limit(z, v)
+    gaps = [relative_error(value, limits) for value in (hot, hotter)]
     halves = broken(abs(gaps[0] / gaps[1] - 2.0) < 0.05)
-    return max(apart(2 * nearer - near, told), halves)
+    return max(relative_error(2 * hotter - hot, limits), halves)
 
 
 def gaussian(rng: np.random.Generator) -> float:
     """By quadrature over twelve standard deviations: the trapezoidal rule is exact to rounding for such integrands."""
-    worst = 0.0
+    largest = 0.0
     for _ in range(10):
         m1, m2 = rng.standard_normal(2)
         s1, s2 = rng.uniform(0.5, 2.0, 2)
@@ -92,10 +92,10 @@ def gaussian(rng: np.random.Generator) -> float:
         def log_density(m: float, s: float, x: Array = x) -> Array:
             return np.asarray(-((x - m) ** 2) / (2 * s**2) - math.log(s * math.sqrt(2 * math.pi)))
 
-        inside = np.exp(log_density(m1, s1)) * (log_density(m1, s1) - log_density(m2, s2))
-        wanted = float(inside.sum() * (x[1] - x[0]))
-        worst = max(worst, apart(identities.gaussian_kl(m1, s1, m2, s2), wanted))
-    return worst
+        integrand = np.exp(log_density(m1, s1)) * (log_density(m1, s1) - log_density(m2, s2))
+        expected = float(integrand.sum() * (x[1] - x[0]))
+        largest = max(largest, relative_error(identities.gaussian_kl(m1, s1, m2, s2), expected))
+    return largest
 
 
 def moments(rng: np.random.Generator) -> float:
@@ -108,32 +108,36 @@ def moments(rng: np.random.Generator) -> float:
     step = x[1] - x[0]
     mean = float((x * density).sum() * step)
     variance = float(((x - mean) ** 2 * density).sum() * step)
-    found, within, between = identities.moment_matched(m, s)
+    average, aleatoric, epistemic = identities.moment_matched(m, s)
 
     def surprise_of(a: float, v: float) -> float:
         return float((density * ((x - a) ** 2 / v + math.log(v))).sum() * step)
 
-    near = [surprise_of(found + da, (within + between) * dv) for da in (-0.1, 0.0, 0.1) for dv in (0.9, 1.0, 1.1)]
-    return max(apart([found, within + between], [mean, variance]), broken(min(near) == near[4]))
+    neighbours = [
+        surprise_of(average + da, (aleatoric + epistemic) * dv) for da in (-0.1, 0.0, 0.1) for dv in (0.9, 1.0, 1.1)
+    ]
+    return max(
+        relative_error([average, aleatoric + epistemic], [mean, variance]), broken(min(neighbours) == neighbours[4])
+    )
 
 
 def ambiguous(rng: np.random.Generator) -> float:
-    worst = 0.0
+    largest = 0.0
     for members in (1, 2, 7):
         f, y = rng.standard_normal((members, 12)), rng.standard_normal(12)
         mean = sum(f) / members
-        wanted = sum((row - y) ** 2 for row in f) / members - (mean - y) ** 2
-        worst = max(worst, float(np.abs(identities.ambiguity(f) - wanted).max()))
-    return worst
+        expected = sum((row - y) ** 2 for row in f) / members - (mean - y) ** 2
+        largest = max(largest, float(np.abs(identities.ambiguity(f) - expected).max()))
+    return largest
 
 
 def disagreement(rng: np.random.Generator) -> float:
     """The mean divergence of members from their mean; never below 0, and 0 where all agree."""
     p = distributions(rng, 4, 9, 5)
     mean = (p[0] + p[1] + p[2] + p[3]) / 4
-    wanted = [sum(surprise(p[k, i], mean[i]) - surprise(p[k, i], p[k, i]) for k in range(4)) / 4 for i in range(9)]
-    same = float(np.abs(identities.bald(np.stack([p[0]] * 4))).max())
-    return max(apart(identities.bald(p), wanted), same, broken(bool((identities.bald(p) > 0).all())))
+    expected = [sum(surprise(p[k, i], mean[i]) - surprise(p[k, i], p[k, i]) for k in range(4)) / 4 for i in range(9)]
+    equal = float(np.abs(identities.bald(np.stack([p[0]] * 4))).max())
+    return max(relative_error(identities.bald(p), expected), equal, broken(bool((identities.bald(p) > 0).all())))
 
 
 IDENTITIES = [

@@ -50,10 +50,10 @@ class Identity:
         }
 
 
-def apart(found: ArrayLike, wanted: ArrayLike) -> float:
+def relative_error(found: ArrayLike, wanted: ArrayLike) -> float:
     """Largest difference, relative to the largest entry wanted (to 1 where all of these are smaller than 1e-300).
 
-    >>> apart([1.0, 2.0], [1.0, 4.0])
+    >>> relative_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
@@ -61,10 +61,10 @@ def apart(found: ArrayLike, wanted: ArrayLike) -> float:
     return float(np.abs(a - b).max()) / (scale if scale > 1e-300 else 1.0)
 
 
-def each_apart(found: ArrayLike, wanted: ArrayLike) -> float:
+def each_error(found: ArrayLike, wanted: ArrayLike) -> float:
     """Largest relative difference, entry by entry.
 
-    >>> each_apart([1.0, 2.0], [1.0, 4.0])
+    >>> each_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
     a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)

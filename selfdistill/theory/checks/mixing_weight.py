@@ -10,7 +10,7 @@ import numpy as np
 from .. import mixing_weight
 from ..arrays import Array
 from ..simulate import distilled, solved
-from .identity import Identity, apart, broken, regression, vertex
+from .identity import Identity, broken, regression, relative_error, vertex
 
 DANG = "Dang, Patil & Rinaldo, arXiv 2602.17565, 2026"
 
@@ -35,7 +35,9 @@ def held_out(rng: np.random.Generator) -> float:
         teacher, student = distilled(X, y, lam, [1.0])
         found = mixing_weight.held_out_weight(y_v, X_v @ teacher, X_v @ student)
         grid = min(error(float(found + shift)) for shift in np.linspace(-2, 2, 81))
-        worst = max(worst, broken(error(found) <= grid * (1 + 1e-12)), apart(found, vertex(*map(error, (-1, 0, 1)))))
+        worst = max(
+            worst, broken(error(found) <= grid * (1 + 1e-12)), relative_error(found, vertex(*map(error, (-1, 0, 1))))
+        )
     return worst
 
 
@@ -90,7 +92,7 @@ def sign(rng: np.random.Generator) -> float:
     p, worst = Population(rng), 0.0
     for lam in PENALTIES:
         found = mixing_weight.risk_weight(p.slope(lam), p.distance(lam), lam)
-        worst = max(worst, apart(found, p.best(lam)), broken(np.sign(found) == -np.sign(p.slope(lam))))
+        worst = max(worst, relative_error(found, p.best(lam)), broken(np.sign(found) == -np.sign(p.slope(lam))))
     return worst
 
 
@@ -100,7 +102,7 @@ def risks(rng: np.random.Generator) -> float:
         first, second = (b - p.beta for b in distilled(p.X, p.y, lam, [1.0]))
         cross = float(first @ p.M @ second) + 1.0
         found = mixing_weight.weight_from_risks(p.teacher(lam), p.student(lam, 1.0), cross)
-        worst = max(worst, apart(found, p.best(lam)))
+        worst = max(worst, relative_error(found, p.best(lam)))
     return worst
 
 
@@ -139,8 +141,8 @@ def flat(rng: np.random.Generator) -> float:
             return float(signal @ signal) + variance * sum(float(r @ r) for r in rows)
 
         found = mixing_weight.flat_weight(lam, energy, ratio, variance)
-        worst = max(worst, apart(mixing_weight.flat_risk(lam, energy, ratio, variance), risk(0.0)))
-        worst = max(worst, apart(found, vertex(risk(-1.0), risk(0.0), risk(1.0))))
+        worst = max(worst, relative_error(mixing_weight.flat_risk(lam, energy, ratio, variance), risk(0.0)))
+        worst = max(worst, relative_error(found, vertex(risk(-1.0), risk(0.0), risk(1.0))))
         worst = max(worst, broken((found > 0) == (lam < mixing_weight.flat_turning(energy, ratio, variance))))
     return worst
 
@@ -179,7 +181,9 @@ def refitted(rng: np.random.Generator) -> float:
             kept = [np.arange(15) != i for i in range(15)]
             return float(sum((y[i] - X[i] @ distilled(X[k], y[k], lam, [xi])[-1]) ** 2 for i, k in enumerate(kept)))
 
-        worst = max(worst, apart(mixing_weight.left_out_weight(X, y, lam), vertex(error(-1.0), error(0.0), error(1.0))))
+        worst = max(
+            worst, relative_error(mixing_weight.left_out_weight(X, y, lam), vertex(error(-1.0), error(0.0), error(1.0)))
+        )
     return worst
 
 
@@ -205,7 +209,9 @@ def noisy(rng: np.random.Generator) -> float:
             three = [expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
             told = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
             worst = max(
-                worst, apart(told, three), apart(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three))
+                worst,
+                relative_error(told, three),
+                relative_error(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three)),
             )
     return worst
 
@@ -222,7 +228,7 @@ def ordered(rng: np.random.Generator) -> float:
     found = [best(v) for v in (0.0, 0.5 * turning, turning, 2 * turning, 10 * turning, 1e12)]
     limit = mixing_weight.noise_weight_limit(s, lam)
     rises = all(now < later for now, later in pairwise(found))
-    return max(broken(rises, found[1] < 0 < found[3], limit > 1), abs(found[2]), apart(limit, found[-1]))
+    return max(broken(rises, found[1] < 0 < found[3], limit > 1), abs(found[2]), relative_error(limit, found[-1]))
 
 
 IDENTITIES = [

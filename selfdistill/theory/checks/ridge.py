@@ -9,7 +9,7 @@ import numpy as np
 from .. import identities, multi_step
 from .. import repeated_ridge as rounds
 from ..simulate import distilled, solved
-from .identity import Identity, apart, broken, regression, vertex
+from .identity import Identity, broken, regression, relative_error, vertex
 
 LAMS = (0.3, 3.0, 30.0)
 
@@ -25,11 +25,11 @@ PAREEK = "Pareek, Du & Oh, NeurIPS 2024"
 
 def power(rng: np.random.Generator) -> float:
     X, y, _ = regression(rng)
-    worst = 0.0
+    largest = 0.0
     for lam in LAMS:
         for k, beta in enumerate(distilled(X, y, lam, [1.0] * 5)):
-            worst = max(worst, apart(rounds.power_law(X, y, lam, k), X @ beta))
-    return worst
+            largest = max(largest, relative_error(rounds.power_law(X, y, lam, k), X @ beta))
+    return largest
 
 
 def collapse(rng: np.random.Generator) -> float:
@@ -39,75 +39,79 @@ def collapse(rng: np.random.Generator) -> float:
     norms = [float(np.linalg.norm(X @ beta)) for beta in distilled(X, y, lam, [1.0] * 200)]
     shares = (0.5, 0.1, 0.01)
     fired = [rounds.collapsed_after(norms, share) for share in shares]
-    said = [rounds.rounds_to_collapse(X, y, lam, share) for share in shares]
-    left = float(np.linalg.norm(rounds.power_law(X, y, lam, 200)))
-    return max(broken(fired == said), left / norms[0], abs(left - norms[200]) / norms[0])
+    predicted = [rounds.rounds_to_collapse(X, y, lam, share) for share in shares]
+    remaining = float(np.linalg.norm(rounds.power_law(X, y, lam, 200)))
+    return max(broken(fired == predicted), remaining / norms[0], abs(remaining - norms[200]) / norms[0])
 
 
 def freedom(rng: np.random.Generator) -> float:
     X, _, _ = regression(rng)
-    worst = 0.0
+    largest = 0.0
     for lam in LAMS:
         h = X @ np.linalg.solve(X.T @ X + lam * np.eye(X.shape[1]), X.T)
-        wanted = [float(np.trace(np.linalg.matrix_power(h, k + 1))) for k in range(12)]
-        found = [rounds.degrees_of_freedom(X, lam, k) for k in range(12)]
-        falls = all(later < now for now, later in pairwise(found))
-        worst = max(worst, apart(found, wanted), broken(falls))
-    return worst
+        expected = [float(np.trace(np.linalg.matrix_power(h, k + 1))) for k in range(12)]
+        measured = [rounds.degrees_of_freedom(X, lam, k) for k in range(12)]
+        falls = all(later < current for current, later in pairwise(measured))
+        largest = max(largest, relative_error(measured, expected), broken(falls))
+    return largest
 
 
 def fixed(rng: np.random.Generator) -> float:
     X, y, _ = regression(rng)
-    worst = 0.0
+    largest = 0.0
     for lam in LAMS:
         for xi in (-0.5, 0.0, 0.3, 0.9):
             assert rounds.contraction(X, lam, xi) < 1
-            last = distilled(X, y, lam, [xi] * 400)[-1]
-            worst = max(worst, apart(rounds.fixed_point(X, y, lam, xi), last))
-    return worst
+            final = distilled(X, y, lam, [xi] * 400)[-1]
+            largest = max(largest, relative_error(rounds.fixed_point(X, y, lam, xi), final))
+    return largest
 
 
 def speed(rng: np.random.Generator) -> float:
     """The factor is the size of the largest eigenvalue of xi H, and no round comes closer by less than it says."""
     X, y, _ = regression(rng)
-    worst = 0.0
+    largest = 0.0
     for lam in LAMS:
         for xi in (-0.5, 0.3, 0.9):
             factor = rounds.contraction(X, lam, xi)
             eigenvalues = np.linalg.eigvals(xi * X @ np.linalg.solve(X.T @ X + lam * np.eye(X.shape[1]), X.T))
             end = X @ solved(X, y, lam / (1 - xi))
             gaps = [float(np.linalg.norm(X @ beta - end)) for beta in distilled(X, y, lam, [xi] * 10)]
-            slow = [later <= factor * now + 1e-12 * gaps[0] for now, later in pairwise(gaps)]
-            worst = max(worst, apart(factor, np.abs(eigenvalues).max()), broken(*slow))
-    return worst
+            slow = [later <= factor * current + 1e-12 * gaps[0] for current, later in pairwise(gaps)]
+            largest = max(largest, relative_error(factor, np.abs(eigenvalues).max()), broken(*slow))
+    return largest
 
 
 def reparametrised(rng: np.random.Generator) -> float:
     X, y, _ = regression(rng)
-    worst = 0.0
+    largest = 0.0
     for lam in LAMS:
         for k in (1, 2, 3, 5):
             xis = rng.uniform(-1.5, 1.5, k)
             b = multi_step.step_weights(xis)
-            worst = max(worst, apart(multi_step.stepped(X, y, lam, b), distilled(X, y, lam, list(xis))[-1]))
-            worst = max(worst, apart(multi_step.step_imitation(b), xis))
-    return worst
+            largest = max(
+                largest, relative_error(multi_step.stepped(X, y, lam, b), distilled(X, y, lam, list(xis))[-1])
+            )
+            largest = max(largest, relative_error(multi_step.step_imitation(b), xis))
+    return largest
 
 
 def oracle(rng: np.random.Generator) -> float:
     """r steps reach the best linear method, whose excess is found by scanning each direction by itself."""
-    worst = 0.0
+    largest = 0.0
     for r in (2, 3, 4):
         s, a, noise = np.linspace(1.0, 3.0, r), rng.standard_normal(r), 1.7
         b = multi_step.best_steps(s, a, noise, 2.0, r)
-        found = multi_step.fixed_design_excess(s, a, noise, multi_step.step_shrinkage(s, 2.0, b))
-        wanted = 0.0
+        value = multi_step.fixed_design_excess(s, a, noise, multi_step.step_shrinkage(s, 2.0, b))
+        expected = 0.0
         for size, signal in zip(s, a, strict=True):  # the risk of keeping w = -1, 0, 1 of this direction alone
             three = [size**2 * (1 - w) ** 2 * signal**2 + w**2 * noise for w in (-1, 0, 1)]
             w = vertex(*three)
-            wanted += size**2 * (1 - w) ** 2 * signal**2 + w**2 * noise
-        worst = max(worst, apart(found, wanted), apart(multi_step.least_excess(s, a, noise), wanted))
-    return worst
+            expected += size**2 * (1 - w) ** 2 * signal**2 + w**2 * noise
+        largest = max(
+            largest, relative_error(value, expected), relative_error(multi_step.least_excess(s, a, noise), expected)
+        )
+    return largest
 
 
 def equal_values(rng: np.random.Generator) -> float:
@@ -117,34 +121,34 @@ def equal_values(rng: np.random.Generator) -> float:
     ridges = [
         multi_step.fixed_design_excess(s, a, noise, rounds.shrinkage(s, lam)) for lam in np.geomspace(1e-3, 1e3, 20001)
     ]
-    best = multi_step.equal_values_penalty(value, a, noise)
-    found = multi_step.fixed_design_excess(s, a, noise, rounds.shrinkage(s, best))
-    worst = broken(found <= min(ridges) * (1 + 1e-12))
+    penalty = multi_step.equal_values_penalty(value, a, noise)
+    excess = multi_step.fixed_design_excess(s, a, noise, rounds.shrinkage(s, penalty))
+    largest = broken(excess <= min(ridges) * (1 + 1e-12))
     for k in (1, 2, 3):
-        kept = multi_step.step_shrinkage(s, 0.7, multi_step.best_steps(s, a, noise, 0.7, k))
-        worst = max(worst, apart(multi_step.fixed_design_excess(s, a, noise, kept), found))
-    return worst
+        mask = multi_step.step_shrinkage(s, 0.7, multi_step.best_steps(s, a, noise, 0.7, k))
+        largest = max(largest, relative_error(multi_step.fixed_design_excess(s, a, noise, mask), excess))
+    return largest
 
 
 def peers(rng: np.random.Generator) -> float:
     """Two models in turn until nothing moves: equal ones end at plain ridge, different ones at the closed form."""
     X, y, _ = regression(rng)
-    other, lam, xi = X[:, :3], 2.0, 0.6
-    worst = 0.0
-    for second in (X, other):
+    X_peer, lam, xi = X[:, :3], 2.0, 0.6
+    largest = 0.0
+    for second in (X, X_peer):
         f1, f2 = np.zeros(len(y)), np.zeros(len(y))
         for _ in range(300):
             f1, f2 = (
                 X @ solved(X, xi * f2 + (1 - xi) * y, lam),
                 second @ solved(second, xi * f1 + (1 - xi) * y, lam),
             )
-        found = identities.peers_fixed_point(rounds.smoother(X, lam), rounds.smoother(second, lam), y, xi)
-        worst = max(worst, apart(found, f1))
+        value = identities.peers_fixed_point(rounds.smoother(X, lam), rounds.smoother(second, lam), y, xi)
+        largest = max(largest, relative_error(value, f1))
         if second is X:
-            worst = max(worst, apart(found, X @ solved(X, y, lam / (1 - xi))))
+            largest = max(largest, relative_error(value, X @ solved(X, y, lam / (1 - xi))))
         else:
-            worst = max(worst, broken(apart(found, X @ solved(X, y, lam / (1 - xi))) > 1e-3))
-    return worst
+            largest = max(largest, broken(relative_error(value, X @ solved(X, y, lam / (1 - xi))) > 1e-3))
+    return largest
 
 
 def recipe(rng: np.random.Generator) -> float:
@@ -152,14 +156,14 @@ def recipe(rng: np.random.Generator) -> float:
     X, y, beta = regression(rng)
     X_v = rng.standard_normal((40, X.shape[1]))
     y_v = X_v @ beta + rng.standard_normal(40)
-    each = np.stack([X_v @ b for b in distilled(X, y, 5.0, [1.0, 1.0])])
-    xis = multi_step.step_imitation(multi_step.fitted_weights(each, y_v))
+    predictions = np.stack([X_v @ b for b in distilled(X, y, 5.0, [1.0, 1.0])])
+    xis = multi_step.step_imitation(multi_step.fitted_weights(predictions, y_v))
     least = float(((y_v - X_v @ distilled(X, y, 5.0, list(xis))[-1]) ** 2).sum())
     grid = [xi + shift for xi in xis for shift in (-0.2, -0.01, 0.0, 0.01, 0.2)]
-    tried = [((y_v - X_v @ distilled(X, y, 5.0, [u, v])[-1]) ** 2).sum() for u in grid for v in grid]
+    losses = [((y_v - X_v @ distilled(X, y, 5.0, [u, v])[-1]) ** 2).sum() for u in grid for v in grid]
     b = multi_step.step_weights(xis)
-    mixed = (1 - b.sum()) * each[0] + b @ each[1:]
-    return max(broken(least <= min(tried) * (1 + 1e-12)), apart(((y_v - mixed) ** 2).sum(), least))
+    mixed = (1 - b.sum()) * predictions[0] + b @ predictions[1:]
+    return max(broken(least <= min(losses) * (1 + 1e-12)), relative_error(((y_v - mixed) ** 2).sum(), least))
 
 
 IDENTITIES = [

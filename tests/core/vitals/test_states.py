@@ -13,7 +13,7 @@ from torch import nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Term
-from selfdistill.core.vitals.states import SOME, _distance, _some
+from selfdistill.core.vitals.states import SOME, _distance, _entries
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL
 from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, Itself
@@ -60,12 +60,12 @@ def test_models_of_another_layout_have_no_distance():
 
 def test_few_entries_of_every_tensor_are_compared():
     large, small = torch.arange(10.0 * SOME), torch.arange(3.0)
-    entries = _some([large, small, torch.zeros(0)])
+    entries = _entries([large, small, torch.zeros(0)])
     assert len(entries) == SOME + 3
     assert set(entries.tolist()) <= set(large.tolist())
     large += 1
-    assert not torch.equal(entries, _some([large, small]))
-    assert _some([]).numel() == 0
+    assert not torch.equal(entries, _entries([large, small]))
+    assert _entries([]).numel() == 0
 
 
 def test_micro_batches_and_steps_between_looks_change_nothing():

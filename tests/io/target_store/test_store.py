@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.errors import CheckpointError, DataError
-from selfdistill.io.target_store import Dense, Store, Top, marks, segment
+from selfdistill.io.target_store import Dense, Store, Top, marks
 from selfdistill.io.target_store import store as store_module
 from selfdistill.io.tensors import read_tensors
 from tests.io.target_store.writer import LENGTH, ROUNDS, WIDTH, K, fill, target, total_of
@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     def full(path, pieces):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(segment, "put", full)
+    monkeypatch.setattr(store_module, "write_stream", full)
     with pytest.raises(CheckpointError, match="the disk is full"):
         store.flush()
     monkeypatch.undo()

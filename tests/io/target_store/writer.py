@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import torch
 
-from selfdistill.io.target_store import Store, Top, segment
-from selfdistill.io.tensors import put
+from selfdistill.io.target_store import Store, Top
+from selfdistill.io.target_store import store as store_module
+from selfdistill.io.tensors import write_stream
 
 WIDTH, K, LENGTH, ROUNDS = 200, 4, 16, 20
 
@@ -34,7 +35,7 @@ def fill(folder: str, keys: range, each: int) -> None:
 def killed(folder: str, after: int) -> None:
     """Die in the middle of the bytes of one shard."""
     written = 0
-    whole = put
+    whole = write_stream
 
     def half(path, pieces):
         nonlocal written
@@ -48,7 +49,7 @@ def killed(folder: str, after: int) -> None:
             os.fsync(file.fileno())
             os.kill(os.getpid(), signal.SIGKILL)
 
-    vars(segment)["put"] = half
+    vars(store_module)["write_stream"] = half
     fill(folder, range(40), 8)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from selfdistill.losses.chunked import blocks
 from selfdistill.losses.chunked.blocks import fused, whole
 from selfdistill.losses.chunked.definitions import (
+    Divergence,
     ForwardKL,
     JensenShannon,
-    Kind,
     ReverseKL,
     SkewKL,
     Swept,
@@ -43,7 +43,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_compiled_blocks_give_the_same_values_and_write_the_same_gradient(kind: Kind) -> None:
+def test_compiled_blocks_give_the_same_values_and_write_the_same_gradient(kind: Divergence) -> None:
     for tokens in (5, 3):  # the second of another length
         z, t, weights, label = problem(tokens)
         ours, theirs = z.clone(), z.clone()

@@ -9,24 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfdistill.core.logits import FEW, MANY, Cached, Gradients, Head, read
+from selfdistill.core.logits import FEW, MANY, Gradients, Projection, SparseLogProbs, read
 from selfdistill.losses.chunked import sweep
 from selfdistill.losses.chunked.definitions import (
     K2,
+    Divergence,
     ForwardKL,
     JensenShannon,
-    Kind,
-    PolicyGradient,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     TotalVariation,
 )
 from selfdistill.losses.chunked.divergences import divergence, log_probabilities
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from tests.losses.chunked import naive
 
 TOKENS, OUTPUTS, VOCABULARY = 7, 16, 13
-KINDS: dict[Kind, naive.Entries] = {
+KINDS: dict[Divergence, naive.Entries] = {
     ForwardKL(): naive.forward,
     ForwardKL(0.05): naive.clipped(naive.forward, 0.05),
     ReverseKL(): naive.reverse,
@@ -54,13 +54,13 @@ class Sides(NamedTuple):
     hidden: Tensor
     matrix: Tensor
     bias: Tensor
-    teacher: Head
+    teacher: Projection
     labels: Tensor
     weight: Tensor
 
     @property
-    def student(self) -> Head:
-        return Head(self.hidden, self.matrix, self.bias)
+    def student(self) -> Projection:
+        return Projection(self.hidden, self.matrix, self.bias)
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Sides(NamedTuple):
         return naive.probabilities(self.hidden @ self.matrix.T + self.bias, VOCABULARY, temperature)
 
     def q(self, temperature: float = 1.0) -> Tensor:
-        hidden, matrix, bias = self.teacher
+        hidden, matrix, bias = self.teacher[:3]
         assert bias is not None
         return naive.probabilities(hidden @ matrix.T + bias, VOCABULARY, temperature)
 
@@ -78,13 +78,13 @@ class Sides(NamedTuple):
 @pytest.fixture
 def sides() -> Sides:
     hidden, matrix, bias = normal(TOKENS, 6, seed=0), normal(OUTPUTS, 6, seed=1), normal(OUTPUTS, seed=2)
-    teacher = Head(normal(TOKENS, 5, seed=3), normal(OUTPUTS + 2, 5, seed=4), normal(OUTPUTS + 2, seed=5))
+    teacher = Projection(normal(TOKENS, 5, seed=3), normal(OUTPUTS + 2, 5, seed=4), normal(OUTPUTS + 2, seed=5))
     labels = torch.tensor([0, 12, 3, 3, 7, 1, 5])
     learns = [x.requires_grad_() for x in (hidden, matrix, bias)]
     return Sides(learns[0], learns[1], learns[2], teacher, labels, normal(TOKENS, seed=6))
 
 
-def support_of(name: str, sides: Sides, k: int = 4) -> tuple[Top | Tensor | None, list[list[int]] | None]:
+def support_of(name: str, sides: Sides, k: int = 4) -> tuple[TopK | Tensor | None, list[list[int]] | None]:
     """The support for the package, and its ids for the reference."""
     by_student, by_teacher = naive.top(sides.p(), k), naive.top(sides.q(), k)
     if name in ("full", "all ids"):
@@ -94,7 +94,7 @@ def support_of(name: str, sides: Sides, k: int = 4) -> tuple[Top | Tensor | None
         ids = [[(3 * i + j * j) % VOCABULARY for j in range(1, 4)] for i in range(TOKENS)]
         return torch.tensor(ids), ids
     union = [sorted({*a, *b}) for a, b in zip(by_student, by_teacher, strict=True)]
-    return Top(k, name), {"teacher": by_teacher, "student": by_student, "union": union}[name]
+    return TopK(k, name), {"teacher": by_teacher, "student": by_student, "union": union}[name]
 
 
 def agree(ours: tuple[Tensor | None, ...], naively: tuple[Tensor | None, ...]) -> None:
@@ -106,7 +106,7 @@ def agree(ours: tuple[Tensor | None, ...], naively: tuple[Tensor | None, ...]) -
         assert (a - b).abs().max() <= 1e-12 * b.abs().max()
 
 
-def values(sides: Sides, teacher: Head | Cached, kind: Kind, **options: Any) -> Tensor:
+def values(sides: Sides, teacher: Projection | SparseLogProbs, kind: Divergence, **options: Any) -> Tensor:
     """Differentiable values."""
     return divergence(sides.student, teacher, kind, vocabulary=VOCABULARY, recompute=True, **options).values
 
@@ -114,7 +114,9 @@ def values(sides: Sides, teacher: Head | Cached, kind: Kind, **options: Any) -> 
 @pytest.mark.parametrize("name", SUPPORTS)
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_values_and_gradients_are_those_of_full_logits(sides: Sides, kind: Kind, name: str, temperature: float) -> None:
+def test_values_and_gradients_are_those_of_full_logits(
+    sides: Sides, kind: Divergence, name: str, temperature: float
+) -> None:
     """Both doors: weights given beforehand, and any upstream gradient afterwards; with padding and with labels."""
     support, ids = support_of(name, sides)
     entries, tempered = KINDS[kind], replace(kind, temperature=temperature)
@@ -137,12 +139,12 @@ def test_values_and_gradients_are_those_of_full_logits(sides: Sides, kind: Kind,
     agree(torch.autograd.grad(ours, sides.leaves), torch.autograd.grad(theirs, sides.leaves))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, K2(), PolicyGradient()], ids=repr)
-def test_cached_targets_are_the_teacher_on_these_ids(sides: Sides, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, K2(), SampledReverseKL()], ids=repr)
+def test_cached_targets_are_the_teacher_on_these_ids(sides: Sides, kind: Divergence) -> None:
     """True probabilities with the tail's mass give what the teacher at hand gives."""
     ids = sides.labels if kind.sampled else torch.tensor(naive.top(sides.q(), 4))
     log_q = sides.q().log().gather(1, ids.view(TOKENS, -1)).view(ids.shape)
-    cached = values(sides, Cached(ids, log_q), kind)
+    cached = values(sides, SparseLogProbs(ids, log_q), kind)
     online = values(sides, sides.teacher, kind, support=ids)
     agree((cached,), (online,))
     agree(torch.autograd.grad(cached.sum(), sides.leaves), torch.autograd.grad(online.sum(), sides.leaves))
@@ -152,7 +154,7 @@ def test_sampled_forms_are_their_formulas(sides: Sides) -> None:
     picked = sides.labels[:, None]
     log_p, log_q = sides.p(2.0).gather(1, picked).squeeze(1).log(), sides.q(2.0).gather(1, picked).squeeze(1).log()
     formulas = {
-        PolicyGradient(temperature=2.0): (log_p - log_q).detach() * log_p,
+        SampledReverseKL(temperature=2.0): (log_p - log_q).detach() * log_p,
         K2(temperature=2.0): (log_p - log_q).square() / 2,
     }
     for kind, values in formulas.items():
@@ -172,7 +174,7 @@ def test_sampled_forms_are_their_formulas(sides: Sides) -> None:
 @pytest.mark.parametrize("name", ["full", "union"])
 def test_logits_as_they_are_give_the_same(sides: Sides, name: str) -> None:
     z = (sides.hidden @ sides.matrix.T + sides.bias).detach().requires_grad_()
-    hidden, matrix, bias = sides.teacher
+    hidden, matrix, bias = sides.teacher[:3]
     assert bias is not None
     support, _ = support_of(name, sides)
     options: dict[str, Any] = {"support": support, "vocabulary": VOCABULARY, "chunk": 2}
@@ -205,10 +207,16 @@ def test_tokens_may_have_any_leading_shape(sides: Sides) -> None:
     weight, mask = torch.tensor([[2.0], [0.5]]), torch.tensor([[True, True, False], [False, True, True]])
     ids = torch.tensor([[[0, 4], [1, 3], [5, 2]]] * 2)
     found = divergence(
-        Head(hidden, matrix, bias), teacher, ReverseKL(), support=ids, weight=weight, mask=mask, labels=ids[..., 0]
+        Projection(hidden, matrix, bias),
+        teacher,
+        ReverseKL(),
+        support=ids,
+        weight=weight,
+        mask=mask,
+        labels=ids[..., 0],
     )
     flat = divergence(
-        Head(hidden.flatten(0, 1), matrix, bias), teacher.flatten(0, 1), ReverseKL(), support=ids.flatten(0, 1)
+        Projection(hidden.flatten(0, 1), matrix, bias), teacher.flatten(0, 1), ReverseKL(), support=ids.flatten(0, 1)
     )
     assert found.values.shape == (2, 3)
     assert found.tokens == 4
@@ -236,7 +244,7 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none(
     learns = [False, True, True] if frozen == "hidden" else [True, False, False]
     parts = [x if on else x.detach() for x, on in zip(sides.leaves, learns, strict=True)]
     for again in (False, True):
-        student = Head(parts[0], parts[1], parts[2])
+        student = Projection(parts[0], parts[1], parts[2])
         total = divergence(student, sides.teacher, ForwardKL(), vocabulary=VOCABULARY, recompute=again).total
         leaves = [x for x, on in zip(parts, learns, strict=True) if on]
         agree(torch.autograd.grad(total, leaves), tuple(g for g, on in zip(wanted, learns, strict=True) if on))
@@ -247,11 +255,12 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none(
 
 
 def test_no_gradient_flows_to_the_teacher(sides: Sides) -> None:
-    teacher = Head(*(x.clone().requires_grad_() for x in sides.teacher if x is not None))
+    hidden, matrix, bias = (x.clone().requires_grad_() for x in sides.teacher[:3] if x is not None)
+    teacher = Projection(hidden, matrix, bias)
     divergence(sides.student, teacher, JensenShannon(), vocabulary=VOCABULARY).total.backward()
     divergence(sides.student, teacher, JensenShannon(), vocabulary=VOCABULARY, recompute=True).total.backward()
     assert sides.hidden.grad is not None
-    assert all(x is not None and x.grad is None for x in teacher)
+    assert all(x is not None and x.grad is None for x in teacher[:3])
 
 
 def test_gradients_are_scaled_by_what_comes_from_above_and_handed_out_once(sides: Sides) -> None:
@@ -268,5 +277,5 @@ def test_gradients_are_scaled_by_what_comes_from_above_and_handed_out_once(sides
 @pytest.mark.parametrize("tokens", [FEW, FEW + 1])
 def test_logits_of_a_whole_vocabulary_are_those_of_the_formula(tokens: int) -> None:
     hidden, matrix = torch.randn(tokens, 5), torch.randn(MANY // FEW, 5)
-    found = read(Head(hidden, matrix), slice(0, tokens), torch.empty(tokens, len(matrix)))
+    found = read(Projection(hidden, matrix), slice(0, tokens), torch.empty(tokens, len(matrix)))
     assert torch.allclose(found, torch.einsum("tw,vw->tv", hidden, matrix), atol=1e-5)

@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selfdistill.core.logits import Cached, Head
+from selfdistill.core.logits import Projection, SparseLogProbs
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
 from selfdistill.losses.chunked.definitions import (
     K2,
+    Divergence,
     ForwardKL,
     JensenShannon,
-    Kind,
-    PolicyGradient,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     TotalVariation,
 )
 from selfdistill.losses.chunked.divergences import divergence, estimates, importance, log_probabilities
-from selfdistill.losses.chunked.sweep import Top
+from selfdistill.losses.chunked.sweep import TopK
 from tests.losses.chunked import naive
 
 KINDS = [
@@ -37,18 +37,25 @@ KINDS = [
     SkewKL(reverse=True),
     TotalVariation(),
 ]
-SUPPORTS = [None, Top(3), Top(3, "student"), Top(3, "union"), Top(9), torch.tensor([[0, 5], [1, 2], [8, 3], [4, 0]])]
+SUPPORTS = [
+    None,
+    TopK(3),
+    TopK(3, "student"),
+    TopK(3, "union"),
+    TopK(9),
+    torch.tensor([[0, 5], [1, 2], [8, 3], [4, 0]]),
+]
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def values(z: Tensor, t: Tensor | Cached, kind: Kind, **options: Any) -> Tensor:
+def values(z: Tensor, t: Tensor | SparseLogProbs, kind: Divergence, **options: Any) -> Tensor:
     return divergence(z, t, kind, **options).values
 
 
-def gradient(z: Tensor, t: Tensor | Cached, kind: Kind, **options: Any) -> Tensor:
+def gradient(z: Tensor, t: Tensor | SparseLogProbs, kind: Divergence, **options: Any) -> Tensor:
     z = z.clone().requires_grad_()
     (g,) = torch.autograd.grad(divergence(z, t, kind, **options).total, z)
     return g
@@ -57,9 +64,9 @@ def gradient(z: Tensor, t: Tensor | Cached, kind: Kind, **options: Any) -> Tenso
 # limits ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("support", [None, Top(4, "union")], ids=["full", "union"])
+@pytest.mark.parametrize("support", [None, TopK(4, "union")], ids=["full", "union"])
 @pytest.mark.parametrize(("end", "kl"), [(0.0, ForwardKL()), (1.0, ReverseKL())])
-def test_jensen_shannon_is_continuous_in_beta_up_to_the_ends(end: float, kl: Kind, support: Top | None) -> None:
+def test_jensen_shannon_is_continuous_in_beta_up_to_the_ends(end: float, kl: Divergence, support: TopK | None) -> None:
     """The distance from the KL shrinks in proportion to that from the end, in value and gradient, without noise."""
     z, t = normal(4, 9, seed=0), normal(4, 9, seed=1)
     at_end, slope = values(z, t, kl, support=support), gradient(z, t, kl, support=support)
@@ -97,7 +104,7 @@ def test_no_support_gives_a_negative_or_an_endless_value(seed: int, scale: float
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
-def test_values_before_the_cut_at_0_are_not_negative_either(kind: Kind) -> None:
+def test_values_before_the_cut_at_0_are_not_negative_either(kind: Divergence) -> None:
     """Buckets make a true divergence of fewer entries: no more than that of the full vocabulary, and above 0."""
     z, t = normal(4, 9, seed=2), normal(4, 9, seed=3)
     whole = values(z, t, kind)
@@ -109,7 +116,7 @@ def test_values_before_the_cut_at_0_are_not_negative_either(kind: Kind) -> None:
 
 @pytest.mark.parametrize("support", SUPPORTS, ids=repr)
 @pytest.mark.parametrize("kind", [*KINDS, ForwardKL(0.05), ReverseKL(0.05)], ids=repr)
-def test_equal_distributions_are_at_0_with_gradient_0(kind: Kind, support: Top | Tensor | None) -> None:
+def test_equal_distributions_are_at_0_with_gradient_0(kind: Divergence, support: TopK | Tensor | None) -> None:
     z = normal(4, 9, seed=4)
     t = z if kind == TotalVariation() else z + 3.0  # which has a kink there: rounding would choose a side
     assert values(z, t, kind, support=support).abs().max() < 1e-14
@@ -130,7 +137,7 @@ def test_what_a_teacher_rules_out_counts_as_probability_0() -> None:
 def test_cached_targets_that_leave_no_tail_stay_finite() -> None:
     """Rounded probabilities may sum to 1 or more: the tail is then as small as the rounding."""
     z, ids = normal(2, 6, seed=7, dtype=torch.float32), torch.tensor([[0, 1], [2, 3]])
-    cached = Cached(ids, torch.tensor([[0.7, 0.3001], [0.5, 0.5]]).log())
+    cached = SparseLogProbs(ids, torch.tensor([[0.7, 0.3001], [0.5, 0.5]]).log())
     for kind in KINDS:
         assert bool(torch.isfinite(values(z, cached, kind)).all())
         assert bool(torch.isfinite(gradient(z, cached, kind)).all())
@@ -142,8 +149,8 @@ def test_cached_targets_that_leave_no_tail_stay_finite() -> None:
 # padding and masks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("support", [None, Top(3, "union")], ids=["full", "union"])
-def test_padding_has_no_probability_whatever_stands_there(support: Top | None) -> None:
+@pytest.mark.parametrize("support", [None, TopK(3, "union")], ids=["full", "union"])
+def test_padding_has_no_probability_whatever_stands_there(support: TopK | None) -> None:
     z, t = normal(4, 9, seed=8), normal(4, 12, seed=9)
     real = values(z, t[:, :9], JensenShannon(), support=support)
     padded = torch.cat([z, torch.full((4, 5), 30.0, dtype=z.dtype)], 1)
@@ -162,10 +169,17 @@ def test_a_mask_drops_tokens_and_changes_nothing_else() -> None:
     weight, small = normal(6, seed=13), hidden.detach()[keep].requires_grad_()
     for again in (False, True):
         some = divergence(
-            Head(hidden, matrix), t, ReverseKL(), mask=keep, weight=weight, labels=labels, chunk=2, recompute=again
+            Projection(hidden, matrix),
+            t,
+            ReverseKL(),
+            mask=keep,
+            weight=weight,
+            labels=labels,
+            chunk=2,
+            recompute=again,
         )
         only = divergence(
-            Head(small, matrix), t[keep], ReverseKL(), weight=weight[keep], labels=labels[keep], recompute=again
+            Projection(small, matrix), t[keep], ReverseKL(), weight=weight[keep], labels=labels[keep], recompute=again
         )
         assert some.tokens == only.tokens == 4
         assert some.cross_entropy is not None
@@ -190,13 +204,15 @@ def test_masked_tokens_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "mm", counted)
     keep = torch.arange(10) < 3
     matrix = normal(9, 5, seed=1)
-    divergence(Head(normal(10, 5, seed=0), matrix), Head(normal(10, 5, seed=2), matrix), ForwardKL(), mask=keep)
+    divergence(
+        Projection(normal(10, 5, seed=0), matrix), Projection(normal(10, 5, seed=2), matrix), ForwardKL(), mask=keep
+    )
     assert computed == [3, 3]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("support", [None, Top(3, "union")], ids=["full", "union"])
-def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: Top | None, recompute: bool) -> None:
+@pytest.mark.parametrize("support", [None, TopK(3, "union")], ids=["full", "union"])
+def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: TopK | None, recompute: bool) -> None:
     """Whatever operation makes it, forward or backward: so memory does not grow with the tokens."""
     largest = [0]
 
@@ -211,7 +227,7 @@ def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: Top | None, re
     other, labels = normal(60, 2, seed=2), torch.arange(60) % 50
     options: dict[str, Any] = {"support": support, "labels": labels, "chunk": 4, "recompute": recompute}
     with Watch():
-        found = divergence(Head(hidden, matrix), Head(other, matrix), JensenShannon(), **options)
+        found = divergence(Projection(hidden, matrix), Projection(other, matrix), JensenShannon(), **options)
         torch.autograd.grad(found.total, (hidden, matrix))
     assert max(largest) == 4 * 50
 
@@ -220,9 +236,9 @@ def test_no_tensor_holds_the_logits_of_more_than_a_chunk(support: Top | None, re
 def test_nothing_but_masked_tokens_is_0_with_gradient_0(recompute: bool) -> None:
     hidden, matrix = normal(3, 5, seed=0).requires_grad_(), normal(9, 5, seed=1).requires_grad_()
     none, labels = torch.zeros(3, dtype=torch.bool), torch.full((3,), -100)
-    for teacher in (normal(3, 9, seed=2), Cached(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))):
+    for teacher in (normal(3, 9, seed=2), SparseLogProbs(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))):
         found = divergence(
-            Head(hidden, matrix), teacher, JensenShannon(), mask=none, labels=labels, recompute=recompute
+            Projection(hidden, matrix), teacher, JensenShannon(), mask=none, labels=labels, recompute=recompute
         )
         assert (found.total.item(), found.mean.item(), found.tokens) == (0.0, 0.0, 0)
         assert found.values.tolist() == [0.0, 0.0, 0.0]
@@ -233,7 +249,7 @@ def test_nothing_but_masked_tokens_is_0_with_gradient_0(recompute: bool) -> None
 # sampled tokens -------------------------------------------------------------------------------------------------------
 
 
-def expected_gradient(kind: Kind, z: Tensor, t: Tensor) -> Tensor:
+def expected_gradient(kind: Divergence, z: Tensor, t: Tensor) -> Tensor:
     """Over every token y with its probability under p: exact, without sampling noise."""
     vocabulary = z.shape[1]
     every, p = torch.arange(vocabulary), F.softmax(z, -1)[0]
@@ -243,7 +259,7 @@ def expected_gradient(kind: Kind, z: Tensor, t: Tensor) -> Tensor:
 def test_sampled_forms_descend_the_reverse_kl_in_expectation() -> None:
     z, t = normal(1, 7, seed=14), normal(1, 7, seed=15)
     reverse, forward = gradient(z, t, ReverseKL())[0], gradient(z, t, ForwardKL())[0]
-    for kind in (PolicyGradient(), K2()):
+    for kind in (SampledReverseKL(), K2()):
         torch.testing.assert_close(expected_gradient(kind, z, t), reverse, rtol=1e-12, atol=1e-14)
     assert (reverse - forward).abs().max() > 0.1
 
@@ -296,25 +312,25 @@ def test_weights_multiply_values_and_gradients() -> None:
 # digits ---------------------------------------------------------------------------------------------------------------
 
 
-def near_twins(vocabulary: int = 2000) -> tuple[Head, Head]:
+def near_twins(vocabulary: int = 2000) -> tuple[Projection, Projection]:
     """A self-teacher: hidden states that differ by a hundredth, all in bfloat16."""
     matrix = 0.3 * normal(vocabulary, 64, seed=18)
     hidden = normal(32, 64, seed=19)
     teacher = hidden + 0.02 * normal(32, 64, seed=20)
     low = [x.bfloat16() for x in (hidden, matrix, teacher)]
-    return Head(low[0], low[1]), Head(low[2], low[1])
+    return Projection(low[0], low[1]), Projection(low[2], low[1])
 
 
 @pytest.mark.parametrize("kind", [ForwardKL(), ReverseKL(), JensenShannon(), JensenShannon(0.01)], ids=repr)
-def test_near_identical_distributions_in_bfloat16_are_told_apart(kind: Kind) -> None:
+def test_near_identical_distributions_in_bfloat16_are_told_apart(kind: Divergence) -> None:
     student, teacher = near_twins()
-    far = [side.hidden.double() @ side.weight.double().T for side in (student, teacher)]
+    far = [side.hidden.double() @ side.matrix.double().T for side in (student, teacher)]
     exact = values(far[0], far[1], kind)
     ours = divergence(student, teacher, kind).values
     assert ours.dtype == torch.float32
     assert ((ours - exact).abs() / exact).max() < 0.01
     if kind == ForwardKL():
-        log_p, log_q = (F.log_softmax(side.hidden @ side.weight.T, -1) for side in (student, teacher))
+        log_p, log_q = (F.log_softmax(side.hidden @ side.matrix.T, -1) for side in (student, teacher))
         naively = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
         assert ((naively - exact).abs() / exact).median() > 0.5
 
@@ -324,13 +340,14 @@ def test_gradients_of_bfloat16_are_rounded_once(recompute: bool, monkeypatch: py
     """Summed over many chunks and tiles in float32, in bfloat16 at the end, even under autocast."""
     monkeypatch.setattr("selfdistill.core.logits.TILE", 64 * 300)
     student, teacher = near_twins()
-    leaves = [x.clone().requires_grad_() for x in (student.hidden, student.weight)]
+    leaves = [x.clone().requires_grad_() for x in (student.hidden, student.matrix)]
     double = [x.detach().double().requires_grad_() for x in leaves]
+    student = Projection(double[0], double[1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = divergence(Head(*leaves), teacher, ForwardKL(), chunk=1, recompute=recompute)
+        found = divergence(Projection(leaves[0], leaves[1]), teacher, ForwardKL(), chunk=1, recompute=recompute)
     got = torch.autograd.grad(found.total / 3, leaves)
-    far = Head(*(x.double() for x in teacher if x is not None))
-    wanted = torch.autograd.grad(divergence(Head(*double), far, ForwardKL()).total / 3, double)
+    far = teacher._replace(hidden=teacher.hidden.double(), matrix=teacher.matrix.double())
+    wanted = torch.autograd.grad(divergence(student, far, ForwardKL()).total / 3, double)
     for a, b in zip(got, wanted, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.double() - b).norm() / b.norm() < 2**-8
@@ -347,8 +364,12 @@ def test_log_probabilities_are_minus_the_cross_entropy_of_torch() -> None:
 
 # bad input ------------------------------------------------------------------------------------------------------------
 
-WIDE, NARROW = Head(torch.zeros(4, 5), torch.zeros(9, 6)), Head(torch.zeros(4, 5), torch.zeros(9, 5), torch.zeros(8))
+WIDE, NARROW = (
+    Projection(torch.zeros(4, 5), torch.zeros(9, 6)),
+    Projection(torch.zeros(4, 5), torch.zeros(9, 5), torch.zeros(8)),
+)
 Z, T, IDS = torch.zeros(4, 9), torch.zeros(4, 9), torch.zeros(4, 1, dtype=torch.long)
+FEW, HIGH = SparseLogProbs(IDS, IDS.float()), SparseLogProbs(IDS, torch.full((4, 1), 0.5))
 BAD: dict[str, tuple[Any, str]] = {
     "widths": (lambda: divergence(WIDE, T, ForwardKL()), "student's hidden states"),
     "teacher's widths": (lambda: divergence(Z, WIDE, ForwardKL()), "the teacher's"),
@@ -357,8 +378,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "tokens": (lambda: divergence(Z, torch.zeros(3, 9), ForwardKL()), "4 tokens, the teacher 3"),
     "outputs": (lambda: divergence(Z, torch.zeros(4, 8), ForwardKL()), "vocabulary="),
     "vocabulary": (lambda: divergence(Z, T, ForwardKL(), vocabulary=10), "vocabulary=10"),
-    "k": (lambda: divergence(Z, T, ForwardKL(), support=Top(10)), "vocabulary of 9"),
-    "side": (lambda: divergence(Z, T, ForwardKL(), support=Top(2, "both")), "'both'"),
+    "k": (lambda: divergence(Z, T, ForwardKL(), support=TopK(10)), "vocabulary of 9"),
+    "side": (lambda: divergence(Z, T, ForwardKL(), support=TopK(2, "both")), "'both'"),
     "beta": (lambda: JensenShannon(1.5), "beta lies between 0 and 1"),
     "beta nan": (lambda: JensenShannon(float("nan")), "beta"),
     "alpha": (lambda: SkewKL(-0.1), "alpha"),
@@ -368,9 +389,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "ids' shape": (lambda: divergence(Z, T, ForwardKL(), support=IDS[:, 0]), "k each"),
     "ids are real": (lambda: divergence(Z, T, ForwardKL(), support=IDS + 0.5), "whole numbers"),
     "sampled without ids": (lambda: divergence(Z, T, K2()), "support= takes their ids"),
-    "cached and support": (lambda: divergence(Z, Cached(IDS, IDS.float()), ForwardKL(), support=Top(1)), "leave out"),
-    "cached shapes": (lambda: divergence(Z, Cached(IDS, torch.zeros(4, 2)), ForwardKL()), "log-probabilities"),
-    "cached probabilities": (lambda: divergence(Z, Cached(IDS, torch.full((4, 1), 0.5)), ForwardKL()), "above 0"),
+    "cached and support": (lambda: divergence(Z, FEW, ForwardKL(), support=TopK(1)), "leave out"),
+    "cached shapes": (lambda: divergence(Z, SparseLogProbs(IDS, torch.zeros(4, 2)), ForwardKL()), "log-probabilities"),
+    "cached probabilities": (lambda: divergence(Z, HIGH, ForwardKL()), "above 0"),
     "sampler's shape": (lambda: importance(Z, Z[:, :1]), "log_sampler (4, 1) does not fit log_p (4, 9)"),
     "sampler's mask": (lambda: importance(Z, Z, mask=torch.ones(9, dtype=torch.bool)), "mask (9,)"),
     "sampler's cap": (lambda: importance(Z, Z, cap=0.0), "cap above 0"),

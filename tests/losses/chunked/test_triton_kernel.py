@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from selfdistill.losses.chunked.blocks import whole
-from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, Kind, ReverseKL, TotalVariation, Weights
+from selfdistill.losses.chunked.definitions import (
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    TotalVariation,
+    Weights,
+)
 
 pytest.importorskip("triton")
 kernel = pytest.importorskip("selfdistill.losses.chunked.triton_kernel")
@@ -37,7 +44,7 @@ def problem(near: float) -> tuple[Tensor, Tensor, Weights]:
 
 @pytest.mark.parametrize("near", [1.0, 1e-3], ids=["far", "near"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_kernel_gives_the_values_and_writes_the_gradient(kind: Kind, near: float) -> None:
+def test_kernel_gives_the_values_and_writes_the_gradient(kind: Divergence, near: float) -> None:
     z, t, weights = problem(near)
     exact = z.double()
     wanted = whole(kind, exact, t.double(), Weights(weights.divergence.double()), None).values
