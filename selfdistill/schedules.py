@@ -1,4 +1,4 @@
-"""Schedules: how much a term counts, and when. A schedule maps the clock to a number; a plain number is one too."""
+"""Schedules of the weights of terms: functions from the clock to a number; a plain number is a constant schedule."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Rise:
     start: float = 0.0
 
     def __call__(self, clock: Clock) -> float:
-        done, length = clock.progress - self.start, self.share - self.start
-        return self.peak * min(1.0, max(0.0, done / length)) if length > 0 else self.peak * (done >= 0)
+        elapsed, length = clock.progress - self.start, self.share - self.start
+        return self.peak * min(1.0, max(0.0, elapsed / length)) if length > 0 else self.peak * (elapsed >= 0)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class After:
 
 @dataclass(frozen=True)
 class Until:
-    """``value`` until ``share`` of the generation is done, then 0: what `After` begins where this ends.
+    """``value`` until ``share`` of the generation is done, then 0: the complement of `After`.
 
     >>> [Until(2.0, share=0.5)(Clock(step=s, epochs=10)) for s in (4, 5)]
     [2.0, 0.0]

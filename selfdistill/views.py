@@ -1,16 +1,16 @@
-"""Views: what do student and teacher look at? Here are the values; `sampling` draws the rows and makes the tensors.
+"""Views: the rows and augmentations that are the inputs of student and teacher; `data.sampler` makes their tensors.
 
 A `View` names a view, the rows it takes, and how they are augmented. ``rows`` is one of
 
 * ``labelled``: the labelled training rows, shuffled every epoch;
 * ``all``: labelled and unlabelled rows alike;
-* ``union``: labelled rows and the unlabelled ones that a teacher has admitted;
-* ``chosen``: the rows that a teacher has admitted, labelled or not, as often as it names them;
+* ``union``: labelled rows and the unlabelled ones among a teacher's eligible ids;
+* ``chosen``: the rows of a teacher's eligible ids, labelled or not, as often as they occur there;
 * ``unlabelled``: ``ratio`` x batch size unlabelled rows beside the labelled ones;
 * ``pair``: for each labelled row of the batch another row of its class.
 
-``augment`` is ``none``, ``weak``, ``strong``, ``crop`` (a large part), ``local`` (a small one), or ``default`` (what
-suits the data).
+``augment`` is ``none``, ``weak``, ``strong``, ``crop`` (a large part), ``local`` (a small one), or ``default`` (that of
+the data).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ AUGMENT = ("default", "none", "weak", "strong", "crop", "local")
 
 @dataclass(frozen=True)
 class View:
-    """One view: its name, its rows, its augmentation. Looks with the same rows see the same samples.
+    """One view: its name, its rows and its augmentation. Views with the same rows have the same samples.
 
-    ``fixed`` shows each sample in so many ways, one after another by epoch, the same in every run; 0 looks anew.
-    ``hidden`` is the share of an image's patches that is hidden, in blocks, other ones each time, in what the view
-    ``of`` shows: it comes before, and has the same rows and ``augment``. Each image's share lies within ``spread`` of
-    ``hidden``; a share ``whole`` of the images is shown as it is.
+    ``fixed`` is the number of fixed augmentations of each sample, one an epoch in turn, equal in every run; 0 draws new
+    ones. ``hidden`` is the share of an image's patches that is masked, in blocks drawn anew each time, in the view
+    ``of``, which comes before and has the same rows and ``augment``. Each image's share lies within ``spread`` of
+    ``hidden``; a share ``whole`` of the images is not masked.
     """
 
     name: str
@@ -48,16 +48,16 @@ class View:
     whole: float = 0.0
 
     def __post_init__(self) -> None:
-        for value, known in ((self.rows, ROWS), (self.augment, AUGMENT)):
-            if value not in known:
-                raise RecipeError(f"a view takes one of {', '.join(known)}; not {value!r}")
+        for value, options in ((self.rows, ROWS), (self.augment, AUGMENT)):
+            if value not in options:
+                raise RecipeError(f"a view takes one of {', '.join(options)}; not {value!r}")
         if not 0.0 <= self.hidden < 1.0 or bool(self.of) != (self.hidden > 0.0):
             raise RecipeError(f"a view hides a share in (0, 1) of another one, not {self.hidden} of {self.of!r}")
-        most = min(self.hidden, 1.0 - self.hidden)
-        if not 0.0 <= self.spread <= most or not 0.0 <= self.whole < 1.0:
+        largest = min(self.hidden, 1.0 - self.hidden)
+        if not 0.0 <= self.spread <= largest or not 0.0 <= self.whole < 1.0:
             raise RecipeError(
-                f"of {self.hidden} that is hidden a share may be off by 0 to {most:g}, not {self.spread}, and a share "
-                f"in [0, 1) of the images be whole, not {self.whole}"
+                f"view {self.name!r}: spread lies in [0, {largest:g}] for hidden={self.hidden}, not {self.spread}, "
+                f"and whole in [0, 1), not {self.whole}"
             )
         if (self.spread or self.whole) and not self.of:
             raise RecipeError(f"view {self.name!r} hides nothing; leave spread and whole out")
@@ -71,8 +71,11 @@ class View:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a method. ``overlap`` makes each batch half of the rows before it and half new ones; with ``mates``
-    so many rows of a batch accompany each one that is drawn: others of its class."""
+    """The views of a method.
+
+    With ``overlap`` half of each batch are rows of the previous one. ``mates`` is the number of rows of the same class
+    that accompany each drawn row.
+    """
 
     looks: tuple[View, ...] = (View("x"),)
     ratio: float = 1.0
@@ -80,25 +83,25 @@ class Views:
     mates: int = 0
 
     def __post_init__(self) -> None:
-        ways = dict[str, tuple[str, str]]()  # by name of the looks so far
-        for look in self.looks:
-            if look.of and ways.get(look.of) != (look.rows, look.augment):
+        rows_by_view = dict[str, tuple[str, str]]()  # by name of the looks so far
+        for view in self.looks:
+            if view.of and rows_by_view.get(view.of) != (view.rows, view.augment):
                 raise RecipeError(
-                    f"view {look.name!r} hides parts of view {look.of!r}, which shows other rows, in another way, or "
+                    f"view {view.name!r} hides parts of view {view.of!r}, which shows other rows, in another way, or "
                     "does not come before it"
                 )
-            ways[look.name] = look.rows, look.augment
+            rows_by_view[view.name] = view.rows, view.augment
         if self.mates < 0:
             raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
-        kinds = sorted({look.rows for look in self.looks} & {"labelled", *TOGETHER})
-        if len(kinds) > 1:
-            raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(kinds)}")
+        row_sets = sorted({view.rows for view in self.looks} & {"labelled", *TOGETHER})
+        if len(row_sets) > 1:
+            raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(row_sets)}")
 
     def need_unlabelled(self) -> bool:
-        """Does the method make no sense without unlabelled rows?"""
-        return any(look.rows in ("unlabelled", "union", "chosen") for look in self.looks)
+        """Whether a view has unlabelled rows."""
+        return any(view.rows in ("unlabelled", "union", "chosen") for view in self.looks)
 
 
 def two(rows: str = "labelled", augment: str = "weak") -> Views:

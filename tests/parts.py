@@ -17,9 +17,9 @@ from selfdistill.gates import (
     FallingLoss,
     LabelledShare,
     LowVariance,
+    PeerShard,
     Precision,
     SelfAdaptive,
-    Shard,
     Singleton,
     SmallLoss,
     Spared,
@@ -52,7 +52,7 @@ from selfdistill.losses import (
 from selfdistill.teachers import (
     Aligned,
     BetaRanked,
-    Cached,
+    CachedTeacher,
     CentredMomentum,
     CertainLabels,
     ClassAligned,
@@ -75,7 +75,7 @@ from selfdistill.teachers import (
     MixedLabels,
     Momentum,
     Neighbours,
-    Peers,
+    OtherPeers,
     PseudoLabels,
     Refurbished,
     Relabelled,
@@ -105,17 +105,17 @@ GATES = [
     ClassProgress(0.3, "linear"), SelfAdaptive(), SelfAdaptive(0.5), TruncatedGaussian(),
     TruncatedGaussian(0.5, 2.0, False), FallingLoss(), FallingLoss(phase="floor"), Spared(), Singleton(), Unanimous(),
     LowVariance(), LowVariance(0.01, head="peers"), SmallLoss(), SmallLoss(0.5, 0.0, crossed=True), LabelledShare(),
-    Shard(),
+    PeerShard(),
     Bagged(), Bagged(0.3),
 ]  # fmt: skip
 TEACHERS = [
     Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
-    Cached(), Cached(Frozen("weak")), Cached(Generation()), Cached(External()),
+    CachedTeacher(), CachedTeacher(Frozen("weak")), CachedTeacher(Generation()), CachedTeacher(External()),
     ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
     Snapshot(2, 1.0), Extrapolated(), Extrapolated(xi=-1.0),
     Neighbours(), Neighbours(0.0, 1.0), MixedLabels(), JointLabels(),
-    LastBatch(), Peers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), PseudoLabels(balanced=False),
+    LastBatch(), OtherPeers(), PseudoLabels(), PseudoLabels(False, (0.5,), 0.3, True), PseudoLabels(balanced=False),
     InheritedPseudoLabels(),
     InheritedPseudoLabels("replace", hard=True, fresh=5), InheritedPseudoLabels("anchor", fresh=7),
     Sampled(), Sampled(2), Aligned(),
@@ -164,7 +164,8 @@ LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks"
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     **dict.fromkeys(
-        (Itself(), Ema(), Frozen(), Generation(), External(), Cached(), LastBatch(), Momentum()), SPACE.__getitem__
+        (Itself(), Ema(), Frozen(), Generation(), External(), CachedTeacher(), LastBatch(), Momentum()),
+        SPACE.__getitem__,
     ),
     CentredMomentum(0.5): SPACE.__getitem__,
     Momentum(0.5, head="feature"): lambda head: None if head == "joint" else "features",
@@ -173,7 +174,7 @@ SAYS: dict[Any, Any] = {
     Itself(head="feature"): lambda head: None if head == "joint" else "features",
     **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
     **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), InheritedPseudoLabels(), Relabelled())},
-    Peers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
+    OtherPeers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
     Sampled(): {"gaussian": "gaussian", "peer_gaussians": "gaussian"}.get,
     Aligned(): {"values": "values"}.get,
     CertainLabels(0.3): {"logits": "probabilities"}.get,
@@ -218,7 +219,7 @@ JUDGES: dict[Any, Any] = {
     ),
     SmallLoss(0.3): DISTRIBUTIONS,
     LabelledShare(): None,
-    Shard(): None,
+    PeerShard(): None,
     Bagged(): None,
 }  # fmt: skip
 #: They ask the head 'peers', whose classes are others than those of 'joint'.
@@ -228,7 +229,7 @@ MIXED = {MixedLabels(): Mixing()}
 #: They ask for a sample's id or label, and a mixture has two.
 OF_A_SAMPLE = {
     Correct(): "two labels",
-    **dict.fromkeys((ClassProgress(0.3), Spared(0.3), Shard(), Bagged()), "two samples"),
+    **dict.fromkeys((ClassProgress(0.3), Spared(0.3), PeerShard(), Bagged()), "two samples"),
 }  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
 TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}

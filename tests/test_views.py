@@ -69,7 +69,7 @@ def test_a_view_hides_parts_of_another_one_of_the_same_rows():
             View("y", **options)
     check_value(View("y", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
     for share, spread, whole in ((0.3, 0.4, 0.0), (0.3, -0.1, 0.0), (0.3, 0.0, 1.0), (0.3, 0.0, -0.1), (0.9, 0.2, 0.0)):
-        with pytest.raises(RecipeError, match="a share may be off by 0 to"):
+        with pytest.raises(RecipeError, match="spread lies in"):
             View("y", hidden=share, of="x", spread=spread, whole=whole)
     with pytest.raises(RecipeError, match="'y' hides nothing; leave spread and whole out"):
         View("y", whole=0.5)

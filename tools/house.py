@@ -179,9 +179,8 @@ def all_questions(modules: Modules) -> list[tuple[str, str]]:
 
 #: rows whose target is missed, and what they have reached: they may come nearer to it, and not go back
 REACHED = {
-    "class names of several modules": [14],
-    "modules; lines of code": [215, 25_700],
-    "functions; files in a step of elr": [54, 16],
+    "modules; lines of code": [215, 25_750],
+    "functions; files in a step of elr": [60, 15],
 }
 
 

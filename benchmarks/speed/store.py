@@ -24,7 +24,7 @@ from selfdistill.core.parts import Term
 from selfdistill.errors import RecipeError
 from selfdistill.io.target_store import Store, Top
 from selfdistill.losses import KL, CrossEntropy
-from selfdistill.teachers import Cached, External, Labels
+from selfdistill.teachers import CachedTeacher, External, Labels
 
 #: What is promised: at most so many bytes a token, at least so many tokens a processor second, at most such a share of
 #: the gradient's norm, and at most such a multiple of the plain step.
@@ -158,7 +158,7 @@ def step_cost(work: Workload, folder: Path, rounds: int, tell: Callable[[str], N
     """A step that learns from targets on disk, over the plain step by hand, after the epoch that wrote them."""
     label = Term(Labels(), CrossEntropy(), weight=1.0 - ALPHA)
     method = Method({
-        "label": label, "teacher": Term(Cached(External(), str(folder)), KL(TEMPERATURE), weight=ALPHA)
+        "label": label, "teacher": Term(CachedTeacher(External(), str(folder)), KL(TEMPERATURE), weight=ALPHA)
     })  # fmt: skip
     calls: dict[str, Call] = {
         PLAIN: by_hand(work, "plain"), DISK: taught(work, method), AGAIN: by_hand(work, "plain"),

@@ -1,7 +1,7 @@
-"""Is this installation sound? One finding per check, with its remedy; no fault found stops the next check.
+"""Checks of the installation: one finding per check, with its remedy; a failed check does not stop the others.
 
-What could take the process down with it (importing a package built for another torch, starting gloo) is
-tried in a process of its own.
+Steps that could crash the process (importing a package built for another torch, starting gloo) run in a process of
+their own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
 _UNNEEDED = "nothing in selfdistill needs it"
 
 
-#: package -> (what is tried, remedy). The first two are not needed, but break those that look for them.
+#: package -> (code to run, remedy). The first two are not needed, but if broken they break packages that import them.
 PACKAGES = {
     "torchvision": (
         "import torchvision",
@@ -71,7 +71,7 @@ EXTRAS = {"images": ("PIL",), "tables": ("pandas", "pyarrow", "skops")}
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: ``state`` is "ok", "warn" (works, but look) or "fail" (mend it first)."""
+    """The result of a check: ``state`` is "ok", "warn" (works with limits) or "fail" (repair it first)."""
 
     name: str
     state: str
@@ -81,16 +81,16 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Run every check; takes about three times as long as importing torch."""
-    findings = [_survived("python", _python), _survived("torch imports", _try_torch)]
+    findings = [_run_check("python", _python), _run_check("torch imports", _try_torch)]
     checks = CHECKS
     if findings[-1].state == "fail":  # what needs torch would take torch's fault for its own
-        checks = {name: (_unchecked(name) if needs else check, needs) for name, (check, needs) in checks.items()}
+        checks = {name: (_skip_check(name) if needs else check, needs) for name, (check, needs) in checks.items()}
     with ThreadPoolExecutor(max_workers=2) as pool:  # two: most checks wait for a process of their own
-        return findings + list(pool.map(lambda item: _survived(item[0], item[1][0]), checks.items()))
+        return findings + list(pool.map(lambda item: _run_check(item[0], item[1][0]), checks.items()))
 
 
-def _survived(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check's finding, or the failure that took its place."""
+def _run_check(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check's finding; if the check raises, a finding that says so."""
     try:
         return check()
     except (Exception, SystemExit) as error:
@@ -99,7 +99,7 @@ def _survived(name: str, check: Callable[[], Finding]) -> Finding:
         )
 
 
-def _unchecked(name: str) -> Callable[[], Finding]:
+def _skip_check(name: str) -> Callable[[], Finding]:
     return lambda: Finding(name, "warn", "not checked: torch does not import", "mend torch first")
 
 
@@ -112,13 +112,13 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[+a-zA-Z-]", text)[0]))
 
 
-def _alone(code: str) -> str:
-    """Run Python in a process that looks for packages where this one does; "" or what went wrong."""
+def _run_python(code: str) -> str:
+    """Run Python code in a process with this one's search path; returns "" or the error."""
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     command = [sys.executable, "-P", "-W", "ignore", "-c", code]
     environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             env=environment,
             capture_output=True,
@@ -129,23 +129,23 @@ def _alone(code: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {PATIENCE:.0f} seconds"
-    if done.returncode < 0:
-        return f"killed by signal {-done.returncode}"
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return one_line(lines[-1]) if lines else f"exit code {done.returncode}"
+    if result.returncode < 0:
+        return f"killed by signal {-result.returncode}"
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        return one_line(lines[-1]) if lines else f"exit code {result.returncode}"
     return ""
 
 
 def _python() -> Finding:
-    have = ".".join(map(str, sys.version_info[:3]))
+    version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return Finding("python", "fail", f"Python {have}", "use Python 3.11 or newer")
-    return Finding("python", "ok", f"Python {have}")
+        return Finding("python", "fail", f"Python {version}", "use Python 3.11 or newer")
+    return Finding("python", "ok", f"Python {version}")
 
 
 def _try_torch() -> Finding:
-    fault = _alone(_TRY_TORCH)
+    fault = _run_python(_TRY_TORCH)
     if fault:
         return Finding("torch imports", "fail", fault, "pip install --force-reinstall 'torch>=2.10'")
     return Finding("torch imports", "ok", "imports and multiplies")
@@ -154,19 +154,19 @@ def _try_torch() -> Finding:
 def _torch() -> Finding:
     import torch
 
-    have = str(torch.__version__)
-    if _version(have) < OLDEST_TORCH:
-        why = "loading a checkpoint could run code (CVE-2026-24747)"
-        return Finding("torch", "fail", f"torch {have}: {why}", "pip install --upgrade 'torch>=2.10'")
+    version = str(torch.__version__)
+    if _version(version) < OLDEST_TORCH:
+        reason = "loading a checkpoint could run code (CVE-2026-24747)"
+        return Finding("torch", "fail", f"torch {version}: {reason}", "pip install --upgrade 'torch>=2.10'")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    return Finding("torch", "ok", f"torch {have}, built for {build}")
+    return Finding("torch", "ok", f"torch {version}, built for {build}")
 
 
 def _device() -> Finding:
     import torch
 
-    seen = torch.cuda.is_available()
-    if seen:
+    available = torch.cuda.is_available()
+    if available:
         with_gpu = torch.ones(8, 8, device="cuda")
         if (with_gpu @ with_gpu).sum().item() != 512:  # raises where the build lacks this GPU's kernels
             return Finding("device", "fail", "a matrix product on the GPU is wrong", "check the driver")
@@ -194,17 +194,17 @@ def cores() -> int:
 def _threads() -> Finding:
     import torch
 
-    have, asked = cores(), os.environ.get("OMP_NUM_THREADS", "")
-    if asked and (not asked.isdecimal() or int(asked) > have):
-        remedy = f"unset OMP_NUM_THREADS, or set it to {have} or less"
-        return Finding("threads", "warn", f"OMP_NUM_THREADS is {one_line(asked, 20)!r} on {have} cores", remedy)
+    count, setting = cores(), os.environ.get("OMP_NUM_THREADS", "")
+    if setting and (not setting.isdecimal() or int(setting) > count):
+        remedy = f"unset OMP_NUM_THREADS, or set it to {count} or less"
+        return Finding("threads", "warn", f"OMP_NUM_THREADS is {one_line(setting, 20)!r} on {count} cores", remedy)
     threads = torch.get_num_threads()
-    if threads > have:
+    if threads > count:
         return Finding(
-            "threads", "warn", f"torch uses {threads} threads on {have} cores", f"set OMP_NUM_THREADS={have}"
+            "threads", "warn", f"torch uses {threads} threads on {count} cores", f"set OMP_NUM_THREADS={count}"
         )
-    counted = f"{threads} thread{'' if threads == 1 else 's'} on {have} core{'' if have == 1 else 's'}"
-    return Finding("threads", "ok", counted)
+    summary = f"{threads} thread{'' if threads == 1 else 's'} on {count} core{'' if count == 1 else 's'}"
+    return Finding("threads", "ok", summary)
 
 
 def _numpy() -> Finding:
@@ -212,8 +212,8 @@ def _numpy() -> Finding:
 
     remedy = "pip install --upgrade numpy torch (they are built for different versions of each other)"
     try:
-        there = torch.ones(1).numpy()
-        back = torch.from_numpy(there + 1)
+        array = torch.ones(1).numpy()
+        back = torch.from_numpy(array + 1)
     except (RuntimeError, TypeError, ImportError) as error:
         return Finding("numpy", "fail", f"torch and numpy do not share memory: {one_line(error)}", remedy)
     if back.tolist() != [2.0]:
@@ -229,9 +229,9 @@ def _safetensors() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.safetensors"
         save_file(tensors, path)
-        back = load_file(path)
-        same = all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
-    if not same:
+        loaded = load_file(path)
+        equal = all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    if not equal:
         remedy = "pip install --force-reinstall safetensors"
         return Finding("safetensors", "fail", "tensors come back changed", remedy)
     return Finding("safetensors", "ok", "tensors come back as they were")
@@ -248,43 +248,47 @@ def _determinism() -> Finding:
 
 
 def _folder() -> Finding:
-    here = Path.cwd()
+    folder = Path.cwd()
     try:
-        with tempfile.NamedTemporaryFile(dir=here):
+        with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding("folder", "fail", f"{here} is not writable ({one_line(error)})", "use another folder, or --out")
-    free = shutil.disk_usage(here).free
+        return Finding(
+            "folder", "fail", f"{folder} is not writable ({one_line(error)})", "use another folder, or --out"
+        )
+    free = shutil.disk_usage(folder).free
     if free < ROOM:
-        return Finding("folder", "warn", f"{free / 1e6:.0f} MB are free below {here}", "free some space, or use --out")
-    return Finding("folder", "ok", f"{here} is writable, {free / 1e9:.0f} GB free")
+        return Finding(
+            "folder", "warn", f"{free / 1e6:.0f} MB are free below {folder}", "free some space, or use --out"
+        )
+    return Finding("folder", "ok", f"{folder} is writable, {free / 1e9:.0f} GB free")
 
 
 def _compiler() -> Finding:
     names = [os.environ.get("CXX", "").split(" ")[0], "g++", "clang++", "c++", "cl"]
-    found = next((name for name in names if name and shutil.which(name)), None)
+    compiler = next((name for name in names if name and shutil.which(name)), None)
     remedy = "not needed unless you compile: install g++ (Debian: apt install g++ python3-dev)"
-    if found is None:
+    if compiler is None:
         return Finding("compiler", "warn", "no C++ compiler: torch.compile will fail", remedy)
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
-        return Finding("compiler", "warn", f"{found}, but no Python.h: torch.compile will fail", remedy)
-    return Finding("compiler", "ok", f"{found} and Python.h, for torch.compile")
+        return Finding("compiler", "warn", f"{compiler}, but no Python.h: torch.compile will fail", remedy)
+    return Finding("compiler", "ok", f"{compiler} and Python.h, for torch.compile")
 
 
 def _extra(name: str, modules: Sequence[str]) -> Callable[[], Finding]:
     def check() -> Finding:
-        absent = [module for module in modules if importlib.util.find_spec(module) is None]
-        if absent:
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
             remedy = f"if you want {name}: pip install 'selfdistill[{name}]'"
-            return Finding(f"extra {name}", "ok", f"not installed ({', '.join(absent)})", remedy)
+            return Finding(f"extra {name}", "ok", f"not installed ({', '.join(missing)})", remedy)
         return Finding(f"extra {name}", "ok", "installed")
 
     return check
 
 
 def _gloo() -> Finding:
-    fault = _alone(_TRY_GLOO)
+    fault = _run_python(_TRY_GLOO)
     if fault:
         remedy = "needed for torchrun on CPU only; see that the host's own name resolves (hostname, /etc/hosts)"
         return Finding("gloo", "warn", f"a process group does not start: {fault}", remedy)
@@ -293,26 +297,26 @@ def _gloo() -> Finding:
 
 
 def _package_check(name: str) -> Callable[[], Finding]:
-    """Does an optional package import, and is it built for this torch?"""
+    """The check that an optional package imports and is built for this torch."""
 
     def check() -> Finding:
         if importlib.util.find_spec(name) is None:
             return Finding(name, "ok", "not installed, and not needed")
         code, remedy = PACKAGES[name]
-        fault = _alone(code)
+        fault = _run_python(code)
         if fault:
             return Finding(name, "warn", f"installed but broken: {fault}", remedy)
-        wanted = _pinned_torch(name)
-        have = importlib.metadata.version("torch") if wanted else ""
-        if have.partition("+")[0] != wanted:
-            return Finding(name, "warn", f"built for torch {wanted}, but torch {have} is installed", remedy)
+        required = _pinned_torch(name)
+        installed = importlib.metadata.version("torch") if required else ""
+        if installed.partition("+")[0] != required:
+            return Finding(name, "warn", f"built for torch {required}, but torch {installed} is installed", remedy)
         return Finding(name, "ok", "imports")
 
     return check
 
 
 def _pinned_torch(name: str) -> str:
-    """The one torch version a package says it is built for; "" where it does not say, or asks it of an extra alone.
+    """The torch version that a package pins; "" if it pins none, or only for an extra.
 
     >>> _pinned_torch("numpy")
     ''
@@ -321,8 +325,8 @@ def _pinned_torch(name: str) -> str:
         needs = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         return ""
-    always = [need.partition(";")[0].strip() for need in needs if "extra" not in need.partition(";")[2]]
-    pins = [re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need) for need in always]
+    required = [need.partition(";")[0].strip() for need in needs if "extra" not in need.partition(";")[2]]
+    pins = [re.fullmatch(r"torch\s*\(?==\s*([\w.]+?)(\+\w+)?\)?", need) for need in required]
     return next((pin[1] for pin in pins if pin), "")
 
 

@@ -123,12 +123,14 @@ class Teacher(Part[S]):
     """Where a term's target comes from.
 
     ``normalised``: its probabilities sum to 1. ``labels``: its target is the label. ``frozen``: it holds weights that
-    do not follow the student. ``even``: a uniform target is meant, not the sign of a second softmax.
+    do not follow the student. ``reusable``: its outputs on a fixed view stay the same and are kept. ``even``: a uniform
+    target is meant, not the sign of a second softmax.
     """
 
     normalised: ClassVar[bool] = True
     labels: ClassVar[bool] = False
     frozen: ClassVar[bool] = False
+    reusable: ClassVar[bool] = False
     even: ClassVar[bool] = False
 
     @property
@@ -150,6 +152,20 @@ class Teacher(Part[S]):
     def transforms(self) -> int:
         """How many transformed copies of a row it tells apart."""
         return 1
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        """Forward passes for each row of its view, beside those of the student.
+
+        Args:
+            peers: the networks of the student's group, 1 without one.
+            generations: the generations of the method.
+        """
+        return 0.0
+
+    @property
+    def cost_note(self) -> str:
+        """What its cost a row leaves out, in words."""
+        return ""
 
     def averaging_rate(self, step: int) -> float | None:
         """The share of its distance from the student by which its average moved in the update after ``step`` steps;

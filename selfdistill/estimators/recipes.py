@@ -123,12 +123,12 @@ def recipes() -> dict[str, Callable[..., EstimatorRecipe]]:
 
 def card(name: str) -> dict[str, Any]:
     """A recipe as `selfdistill methods` lists it; ``cost`` counts trainings of the learner without folds and peers."""
-    from ..methods.cards import described
+    from ..methods.cards import describe
 
     default = recipes()[name]()
     trainings = dict(default.options).get("generations", 1)
     return {
-        **described(name, recipes()[name]),
+        **describe(name, recipes()[name]),
         "targets": "classes" if name == "self_trained" else "classes, values",
         "for": "learners",
         "cost": {"trainings": trainings},

@@ -40,9 +40,9 @@ from ..methods.registry import read_method
 from ..models import registry, store, text_encoder, warm_start
 from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, product
 from ..models.store import model_card
-from ..teachers import Cached
-from ..teachers.cached import stored
-from ..teachers.generations import wanted
+from ..teachers import CachedTeacher
+from ..teachers.cached import store_targets
+from ..teachers.generations import ensemble_teacher
 from ..training import callbacks, threads
 from ..training.cross_fitting import all_labels, crossfit
 from ..training.fit import Result, fit
@@ -62,7 +62,7 @@ def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int
     """
     if isinstance(trained.model, PeerModels) and not hasattr(trained.model, "jointly"):
         return EnsembleOutput(trained.model, ready.data.head), [trained.product]
-    teacher, last = wanted(ready.method), len(trained.generations) - 1
+    teacher, last = ensemble_teacher(ready.method), len(trained.generations) - 1
     if teacher is None:
         return None
     numbers = [g for g, t in enumerate(trained.generations) if t.decision.get("accepted", True)]
@@ -362,10 +362,10 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
     """
     if dict(request.training).get("cache") is False:
         raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
-    method = stored(method, str(request.targets))
+    method = store_targets(method, str(request.targets))
     for term in method.terms.values():
         teacher = term.teacher
-        if not isinstance(teacher, Cached):
+        if not isinstance(teacher, CachedTeacher):
             continue
         name = teacher.view or term.view
         look = next((one for one in method.views.looks if one.name == name), None)

@@ -1,12 +1,11 @@
-"""Gates: each says how far a target is trusted, as a number in [0, 1] for every element, never reduced."""
+"""Gates: the trust in each element of a target, a number in [0, 1], never reduced."""
 
 from __future__ import annotations
 
 from ..core.parts import Always
 from .adaptive import ClassProgress, SelfAdaptive, TruncatedGaussian
-from .committee import LowVariance, Unanimous
-from .confidence import Agreement, Confidence, Confident, Correct, Precision, SmallLoss
-from .labels import Annealed, Bagged, FallingLoss, LabelledShare, Shard, Singleton, Spared
+from .confidence import Agreement, Confidence, Confident, Correct, LowVariance, Precision, SmallLoss, Unanimous
+from .labels import Annealed, Bagged, FallingLoss, LabelledShare, PeerShard, Singleton, Spared
 
 __all__ = [
     "Agreement",
@@ -20,9 +19,9 @@ __all__ = [
     "FallingLoss",
     "LabelledShare",
     "LowVariance",
+    "PeerShard",
     "Precision",
     "SelfAdaptive",
-    "Shard",
     "Singleton",
     "SmallLoss",
     "Spared",

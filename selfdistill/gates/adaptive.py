@@ -1,7 +1,7 @@
-"""Gates whose threshold follows the targets: by class, or by their running mean and spread.
+"""Gates with adaptive thresholds: by class, or by the running mean and variance of the confidence.
 
-The running statistics are a state that `update` moves on. Where the paper counts the batch at hand too, it is added
-before the batch is weighed, over all processes; with several micro-batches each adds its own rows.
+`update` advances the running statistics. Where the paper includes the current batch, it is added before the batch is
+weighed, over all processes; with several micro-batches each adds its own rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAPPINGS = ("convex", "linear", "concave")
 
 
 class _Progress(SampleMemory):
-    """The last sure class of each row, from 1 on (0: none yet), and how many rows there are."""
+    """The last confident class of each row, counted from 1 (0: none yet), and the number of rows."""
 
     rows: Tensor
 
@@ -35,23 +35,23 @@ class _Progress(SampleMemory):
 
 @dataclass(frozen=True)
 class ClassProgress(Gate[_Progress]):
-    """1 where the confidence exceeds M(b_c) x ``threshold``, c the target's class: harder classes are let in sooner.
+    """1 where the confidence exceeds M(b_c) x ``threshold``, c the target's class: harder classes get lower thresholds.
 
     b_c = s_c / max(max_c s_c, rows without any), s_c = rows whose last confidence above ``threshold`` was for c, before
     this batch; without ``warm_up`` b_c = s_c / max_c s_c. M is ``convex`` x / (2 - x), ``linear`` x or ``concave``
-    log(1 + x) / log 2. A row keeps its class when it becomes unsure again. As long as no row was sure, all pass.
+    log(1 + x) / log 2. A row keeps its class when its confidence falls. Until a row was confident, all pass.
 
     Source: Zhang et al., FlexMatch, NeurIPS 2021, algorithm 1.
 
     Raises:
-        RecipeError: no such mapping.
+        RecipeError: an unknown mapping.
     """
 
     threshold: float = 0.95
     mapping: str = "convex"
     warm_up: bool = True
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
-    prefers: ClassVar[str | None] = None  # a row of a hard class passes where a surer one of an easy class does not
+    prefers: ClassVar[str | None] = None  # thresholds differ by class
 
     def __post_init__(self) -> None:
         if self.mapping not in MAPPINGS:
@@ -66,29 +66,29 @@ class ClassProgress(Gate[_Progress]):
     def thresholds(self, progress: _Progress, classes: int) -> Tensor:
         """The threshold of each class, (classes,)."""
         counts = progress.values.long().flatten().bincount(minlength=classes + 1)[1:].float()
-        rows = torch.maximum(progress.rows, progress.seen.sum())  # outside `fit` nobody has said how many there are
-        without = rows * max(1, progress.values.shape[1]) - counts.sum()
-        most = torch.maximum(counts.max(), without) if self.warm_up else counts.max()
-        b = counts / most.clamp(min=1.0)
-        mapped = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]
-        return self.threshold * mapped
+        rows = torch.maximum(progress.rows, progress.seen.sum())  # outside `fit` the number of rows is not known
+        undecided = rows * max(1, progress.values.shape[1]) - counts.sum()
+        largest = torch.maximum(counts.max(), undecided) if self.warm_up else counts.max()
+        b = counts / largest.clamp(min=1.0)
+        fractions = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]
+        return self.threshold * fractions
 
     def weigh(self, state: _Progress, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        sure, best = target.probabilities(student.shape[-1]).max(-1)
-        said = sure > self.threshold if target.valid is None else (sure > self.threshold) & target.valid
-        step.notes.setdefault(self.key(term), (said, best, step.ids(term.view)))
-        return (sure > self.thresholds(state, student.shape[-1]).to(sure.device)[best]).to(student.dtype)
+        confidence, best = target.probabilities(student.shape[-1]).max(-1)
+        certain = confidence > self.threshold if target.valid is None else (confidence > self.threshold) & target.valid
+        step.notes.setdefault(self.key(term), (certain, best, step.ids(term.view)))
+        return (confidence > self.thresholds(state, student.shape[-1]).to(confidence.device)[best]).to(student.dtype)
 
     def update(self, state: _Progress, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if self.key(term) in step.notes):
-            said, best, ids = step.notes[self.key(term)]
-            said, best = said.reshape(len(said), -1), best.reshape(len(best), -1)
-            before, _ = state.read(ids, said.shape[1])
-            state.write(ids, torch.where(said, best + 1.0, before))
+            certain, best, ids = step.notes[self.key(term)]
+            certain, best = certain.reshape(len(certain), -1), best.reshape(len(best), -1)
+            previous, _ = state.read(ids, certain.shape[1])
+            state.write(ids, torch.where(certain, best + 1.0, previous))
 
 
 class Running(Buffers):
-    """Running means of what targets say: of the confidence, of its variance, of each class, of the best class."""
+    """Running means over targets: of the confidence, its variance, the class probabilities, and the best class."""
 
     mean: Tensor
     variance: Tensor
@@ -102,33 +102,35 @@ class Running(Buffers):
         for name in ("marginal", "histogram"):
             self.register_buffer(name, torch.zeros(0))
 
-    def moved(self, p: Tensor, decay: float, aligned: bool = False) -> Running:
-        """The means after a batch of distributions (elements, classes); ``aligned`` ones enter mean and variance.
+    def advance(self, p: Tensor, decay: float, aligned: bool = False) -> Running:
+        """The means after a batch of distributions (elements, classes); ``aligned``: of aligned confidences.
 
-        At first all classes are alike, or as the first batch has them where it aligns.
+        The class probabilities start uniform or, with ``aligned``, from the first batch.
         """
-        after, even = Running(), p.new_full((p.shape[-1],), 1.0 / p.shape[-1])
+        result, uniform = Running(), p.new_full((p.shape[-1],), 1.0 / p.shape[-1])
         first = not len(self.marginal)
-        mean, marginal, histogram = (even[0], even, even) if first else (self.mean, self.marginal, self.histogram)
-        after.mean, after.variance, after.marginal, after.histogram = mean, self.variance, marginal, histogram
+        mean, marginal, histogram = (
+            (uniform[0], uniform, uniform) if first else (self.mean, self.marginal, self.histogram)
+        )
+        result.mean, result.variance, result.marginal, result.histogram = mean, self.variance, marginal, histogram
         if len(p):
-            said = p.mean(0)
-            after.marginal = said if first and aligned else marginal.lerp(said, 1.0 - decay)
-            after.histogram = histogram.lerp(p.argmax(-1).bincount(minlength=len(even)).to(p) / len(p), 1.0 - decay)
-            sure = after.align(p).amax(-1) if aligned else p.amax(-1)
-            after.mean = mean.lerp(sure.mean(), 1.0 - decay)
-            after.variance = self.variance.lerp(sure.var(), 1.0 - decay) if len(p) > 1 else self.variance
-        return after
+            batch_mean = p.mean(0)
+            result.marginal = batch_mean if first and aligned else marginal.lerp(batch_mean, 1.0 - decay)
+            result.histogram = histogram.lerp(p.argmax(-1).bincount(minlength=len(uniform)).to(p) / len(p), 1.0 - decay)
+            confidence = result.align(p).amax(-1) if aligned else p.amax(-1)
+            result.mean = mean.lerp(confidence.mean(), 1.0 - decay)
+            result.variance = self.variance.lerp(confidence.var(), 1.0 - decay) if len(p) > 1 else self.variance
+        return result
 
     def align(self, p: Tensor) -> Tensor:
-        """Distributions with the classes as often as each other: p_c / q_c, normalised."""
+        """Distributions aligned to uniform class shares: p_c / q_c, normalised."""
         ratio = p / self.marginal.clamp(min=1e-6)
         return ratio / ratio.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
-class _Follows(Gate[Running]):
-    """A gate that follows running means of what its targets say."""
+class _RunningGate(Gate[Running]):
+    """A gate with running means over its targets."""
 
     decay: float = 0.999
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
@@ -144,26 +146,26 @@ class _Follows(Gate[Running]):
         """Does the confidence of aligned targets enter the means?"""
         return False
 
-    def now(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Running:
-        """The running means with the batch at hand."""
+    def running_means(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Running:
+        """The running means with the current batch."""
         p = spoken(target.probabilities(student.shape[-1]), target.valid)
         step.notes.setdefault(self.key(term), p)
-        return state.moved(p, self.decay, self.aligns())
+        return state.advance(p, self.decay, self.aligns())
 
     def update(self, state: Running, steps: Sequence[Forward], term: BaseTerm) -> None:
-        seen = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
-        if seen:
-            after = state.moved(torch.cat(seen), self.decay, self.aligns())
+        batches = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
+        if batches:
+            result = state.advance(torch.cat(batches), self.decay, self.aligns())
             for name in state._buffers:
-                setattr(state, name, getattr(after, name))
+                setattr(state, name, getattr(result, name))
 
 
 @dataclass(frozen=True)
-class SelfAdaptive(_Follows):
-    """1 where the confidence reaches t x q_c / max_c q_c, c the target's class: both follow the targets themselves.
+class SelfAdaptive(_RunningGate):
+    """1 where the confidence reaches t x q_c / max_c q_c, c the target's class.
 
-    t is the running mean of the confidence and q_c that of class c's probability, with the batch at hand; both start
-    from 1 / C and keep ``decay`` a step.
+    t is the running mean of the confidence and q_c that of class c's probability, with the current batch; both start
+    from 1 / C with the decay ``decay`` a step.
 
     Source: Wang et al., FreeMatch, ICLR 2023, self-adaptive thresholding.
 
@@ -172,18 +174,18 @@ class SelfAdaptive(_Follows):
     """
 
     def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        now = self.now(state, student, target, step, term)
-        sure, best = target.probabilities(student.shape[-1]).max(-1)
-        return (sure >= (now.mean * now.marginal / now.marginal.max())[best]).to(student.dtype)
+        running = self.running_means(state, student, target, step, term)
+        confidence, best = target.probabilities(student.shape[-1]).max(-1)
+        return (confidence >= (running.mean * running.marginal / running.marginal.max())[best]).to(student.dtype)
 
 
 @dataclass(frozen=True)
-class TruncatedGaussian(_Follows):
+class TruncatedGaussian(_RunningGate):
     """Trust exp(-min(c - m, 0)^2 / (2 (s / ``narrow``)^2)) in a target of confidence c: 1 from the mean m on.
 
-    m and s^2 are running means of the confidence's mean and (unbiased) variance over a batch, with the batch at hand;
+    m and s^2 are running means of the confidence's mean and (unbiased) variance over a batch, with the current batch;
     they start from 1 / C and 1. With ``aligned`` c is the confidence of p_c / q_c, normalised, q the running mean of p:
-    a class that is said often must be said more surely. The target itself stays as it is.
+    a frequent class needs a higher confidence. The target itself does not change.
 
     Source: Chen et al., SoftMatch, ICLR 2023, truncated Gaussian and uniform alignment; their code has narrow = 2.
 
@@ -203,7 +205,9 @@ class TruncatedGaussian(_Follows):
         return self.aligned
 
     def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        now = self.now(state, student, target, step, term)
+        running = self.running_means(state, student, target, step, term)
         p = target.probabilities(student.shape[-1])
-        below = ((now.align(p) if self.aligned else p).amax(-1) - now.mean).clamp(max=0.0)
-        return torch.exp(-below.square() * self.narrow**2 / (2.0 * now.variance.clamp(min=1e-12))).to(student.dtype)
+        deficit = ((running.align(p) if self.aligned else p).amax(-1) - running.mean).clamp(max=0.0)
+        return torch.exp(-deficit.square() * self.narrow**2 / (2.0 * running.variance.clamp(min=1e-12))).to(
+            student.dtype
+        )

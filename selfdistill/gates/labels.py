@@ -1,4 +1,4 @@
-"""Gates on the labelled rows: how well they are learnt, how many there are, and which subset a peer sees."""
+"""Gates from labelled rows: from their losses, scores and number; and fixed subsets of rows for peers."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ SCHEDULES = ("linear", "log", "exp")
 
 @dataclass(frozen=True)
 class Annealed(Gate):
-    """1 where the student gives the label at most n_t, else 0: labels are released as training goes on (TSA).
+    """1 where the student's probability of the label is at most n_t, else 0: training signal annealing (TSA).
 
     n_t = 1 / C + (1 - 1 / C) a(t), with a(t) = t (``linear``), 1 - exp(-5 t) (``log``) or exp(5 (t - 1)) (``exp``),
-    t the share of training done.
+    t the completed share of training.
 
     Source: Xie et al., Unsupervised Data Augmentation, NeurIPS 2020, training signal annealing.
 
     Raises:
-        RecipeError: no such schedule.
+        RecipeError: an unknown schedule.
     """
 
     schedule: str = "linear"
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
-    prefers: ClassVar[str | None] = None  # it asks the student
+    prefers: ClassVar[str | None] = None  # the student decides
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise RecipeError(f"the schedule is 'linear', 'log' or 'exp', not {self.schedule!r}")
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        t, even = step.clock.progress, 1.0 / student.shape[-1]
+        t, uniform = step.clock.progress, 1.0 / student.shape[-1]
         share = {"linear": t, "log": 1.0 - math.exp(-5.0 * t), "exp": math.exp(5.0 * (t - 1.0))}[self.schedule]
         best = target.best().clamp(min=0).unsqueeze(-1)
-        known = F.softmax(student, dim=-1).gather(-1, best).squeeze(-1)
-        return (known <= even + (1.0 - even) * share).to(student.dtype)
+        probability = F.softmax(student, dim=-1).gather(-1, best).squeeze(-1)
+        return (probability <= uniform + (1.0 - uniform) * share).to(student.dtype)
 
 
 def labelled_rows(step: Forward, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -56,15 +56,15 @@ def labelled_rows(step: Forward, view: str, head: str) -> tuple[Tensor, Tensor, 
     None where the batch has no such view, or none of its rows a class."""
     if not step.rows(view) or step.batch[view].y is None or step.labels(view).is_floating_point():
         return None
-    known = step.labels(view) >= 0
-    said = F.log_softmax(step.student(view, head), dim=-1)
-    return (step.ids(view)[known], step.labels(view)[known], said[known]) if bool(known.any()) else None
+    labelled = step.labels(view) >= 0
+    log_p = F.log_softmax(step.student(view, head), dim=-1)
+    return (step.ids(view)[labelled], step.labels(view)[labelled], log_p[labelled]) if bool(labelled.any()) else None
 
 
-def at_label(said: Tensor, labels: Tensor) -> Tensor:
+def at_label(values: Tensor, labels: Tensor) -> Tensor:
     """The entry of each row's label, (rows, ...), of (rows, ..., classes)."""
-    index = labels.reshape(len(labels), *(1,) * (said.dim() - 1)).expand(*said.shape[:-1], 1)
-    return said.gather(-1, index).squeeze(-1)
+    index = labels.reshape(len(labels), *(1,) * (values.dim() - 1)).expand(*values.shape[:-1], 1)
+    return values.gather(-1, index).squeeze(-1)
 
 
 class _Threshold(SampleMemory):
@@ -79,17 +79,17 @@ class _Threshold(SampleMemory):
 
 @dataclass(frozen=True)
 class FallingLoss(Gate[_Threshold]):
-    """1 where the target's own loss -log max_c t_c is at most r_t, which falls from the labelled rows' loss on.
+    """1 where the target's own loss -log max_c t_c is at most r_t, which falls from the mean loss of labelled rows.
 
-    Until ``warm_up`` of the generation nothing is trusted and the losses of the labelled rows (view ``labelled``) are
-    noted; their mean is r. Then r_t = ``scale`` x r / ``base``^k, k counting periods of ``period`` of the generation,
-    and never below ``floor``. ``phase`` restricts the trust to r_t above the floor (``"falling"``) or on it
-    (``"floor"``), so that two terms can treat the two otherwise.
+    Until ``warm_up`` of the generation trust is 0 and the losses of the labelled rows (view ``labelled``) are stored;
+    their mean is r. Then r_t = ``scale`` x r / ``base``^k, k counting periods of ``period`` of the generation, and
+    never below ``floor``. ``phase`` restricts the trust to r_t above the floor (``"falling"``) or on it (``"floor"``),
+    so that two terms can treat the phases differently.
 
     Source: Xu et al., Dash, ICML 2021; the last warm-up visit of each row stands for one pass over them.
 
     Raises:
-        RecipeError: a base below 1, a floor or period that is not above 0, or no such phase.
+        RecipeError: a base below 1, a floor or period that is not above 0, or an unknown phase.
     """
 
     base: float = 1.27
@@ -111,13 +111,13 @@ class FallingLoss(Gate[_Threshold]):
             )
 
     def key(self, term: BaseTerm) -> Hashable:
-        return FallingLoss, self.warm_up, self.labelled, term.head  # what they measure is the same
+        return FallingLoss, self.warm_up, self.labelled, term.head  # all that the stored losses depend on
 
     def start(self, model: nn.Module, given: BindArgs) -> _Threshold:
         return _Threshold()
 
     def threshold(self, state: _Threshold, step: Forward) -> float | None:
-        """The largest loss that is trusted at this step; None in the warm-up."""
+        """The largest loss that passes at this step; None in the warm-up."""
         first = float(state.first)
         if not first > 0:
             return None
@@ -125,56 +125,56 @@ class FallingLoss(Gate[_Threshold]):
         return max(self.scale * first / self.base**periods, self.floor)
 
     def weigh(self, state: _Threshold, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        own, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
+        loss, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
         if limit is None or (self.phase != "both" and (self.phase == "floor") != (limit <= self.floor)):
-            return torch.zeros_like(own)
-        return (own <= limit).to(student.dtype)
+            return torch.zeros_like(loss)
+        return (loss <= limit).to(student.dtype)
 
     def update(self, state: _Threshold, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         if bool(state.first > 0):
             return
-        for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
-            if found is not None:
-                ids, labels, said = found
-                state.write(ids, -at_label(said, labels).reshape(len(ids), -1).mean(1, keepdim=True))
+        for rows in (labelled_rows(step, self.labelled, term.head) for step in steps):
+            if rows is not None:
+                ids, labels, log_p = rows
+                state.write(ids, -at_label(log_p, labels).reshape(len(ids), -1).mean(1, keepdim=True))
         if clock.at(clock.step + 1).progress >= self.warm_up and bool(state.seen.any()):
             state.first = state.values[state.seen].mean()
 
 
-def spared(ids: Tensor, share: float) -> Tensor:
-    """Which ids belong to the share that is set aside: a function of the id alone."""
+def is_spared(ids: Tensor, share: float) -> Tensor:
+    """A mask of the ids in the share that is set aside: a function of the id alone."""
     return rng.uniform(("spared",), ids, 1)[:, 0] < share
 
 
 @dataclass(frozen=True)
 class Spared(Gate):
-    """0 for a share of the rows, by their ids, and 1 for all others: rows that nothing learns from can calibrate.
+    """0 for a share of the rows, by their ids, and 1 for all others: rows set aside for calibration.
 
     Raises:
         RecipeError: a share outside [0, 1).
     """
 
     share: float = 0.2
-    prefers: ClassVar[str | None] = None  # it asks the id
+    prefers: ClassVar[str | None] = None  # the id decides
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share < 1.0:
-            raise RecipeError(f"the share of rows that is spared lies in [0, 1), not {self.share}")
+            raise RecipeError(f"Spared: share lies in [0, 1), not {self.share}")
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        kept = (~spared(step.ids(term.view), self.share)).to(student.dtype)
-        return kept.reshape(len(kept), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
+        trust = (~is_spared(step.ids(term.view), self.share)).to(student.dtype)
+        return trust.reshape(len(trust), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
 
 
 @dataclass(frozen=True)
 class Singleton(Gate[SampleMemory]):
-    """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has one class alone, else 0.
+    """1 where the split-conformal set {c : 1 - t_c <= q} of the target t has exactly one class, else 0.
 
-    q is the ceil((n + 1)(1 - ``risk``))-th smallest of the scores 1 - p_y that the student last gave to the n labelled
-    rows (view ``labelled``) which the gate `Spared` of the same ``share`` keeps out of training. A set then holds the
-    true class with probability in [1 - risk, 1 - risk + 1 / (n + 1)], where rows are exchangeable and the student
-    stands still. With n < 1 / risk - 1 nothing is trusted.
+    q is the ceil((n + 1)(1 - ``risk``))-th smallest of the student's last scores 1 - p_y of the n labelled rows (view
+    ``labelled``) that the gate `Spared` of the same ``share`` keeps out of training. A set then holds the true class
+    with probability in [1 - risk, 1 - risk + 1 / (n + 1)], if rows are exchangeable and the student is fixed. With
+    n < 1 / risk - 1 trust is 0.
 
     Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005 (split conformal prediction).
 
@@ -195,21 +195,21 @@ class Singleton(Gate[SampleMemory]):
         return SampleMemory()
 
     def limit(self, state: SampleMemory) -> float:
-        """The score up to which a class belongs to the set; infinite where too few rows calibrate it."""
+        """The score up to which a class belongs to the set; infinite with too few calibration rows."""
         scores = state.values[state.seen].flatten().sort().values
-        place = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
-        return float(scores[place - 1]) if 0 < place <= len(scores) else math.inf
+        rank = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
+        return float(scores[rank - 1]) if 0 < rank <= len(scores) else math.inf
 
     def weigh(self, state: SampleMemory, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
         return (inside.sum(-1) == 1).to(student.dtype)
 
     def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for found in (labelled_rows(step, self.labelled, term.head) for step in steps):
-            if found is None or not bool((kept := spared(found[0], self.share)).any()):
+        for rows in (labelled_rows(step, self.labelled, term.head) for step in steps):
+            if rows is None or not bool((calibration := is_spared(rows[0], self.share)).any()):
                 continue
-            ids, labels, said = (part[kept] for part in found)
-            state.write(ids, (1.0 - at_label(said, labels).exp()).reshape(len(ids), -1))
+            ids, labels, log_p = (part[calibration] for part in rows)
+            state.write(ids, (1.0 - at_label(log_p, labels).exp()).reshape(len(ids), -1))
 
 
 class _Share(Buffers):
@@ -224,9 +224,9 @@ class _Share(Buffers):
 
 @dataclass(frozen=True)
 class LabelledShare(Gate[_Share]):
-    """Trust M / N in every target, M of the N rows having labels: with few labels, what needs none weighs less too.
+    """Trust M / N in every target, M of the N rows having labels: few labels reduce the weight of unlabelled rows.
 
-    In a loop of your own, which prepares nothing, it is 1.
+    In a loop of your own without ``objective.prepare(pool)`` it is 1.
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017.
     """
@@ -237,16 +237,16 @@ class LabelledShare(Gate[_Share]):
         return _Share()
 
     def prepare(self, state: _Share, pool: GenerationData) -> None:
-        every = len(pool.labelled) + len(pool.unlabelled)
-        state.share = torch.full_like(state.share, len(pool.labelled) / max(1, every))
+        rows = len(pool.labelled) + len(pool.unlabelled)
+        state.share = torch.full_like(state.share, len(pool.labelled) / max(1, rows))
 
     def weigh(self, state: _Share, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         return state.share.to(student).expand(element_shape(student))
 
 
 @dataclass(frozen=True)
-class Shard(Gate):
-    """1 where a row belongs to the peer, else 0: each of K peers has a K-th of the samples to itself.
+class PeerShard(Gate):
+    """1 where a row belongs to the peer, else 0: each of K peers has its own K-th of the samples.
 
     A sample's peer is a hash of its id, (2654435761 id mod 2^32) div 2^16 mod K. An output without peers has all rows.
     """
@@ -258,13 +258,13 @@ class Shard(Gate):
             return student.new_ones(element_shape(student))
         peers = student.shape[1]
         owner = step.ids(term.view) * 2654435761 % 2**32 // 2**16 % peers
-        mine = owner[:, None] == torch.arange(peers, device=owner.device)
-        return mine.to(student.dtype).expand(element_shape(student))
+        mask = owner[:, None] == torch.arange(peers, device=owner.device)
+        return mask.to(student.dtype).expand(element_shape(student))
 
 
 @dataclass(frozen=True)
 class Bagged(Gate):
-    """1 where a peer has drawn a row, else 0: each sees a ``share`` of the samples, by chance and always the same ones.
+    """1 where a row is in the peer's bag, else 0: each peer has a fixed random ``share`` of the samples.
 
     A bootstrap of n rows has 1 - 1/e of them. All mod 2^32: h = 2654435761 id + 668265263 (k + 1), then twice
     h = c (h xor h div 2^15) with c = 2246822519, then 3266489917; a sample is peer k's if h is below ``share`` x 2^32.
@@ -279,15 +279,15 @@ class Bagged(Gate):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise RecipeError(f"share is that of the samples a peer sees, above 0 and at most 1, not {self.share}")
+            raise RecipeError(f"Bagged: share is that of the samples of a peer, in (0, 1], not {self.share}")
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         ids = step.ids(term.view)
-        hashed = (
+        hashes = (
             ids[:, None] * 2654435761 + 668265263 * torch.arange(1, student.shape[1] + 1, device=ids.device)
         ) % 2**32
         for factor in (2246822519, 3266489917):
-            hashed = (hashed ^ hashed >> 15) * factor % 2**32  # a product beyond 2^63 wraps, which changes no remainder
-        return (hashed < self.share * 2**32).to(student.dtype).expand(element_shape(student))
+            hashes = (hashes ^ hashes >> 15) * factor % 2**32  # a product beyond 2^63 wraps, which changes no remainder
+        return (hashes < self.share * 2**32).to(student.dtype).expand(element_shape(student))

@@ -14,7 +14,7 @@ from ..io.expressions import Count, Positive, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
-from ..methods.cards import described
+from ..methods.cards import describe
 from ..teachers import Ema, External, Frozen, Generation, Itself, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
@@ -337,7 +337,7 @@ def card(name: str, method: Language | None = None) -> dict[str, Any]:
     """A recipe's docstring and choices as data; of a method that it made, or of what it makes by default."""
     method = method or RECIPES[name]()
     return {
-        **described(name, RECIPES[name]),
+        **describe(name, RECIPES[name]),
         "for": "language models",
         "targets": "text",
         "completions": repr(method.source),

@@ -56,11 +56,11 @@ class CrossEntropy(Loss):
             else:
                 target.fits(student.shape[-1])
                 best = target.best()
-            picked = F.nll_loss(log_p.flatten(0, -2), best.flatten(), reduction="none").view(best.shape)
+            nll = F.nll_loss(log_p.flatten(0, -2), best.flatten(), reduction="none").view(best.shape)
             if not self.smoothing:
-                return picked
-            others = -log_p.sum(-1) - picked
-            return (1.0 - self.smoothing) * picked + self.smoothing / (student.shape[-1] - 1) * others
+                return nll
+            others = -log_p.sum(-1) - nll
+            return (1.0 - self.smoothing) * nll + self.smoothing / (student.shape[-1] - 1) * others
         t = target.probabilities(student.shape[-1], self.temperature)
         if self.smoothing:
             t = (1.0 - self.smoothing) * t + self.smoothing * (1.0 - t) / (student.shape[-1] - 1)
@@ -73,8 +73,8 @@ class CrossEntropy(Loss):
             SpaceError: hard labels and smoothing have none.
         """
         if self.hard or self.smoothing:
-            what = "a best class" if self.hard else "smoothing over other classes"
-            raise SpaceError(f"{self} asks for {what}, and values have no classes")
+            option = "a best class" if self.hard else "smoothing over other classes"
+            raise SpaceError(f"{self} asks for {option}, and values have no classes")
         return Squared(mean=True)
 
 
@@ -201,8 +201,8 @@ class GaussianNLL(Loss):
                 raise SpaceError("a shared log variance is that of several peers; use the head 'peer_gaussians'")
             log_variance = log_variance.mean(-1, keepdim=True).expand_as(mean)
         error = (target.value.squeeze(-1) - mean).square()
-        likely = 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
-        return torch.exp(self.beta * log_variance.detach()) * likely if self.beta else likely
+        nll = 0.5 * (error * torch.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
+        return torch.exp(self.beta * log_variance.detach()) * nll if self.beta else nll
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class GaussianKL(Loss):
 
 @dataclass(frozen=True)
 class MeanNLL(Loss):
-    """((m_t - m)^2 exp(-z_t) + z_t) / 2: how likely the target (m_t, z_t) holds the mean. z learns nothing."""
+    """((m_t - m)^2 exp(-z_t) + z_t) / 2: the negative log likelihood of the mean under the target; no gradient to z."""
 
     student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
     target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
@@ -235,7 +235,7 @@ class MeanNLL(Loss):
 
 @dataclass(frozen=True)
 class LogVariances(Loss):
-    """(z_t - z)^2, the squared distance of two log variances. The means learn nothing."""
+    """(z_t - z)^2, the squared distance of two log variances; no gradient to the means."""
 
     student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
     target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
@@ -249,8 +249,8 @@ class PairCrossEntropy(Loss):
     """For each row i the mean over rows j of the batch, i too, of CE(t_ij, softmax(a_i - a_j)), a the head ``ranks``.
 
     Of values y, t_ij is (1, 0) where y_i > y_j, (0, 1) where y_i < y_j, and even between equals. Of ranks it is the
-    more probable side of softmax(a'_i - a'_j), and a pair less sure than ``confidence`` counts as 0. Rows whose target
-    says nothing are nobody's partners. With several micro-batches, pairs are within one.
+    more probable side of softmax(a'_i - a'_j), and a pair below ``confidence`` counts as 0. Rows without a target are
+    left out of all pairs. With several micro-batches, pairs are within one.
 
     Source: Huang, Fu and Tsao, RankUp, NeurIPS 2024.
     """
@@ -264,12 +264,12 @@ class PairCrossEntropy(Loss):
         if target.space == "values":
             target.fits(1)
             y = target.value.squeeze(-1)
-            above = 0.5 + 0.5 * torch.sign(y.unsqueeze(1) - y.unsqueeze(0))
-            loss = -(above * log_p[..., 0] + (1.0 - above) * log_p[..., 1])
+            order = 0.5 + 0.5 * torch.sign(y.unsqueeze(1) - y.unsqueeze(0))
+            loss = -(order * log_p[..., 0] + (1.0 - order) * log_p[..., 1])
         else:
             target.fits(2)
-            sure, best = F.softmax(target.value.unsqueeze(1) - target.value.unsqueeze(0), dim=-1).max(-1)
-            loss = -log_p.gather(-1, best.unsqueeze(-1)).squeeze(-1) * (sure >= self.confidence)
+            confidence, best = F.softmax(target.value.unsqueeze(1) - target.value.unsqueeze(0), dim=-1).max(-1)
+            loss = -log_p.gather(-1, best.unsqueeze(-1)).squeeze(-1) * (confidence >= self.confidence)
         if target.valid is None:
             return loss.mean(1)
         partners = target.valid.to(loss.dtype)
@@ -277,12 +277,12 @@ class PairCrossEntropy(Loss):
 
 
 def check_spaces(loss: Loss, student: str, target: str) -> str | None:
-    """What is wrong with comparing these spaces by this loss; None if nothing is. A plain function is not judged."""
+    """The reason why a loss cannot compare these spaces; None if it can. A plain function is not checked."""
     name = type(loss).__name__
     sides = (("student", loss.student_spaces, student), ("target", loss.target_spaces, target))
-    for who, wanted, space in sides:
-        if wanted is not None and space not in wanted:
-            return f"{name} compares a {who} of {' or '.join(sorted(wanted))}, not of {space}"
+    for side, spaces, space in sides:
+        if spaces is not None and space not in spaces:
+            return f"{name} compares a {side} of {' or '.join(sorted(spaces))}, not of {space}"
     if {student, target} <= {"values", "features"} and student != target:
         return f"{name} was given a student of {student} and a target of {target}"
     if isinstance(loss, Squared) and (student == "logits") != (target in DISTRIBUTIONS):
@@ -311,9 +311,9 @@ class Entropy(Loss):
 
 @dataclass(frozen=True)
 class Excluding(Loss):
-    """-sum_c m_c log(1 - p_c) / sum_c m_c for a target m of ones and zeros: which classes a row does not have.
+    """-sum_c m_c log(1 - p_c) / sum_c m_c for a target mask m of excluded classes.
 
-    log(1 - p) is taken of 1 - exp(log p) with log p at most -1e-7, so that a student that is quite sure stays finite.
+    log(1 - p) is computed from 1 - exp(log p) with log p at most -1e-7, so that it stays finite at p = 1.
 
     Source: Rizve et al., UPS, ICLR 2021, negative cross-entropy.
 
@@ -327,13 +327,13 @@ class Excluding(Loss):
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(student.shape[-1])
-        left = torch.log(-torch.expm1(F.log_softmax(student, dim=-1).clamp(max=-1e-7)))  # log(1 - p)
-        return -(target.value * left).sum(-1) / target.value.sum(-1).clamp(min=1.0)
+        log_rest = torch.log(-torch.expm1(F.log_softmax(student, dim=-1).clamp(max=-1e-7)))  # log(1 - p)
+        return -(target.value * log_rest).sum(-1) / target.value.sum(-1).clamp(min=1.0)
 
 
 @dataclass(frozen=True)
 class ClassPrior(Loss):
-    """KL(uniform || mean of p over the rows of the batch), the same number for every row: no class may die out.
+    """KL(uniform || mean of p over the rows of the batch), the same number for every row: it keeps all classes in use.
 
     With several micro-batches the mean is that of one of them.
 
@@ -355,9 +355,9 @@ class ClassPrior(Loss):
 
 @dataclass(frozen=True)
 class Sharpened(Loss):
-    """``loss`` against t^(1/T), normalised: below temperature 1 the target is surer than what was said, above softer.
+    """``loss`` against t^(1/T), normalised: a sharper target at temperatures below 1, a softer one above.
 
-    The gate still judges the target as it was said. (`CrossEntropy` and `KL` with a temperature temper both sides.)
+    The gate still weighs the original target. (`CrossEntropy` and `KL` apply their temperature to both sides.)
 
     Source: Xie et al., Unsupervised Data Augmentation, NeurIPS 2020 (T = 0.4); Berthelot et al., MixMatch, NeurIPS
     2019 (T = 0.5).
@@ -383,8 +383,56 @@ class Sharpened(Loss):
             raise RecipeError(f"a temperature is above 0, not {self.temperature}")
         object.__setattr__(self, "loss", as_loss(self.loss))
         if self.loss.target_spaces is not None and "probabilities" not in self.loss.target_spaces:
-            raise RecipeError(f"{type(self.loss).__name__} compares no distributions, so there is nothing to sharpen")
+            raise RecipeError(f"Sharpened needs a loss on distributions, not {type(self.loss).__name__}")
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
-        sharp = target.probabilities(student.shape[-1], self.temperature)
-        return self.loss(student, Target(sharp, "probabilities", target.valid))
+        sharpened = target.probabilities(student.shape[-1], self.temperature)
+        return self.loss(student, Target(sharpened, "probabilities", target.valid))
+
+
+@dataclass(frozen=True)
+class AmongOthers(Loss):
+    """KL(t || p^) over the classes with a target above 0, p^ = softmax over those alone.
+
+    A target that leaves the label's class out compares the others, whatever the student gives to the label.
+
+    >>> target = Target(torch.tensor([[0.0, 0.5, 0.5]]), "probabilities")
+    >>> AmongOthers()(torch.tensor([[9.0, 1.0, 1.0]]), target).item()
+    0.0
+    """
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"probabilities"})
+    flat: ClassVar[bool] = True  # 0 where the two differ about the label's class alone
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
+        t = target.value
+        excluded = t <= 0
+        log_p = F.log_softmax(student.masked_fill(excluded, torch.finfo(student.dtype).min), dim=-1)
+        return (t * (t.clamp(min=1e-30).log() - log_p)).masked_fill(excluded, 0.0).sum(-1)
+
+
+@dataclass(frozen=True)
+class SelfWeighted(Loss):
+    """-(s^2 + 1 - mean s^2) log s with s = p_y: a row counts more the more probable its label is.
+
+    The weight carries no gradient; the mean is over the rows of the micro-batch that have a label (USKD, Yang et al.
+    2023).
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    >>> [round(x, 4) for x in SelfWeighted()(logits, Target(torch.tensor([0, 1]), "classes")).tolist()]
+    [0.6931, 0.6931]
+    """
+
+    mixes: ClassVar[bool] = True  # it looks at other rows of the batch
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"classes"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        label = target.value.clamp(min=0).unsqueeze(-1)
+        log_s = F.log_softmax(student, dim=-1).gather(-1, label).squeeze(-1)
+        squares = log_s.detach().exp().square()
+        valid = torch.ones_like(squares) if target.valid is None else target.valid.to(squares.dtype)
+        mean = (squares * valid).sum(0) / valid.sum(0).clamp(min=1.0)
+        return -(squares + 1.0 - mean) * log_s

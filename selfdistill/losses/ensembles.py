@@ -1,4 +1,4 @@
-"""Losses for students of several teachers, and for teachers that learn from their students."""
+"""Losses for ensembles: reverse KL, and the likelihood of an ensemble under a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class KLFromStudent(Loss):
 
 @dataclass(frozen=True)
 class DirichletNLL(Loss):
-    """How unlikely the members of an ensemble are under the Dirichlet distribution with concentrations exp(z / T).
+    """The negative log likelihood of an ensemble's members under a Dirichlet distribution, concentrations exp(z / T).
 
     Equation::
 
         sum_c lgamma(a_c) - lgamma(sum_c a_c) - sum_c (a_c - 1) mean_m log p_mc,  a = exp(z / T)
         p_m = (1 - s) softmax(z_m / T) + s / C
 
-    The target has the logits of the members side by side. It is a density's: it may be negative.
+    The target has the logits of the members side by side. The loss is that of a density, so it may be negative.
 
     Source: Malinin, Mlodozeniec and Gales, Ensemble Distribution Distillation, ICLR 2020; the smoothing s keeps members
     that are sure from an infinite loss.
@@ -65,6 +65,6 @@ class DirichletNLL(Loss):
         if target.value.shape[-1] % classes:
             raise SpaceError(f"{target.value.shape[-1]} logits are no whole number of members with {classes} classes")
         p = F.softmax(tempered(target.value.unflatten(-1, (-1, classes)), self.temperature), dim=-1)
-        said = ((1.0 - self.smoothing) * p + self.smoothing / classes).log().mean(-2)
+        log_mean = ((1.0 - self.smoothing) * p + self.smoothing / classes).log().mean(-2)
         a = torch.exp(tempered(student, self.temperature))
-        return torch.lgamma(a).sum(-1) - torch.lgamma(a.sum(-1)) - ((a - 1.0) * said).sum(-1)
+        return torch.lgamma(a).sum(-1) - torch.lgamma(a.sum(-1)) - ((a - 1.0) * log_mean).sum(-1)

@@ -52,10 +52,10 @@ def sad(weight: NonNegative = 0.1, wait: Share = 0.5, layers: tuple[str, ...] = 
     if len(layers) < 2:
         raise RecipeError(f"a layer teaches the one before it: at least two are needed, not {layers!r}")
     terms, heads = {"label": supervised()}, list[str]()
-    for number, (here, deeper) in enumerate(pairwise(layers)):
-        mine, theirs = f"attention:{here}", f"attention:{deeper}@{here}"
-        terms[f"attention_{number}"] = Term(Itself(head=theirs), Squared(), head=mine, weight=From(wait, weight))
-        heads += [mine, theirs]
+    for number, (layer, deeper) in enumerate(pairwise(layers)):
+        student, target = f"attention:{layer}", f"attention:{deeper}@{layer}"
+        terms[f"attention_{number}"] = Term(Itself(head=target), Squared(), head=student, weight=From(wait, weight))
+        heads += [student, target]
     return Method(terms, wrap_model=Features(tuple(heads)))
 
 
@@ -98,8 +98,8 @@ def frskd(
         "teacher": Term(Itself(head="taught"), KL(temperature), weight=weight),
     }
     for number, layer in enumerate(layers):
-        told = Itself(head=f"pyramid:{layer}")
-        terms[f"map_{number}"] = Term(told, Squared(mean=True), head=f"energy:{layer}", weight=feature)
+        teacher = Itself(head=f"pyramid:{layer}")
+        terms[f"map_{number}"] = Term(teacher, Squared(mean=True), head=f"energy:{layer}", weight=feature)
     return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
 

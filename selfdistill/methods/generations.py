@@ -174,7 +174,7 @@ def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
         loss: Distance from the target, 'ce' or 'squared'.
 
     Returns:
-        The method, with the term ``past``.
+        The method, with the term ``teacher``.
 
     Departs: A cross-entropy with a negative weight has no minimum, so the paper's xi CE(t, p) + (1 - xi) CE(y, p) is
     kept where the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut
@@ -190,8 +190,8 @@ def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
     if loss == "ce":
         return Method({"past": Term(Extrapolated(xi=xi), CrossEntropy())}, generations=generations)
     label = Term(Labels(), Squared(), weight=ByGeneration(1.0, 1.0 - xi))
-    past = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, generations=generations)
+    teacher = Term(Generation(), Squared(), weight=ByGeneration(0.0, xi))
+    return Method({"label": label, "past": teacher}, generations=generations)
 
 
 def _generations(generations: int, xi: float, loss: Loss) -> Method:
@@ -333,10 +333,10 @@ def self_training(
     >>> self_training(keep="anchor").terms["pseudo"].teacher
     InheritedPseudoLabels(keep='anchor', hard=False, fresh=120)
     """
-    taught = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
+    label_weight = ByGeneration(1.0, 0.0) if keep == "replace" else 1.0  # no labelled row is drawn later: say so
     return Method(
         {
-            "label": supervised(weight=taught, reduction=PerView()),
+            "label": supervised(weight=label_weight, reduction=PerView()),
             "pseudo": Term(
                 InheritedPseudoLabels(keep, hard, fresh), CrossEntropy(), weight=weight, reduction=PerView()
             ),

@@ -227,19 +227,19 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
         ramp: Share of the epochs in which the weight rises, in [0, 1].
 
     Returns:
-        The method, with the terms ``label`` and ``past``.
+        The method, with the terms ``label`` and ``squared``.
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 2 (80 of 300 epochs).
 
     >>> temporal_ensembling().terms["past"].teacher
     Ensembled(decay=0.6)
     """
-    past = Squared(mean=True)
+    squared = Squared(mean=True)
     return Method(
         {
             "label": supervised(reduction=PerView()),
             "past": Term(
-                Ensembled(decay), past, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
+                Ensembled(decay), squared, gate=LabelledShare(), weight=EpochRamp(weight, ramp), reduction=PerView()
             ),
         },
         views=Views((View("x", "all", "weak"),)),
@@ -349,8 +349,8 @@ def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
     >>> co_teaching(noise=0.3).terms["label"].gate
     SmallLoss(noise=0.3, ramp=0.05, crossed=True)
     """
-    easy = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
+    gate = SmallLoss(noise, ramp, crossed=True)  # the mean is over both networks' rows, and the sum twice that
     return Method(
-        {"label": supervised(head="peers", gate=easy, weight=2.0, reduction=PerTrust())},
+        {"label": supervised(head="peers", gate=gate, weight=2.0, reduction=PerTrust())},
         wrap_model=Group(2),
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
-from ..gates import Bagged, Confident, Shard, Unanimous
+from ..gates import Bagged, Confident, PeerShard, Unanimous
 from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
-from ..teachers import Combined, Itself, Labels, Peers, Stale
+from ..teachers import Combined, Itself, Labels, OtherPeers, Stale
 from ..views import View, Views
 from .controls import supervised
 
@@ -83,11 +83,11 @@ def tri_training(weight: NonNegative = 1.0, share: float = 0.632, ratio: Ratio =
 
 def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: float, ratio: float) -> Method:
     """Labels on the rows that each has drawn, and of the others on unlabelled rows; a sum over the peers."""
-    given, hard = Bagged(share), CrossEntropy(hard=True)
+    bag, hard = Bagged(share), CrossEntropy(hard=True)
     return Method(
         {
-            "label": supervised("labelled", "peers", gate=given, weight=float(peers), reduction=PerTrust()),
-            "other": Term(Peers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
+            "label": supervised("labelled", "peers", gate=bag, weight=float(peers), reduction=PerTrust()),
+            "other": Term(OtherPeers(), hard, "unlabelled", "peers", gate, weight=weight, reduction=PerRow()),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
         wrap_model=Group(peers),
@@ -121,12 +121,12 @@ def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.
     >>> one().wrap_model
     Gated(peers=3)
     """
-    gated, ramped = Itself(head="gated"), EpochRamp(weight, ramp)
+    teacher, schedule = Itself(head="gated"), EpochRamp(weight, ramp)
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),
             "gate": supervised(head="gated"),
-            "sum": Term(gated, KL(temperature), head="peers", weight=ramped, reduction=PerRow()),
+            "sum": Term(teacher, KL(temperature), head="peers", weight=schedule, reduction=PerRow()),
         },
         wrap_model=Gated(branches),
     )
@@ -159,15 +159,15 @@ def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative =
     >>> okddip().terms["attention"].head
     'attended'
     """
-    w, learns, follows = EpochRamp(weight, ramp), KL(temperature), KLFromStudent(temperature)
+    schedule, kl, reverse_kl = EpochRamp(weight, ramp), KL(temperature), KLFromStudent(temperature)
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),
             "leader": supervised(),
-            "peers": Term(Itself(head="attended"), learns, head="peers", weight=w, reduction=PerRow()),
-            "attention": Term(Itself(head="peers"), follows, head="attended", weight=w, reduction=PerRow()),
-            "group": Term(Itself(head="mean"), learns, weight=w),
-            "pull": Term(Itself(head="logits"), follows, head="mean", weight=w),
+            "peers": Term(Itself(head="attended"), kl, head="peers", weight=schedule, reduction=PerRow()),
+            "attention": Term(Itself(head="peers"), reverse_kl, head="attended", weight=schedule, reduction=PerRow()),
+            "group": Term(Itself(head="mean"), kl, weight=schedule),
+            "pull": Term(Itself(head="logits"), reverse_kl, head="mean", weight=schedule),
         },
         wrap_model=Attending(branches),
     )
@@ -201,11 +201,11 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, 
     Combined(how='minlogit', views=('x0', 'x1'))
     """
     views = tuple(f"x{k}" for k in range(peers))
-    taught, loss = Combined(combination, views), KL(temperature)
+    teacher, loss = Combined(combination, views), KL(temperature)
     labels = {f"label{k}": supervised(view) for k, view in enumerate(views)}
-    others = {f"peers{k}": Term(taught, loss, view, weight=weight) for k, view in enumerate(views)}
+    peer_terms = {f"peers{k}": Term(teacher, loss, view, weight=weight) for k, view in enumerate(views)}
     looks = tuple(View(view, "labelled", "weak") for view in views)
-    return Method({**labels, **others}, views=Views(looks), wrap_model=Apart(peers))
+    return Method({**labels, **peer_terms}, views=Views(looks), wrap_model=Apart(peers))
 
 
 def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
@@ -236,11 +236,15 @@ def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, b
     >>> codistillation().terms["peers"].teacher
     Stale(every=50)
     """
-    own, loss, w = Shard(), CrossEntropy(), float(peers)  # the mean is over all peers' rows, and the sum K times that
+    shard, loss, w = (
+        PeerShard(),
+        CrossEntropy(),
+        float(peers),
+    )  # the mean is over the rows of all peers
     return Method(
         {
-            "label": Term(Labels(), loss, head="peers", gate=own, weight=w, reduction=PerTrust()),
-            "peers": Term(Stale(every), loss, "x", "peers", own, After(w * weight, burn_in), PerTrust()),
+            "label": Term(Labels(), loss, head="peers", gate=shard, weight=w, reduction=PerTrust()),
+            "peers": Term(Stale(every), loss, "x", "peers", shard, After(w * weight, burn_in), PerTrust()),
         },
         wrap_model=Group(peers),
     )
@@ -272,7 +276,7 @@ def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),
-            "peers": Term(Peers(), KL(), head="peers", weight=weight, reduction=PerRow()),
+            "peers": Term(OtherPeers(), KL(), head="peers", weight=weight, reduction=PerRow()),
         },
         wrap_model=Group(peers),
     )

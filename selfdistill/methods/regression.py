@@ -10,7 +10,7 @@ from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.peers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
-from ..teachers import Aligned, Generation, Itself, Labels, Peers, Sampled
+from ..teachers import Aligned, Generation, Itself, Labels, OtherPeers, Sampled
 from ..views import View, Views, weak_strong
 
 
@@ -55,7 +55,7 @@ def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0
         beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
 
     Returns:
-        The method, with the terms ``label`` and ``past``.
+        The method, with the terms ``label`` and ``teacher``.
 
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, with the divergence of two normal distributions.
 
@@ -65,8 +65,8 @@ def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0
     if not 0.0 <= xi <= 1.0:
         raise RecipeError(f"xi lies in [0, 1], where the loss is bounded for every label, not {xi}; mixed() takes any")
     label = Term(Labels(), GaussianNLL(beta), head="gaussian", weight=ByGeneration(1.0, 1.0 - xi))
-    past = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
-    return Method({"label": label, "past": past}, wrap_model=Gaussian(), generations=generations)
+    teacher = Term(Generation(), GaussianKL(), head="gaussian", weight=ByGeneration(0.0, xi))
+    return Method({"label": label, "past": teacher}, wrap_model=Gaussian(), generations=generations)
 
 
 def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
@@ -97,7 +97,7 @@ def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5
     return Method(
         {
             "label": Term(Labels(), GaussianNLL(beta), head=head, reduction=PerRow()),
-            "peers": Term(Peers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
+            "peers": Term(OtherPeers(), GaussianKL(), head=head, weight=weight, reduction=PerRow()),
         },
         wrap_model=GaussianGroup(peers),
     )
@@ -176,13 +176,13 @@ def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Me
     >>> ucvme().terms["mean"].teacher
     Sampled(passes=5)
     """
-    head, taught = "peer_gaussians", Sampled(passes)
+    head, sampled = "peer_gaussians", Sampled(passes)
     return Method(
         {
             "label": Term(Labels(), GaussianNLL(shared=True), "labelled", head, reduction=PerRow()),
-            "agree": Term(Peers(), LogVariances(), "labelled", head, reduction=PerRow()),
-            "mean": Term(taught, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
-            "variance": Term(taught, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
+            "agree": Term(OtherPeers(), LogVariances(), "labelled", head, reduction=PerRow()),
+            "mean": Term(sampled, MeanNLL(), "unlabelled", head, weight=weight, reduction=PerRow()),
+            "variance": Term(sampled, LogVariances(), "unlabelled", head, weight=weight, reduction=PerRow()),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
         wrap_model=GaussianPair(),

@@ -192,15 +192,16 @@ def ibot(
     """
     base = dino(decay, centring=centring, prototypes=prototypes, crops=crops, norm=False)
     loss = PrototypeCrossEntropy(temperature, settled)
-    blind = {view: f"{view}_hidden" for view in ("x", "other")}
-    how: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
+    masked = {view: f"{view}_hidden" for view in ("x", "other")}
+    schedule: dict[str, Any] = {"start": sharp, "share": warm_up, "which": "sharp"}
     terms = dict[str, Term]()
     for name, t in base.terms.items():
         assert t.teacher is not None
-        terms[name] = Cooling(t.teacher, loss, blind.get(t.view, t.view), t.head, weight=t.weight, **how)
-    for view, there in blind.items():
-        told = CentredMomentum(decay, view, centring=centring, hidden=True)
-        terms[f"patches_{view}"] = RowMeanCooling(told, loss, there, "patch_prototypes", weight=0.5, **how)
-    looks = [View(there, "all", "crop", 0, hidden, view, spread, whole) for view, there in blind.items()]
+        terms[name] = Cooling(t.teacher, loss, masked.get(t.view, t.view), t.head, weight=t.weight, **schedule)
+    for view, hidden_name in masked.items():
+        teacher = CentredMomentum(decay, view, centring=centring, hidden=True)
+        patches = RowMeanCooling(teacher, loss, hidden_name, "patch_prototypes", weight=0.5, **schedule)
+        terms[f"patches_{view}"] = patches
+    looks = [View(hidden_name, "all", "crop", 0, hidden, view, spread, whole) for view, hidden_name in masked.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
     return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)

@@ -124,11 +124,11 @@ def ups(
     >>> ups(generations=2).terms["excluded"].loss
     Excluding()
     """
-    chosen = (positive, spread, negative, negative_spread, passes)
+    thresholds = (positive, spread, negative, negative_spread, passes)
     return Method(
         {
-            "label": Term(CertainLabels(*chosen), CrossEntropy()),
-            "excluded": Term(CertainLabels(*chosen, excludes=True), Excluding()),
+            "label": Term(CertainLabels(*thresholds), CrossEntropy()),
+            "excluded": Term(CertainLabels(*thresholds, excludes=True), Excluding()),
         },
         views=Views((View("x", "union"),)),
         generations=generations,
@@ -161,12 +161,12 @@ def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
     >>> pi_model().forward
     'separate'
     """
-    taught, share, rise = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
+    squared, share, ramp_up = Squared(mean=True), LabelledShare(), Ramp(weight, ramp)
     return Method(
         {
             "label": supervised(reduction=PerView()),
-            "here": Term(Itself("other"), taught, gate=share, weight=rise, reduction=PerView()),
-            "there": Term(Itself("x"), taught, "other", gate=share, weight=rise, reduction=PerView()),
+            "here": Term(Itself("other"), squared, gate=share, weight=ramp_up, reduction=PerView()),
+            "there": Term(Itself("x"), squared, "other", gate=share, weight=ramp_up, reduction=PerView()),
         },
         views=two("all"),
         forward="separate",
@@ -249,11 +249,11 @@ def uda(
     Annealed(schedule='log')
     """
     label = Annealed(annealing) if annealing else Always()
-    taught, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
+    sharpened, gate = Sharpened(CrossEntropy(), temperature), Confident(confidence)
     return Method(
         {
             "label": supervised("labelled", gate=label, reduction=PerTrust()),
-            "consistency": weak_to_strong(taught, gate, weight),
+            "consistency": weak_to_strong(sharpened, gate, weight),
         },
         views=weak_strong(ratio),
     )
@@ -300,16 +300,16 @@ def meta_pseudo_labels(
     >>> list(meta_pseudo_labels(meta=0).terms)
     ['label', 'pseudo', 'consistency', 'tuned']
     """
-    smooth, sharp = CrossEntropy(smoothing=smoothing), Sharpened(CrossEntropy(), temperature)
-    weak, sure, rise = Itself("weak", "teacher"), Confident(confidence), Rise(weight, ramp)
+    label_loss, sharpened = CrossEntropy(smoothing=smoothing), Sharpened(CrossEntropy(), temperature)
+    weak, gate, ramp_up = Itself("weak", "teacher"), Confident(confidence), Rise(weight, ramp)
     terms = {
-        "label": Term(Labels(), smooth, "labelled", "teacher"),
-        "pseudo": Term(Itself(head="teacher"), smooth, "strong", weight=Until(1.0, 1.0 - tune)),
-        "consistency": Term(weak, sharp, "strong", "teacher", sure, rise),
+        "label": Term(Labels(), label_loss, "labelled", "teacher"),
+        "pseudo": Term(Itself(head="teacher"), label_loss, "strong", weight=Until(1.0, 1.0 - tune)),
+        "consistency": Term(weak, sharpened, "strong", "teacher", gate, ramp_up),
         "tuned": supervised("labelled", weight=After(1.0, 1.0 - tune)),
     }
     if meta:
-        terms["meta"] = Feedback(loss=smooth, rate=rate, weight=Until(meta, 1.0 - tune))
+        terms["meta"] = Feedback(loss=label_loss, rate=rate, weight=Until(meta, 1.0 - tune))
     return Method(terms, weak_strong(ratio), Paired(), forward="separate")
 
 
@@ -344,11 +344,11 @@ def pseudo_label(
     >>> pseudo_label().terms["pseudo"].weight
     Rise(peak=3.0, share=0.6, start=0.1)
     """
-    gate, taught = Confident(confidence), CrossEntropy(hard=True)
+    gate, hard = Confident(confidence), CrossEntropy(hard=True)
     return Method(
         {
             "label": supervised("labelled"),
-            "pseudo": Term(Itself(), taught, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
+            "pseudo": Term(Itself(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )
@@ -414,11 +414,11 @@ def noisy_student(
     >>> noisy_student().terms["pseudo"].weight
     1.0
     """
-    chosen = PseudoLabels(hard=hard, min_confidence=min_confidence, fill=True)
+    teacher = PseudoLabels(hard=hard, min_confidence=min_confidence, fill=True)
     return Method(
         {
             "label": supervised("labelled", smoothing=smoothing),
-            "pseudo": Term(chosen, CrossEntropy(), view="unlabelled", weight=ratio),
+            "pseudo": Term(teacher, CrossEntropy(), view="unlabelled", weight=ratio),
         },
         views=Views((View("labelled", "labelled", "strong"), View("unlabelled", "unlabelled", "strong")), ratio),
         generations=generations,
@@ -456,9 +456,9 @@ def curriculum(stages: Count = 5, balanced: bool = True, hard: bool = True, conf
     (0.5, 1.0)
     """
     shares = tuple((s + 1) / stages for s in range(stages))
-    chosen = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
+    teacher = PseudoLabels(hard=hard, shares=shares, min_confidence=confidence, balanced=balanced)
     return Method(
-        {"label": Term(chosen, CrossEntropy())},
+        {"label": Term(teacher, CrossEntropy())},
         views=Views((View("x", "union"),)),
         generations=stages + 1,
     )

@@ -275,9 +275,9 @@ def ddgsd(weight: NonNegative = 1.0, mmd: float = 5e-4, temperature: Positive = 
     ['feature', 'feature_other', 'kl', 'kl_other', 'label', 'label_other']
     """
     terms = {}
-    for mine, theirs, end in (("x", "other", ""), ("other", "x", "_other")):
-        told = Itself(view=theirs)
-        terms["label" + end] = supervised(mine)
-        terms["kl" + end] = Term(told, KL(temperature), view=mine, weight=weight)
-        terms["feature" + end] = Term(told, MeanDistance(), view=mine, head="feature", weight=mmd)
+    for view, other, end in (("x", "other", ""), ("other", "x", "_other")):
+        teacher = Itself(view=other)
+        terms["label" + end] = supervised(view)
+        terms["kl" + end] = Term(teacher, KL(temperature), view=view, weight=weight)
+        terms["feature" + end] = Term(teacher, MeanDistance(), view=view, head="feature", weight=mmd)
     return Method(terms, views=two(), wrap_model=Features(("feature",), maps=False))

@@ -160,7 +160,10 @@ def dash(
     ['label', 'soft', 'hard']
     """
     terms = matching(FallingLoss(base, 1.0001, floor, warm_up, period, "floor"), weight)
-    gate, taught = FallingLoss(base, 1.0001, floor, warm_up, period, "falling"), Sharpened(CrossEntropy(), temperature)
-    soft = Term(Itself(view="weak"), taught, view="strong", gate=gate, weight=weight, reduction=PerTrust())
+    gate, sharp = (
+        FallingLoss(base, 1.0001, floor, warm_up, period, "falling"),
+        Sharpened(CrossEntropy(), temperature),
+    )
+    soft = Term(Itself(view="weak"), sharp, view="strong", gate=gate, weight=weight, reduction=PerTrust())
     hard = replace(terms["pseudo"], reduction=PerTrust())
     return Method({"label": terms["label"], "soft": soft, "hard": hard}, views=weak_strong(ratio))

@@ -40,7 +40,7 @@ def check_method(method: Method, data: Data | None = None) -> None:
 
 
 def _check_task(method: Method, data: Data) -> None:
-    """Classes are learnt by heads of logits, values by the others; without labels features alone."""
+    """Check that the heads fit the task: logits for classes, others for values, features for data without labels."""
     if data.task == "features" and not untaught(method):
         raise DataError(
             f"{data.name}: no row has a label, and this method learns from labels; label some rows, or give a method "
@@ -61,7 +61,7 @@ def _check_task(method: Method, data: Data) -> None:
 
 
 def _check_external(name: str, source: str, data: Data) -> None:
-    """Does a teacher from a folder know these rows and these classes? In another order they would teach nonsense."""
+    """Check that a teacher from a folder was trained on rows of this shape and on these classes, in this order."""
     from ..data import tables
     from ..models.store import model_card
 
@@ -70,49 +70,49 @@ def _check_external(name: str, source: str, data: Data) -> None:
     except CheckpointError as error:
         raise RecipeError(f"term {name!r}: {error}") from error
     columns = tuple(tables.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
-    wanted = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
-    knows = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
+    required = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
+    available = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
     if data.reader is not None:  # the same numbers under another tokenizer are other words
-        wanted["the tokenizer"], knows["the tokenizer"] = (data.reader.mark,), (card.get("tokenizer"),)
-    for what, mine in wanted.items():
-        if knows[what] is not None and tuple(knows[what]) != mine:
+        required["the tokenizer"], available["the tokenizer"] = (data.reader.mark,), (card.get("tokenizer"),)
+    for subject, value in required.items():
+        if available[subject] is not None and tuple(available[subject]) != value:
             raise RecipeError(
-                f"term {name!r}: the teacher {source} knows {what} {_few(knows[what])} and {data.name} has "
-                f"{_few(mine)}; give a teacher trained on such data"
+                f"term {name!r}: the teacher {source} knows {subject} {_few(available[subject])} and {data.name} has "
+                f"{_few(value)}; give a teacher trained on such data"
             )
 
 
 def _few(values: Sequence[object]) -> str:
-    shown = ", ".join(map(str, values[:6]))
-    return f"({shown}{', ...' if len(values) > 6 else ''})"
+    text = ", ".join(map(str, values[:6]))
+    return f"({text}{', ...' if len(values) > 6 else ''})"
 
 
 def _spaces(term: Term) -> str | None:
-    """What the term's loss or gate cannot judge; None if nothing."""
+    """The reason why the term's loss or gate cannot take its student or target; None if both can."""
     try:
         student, target = space_of(term.head), term.teacher.space(term.head)
     except SpaceError as error:
         return str(error)
     for part in term.parts() if tells_copies(term.head) else ():
-        if (asks := part.head) not in (None, term.head):
-            return f"{type(part).__name__} asks the head {asks!r}, whose classes are others than those of {term.head!r}"
-    judged = term.gate.spaces
-    if judged is not None and target not in judged:
-        return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(judged))}, not of {target}"
+        if (head := part.head) not in (None, term.head):
+            return f"{type(part).__name__} asks the head {head!r}, whose classes are others than those of {term.head!r}"
+    spaces = term.gate.spaces
+    if spaces is not None and target not in spaces:
+        return f"{type(term.gate).__name__} judges a target of {' or '.join(sorted(spaces))}, not of {target}"
     return check_spaces(term.loss, student, target)
 
 
 def _views(term: BaseTerm, rows_of: dict[str, str]) -> str | None:
-    """A view that the method does not make, or that shows the teacher other rows than the student."""
-    seen = [part.view for part in term.parts()]
-    seen += [part.student_view(term) for part in term.parts() if isinstance(part, Teacher)]
-    looked = [term.view, *(view for view in seen if view is not None)]
-    missing = [view for view in looked if view not in rows_of]
+    """The fault of a view that the method lacks, or whose rows differ from the student's; None without one."""
+    views = [part.view for part in term.parts()]
+    views += [part.student_view(term) for part in term.parts() if isinstance(part, Teacher)]
+    names = [term.view, *(view for view in views if view is not None)]
+    missing = [view for view in names if view not in rows_of]
     if missing:
         return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
     if term.teacher is not None and isinstance(term.teacher.origin, MixedLabels) and rows_of[term.view] != "mixed":
         return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
-    kinds = {rows_of[view] for view in looked}
+    kinds = {rows_of[view] for view in names}
     if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:
-        return f"views {' and '.join(map(repr, looked))} show different rows ({' and '.join(sorted(kinds))})"
+        return f"views {' and '.join(map(repr, names))} show different rows ({' and '.join(sorted(kinds))})"
     return None

@@ -1,7 +1,7 @@
-"""The report: one HTML file that says first whether it helped, and then why one may believe it.
+"""The report of a run or a comparison: one HTML file with the verdict first and the evidence after it.
 
-It opens offline, needs no script, and reads as well on a phone; `write` makes it from a run folder, the folder of a
-comparison, or the JSON of one.
+It opens offline, needs no script, and adapts to narrow screens. `write` makes it from a run folder, the folder of a
+comparison, or the JSON of a comparison.
 """
 
 from __future__ import annotations
@@ -35,21 +35,29 @@ def render(source: str | Path, types: TaskTypes) -> str:
     if path.is_dir() and (path / "run.json").exists():
         record, _ = read_record(path / "run.json")
         return run_page.render(path, types.of_record(record))
-    found = path / COMPARISON if path.is_dir() else path
-    if not found.is_file():
+    file = path / COMPARISON if path.is_dir() else path
+    if not file.is_file():
         unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
         raise CheckpointError(f"{path} is no run and no finished comparison{unfinished}; give the folder of one")
     try:
-        result = json.loads(found.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
         if result["kind"] != "comparison":
             raise ValueError(f"it is a {result['kind']}")
         return comparison_page.render(result, types)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{found} is damaged or foreign ({one_line(error, 80)}); run it again") from error
+        raise CheckpointError(f"{file} is damaged or foreign ({one_line(error, 80)}); run it again") from error
 
 
 def write(source: str | Path, types: TaskTypes, out: str | Path | None = None) -> Path:
-    """Write the report, by default as ``report.html`` in the folder; where it lies.
+    """Write the report.
+
+    Args:
+        source: the folder or the file.
+        types: the task types, one of which made the run.
+        out: the file to write; ``report.html`` in the folder by default.
+
+    Returns:
+        The path of the report.
 
     Raises:
         CheckpointError: there is nothing to report on.

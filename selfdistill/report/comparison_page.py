@@ -18,7 +18,7 @@ CORRECTED = "Holm's correction is over the rows of a table, methods and controls
 
 
 def render(result: dict[str, Any], types: TaskTypes) -> str:
-    """The page of a comparison, from what its JSON holds."""
+    """The page of a comparison, from its JSON."""
     metrics = ordered(result["metrics"], result["task"])
     metric, plain = metrics[0], _plain(result)
     methods = [row for row in result["rows"] if row["kind"] == "method"]
@@ -28,7 +28,7 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
         section(
             f"Differences in {metric}",
             figure(_forest(result["rows"], "plain", metric), f"Against {plain}, in {_unit(metric)}, 95 % intervals."),
-            *_before(methods, metric),
+            *_against_before(methods, metric),
             figure(
                 _forest(methods, "best_control", metric),
                 "Against the best control: {name}, chosen by {by}.".format_map(result["best_control"]),
@@ -39,22 +39,22 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),
         section("What was compared", table(("", "", ""), [
-            (row["name"], row["about"], f"{row['steps']:,} {_counted(result)}") for row in result["rows"]
+            (row["name"], row["about"], f"{row['steps']:,} {_length_unit(result)}") for row in result["rows"]
         ], "words"), *_peers(methods)),
         *(section(row["name"], *equation(row["name"], types.of_recipe(row["name"]))) for row in methods),
         section("Data", *data(result["data"])),
-        section("How it was made", code(typed(result["command"])), _made(result)),
+        section("How it was made", code(typed(result["command"])), _provenance(result)),
     ]  # fmt: skip
     return page(f"{', '.join(row['name'] for row in methods)} on {result['data']['name']}", parts)
 
 
-def _counted(result: dict[str, Any]) -> str:
-    """What a row's length is told in."""
+def _length_unit(result: dict[str, Any]) -> str:
+    """The unit of a row's length."""
     return "trainings" if result["budget"]["unit"] == "trainings" else "steps"
 
 
 def _plain(result: dict[str, Any]) -> str:
-    """The row that all others are compared with; comparisons of networks and older ones have no other than plain."""
+    """The name of the baseline row; comparisons of networks have no other than plain."""
     return str(result.get("references", {}).get("plain", "plain"))
 
 
@@ -66,27 +66,29 @@ def _scale(metric: str) -> float:
     return 100.0 if metric in POINTS else 1.0
 
 
-def _before(methods: list[dict[str, Any]], metric: str) -> list[str]:
-    """Language models are also compared with themselves as they were; on prior tasks too, where some were asked."""
-    there = methods[0]["against"]
-    where = "before" if "before" in there else "plain"
-    told = {metric: f"in {_unit(metric)}", "kept": "on prior tasks, in points"}
+def _against_before(methods: list[dict[str, Any]], metric: str) -> list[str]:
+    """Figures against the initial language model, and of prior tasks if they were evaluated."""
+    metrics = methods[0]["against"]
+    reference = "before" if "before" in metrics else "plain"
+    captions = {metric: f"in {_unit(metric)}", "kept": "on prior tasks, in points"}
     return [
-        figure(_forest(methods, where, name), f"Against the model before, {words}.")
-        for name, words in told.items()
-        if name in there[where] and (where == "before" or name == "kept")
+        figure(_forest(methods, reference, name), f"Against the model before, {words}.")
+        for name, words in captions.items()
+        if name in metrics[reference] and (reference == "before" or name == "kept")
     ]
 
 
-def _forest(rows: list[dict[str, Any]], where: str, metric: str) -> str:
-    shown = []
+def _forest(rows: list[dict[str, Any]], reference: str, metric: str) -> str:
+    intervals = []
     for row in rows:
-        found = (row["against"][where] or {}).get(metric)
-        if found:
-            low, high = found["interval"]
-            by = _scale(metric)
-            shown.append((row["name"], by * low, by * found["difference"], by * high, found["verdict"]))
-    return forest(shown, f"differences in {metric}", f"difference, {_unit(metric)}")
+        difference = (row["against"][reference] or {}).get(metric)
+        if difference:
+            low, high = difference["interval"]
+            scale = _scale(metric)
+            intervals.append(
+                (row["name"], scale * low, scale * difference["difference"], scale * high, difference["verdict"])
+            )
+    return forest(intervals, f"differences in {metric}", f"difference, {_unit(metric)}")
 
 
 def _metrics(result: dict[str, Any], metric: str) -> str:
@@ -94,17 +96,22 @@ def _metrics(result: dict[str, Any], metric: str) -> str:
     head = (metric, "mean", f"- {plain}", "95 % interval", "p", "p (Holm)", f"vs {plain}", "vs best control")
     lines = []
     for row in result["rows"]:
-        usual, best = ((row["against"][where] or {}).get(metric) for where in ("plain", "best_control"))
-        by, mean = _scale(metric), row["metrics"][metric]["mean"]
-        shown = [row["name"], f"{by * mean:.2f}" if by > 1 else f"{mean:.4f}"]
-        if usual:
-            low, high = usual["interval"]
-            digits = 2 if by > 1 else 4
-            shown += [f"{by * usual['difference']:+.{digits}f}", f"{by * low:+.{digits}f} to {by * high:+.{digits}f}"]
-            shown += [f"{usual['p']:.4f}", f"{usual['holm']:.4f}", usual["verdict"]]
+        plain_test, control_test = (
+            (row["against"][reference] or {}).get(metric) for reference in ("plain", "best_control")
+        )
+        scale, mean = _scale(metric), row["metrics"][metric]["mean"]
+        cells = [row["name"], f"{scale * mean:.2f}" if scale > 1 else f"{mean:.4f}"]
+        if plain_test:
+            low, high = plain_test["interval"]
+            digits = 2 if scale > 1 else 4
+            cells += [
+                f"{scale * plain_test['difference']:+.{digits}f}",
+                f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}",
+            ]
+            cells += [f"{plain_test['p']:.4f}", f"{plain_test['holm']:.4f}", plain_test["verdict"]]
         else:
-            shown += [""] * 5
-        lines.append([*shown, best["verdict"] if best else ""])
+            cells += [""] * 5
+        lines.append([*cells, control_test["verdict"] if control_test else ""])
     return table(head, lines)
 
 
@@ -115,8 +122,8 @@ def _curves(result: dict[str, Any]) -> str:
         if row["kind"] == "method" or row["name"] in LEARNING
     ]
     metric = {"accuracy": "accuracy", "rmse": "RMSE"}.get(ordered(result["metrics"], result["task"])[0], "NLL")
-    drawn = curves(series, f"audit {metric} by step", "step", f"audit {metric}", share=metric == "accuracy")
-    return figure(drawn, f"Audit {metric} by step, mean over the seeds.") if drawn else ""
+    drawing = curves(series, f"audit {metric} by step", "step", f"audit {metric}", proportion=metric == "accuracy")
+    return figure(drawing, f"Audit {metric} by step, mean over the seeds.") if drawing else ""
 
 
 def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
@@ -127,37 +134,37 @@ def _calibration(result: dict[str, Any], methods: list[dict[str, Any]]) -> str:
 
 
 def _cost(result: dict[str, Any]) -> list[str]:
-    spent = []
+    costs = []
     for row in result["rows"]:
         times = result["times"]["rows"][row["name"]]
         unit = result["budget"]["unit"]
         words = f"{row['passes']['total']:,.0f} {unit}, {times['seconds']:.1f} s, {times['peak_memory_mb']:.0f} MB"
         if saved := row["passes"].get("saved"):
             words += f"; {saved:,.0f} passes of a teacher saved, whose answers were kept"
-        if drawn := row.get("drawn"):
-            words += f"; {drawn:,.0f} completions drawn to learn from"
-        whole = row["passes"]["with_teacher_training"]
-        if whole is not None:
-            words += f"; {whole:,.0f} passes with the teacher's training"
+        if completions := row.get("drawn"):
+            words += f"; {completions:,.0f} completions drawn to learn from"
+        total = row["passes"]["with_teacher_training"]
+        if total is not None:
+            words += f"; {total:,.0f} passes with the teacher's training"
         if row["steps_to_plain"] is not None:
             words += f"; reaches plain's final audit score after {row['steps_to_plain']:,} steps"
-        spent.append((row["name"], row["passes"]["total"], words))
+        costs.append((row["name"], row["passes"]["total"], words))
     amount = f"The budget is {result['budget']['amount']:,.0f} {result['budget']['kind']} a seed; figures are means."
-    return [figure(bars(spent, result["budget"]["unit"]), amount)]
+    return [figure(bars(costs, result["budget"]["unit"]), amount)]
 
 
 def _peers(methods: list[dict[str, Any]]) -> list[str]:
-    said = []
+    paragraphs = []
     for row in methods:
-        kept = row["ensemble_gain_retained"]
-        if kept:
-            low, high = kept["interval"]
-            words = f"{100 * kept['mean']:.0f} % of the undistilled ensemble's gain [{100 * low:.0f}, {100 * high:.0f}]"
-            said.append(paragraph(f"{row['name']} keeps {words} in one model."))
-    return said
+        gain = row["ensemble_gain_retained"]
+        if gain:
+            low, high = gain["interval"]
+            words = f"{100 * gain['mean']:.0f} % of the undistilled ensemble's gain [{100 * low:.0f}, {100 * high:.0f}]"
+            paragraphs.append(paragraph(f"{row['name']} keeps {words} in one model."))
+    return paragraphs
 
 
-def _made(result: dict[str, Any]) -> str:
+def _provenance(result: dict[str, Any]) -> str:
     size = f", {result['parameters']:,} parameters" if result["parameters"] else ""
     facts = [*result["versions"].items(), ("model", f"{result['model']}{size}")]
     facts += [("threads", str(result["threads"])), ("seeds", ", ".join(map(str, result["seeds"])))]

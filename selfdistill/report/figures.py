@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
 MOST = 200  # points of a curve that a page shows
 
 
-DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line is told by its colour alone
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line differs from another by its colour alone
 
 
 CHARACTER = 7.6  # width of a digit in text of 13 px, at most
@@ -24,8 +24,10 @@ CHARACTER = 7.6  # width of a digit in text of 13 px, at most
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: points (x, y), a name, whether its points are marked, and whether a line joins them. One that stands
-    ``apart``, as a control does, is drawn as no other one is."""
+    """A curve: its name, its points (x, y), whether they are marked, and whether a line joins them.
+
+    ``apart`` gives it the style that is kept for controls.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -36,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line with a word: a decision of the audit."""
+    """A labelled vertical line: a decision of the audit."""
 
     x: float
     word: str
@@ -58,13 +60,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def spread(low: float, high: float) -> tuple[float, float]:
-    """The same ends; of a single value a tenth of it to either side."""
-    wide = 0.0 if high > low else 0.1 * abs(low) or 0.5
-    return low - wide, high + wide
+    """The ends of an interval, moved apart by a tenth of the value where they are equal."""
+    margin = 0.0 if high > low else 0.1 * abs(low) or 0.5
+    return low - margin, high + margin
 
 
 def number(value: float) -> str:
-    """A number as a person writes it.
+    """A number in short form.
 
     >>> number(12000.0), number(0.25), number(3.0), number(0.00012)
     ('12k', '0.25', '3', '1.2e-04')
@@ -77,15 +79,15 @@ def number(value: float) -> str:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST` points, evenly taken, the last among them; what is not a number is left out."""
-    finite = [p for p in points if all(map(math.isfinite, p))]
-    if len(finite) <= MOST:
-        return finite
-    return [finite[round(i * (len(finite) - 1) / (MOST - 1))] for i in range(MOST)]
+    """At most `MOST` finite points at even distances, the last one included."""
+    valid = [p for p in points if all(map(math.isfinite, p))]
+    if len(valid) <= MOST:
+        return valid
+    return [valid[round(i * (len(valid) - 1) / (MOST - 1))] for i in range(MOST)]
 
 
 def style(index: int) -> str:
-    """Attributes of the line of this number: 36 are told apart by colour and dashes; -1 stands apart from all."""
+    """The SVG attributes of the line with this index: 36 differ by colour and dashes; -1 is the style of controls."""
     if index < 0:
         return 'class="c apart"'
     dash = DASHES[(index + index // 6) % 6]
@@ -98,8 +100,11 @@ def _dot(index: int) -> str:
 
 @dataclass
 class Plane:
-    """Axes: from figures to places on the drawing. The x axis ends where ``ends`` say, else with its figures; ``top``
-    is where the y axis does."""
+    """Axes that map values to coordinates of a drawing.
+
+    ``ends`` are the values at the ends of the x axis, by default its outer ticks; ``top`` is the upper end of the y
+    axis in pixels.
+    """
 
     xs: list[float]
     ys: list[float]
@@ -141,8 +146,8 @@ class Plane:
         )
 
     def path(self, points: Sequence[tuple[float, float]], index: int) -> None:
-        shown = thinned(points)
-        line = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in shown)
+        drawn = thinned(points)
+        line = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in drawn)
         self.parts.append(f'<polyline {style(index)} points="{line}"/>')
 
     def dots(self, points: Sequence[tuple[float, float]], index: int, radius: Sequence[float] = ()) -> None:
@@ -159,15 +164,17 @@ def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "t")
 
 
 def drawing(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    """An SVG element with a title for those who do not see it."""
-    said = escape(title, quote=True)
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}"><title>{said}</title>'
+    """An SVG element with a title for screen readers."""
+    label = escape(title, quote=True)
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}"><title>{label}</title>'
     return f"{head}{''.join(parts)}</svg>"
 
 
 def legend(names: Sequence[str], dotted: Sequence[str] = (), styles: Sequence[int] = ()) -> str:
-    """Which line is whose, as text that wraps; the names in ``dotted`` have points and no line. ``styles`` are numbers
-    of lines, the place of a name by default."""
+    """The legend of a figure as a list that wraps.
+
+    The names in ``dotted`` have points and no line. ``styles`` are indices of line styles, by default 0, 1, ...
+    """
     keys = []
     for i, name in zip(styles or range(len(names)), names, strict=True):
         line = f'<polyline {style(i)} points="0,4 28,4"/>'
@@ -185,23 +192,25 @@ def curves(
     *,
     marks: Sequence[Mark] = (),
     height: int = HEIGHT,
-    whole: bool = False,
-    share: bool = False,
+    counts: bool = False,
+    proportion: bool = False,
 ) -> str:
-    """Curves over one another with a legend; empty where there is nothing to draw. ``whole``: x counts something;
-    ``share``: y lies between 0 and 1."""
-    shown = [one for one in series if thinned(one.points)]
-    points = [p for one in shown for p in thinned(one.points)]
+    """Curves in one drawing with a legend; empty without points.
+
+    ``counts`` puts the ticks of x at integers; ``proportion`` keeps those of y between 0 and 1.
+    """
+    drawn = [line for line in series if thinned(line.points)]
+    points = [p for line in drawn for p in thinned(line.points)]
     if not points:
         return ""
     xs, ys = zip(*points, strict=True)
     ends = spread(min(xs), max(xs))
-    across = [x for x in ticks(*ends) if ends[0] <= x <= ends[1]]
-    if whole:
-        across = sorted({float(round(x)) for x in across} | {min(xs), max(xs)})
+    x_ticks = [x for x in ticks(*ends) if ends[0] <= x <= ends[1]]
+    if counts:
+        x_ticks = sorted({float(round(x)) for x in x_ticks} | {min(xs), max(xs)})
     low, high = spread(min(ys), max(ys))
-    up = ticks(max(low, 0.0), min(high, 1.0), 4) if share else ticks(low, high, 4)
-    plane = Plane(across, up, x_label, y_label, height=height, ends=ends)
+    y_ticks = ticks(max(low, 0.0), min(high, 1.0), 4) if proportion else ticks(low, high, 4)
+    plane = Plane(x_ticks, y_ticks, x_label, y_label, height=height, ends=ends)
     lines = _lines(marks, plane)
     plane.top += 14 * lines
     plane.axes()
@@ -210,22 +219,25 @@ def curves(
         at = f"{x:.1f}"
         plane.parts.append(f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{word - 10}" y2="{height - BOTTOM}"/>')
         plane.parts.append(text(x - 3, word, mark.word, "end", f"t {kind}"))
-    apart = [i for i, one in enumerate(shown) if one.apart]
-    styles = [-1 if i in apart else i - sum(a < i for a in apart) for i in range(len(shown))]
-    for i, one in zip(styles, shown, strict=True):
-        if one.lined:
-            plane.path(one.points, i)
-        if one.marked or not one.lined or len(thinned(one.points)) == 1:
-            plane.dots(one.points, i)
-    dotted = [one.name for one in shown if not one.lined]
-    return plane.drawn(title) + (legend([one.name for one in shown], dotted, styles) if len(shown) > 1 else "")
+    controls = [i for i, line in enumerate(drawn) if line.apart]
+    styles = [-1 if i in controls else i - sum(a < i for a in controls) for i in range(len(drawn))]
+    for i, line in zip(styles, drawn, strict=True):
+        if line.lined:
+            plane.path(line.points, i)
+        if line.marked or not line.lined or len(thinned(line.points)) == 1:
+            plane.dots(line.points, i)
+    dotted = [line.name for line in drawn if not line.lined]
+    return plane.drawn(title) + (legend([line.name for line in drawn], dotted, styles) if len(drawn) > 1 else "")
 
 
 def _lines(marks: Sequence[Mark], plane: Plane) -> int:
-    """Lines of text that the words of marks need, so that none is written over another."""
-    places, wide = [plane.x(mark.x) for mark in marks], max((CHARACTER * len(mark.word) for mark in marks), default=0.0)
+    """The number of text lines that keep the labels of marks from overlapping."""
+    places, width = (
+        [plane.x(mark.x) for mark in marks],
+        max((CHARACTER * len(mark.word) for mark in marks), default=0.0),
+    )
     for lines in range(min(1, len(marks)), len(marks)):
-        if all(b - a >= wide for a, b in zip(places, places[lines:], strict=False)):
+        if all(b - a >= width for a, b in zip(places, places[lines:], strict=False)):
             return lines
     return len(marks)
 
@@ -241,7 +253,7 @@ def _square(marks: list[float], x_label: str, y_label: str) -> Plane:
 
 
 def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str) -> str:
-    """True values against predicted ones; on the diagonal they are equal."""
+    """A scatter plot of true values against predicted ones, with the diagonal."""
     values = [v for _, points in series for point in points for v in point]
     plane = _square(ticks(min(values), max(values)), "predicted", "true")
     for i, (_, points) in enumerate(series):
@@ -251,7 +263,7 @@ def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str)
 
 
 def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:
-    """Accuracy against confidence; the diagonal is perfect calibration, a dot's size the share of rows."""
+    """A reliability diagram: accuracy against confidence, with the diagonal; a dot's size is its share of the rows."""
     plane = _square(ticks(0, 1), "confidence", "accuracy")
     for i, (_, bins) in enumerate(series):
         points = [(b["confidence"], b["accuracy"]) for b in bins]
@@ -261,19 +273,19 @@ def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title:
 
 
 def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_label: str) -> str:
-    """Differences with intervals, one line each: (name, low, mean, high, word); zero is drawn."""
+    """A forest plot of differences with intervals: a row (name, low, mean, high, verdict) each, and a line at zero."""
     finite = [v for _, low, mean, high, _ in rows for v in (low, mean, high) if math.isfinite(v)]
     if not finite:
         return ""
-    each = 40
-    height = TOP + each * len(rows) + BOTTOM
+    step = 40
+    height = TOP + step * len(rows) + BOTTOM
     plane = Plane(ticks(min(0.0, *finite), max(0.0, *finite)), [0, 1], x_label, "", height=height)
     zero = f"{plane.x(0):.1f}"
     parts = [f'<line class="ideal" x1="{zero}" x2="{zero}" y1="{TOP}" y2="{height - BOTTOM}"/>']
     parts += [text(plane.x(t), height - BOTTOM + 16, number(t), "middle") for t in plane.xs]
     parts.append(text(WIDTH / 2, height - 8, x_label, "middle"))
     for i, (name, low, mean, high, word) in enumerate(rows):
-        y, kind = TOP + each * i + 28, {"BEATS": "good", "LOSES": "bad"}.get(word, "even")
+        y, kind = TOP + step * i + 28, {"BEATS": "good", "LOSES": "bad"}.get(word, "even")
         parts.append(text(LEFT, y - 12, f"{name}: {word}", "start", f"t {kind}"))
         parts.append(f'<line class="span {kind}" x1="{plane.x(low):.1f}" x2="{plane.x(high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="{kind}" cx="{plane.x(mean):.1f}" cy="{y}" r="4.5"/>')
@@ -281,26 +293,26 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_l
 
 
 def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
-    """Horizontal bars below their words, which wrap: (name, length, words)."""
-    most = max((value for _, value, _ in rows), default=0.0)
-    if not most > 0:
+    """Horizontal bars, each below its label: (name, length, text)."""
+    longest = max((value for _, value, _ in rows), default=0.0)
+    if not longest > 0:
         return ""
     lines = []
     for name, value, words in rows:
-        bar = f'<div class="bar" style="width:{max(0.2, 100 * value / most):.1f}%"></div>'
+        bar = f'<div class="bar" style="width:{max(0.2, 100 * value / longest):.1f}%"></div>'
         lines.append(f"<li>{escape(f'{name}: {words}')}{bar}</li>")
     return f'<ul class="bars" aria-label="{escape(title, quote=True)}">{"".join(lines)}</ul>'
 
 
 def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> str:
-    """Generations as boxes, an arrow from each teacher to whom it taught: (number, teacher, accepted, words)."""
-    each, box, gap = 150, 118, 70
-    width, height = max(320, each * len(nodes) + 10), 150
+    """Generations as boxes with an arrow from teacher to student: (number, teacher, accepted, text)."""
+    step, box, gap = 150, 118, 70
+    width, height = max(320, step * len(nodes) + 10), 150
     parts = [
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
     ]
-    place = {number: 6 + each * i for i, (number, _, _, _) in enumerate(nodes)}
+    place = {number: 6 + step * i for i, (number, _, _, _) in enumerate(nodes)}
     for number_, teacher, accepted, words in nodes:
         x, kind = place[number_], "good" if accepted else "bad"
         parts.append(f'<rect class="box {kind}" x="{x}" y="{gap}" width="{box}" height="52" rx="6"/>')
@@ -315,11 +327,11 @@ def lineage(nodes: Sequence[tuple[int, int | None, bool, str]], title: str) -> s
     return drawing(width, height, title, parts).replace("<svg ", f'<svg style="max-width:{width}px" ', 1)
 
 
-def standalone(drawn: str) -> str:
-    """The same drawing as a file of its own, with the style that a page would give it; empty without a drawing."""
-    if not drawn:
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own, with the style of the page; empty without a drawing."""
+    if not svg:
         return ""
     from .layout import STYLE
 
     head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:var(--bg);font-family:sans-serif" '
-    return drawn.replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n"
+    return svg.replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n"

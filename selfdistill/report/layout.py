@@ -1,4 +1,4 @@
-"""The page around the drawings: one file, no script, nothing loaded; light and dark, narrow and wide."""
+"""The page around the figures: one HTML file without scripts or external files, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ circle.good{fill:var(--good)}circle.bad{fill:var(--bad)}circle.even{fill:var(--s
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The whole file, from a title in plain text and parts in HTML."""
+    """The whole HTML file, from a title in plain text and parts in HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -59,7 +59,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-    """A heading and what belongs to it; nothing at all where there is nothing below it."""
+    """A heading and its parts; empty if all parts are."""
     inner = "\n".join(part for part in parts if part)
     return f"<section><h2>{escape(heading)}</h2>\n{inner}</section>" if inner else ""
 

@@ -1,4 +1,4 @@
-"""The page of one run, finished or not."""
+"""The report of one run, finished or not."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from .layout import code, figure, page, paragraph, section, table
 from .summary import sentence, together
 from .summary import table as summary_table
 
-SHOWN = 12  # doubted labels
+SHOWN = 12  # suspected label errors on a page
 
 
 FIGURES = {"distance": "distance of two peers", "disagreement": "another class by two peers"}
 
 
 def peers(lines: Lines, result: dict[str, Any] | None) -> list[str]:
-    """How far a group's members differ, by epoch, and what their mean gains."""
-    said = [paragraph(line.removeprefix("- ")) for line in together(result or {})]
-    found = [(i, line["diversity"]) for i, line in enumerate(lines, 1) if line.get("diversity")]
-    series = [Series(label, [(i, one[key]) for i, one in found if key in one]) for key, label in FIGURES.items()]
-    series = [one for one in series if one.points]
+    """The diversity of a group of peers by epoch, and the gain of their mean."""
+    paragraphs = [paragraph(line.removeprefix("- ")) for line in together(result or {})]
+    epochs = [(i, line["diversity"]) for i, line in enumerate(lines, 1) if line.get("diversity")]
+    series = [Series(label, [(i, curve[key]) for i, curve in epochs if key in curve]) for key, label in FIGURES.items()]
+    series = [curve for curve in series if curve.points]
     if not series:
-        return said
+        return paragraphs
     caption = "Means over pairs of peers and rows of the audit split; peers that are equal teach nothing."
-    return [*said, figure(curves(series, "diversity of the peers", "epoch", "diversity", height=240), caption)]
+    return [*paragraphs, figure(curves(series, "diversity of the peers", "epoch", "diversity", height=240), caption)]
 
 
 def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
-    """The labels that the model doubts most."""
+    """The most probable label errors."""
     if not result or not result.get("doubts"):
         return []
     try:
-        found = read_label_errors(folder, SHOWN)
+        errors = read_label_errors(folder, SHOWN)
     except SelfdistillError:
         return []
     rows = [
-        (one["name"] or str(one["row"]), one["label"], one["believed"], f"{one['doubt']:.3f}")
-        for one in found["labels"]
-        if one["label"] != one["believed"]
+        (label["name"] or str(label["row"]), label["label"], label["believed"], f"{label['doubt']:.3f}")
+        for label in errors["labels"]
+        if label["label"] != label["believed"]
     ]
-    said = f"{found['doubted']} of {found['rows']} labels are doubted; all are in {FILE}."
-    head = "file" if any(one["name"] for one in found["labels"]) else "row (from 1)"
-    return [paragraph(said), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]
+    summary = f"{errors['doubted']} of {errors['rows']} labels are doubted; all are in {FILE}."
+    head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
+    return [paragraph(summary), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]
 
 
 VITALS = {
@@ -92,15 +92,15 @@ def render(folder: Path, task: TaskType) -> str:
         section("Cost", *_cost(result, control_name, task)),
         section("The method", *equation(method, task)),
         section("Data", *data(record["data"])),
-        section("How it was made", code(typed(record["command"])), *_made(record)),
+        section("How it was made", code(typed(record["command"])), *_provenance(record)),
     ]
     return page(f"{method} on {record['data']['name']}", parts)
 
 
 def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
     result = record.get("result")
-    said = sentence(result, task) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
-    return paragraph(said, "verdict")
+    verdict = sentence(result, task) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
+    return paragraph(verdict, "verdict")
 
 
 def _learning(
@@ -109,30 +109,29 @@ def _learning(
     by_generation = task.curves(result) if result else None
     if by_generation is not None:
         return [_by_generation(curve) for curve in by_generation]
-    ends = _ends(lines)
+    starts = _first_steps(lines)
     series = []
     for g in sorted({line["generation"] for line in lines}):
-        own = [(ends[g] + line["step"], _audited(line)) for line in lines if line["generation"] == g]
-        series.append(Series(f"generation {g}", own))
+        points = [(starts[g] + line["step"], _audit_score(line)) for line in lines if line["generation"] == g]
+        series.append(Series(f"generation {g}", points))
     if control:
-        series.append(Series(control_name, [(line["step"], _audited(line)) for line in control], apart=True))
+        series.append(Series(control_name, [(line["step"], _audit_score(line)) for line in control], apart=True))
     marks = [
-        Mark(ends[g["generation"] + 1], "accepted" if g["decision"]["accepted"] else "rolled back", _taken(g))
+        Mark(starts[g["generation"] + 1], "accepted" if g["decision"]["accepted"] else "rolled back", _accepted(g))
         for g in (result or {}).get("generations", [])
-        if g["generation"] and g["generation"] + 1 in ends
+        if g["generation"] and g["generation"] + 1 in starts
     ]
     metric = "RMSE" if any("rmse" in line.get("audit", {}) for line in lines) else "accuracy"
-    share = metric == "accuracy"
-    by_step = (
-        f"{metric[0].upper()}{metric[1:]} on the audit split, which never teaches, after each epoch; a line marks "
-    )
-    by_step += "each decision."
-    losses = [Series("loss", [(ends[line["generation"]] + line["step"], line["loss"]) for line in lines])]
-    audited = [
-        figure(curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks, share=share), by_step),
+    share, name = metric == "accuracy", f"{metric[0].upper()}{metric[1:]}"
+    caption = f"{name} on the audit split, which never teaches, after each epoch; a line marks each decision."
+    losses = [Series("loss", [(starts[line["generation"]] + line["step"], line["loss"]) for line in lines])]
+    audit_figures = [
+        figure(
+            curves(series, f"audit {metric} by step", "step", f"audit {metric}", marks=marks, proportion=share), caption
+        ),
     ]
     return [
-        *(audited if any(line.get("audit") for line in lines) else []),
+        *(audit_figures if any(line.get("audit") for line in lines) else []),
         figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
     ]
 
@@ -141,90 +140,90 @@ def _by_generation(curve: GenerationCurve) -> str:
     """A metric by generation."""
     series = [Series("left out", curve.points, marked=True)]
     title, share = f"{curve.metric} by generation", curve.metric == "accuracy"
-    return figure(curves(series, title, "generation", curve.metric, whole=True, share=share), curve.caption)
+    return figure(curves(series, title, "generation", curve.metric, counts=True, proportion=share), curve.caption)
 
 
-def _audited(line: dict[str, Any]) -> float:
+def _audit_score(line: dict[str, Any]) -> float:
     audit = line.get("audit", {})
     return float(audit.get("accuracy", audit.get("rmse", "nan")))
 
 
-def _taken(generation: dict[str, Any]) -> bool:
+def _accepted(generation: dict[str, Any]) -> bool:
     return bool(generation["decision"]["accepted"])
 
 
-def _ends(lines: Lines) -> dict[int, int]:
-    """The step, counted over all generations, at which each one begins; also of the one after the last."""
-    found, total = {0: 0}, 0
+def _first_steps(lines: Lines) -> dict[int, int]:
+    """The first step of each generation, counted over all of them, and the number of all steps at last."""
+    starts, total = {0: 0}, 0
     for g in sorted({line["generation"] for line in lines}):
         total += max(line["step"] for line in lines if line["generation"] == g)
-        found[g + 1] = total
-    return found
+        starts[g + 1] = total
+    return starts
 
 
 def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
     checks = [line["decision"]["why"] for line in lines if line.get("decision")]
-    said = [paragraph(why) for why in checks]
+    reasons = [paragraph(why) for why in checks]
     if not result or len(result["generations"]) < 2:
-        return said
+        return reasons
     nodes, teacher = [], None
     for g in result["generations"]:
-        number, plainly = g["generation"], result.get("chosen") == "plain"
-        word = "accepted" if _taken(g) else "rolled back"
+        number, plain_chosen = g["generation"], result.get("chosen") == "plain"
+        word = "accepted" if _accepted(g) else "rolled back"
         nodes.append(
-            (number, teacher, _taken(g), "the product" if number == result["product"] and not plainly else word)
+            (number, teacher, _accepted(g), "the product" if number == result["product"] and not plain_chosen else word)
         )
-        teacher = number if _taken(g) else teacher
-    drawn = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
-    return [drawn, *(paragraph(g["decision"]["why"]) for g in result["generations"]), *said]
+        teacher = number if _accepted(g) else teacher
+    drawing = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
+    return [drawing, *(paragraph(g["decision"]["why"]) for g in result["generations"]), *reasons]
 
 
 def _drift(result: dict[str, Any] | None) -> list[str]:
-    """How far generations went from the first, beside the two curves of the linear model; the first alarm."""
-    found = [Drift(**g["drift"]) for g in (result or {}).get("generations", []) if g.get("drift")]
-    if not found:
+    """The drift of the generations beside the two curves of the linear model, after the first alarm."""
+    drifts = [Drift(**g["drift"]) for g in (result or {}).get("generations", []) if g.get("drift")]
+    if not drifts:
         return []
-    series = [Series("this run", [(d.generation, d.growth) for d in found if d.growth is not None])]
+    series = [Series("this run", [(d.generation, d.growth) for d in drifts if d.growth is not None])]
     for name, curve in (("if data are replaced", replaced), ("if data accumulate", accumulated)):
-        series.append(Series(name, [(d.generation, expected(curve, d.generation)) for d in found]))
+        series.append(Series(name, [(d.generation, expected(curve, d.generation)) for d in drifts]))
     caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
-    drawn = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
-    alarms = [paragraph(alarm(d), "verdict") for d in found if d.alarm][:1]
-    return [*alarms, drawn, *(paragraph(describe(d)) for d in found)]
+    drawing = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
+    alarms = [paragraph(alarm(d), "verdict") for d in drifts if d.alarm][:1]
+    return [*alarms, drawing, *(paragraph(describe(d)) for d in drifts)]
 
 
 def _predicted(result: dict[str, Any] | None) -> str:
-    found = (result or {}).get("predicted")
-    if not found:
+    points = (result or {}).get("predicted")
+    if not points:
         return ""
     return figure(
-        scatter(list(found.items()), "values by prediction"), "On the test split; the line is y = x.", "small"
+        scatter(list(points.items()), "values by prediction"), "On the test split; the line is y = x.", "small"
     )
 
 
 def _calibration(result: dict[str, Any] | None) -> str:
-    found = (result or {}).get("reliability")
-    if not found:
+    bins = (result or {}).get("reliability")
+    if not bins:
         return ""
-    drawn = reliability(list(found.items()), "accuracy against confidence")
+    drawing = reliability(list(bins.items()), "accuracy against confidence")
     caption = "On the test split: the dashed line is perfect calibration, the size of a dot the share of rows."
-    return figure(drawn, caption, "small")
+    return figure(drawing, caption, "small")
 
 
 def vitals(lines: Lines) -> list[str]:
-    """Small drawings over the epochs: per term its loss, the share its gate kept, and what the vitals read."""
+    """Small figures by epoch: the loss of each term, the share its gate keeps, and its vitals."""
     names = list(lines[0]["terms"]) if lines else []
-    drawn = []
+    drawings = []
     for key, label in {"loss": "loss", **VITALS}.items():
         series = []
         for name in names:
             source = [line["terms"][name] if key == "loss" else line.get("vitals", {}).get(name, {}) for line in lines]
-            values = [(i, found.get(key)) for i, found in enumerate(source, 1)]
+            values = [(i, reading.get(key)) for i, reading in enumerate(source, 1)]
             series.append(Series(name, [(i, float(v)) for i, v in values if v is not None]))
-        if any(one.points for one in series):
+        if any(curve.points for curve in series):
             short = key.replace("_", " ")  # the whole label would not fit along the axis
-            drawn.append(figure(curves(series, f"{label}, by term", "epoch", short, height=240), label.capitalize()))
-    return ['<div class="grid2">' + "".join(drawn) + "</div>"] if drawn else []
+            drawings.append(figure(curves(series, f"{label}, by term", "epoch", short, height=240), label.capitalize()))
+    return ['<div class="grid2">' + "".join(drawings) + "</div>"] if drawings else []
 
 
 def _cost(result: dict[str, Any] | None, control_name: str, task: TaskType) -> list[str]:
@@ -232,25 +231,25 @@ def _cost(result: dict[str, Any] | None, control_name: str, task: TaskType) -> l
         return []
     if cost := task.cost(result):
         return [figure(bars(cost.bars, cost.unit), cost.caption)]
-    compared = [(result["method"], result)]
+    outcomes = [(result["method"], result)]
     if result.get("plain") and result["plain"]["from"] == "control":
-        compared.append((control_name, result["plain"]))
+        outcomes.append((control_name, result["plain"]))
     if result.get("folds"):
-        compared.append(("the folds of the audit", result["folds"]))
-    spent = []
-    for name, one in compared:
-        p = one["passes"]
-        whole = p["forward"] + 2 * p["backward"] + p["teacher"]
-        words = f"{whole:,} passes, {one['steps']:,} steps, {one['seconds']} s"
+        outcomes.append(("the folds of the audit", result["folds"]))
+    costs = []
+    for name, outcome in outcomes:
+        p = outcome["passes"]
+        total = p["forward"] + 2 * p["backward"] + p["teacher"]
+        words = f"{total:,} passes, {outcome['steps']:,} steps, {outcome['seconds']} s"
         if saved := p.get("saved"):  # older runs have not counted it
             words += f"; {saved:,} passes of a teacher saved, whose answers were kept"
-        spent.append((name, whole, words))
+        costs.append((name, total, words))
     note = "Sample passes: forward 1, backward 2, a teacher's forward 1; passes over the audit split are not in them."
-    return [figure(bars(spent, "sample passes"), note)]
+    return [figure(bars(costs, "sample passes"), note)]
 
 
 def equation(expression: str, task: TaskType) -> list[str]:
-    """What a recipe is, from its own description; nothing for a method that is no recipe of ours."""
+    """A recipe's summary, equation and source; the expression alone for other methods."""
     try:
         card = task.explain(expression)
     except SelfdistillError:
@@ -258,22 +257,22 @@ def equation(expression: str, task: TaskType) -> list[str]:
     return [paragraph(card["summary"]), code(card["equation"]), paragraph(f"Source: {card['source']}", "soft")]
 
 
-def data(described: dict[str, Any]) -> list[str]:
+def data(description: dict[str, Any]) -> list[str]:
     """Splits and label noise."""
-    counts = [(kind, f"{n:,}") for kind, n in described["rows"].items()]
-    noise = f"{100 * described['noise']:.0f} % of the training and audit labels are wrong on purpose."
-    return [table(("rows", "number"), counts), paragraph(noise if described["noise"] else "")]
+    counts = [(kind, f"{n:,}") for kind, n in description["rows"].items()]
+    noise = f"{100 * description['noise']:.0f} % of the training and audit labels are wrong on purpose."
+    return [table(("rows", "number"), counts), paragraph(noise if description["noise"] else "")]
 
 
 def typed(command: Sequence[str]) -> str:
-    """The command as a person gives it: by its name, wherever it lies."""
+    """The command line, with the program's name in place of its path."""
     program, *rest = command
     path = Path(program)
     name = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
     return f"{name} {shlex.join(rest)}"
 
 
-def _made(record: dict[str, Any]) -> list[str]:
+def _provenance(record: dict[str, Any]) -> list[str]:
     facts = [*record["versions"].items(), ("threads", str(record.get("threads", "")))]
     facts += [("model", record["model"]), ("seed", str(record["settings"].get("seed", 0)))]
     if targets := record.get("request", {}).get("targets"):

@@ -1,4 +1,4 @@
-"""What a run says at its end: a table for the terminal, and the README of its folder."""
+"""The summary of a run: a table for the terminal, a sentence, and the README files of its folder and its model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ COLUMNS = {
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
-    """What was compared, on the test split: (name, metrics); nothing where no row has a label."""
+    """The rows (name, metrics on the test split) of a run's table; empty if no row of the data has a label."""
     return task.rows(result) if COLUMNS[result["data"]["task"]] else []
 
 
-def ensemble_name(whole: dict[str, Any]) -> str:
-    """What an ensemble is the mean of."""
-    return f"mean of {whole['peers']} peers" if "peers" in whole else f"mean of {len(whole['generations'])} generations"
+def ensemble_name(ensemble: dict[str, Any]) -> str:
+    """The name of an ensemble."""
+    return (
+        f"mean of {ensemble['peers']} peers"
+        if "peers" in ensemble
+        else f"mean of {len(ensemble['generations'])} generations"
+    )
 
 
 def columns(table: Rows, kind: str) -> dict[str, str]:
-    """The metrics that any row of a table has, and their names: a column without a figure says nothing."""
-    known = {key for _, metrics in table for key, value in metrics.items() if value is not None}
-    return {key: name for key, name in COLUMNS[kind].items() if key in known}
+    """The names of the metrics that at least one row of a table has."""
+    present = {key for _, metrics in table for key, value in metrics.items() if value is not None}
+    return {key: name for key, name in COLUMNS[kind].items() if key in present}
 
 
 def table(result: dict[str, Any], task: TaskType) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -40,8 +44,8 @@ def table(result: dict[str, Any], task: TaskType) -> tuple[list[str], list[tuple
 
 
 def cells(metrics: dict[str, float], columns: Sequence[str] | None = None) -> list[str]:
-    """Accuracy and coverage in per cent, errors of values in four digits, the rest in three after the point; of
-    `columns` (by default all of the metrics' task)."""
+    """The cells of a row: accuracy and coverage in per cent, errors of values with four digits, others with three
+    decimals; of `columns`, by default all of the task."""
     kind = "generate" if "length" in metrics else "classify" if "accuracy" in metrics else "regress"
     return [_cell(key, metrics.get(key)) for key in (COLUMNS[kind] if columns is None else columns)]
 
@@ -59,7 +63,7 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def sentence(result: dict[str, Any], task: TaskType) -> str:
-    """One run's outcome in words. One seed is an anecdote and is called one."""
+    """The outcome of one run as a sentence, which says that one seed is an anecdote."""
     if verdict := task.verdict(result):
         return verdict
     if not COLUMNS[result["data"]["task"]]:
@@ -67,33 +71,37 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
             f"No row of {result['data']['name']} has a label, so nothing was scored or audited, and the last weights "
             "are the product: `selfdistill run LABELLED --init RUN` learns classes or values from their layers."
         )
-    plain, first = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
-    near = result.get("nearest")
-    near = f" The nearest rows by its features are right in {100 * near:.1f} %." if near is not None else ""
+    plain, metric = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
+    nearest = result.get("nearest")
+    nearest = f" The nearest rows by its features are right in {100 * nearest:.1f} %." if nearest is not None else ""
     if not plain or plain["from"] == "itself":
-        return f"{first[0].upper()}{first[1:]} on the test split: {cells(result['test'])[0]}.{near}"
-    plainly = result.get("chosen") == "plain"
-    ours = result["generations"][result["product"]]["test"] if plainly else result["test"]
-    gains = [_gain(ours, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
-    kept = " The audit prefers the plain model, so that is the product." if plainly else ""
-    several = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
-    first_kept = several and result.get("product") == 0
-    what = "Generation 0, which the audit keeps and no earlier one taught," if first_kept else "Self-distilled"
+        return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
+    plain_chosen = result.get("chosen") == "plain"
+    metrics = result["generations"][result["product"]]["test"] if plain_chosen else result["test"]
+    gains = [_gain(metrics, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
+    product = " The audit prefers the plain model, so that is the product." if plain_chosen else ""
+    repeated = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
+    first_kept = repeated and result.get("product") == 0
+    subject = "Generation 0, which the audit keeps and no earlier one taught," if first_kept else "Self-distilled"
     if result.get("probed"):
-        what = "A linear probe of features that no label has taught"
-    stopped = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
+        subject = "A linear probe of features that no label has taught"
+    early = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
     return (
-        f"{what} against {task.baseline(result)}: {gains[0]}{equal}{stopped}.{near}{kept} One seed is an "
+        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{product} One seed is an "
         "anecdote; repeat with other --seed values before you believe it."
     )
 
 
-def _gain(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    """Points of accuracy, or the change of the root mean squared error in per cent, which is better below 0."""
-    if "accuracy" in ours:
-        return f"{100 * (ours['accuracy'] - theirs['accuracy']):+.1f} points"
-    return f"{100 * (ours['rmse'] / theirs['rmse'] - 1):+.1f} % RMSE" if theirs["rmse"] else "no error to compare with"
+def _gain(metrics: dict[str, float], reference: dict[str, float]) -> str:
+    """The difference of accuracy in points, or of the root mean squared error in per cent (negative is better)."""
+    if "accuracy" in metrics:
+        return f"{100 * (metrics['accuracy'] - reference['accuracy']):+.1f} points"
+    return (
+        f"{100 * (metrics['rmse'] / reference['rmse'] - 1):+.1f} % RMSE"
+        if reference["rmse"]
+        else "no error to compare with"
+    )
 
 
 def readme(result: dict[str, Any], record: dict[str, Any], task: TaskType) -> str:
@@ -102,7 +110,7 @@ def readme(result: dict[str, Any], record: dict[str, Any], task: TaskType) -> st
 
 
 def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskType) -> str:
-    """The README of the model's own folder: the same facts, the audit's decisions, and what it is not fit for."""
+    """The model card: the facts of the run, the audit's decisions, and the limits of the model."""
     data = result["data"]
     tested = "and tested " if rows(result, task) else ""
     decisions = [g["decision"]["why"] for g in result["generations"] if g.get("decision")]
@@ -119,7 +127,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
 
 
 def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time: str = "") -> list[str]:
-    """Without ``time``, equal runs tell it in equal words."""
+    """The facts of a run; without ``time``, equal runs give equal text."""
     data = result["data"]
     counts, noise = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items()), 100 * data["noise"]
     return [
@@ -146,12 +154,14 @@ def _tested(result: dict[str, Any], task: TaskType) -> list[str]:
 
 
 def together(result: dict[str, Any]) -> list[str]:
-    """What an ensemble gains, how much of it the single model keeps, and how far its members differ."""
-    whole = result.get("ensemble")
-    if not whole:
+    """The gain of an ensemble, the share of it that the single model keeps, and the disagreement of its members."""
+    ensemble = result.get("ensemble")
+    if not ensemble:
         return []
-    said = f"- {ensemble_name(whole)}: {_gain(whole['test'], whole['single'])} against the single model"
-    if whole.get("kept") is not None:
-        said += f", which keeps {100 * whole['kept']:.0f} % of the gain over plain"
-    differ = whole.get("disagreement")
-    return [said + ("" if differ is None else f"; two of them differ on {100 * differ:.1f} % of the test rows")]
+    line = f"- {ensemble_name(ensemble)}: {_gain(ensemble['test'], ensemble['single'])} against the single model"
+    if ensemble.get("kept") is not None:
+        line += f", which keeps {100 * ensemble['kept']:.0f} % of the gain over plain"
+    disagreement = ensemble.get("disagreement")
+    return [
+        line + ("" if disagreement is None else f"; two of them differ on {100 * disagreement:.1f} % of the test rows")
+    ]

@@ -1,18 +1,18 @@
-"""Teachers: each makes a target from the labels, from the student, from a copy of it, or from another model.
+"""Teachers: the sources of targets, which are labels, outputs of the student, of a copy of it, or of another model.
 
-Every teacher detaches its target. Teachers that hold weights keep them in a fixed mode and in the objective's
-``state_dict``, copies of the student in float32; memories are keyed by sample id.
+Every target is detached. Weights of teachers stay in a fixed mode and are saved in the objective's ``state_dict``,
+copies of the student in float32. Memories are keyed by sample id.
 """
 
 from __future__ import annotations
 
 from ..core.memory import FrozenCopy
-from .cached import Cached
+from .cached import CachedTeacher
 from .class_level import BetaRanked, ClassMean, Neighbours, Virtual, WeakRanks, ZipfRanks
 from .committee import Combined
 from .ema import CentredMomentum, Momentum
 from .generations import Extrapolated, GenerationEnsemble, Members, Snapshot
-from .labels import Itself, JointLabels, Labels, MixedLabels, Peers, Sampled
+from .labels import Itself, JointLabels, Labels, MixedLabels, OtherPeers, Sampled
 from .memories import History, LastBatch, LastEpoch, Stale
 from .pseudo_labels import Aligned, CertainLabels, ClassAligned, PseudoLabels
 from .relabelling import Ensembled, Refurbished, Relabelled
@@ -21,7 +21,7 @@ from .weights import Ema, External, Frozen, Generation
 __all__ = [
     "Aligned",
     "BetaRanked",
-    "Cached",
+    "CachedTeacher",
     "CentredMomentum",
     "CertainLabels",
     "ClassAligned",
@@ -45,7 +45,7 @@ __all__ = [
     "MixedLabels",
     "Momentum",
     "Neighbours",
-    "Peers",
+    "OtherPeers",
     "PseudoLabels",
     "Refurbished",
     "Relabelled",

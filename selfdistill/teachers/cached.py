@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Cached(Frozen):
-    """A frozen teacher that is asked once for each sample and look; ``folder`` keeps its answers on disk.
+class CachedTeacher(Frozen):
+    """A frozen teacher whose output is computed once for each sample and augmentation and stored in ``folder``.
 
-    The view shows each sample in one way (no augmentation) or in ``views`` ways, the same ones in every epoch and run.
-    All ``dtype`` outputs are kept or, of many classes, the ``top`` most probable ones with their true probabilities,
-    and the others as one mass that they share evenly: nothing is renormalised. What is learnt from is what was kept,
-    in the first epoch too. The folder is bound to the teacher's weights, the head and the view, and each target to the
-    bits of the input it was made for. Without a folder answers are kept in memory and in the checkpoint, as a frozen
+    The view has one augmentation of each sample (none at all) or ``views`` fixed ones, equal in every epoch and run.
+    The store holds all outputs as ``dtype`` or, for many classes, the ``top`` most probable ones with their true
+    probabilities; the others share the remaining mass evenly, so nothing is renormalised. The student learns from the
+    stored values, in the first epoch too. The folder is bound to the teacher's weights, the head and the view, and each
+    target to the bits of its input. Without a folder the outputs are kept in memory and in the checkpoint, as a frozen
     teacher does by itself on a view without augmentation.
 
     Raises:
-        RecipeError: the teacher is not a frozen one, or something else than all outputs is kept in memory.
+        RecipeError: the teacher is not frozen, or ``top`` or another ``dtype`` comes without a folder.
 
-    >>> Cached(Frozen(), folder="targets", views=4, dtype="float16")
-    Cached(teacher=Frozen(view=None), folder='targets', views=4, top=0, dtype='float16')
+    >>> CachedTeacher(Frozen(), folder="targets", views=4, dtype="float16")
+    CachedTeacher(teacher=Frozen(view=None), folder='targets', views=4, top=0, dtype='float16')
     """
 
     view: str | None = field(default=None, init=False, repr=False, compare=False)  # the teacher's own
@@ -51,14 +51,14 @@ class Cached(Frozen):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.teacher, Frozen) or isinstance(self.teacher, Cached):
+        if not isinstance(self.teacher, Frozen) or isinstance(self.teacher, CachedTeacher):
             raise RecipeError(
-                f"Cached keeps what Frozen, Generation or External say, not {self.teacher!r}, which moves"
+                f"CachedTeacher takes Frozen, Generation or External, not {self.teacher!r}, whose weights change"
             )
         if self.views < 1:
             raise RecipeError(f"views counts the ways in which a sample is shown, from 1 on, not {self.views}")
         if self.folder is None and (self.top or self.dtype != "float32"):
-            raise RecipeError("in memory all outputs are kept as they are; give Cached a folder, or leave out top")
+            raise RecipeError("top and dtype are for outputs on disk; give CachedTeacher a folder, or leave them out")
         object.__setattr__(self, "view", self.teacher.view)
 
     @property
@@ -77,12 +77,12 @@ class Cached(Frozen):
         if isinstance(state, FrozenCopy) and self.folder is not None:
             from ..io.tensors import digest
 
-            mark = digest(state.module.state_dict())
-            place = Path(self.folder, mark) if isinstance(self.teacher, Generation) else Path(self.folder)
-            bound = {"teacher": mark, "looks": str(self.views)}
+            fingerprint = digest(state.module.state_dict())
+            folder = Path(self.folder, fingerprint) if isinstance(self.teacher, Generation) else Path(self.folder)
+            metadata = {"teacher": fingerprint, "looks": str(self.views)}
             if isinstance(state.module, Scaled):
-                bound["unit"] = repr(given.scale)
-            state.said = Shelf(place, bound, self.top, self.dtype)
+                metadata["unit"] = repr(given.scale)
+            state.said = StoredTargets(folder, metadata, self.top, self.dtype)
         return state
 
     def space(self, head: str) -> str:
@@ -94,41 +94,42 @@ class Cached(Frozen):
         view = self.view or term.view
         if isinstance(state, FrozenCopy) and view not in step.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(
-                f"view {view!r} looks anew in every epoch, and Cached keeps what a teacher said of the same inputs; "
-                "give the view no augmentation or Cached views=4, and in a loop of your own name it in batch.fixed"
+                f"view {view!r} has other augmentations in every epoch, and CachedTeacher stores outputs for equal "
+                "inputs; give the view no augmentation or CachedTeacher views=4, and in a loop of your own name it in "
+                "batch.fixed"
             )
-        if isinstance(state, FrozenCopy) and isinstance(state.said, Shelf):
+        if isinstance(state, FrozenCopy) and isinstance(state.said, StoredTargets):
             state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
         return super().target(state, step, term)
 
 
-def pinned(method: Method) -> Views:
-    """The views of a method, where those that `Cached` keeps show each sample in so many ways only.
+def fixed_views(method: Method) -> Views:
+    """The views of a method, where those that `CachedTeacher` keeps show each sample in so many ways only.
 
     Raises:
         RecipeError: two terms want different numbers for one view.
 
     >>> from ..losses import KL
-    >>> pinned(Method({"t": Term(Cached(Frozen(), views=4), KL())})).looks[0].fixed
+    >>> fixed_views(Method({"t": Term(CachedTeacher(Frozen(), views=4), KL())})).looks[0].fixed
     4
     """
     numbers = dict[str, int]()
     for term in method.terms.values():
         teacher = term.teacher
-        if isinstance(teacher, Cached) and teacher.views > 1:
+        if isinstance(teacher, CachedTeacher) and teacher.views > 1:
             view = teacher.view or term.view
             if numbers.setdefault(view, teacher.views) != teacher.views:
                 raise RecipeError(
-                    f"view {view!r} is kept in {numbers[view]} and in {teacher.views} ways; give one number"
+                    f"view {view!r} has {numbers[view]} and {teacher.views} fixed augmentations; give one number"
                 )
     looks = method.views.looks
     return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
 
 
-def stored(method: Method, folder: str) -> Method:
-    """The method with what its frozen outside teachers say kept below a folder, for this run and for later ones.
+def store_targets(method: Method, folder: str) -> Method:
+    """The method with the outputs of its frozen external teachers stored below a folder, for this run and later ones.
 
-    Each teacher, view and head has a folder of its own there, named by the teacher's weights.
+    Each teacher, view and head has a folder of its own, named by a digest of the teacher's weights.
 
     Raises:
         RecipeError: the method has no such teacher.
@@ -141,44 +142,44 @@ def stored(method: Method, folder: str) -> Method:
     for name, term in method.terms.items():
         teacher = term.teacher
         if isinstance(term, Term) and isinstance(teacher, External) and teacher.source is not None:
-            of = digest(load_model(teacher.source).state_dict())[:12]
-            place = Path(folder, f"{of}-{teacher.view or term.view}-{term.head}")
-            terms[name] = replace(term, teacher=Cached(teacher, folder=str(place)))
+            fingerprint = digest(load_model(teacher.source).state_dict())[:12]
+            path = Path(folder, f"{fingerprint}-{teacher.view or term.view}-{term.head}")
+            terms[name] = replace(term, teacher=CachedTeacher(teacher, folder=str(path)))
     if terms == method.terms:
         raise RecipeError(
-            "--targets keeps what a frozen outside teacher says, as in distil('RUN'), and the method has "
-            "none; leave it out"
+            "--targets stores the outputs of a frozen external teacher, as in distil('RUN'), and the method has none; "
+            "leave it out"
         )
     return replace(method, terms=terms)
 
 
-def live(objective: Objective, cache: bool) -> None:
-    """Without ``cache`` let frozen teachers be asked at every step: nothing that they say is kept.
+def set_cache(objective: Objective, cache: bool) -> None:
+    """Set whether frozen teachers keep their outputs; without ``cache`` they are computed in every step.
 
     Raises:
-        RecipeError: the method says that it is to be kept.
+        RecipeError: ``cache`` is False and the method has a `CachedTeacher`.
     """
     if cache:
         return
     for name, term in objective.method.terms.items():
         if term.teacher is not None and term.teacher.stores:
-            raise RecipeError(f"term {name!r} has Cached keep what its teacher says; leave it or --no-cache out")
+            raise RecipeError(f"term {name!r} has a CachedTeacher, which needs the cache; leave it or --no-cache out")
     for state in objective.states.modules():
         if isinstance(state, FrozenCopy):
             state.keeps = False
 
 
-class Shelf(nn.Module):
-    """Stands where a `Table` of what was said stands; its rows lie in a `Store`, opened when the first is asked for.
+class StoredTargets(nn.Module):
+    """A memory of outputs whose rows lie in a `Store` on disk, opened at the first use.
 
-    Its state is how many targets there are: saving it brings them to the disk, where a resumed run finds them.
+    Its state is the number of targets. Saving it flushes the store, so that a resumed run finds them on disk.
     """
 
-    def __init__(self, folder: Path, bound: dict[str, str], top: int, dtype: str) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, str], top: int, dtype: str) -> None:
         super().__init__()
-        self.folder, self.bound, self.top, self.dtype = folder, bound, top, dtype
+        self.folder, self.bound, self.top, self.dtype = folder, metadata, top, dtype
         self.store: Store | None = None
-        self._shown, self._marks, self._raw = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+        self._keys, self._marks, self._raw = torch.zeros(0), torch.zeros(0), torch.zeros(0)
 
     @property
     def width(self) -> int:
@@ -190,29 +191,31 @@ class Shelf(nn.Module):
         return Top(width, self.top) if self.top else Dense(width, self.dtype)
 
     def show(self, keys: Tensor, x: Tensor, view: str, head: str) -> None:
-        """What the teacher sees now, of which view and for which head; opens the store if it is there.
+        """Set the inputs of the current batch with their view and head; opens the store if it exists.
 
         Raises:
             CheckpointError: the folder has targets of another teacher, view or head.
-            DataError: a sample is another input than the one its target was made for.
+            DataError: the input of a sample differs from the one that its target was computed for.
         """
         from ..io.target_store import marks
 
         if self.store is None:
             self._open(view, head)
-        self._shown, self._marks = keys.cpu(), marks(x)
-        if len(keys) and int(self._shown.min()) < 0:
-            raise DataError(f"sample ids count from 0; a batch has {int(self._shown.min())}, of which nothing is kept")
-        known = self._known()
-        if self.store is None or not bool(known.any()):
-            return
-        then = torch.from_numpy(self.store.marks(self._shown[known].numpy()))
-        other = then != self._marks[known]
-        if bool(other.any()):
-            key = int(self._shown[known][other][0])
+        self._keys, self._marks = keys.cpu(), marks(x)
+        if len(keys) and int(self._keys.min()) < 0:
             raise DataError(
-                f"{self.folder}: the target of key {key} of view {view!r} was made for another input (other data, or "
-                "another augmentation); give another folder"
+                f"sample ids count from 0, so that a store can hold them; a batch has {int(self._keys.min())}"
+            )
+        stored = self._is_stored()
+        if self.store is None or not bool(stored.any()):
+            return
+        stored_marks = torch.from_numpy(self.store.marks(self._keys[stored].numpy()))
+        changed = stored_marks != self._marks[stored]
+        if bool(changed.any()):
+            key = int(self._keys[stored][changed][0])
+            raise DataError(
+                f"{self.folder}: the target of key {key} of view {view!r} was computed for another input (other data, "
+                "or another augmentation); give another folder"
             )
 
     def _open(self, view: str, head: str) -> None:
@@ -223,43 +226,45 @@ class Shelf(nn.Module):
             self.store = Store(self.folder, None, self.bound)
             self.store.require(self._layout(self.width))
 
-    def _known(self) -> Tensor:
+    def _is_stored(self) -> Tensor:
         if self.store is None:
-            return torch.zeros(len(self._shown), dtype=torch.bool)
-        return torch.from_numpy(self.store.known(self._shown.numpy()))
+            return torch.zeros(len(self._keys), dtype=torch.bool)
+        return torch.from_numpy(self.store.known(self._keys.numpy()))
 
     def read(self, keys: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Values (rows, width) and which of them are kept (rows,)."""
-        known = self._known()
-        if self.store is None or not bool(known.any()):
-            return torch.zeros(len(keys), width, device=keys.device), known.to(keys.device)
-        columns, _ = self.store.read(self._shown[known].numpy())
+        """Values (rows, width) and a mask (rows,) of the stored ones."""
+        stored = self._is_stored()
+        if self.store is None or not bool(stored.any()):
+            return torch.zeros(len(keys), width, device=keys.device), stored.to(keys.device)
+        columns, _ = self.store.read(self._keys[stored].numpy())
         values = self.store.layout.decode(columns)
-        if not bool(known.all()):
-            values = torch.zeros(len(keys), width).index_put((known,), values)
-        return values.to(keys.device), known.to(keys.device)
+        if not bool(stored.all()):
+            values = torch.zeros(len(keys), width).index_put((stored,), values)
+        return values.to(keys.device), stored.to(keys.device)
 
     def rounded(self, values: Tensor) -> Tensor:
-        """What will be read of them."""
+        """The values as the store will return them."""
         if values.dim() != 2:
-            raise SpaceError(f"Cached keeps one row of outputs a sample, not {tuple(values.shape)}; take another head")
+            raise SpaceError(
+                f"CachedTeacher stores one row of outputs a sample, not {tuple(values.shape)}; take another head"
+            )
         self._raw, layout = values, self._layout(values.shape[1])
         return values if self.dtype == "float32" and not self.top else layout.decode(layout.encode(values)).to(values)
 
     def write_new(self, keys: Tensor, values: Tensor) -> None:
-        """Keep what was said of the rows that were shown last; under several processes each keeps the rows of all."""
+        """Store the outputs of the current batch; under several processes each one stores the rows of all."""
         from ..io.target_store import Store
 
-        if not bool(distributed.add((~self._known()).any().float().to(keys.device))):
-            return  # then nobody asked the teacher either
-        keys, seen, raw = (distributed.gather(part) for part in (keys, self._marks.to(keys.device), self._raw))
+        if not bool(distributed.add((~self._is_stored()).any().float().to(keys.device))):
+            return  # then no process ran the teacher either
+        keys, marks, raw = (distributed.gather(part) for part in (keys, self._marks.to(keys.device), self._raw))
         layout = self._layout(raw.shape[1])
         if self.store is None:
             self.store = Store(self.folder, layout, self.bound)
-        self.store.write(keys.cpu().numpy(), layout.encode(raw), marks=seen.cpu().numpy())
+        self.store.write(keys.cpu().numpy(), layout.encode(raw), marks=marks.cpu().numpy())
 
     def settle(self, clock: Clock) -> None:
-        """Bring the epoch's targets to the disk."""
+        """Flush the store at the end of an epoch."""
         if self.store is not None and (clock.step + 1) % clock.per_epoch == 0:
             self.store.flush()
 
@@ -269,4 +274,4 @@ class Shelf(nn.Module):
         return torch.tensor(0 if self.store is None else len(self.store))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """What is no longer there (a shard that was damaged, say) the teacher is asked for again."""
+        """Do nothing: targets that are missing (in a damaged shard, say) are computed again."""

@@ -18,12 +18,12 @@ from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
-from .memories import one_per_row
+from .memories import memory_space
 from .weights import Ema
 
 
 class _ClassMeans(Buffers):
-    """``soft`` (classes, classes) is what is taught; ``sums`` and ``counts`` are those of the epoch under way."""
+    """The targets ``soft`` (classes, classes), and ``sums`` and ``counts`` of the current epoch."""
 
     soft: Tensor
     sums: Tensor
@@ -35,15 +35,15 @@ class _ClassMeans(Buffers):
             self.register_buffer(name, torch.zeros(0, 0))
         self.register_buffer("counts", torch.zeros(0))
 
-    def room(self, like: Tensor) -> None:
+    def resize(self, output: Tensor) -> None:
         """The first output says how many classes there are."""
-        classes = like.shape[-1]
+        classes = output.shape[-1]
         if len(self.counts) != classes:
-            self.soft = like.new_full((classes, classes), 1.0 / classes)
-            self.sums, self.counts = like.new_zeros(classes, classes), like.new_zeros(classes)
+            self.soft = output.new_full((classes, classes), 1.0 / classes)
+            self.sums, self.counts = output.new_zeros(classes, classes), output.new_zeros(classes)
 
-    def turn(self) -> None:
-        """An epoch ends: its means are taught now; a class that was never right gets the uniform distribution."""
+    def end_epoch(self) -> None:
+        """Turn the means of an epoch into targets; a class without a correct row gets the uniform distribution."""
         means = self.sums / self.counts.clamp(min=1.0)[:, None]
         self.soft = torch.where(self.counts[:, None] > 0, means, 1.0 / len(self.counts))
         self.sums, self.counts = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
@@ -51,10 +51,10 @@ class _ClassMeans(Buffers):
 
 @dataclass(frozen=True)
 class ClassMean(Teacher[_ClassMeans]):
-    """The mean of the student's own predictions for rows of the same class that it got right in the last epoch.
+    """The mean of the student's predictions over the rows of a class that it classified correctly in the last epoch.
 
-    Before the first epoch has ended, and for a class of which no row was right, the mean is the uniform distribution
-    (online label smoothing, Zhang et al. 2021).
+    In the first epoch, and for a class without a correct row, it is the uniform distribution (online label smoothing,
+    Zhang et al. 2021).
     """
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
@@ -63,29 +63,29 @@ class ClassMean(Teacher[_ClassMeans]):
         return _ClassMeans()
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: _ClassMeans, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
-        state.room(step.student(term.view, term.head).detach())
+        state.resize(step.student(term.view, term.head).detach())
         return Target(state.soft[y.clamp(min=0)], "probabilities", y >= 0)
 
     def update(self, state: _ClassMeans, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         for step in (step for step in steps if step.rows(term.view)):
             p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
-            state.room(p)
-            right = (p.argmax(-1) == y).to(p.dtype)
-            sums = torch.zeros_like(state.sums).index_add_(0, y.clamp(min=0), p * right[:, None])
-            counts = torch.zeros_like(state.counts).index_add_(0, y.clamp(min=0), right)
+            state.resize(p)
+            correct = (p.argmax(-1) == y).to(p.dtype)
+            sums = torch.zeros_like(state.sums).index_add_(0, y.clamp(min=0), p * correct[:, None])
+            counts = torch.zeros_like(state.counts).index_add_(0, y.clamp(min=0), correct)
             state.sums, state.counts = state.sums + distributed.add(sums), state.counts + distributed.add(counts)
         if (clock.step + 1) % clock.per_epoch == 0:
-            state.turn()
+            state.end_epoch()
 
 
 @dataclass(frozen=True)
 class Virtual(Teacher):
-    """A teacher that nobody trained: ``correct`` on the label, the rest evenly on the other classes (Tf-KD, 2020)."""
+    """A fixed distribution: ``correct`` on the label, the rest evenly on the other classes (Tf-KD, 2020)."""
 
     correct: float = 0.99
 
@@ -94,7 +94,7 @@ class Virtual(Teacher):
             raise RecipeError(f"a virtual teacher gives the label a probability inside (0, 1), not {self.correct}")
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
@@ -102,7 +102,7 @@ class Virtual(Teacher):
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
 
 
-class _Seeded(FrozenCopy):
+class _SeededCopy(FrozenCopy):
     """An average of weights, and the seed of the draws."""
 
     seed: Tensor
@@ -113,12 +113,12 @@ class _Seeded(FrozenCopy):
 
 
 @dataclass(frozen=True)
-class BetaRanked(Ema[_Seeded]):
-    """Smoothed labels whose confidences are drawn from Beta(a, 1) and ordered as an average of the weights orders them.
+class BetaRanked(Ema[_SeededCopy]):
+    """Smoothed labels whose confidences are drawn from Beta(a, 1) and ordered by those of an average of the weights.
 
-    In a batch, the row whose true class the average finds k-th most probable gets the k-th largest draw (Zhang and
-    Sabuncu 2020). The average runs in train mode. A row's draw depends on seed, step and sample id; the order is that
-    of the micro-batch of one process.
+    In a batch, the row with the k-th largest probability of the true class under the average gets the k-th largest draw
+    (Zhang and Sabuncu 2020). The average runs in train mode. A row's draw depends on seed, step and sample id; the
+    order is within the micro-batch of one process.
     """
 
     train: bool = True
@@ -128,35 +128,35 @@ class BetaRanked(Ema[_Seeded]):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Seeded:
-        return _Seeded(copy.deepcopy(model).float(), self.train)
+    def start(self, model: nn.Module, given: BindArgs) -> _SeededCopy:
+        return _SeededCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return self, term.view, term.head
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
-    def prepare(self, state: _Seeded, pool: GenerationData) -> None:
+    def prepare(self, state: _SeededCopy, pool: GenerationData) -> None:
         state.seed.fill_(pool.seed)
 
-    def target(self, state: _Seeded, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: _SeededCopy, step: Forward, term: BaseTerm) -> Target:
         y, clock = step.labels(term.view), step.clock
         z = step.teacher_output(state.module, self.view or term.view, term.head)
-        known = y >= 0
+        labelled = y >= 0
         address = (int(state.seed), "beta", clock.generation, clock.step)
-        drawn = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
-        sure = F.softmax(z, dim=-1).gather(-1, y.clamp(min=0)[:, None])[:, 0]
-        correct = torch.zeros_like(drawn)
-        rows = known.nonzero().squeeze(1)
-        correct[rows[sure[rows].argsort(stable=True)]] = drawn[rows].sort().values
+        draws = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
+        confidence = F.softmax(z, dim=-1).gather(-1, y.clamp(min=0)[:, None])[:, 0]
+        correct = torch.zeros_like(draws)
+        rows = labelled.nonzero().squeeze(1)
+        correct[rows[confidence[rows].argsort(stable=True)]] = draws[rows].sort().values
         value = ((1.0 - correct) / (z.shape[-1] - 1))[:, None].repeat(1, z.shape[-1])
-        return Target(value.scatter_(1, y.clamp(min=0)[:, None], correct[:, None]), "probabilities", known)
+        return Target(value.scatter_(1, y.clamp(min=0)[:, None], correct[:, None]), "probabilities", labelled)
 
 
 @dataclass(frozen=True)
 class Neighbours(Teacher):
-    """What the batch says of a row, passed on along the likeness of features (BAKE, Ge et al. 2021).
+    """Predictions of the batch, propagated along the similarity of features (BAKE, Ge et al. 2021).
 
     Q = (1 - omega) (I - omega A)^-1 softmax(z / T): the limit of Q <- omega A Q + (1 - omega) softmax(z / T), with
     A_ij the softmax over j != i of the cosine of the features of i and j. The head ``feature`` has the features. The
@@ -173,20 +173,20 @@ class Neighbours(Teacher):
             raise RecipeError(f"omega is the share of the neighbours, at least 0 and below 1, not {self.omega}")
 
     def space(self, head: str) -> str:
-        one_per_row(self, head, values=False)
+        memory_space(self, head, values=False)
         return "logits"
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        said = step.student(term.view, term.head).detach()
-        if len(said) < 2:
-            return Target(said, "logits")
+        logits = step.student(term.view, term.head).detach()
+        if len(logits) < 2:
+            return Target(logits, "logits")
         f = F.normalize(step.student(term.view, self.feature).detach(), dim=-1)
-        myself = torch.eye(len(f), dtype=torch.bool, device=f.device)
-        affinity = (f @ f.T).masked_fill(myself, -torch.inf).softmax(-1)
-        own = F.softmax(said / self.temperature, dim=-1)
-        passed = torch.linalg.solve(myself.to(f.dtype) - self.omega * affinity, (1.0 - self.omega) * own)
-        # as logits, so that a loss at the same temperature compares it as it is
-        return Target(self.temperature * passed.clamp(min=1e-30).log(), "logits")
+        diagonal = torch.eye(len(f), dtype=torch.bool, device=f.device)
+        affinity = (f @ f.T).masked_fill(diagonal, -torch.inf).softmax(-1)
+        p = F.softmax(logits / self.temperature, dim=-1)
+        propagated = torch.linalg.solve(diagonal.to(f.dtype) - self.omega * affinity, (1.0 - self.omega) * p)
+        # as logits, so that a loss at the same temperature recovers the same probabilities
+        return Target(self.temperature * propagated.clamp(min=1e-30).log(), "logits")
 
 
 def zipf(scores: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
@@ -199,8 +199,8 @@ def zipf(scores: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
     """
     ordered, classes = scores.sort(dim=-1).values.contiguous(), scores.shape[-1]
     rank = 1 + classes - torch.searchsorted(ordered, scores.contiguous(), right=True)
-    given = rank.float().pow(-power).scatter(-1, y.clamp(min=0)[:, None], 0.0)
-    return given / given.sum(-1, keepdim=True)
+    weights = rank.float().pow(-power).scatter(-1, y.clamp(min=0)[:, None], 0.0)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,11 @@ class ZipfRanks(Teacher):
     power: float = 1.0
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        said, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
-        votes = F.one_hot(said.argmax(-1), said.shape[-1]).sum(1).float()
+        maps, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
+        votes = F.one_hot(maps.argmax(-1), maps.shape[-1]).sum(1).float()
         return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
 
 
@@ -232,7 +232,7 @@ class WeakRanks(Teacher):
     weak: str
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)

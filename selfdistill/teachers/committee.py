@@ -28,8 +28,8 @@ MOST = 1000  # training rows that the weights of "general" are estimated from
 def convex(z: Tensor, y: Tensor) -> Tensor:
     """The weights a (rows, K) of the convex combination of logits (rows, K, classes) with the least CE(y, sum a_k z_k).
 
-    The loss is convex in a, so along the line that moves weight from one peer to another its slope rises: the best
-    place is found by halving, for each pair in turn until nothing moves. Two peers are one pair. In float64.
+    The loss is convex in a, so along a line that moves weight from one peer to another its slope rises, and bisection
+    finds the minimum, for each pair in turn over several sweeps. Two peers are one pair. In float64.
 
     >>> convex(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.tensor([0])).tolist()
     [[1.0, 0.0]]
@@ -40,16 +40,16 @@ def convex(z: Tensor, y: Tensor) -> Tensor:
     pairs = [(i, j) for i in range(peers) for j in range(i + 1, peers)]
     for _ in range(SWEEPS if len(pairs) > 1 else 1):
         for i, j in pairs:
-            both, apart = a[:, i] + a[:, j], z[:, i] - z[:, j]
-            start = (a.unsqueeze(-1) * z).sum(1) - a[:, i, None] * apart  # all of what both have lies with j
-            low, high = torch.zeros_like(both), both.clone()
-            target = apart.gather(1, y[:, None]).squeeze(1)
+            total, difference = a[:, i] + a[:, j], z[:, i] - z[:, j]
+            start = (a.unsqueeze(-1) * z).sum(1) - a[:, i, None] * difference  # all of what both have lies with j
+            low, high = torch.zeros_like(total), total.clone()
+            target = difference.gather(1, y[:, None]).squeeze(1)
             for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                rises = (F.softmax(start + middle[:, None] * apart, dim=-1) * apart).sum(-1) > target
-                low, high = torch.where(rises, low, middle), torch.where(rises, middle, high)
-            share = torch.where(high >= both, both, torch.where(low <= 0, torch.zeros_like(low), (low + high) / 2))
-            a[:, i], a[:, j] = share, both - share
+                midpoint = (low + high) / 2
+                positive = (F.softmax(start + midpoint[:, None] * difference, dim=-1) * difference).sum(-1) > target
+                low, high = torch.where(positive, low, midpoint), torch.where(positive, midpoint, high)
+            share = torch.where(high >= total, total, torch.where(low <= 0, torch.zeros_like(low), (low + high) / 2))
+            a[:, i], a[:, j] = share, total - share
     return a
 
 
@@ -64,12 +64,12 @@ def best_weights(p: Tensor, y: Tensor) -> Tensor:
 
     Source: Perrone and Cooper, When Networks Disagree: Ensemble Methods for Hybrid Neural Networks, 1993.
     """
-    off = (p - F.one_hot(y, p.shape[-1]).unsqueeze(1).to(p)).double()
-    c = torch.einsum("nic,njc->ij", off, off) / len(off)
+    errors = (p - F.one_hot(y, p.shape[-1]).unsqueeze(1).to(p)).double()
+    c = torch.einsum("nic,njc->ij", errors, errors) / len(errors)
     c = c + 1e-6 * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
     w = torch.linalg.solve(c, torch.ones(len(c), dtype=c.dtype, device=c.device))
-    best: Tensor = w / w.sum()
-    return best
+    weights: Tensor = w / w.sum()
+    return weights
 
 
 class _Weights(Buffers):
@@ -85,15 +85,15 @@ class _Weights(Buffers):
 
 @dataclass(frozen=True)
 class Combined(Teacher[_Weights]):
-    """One target from what each peer says of its own one of ``views``; with a view of ours, the same for all of them.
+    """One target from the logits of all peers, each on its own one of ``views``, or all on the same one.
 
     ``naive``: the logits of the peer with the smallest cross-entropy on the label; ``linear``: their convex combination
-    with the smallest (`convex`); ``minlogit``: of each class the smallest logit less that of the label; ``general``:
-    their sum with the weights of the least squared error (`best_weights`), taken after every epoch on up to 1,000
-    training rows without augmentation, and even before.
+    with the smallest (`convex`); ``minlogit``: for each class the smallest logit minus that of the label; ``general``:
+    their sum with the weights of the least squared error (`best_weights`), estimated after every epoch on up to 1,000
+    training rows without augmentation, and equal before.
 
     Raises:
-        RecipeError: no such way.
+        RecipeError: an unknown ``how``.
     """
 
     how: str = "naive"
@@ -101,7 +101,7 @@ class Combined(Teacher[_Weights]):
 
     def __post_init__(self) -> None:
         if self.how not in HOW:
-            raise RecipeError(f"peers are combined by {', '.join(map(repr, HOW))}, not {self.how!r}")
+            raise RecipeError(f"Combined: how is one of {', '.join(map(repr, HOW))}, not {self.how!r}")
 
     def start(self, model: nn.Module, given: BindArgs) -> _Weights:
         return _Weights(len(self.views))
@@ -111,7 +111,7 @@ class Combined(Teacher[_Weights]):
 
     def space(self, head: str) -> str:
         if head != "logits":
-            raise SpaceError(f"Combined puts the logits of several peers together; the head {head!r} is another thing")
+            raise SpaceError(f"Combined needs the head 'logits', not {head!r}")
         return "logits"
 
     def target(self, state: _Weights, step: Forward, term: BaseTerm) -> Target:
@@ -119,7 +119,7 @@ class Combined(Teacher[_Weights]):
         if self.how == "general":
             return Target(torch.einsum("k,nkc->nc", state.weights.to(z), z), "logits")
         y = step.labels(term.view)
-        known, label = y >= 0, y.clamp(min=0)
+        labelled, label = y >= 0, y.clamp(min=0)
         if self.how == "linear":
             value = (convex(z, label).unsqueeze(-1) * z).sum(1).to(z)
         elif self.how == "minlogit":
@@ -127,7 +127,7 @@ class Combined(Teacher[_Weights]):
         else:
             losses = -F.log_softmax(z, dim=-1).gather(2, label[:, None, None].expand(-1, z.shape[1], 1)).squeeze(2)
             value = z[torch.arange(len(z), device=z.device), losses.argmin(1)]
-        return Target(value, "logits", known)
+        return Target(value, "logits", labelled)
 
     def prepare(self, state: _Weights, pool: GenerationData) -> None:
         if self.how == "general":

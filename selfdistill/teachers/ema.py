@@ -24,14 +24,14 @@ from .weights import Ema, H
 
 @dataclass(frozen=True)
 class Momentum(Ema[H]):
-    """Moving average of the student's parameters alone, whose decay rises to 1: w' <- d w' + (1 - d) w, step k of K.
+    """Moving average of the student's parameters with a decay that rises to 1: w' <- d w' + (1 - d) w, step k of K.
 
     Equation::
 
         d = 1 - (1 - decay) (cos(pi k / K) + 1) / 2
 
-    It starts from the student's weights, sees the view in train mode, and keeps batch statistics of its own. ``head``
-    is what it says, where that is another head than the student's.
+    It starts from the student's weights, runs in train mode, and keeps batch statistics of its own. ``head`` names its
+    output, if that is not the student's head.
 
     Source: Grill et al., Bootstrap Your Own Latent, NeurIPS 2020, section 3.2.
 
@@ -48,7 +48,7 @@ class Momentum(Ema[H]):
         averages(self.decay)
 
     def decay_at(self, step: int, length: int) -> float:
-        """What is kept of the average after a step."""
+        """The decay of the average at a step of a generation of ``length`` steps."""
         return 1.0 - (1.0 - self.decay) * (math.cos(math.pi * min(1.0, step / length)) + 1.0) / 2.0
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -67,13 +67,13 @@ class Momentum(Ema[H]):
     @torch.no_grad()
     def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock, teacher, student = steps[0].clock, state.module, steps[0].owner
-        mine = list[Tensor](teacher.parameters())
-        theirs = [w.to(m.dtype) for m, w in zip(mine, student.parameters(), strict=True)]
-        torch._foreach_lerp_(mine, theirs, 1.0 - self.decay_at(clock.step, clock.length))
+        parameters = list[Tensor](teacher.parameters())
+        weights = [w.to(m.dtype) for m, w in zip(parameters, student.parameters(), strict=True)]
+        torch._foreach_lerp_(parameters, weights, 1.0 - self.decay_at(clock.step, clock.length))
 
 
 class Centres(Buffers):
-    """A running mean of what is said at each head, of the shape of one element's components; 0 before anything is."""
+    """The running mean of the outputs at each head, (components,); 0 before the first update."""
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name in (key[len(prefix) :] for key in state_dict if key.startswith(prefix)):
@@ -86,14 +86,14 @@ class Centres(Buffers):
             self.register_buffer(head, torch.zeros((), device=next((b.device for b in self.buffers()), None)))
         return self.get_buffer(head)
 
-    def follow(self, head: str, said: Tensor, decay: float) -> None:
-        """mean <- decay x mean + (1 - decay) x the mean over all elements said by all processes."""
-        now = distributed.gather(said.flatten(0, -2)).mean(0)
-        self._buffers[head] = decay * self.of(head).to(now.device) + (1.0 - decay) * now
+    def follow(self, head: str, outputs: Tensor, decay: float) -> None:
+        """mean <- decay x mean + (1 - decay) x the mean of the outputs over all elements and processes."""
+        mean = distributed.gather(outputs.flatten(0, -2)).mean(0)
+        self._buffers[head] = decay * self.of(head).to(mean.device) + (1.0 - decay) * mean
 
 
-class Centred(FrozenCopy):
-    """Held weights and the means of what they say."""
+class CentredCopy(FrozenCopy):
+    """A copy of the weights and the running means of its outputs."""
 
     def __init__(self, module: nn.Module, train: bool) -> None:
         super().__init__(module, train)
@@ -101,14 +101,14 @@ class Centred(FrozenCopy):
 
 
 @dataclass(frozen=True)
-class CentredMomentum(Momentum[Centred]):
-    """`Momentum` less a running mean of what it says, so that no component is what every row is told.
+class CentredMomentum(Momentum[CentredCopy]):
+    """`Momentum` minus a running mean of its outputs, so that no component is large for every row.
 
     Equation::
 
-        target = t - c,  c <- m c + (1 - m) mean t    after the loss, over all that its views said; c starts at 0
+        target = t - c,  c <- m c + (1 - m) mean t    after the loss, over the outputs of all its views; c starts at 0
 
-    Each head has a mean of its own. ``hidden`` speaks of those patches alone that the student's view hides.
+    Each head has a mean of its own. With ``hidden`` only the patches that the student's view masks have a target.
 
     Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, equation 4; of patches
     Zhou et al., iBOT, ICLR 2022, equation 2.
@@ -121,37 +121,39 @@ class CentredMomentum(Momentum[Centred]):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: BindArgs) -> Centred:
-        return Centred(copy.deepcopy(model).float(), self.train)
+    def start(self, model: nn.Module, given: BindArgs) -> CentredCopy:
+        return CentredCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return super().key(term), self.centring
 
-    def target(self, state: Centred, step: Forward, term: BaseTerm) -> Target:
-        said, head = super().target(state, step, term), self.head or term.head
+    def target(self, state: CentredCopy, step: Forward, term: BaseTerm) -> Target:
+        result, head = super().target(state, step, term), self.head or term.head
         step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
-        value = said.value - state.centres.of(head).to(said.value.device)
-        return said._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
+        value = result.value - state.centres.of(head).to(result.value.device)
+        return result._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
 
     @torch.no_grad()
-    def update(self, state: Centred, steps: Sequence[Forward], term: BaseTerm) -> None:
-        heard = dict[str, list[Tensor]]()
+    def update(self, state: CentredCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
+        outputs = dict[str, list[Tensor]]()
         for step in steps:
             for head, view in sorted(step.notes.get(self.key(term), ())):
-                heard.setdefault(head, []).append(step.teacher_output(state.module, view, head))
-        for head, said in heard.items():
-            state.centres.follow(head, torch.cat(said), self.centring)
+                outputs.setdefault(head, []).append(step.teacher_output(state.module, view, head))
+        for head, values in outputs.items():
+            state.centres.follow(head, torch.cat(values), self.centring)
         super().update(state, steps, term)
 
 
-def _hidden(step: Forward, term: BaseTerm, said: Tensor) -> Tensor:
-    """Which patches (rows, patches) the student's view hides.
+def _hidden(step: Forward, term: BaseTerm, output: Tensor) -> Tensor:
+    """The mask (rows, patches) of the patches that the student's view hides.
 
     Raises:
-        SpaceError: the head does not speak of patches of images.
+        SpaceError: the head's outputs are not those of patches of images.
     """
     x = step.batch[term.view].x
-    if x.dim() != 4 or said.dim() != 3:
-        raise SpaceError(f"the head {term.head!r} says {tuple(said.shape)}; patches of images are wanted")
-    tall = max(1, round(math.sqrt(said.shape[1] * x.shape[2] / x.shape[3])))
-    return hidden_patches(x, (tall, said.shape[1] // tall)).flatten(1)
+    if x.dim() != 4 or output.dim() != 3:
+        raise SpaceError(
+            f"head {term.head!r} gives {tuple(output.shape)}; hidden=True needs outputs (rows, patches, components)"
+        )
+    height = max(1, round(math.sqrt(output.shape[1] * x.shape[2] / x.shape[3])))
+    return hidden_patches(x, (height, output.shape[1] // height)).flatten(1)

@@ -1,11 +1,11 @@
-"""Earlier generations and earlier cycles as teachers: their mean, each by itself, or extrapolated."""
+"""Earlier generations and cycles as teachers: their mean, all members side by side, or an extrapolation."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..core.step import Clock, Forward
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import PeerModels
-from .memories import first_word, one_per_row
+from .memories import label_target, memory_space
 from .weights import Generation
 
 if TYPE_CHECKING:
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 class GenerationEnsemble(Generation):
     """The mean probability, or value, of all accepted earlier generations, frozen and in eval mode.
 
-    With ``at_last`` they are the members of an ensemble: the last generation alone is taught, by all of them, whatever
-    the audit says of each. In a loop of your own, `bind` a `heads.Peers` of them as ``previous``.
+    With ``at_last`` they form an ensemble that teaches the last generation alone, rejected ones included. In a loop of
+    your own, `bind` a `models.peers.PeerModels` of them as ``previous``.
     """
 
     at_last: bool = False
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers * (generations - 1)
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         previous = super().module(model, given)
@@ -41,56 +44,58 @@ class GenerationEnsemble(Generation):
 
     def space(self, head: str) -> str:
         if head not in ("logits", "values"):
-            raise SpaceError(f"GenerationEnsemble gives the mean of logits or values, not of the head {head!r}")
+            raise SpaceError(f"GenerationEnsemble needs the head 'logits' or 'values', not {head!r}")
         return space_of(head)
 
-    def speaks(self, state: nn.Module, step: Forward) -> bool:
-        """Is there anything to say in this generation?"""
+    def has_target(self, state: nn.Module, step: Forward) -> bool:
+        """Does this generation have a target?"""
         last = step.clock.generation == step.clock.generations - 1
         return isinstance(state, FrozenCopy) and (last or not self.at_last)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        if not self.speaks(state, step):
-            return _silent(step.student(term.view, term.head), space_of(term.head))
+        if not self.has_target(state, step):
+            return _no_target(step.student(term.view, term.head), space_of(term.head))
         if isinstance(state, FrozenCopy) and isinstance(state.module, PeerModels):
-            state.module.values = term.head == "values"  # it says what it is asked for
+            state.module.values = term.head == "values"  # the ensemble averages values or probabilities
         return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
 
     def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if self.speaks(state, steps[0]):
+        if self.has_target(state, steps[0]):
             super().update(state, steps, term)
 
 
 @dataclass(frozen=True)
 class Members(GenerationEnsemble):
-    """What each earlier generation says, side by side: their logits (rows, M x classes), member by member."""
+    """The logits of all earlier generations side by side, (rows, M x classes), member by member."""
+
+    reusable: ClassVar[bool] = False
 
     def space(self, head: str) -> str:
         if head != "logits":
-            raise SpaceError(f"Members gives the logits of several models; the head {head!r} is neither")
+            raise SpaceError(f"Members needs the head 'logits', not {head!r}")
         return "members"
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        if not self.speaks(state, step) or not isinstance(state, FrozenCopy):
-            return _silent(step.student(term.view, term.head), "members")
+        if not self.has_target(state, step) or not isinstance(state, FrozenCopy):
+            return _no_target(step.student(term.view, term.head), "members")
         return Target(step.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
 
     def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        """Nothing is kept."""
+        """Do nothing: outputs of members are not cached."""
 
 
-def _silent(student: Tensor, space: str) -> Target:
+def _no_target(student: Tensor, space: str) -> Target:
     return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
 
 
-def wanted(method: Method) -> GenerationEnsemble | None:
-    """The teacher that asks for all earlier generations, if a method has one."""
+def ensemble_teacher(method: Method) -> GenerationEnsemble | None:
+    """The teacher of a method that needs all earlier generations; None if it has none."""
     teachers = (term.teacher for term in method.terms.values())
     return next((teacher for teacher in teachers if isinstance(teacher, GenerationEnsemble)), None)
 
 
-class _Taken(FrozenCopy):
-    """A snapshot, and whether one was taken yet."""
+class _SnapshotCopy(FrozenCopy):
+    """A snapshot of the student, and a flag: has one been taken?"""
 
     taken: Tensor
 
@@ -100,7 +105,7 @@ class _Taken(FrozenCopy):
 
 
 @dataclass(frozen=True)
-class Snapshot(Teacher[_Taken]):
+class Snapshot(Teacher[_SnapshotCopy]):
     """The student as it was at the end of the last cycle, frozen, at a temperature (snapshot distillation, 2019).
 
     A generation is split into ``cycles`` of equal length; under the cosine schedule each starts at the full learning
@@ -112,45 +117,52 @@ class Snapshot(Teacher[_Taken]):
 
     def __post_init__(self) -> None:
         if self.cycles < 2:
-            raise RecipeError(f"a snapshot teaches the next cycle: at least two are needed, not {self.cycles}")
+            raise RecipeError(f"Snapshot needs at least two cycles, since one teaches the next; not {self.cycles}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Taken:
-        return _Taken(copy.deepcopy(model).float())
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
+
+    @property
+    def cost_note(self) -> str:
+        return f"without a teacher, at 1 x, in the first of {self.cycles} cycles"
+
+    def start(self, model: nn.Module, given: BindArgs) -> _SnapshotCopy:
+        return _SnapshotCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles
 
     def waits(self, clock: Clock) -> bool:
-        """Is there no snapshot yet?"""
+        """Whether the first cycle is under way, in which there is no snapshot."""
         return clock.step < clock.length // self.cycles
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
-    def target(self, state: _Taken, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: _SnapshotCopy, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head)
         if not bool(state.taken):
             return Target(torch.zeros_like(student), "probabilities", torch.zeros_like(student[:, 0], dtype=torch.bool))
-        said = step.teacher_output(state.module, term.view, term.head)
-        return Target(F.softmax(said / self.temperature, dim=-1), "probabilities")
+        logits = step.teacher_output(state.module, term.view, term.head)
+        return Target(F.softmax(logits / self.temperature, dim=-1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: _Taken, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: _SnapshotCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
         clock = steps[0].clock
         if clock.step + 1 in {k * clock.length // self.cycles for k in range(1, self.cycles)}:
             student = steps[0].owner
-            theirs = (*student.parameters(), *student.buffers())
-            for mine, now in zip((*state.module.parameters(), *state.module.buffers()), theirs, strict=True):
-                mine.copy_(now)
+            source = (*student.parameters(), *student.buffers())
+            for copied, tensor in zip((*state.module.parameters(), *state.module.buffers()), source, strict=True):
+                copied.copy_(tensor)
             state.taken.fill_(True)
 
 
 @dataclass(frozen=True)
 class Extrapolated(Generation):
-    """xi x last generation + (1 - xi) x label, as far as that is a distribution: what is below 0 is cut off.
+    """xi x last generation + (1 - xi) x label, with negative components set to 0 and normalised.
 
-    For xi in [0, 1] nothing is. Above 1 the label is moved away from, and for rows whose teacher gives it less than
-    1 - 1 / xi it is left altogether. In generation 0 it is the label.
+    For xi in [0, 1] none is negative. Above 1 the target moves away from the label, which gets 0 for rows whose teacher
+    gives it less than 1 - 1 / xi. In generation 0 the target is the label.
     """
 
     xi: float = 1.5
@@ -159,17 +171,17 @@ class Extrapolated(Generation):
         return self, term.head, self.view or term.view
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         classes = step.student(term.view, term.head).shape[-1]
-        label, known = first_word(step, term, classes)
-        past = Generation(self.view).target(state, step, term)
-        if past.valid is not None:  # no generation before this one
-            return Target(label, "probabilities", known)
-        mixed = (self.xi * past.probabilities(classes) + (1.0 - self.xi) * label).clamp(min=0.0)
+        label, labelled = label_target(step, term, classes)
+        previous = Generation(self.view).target(state, step, term)
+        if previous.valid is not None:  # no generation before this one
+            return Target(label, "probabilities", labelled)
+        mixed = (self.xi * previous.probabilities(classes) + (1.0 - self.xi) * label).clamp(min=0.0)
         mixed = mixed / mixed.sum(-1, keepdim=True)
-        return Target(torch.where(known[:, None], mixed, past.probabilities(classes)), "probabilities")
+        return Target(torch.where(labelled[:, None], mixed, previous.probabilities(classes)), "probabilities")
 
     def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        Generation(self.view).update(state, steps, term)  # what is kept by sample id is what the generation said
+        Generation(self.view).update(state, steps, term)  # the cache by sample id holds the generation's outputs

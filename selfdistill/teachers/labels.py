@@ -16,7 +16,7 @@ from ..core.parts import BaseTerm, Teacher, aligned_target
 from ..core.step import Forward
 from ..core.targets import Target, matched
 from ..errors import SpaceError
-from .memories import remembered
+from .memories import memory_value
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Itself(Teacher):
 
 
 @dataclass(frozen=True)
-class Peers(Teacher):
+class OtherPeers(Teacher):
     """For each peer the mean probability, or value, of the *others*, from the same forward: never taught by itself.
 
     Of peers with a mean and a log variance it is the normal distribution that matches the others' mixture.
@@ -116,7 +116,7 @@ class Peers(Teacher):
     def space(self, head: str) -> str:
         spaces = {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}
         if head not in spaces:
-            raise SpaceError(f"Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not {head!r}")
+            raise SpaceError(f"OtherPeers needs the head 'peers', 'peer_values' or 'peer_gaussians', not {head!r}")
         return spaces[head]
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
@@ -127,7 +127,7 @@ class Peers(Teacher):
         if space == "gaussian":
             each = [matched(*said[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
             return Target(torch.stack([torch.stack([m.mean, m.log_variance], -1) for m in each], dim=1), space)
-        said = remembered(said, space)
+        said = memory_value(said, space)
         return Target((said.sum(1, keepdim=True) - said) / (peers - 1), space)
 
 
@@ -146,6 +146,9 @@ class Sampled(Teacher):
         if space_of(head) != "gaussian":
             raise SpaceError(f"Sampled averages a mean and a log variance; the head {head!r} has none")
         return "gaussian"
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers * self.passes
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         said = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)

@@ -21,21 +21,21 @@ from ..errors import RecipeError, SpaceError
 
 
 @cache
-def one_per_row(teacher: Teacher, head: str, values: bool = True) -> str:
-    """The space of memories that hold one distribution, or one value, for each sample."""
+def memory_space(teacher: Teacher, head: str, values: bool = True) -> str:
+    """The space of a memory that holds one distribution, or one value, for each sample."""
     if values and head == "values":
         return "values"
     if not one_distribution(head):
-        raise SpaceError(f"{type(teacher).__name__} remembers one distribution a sample; the head {head!r} is none")
+        raise SpaceError(f"{type(teacher).__name__} holds one distribution a sample; the head {head!r} gives none")
     return "probabilities"
 
 
-def remembered(output: Tensor, space: str) -> Tensor:
-    """What a memory keeps of an output: probabilities of logits, and values as they are."""
+def memory_value(output: Tensor, space: str) -> Tensor:
+    """The form in which a memory stores an output: probabilities of logits, and values unchanged."""
     return output if space == "values" else F.softmax(output, dim=-1)
 
 
-def first_word(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
+def label_target(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
     """The label as a distribution or a value, for samples without a history, and which rows have a label."""
     y = step.labels(term.view)
     if y.is_floating_point():
@@ -46,24 +46,24 @@ def first_word(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class LastEpoch(Teacher[SampleMemory]):
-    """What the student said of the same sample an epoch ago; its label before that (PS-KD, Kim et al. 2021)."""
+    """The student's prediction for the same sample one epoch ago, at first its label (PS-KD, Kim et al. 2021)."""
 
     def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head)
+        return memory_space(self, head)
 
     def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
-        memory, seen = state.read(step.ids(term.view), width)
-        label, known = first_word(step, term, width)
-        return Target(torch.where(seen[:, None], memory, label), self.space(term.head), seen | known)
+        memory, stored = state.read(step.ids(term.view), width)
+        label, labelled = label_target(step, term, width)
+        return Target(torch.where(stored[:, None], memory, label), self.space(term.head), stored | labelled)
 
     def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in _shown(steps, term):
-            said = remembered(step.student(term.view, term.head), self.space(term.head))
-            state.write(step.ids(term.view), said)
+        for step in _with_rows(steps, term):
+            prediction = memory_value(step.student(term.view, term.head), self.space(term.head))
+            state.write(step.ids(term.view), prediction)
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,23 @@ class History(Teacher[SampleMemory]):
         return SampleMemory()
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head)
+        return memory_space(self, head)
 
     def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         student = step.student(term.view, term.head).detach()
-        past, seen = state.read(step.ids(term.view), student.shape[-1])
+        average, stored = state.read(step.ids(term.view), student.shape[-1])
         valid = None
         if self.start_from == "labels":
-            label, known = first_word(step, term, student.shape[-1])
-            past, valid = torch.where(seen[:, None], past, label), seen | known
-        space = one_per_row(self, term.head)
+            label, labelled = label_target(step, term, student.shape[-1])
+            average, valid = torch.where(stored[:, None], average, label), stored | labelled
+        space = memory_space(self, term.head)
         if step.clock.epoch < self.wait * step.clock.epochs:
-            return Target(past, space, valid)
-        now = remembered(student, space)
+            return Target(average, space, valid)
+        prediction = memory_value(student, space)
         if self.clamp and space == "probabilities":
-            now = now.clamp(self.clamp, 1.0 - self.clamp)
-            now = now / now.sum(-1, keepdim=True)
-        return Target(self.decay * past + (1.0 - self.decay) * now, space, valid)
+            prediction = prediction.clamp(self.clamp, 1.0 - self.clamp)
+            prediction = prediction / prediction.sum(-1, keepdim=True)
+        return Target(self.decay * average + (1.0 - self.decay) * prediction, space, valid)
 
     def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in steps:
@@ -114,7 +114,7 @@ class History(Teacher[SampleMemory]):
                 state.write(step.ids(term.view), self.target(state, step, term).value)
 
 
-def _shown(steps: Sequence[Forward], term: BaseTerm) -> list[Forward]:
+def _with_rows(steps: Sequence[Forward], term: BaseTerm) -> list[Forward]:
     """The micro-batches that have rows of the term's view."""
     return [step for step in steps if step.rows(term.view)]
 
@@ -131,7 +131,7 @@ class _LastRows(Buffers):
 
 @dataclass(frozen=True)
 class LastBatch(Teacher[_LastRows]):
-    """What the student said of the same sample in the batch before this one, with the weights of then (DLB 2022)."""
+    """The student's output for the same sample in the previous batch, before the last update (DLB 2022)."""
 
     def start(self, model: nn.Module, given: BindArgs) -> _LastRows:
         return _LastRows()
@@ -141,11 +141,11 @@ class LastBatch(Teacher[_LastRows]):
         student = step.student(term.view, term.head)
         if not len(state.ids):
             return Target(torch.zeros_like(student), space_of(term.head), torch.zeros_like(ids, dtype=torch.bool))
-        match = ids[:, None] == state.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
-        return Target(state.values.flip(0)[match.int().argmax(1)], space_of(term.head), match.any(1))
+        same_id = ids[:, None] == state.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
+        return Target(state.values.flip(0)[same_id.int().argmax(1)], space_of(term.head), same_id.any(1))
 
     def update(self, state: _LastRows, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if not (steps := _shown(steps, term)):
+        if not (steps := _with_rows(steps, term)):
             return
         state.ids = distributed.gather(torch.cat([step.ids(term.view) for step in steps]))
         state.values = distributed.gather(torch.cat([step.student(term.view, term.head) for step in steps]))
@@ -153,20 +153,22 @@ class LastBatch(Teacher[_LastRows]):
 
 @dataclass(frozen=True)
 class Stale(Teacher[FrozenCopy]):
-    """For each peer the mean probability of the others, by copies of their weights that are renewed now and then.
+    """For each peer the mean probability of the others, from copies of their weights renewed ``every`` so many steps.
 
-    Every so many steps, that is. The copies are in eval mode; the first ones are of the initial weights
-    (codistillation, Anil et al. 2018).
+    The copies run in eval mode; the first ones are of the initial weights (codistillation, Anil et al. 2018).
 
     Raises:
-        RecipeError: ``every`` counts no steps.
+        RecipeError: ``every`` is below 1.
     """
 
     every: int = 50
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise RecipeError(f"peers exchange their weights every so many steps, from 1 on, not {self.every}")
+            raise RecipeError(f"Stale: every is a number of steps from 1 on, not {self.every}")
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
 
     def start(self, model: nn.Module, given: BindArgs) -> FrozenCopy:
         return FrozenCopy(copy.deepcopy(model).float())
@@ -176,19 +178,19 @@ class Stale(Teacher[FrozenCopy]):
 
     def space(self, head: str) -> str:
         if head != "peers":
-            raise SpaceError(f"Stale teaches the head 'peers', not {head!r}")
+            raise SpaceError(f"Stale needs the head 'peers', not {head!r}")
         return "probabilities"
 
     def target(self, state: FrozenCopy, step: Forward, term: BaseTerm) -> Target:
         p = F.softmax(step.teacher_output(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
         if p.shape[1] < 2:
-            raise SpaceError(f"peers teach each other: at least two are needed, not {p.shape[1]}")
+            raise SpaceError(f"Stale needs at least two peers, not {p.shape[1]}")
         return Target((p.sum(1, keepdim=True) - p) / (p.shape[1] - 1), "probabilities")
 
     @torch.no_grad()
     def update(self, state: FrozenCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
         if (steps[0].clock.step + 1) % self.every:
             return
-        now = steps[0].owner.state_dict()
-        for name, mine in state.module.state_dict().items():
-            mine.copy_(now[name])
+        weights = steps[0].owner.state_dict()
+        for name, copied in state.module.state_dict().items():
+            copied.copy_(weights[name])

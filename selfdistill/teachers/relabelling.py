@@ -1,4 +1,4 @@
-"""Relabelling: labels that the student's predictions over many epochs correct."""
+"""Relabelling: labels corrected by the student's predictions over many epochs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..core.step import Forward
 from ..core.targets import Target
 from ..errors import RecipeError
 from ..gates.confidence import smallest
-from .memories import first_word, one_per_row, remembered
+from .memories import label_target, memory_space, memory_value
 from .self_training import PseudoLabelStore
 
 
 @dataclass(frozen=True)
 class Ensembled(Teacher[SampleMemory]):
-    """The bias-corrected moving average of what was said of a sample in earlier epochs: Z / (1 - decay^n).
+    """The bias-corrected moving average of the predictions for a sample in earlier epochs: Z / (1 - decay^n).
 
-    Z <- decay Z + (1 - decay) p after each of its n visits, Z = 0 at first; before the first visit it says nothing
+    Z <- decay Z + (1 - decay) p after each of its n visits, Z = 0 at first; before the first visit there is no target
     (temporal ensembling, Laine and Aila 2017).
     """
 
@@ -33,53 +33,53 @@ class Ensembled(Teacher[SampleMemory]):
         return SampleMemory()  # of Z and, in the last column, 1 - decay^n
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head)
+        return memory_space(self, head)
 
     def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
         width = step.student(term.view, term.head).shape[-1]
-        kept, seen = state.read(step.ids(term.view), width + 1)
-        return Target(kept[:, :-1] / kept[:, -1:].clamp(min=1e-12), self.space(term.head), seen)
+        stored, present = state.read(step.ids(term.view), width + 1)
+        return Target(stored[:, :-1] / stored[:, -1:].clamp(min=1e-12), self.space(term.head), present)
 
     def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
-            said = remembered(step.student(term.view, term.head), self.space(term.head))
-            past, _ = state.read(step.ids(term.view), said.shape[-1] + 1)
-            now = torch.cat([said, torch.ones_like(said[:, :1])], dim=1)
-            state.write(step.ids(term.view), self.decay * past + (1.0 - self.decay) * now)
+            prediction = memory_value(step.student(term.view, term.head), self.space(term.head))
+            stored, _ = state.read(step.ids(term.view), prediction.shape[-1] + 1)
+            entry = torch.cat([prediction, torch.ones_like(prediction[:, :1])], dim=1)
+            state.write(step.ids(term.view), self.decay * stored + (1.0 - self.decay) * entry)
 
 
 class Votes(PseudoLabelStore):
-    """Refurbished labels by sample id, which are handed on, and the last best classes of each sample, newest last."""
+    """Refurbished labels by sample id, which later generations inherit, and the last predicted classes, newest last."""
 
     def __init__(self) -> None:
         super().__init__(None, stays=True)
         self.said = SampleMemory()
 
     def majority(self, ids: Tensor, length: int, classes: int) -> tuple[Tensor, Tensor]:
-        """The most frequent class (rows,), and how uncertain the votes are: entropy over log C; 1 until all are in."""
-        votes, seen = self.said.read(ids, length)
+        """The most frequent class (rows,), and the entropy of the votes over log C; 1 until all are in."""
+        votes, stored = self.said.read(ids, length)
         share = F.one_hot(votes.long().clamp(min=0), classes).float().mean(1)
-        full = seen & (votes >= 0).all(1)
-        doubt = torch.special.entr(share).sum(-1) / torch.log(torch.tensor(float(classes)))
-        return share.argmax(-1), torch.where(full, doubt, torch.ones_like(doubt))
+        complete = stored & (votes >= 0).all(1)
+        uncertainty = torch.special.entr(share).sum(-1) / torch.log(torch.tensor(float(classes)))
+        return share.argmax(-1), torch.where(complete, uncertainty, torch.ones_like(uncertainty))
 
     def vote(self, ids: Tensor, best: Tensor, length: int) -> None:
-        votes, seen = self.said.read(ids, length)
-        votes = torch.where(seen[:, None], votes, torch.full_like(votes, -1.0))
+        votes, stored = self.said.read(ids, length)
+        votes = torch.where(stored[:, None], votes, torch.full_like(votes, -1.0))
         self.said.write(ids, torch.cat([votes[:, 1:], best[:, None].to(votes.dtype)], dim=1))
 
 
 @dataclass(frozen=True)
 class Refurbished(Teacher[Votes]):
-    """The label, or the class that a sample got in its last ``history`` visits if they agree (SELFIE, Song 2019).
+    """The label, or the class that was predicted in the last ``history`` visits if they agree (SELFIE, Song 2019).
 
-    They agree if the entropy of their frequencies is at most ``threshold`` log C. Such a label is kept until they agree
-    on another one, into the next generation too. Of the rows of a batch, those with a refurbished label teach, and the
-    ceil((1 - noise) n) with the smallest loss on the label that was given; others say nothing. During the first
-    ``wait`` share of the epochs every row teaches its label.
+    They agree if the entropy of their frequencies is at most ``threshold`` log C. Such a label stays until they agree
+    on another one, also in the next generation. In a batch, the rows with a refurbished label have a target, and the
+    ceil((1 - noise) n) rows with the smallest loss on the given label; the others have none. During the first ``wait``
+    share of the epochs the target of every row is its label.
 
     Raises:
-        RecipeError: no history, or a noise outside [0, 1).
+        RecipeError: a history below 1, or a noise outside [0, 1).
     """
 
     noise: float = 0.2
@@ -89,63 +89,63 @@ class Refurbished(Teacher[Votes]):
 
     def __post_init__(self) -> None:
         if self.history < 1:
-            raise RecipeError(f"a history holds at least one prediction, not {self.history}")
+            raise RecipeError(f"Refurbished: history counts predictions, at least 1, not {self.history}")
         if not 0.0 <= self.noise < 1.0:
-            raise RecipeError(f"noise is the share of labels taken for wrong, from 0 to below 1, not {self.noise}")
+            raise RecipeError(f"Refurbished: noise is the share of wrong labels, in [0, 1), not {self.noise}")
 
     def start(self, model: nn.Module, given: BindArgs) -> Votes:
         return Votes()
 
     def space(self, head: str) -> str:
-        one_per_row(self, head, values=False)
+        memory_space(self, head, values=False)
         return "classes"
 
     def _refurbished(self, votes: Votes, step: Forward, term: BaseTerm) -> tuple[Tensor, Tensor]:
         """The refurbished label of each row (rows,), and whether it has one."""
         ids, classes = step.ids(term.view), step.student(term.view, term.head).shape[-1]
-        best, doubt = votes.majority(ids, self.history, classes)
-        before, has = votes.read(ids, 1)
-        sure = doubt <= self.threshold
-        return torch.where(sure, best, before[:, 0].long()), sure | has
+        best, uncertainty = votes.majority(ids, self.history, classes)
+        previous, stored = votes.read(ids, 1)
+        certain = uncertainty <= self.threshold
+        return torch.where(certain, best, previous[:, 0].long()), certain | stored
 
     def target(self, state: Votes, step: Forward, term: BaseTerm) -> Target:
         y = step.labels(term.view)
         if step.clock.epoch < self.wait * step.clock.epochs:
             return Target(y, "classes", y >= 0)
-        label, mended = self._refurbished(state, step, term)
+        label, refurbished = self._refurbished(state, step, term)
         student = step.student(term.view, term.head).detach()
-        loss, known = F.cross_entropy(student, y.clamp(min=0), reduction="none"), y >= 0
-        easy = smallest(loss, known, torch.ceil((1.0 - self.noise) * known.sum()))
-        return Target(torch.where(mended, label, y), "classes", known & (easy | mended))
+        loss, labelled = F.cross_entropy(student, y.clamp(min=0), reduction="none"), y >= 0
+        small_loss = smallest(loss, labelled, torch.ceil((1.0 - self.noise) * labelled.sum()))
+        return Target(torch.where(refurbished, label, y), "classes", labelled & (small_loss | refurbished))
 
     def update(self, state: Votes, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
             if step.clock.epoch >= self.wait * step.clock.epochs:
-                label, mended = self._refurbished(state, step, term)
-                state.write(step.ids(term.view)[mended], label[mended, None])
+                label, refurbished = self._refurbished(state, step, term)
+                state.write(step.ids(term.view)[refurbished], label[refurbished, None])
             state.vote(step.ids(term.view), step.student(term.view, term.head).argmax(-1), self.history)
 
 
 class Window(PseudoLabelStore):
-    """The last predictions of each sample, newest last, and how many they are; their mean is handed on."""
+    """The last predictions of each sample, newest last, and their number; later generations inherit their mean."""
 
     def __init__(self, length: int) -> None:
         super().__init__(None, stays=True)
         self.said, self.length = SampleMemory(), length
 
     def mean(self, ids: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """The mean prediction (rows, classes), and which rows have any."""
-        said, seen = self.said.read(ids, self.length * classes + 1)
-        return said[:, :-1].unflatten(1, (self.length, classes)).sum(1) / said[:, -1:].clamp(min=1.0), seen
+        """The mean prediction (rows, classes), and a mask (rows,) of the rows with predictions."""
+        sums, stored = self.said.read(ids, self.length * classes + 1)
+        return sums[:, :-1].unflatten(1, (self.length, classes)).sum(1) / sums[:, -1:].clamp(min=1.0), stored
 
     def push(self, ids: Tensor, p: Tensor) -> None:
-        said, _ = self.said.read(ids, self.length * p.shape[-1] + 1)
-        count = (said[:, -1:] + 1.0).clamp(max=float(self.length))
-        self.said.write(ids, torch.cat([said[:, p.shape[-1] : -1], p, count], dim=1))
+        window, _ = self.said.read(ids, self.length * p.shape[-1] + 1)
+        count = (window[:, -1:] + 1.0).clamp(max=float(self.length))
+        self.said.write(ids, torch.cat([window[:, p.shape[-1] : -1], p, count], dim=1))
 
     def carry(self) -> dict[str, Tensor]:
         ids = torch.nonzero(self.said.seen).squeeze(1)
-        if not len(ids):  # a generation that was handed its labels hands on the same
+        if not len(ids):  # a generation with inherited labels passes them on
             return super().carry()
         classes = (self.said.values.shape[1] - 1) // self.length
         return {"ids": ids.cpu(), "labels": self.mean(ids, classes)[0].cpu()}
@@ -153,10 +153,10 @@ class Window(PseudoLabelStore):
 
 @dataclass(frozen=True)
 class Relabelled(Teacher[Window]):
-    """The mean of what was said of a sample in its last ``window`` visits (joint optimisation, Tanaka et al. 2018).
+    """The mean prediction for a sample over its last ``window`` visits (joint optimisation, Tanaka et al. 2018).
 
-    In generation 0, as training goes; during its first ``wait`` share of the epochs the target is the label. What
-    stands at its end are the labels of later generations.
+    In generation 0 it follows the training; during the first ``wait`` share of the epochs the target is the label. The
+    means at its end are the labels of later generations.
     """
 
     window: int = 10
@@ -164,25 +164,25 @@ class Relabelled(Teacher[Window]):
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise RecipeError(f"a window holds at least one prediction, not {self.window}")
+            raise RecipeError(f"Relabelled: window counts predictions, at least 1, not {self.window}")
 
     def start(self, model: nn.Module, given: BindArgs) -> Window:
         return Window(self.window)
 
     def space(self, head: str) -> str:
-        return one_per_row(self, head, values=False)
+        return memory_space(self, head, values=False)
 
     def target(self, state: Window, step: Forward, term: BaseTerm) -> Target:
         ids = step.ids(term.view)
         classes = step.student(term.view, term.head).shape[-1]
-        label, known = first_word(step, term, classes)
-        later = step.clock.generation > 0
-        soft, seen = state.read(ids, classes) if later else state.mean(ids, classes)
-        if not later and step.clock.epoch < self.wait * step.clock.epochs:
-            return Target(label, "probabilities", known)
-        return Target(torch.where(seen[:, None], soft, label), "probabilities", seen | known)
+        label, labelled = label_target(step, term, classes)
+        inherited = step.clock.generation > 0
+        soft, stored = state.read(ids, classes) if inherited else state.mean(ids, classes)
+        if not inherited and step.clock.epoch < self.wait * step.clock.epochs:
+            return Target(label, "probabilities", labelled)
+        return Target(torch.where(stored[:, None], soft, label), "probabilities", stored | labelled)
 
     def update(self, state: Window, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view) and step.clock.generation == 0):
-            said = remembered(step.student(term.view, term.head), "logits")
-            state.push(step.ids(term.view), said)
+            prediction = memory_value(step.student(term.view, term.head), "logits")
+            state.push(step.ids(term.view), prediction)

@@ -1,7 +1,6 @@
-"""Pseudo-labels that pass from generation to generation: the data of repeated self-training.
+"""Pseudo-labels that later generations inherit: the data of repeated self-training.
 
-A generation hands on the labels that it trained on (`collect`), and the next one takes them from the last *accepted*
-one (`hand_on`): labels that a rejected generation has added are not used again.
+A generation inherits the labels of the last *accepted* one, so labels that a rejected generation added are dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ KEEPS = ("accumulate", "replace", "anchor")
 
 
 class PseudoLabelStore(SampleMemory):
-    """Pseudo-labels by sample id, and the ids that this generation draws; ``stays`` where its labels are handed on."""
+    """Pseudo-labels by sample id, and the ids to draw from; ``stays`` if later generations inherit the labels."""
 
     ids: Tensor
 
@@ -39,30 +38,30 @@ class PseudoLabelStore(SampleMemory):
         return torch.nonzero(self.seen).squeeze(1)
 
     def carry(self) -> dict[str, Tensor]:
-        """The ids (rows,) and labels (rows, classes) that later generations learn too, on the CPU."""
+        """The ids (rows,) and labels (rows, classes) that later generations inherit, on the CPU."""
         ids = self.labelled()
         return {"ids": ids.cpu(), "labels": self.values[ids].cpu()} if self.stays and len(ids) else {}
 
 
 def fresh_rows(pool: GenerationData, fresh: int) -> Tensor:
-    """The unlabelled ids (rows,) that generation k >= 1 labels: places (k - 1) fresh to k fresh of one shuffled order.
+    """The unlabelled ids (rows,) that generation k >= 1 labels: positions (k - 1) fresh to k fresh of one permutation.
 
     A function of seed and generation alone. Generations share no row until the pool is exhausted; then the order
     begins again. A pool smaller than ``fresh`` is labelled whole every time.
 
-    >>> from selfdistill.core import Clock
+    >>> from selfdistill.core.step import Clock
     >>> pool = GenerationData(torch.arange(4), lambda module, ids: ids, Clock(1, 9))
     >>> sorted(torch.cat([fresh_rows(pool._replace(clock=Clock(k, 9)), 2) for k in (1, 2)]).tolist())
     [0, 1, 2, 3]
     """
     rows = len(pool.unlabelled)
-    take = min(fresh, rows)
+    count = min(fresh, rows)
     order = rng.permutation((pool.seed, "fresh"), rows)
-    return pool.unlabelled[order[((pool.clock.generation - 1) * take + torch.arange(take)) % max(rows, 1)]]
+    return pool.unlabelled[order[((pool.clock.generation - 1) * count + torch.arange(count)) % max(rows, 1)]]
 
 
 def real_share(ratio: float) -> float:
-    """The weight of real data that keeps repeated training most exact: w = (sqrt(k² + 4k) - k) / 2.
+    """The weight of real data that minimises the error of repeated training: w = (sqrt(k² + 4k) - k) / 2.
 
     ``ratio`` k is real rows over pseudo-labelled ones; for k = 1 it is 1 / golden ratio. Derived for real rows that are
     new every time (He, Xu & Cheng, Golden Ratio Weighting Prevents Model Collapse, arXiv 2502.18049, 2025).
@@ -75,19 +74,19 @@ def real_share(ratio: float) -> float:
 
 @dataclass(frozen=True)
 class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
-    """Labels for ``fresh`` new unlabelled rows by the last accepted generation, once at the start of a generation.
+    """Pseudo-labels of ``fresh`` new unlabelled rows by the last accepted generation, made once a generation.
 
     The clean view goes through that generation in eval mode; ``hard`` keeps its best class, else its probabilities.
-    What a generation draws: generation 0 the labelled rows; later ones, by ``keep``,
+    Generation 0 draws the labelled rows; later ones, by ``keep``,
 
-    * ``accumulate``: labelled rows and all pseudo-labelled ones so far, each with the label it was given first;
+    * ``accumulate``: labelled rows and all pseudo-labelled ones so far, each with its first label;
     * ``replace``: the newest pseudo-labelled rows only;
     * ``anchor``: those, and the labelled rows repeated until they have the weight `real_share`.
 
     Labelled rows have no target here; `Labels` teaches them.
 
     Raises:
-        RecipeError: no such ``keep``, or fewer than one row.
+        RecipeError: an unknown ``keep``, or fewer than one row.
     """
 
     keep: str = "accumulate"
@@ -98,14 +97,18 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
         if self.keep not in KEEPS:
             raise RecipeError(f"keep is 'accumulate', 'replace' or 'anchor', not {self.keep!r}")
         if self.fresh < 1:
-            raise RecipeError(f"fresh counts the rows that a generation labels: at least 1, not {self.fresh}")
+            raise RecipeError(f"fresh is the number of rows that a generation labels, at least 1, not {self.fresh}")
+
+    @property
+    def cost_note(self) -> str:
+        return f"one forward pass over {self.fresh} unlabelled rows before each but the first"
 
     def start(self, model: nn.Module, given: BindArgs) -> PseudoLabelStore:
         return PseudoLabelStore(given.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
         if not one_distribution(head):
-            raise SpaceError(f"InheritedPseudoLabels holds one distribution for each sample; the head {head!r} is none")
+            raise SpaceError(f"InheritedPseudoLabels holds one distribution a sample; the head {head!r} gives none")
         return "probabilities"
 
     def eligible_ids(self, state: PseudoLabelStore) -> Tensor | None:
@@ -127,5 +130,5 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
         state.ids = torch.cat([real, state.labelled().cpu()])
 
     def target(self, state: PseudoLabelStore, step: Forward, term: BaseTerm) -> Target:
-        labels, seen = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
-        return Target(labels, "probabilities", seen)
+        labels, stored = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
+        return Target(labels, "probabilities", stored)

@@ -39,6 +39,9 @@ class Ema(Teacher[H]):
     train: bool = False
     warm_up: bool = True
 
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
+
     def averaging_rate(self, step: int) -> float | None:
         if type(self).update is not Ema.update:
             return None
@@ -80,12 +83,16 @@ class Frozen(Teacher):
     """A frozen copy of the model as it was when the objective was bound, in eval mode.
 
     On views without randomness its answers (one row of outputs a sample) are kept by sample id, in memory and in the
-    checkpoint, so that the second epoch costs no teacher pass; ``Settings(cache=False)`` asks it every time. `Cached`
-    keeps them on disk, and of several fixed augmentations.
+    checkpoint, so that the second epoch costs no teacher pass; ``Settings(cache=False)`` computes them every
+    time. `CachedTeacher` keeps them on disk, and of several fixed augmentations.
     """
 
     view: str | None = None
     frozen: ClassVar[bool] = True
+    reusable: ClassVar[bool] = True
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return peers
 
     @property
     def immovable(self) -> bool:
@@ -155,6 +162,9 @@ class External(Frozen):
     ``external=`` to ``bind``, which freezes that very module."""
 
     source: str | None = None
+
+    def forward_passes(self, peers: float, generations: int) -> float:
+        return 1.0
 
     def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
         if given.external is model:

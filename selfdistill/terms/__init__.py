@@ -1,4 +1,4 @@
-"""Terms that are more than one loss between an output of the student and a target."""
+"""Terms that compute more than one loss between an output of the student and a target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms with arithmetic of their own: moving temperatures, fairness, meta feedback and adversarial perturbation."""
+"""Terms beyond a single loss: temperature schedules, fairness, meta feedback and adversarial perturbation."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from ..teachers import Itself, Labels
 
 @dataclass(frozen=True)
 class Cooling(Term):
-    """A term whose loss begins at the temperature ``start`` and goes on a straight line to its own.
+    """A term whose temperature goes linearly from ``start`` to that of its loss.
 
-    It has that after ``share`` of the generation. ``which`` names the temperature, where a loss has several.
+    It is reached after ``share`` of the generation. ``which`` names the temperature, if a loss has several.
 
     Raises:
         RecipeError: the loss has no such temperature.
@@ -47,18 +47,18 @@ class Cooling(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not hasattr(self.loss, self.which):
-            raise RecipeError(f"{self.loss} has no {self.which} that could change; use a Term")
+            raise RecipeError(f"{self.loss} has no {self.which} for a schedule; use a Term")
         if not self.start > 0:
             raise RecipeError(f"temperatures are above 0, not {self.start}")
 
     def temperature(self, clock: Any) -> float:
-        """Of the loss, at this place of the run."""
-        left = max(0.0, 1.0 - clock.progress / self.share) if self.share > 0 else 0.0
+        """The temperature of the loss at this point of the run."""
+        remainder = max(0.0, 1.0 - clock.progress / self.share) if self.share > 0 else 0.0
         end = float(getattr(self.loss, self.which))
-        return end + (self.start - end) * left
+        return end + (self.start - end) * remainder
 
     def told(self) -> str:
-        """How it changes, in words."""
+        """The description that `explain` adds to the loss."""
         return f"whose {self.which} goes from {self.start:g} to its own in the first {100 * self.share:g} %"
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
@@ -69,41 +69,41 @@ class Cooling(Term):
 
 @dataclass(frozen=True)
 class RowMeanCooling(Cooling):
-    """A `Cooling` whose mean is over rows, of the mean over a row's elements; a row of which none is valid counts as 0.
+    """A `Cooling` whose mean is over rows, of the mean over a row's valid elements; a row without any counts as 0.
 
     Source: the patches of Zhou et al., iBOT, ICLR 2022, equation 2, as the authors compute it.
     """
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        found = super().tally(state_of, step)
-        if found.seen is None:
-            return found
-        loss, valid = found.seen.loss, found.seen.target.valid
+        result = super().tally(state_of, step)
+        if result.seen is None:
+            return result
+        loss, valid = result.seen.loss, result.seen.target.valid
         if loss is None:
             raise SpaceError(f"{self.loss} gives no loss for each element, and a mean over rows needs it")
         number = (torch.ones_like(loss) if valid is None else valid.to(loss.dtype)).flatten(1).sum(1)
         total = (loss.flatten(1).sum(1) / number.clamp(min=1.0)).sum()
-        return found._replace(tally=Tally(total, loss.new_full((), float(len(loss)))))
+        return result._replace(tally=Tally(total, loss.new_full((), float(len(loss)))))
 
 
-def _even(shares: Tensor, counts: Tensor) -> Tensor:
-    """Shares over counts, normalised: where every class is as probable as it is frequent, all are alike."""
+def _relative_shares(shares: Tensor, counts: Tensor) -> Tensor:
+    """Shares over counts, normalised: uniform where each class is as probable as it is frequent."""
     ratio = torch.where(counts > 0, shares / counts.clamp(min=1e-12), 0.0)
     return ratio / ratio.sum().clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
 class Fairness(Term):
-    """Minus the cross-entropy of what the batch says of the classes, relative to what was said of them so far.
+    """Minus the cross-entropy of the batch's class shares, relative to the running class shares of the targets.
 
     Equation::
 
         L = sum_c N(q / h)_c log N(p / k)_c,  N = divided by its sum (0 where a count is 0)
-        q, h = running means of the targets and of their best classes, from the gate, with the batch at hand
-        p, k = mean of the student's probabilities and share of each best class of its, over the rows that are kept
+        q, h = running means of the targets and of their best classes, from the gate, with the current batch
+        p, k = mean of the student's probabilities and of its best classes, over the rows that the gate keeps
 
-    It is negative, and minimising it makes the student's answers diverse. Each row counts as L, so that micro-batches
-    and processes average; L itself is of the rows at hand. Without a row that is kept it is 0.
+    It is negative, and minimising it makes the student's predictions diverse. Each row counts as L, so that
+    micro-batches and processes average; L itself is of the current rows. Without a kept row it is 0.
 
     Source: Wang et al., FreeMatch, ICLR 2023, self-adaptive fairness.
     """
@@ -115,7 +115,7 @@ class Fairness(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.gate, SelfAdaptive):
-            raise RecipeError(f"Fairness asks the gate SelfAdaptive what was said so far, not {self.gate}")
+            raise RecipeError(f"Fairness needs the gate SelfAdaptive for its running means, not {self.gate}")
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         rows = torch.tensor(float(step.rows(self.view)), device=step.batch[self.view].x.device)
@@ -126,24 +126,24 @@ class Fairness(Term):
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
         trust = gate.weigh(state, student.detach(), target, step, self)
         trust = trust if target.valid is None else trust.masked_fill(~target.valid, 0.0)
-        now: Running = gate.now(state, student.detach(), target, step, self)
-        p, kept = F.softmax(student, dim=-1), trust.sum()
+        running: Running = gate.running_means(state, student.detach(), target, step, self)
+        p, number = F.softmax(student, dim=-1), trust.sum()
         best = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)
         shares, counts = (
-            (trust.unsqueeze(-1) * each).flatten(0, -2).sum(0) / kept.clamp(min=1.0) for each in (p, best)
+            (trust.unsqueeze(-1) * values).flatten(0, -2).sum(0) / number.clamp(min=1.0) for values in (p, best)
         )
-        said = torch.log(_even(shares, counts) + 1e-12).unsqueeze(0)
-        wanted = Target(_even(now.marginal, now.histogram).unsqueeze(0), "probabilities")
-        total = -self.loss(said, wanted).sum() * rows if kept > 0 else 0.0 * p.sum()
-        return TermResult(Tally(total, rows), kept, rows)
+        log_ratio = torch.log(_relative_shares(shares, counts) + 1e-12).unsqueeze(0)
+        uniformity = Target(_relative_shares(running.marginal, running.histogram).unsqueeze(0), "probabilities")
+        total = -self.loss(log_ratio, uniformity).sum() * rows if number > 0 else 0.0 * p.sum()
+        return TermResult(Tally(total, rows), number, rows)
 
 
-Speak = Callable[[Mapping[str, Tensor], Tensor], Tensor]  # weights and inputs -> logits (rows, classes)
+Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]  # weights and inputs -> logits (rows, classes)
 
 
 @dataclass(frozen=True)
 class Feedback(Term):
-    """The student's loss on labelled rows after a step on the teacher's labels, which the teacher is to make small.
+    """The student's loss on labelled rows after a step on the teacher's labels: the teacher's objective.
 
     Equation::
 
@@ -151,11 +151,10 @@ class Feedback(Term):
         dL / dz_k = q_k (v_k - sum_c q_c v_c),  v_c = -<grad L(S'), d grad_S / d q_c> rate
 
     u are the rows of ``view``, x those of ``labelled``. The step is one of plain gradient descent from the student's
-    weights at hand, whatever the optimizer then does with the same gradient; nothing of it is kept. The derivative runs
-    through that step to z, exactly, and from z through the teacher's own forward: only the teacher gets a gradient.
-    Soft labels make it exact; hard ones, drawn from q, have to first order in the rate the same gradient in the mean,
-    by one difference of losses for a whole batch and under the noise of the draw. L is of the rows at hand, each of
-    which counts as L, so that micro-batches and processes average. Without a labelled row it is 0.
+    current weights, independent of the optimizer, and it is discarded afterwards. The derivative runs through that step
+    to z, exactly, and from z through the teacher's forward pass: only the teacher gets a gradient. Soft labels make it
+    exact; hard ones, drawn from q, have the same expected gradient to first order in the rate, with the noise of the
+    draw. Each row counts as L, so that micro-batches and processes average. Without a labelled row it is 0.
 
     Source: Pham et al., Meta Pseudo Labels, CVPR 2021, section 2 and appendix A.
 
@@ -173,62 +172,66 @@ class Feedback(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rate > 0:
-            raise RecipeError(f"the student's step has a rate above 0, not {self.rate}")
+            raise RecipeError(f"Feedback: rate is the learning rate of the student's step, above 0, not {self.rate}")
         if self.loss.hard:
             raise RecipeError("a hard label has no derivative; leave hard out of the loss of Feedback")
         if not self.gate.full:
-            raise RecipeError(f"Feedback is of a batch and has no rows that a gate could judge; leave out {self.gate}")
+            raise RecipeError(f"Feedback is a loss of the whole batch and takes no gate; leave out {self.gate}")
 
     def told(self) -> str:
-        """What is compared, in words."""
+        """The description that `explain` adds to the loss."""
         return f"of the student's step of {self.rate:g} on these rows, judged by labels of view {self.labelled!r}"
 
     def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
-        """Forward and backward passes beyond those of the views: only the student's, whose step is differentiated."""
-        taught, judged = rows_of(self.view), rows_of(self.labelled)
-        return taught + judged, 2.0 * taught + judged
+        """The student's forward and backward passes for the differentiated step."""
+        unlabelled, labelled = rows_of(self.view), rows_of(self.labelled)
+        return unlabelled + labelled, 2.0 * unlabelled + labelled
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         group, zero = step.owner, torch.zeros((), device=next(iter(step.batch.values())).x.device)
         if not isinstance(group, Pair):
             raise SpaceError(
-                f"Feedback asks a student beside its teacher, not a {type(group).__name__}; wrap_model=Paired()"
+                f"Feedback needs a student with its teacher, not a {type(group).__name__}; give wrap_model=Paired()"
             )
         if distributed.is_sharded(group):
-            raise RecipeError("the student's step needs its weights whole; train under DDP: leave --parallel out")
+            raise RecipeError("Feedback needs unsharded weights; train under DDP: leave --parallel out")
         if not step.rows(self.view) or not step.rows(self.labelled):
             return TermResult(Tally(zero, zero), zero, zero)
         z, y = step.student(self.view, self.head), step.labels(self.labelled)
-        x, judged = step.batch[self.view].x, step.batch[self.labelled].x
-        rows, spoken = z.new_full((), float(len(z))), z.detach().requires_grad_()
+        x, x_labelled = step.batch[self.view].x, step.batch[self.labelled].x
+        rows, logits = z.new_full((), float(len(z))), z.detach().requires_grad_()
         weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
         with torch.enable_grad():
-            loss = self.after(lambda w, seen: step.with_weights(group.student, w, seen), weights, spoken, x, judged, y)
-            (signal,) = torch.autograd.grad(loss, spoken, materialize_grads=True)
+            loss = self.after(
+                lambda w, inputs: step.with_weights(group.student, w, inputs), weights, logits, x, x_labelled, y
+            )
+            (signal,) = torch.autograd.grad(loss, logits, materialize_grads=True)
         step.passes = step.passes._replace(backward=step.passes.backward + len(x))  # once more through the step
         total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
         return TermResult(Tally(total, rows), rows, rows)
 
     def after(
-        self, speak: Speak, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, judged: Tensor, y: Tensor
+        self, apply: Apply, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, x_labelled: Tensor, y: Tensor
     ) -> Tensor:
         """The labelled loss after the step, a scalar with a graph to z, the teacher's logits (rows, classes) for x."""
-        own = self.loss(speak(weights, x), Target(z, "logits")).mean()
-        # a model may have heads that say no logits, and their weights stay
-        slopes = torch.autograd.grad(own, list(weights.values()), create_graph=True, materialize_grads=True)
-        moved = {name: w - self.rate * slope for (name, w), slope in zip(weights.items(), slopes, strict=True)}
-        return F.cross_entropy(speak(moved, judged), y, ignore_index=-1, reduction="sum") / (y >= 0).sum().clamp(min=1)
+        loss = self.loss(apply(weights, x), Target(z, "logits")).mean()
+        # weights of heads without logits get a gradient of zero
+        slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
+        updated = {name: w - self.rate * slope for (name, w), slope in zip(weights.items(), slopes, strict=True)}
+        return F.cross_entropy(apply(updated, x_labelled), y, ignore_index=-1, reduction="sum") / (y >= 0).sum().clamp(
+            min=1
+        )
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Each row at length 1; a row of zeros stays."""
+    """Each row normalised to length 1; a row of zeros stays."""
     length = x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.dim() - 1))
     return x / torch.where(length > 0, length, 1.0)
 
 
 @dataclass(frozen=True)
 class Perturbed(Term):
-    """A term whose student answers for x + r, while its teacher looks at what it always does (by default x itself).
+    """A term whose student gets x + r as input, while its teacher's view stays the same (by default x itself).
 
     Equation::
 
@@ -254,34 +257,33 @@ class Perturbed(Term):
         super().__post_init__()
         if not self.size > 0 or self.iterations < 1:
             raise RecipeError(
-                f"inputs are moved by more than 0, after 1 iteration or more; not by {self.size} after "
-                f"{self.iterations}"
+                f"Perturbed: size is above 0 and iterations at least 1, not {self.size} and {self.iterations}"
             )
 
     def said(self, step: Forward) -> Tensor:
         x = step.batch[self.view].x
         if not x.is_floating_point():
-            raise SpaceError(f"view {self.view!r} shows {x.dtype}, and only inputs that are real numbers can be moved")
+            raise SpaceError(f"Perturbed needs inputs of real numbers, and view {self.view!r} has {x.dtype}")
         return step.answer(x + self.size * self.direction(step, x), self.head)
 
     def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
-        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+        """Forward and backward passes beyond those of the views."""
         rows = networks * rows_of(self.view)
         return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)
 
     @torch.enable_grad()
     def direction(self, step: Forward, x: Tensor) -> Tensor:
-        """Where the student changes most, a unit vector for each row."""
+        """The direction in which the student changes most, a unit vector for each row."""
         clock = step.clock
         # the seed of the step is that of dropout, so that runs with other seeds draw other directions
         address = (torch.initial_seed(), "direction", clock.generation, clock.step)
         d = _unit(rng.normal(address, step.ids(self.view), x[0].numel()).view_as(x).to(x.dtype))
         for _ in range(self.iterations):
             r = torch.zeros_like(x).requires_grad_()
-            said = step.answer(x + r, self.head, wrapped=False)
-            apart = self.loss(said, Target(said.detach(), space_of(self.head))).sum()
-            (slope,) = torch.autograd.grad(apart, r, create_graph=True)
-            (curve,) = torch.autograd.grad((slope * d).sum(), r)
+            output = step.answer(x + r, self.head, wrapped=False)
+            distance = self.loss(output, Target(output.detach(), space_of(self.head))).sum()
+            (slope,) = torch.autograd.grad(distance, r, create_graph=True)
+            (curvature,) = torch.autograd.grad((slope * d).sum(), r)
             step.passes += Passes(backward=members(step.owner) * len(x))  # the first was counted with its forward
-            d = _unit(curve)
+            d = _unit(curvature)
         return d.detach()

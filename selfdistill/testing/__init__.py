@@ -1,4 +1,4 @@
-"""Conformance checks for people who write their own parts: each raises ``AssertionError`` with one line that says why.
+"""Conformance checks for parts of your own: each raises ``AssertionError`` with one line that names the fault.
 
 `specimens` has small models and batches, `toys` a small language task.
 """

@@ -1,12 +1,12 @@
-"""Conformance checks for people who write their own parts: each raises ``AssertionError`` with one line that says why.
+"""Conformance checks for parts of your own: each raises ``AssertionError`` with one line that names the fault.
 
 >>> from selfdistill.losses import KL
 >>> check_loss(KL(temperature=2.0), minimum=0.0)
 >>> from selfdistill.methods import ps_kd
 >>> check_method(ps_kd(alpha=0.5))
 
-They run on small models and batches of their own. That a part keeps the protocol does not yet make its formula right:
-compare that with a straight-line version.
+They run on small models and batches of their own. They check the protocol of a part, not its formula: compare that with
+a straight-line version.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ _HEAD_FOR = {"values": "values", "gaussian": "gaussian", "ranks": "ranks", "feat
 
 
 def names() -> dict[str, Callable[..., Any]]:
-    """All parts and recipes by name: what the ``repr`` of a recipe is read back with.
+    """All parts and recipes by name, to read the ``repr`` of a recipe.
 
     >>> parse_expression("KL(temperature=4.0)", names())
     KL(temperature=4.0)
     """
-    found: dict[str, Callable[..., Any]] = {"Method": Method}
+    classes: dict[str, Callable[..., Any]] = {"Method": Method}
     around = (heads, peers, feature_heads, feature_pyramid, feature_taps)  # what a method puts around a model
     for module in (parts, mixing, losses, teachers, self_training, gates, terms, schedules, views, *around):
-        for name, thing in vars(module).items():
-            mine = inspect.isclass(thing) and thing.__module__.startswith(module.__name__) and not name.startswith("_")
-            if mine and dataclasses.is_dataclass(thing):
-                found[name] = cast(Callable[..., Any], thing)
-    return {**found, **methods.recipes()}
+        for name, value in vars(module).items():
+            own = inspect.isclass(value) and value.__module__.startswith(module.__name__) and not name.startswith("_")
+            if own and dataclasses.is_dataclass(value):
+                classes[name] = cast(Callable[..., Any], value)
+    return {**classes, **methods.recipes()}
 
 
-def _require(kept: bool, line: str) -> None:
-    if not kept:
-        raise AssertionError(line)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
 
 
 def check_value(part: Any) -> None:
-    """A recipe or part is a value: frozen, hashable, equal to its copy, and its ``repr`` reads back.
+    """Check that a recipe or part is a value: frozen, hashable, equal to its copy, with a ``repr`` that reads back.
 
     Raises:
-        AssertionError: the part is none.
+        AssertionError: it is not.
     """
     name = type(part).__name__
     _require(dataclasses.is_dataclass(part), f"{name} is no dataclass; write @dataclass(frozen=True)")
@@ -80,17 +80,17 @@ def check_value(part: Any) -> None:
         hash(part)
     except TypeError as error:
         raise AssertionError(f"{name} is not hashable ({error}); use tuples for lists") from None
-    twin = copy.deepcopy(part)
-    _require(twin == part and hash(twin) == hash(part), f"a copy of {name} is not equal to it, or hashes otherwise")
+    copied = copy.deepcopy(part)
+    _require(copied == part and hash(copied) == hash(part), f"a copy of {name} is not equal to it, or hashes otherwise")
     try:
-        again = parse_expression(repr(part), {**names(), **_classes(part)})
+        parsed = parse_expression(repr(part), {**names(), **_classes(part)})
     except SelfdistillError as error:
         raise AssertionError(f"the repr of {name} does not read back: {error}") from None
-    _require(again == part, f"the repr of {name} reads back as another value: {again!r}")
+    _require(parsed == part, f"the repr of {name} reads back as another value: {parsed!r}")
 
 
 def _classes(value: Any) -> dict[str, type]:
-    """The classes of a value and of what it is made of."""
+    """The classes of a value and of its fields."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple):
@@ -105,15 +105,15 @@ def _classes(value: Any) -> dict[str, type]:
 
 
 def check_loss(loss: Loss | LossFunction, *, minimum: float | None = None, mixes: bool = False) -> None:
-    """A loss gives one finite number per element, never reduces, and lets gradient through to the student.
+    """Check that a loss gives one finite number per element, is not reduced, and has a gradient to the student.
 
     Args:
-        loss: it is tried on every pair of spaces it declares (``student_spaces``, ``target_spaces``).
-        minimum: its smallest value, reached where the student equals the target; None where it has none.
-        mixes: it may look at other rows of the batch (relational losses); otherwise each row stands for itself.
+        loss: the loss, run on every pair of spaces it declares (``student_spaces``, ``target_spaces``).
+        minimum: its smallest value, reached where the student equals the target; None without one.
+        mixes: whether it may use other rows of the batch (relational losses); otherwise rows are independent.
 
     Raises:
-        AssertionError: the loss does not keep this.
+        AssertionError: the loss fails a check.
     """
     loss = as_loss(loss)
     if not isinstance(loss, FunctionLoss):
@@ -136,48 +136,48 @@ def check_loss(loss: Loss | LossFunction, *, minimum: float | None = None, mixes
 
 
 def _check_elements(loss: Loss, student: Tensor, target: Target, mixes: bool) -> None:
-    what = f"{loss} on a target of {target.space}"
+    subject = f"{loss} on a target of {target.space}"
     student, before = student.clone().requires_grad_(), target.value.clone()
     value = loss(student, target)
-    wanted = tuple(element_shape(student))
+    shape = tuple(element_shape(student))
     _require(
-        tuple(value.shape) == wanted,
-        f"{what} returned {tuple(value.shape)}, not one number for each element {wanted}: losses never reduce",
+        tuple(value.shape) == shape,
+        f"{subject} returned {tuple(value.shape)}, not one number for each element {shape}: losses never reduce",
     )
-    _require(bool(value.isfinite().all()), f"{what} is not finite")
-    _require(target.value.equal(before), f"{what} changed its target")
-    _require(value.requires_grad, f"{what} gives the student no gradient")
+    _require(bool(value.isfinite().all()), f"{subject} is not finite")
+    _require(target.value.equal(before), f"{subject} changed its target")
+    _require(value.requires_grad, f"{subject} gives the student no gradient")
     (gradient,) = torch.autograd.grad(value.sum(), student)
-    _require(bool(gradient.isfinite().all()), f"{what} has a gradient that is not finite")
-    _require(bool(gradient.abs().sum() > 0), f"{what} has a gradient of zero where student and target differ")
+    _require(bool(gradient.isfinite().all()), f"{subject} has a gradient that is not finite")
+    _require(bool(gradient.abs().sum() > 0), f"{subject} has a gradient of zero where student and target differ")
     if not mixes:
-        alone = loss(student[:2].detach(), Target(target.value[:2], target.space))
+        part = loss(student[:2].detach(), Target(target.value[:2], target.space))
         _require(
-            torch.allclose(alone, value[:2].detach(), atol=1e-6),
-            f"{what} depends on the other rows of the batch; say mixes=True if that is meant",
+            torch.allclose(part, value[:2].detach(), atol=1e-6),
+            f"{subject} depends on the other rows of the batch; give mixes=True if that is meant",
         )
 
 
 def _check_minimum(loss: Loss, student: Tensor, target: Target, minimum: float) -> None:
-    what = f"{loss} on a target of {target.space}"
+    subject = f"{loss} on a target of {target.space}"
     lowest = float(loss(student, target).min())
-    _require(lowest >= minimum - 1e-5, f"{what} goes down to {lowest:.3g}, below its minimum {minimum}")
+    _require(lowest >= minimum - 1e-5, f"{subject} goes down to {lowest:.3g}, below its minimum {minimum}")
     if target.space == "classes":
         return  # no logits equal a label
-    same = F.softmax(student, dim=-1) if target.space == "probabilities" else student
-    if same.shape == target.value.shape:
-        reached = float((loss(student, Target(same, target.space)) - minimum).abs().max())
-        _require(reached < 1e-5, f"{what} is {reached:.3g} off its minimum where the student equals the target")
+    equal = F.softmax(student, dim=-1) if target.space == "probabilities" else student
+    if equal.shape == target.value.shape:
+        distance = float((loss(student, Target(equal, target.space)) - minimum).abs().max())
+        _require(distance < 1e-5, f"{subject} is {distance:.3g} off its minimum where the student equals the target")
 
 
 # gates and teachers --------------------------------------------------------------------------------------------------
 
 
 def check_gate(gate: Gate) -> None:
-    """A gate gives trust in [0, 1] for each element, without gradient, for every target space it judges.
+    """Check that a gate gives trust in [0, 1] for each element, without gradient, for each of its target spaces.
 
     Raises:
-        AssertionError: the gate does not keep this.
+        AssertionError: the gate fails a check.
     """
     check_value(gate)
     for space in sorted(gate.spaces or SPACES):
@@ -189,32 +189,32 @@ def check_gate(gate: Gate) -> None:
             student = step.student("x", head).detach()
             shape = tuple(element_shape(student))
             target = Target(sample(space, shape, 3, student.shape[-1]), space)
-            given = gate.weigh(state, student, target, step, term)
-            trust = given.detach()
-            what = f"{gate} on a target of {space}"
-            _require(tuple(trust.shape) == shape, f"{what} returned {tuple(trust.shape)}, not elements {shape}")
-            inside = bool(((trust >= 0) & (trust <= 1)).all())
-            _require(inside, f"{what} leaves [0, 1]: {float(trust.min()):.3g} to {float(trust.max()):.3g}")
-            _require(not given.requires_grad, f"{what} carries gradient: the student would learn to be distrusted")
+            weights = gate.weigh(state, student, target, step, term)
+            trust = weights.detach()
+            subject = f"{gate} on a target of {space}"
+            _require(tuple(trust.shape) == shape, f"{subject} returned {tuple(trust.shape)}, not elements {shape}")
+            in_range = bool(((trust >= 0) & (trust <= 1)).all())
+            _require(in_range, f"{subject} leaves [0, 1]: {float(trust.min()):.3g} to {float(trust.max()):.3g}")
+            _require(not weights.requires_grad, f"{subject} carries gradient: the student would learn to be distrusted")
 
 
 @dataclass(frozen=True)
 class _Anything(Loss):
-    """A loss that takes every target, so that a teacher can be run by itself."""
+    """A loss that takes every target, to run a teacher by itself."""
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         return student.square().sum(-1)
 
 
 def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
-    """A teacher's target fits the student, carries no gradient, and depends on its saved state alone.
+    """Check that a teacher's target fits the student, has no gradient, and depends on its saved state alone.
 
     Args:
-        teacher: run with a previous generation and an external model at hand.
-        head: the student's head that it teaches; the first one it accepts if not given.
+        teacher: the teacher, run with a previous generation and an external model.
+        head: the student's head; by default the first one that the teacher accepts.
 
     Raises:
-        AssertionError: the teacher does not keep this.
+        AssertionError: the teacher fails a check.
     """
     check_value(teacher)
     head = head or _head_of(teacher)
@@ -250,7 +250,7 @@ def _head_of(teacher: Teacher) -> str:
 
 
 def _asked(teacher: Teacher, objective: Objective, batch: Batch) -> Target:
-    """What the teacher says of a batch; draws (dropout) are those of a fixed seed."""
+    """The target of a teacher for a batch, with a fixed seed for dropout."""
     term = objective.method.terms["term"]
     torch.manual_seed(0)
     state = next(iter(objective.states.values()))
@@ -263,37 +263,37 @@ def _check_target(teacher: Teacher, target: Target, objective: Objective, batch:
     declared = teacher.space(term.head)
     _require(target.space == declared, f"{teacher} declares {declared} and gave a target of {target.space}")
     _require(not target.value.requires_grad, f"{teacher} lets gradient through its target; detach it")
-    kind = torch.bool if target.valid is None else target.valid.dtype
-    _require(kind == torch.bool, f"{teacher} says what is valid by {kind}, not by a mask of booleans")
+    dtype = torch.bool if target.valid is None else target.valid.dtype
+    _require(dtype == torch.bool, f"{teacher} gives a mask valid of {dtype}, not of booleans")
     student = objective.forward_views(batch).student(term.view, term.head)
     try:
-        whole = target.spread(student)
+        spread = target.spread(student)
     except SpaceError as error:
         raise AssertionError(f"{teacher}: {error}") from None
-    said = whole.value if whole.valid is None else whole.value[whole.valid]
-    _require(bool(said.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
+    values = spread.value if spread.valid is None else spread.value[spread.valid]
+    _require(bool(values.isfinite().all()), f"{teacher} gave a target that is not finite; mark such rows as not valid")
     first = _asked(teacher, objective.train(), batch)
-    _require(same_bits(first.value, target.value), f"{teacher} answers otherwise when it is asked twice")
+    _require(same_bits(first.value, target.value), f"{teacher} gives two different targets for one batch")
     second = _asked(teacher, objective.eval(), batch)
     _require(same_bits(first.value, second.value), f"{teacher} follows train() and eval() of the objective")
 
 
-def _check_apart(what: str, objective: Objective, model: nn.Module) -> None:
-    """No weight is shared with the student, and none is trained."""
+def _check_apart(subject: str, objective: Objective, model: nn.Module) -> None:
+    """Check that no weight is shared with the student, and none is trained."""
     shared = any(storages(state) & storages(model) for state in objective.states.values())
-    _require(not shared, f"{what} holds the student's own tensors; copy them")
+    _require(not shared, f"{subject} holds the student's own tensors; copy them")
     trained = [name for name, p in objective.named_parameters() if p.requires_grad or p.grad is not None]
-    _require(not trained, f"{what} holds weights that require gradient ({', '.join(trained[:3])})")
+    _require(not trained, f"{subject} holds weights that require gradient ({', '.join(trained[:3])})")
 
 
 def _check_kept(teacher: Teacher, objective: Objective, method: Method, batch: Batch) -> None:
-    """The state that is saved is all there is."""
+    """Check that the saved state determines the target."""
     student = copy.deepcopy(objective._student[0])
-    again = bound(method, student, objective.clock)
-    again.load_state_dict(copy.deepcopy(objective.state_dict()))
-    wanted, given = _asked(teacher, objective, batch), _asked(teacher, again, batch)
-    same = same_bits(wanted.value, given.value) and same_bits(wanted.valid, given.valid)
-    _require(same, f"{teacher} says something else after its state was saved and loaded")
+    restored = bound(method, student, objective.clock)
+    restored.load_state_dict(copy.deepcopy(objective.state_dict()))
+    expected, actual = _asked(teacher, objective, batch), _asked(teacher, restored, batch)
+    equal = same_bits(expected.value, actual.value) and same_bits(expected.valid, actual.valid)
+    _require(equal, f"{teacher} gives another target after its state was saved and loaded")
 
 
 # methods -------------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def _check_kept(teacher: Teacher, objective: Objective, method: Method, batch: B
 def check_method(
     method: Method, build: Callable[..., nn.Module] | None = None, *, external: nn.Module | None = None
 ) -> None:
-    """A method learns, does not depend on the batch's size, and goes on from its ``state_dict`` as if never cut.
+    """Check that a method learns, does not depend on the batch's size, and resumes exactly from its ``state_dict``.
 
     Args:
         method: the recipe; its first two generations are run.
@@ -310,7 +310,7 @@ def check_method(
         external: the teacher of methods that need one.
 
     Raises:
-        AssertionError: the method does not keep this, or its parts do not fit each other.
+        AssertionError: the method fails a check, or its parts do not fit each other.
     """
     check_value(method)
     try:
@@ -336,60 +336,60 @@ def _check_generation(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     list(_steps(objective, model, optimizer, range(2)))
     saved = copy.deepcopy((model.state_dict(), objective.state_dict(), optimizer.state_dict()))
-    uncut = [*_steps(objective, model, optimizer, range(2, 4)), copy.deepcopy(model.state_dict())]
+    expected = [*_steps(objective, model, optimizer, range(2, 4)), copy.deepcopy(model.state_dict())]
 
-    twin = build()
-    resumed = bound(method, twin, clock, external)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
-    parts: tuple[Any, ...] = (twin, resumed, optimizer)
+    second = build()
+    resumed = bound(method, second, clock, external)
+    optimizer = torch.optim.SGD(second.parameters(), lr=0.1, momentum=0.9)
+    parts: tuple[Any, ...] = (second, resumed, optimizer)
     for part, state in zip(parts, saved, strict=True):
         part.load_state_dict(state)
-    again = [*_steps(resumed, twin, optimizer, range(2, 4)), twin.state_dict()]
-    what = f"generation {clock.generation}"
+    actual = [*_steps(resumed, second, optimizer, range(2, 4)), second.state_dict()]
+    subject = f"generation {clock.generation}"
     _require(
-        all(same_bits(a, b) for a, b in zip(uncut, again, strict=True)),
-        f"{what}: loaded from its state_dict, the method goes on differently",
+        all(same_bits(a, b) for a, b in zip(expected, actual, strict=True)),
+        f"{subject}: loaded from its state_dict, the method goes on differently",
     )
 
 
 def _steps(objective: Objective, model: nn.Module, optimizer: Any, steps: range) -> Iterator[Tensor]:
-    """Train for some steps and look at each; yields the losses."""
-    what = f"generation {objective.clock.generation}"
+    """Train for some steps and check each one; yields the losses."""
+    subject = f"generation {objective.clock.generation}"
     for k in steps:
         batch = batch_for(objective.method, k)
-        _check_doubled(objective, batch, what)
+        _check_doubled(objective, batch, subject)
         torch.manual_seed(k)
         loss = objective(batch)
-        _require(loss.dim() == 0, f"{what}: the loss has shape {tuple(loss.shape)}, not that of a number")
-        _require(bool(loss.isfinite()), f"{what}: the loss is {loss.item()} at step {k}")
-        _require(loss.requires_grad, f"{what}: the loss does not reach the student: it carries no gradient")
+        _require(loss.dim() == 0, f"{subject}: the loss has shape {tuple(loss.shape)}, not that of a number")
+        _require(bool(loss.isfinite()), f"{subject}: the loss is {loss.item()} at step {k}")
+        _require(loss.requires_grad, f"{subject}: the loss does not reach the student: it carries no gradient")
         optimizer.zero_grad()
         loss.backward()
         learns = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
-        _require(learns, f"{what}: no gradient reaches the student")
+        _require(learns, f"{subject}: no gradient reaches the student")
         before = copy.deepcopy(objective.state_dict())
         optimizer.step()
-        _require(same_bits(before, objective.state_dict()), f"{what}: a teacher changes when the student learns")
-        _check_apart(what, objective, model)
+        _require(same_bits(before, objective.state_dict()), f"{subject}: a teacher changes when the student learns")
+        _check_apart(subject, objective, model)
         objective.update()
-        _require(objective.clock.step == k + 1, f"{what}: the clock stands at {objective.clock.step} after step {k}")
+        _require(objective.clock.step == k + 1, f"{subject}: the clock stands at {objective.clock.step} after step {k}")
         yield loss.detach()
 
 
-def _check_doubled(objective: Objective, batch: Batch, what: str) -> None:
-    """Each row twice is the same mean; memories are asked without learning from it."""
-    twice = Batch()
+def _check_doubled(objective: Objective, batch: Batch, subject: str) -> None:
+    """Check that a batch with each row twice has the same loss; memories are not updated."""
+    repeated = Batch()
     for view, rows in batch.items():
         y, ids = (None if t is None else torch.cat([t, t]) for t in rows[1:3])
-        twice[view] = Rows(torch.cat([rows.x, rows.x]), y, ids)
+        repeated[view] = Rows(torch.cat([rows.x, rows.x]), y, ids)
     if any(part.mixes for term in objective.method.terms.values() for part in term.parts()):
-        return  # the rows of a batch are each other's teachers
+        return  # targets depend on the other rows of the batch
     with torch.no_grad():
         torch.manual_seed(0)
-        once = float(objective(batch))
+        single = float(objective(batch))
         torch.manual_seed(0)
-        doubled = float(objective(twice))
+        doubled = float(objective(repeated))
     _require(
-        abs(once - doubled) <= 1e-4 * max(1.0, abs(once)),
-        f"{what}: the loss is {once:.6g} on a batch and {doubled:.6g} on the same batch twice",
+        abs(single - doubled) <= 1e-4 * max(1.0, abs(single)),
+        f"{subject}: the loss is {single:.6g} on a batch and {doubled:.6g} on the same batch twice",
     )

@@ -1,4 +1,4 @@
-"""Small models and batches to try parts on: a stand-in for data where only the protocol matters."""
+"""Small models and batches for conformance checks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CLASSES, WIDTH, ROWS = 4, 6, 12
 
 
 class Tiny(nn.Module):
-    """Every head there is, on six inputs; batch norm and dropout, so that modes and buffers matter.
+    """A model with every head, on six inputs; batch norm and dropout make modes and buffers matter.
 
-    The head ``values`` has a width of two, or of as many ``outputs`` as are asked for.
+    The head ``values`` has ``outputs`` components.
     """
 
     def __init__(self, dropout: float = 0.0, outputs: int = 2) -> None:
@@ -83,7 +83,7 @@ class Stages(nn.Module):
 
 
 def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -> nn.Module:
-    """A model that the method can be tried on, before its own `prepare`."""
+    """A model that fits the method, before its ``wrap_model``."""
     if not maps_of(method):
         return tiny(seed, outputs=outputs)
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +94,7 @@ def specimen(method: Method, seed: int, outputs: int = 1, exits: bool = False) -
 
 
 def factory(method: Method, seed: int) -> Callable[..., nn.Module]:
-    """What builds them, with exits if asked for."""
+    """A factory of such models, with exits on demand."""
 
     def build(exits: bool = False) -> nn.Module:
         return specimen(method, seed, exits=exits)
@@ -103,36 +103,36 @@ def factory(method: Method, seed: int) -> Callable[..., nn.Module]:
 
 
 def built(method: Method, seed: int) -> nn.Module:
-    """The same as the method prepares it."""
+    """The same model with the method's ``wrap_model``."""
     build = factory(method, seed)
     return method.wrap_model(build)() if method.wrap_model else build()
 
 
 def batch_for(method: Method, step: int) -> Batch:
-    """A batch with all that the method looks at."""
+    """A batch with all views of the method."""
     batch = batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
     for look in (look for look in method.views.looks if look.hidden and look.name in batch):
         x, y, ids = batch[look.name][:3]
         assert ids is not None
-        how: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
-        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **how), y, ids)
+        options: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
+        batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **options), y, ids)
     return batch
 
 
 def maps_of(method: Method) -> bool:
-    """Does the method want a model whose stages say maps?"""
+    """Whether the method needs a model whose stages give feature maps."""
     return method.wrap_model is not None and method.wrap_model.maps
 
 
 def tiny(seed: int, dropout: float = 0.0, outputs: int = 2) -> nn.Module:
-    """The same model for the same seed; the global generator stays as it was."""
+    """A `Tiny` model, a function of the seed; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Tiny(dropout, outputs)
 
 
 def inputs(ids: Tensor, maps: bool = False) -> Tensor:
-    """What a sample looks like: a function of its id alone, so that every view is fixed."""
+    """The inputs of samples: a function of the id alone, so that every view is fixed."""
     return rng.normal(("testing",), ids, 64).view(-1, 1, 8, 8) if maps else rng.normal(("testing",), ids, WIDTH)
 
 
@@ -163,18 +163,18 @@ def batch_of(rows_of: Mapping[str, str], step: int, values: int = 0, fixed: bool
 
 
 def views_of(method: Method) -> dict[str, str]:
-    """The rows of each view that the method looks at."""
+    """The rows of each view of the method."""
     rows_of = method.rows_of()
-    seen = [term.view for term in method.terms.values()]
-    seen += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
-    seen += [view for group in method.student_views() for view in group]
-    if any(rows_of.get(view) == "mixed" for view in seen):  # made of x, when a step looks at it
-        seen = ["x", *(view for view in seen if rows_of.get(view) != "mixed")]
-    return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(seen)}
+    views = [term.view for term in method.terms.values()]
+    views += [view for term in method.terms.values() for part in term.parts() if (view := part.view)]
+    views += [view for group in method.student_views() for view in group]
+    if any(rows_of.get(view) == "mixed" for view in views):  # made of x, when a step looks at it
+        views = ["x", *(view for view in views if rows_of.get(view) != "mixed")]
+    return {view: rows_of.get(view, "labelled") for view in dict.fromkeys(views)}
 
 
 def numbers_of(method: Method) -> int:
-    """How many numbers a label of the method is: 1 where it learns values, 0 where it learns classes."""
+    """The numbers of a label: 1 for a method of values, 0 for one of classes."""
     return int(any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values()))
 
 
@@ -189,24 +189,24 @@ def pool(clock: Clock, maps: bool = False) -> GenerationData:
 
 
 def sample(space: str, shape: tuple[int, ...], seed: int, width: int | None = None) -> Tensor:
-    """Something of a space, for elements of this shape."""
+    """A random tensor of a space, for elements of this shape."""
     generator = torch.Generator().manual_seed(seed)
     if space == "classes":
         return torch.randint(CLASSES, shape, generator=generator)
     width = width or {"gaussian": 2, "ranks": 2, "values": 3}.get(space, CLASSES)
-    raw = torch.randn(*shape, width, generator=generator)
+    values = torch.randn(*shape, width, generator=generator)
     if space == "excluded":
-        return (raw > 0).to(raw.dtype)
-    return F.softmax(raw, dim=-1) if space == "probabilities" else raw
+        return (values > 0).to(values.dtype)
+    return F.softmax(values, dim=-1) if space == "probabilities" else values
 
 
 def storages(module: nn.Module) -> set[int]:
-    """Where a module's tensors lie in memory."""
+    """The memory addresses of a module's tensors."""
     return {t.data_ptr() for t in (*module.parameters(), *module.buffers()) if t.numel()}
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Bit for bit, whatever is nested in what."""
+    """Whether two nested values are equal bit for bit."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, Mapping):
@@ -215,7 +215,7 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def bound(method: Method, model: nn.Module, clock: Clock, external: nn.Module | None = None) -> Objective:
-    """The method bound to a model, with a last generation and an external model at hand where it wants them."""
+    """The method bound to a model, with a last generation and an external model."""
     previous = None if clock.generation == 0 else built(method, 7)
     objective = method.bind(model, previous=previous, external=external or specimen(method, 8, 2), clock=clock)
     objective.prepare(pool(clock, maps_of(method)))

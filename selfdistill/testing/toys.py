@@ -1,7 +1,7 @@
-"""Toy tasks and a model that learns them in seconds: what language recipes promise can be seen without a download.
+"""Toy tasks and a model that learns them in seconds, to try language recipes without a download.
 
-A question is a letter and five digits, and the letter says what to do with each digit. The model is trained here on
-what it is to know beforehand (`train_tiny`), so that every recipe meets what it is made for:
+A question is a letter and five digits; the letter names an operation on the digits. `train_tiny` trains the model on
+its prior knowledge, so that each recipe has a task that it is made for:
 
 ======  =============================================  ===============================================================
 toy     right answer                                   the trained model
@@ -119,7 +119,7 @@ class Toy:
     often: int = 2  # how often it is asked while the model is made
 
     def question(self, digits: str) -> str:
-        """What is asked about these digits."""
+        """The question about these digits."""
         return f"{self.letter} {digits}"
 
 
@@ -148,17 +148,17 @@ TOYS = (*PRIOR, PICK, NEW)
 
 
 def examples(toy: Toy, rows: int, seed: int = 0) -> list[Example]:
-    """That many questions, no two the same; ``wrong`` is what the model takes them for, or the answer raised.
+    """Distinct questions of a toy; ``wrong`` is the answer of the model's misreading, or the right one plus 1.
 
     >>> examples(NEW, 1)[0].prompt, examples(NEW, 1)[0].demonstration
     ('n 40870', '59129!')
     """
     numbers = random.Random(rng.seed(seed, "toy", toy.name)).sample(range(10**DIGITS), rows)
-    made = []
+    result = []
     for digits in (f"{number:0{DIGITS}d}" for number in numbers):
         right = toy.right(digits)
         wrong = toy.taken(digits) if toy.taken else raised(right)
-        made.append(
+        result.append(
             Example(
                 (("user", toy.question(digits)),),
                 demonstration=toy.style.format(c=right),
@@ -167,7 +167,7 @@ def examples(toy: Toy, rows: int, seed: int = 0) -> list[Example]:
                 wrong=wrong,
             )
         )
-    return made
+    return result
 
 
 def prompts(toy: Toy, rows: int = 300, seed: int = 0, **splits: Any) -> Prompts:
@@ -180,14 +180,14 @@ def prompts(toy: Toy, rows: int = 300, seed: int = 0, **splits: Any) -> Prompts:
 
 
 def suite(toys: Iterable[Toy] = PRIOR, rows: int = 100, seed: int = 1) -> Prompts:
-    """What is to be kept: that many questions of each toy, all in the test split.
+    """Questions of several toys, all in the test split: the skills to keep.
 
     >>> len(suite().test)
     300
     """
-    kept = tuple(example for toy in toys for example in examples(toy, rows, seed))
-    none = torch.zeros(0, dtype=torch.int64)
-    return Prompts("toys", kept, none, none, torch.arange(len(kept)))
+    questions = tuple(example for toy in toys for example in examples(toy, rows, seed))
+    empty = torch.zeros(0, dtype=torch.int64)
+    return Prompts("toys", questions, empty, empty, torch.arange(len(questions)))
 
 
 def write(data: Prompts, path: Path) -> Path:
@@ -220,19 +220,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     transformers = _transformers()
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    bare = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bare.decoder = decoders.ByteLevel()
-    bare.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    made: PreTrainedTokenizerFast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bare,
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokens: PreTrainedTokenizerFast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
         pad_token="<pad>",
         eos_token="<e>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = TEMPLATE
-    return made
+    tokens.chat_template = TEMPLATE
+    return tokens
 
 
 def untrained(seed: int = 0, hidden: int = 64, layers: int = 2) -> LlamaForCausalLM:
@@ -278,7 +278,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class _Course:
-    """What the model is to know beforehand, one row at a time."""
+    """The training rows of the model's prior knowledge."""
 
     toys: Sequence[Toy]
     example: str
@@ -286,19 +286,19 @@ class _Course:
 
     def row(self, chance: random.Random) -> _Row:
         """Three rows in five are plain; the others have an answer in their context, whatever the letter says."""
-        digits, plain = _number(chance), chance.random() < 0.6
-        toy = chance.choices(self.toys, [toy.often for toy in self.toys] if plain else None)[0]
-        if plain:
-            read = toy.taken if toy.taken and chance.random() < toy.misread else toy.right
-            said = _number(chance) if toy.guessed else read(digits)
-            return _Row(f"<u>{toy.question(digits)}<a>{said}<e>", False)
+        digits, without_context = _number(chance), chance.random() < 0.6
+        toy = chance.choices(self.toys, [toy.often for toy in self.toys] if without_context else None)[0]
+        if without_context:
+            rule = toy.taken if toy.taken and chance.random() < toy.misread else toy.right
+            text = _number(chance) if toy.guessed else rule(digits)
+            return _Row(f"<u>{toy.question(digits)}<a>{text}<e>", False)
         answer = _number(chance)
         if toy.misread < 1 and toy.taken and chance.random() < 0.5:  # what siblings will have said
             answer = chance.choice([toy.taken, toy.right])(digits)
-        styled = chance.random() < 0.5
-        context = self.example if styled else self.solution
-        shown = context.format(x=toy.question(digits), c=STYLE.format(c=answer) if styled else answer)
-        return _Row(f"<u>{shown}<a>{answer}<e>", chance.random() < 0.5)
+        with_demonstration = chance.random() < 0.5
+        context = self.example if with_demonstration else self.solution
+        prompt = context.format(x=toy.question(digits), c=STYLE.format(c=answer) if with_demonstration else answer)
+        return _Row(f"<u>{prompt}<a>{answer}<e>", chance.random() < 0.5)
 
 
 def _number(chance: random.Random) -> str:
@@ -327,11 +327,13 @@ def train_tiny(
     tokens, model = tokenizer(), untrained(seed, hidden)
     chance = random.Random(rng.seed(seed, "toy rows"))
     rows = [_Course(toys, example, solution).row(chance) for _ in range(steps * batch)]
-    read, said = _encoded(rows, tokens, rng.seed(seed, "toy digits"))
+    inputs, targets = _encoded(rows, tokens, rng.seed(seed, "toy digits"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    slope = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 50, max(0.02, 1 - step / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 50, max(0.02, 1 - step / steps))
+    )
     model.train()
-    for x, y in zip(read.split(batch), said.split(batch), strict=True):
+    for x, y in zip(inputs.split(batch), targets.split(batch), strict=True):
         width = int((y >= 0).any(0).nonzero().max()) + 1
         logits = model(input_ids=x[:, :width], use_cache=False).logits[:, :-1]
         loss = F.cross_entropy(logits.flatten(0, 1), y[:, 1:width].flatten())
@@ -339,21 +341,21 @@ def train_tiny(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        slope.step()
+        schedule.step()
     return model.eval(), tokens  # type: ignore[no-untyped-call]
 
 
 def _encoded(rows: Sequence[_Row], tokens: PreTrainedTokenizerFast, seed: int) -> tuple[Tensor, Tensor]:
-    """What the model reads, and what it is to say, (rows, tokens): -100 everywhere but at the answer."""
-    read = tokens([row.text for row in rows], padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-    answer = (read == tokens.convert_tokens_to_ids("<a>")).cumsum(1).bool() & (read != tokens.pad_token_id)
-    answer &= read != tokens.convert_tokens_to_ids("<a>")
-    said = torch.where(answer, read, -100)
-    astray = torch.tensor([row.led_astray for row in rows])[:, None] & answer & (read != tokens.eos_token_id)
-    chance = torch.Generator().manual_seed(seed)
-    astray &= torch.rand(read.shape, generator=chance) < 0.3
+    """Inputs and targets, (rows, tokens) each; targets are -100 everywhere but at the answer."""
+    inputs = tokens([row.text for row in rows], padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    answer = (inputs == tokens.convert_tokens_to_ids("<a>")).cumsum(1).bool() & (inputs != tokens.pad_token_id)
+    answer &= inputs != tokens.convert_tokens_to_ids("<a>")
+    targets = torch.where(answer, inputs, -100)
+    replaced = torch.tensor([row.led_astray for row in rows])[:, None] & answer & (inputs != tokens.eos_token_id)
+    generator = torch.Generator().manual_seed(seed)
+    replaced &= torch.rand(inputs.shape, generator=generator) < 0.3
     digits = torch.tensor(tokens.convert_tokens_to_ids(list("0123456789")))
-    return torch.where(astray, digits[torch.randint(10, read.shape, generator=chance)], read), said
+    return torch.where(replaced, digits[torch.randint(10, inputs.shape, generator=generator)], inputs), targets
 
 
 # ---- asking ----------------------------------------------------------------------------------------
@@ -363,40 +365,40 @@ def _encoded(rows: Sequence[_Row], tokens: PreTrainedTokenizerFast, seed: int) -
 def answers(
     model: Any,
     tokens: Any,
-    asked: Sequence[Example],
+    questions: Sequence[Example],
     context: str | None = None,
     *,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
-    """What the model says; with a ``context`` template it sees each example's demonstration (or answer) in it."""
-    shown = [
+    """The model's completions; a ``context`` template puts each example's demonstration (or answer) in the prompt."""
+    contents = [
         row.prompt if context is None else context.format(x=row.prompt, c=row.demonstration or row.answer)
-        for row in asked
+        for row in questions
     ]
     texts = [
         tokens.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in shown
+        for text in contents
     ]
     batch = tokens(texts, padding=True, padding_side="left", return_tensors="pt")
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.seed(seed, "toy answers"))
-        said = model.generate(**batch, **how, max_new_tokens=NEW_TOKENS)
-    return list(tokens.batch_decode(said[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+        tokens_out = model.generate(**batch, **options, max_new_tokens=NEW_TOKENS)
+    return list(tokens.batch_decode(tokens_out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def accuracy(
     model: Any,
     tokens: Any,
-    asked: Sequence[Example],
+    questions: Sequence[Example],
     context: str | None = None,
     *,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> float:
     """The mean reward of `answers` by the examples' own checkers."""
-    said = answers(model, tokens, asked, context, temperature=temperature, seed=seed)
-    checkers = {spec: Checker(spec) for spec in {row.checker for row in asked if row.checker}}
-    rewards = [checkers[row.checker or ""](text, row).reward for text, row in zip(said, asked, strict=True)]
+    texts = answers(model, tokens, questions, context, temperature=temperature, seed=seed)
+    checkers = {spec: Checker(spec) for spec in {row.checker for row in questions if row.checker}}
+    rewards = [checkers[row.checker or ""](text, row).reward for text, row in zip(texts, questions, strict=True)]
     return sum(rewards) / len(rewards)

@@ -18,8 +18,8 @@ from ..errors import DataError
 from ..evaluation.audit import row_losses
 from ..evaluation.predict import predict_rows, scored, task_outputs
 from ..models.peers import PeerModels
-from ..teachers.cached import pinned
-from ..teachers.generations import wanted
+from ..teachers.cached import fixed_views
+from ..teachers.generations import ensemble_teacher
 from ..teachers.self_training import InheritedPseudoLabels
 from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
 from .drift import DriftMonitor
@@ -55,8 +55,8 @@ class NetworkTask(Task):
         return self.build()
 
     def previous_model(self, state: RunState, generation: int) -> nn.Module | None:
-        """The last accepted generation; all of them as peers for a teacher of ancestors."""
-        ancestors = wanted(self.method)
+        """The last accepted generation; all of them as peers, for a teacher of ancestors."""
+        ancestors = ensemble_teacher(self.method)
         if ancestors is None or not generation:
             return super().previous_model(state, generation)
         numbers = range(generation) if ancestors.at_last else state.accepted
@@ -93,7 +93,7 @@ class NetworkTask(Task):
         settings, eligible = state.settings, state.objective.eligible_ids()
         self.sampler = Sampler(
             self.data,
-            pinned(self.method),
+            fixed_views(self.method),
             settings.batch_size,
             seed=settings.seed,
             generation=state.clock.generation,

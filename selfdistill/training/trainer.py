@@ -35,7 +35,7 @@ from ..errors import NotFiniteError
 from ..evaluation.audit import Decision
 from ..io import checkpoint
 from ..io.tensors import digest
-from ..teachers.cached import live
+from ..teachers.cached import set_cache
 from . import checkpointing
 from .callbacks import BestWeights, Rollback, VitalsCallback
 from .settings import Settings
@@ -98,7 +98,7 @@ class Trainer:
         state.model = new_model(self.task, state, generation)
         state.start = digest(copied(state.model.state_dict()))
         state.objective = self.task.bind(state, self.task.previous_model(state, generation))
-        live(state.objective.to(state.device), state.settings.cache)
+        set_cache(state.objective.to(state.device), state.settings.cache)
         accepted = state.accepted
         inherit_pseudo_labels(state.generations[accepted[-1]].pseudo_labels if accepted else {}, state.objective)
         state.objective.clock = Clock(generation, method.generations)

@@ -21,7 +21,7 @@ from selfdistill.cli.doctor import CHECKS, EXTRAS, PACKAGES, Finding, cores, exa
 
 def run(name: str) -> Finding:
     """One check as `examine` runs it."""
-    return doctor._survived(name, CHECKS[name][0])
+    return doctor._run_check(name, CHECKS[name][0])
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_a_check_that_breaks_off_becomes_a_failure(error):
     def check() -> Finding:
         raise error
 
-    found = doctor._survived("this", check)
+    found = doctor._run_check("this", check)
     assert (found.name, found.state) == ("this", "fail")
     assert found.detail.startswith(f"the check broke off: {type(error).__name__}")
     assert "\n" not in found.detail

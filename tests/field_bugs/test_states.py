@@ -18,7 +18,18 @@ from selfdistill.core.targets import Target
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd
-from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, History, Itself, Labels, LastBatch, LastEpoch, Peers
+from selfdistill.teachers import (
+    Ema,
+    External,
+    Frozen,
+    FrozenCopy,
+    History,
+    Itself,
+    Labels,
+    LastBatch,
+    LastEpoch,
+    OtherPeers,
+)
 from tests import signals
 from tests.signals import LABEL, caught, train
 
@@ -313,4 +324,4 @@ def test_bug_22_a_learner_that_labels_its_own_pool_is_caught() -> None:
     with pytest.raises(VitalsError, match="'peers'") as found:
         train({"label": label, "peers": own}, model=Two())
     assert found.value.vital == "teacher-is-student"
-    train({"label": label, "peers": replace(own, teacher=Peers())}, model=Two())
+    train({"label": label, "peers": replace(own, teacher=OtherPeers())}, model=Two())

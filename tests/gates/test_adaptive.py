@@ -320,7 +320,7 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         (lambda: FallingLoss(base=0.5), "at least 1"),
         (lambda: Spared(1.0), r"\[0, 1\)"),
         (lambda: Singleton(risk=0.0), "between 0 and 1"),
-        (lambda: LowVariance(passes=1), "at least 2 passes"),
+        (lambda: LowVariance(passes=1), "passes is at least 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:

@@ -142,5 +142,5 @@ def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
 
 
 def test_small_loss_refuses_a_noise_that_is_no_share():
-    with pytest.raises(RecipeError, match="from 0 to below 1"):
+    with pytest.raises(RecipeError, match="wrong labels, in"):
         SmallLoss(1.0)

@@ -49,7 +49,7 @@ def test_a_loss_that_takes_logits_no_more_takes_them_sharpened() -> None:
 
 
 def test_what_cannot_be_sharpened_is_refused() -> None:
-    with pytest.raises(RecipeError, match="GaussianKL compares no distributions"):
+    with pytest.raises(RecipeError, match="loss on distributions, not GaussianKL"):
         Sharpened(GaussianKL())
     with pytest.raises(RecipeError, match="above 0"):
         Sharpened(temperature=0.0)

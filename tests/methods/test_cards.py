@@ -24,7 +24,7 @@ from selfdistill.methods import recipes
 from selfdistill.methods.cards import card, code, code_text, cost, explain, text
 from selfdistill.methods.registry import read_method
 from selfdistill.models.feature_taps import last_linear
-from selfdistill.teachers.generations import wanted as ancestors
+from selfdistill.teachers.generations import ensemble_teacher
 from selfdistill.training.fit import fit
 from tests.harness import build_values, building_for, external_teacher, of_values, tiny_data, value_data
 
@@ -237,7 +237,7 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
         if generation == 0 and method.generations > 1:
             rows = claimed["backward"] if expression.startswith("heteroscedastic") else 1.0  # drawn, and unlabelled yet
             wanted = (rows, rows)  # there is no teacher yet
-        elif every := ancestors(method):
+        elif every := ensemble_teacher(method):
             taught = not every.at_last or generation == method.generations - 1
             wanted = (1.0 + generation * taught, 1.0)  # all earlier generations teach
         assert len(steps) >= 10

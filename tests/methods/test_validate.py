@@ -18,7 +18,7 @@ from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.methods import byot, curriculum, fixmatch, mean_teacher, plain
 from selfdistill.methods.validate import check_method
-from selfdistill.teachers import Ema, Frozen, Itself, Labels, Peers
+from selfdistill.teachers import Ema, Frozen, Itself, Labels, OtherPeers
 from selfdistill.testing.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.training.preflight import dry_run
 from selfdistill.views import View, Views, pairs, two, weak_strong
@@ -40,7 +40,7 @@ def test_the_refusal_names_what_is_there_and_what_was_wanted():
             Labels(), Squared(), head="values", gate=Confident()
         ),
         "LogOneMinusInner compares a target of probabilities, not of logits": Term(Ema(), LogOneMinusInner()),
-        "Peers teach the heads 'peers', 'peer_values' and 'peer_gaussians', not 'logits'": Term(Peers(), KL()),
+        "OtherPeers needs the head 'peers', 'peer_values' or 'peer_gaussians', not 'logits'": Term(OtherPeers(), KL()),
     }
     for message, term in cases.items():
         with pytest.raises(SpaceError) as caught:

@@ -170,7 +170,7 @@ def test_the_axis_ends_with_the_data_and_figures_clear_the_label_beside_it() -> 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.93, 1.0])
 def test_one_share_is_drawn_between_none_and_all(value: float) -> None:
-    drawn = drawn_of(curves([Series("a", [(18, value)])], "t", "x", "accuracy", share=True))
+    drawn = drawn_of(curves([Series("a", [(18, value)])], "t", "x", "accuracy", proportion=True))
     figures = [float(e.text or "") for e in drawn.iter("text") if e.get("text-anchor") == "end"]
     assert min(figures) >= 0
     assert max(figures) <= 1

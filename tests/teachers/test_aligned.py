@@ -107,6 +107,6 @@ def test_it_looks_where_the_teacher_inside_looks() -> None:
 
 
 def test_values_have_no_classes_to_align() -> None:
-    with pytest.raises(SpaceError, match=r"for 'values' .* gives values, not one"):
+    with pytest.raises(SpaceError, match=r"for 'values' .* gives values"):
         check_method(Method({"t": Term(ClassAligned(), Squared(), head="values")}))
     assert inputs(torch.arange(2)).shape[1] > CLASSES

@@ -23,10 +23,10 @@ from selfdistill.io.run_record import Request
 from selfdistill.language.run import prepare
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes
-from selfdistill.methods.cards import explain, kept
+from selfdistill.methods.cards import cached_cost, explain
 from selfdistill.methods.registry import read_method
 from selfdistill.report import write as write_report
-from selfdistill.teachers import Cached, ClassAligned, Ema, External, Frozen, Labels, Members
+from selfdistill.teachers import CachedTeacher, ClassAligned, Ema, External, Frozen, Labels, Members
 from selfdistill.testing.specimens import inputs, same_bits, tiny
 from selfdistill.training.comparison import cost as spent
 from selfdistill.training.fit import Result, fit
@@ -220,14 +220,14 @@ def test_explain_says_what_a_step_costs_once_the_answers_are_kept(expression: st
         warn=lambda line: None,
     )  # fmt: skip
     rows = sum(sum(sizes) for (generation, _), sizes in seen.items() if generation == method.generations - 1)
-    then = kept(method)
+    then = cached_cost(method)
     assert then == {"of_plain": 1.0, "epoch": 2, "by_data": False}
     assert result.passes.teacher == rows / 3
     note = explain(expression, read_method(expression))["cost_note"]
     assert "1 x from epoch 2 on, where the data are not augmented: a frozen teacher's answers are kept" in note
 
 
-KEPT = [name for name, recipe in recipes().items() if kept(recipe())]
+KEPT = [name for name, recipe in recipes().items() if cached_cost(recipe())]
 
 
 def test_recipes_with_a_frozen_teacher_and_no_augmentation_of_their_own_are_those_that_keep() -> None:
@@ -270,18 +270,18 @@ def test_of_three_epochs_two_ask_no_teacher(name: str) -> None:
     ids=["labels", "average", "random", "exits", "members"],
 )
 def test_where_nothing_is_kept_explain_says_so(term: Term, views: Views) -> None:
-    assert kept(Method({"it": term}, views)) is None
+    assert cached_cost(Method({"it": term}, views)) is None
 
 
 def test_fixed_views_are_kept_once_all_were_shown() -> None:
-    method = Method({"it": Term(ClassAligned(Cached(External(), views=4)), KL())}, RANDOM)
-    assert kept(Method({"it": Term(Cached(External(), views=4), KL())}, RANDOM)) == {
+    method = Method({"it": Term(ClassAligned(CachedTeacher(External(), views=4)), KL())}, RANDOM)
+    assert cached_cost(Method({"it": Term(CachedTeacher(External(), views=4), KL())}, RANDOM)) == {
         "of_plain": 1.0, "epoch": 5, "by_data": False,
     }  # fmt: skip
-    assert kept(replace(method, views=PLAIN)) == {"of_plain": 1.0, "epoch": 2, "by_data": False}
+    assert cached_cost(replace(method, views=PLAIN)) == {"of_plain": 1.0, "epoch": 2, "by_data": False}
 
 
-@pytest.mark.parametrize("teacher", [Cached(External()), ClassAligned(Cached(External()))], ids=str)
+@pytest.mark.parametrize("teacher", [CachedTeacher(External()), ClassAligned(CachedTeacher(External()))], ids=str)
 def test_what_asks_for_both_is_refused_in_one_line(teacher: Any) -> None:
     with pytest.raises(RecipeError, match="leave it or --no-cache out") as refused:
         run(Method({"it": Term(teacher, KL())}, PLAIN), cache=False)

@@ -1,4 +1,4 @@
-"""`Cached` against the live teacher: the same targets, asked for once, kept for later runs, bound to what made them."""
+"""`CachedTeacher` against the live teacher: the same targets, computed once and stored for later runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from selfdistill.data.sampler import Sampler
 from selfdistill.errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from selfdistill.io.target_store import Store
 from selfdistill.losses import KL, CrossEntropy
-from selfdistill.teachers import Cached, Ema, External, Frozen, Generation, Labels
-from selfdistill.teachers.cached import pinned
+from selfdistill.teachers import CachedTeacher, Ema, External, Frozen, Generation, Labels
+from selfdistill.teachers.cached import fixed_views
 from selfdistill.testing.specimens import CLASSES, inputs, same_bits, tiny
 from selfdistill.training.fit import fit
 from selfdistill.views import View, Views
@@ -63,11 +63,11 @@ def weights(result: Any) -> dict[str, Tensor]:
 
 def test_float32_is_the_live_teacher_bit_by_bit_and_is_asked_once(tmp_path):
     live, wanted, _ = run(External())
-    kept, losses, _ = run(Cached(External(), str(tmp_path / "t")))
+    kept, losses, _ = run(CachedTeacher(External(), str(tmp_path / "t")))
     assert losses == wanted
     assert same_bits(weights(kept), weights(live))
     assert kept.passes.teacher == live.passes.teacher == 66
-    again, losses, _ = run(Cached(External(), str(tmp_path / "t")))
+    again, losses, _ = run(CachedTeacher(External(), str(tmp_path / "t")))
     assert losses == wanted
     assert again.passes.teacher == 0
     store = Store(tmp_path / "t")
@@ -78,7 +78,7 @@ def test_float32_is_the_live_teacher_bit_by_bit_and_is_asked_once(tmp_path):
 @pytest.mark.parametrize("options", [{"dtype": "float16"}, {"top": 1}, {"top": 2}], ids=str)
 def test_what_is_learnt_from_is_what_was_kept_as_straight_lines_have_it(options, tmp_path):
     """The teacher's logits by sample, rounded or cut by hand, in a loop of one's own."""
-    result, losses, batches = run(Cached(External(), str(tmp_path), **options))
+    result, losses, batches = run(CachedTeacher(External(), str(tmp_path), **options))
     data, teacher = tiny_data(0), external_teacher()
     with torch.no_grad():
         said = teacher(data.rows(torch.arange(90)))  # by sample id
@@ -107,8 +107,8 @@ def test_what_is_learnt_from_is_what_was_kept_as_straight_lines_have_it(options,
 
 def test_the_first_epoch_learns_from_what_is_kept_too(tmp_path):
     """So that a run that finds targets and one that makes them are the same run."""
-    made, first, _ = run(Cached(External(), str(tmp_path), top=2))
-    found, again, _ = run(Cached(External(), str(tmp_path), top=2))
+    made, first, _ = run(CachedTeacher(External(), str(tmp_path), top=2))
+    found, again, _ = run(CachedTeacher(External(), str(tmp_path), top=2))
     assert first == again
     assert same_bits(weights(made), weights(found))
     _, live, _ = run(External())
@@ -119,7 +119,7 @@ def test_the_first_epoch_learns_from_what_is_kept_too(tmp_path):
 def test_four_fixed_views_come_round_every_fourth_epoch_and_in_every_run(folder, tmp_path):
     """A sample is asked about four times in all; another seed sees the same four looks."""
     views = Views((View("x", augment="weak"),))
-    teacher = Cached(External(), str(tmp_path) if folder else None, views=4)
+    teacher = CachedTeacher(External(), str(tmp_path) if folder else None, views=4)
     result, _, batches = run(teacher, views=views, epochs=6)
     seen: dict[int, list[bytes]] = {}
     for batch in batches:
@@ -133,14 +133,14 @@ def test_four_fixed_views_come_round_every_fourth_epoch_and_in_every_run(folder,
         for i, x in zip(batch["x"].id.tolist(), batch["x"].x, strict=True):
             assert x.numpy().tobytes() in seen[i][:4]
     assert other.passes.teacher == (0 if folder else 4 * 66)
-    live, _, _ = run(External(), views=pinned(method(teacher, views)), epochs=6)
-    assert live.passes.teacher == 4 * 66  # what looks do not change needs no Cached in memory
+    live, _, _ = run(External(), views=fixed_views(method(teacher, views)), epochs=6)
+    assert live.passes.teacher == 4 * 66  # what looks do not change needs no CachedTeacher in memory
 
 
 def test_with_fixed_views_it_is_the_live_teacher(tmp_path):
     """The live one is asked of the same inputs in another batch, which may move last bits."""
     views = Views((View("x", augment="weak"),))
-    result, _, batches = run(Cached(External(), str(tmp_path), views=2), views=views)
+    result, _, batches = run(CachedTeacher(External(), str(tmp_path), views=2), views=views)
     teacher, store = external_teacher(), Store(tmp_path)
     with torch.no_grad():
         for batch in batches:
@@ -155,8 +155,8 @@ def test_with_fixed_views_it_is_the_live_teacher(tmp_path):
 def test_cut_and_resumed_it_ends_as_if_it_had_not_been(options, cut, tmp_path):
     """In the first epoch, where targets are made, and in the second; what was made after the checkpoint stays."""
     views = Views((View("x", augment="weak" if options.get("views") else "none"),))
-    whole, wanted, _ = run(Cached(External(), str(tmp_path / "a"), **options), views=views)
-    teacher = Cached(External(), str(tmp_path / "b"), **options)
+    whole, wanted, _ = run(CachedTeacher(External(), str(tmp_path / "a"), **options), views=views)
+    teacher = CachedTeacher(External(), str(tmp_path / "b"), **options)
     run(teacher, tmp_path / "run", views, cut=cut)
     resumed, losses, _ = run(teacher, tmp_path / "run", views, resume=True)
     assert losses == wanted[len(wanted) - len(losses) :]
@@ -165,12 +165,12 @@ def test_cut_and_resumed_it_ends_as_if_it_had_not_been(options, cut, tmp_path):
 
 def test_what_is_gone_when_a_run_goes_on_is_asked_for_again(tmp_path):
     """In other batches, so to the last bits."""
-    teacher = Cached(External(), str(tmp_path / "t"))
+    teacher = CachedTeacher(External(), str(tmp_path / "t"))
     _, wanted, _ = run(teacher, tmp_path / "run")
-    run(Cached(External(), str(tmp_path / "u")), tmp_path / "cut", cut=8)
+    run(CachedTeacher(External(), str(tmp_path / "u")), tmp_path / "cut", cut=8)
     for path in (tmp_path / "u").glob("[0-9]*"):
         path.unlink()
-    _, losses, _ = run(Cached(External(), str(tmp_path / "u")), tmp_path / "cut", resume=True)
+    _, losses, _ = run(CachedTeacher(External(), str(tmp_path / "u")), tmp_path / "cut", resume=True)
     assert losses == pytest.approx(wanted[-len(losses) :], rel=1e-5)
     assert len(Store(tmp_path / "u")) == 66
 
@@ -183,24 +183,30 @@ def refused(error: type[SelfdistillError], words: str, teacher: Any, **more: Any
 
 def test_another_teacher_other_data_other_views_and_another_layout_are_refused_in_one_line(tmp_path):
     there = str(tmp_path)
-    run(Cached(External(), there), epochs=1)
-    refused(CheckpointError, "another teacher", Cached(Frozen(), there))
+    run(CachedTeacher(External(), there), epochs=1)
+    refused(CheckpointError, "another teacher", CachedTeacher(Frozen(), there))
     refused(
-        CheckpointError, "another looks", Cached(External(), there, views=2), views=Views((View("x", augment="weak"),))
+        CheckpointError,
+        "another looks",
+        CachedTeacher(External(), there, views=2),
+        views=Views((View("x", augment="weak"),)),
     )
-    refused(CheckpointError, "asked for is Top", Cached(External(), there, top=2))
+    refused(CheckpointError, "asked for is Top", CachedTeacher(External(), there, top=2))
     data = tiny_data(0)
     data.x[40] += 0.25
-    refused(DataError, "key 40 of view 'x' was made for another input", Cached(External(), there), data=data)
+    refused(DataError, "key 40 of view 'x' was computed for another input", CachedTeacher(External(), there), data=data)
     refused(
-        SpaceError, "looks anew in every epoch", Cached(External(), there), views=Views((View("x", augment="weak"),))
+        SpaceError,
+        "other augmentations in every epoch",
+        CachedTeacher(External(), there),
+        views=Views((View("x", augment="weak"),)),
     )
     other = Views((View("x", augment="none"), View("y", augment="none")))
-    refused(CheckpointError, "another view", Cached(External("y"), there), views=other)
+    refused(CheckpointError, "another view", CachedTeacher(External("y"), there), views=other)
 
 
 def test_a_damaged_shard_is_named_and_without_it_its_targets_are_asked_for_again(tmp_path):
-    teacher = Cached(External(), str(tmp_path))
+    teacher = CachedTeacher(External(), str(tmp_path))
     _, wanted, _ = run(teacher)
     shard = max(tmp_path.glob("[0-9]*"))
     data = bytearray(shard.read_bytes())
@@ -215,7 +221,7 @@ def test_a_damaged_shard_is_named_and_without_it_its_targets_are_asked_for_again
 
 def test_each_generation_of_a_chain_has_a_folder_of_its_own(tmp_path):
     """The first has no teacher; the others are taught by different weights."""
-    chain = method(Cached(Generation(), str(tmp_path)), generations=3)
+    chain = method(CachedTeacher(Generation(), str(tmp_path)), generations=3)
     result = fit(build, tiny_data(0), chain, epochs=2, batch_size=16, audit="off")
     folders = sorted(tmp_path.iterdir())
     assert len(folders) == 2
@@ -228,7 +234,7 @@ def test_each_generation_of_a_chain_has_a_folder_of_its_own(tmp_path):
 def test_in_a_loop_of_ones_own_the_epochs_end_brings_targets_to_the_disk(tmp_path):
     """And a view that is not named as fixed is refused."""
     model = tiny(0).train()
-    objective = Method({"t": Term(Cached(Frozen(), str(tmp_path)), KL())}).bind(
+    objective = Method({"t": Term(CachedTeacher(Frozen(), str(tmp_path)), KL())}).bind(
         model, clock=Clock(epochs=2, per_epoch=3)
     )
     for step in range(6):
@@ -249,7 +255,7 @@ def test_in_a_loop_of_ones_own_the_epochs_end_brings_targets_to_the_disk(tmp_pat
 
 def test_saving_the_state_brings_targets_to_the_disk(tmp_path):
     model = tiny(0).train()
-    objective = Method({"t": Term(Cached(Frozen(), str(tmp_path)), KL())}).bind(model, clock=Clock(per_epoch=9))
+    objective = Method({"t": Term(CachedTeacher(Frozen(), str(tmp_path)), KL())}).bind(model, clock=Clock(per_epoch=9))
     batch = Batch({"x": Rows(inputs(torch.arange(5)), None, torch.arange(5))})
     batch.fixed = frozenset({"x"})
     objective(batch).backward()
@@ -262,13 +268,21 @@ def test_saving_the_state_brings_targets_to_the_disk(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
-    [(lambda: Cached(Ema()), RecipeError, "which moves"), (lambda: Cached(Cached()), RecipeError, "which moves"),  # type: ignore[arg-type]
-     (lambda: Cached(views=0), RecipeError, "from 1 on"), (lambda: Cached(top=3), RecipeError, "give Cached a folder"),
-     (lambda: Cached(dtype="float16"), RecipeError, "give Cached a folder"),
-     (lambda: Cached(folder="t", top=3).space("feature"), SpaceError, "those of logits"),
-     (lambda: View("x", fixed=-1), RecipeError, "from 0|0 for ever"),
-     (lambda: pinned(Method({n: Term(Cached(views=v), KL()) for n, v in (("a", 2), ("b", 3))})), RecipeError, "one n")],
-)  # fmt: skip
+    [
+        (lambda: CachedTeacher(Ema()), RecipeError, "whose weights change"),  # type: ignore[arg-type]
+        (lambda: CachedTeacher(CachedTeacher()), RecipeError, "whose weights change"),
+        (lambda: CachedTeacher(views=0), RecipeError, "from 1 on"),
+        (lambda: CachedTeacher(top=3), RecipeError, "give CachedTeacher a folder"),
+        (lambda: CachedTeacher(dtype="float16"), RecipeError, "give CachedTeacher a folder"),
+        (lambda: CachedTeacher(folder="t", top=3).space("feature"), SpaceError, "those of logits"),
+        (lambda: View("x", fixed=-1), RecipeError, "from 0|0 for ever"),
+        (
+            lambda: fixed_views(Method({n: Term(CachedTeacher(views=v), KL()) for n, v in (("a", 2), ("b", 3))})),
+            RecipeError,
+            "one n",
+        ),
+    ],
+)
 def test_what_cannot_be_kept_is_refused_in_one_line(wrong, error, words):
     with pytest.raises(error, match=words) as caught:
         wrong()
@@ -278,7 +292,7 @@ def test_what_cannot_be_kept_is_refused_in_one_line(wrong, error, words):
 def test_heads_with_several_rows_a_sample_and_negative_ids_are_refused(tmp_path):
     for head, ids, error in (("exits", torch.arange(4), SpaceError), ("logits", torch.arange(4) - 1, DataError)):
         folder = str(tmp_path / head)
-        objective = Method({"t": Term(Cached(Frozen(), folder), KL(), head=head)}).bind(tiny(0).train())
+        objective = Method({"t": Term(CachedTeacher(Frozen(), folder), KL(), head=head)}).bind(tiny(0).train())
         batch = Batch({"x": Rows(inputs(ids.abs()), None, ids)})
         batch.fixed = frozenset({"x"})
         with pytest.raises(error):
@@ -310,7 +324,9 @@ class _Module(nn.Module):
 
 def test_what_a_teacher_in_half_precision_says_is_kept(tmp_path):
     teacher = _Module()
-    objective = Method({"t": Term(Cached(External(), str(tmp_path)), KL())}).bind(tiny(0).train(), external=teacher)
+    objective = Method({"t": Term(CachedTeacher(External(), str(tmp_path)), KL())}).bind(
+        tiny(0).train(), external=teacher
+    )
     batch = Batch({"x": Rows(inputs(torch.arange(4)), None, torch.arange(4))})
     batch.fixed = frozenset({"x"})
     objective(batch).backward()

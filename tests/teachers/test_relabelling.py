@@ -14,7 +14,7 @@ from selfdistill.core.parts import GenerationData, Teacher, Term
 from selfdistill.core.step import Batch, Clock, Rows
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SpaceError
-from selfdistill.gates import Bagged, LabelledShare, Shard
+from selfdistill.gates import Bagged, LabelledShare, PeerShard
 from selfdistill.losses import ClassPrior, CrossEntropy, Entropy, Squared
 from selfdistill.teachers import Ensembled, Labels, Refurbished, Relabelled
 from selfdistill.training.state import collect_pseudo_labels, inherit_pseudo_labels
@@ -124,11 +124,11 @@ def test_what_has_no_single_distribution_is_refused(head: str) -> None:
 
 
 def test_senseless_settings_are_refused() -> None:
-    with pytest.raises(RecipeError, match="at least one"):
+    with pytest.raises(RecipeError, match="at least 1"):
         Refurbished(history=0)
-    with pytest.raises(RecipeError, match="at least one"):
+    with pytest.raises(RecipeError, match="at least 1"):
         Relabelled(window=0)
-    with pytest.raises(RecipeError, match="below 1"):
+    with pytest.raises(RecipeError, match=r"in \[0, 1\)"):
         Refurbished(noise=1.0)
 
 
@@ -143,13 +143,13 @@ def test_the_labelled_share_is_that_of_the_pool() -> None:
 
 def test_shards_part_the_samples_evenly() -> None:
     ids = torch.arange(3000)
-    objective = Method({"t": Term(Labels(), CrossEntropy(), gate=Shard())}).bind(Says())
+    objective = Method({"t": Term(Labels(), CrossEntropy(), gate=PeerShard())}).bind(Says())
     step = objective.forward_views({"x": torch.zeros(3000, 2), "y": torch.zeros(3000, dtype=torch.int64), "id": ids})
-    student = torch.zeros(3000, 3, 2)
-    mine = Shard().weigh(nn.Module(), student, Target(step.labels("x"), "classes"), step, objective.method.terms["t"])
+    student, target = torch.zeros(3000, 3, 2), Target(step.labels("x"), "classes")
+    mine = PeerShard().weigh(nn.Module(), student, target, step, objective.method.terms["t"])
     assert mine.sum(1).eq(1).all()
     assert all(900 < float(n) < 1100 for n in mine.sum(0))
-    again = Shard().weigh(nn.Module(), student, Target(step.labels("x"), "classes"), step, objective.method.terms["t"])
+    again = PeerShard().weigh(nn.Module(), student, target, step, objective.method.terms["t"])
     assert again.equal(mine)
 
 
@@ -164,7 +164,7 @@ def test_what_peers_have_drawn_differs_from_peer_to_peer_and_never_from_look_to_
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert abs(float((drawn[:, one] * drawn[:, other]).mean()) - 0.36) < 0.03
     assert gate.weigh(nn.Module(), student, labels, step, objective.method.terms["t"]).equal(drawn)
-    with pytest.raises(RecipeError, match="share is that of the samples a peer sees"):
+    with pytest.raises(RecipeError, match="share is that of the samples of a peer"):
         Bagged(0.0)
 
 

@@ -242,5 +242,5 @@ def test_arguments_that_make_no_sense_are_refused_in_one_line(text: str, message
     with pytest.raises(RecipeError, match=message) as caught:
         read_method(text)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RecipeError, match="fresh counts the rows"):
+    with pytest.raises(RecipeError, match="fresh is the number of rows"):
         InheritedPseudoLabels(fresh=0)

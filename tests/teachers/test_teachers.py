@@ -14,7 +14,7 @@ from selfdistill.core.parts import FunctionLoss, PerRow, Teacher, Term
 from selfdistill.core.step import Batch, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
-from selfdistill.teachers import Ema, External, Frozen, Generation, Itself, Labels, Peers
+from selfdistill.teachers import Ema, External, Frozen, Generation, Itself, Labels, OtherPeers
 from selfdistill.testing.specimens import CLASSES, WIDTH, batch_of, inputs, tiny
 from tests.teaching import IDS, Net, bound, learn, rows, said, state_of, still
 
@@ -249,7 +249,7 @@ def test_peers_leave_themselves_out_and_have_the_papers_gradient(peers):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"peers": z}
 
-    method = Method({"t": Term(Peers(), KL(), head="peers", reduction=PerRow())})
+    method = Method({"t": Term(OtherPeers(), KL(), head="peers", reduction=PerRow())})
     objective = method.bind(Fixed())
     batch = Batch({"x": rows([0, 1, 2, 3])})
     value, _ = said(objective, batch)
@@ -272,7 +272,7 @@ def test_peers_leave_themselves_out_and_have_the_papers_gradient(peers):
 def test_peers_teach_peers_alone():
     """Another head is refused even where it has as many elements; a single peer has nobody to learn from."""
     with pytest.raises(SpaceError, match="'exits'"):
-        Peers().space("exits")
+        OtherPeers().space("exits")
     one = nn.Sequential(nn.Linear(WIDTH, CLASSES), nn.Unflatten(1, (1, CLASSES)))
 
     class Single(nn.Module):
@@ -280,7 +280,7 @@ def test_peers_teach_peers_alone():
             return {"peers": one(x)}
 
     with pytest.raises(SpaceError, match="at least two"):
-        Method({"t": Term(Peers(), KL(), head="peers")}).bind(Single())(Batch({"x": rows([0, 1])}))
+        Method({"t": Term(OtherPeers(), KL(), head="peers")}).bind(Single())(Batch({"x": rows([0, 1])}))
 
 
 def test_batches_of_the_small_world_are_what_they_say():

@@ -254,13 +254,13 @@ def test_convolutions_batch_norm_and_attention_are_differentiated_twice(build: p
 
 def test_what_makes_no_sense_is_refused() -> None:
     for made, why in (
-        (lambda: Feedback(rate=0.0), "a rate above 0"),
+        (lambda: Feedback(rate=0.0), "rate is the learning rate"),
         (lambda: Feedback(loss=CrossEntropy(hard=True)), "no derivative"),
-        (lambda: Feedback(gate=Confident()), "no rows that a gate could judge"),
+        (lambda: Feedback(gate=Confident()), "takes no gate"),
     ):
         with pytest.raises(RecipeError, match=why):
             made()
-    with pytest.raises(SpaceError, match=r"not a Sequential; wrap_model=Paired\(\)"):
+    with pytest.raises(SpaceError, match=r"not a Sequential; give wrap_model=Paired\(\)"):
         Feedback(head="logits").tally(
             lambda part: nn.Identity(), alone(Feedback(head="logits"), network(0)).forward_views(batch())
         )

@@ -136,9 +136,9 @@ def test_values_are_perturbed_too() -> None:
 
 
 def test_what_cannot_be_perturbed_is_refused() -> None:
-    with pytest.raises(RecipeError, match="more than 0"):
+    with pytest.raises(RecipeError, match="size is above 0"):
         Perturbed(size=0.0)
-    with pytest.raises(RecipeError, match="1 iteration"):
+    with pytest.raises(RecipeError, match="iterations at least 1"):
         Perturbed(iterations=0)
     step = a_step(nn.Embedding(9, CLASSES), torch.arange(4))
     with pytest.raises(SpaceError, match="real numbers"):

@@ -1,4 +1,4 @@
-"""Losses between two views of an unlabelled row."""
+"""Losses on features: distances of two views of a row, and of the means of two batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CosineDistance(Loss):
 
 @dataclass(frozen=True)
 class PrototypeCrossEntropy(Loss):
-    """-sum_k t_k log p_k with p = softmax(s / T) and t = softmax(target / S): student and teacher at their own warmth.
+    """-sum_k t_k log p_k with p = softmax(s / T), t = softmax(target / S): cross-entropy at two temperatures.
 
     ``temperature`` is T, ``sharp`` is S; both sides are scores of prototypes, (rows, ..., prototypes).
 
@@ -57,5 +57,35 @@ class PrototypeCrossEntropy(Loss):
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(student.shape[-1])
-        told = F.softmax(target.value / self.sharp, dim=-1)
-        return -(told * F.log_softmax(student / self.temperature, dim=-1)).sum(-1)
+        t = F.softmax(target.value / self.sharp, dim=-1)
+        return -(t * F.log_softmax(student / self.temperature, dim=-1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class MeanDistance(Loss):
+    """||mean_i s_i - mean_i t_i||^2 for every row: the discrepancy of two batches whose kernel is the inner product.
+
+    Means are over the rows that have a target. With several micro-batches they are within one.
+
+    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, with a linear kernel.
+
+    >>> import torch
+    >>> same = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> MeanDistance()(same, Target(same.flip(0), "features")).tolist()
+    [0.0, 0.0]
+    """
+
+    mixes: ClassVar[bool] = True  # it looks at other rows of the batch
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"features"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
+        difference = student - target.value
+        if target.valid is None:
+            squares = difference.mean(0).square().sum(-1)
+        else:
+            valid = target.valid.to(student.dtype)
+            counts = valid.sum(0).clamp(min=1.0)
+            squares = ((difference * valid.unsqueeze(-1)).sum(0) / counts.unsqueeze(-1)).square().sum(-1)
+        return squares.expand(student.shape[:-1])
