@@ -159,7 +159,7 @@ class LinearProbe(Callback):
 class FreshStart(Callback):
     """Warns if a generation begins as an earlier one did, and refuses one that begins with its final weights."""
 
-    def on_generation_start(self, state: RunState) -> None:
+    def on_model(self, state: RunState) -> None:
         digests = [(result.start, digest(result.weights)) for result in state.generations]
         warning = fresh_start(state.start, digests)
         if warning and state.settings.vitals:

@@ -32,6 +32,9 @@ class Callback:
     def before_training(self, state: RunState) -> None:
         """Once in a run, when generation 0 has begun; not when a run is resumed."""
 
+    def on_model(self, state: RunState) -> None:
+        """The model of a generation is new, and no objective is bound to it yet."""
+
     def on_generation_start(self, state: RunState) -> None:
         """The model, the objective and the optimizer of a generation are new; a resumed run loads theirs after it."""
 

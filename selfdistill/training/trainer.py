@@ -97,6 +97,8 @@ class Trainer:
         state.task_start = copy.deepcopy(self.task.state_dict())
         state.model = new_model(self.task, state, generation)
         state.start = digest(copied(state.model.state_dict()))
+        for callback in self.callbacks:
+            callback.on_model(state)
         state.objective = self.task.bind(state, self.task.previous_model(state, generation))
         set_cache(state.objective.to(state.device), state.settings.cache)
         accepted = state.accepted

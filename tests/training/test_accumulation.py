@@ -160,7 +160,7 @@ def test_a_batch_written_twice_is_the_same_batch(name: str) -> None:
         objective.update()  # memories have something to say of these samples now
         batch = batches[1]
         if copies == 2:
-            batch = Batch({view: Rows(*map(_twice, rows)) for view, rows in batch.items()})  # type: ignore[arg-type]
+            batch = Batch({view: Rows(*map(_twice, rows[:4])) for view, rows in batch.items()})  # type: ignore[arg-type]
             batch.fixed = batches[1].fixed
         losses.append(float(objective(batch).detach()))
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)

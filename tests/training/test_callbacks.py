@@ -175,11 +175,11 @@ def test_a_generation_that_begins_as_an_earlier_one_is_warned_of() -> None:
     run, warned = state(), list[str]()
     run.warn, run.start = warned.append, "a"
     run.generations = [GenerationResult("a", {"w": torch.ones(1)}, {})]
-    callbacks.FreshStart().on_generation_start(run)
+    callbacks.FreshStart().on_model(run)
     assert "generation 1 starts from the very weights that generation 0 started from" in warned[0]
     run.start = digest({"w": torch.ones(1)})
     with pytest.raises(VitalsError, match="trained-start"):
-        callbacks.FreshStart().on_generation_start(run)
+        callbacks.FreshStart().on_model(run)
 
 
 def test_the_classifier_of_a_method_without_labels_is_fitted_before_an_evaluation() -> None:
