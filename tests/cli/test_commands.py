@@ -77,7 +77,10 @@ def test_json_is_one_object_last_on_stdout_and_nothing_else_is_there() -> None:
 def test_the_same_command_again_prints_the_result_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     first = report("run", "digits", *TINY)
     before = contents(Path("runs"))
-    monkeypatch.setattr("selfdistill.experiments.run.fit", lambda *args, **options: pytest.fail("it trained again"))
+    train = "selfdistill.experiments.network_run.fit"
+    monkeypatch.setattr(train, lambda *args, **options: pytest.fail("it trained again"))
+        "selfdistill.experiments.network_run.fit", lambda *args, **options: pytest.fail("it trained again")
+    )
     assert report("run", "digits", *TINY) == first
     again = passed("run", "digits", *TINY)
     assert "is finished: nothing is trained" in again.stderr
@@ -335,13 +338,13 @@ def _without_time(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_run_that_is_stopped_between_trainings_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfdistill.experiments.run import Run
+    from selfdistill.experiments.network_run import NetworkRun
 
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_judge", stopped)
+        patch.setattr(NetworkRun, "_result", stopped)
         result = invoke("run", "digits", *TINY, "--out", "r", "--quiet")
     assert result.exit_code == 130
     assert result.stderr == "selfdistill: stopped; resume by `selfdistill resume r`\n"
