@@ -79,8 +79,6 @@ def test_the_same_command_again_prints_the_result_without_training(monkeypatch: 
     before = contents(Path("runs"))
     train = "selfdistill.experiments.network_run.fit"
     monkeypatch.setattr(train, lambda *args, **options: pytest.fail("it trained again"))
-        "selfdistill.experiments.network_run.fit", lambda *args, **options: pytest.fail("it trained again")
-    )
     assert report("run", "digits", *TINY) == first
     again = passed("run", "digits", *TINY)
     assert "is finished: nothing is trained" in again.stderr
