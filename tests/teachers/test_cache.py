@@ -155,7 +155,7 @@ def test_a_frozen_teacher_drops_nothing_and_is_kept() -> None:
     ours, live = (trained(method, build=dropping, cache=cache) for cache in (True, False))
     assert ours.passes.saved == (EPOCHS - 1) * ROWS
     for key, value in state(live).items():
-        torch.testing.assert_close(state(ours)[key], value, rtol=1e-5, atol=5e-5)
+        torch.testing.assert_close(state(ours)[key], value, rtol=1e-5, atol=1e-5)
 
 
 # counts ---------------------------------------------------------------------------------------------------------------
