@@ -74,7 +74,7 @@ def _one_line(ctx: click.Context) -> Iterator[None]:
 )
 @click.version_option(__version__, prog_name="selfdistill")
 def main() -> None:
-    """A model teaches itself, and the run shows whether that helped."""
+    """Train models by self-distillation, and compare them with a baseline without it."""
 
 
 @main.command()
@@ -82,35 +82,41 @@ def main() -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="A recipe, such as 'ps_kd(alpha=0.8)' [default: elr(), or curriculum() with unlabelled rows; for tables "
-    "boosting with peers].",
+    help="A recipe, such as 'ps_kd(alpha=0.8)' [default, by the data: elr(); curriculum() with unlabelled rows; "
+    "for tables self_distilled() and others; for prompts sdft() and others].",
 )
-@click.option("--control/--no-control", default=True, help="Train the plain model for as many steps, to compare.")
+@click.option(
+    "--control/--no-control",
+    default=True,
+    help="Train the baseline too: the same model for as many steps without self-distillation.",
+)
 @click.option(
     "--audit-folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Few labels: audit on all of them by K trainings more, and teach by all of them.",
+    help="For few labels: cross-validate in K folds (K more trainings), so that all labels validate and all "
+    "labels teach the final model.",
 )
 @click.option(
     "--targets",
     metavar="DIR",
-    help="Keep what a frozen outside teacher says there, for later runs on the same inputs too.",
+    help="Store the outputs of a frozen external teacher in this folder; later runs on the same inputs reuse them.",
 )
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
-    """Train DATA (digits, fashion-mnist, a folder of images by class, a CSV or Parquet table, prompts in a .jsonl file
-    or reasoning-gym:TASK) with a method. Without DATA, digits: 1,797 small images that come with scikit-learn.
+    """Train a method and a baseline on DATA, and score both on the test split.
 
-    Trains the plain model for as many steps beside it, and prints what the test split says of both. A run that was
-    cut goes on when the same command is given again, or by `selfdistill resume`.
+    DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
+    of prompts, or reasoning-gym:TASK. Without DATA, digits: 1,797 small images that come with scikit-learn.
 
-    Recipes without labels, such as byol(), also learn of a folder of images without classes and of a table without
-    --target: nothing is scored then, and another run begins with the features by --init.
+    An interrupted run resumes when the same command is given again, or by `selfdistill resume`.
+
+    Self-supervised recipes, such as byol(), also train on a folder of images without classes and on a table without
+    --target. Nothing is scored then; another run can start from the trained features by --init.
     """
     from ..experiments.run import Run
     from ..io.run_record import Request
@@ -122,11 +128,11 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("run_folder", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
-    """Go on with a run that was cut; it ends as if it had not been."""
+    """Continue an interrupted run. It ends with the same weights as without the interruption."""
     from ..experiments.run import Run
 
     _execute(Run.open(run_folder), as_json, quiet)
@@ -143,13 +149,13 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
             click.echo(line, err=True)
 
     if first and not quiet and run.result() is not None:
-        warn(f"{run.folder} is finished: nothing is trained, this is its result")
+        warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
     try:
         with reporting(quiet or not first) as reporter:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; go on by `selfdistill resume {run.folder}`" if begun else ""
+        hint = f"; resume by `selfdistill resume {run.folder}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return
@@ -179,7 +185,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     if grid.rows:
         console.print(grid)
     console.print(sentence(result, task), highlight=False)
-    console.print(f"The run lies in {result['run']}", highlight=False, soft_wrap=True)
+    console.print(f"Run folder: {result['run']}", highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -189,9 +195,11 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
-    """Classes and probabilities, or values and intervals of 90 %, for new DATA, by the model of RUN, as CSV; for
-    prompts its answers, as JSON lines. Rows are counted as by `doubts`: the first row of data is 1, the header of a
-    table is not counted."""
+    """Predict new DATA with the final model of RUN.
+
+    Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
+    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `doubts`.
+    """
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
@@ -203,11 +211,11 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--markdown", "as_markdown", is_flag=True, help="The page docs/methods.md.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the page docs/methods.md.")
 @one_line_errors
 def methods(as_json: bool, as_markdown: bool) -> None:
-    """List the recipes: what they are, what they need, what they cost."""
+    """List all recipes with what they need and cost."""
     from ..experiments.catalogue import cards, markdown
 
     found = cards()
@@ -216,20 +224,28 @@ def methods(as_json: bool, as_markdown: bool) -> None:
         return
     for c in found:
         click.echo(f"{c['signature']}\n    {c['summary']}")
-        step = f"{c['cost']['of_plain']:g} x a plain step, " if "of_plain" in c["cost"] else ""
-        click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{c['generations']} generation(s)")
+        step = f"{c['cost']['of_plain']:g} x the cost of a baseline step, " if "of_plain" in c["cost"] else ""
+        count = f"{c['generations']} generation{'s' if c['generations'] > 1 else ''}"
+        click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{count}")
 
 
 @main.command()
 @click.argument("expression", metavar="EXPR")
-@click.option("--example", metavar="PROMPTS", help="Show what student and teacher read of the first of these prompts.")
 @click.option(
-    "--code", "as_code", is_flag=True, help="Print the recipe's source and the same as a plain training loop."
+    "--example",
+    metavar="PROMPTS",
+    help="Language models: show the student's and the teacher's input for the first of these prompts.",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--code",
+    "as_code",
+    is_flag=True,
+    help="Print the recipe's source, and the same method as a plain PyTorch training loop.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 def explain(expression: str, as_code: bool, as_json: bool, example: str | None) -> None:
-    """Equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
+    """Show equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from ..experiments.task_types import TASK_TYPES
     from ..io.expressions import checked, expression_name, parse_expression
     from ..methods.cards import code, code_text
@@ -248,7 +264,7 @@ def explain(expression: str, as_code: bool, as_json: bool, example: str | None) 
 @main.command()
 @one_line_errors
 def doctor() -> None:
-    """Check the installation, and name what is broken with its remedy. Exit code 1 if something fails."""
+    """Check the installation, and print a remedy for each fault. Exit code 1 if a check fails."""
     from .doctor import examine
 
     findings = examine()

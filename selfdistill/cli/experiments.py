@@ -1,7 +1,4 @@
-"""``selfdistill compare``.
-
-``selfdistill benchmark``.
-"""
+"""``selfdistill compare`` and ``selfdistill benchmark``."""
 
 from __future__ import annotations
 
@@ -37,27 +34,29 @@ class ManyMethods(click.Command):
     "--methods",
     multiple=True,
     metavar="EXPR ...",
-    help="Recipes, such as 'born_again()' 'ps_kd()', or for prompts 'sdft()' 'grpo()' [default: that of `run`].",
+    help="Recipes to compare, such as 'born_again()' 'ps_kd()'; for prompts 'sdft()' 'grpo()' [default: that of "
+    "`run`].",
 )
 @click.option(
     "--seeds",
     type=int,
     metavar="N",
-    help="From --seed on, at least 3 [default: the fewest with which a verdict can be reached: 6 for one method, 7 for "
-    "two].",
+    help="Number of seeds, counted from --seed on; at least 3 [default: the fewest that can reach a verdict: 6 for one "
+    "method, 7 for two].",
 )
 @click.option(
     "--budget",
     type=click.Choice(["passes", "steps", "seconds", "completions"]),
-    help="What is matched: sample passes (forward 1, backward 2), optimizer steps, time, or of prompts the completions "
-    "drawn [default: passes; of prompts steps; of learners of scikit-learn always their trainings].",
+    help="What is matched: sample passes (a forward pass counts 1, a backward pass 2), optimizer steps, seconds, "
+    "or for "
+    "prompts the sampled completions [default: passes; steps for prompts; always trainings for scikit-learn].",
 )
 @click.option(
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
-    help="Of the verdicts, over all methods.",
+    help="Significance level of the verdicts, over all methods.",
 )  # fmt: skip
 @click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
-@click.option("--json", "json_file", metavar="FILE", help="Write the result there as JSON too; - is stdout.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
 @one_line_errors
@@ -71,14 +70,18 @@ def compare(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Compare methods on DATA with controls at matched compute, paired over seeds.
+    """Compare methods on DATA with baselines at matched compute, paired over seeds.
 
-    Controls of networks: plain, plain for longer, label smoothing, averaged weights, early stopping, tuned weight
-    decay, independent models averaged, and distillation from a larger teacher. Of learners on tables: the learner
-    alone, tuned, and bagged, each usual peer alone, all of them averaged, and scikit-learn's SelfTrainingClassifier.
-    Of language models: the model before and, where prompts have demonstrations, sft(), which may be among --methods
-    too. Says BEATS, TIES or LOSES for each method, against plain (sft()), the model before, and the best control. The
-    same command goes on with what was cut. Without DATA, digits.
+    Each method BEATS, TIES or LOSES to the plain baseline and the best baseline (prompts: sft() and the model before
+    training). An interrupted comparison resumes when the same command is given again. Without DATA, digits.
+
+    Baselines of networks: plain training, plain training for longer, label smoothing, EMA weights, early stopping,
+    tuned weight decay, an average of independent models, and distillation from a larger teacher.
+
+    Baselines of scikit-learn estimators on tables: the estimator alone, tuned, and bagged, each default peer alone, the
+    average of all, and SelfTrainingClassifier.
+
+    Baselines of language models: the model before training and, where prompts have demonstrations, sft().
     """
     announce_default_data(quiet)
     from ..evaluation.statistics import fewest_seeds
@@ -102,7 +105,7 @@ def compare(
     try:
         result = comparison.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
     except KeyboardInterrupt:
-        hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to go on"
+        hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
     if json_file == "-":
         click.echo(json.dumps(result, sort_keys=True))
@@ -110,7 +113,7 @@ def compare(
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
-    click.echo(f"The comparison lies in {comparison.folder}, for people in {comparison.folder}/report.html")
+    click.echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
 
 
 QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")
@@ -118,29 +121,44 @@ QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")
 
 @click.group()
 def benchmark() -> None:
-    """Measure what methods gain, on small data, at matched compute."""
+    """Benchmark all methods on small data at matched compute."""
 
 
 @benchmark.command(cls=ManyMethods)
 @click.option(
-    "--settings", multiple=True, metavar="NAMES", help="With commas between; digits-* means many [default: all]."
+    "--settings",
+    multiple=True,
+    metavar="NAMES",
+    help="Settings, separated by commas, with wildcards such as digits-* [default: all].",
 )
 @click.option(
-    "--methods", multiple=True, metavar="EXPR ...", help="Recipes, such as 'elr()' 'ps_kd()' [default: all that fit]."
+    "--methods",
+    multiple=True,
+    metavar="EXPR ...",
+    help="Recipes, such as 'elr()' 'ps_kd()' [default: all that suit the setting].",
 )
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="[default: 10 of digits, 5 of Fashion-MNIST]")
-@click.option("--quick", is_flag=True, help="Three methods, two seeds, a few steps, to see that it works (a minute).")
 @click.option(
-    "--out", metavar="DIR", help="Folder of the cells [default: benchmarks/cells; quick: runs/benchmark-quick/cells]."
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of seeds [default: 10 on digits, 5 on Fashion-MNIST].",
+)
+@click.option("--quick", is_flag=True, help="A trial of a minute: three methods, two seeds, a few steps.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Folder of the finished cells [default: benchmarks/cells; quick: runs/benchmark-quick/cells].",
 )
 @click.option(
     "--page",
     metavar="FILE",
-    help="What is written [default: docs/benchmark.md; quick: runs/benchmark-quick/benchmark.md].",
+    help="Page to write [default: docs/benchmark.md; quick: runs/benchmark-quick/benchmark.md].",
 )
-@click.option("--only-page", is_flag=True, help="Train nothing; write the page of what is there.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, a thread each.")
-@click.option("--minutes", type=Finite(min=0), metavar="N", help="Stop before so much time is over; go on later.")
+@click.option("--only-page", is_flag=True, help="Train nothing; write the page from the finished cells.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, one thread each.")
+@click.option(
+    "--minutes", type=Finite(min=0), metavar="N", help="Stop within N minutes; the same command resumes later."
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 @one_line_errors
 def methods(
@@ -155,9 +173,10 @@ def methods(
     minutes: float | None,
     quiet: bool,
 ) -> None:
-    """Train all recipes and controls on digits and Fashion-MNIST, cell by cell, and write the page.
+    """Train all recipes and baselines on digits and Fashion-MNIST, and write the page of results.
 
-    Every cell that is done is a line in its setting's file, and is not trained again; the page says which are missing.
+    A cell is one method in one setting with one seed. Finished cells are kept and not trained again; the page lists the
+    missing ones.
     """
     from ..experiments.benchmark import cells as benchmark_cells
     from ..experiments.benchmark import page as benchmark_page
@@ -183,10 +202,8 @@ def methods(
         try:
             left = benchmark_cells.run_cells(planned, cells, workers, minutes, tell)
         except KeyboardInterrupt:
-            hint = f"stopped; the cells that are done are kept in {cells}: give the same command again to go on"
+            hint = f"stopped; finished cells are kept in {cells}: give the same command again to resume"
             raise KeyboardInterrupt(hint) from None
     missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
-    over = f"{left} of the cells asked for are left; give the same command again to go on. " if left else ""
-    click.echo(
-        f"{over}The page is {target}; of the {'quick' if quick else 'whole'} benchmark {missing} cells are missing"
-    )
+    over = f"{left} of the requested cells remain; give the same command again to resume. " if left else ""
+    click.echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")

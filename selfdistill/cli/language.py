@@ -1,4 +1,4 @@
-"""``selfdistill preflight``: is it worth the hour?
+"""``selfdistill preflight``: a test of the teacher before training.
 
 ``selfdistill pretrain``: further pre-training of a text encoder on texts without labels.
 """
@@ -16,16 +16,28 @@ from .options import Finite, one_line_errors, refuse_two_lengths
 
 @click.command()
 @click.argument("data", metavar="PROMPTS")
-@click.option("--model", default="smollm2", show_default=True, metavar="SPEC", help="A name, or a folder.")
-@click.option("--method", metavar="EXPR", help="A recipe for language models [default: by what the prompts have].")
-@click.option("--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="To ask.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer [256].")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--model", default="smollm2", show_default=True, metavar="SPEC", help="Language model: a known name, or a folder."
+)
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="A recipe for language models [default: sdft() with demonstrations, sdpo() with checkers, else ssd()].",
+)
+@click.option(
+    "--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Prompts to test on."
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
-    """Score the student, the student with the context, and the teacher on a few PROMPTS: go, or no-go (exit code 1)."""
+    """Test on a few PROMPTS whether the teacher of a language model is better than the student.
+
+    Scores the student, the student with the teacher's context, and the teacher, and prints "go" or "no-go" (exit "
+    "code 1).
+    """
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
     from ..language.preflight import text
@@ -42,21 +54,24 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
 @click.option("--text", required=True, metavar="COL", help="Column of texts.")
 @click.option("--model", default="gt-minilm", show_default=True, metavar="SPEC", help="Encoder, as for `run`.")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; `run --model DIR` takes it.")
-@click.option("--weight", type=Finite(min=0), default=1.0, show_default=True, help="Of the likeness to the teacher.")
-@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="Of each of the two trainings [default: 3].")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Of each of the two, instead of epochs.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 32]")
+@click.option("--weight", type=Finite(min=0), default=1.0, show_default=True, help="Weight of the distillation term.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs of each of the two trainings [default: 3]."
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of each of the two, instead of epochs.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Texts per batch [default: 32].")
 @click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 5e-5].")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @one_line_errors
 def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Go on pre-training an encoder on the texts of DATA (a CSV or Parquet table), with itself as the teacher.
+    """Continue the pre-training of a text encoder on the texts of DATA, with self-distillation.
 
-    Words are hidden and filled in, twice: what the first training makes of the encoder teaches the second, which starts
-    from the original weights. No labels are read. A cut run goes on when the same command is given again.
+    DATA is a CSV or Parquet table; no labels are read. The encoder is trained twice by masked language modelling. The
+    second training starts from the original weights and is also taught by the result of the first. An interrupted run
+    resumes when the same command is given again.
     """
     from ..training import further_pretraining
     from .progress import reporting
@@ -73,5 +88,5 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
         return
     for role, terms in record["losses"].items():
         said = ", ".join(f"{name} {one['loss']:.3f}" for name, one in terms.items())
-        click.echo(f"{role}, in its last epoch: {said}")
-    click.echo(f"The encoder lies in {out}; learn from labels by `selfdistill run DATA --text {text} --model {out}`")
+        click.echo(f"{role}, losses of the last epoch: {said}")
+    click.echo(f"Encoder folder: {out}; train on labels by `selfdistill run DATA --text {text} --model {out}`")

@@ -55,55 +55,82 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.argument("data", default="digits"),
         click.option(
-            "--target", metavar="COL", help="Column to predict, for tables; rows where it is empty are unlabelled."
+            "--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."
         ),
-        click.option("--text", metavar="COL", help="Column of texts, for an encoder (--model gt-minilm or another)."),
-        click.option("--unlabelled", metavar="PATH", help="Folder of images, or table, without labels."),
+        click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
+        click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
         click.option(
             "--labels",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Keep N labels to teach, N more at most to audit.",
+            help="Keep the labels of N training rows, and of at most N validation rows.",
         ),
         click.option(
-            "--label-noise", type=float, default=0.0, metavar="F", help="Share of training and audit labels made wrong."
+            "--label-noise",
+            type=float,
+            default=0.0,
+            metavar="F",
+            help="Share of the training and validation labels that is replaced by wrong ones, for experiments.",
         ),
         click.option(
             "--image-size",
             type=click.IntRange(min=8),
             metavar="N",
-            help="Side in pixels that a folder of images is brought to [default: 32].",
+            help="Images of a folder are resized to N x N pixels [default: 32].",
         ),
         click.option(
-            "--augment", type=click.Choice(["none", "weak", "strong"]), help="Of the default view [default: by data]."
+            "--augment",
+            type=click.Choice(["none", "weak", "strong"]),
+            help="Augmentation of the default view [default: weak for folders of images and fashion-mnist, else none].",
         ),
         click.option(
             "--model",
             metavar="SPEC",
-            help="mlp, cnn(width=64), resnet, vit; for tables boosting, forest, extra_trees, linear, neighbours; for "
-            "--text gt-minilm(length=128), the folder of an encoder, or owner/name of the Hugging Face hub; or "
-            "module:function.",
+            help="mlp, cnn(width=64), resnet, vit; tables: also boosting, forest, extra_trees, linear, neighbours; "
+            "--text: gt-minilm(length=128), the folder of an encoder, or owner/name on the Hugging Face hub; "
+            "prompts: smollm2 or a folder; or module:function for your own [default: by the data].",
         ),
         click.option(
-            "--init", metavar="RUN", help="Begin with the layers of this run, all but the classifier [default: afresh]."
-        ),
-        click.option("--keep", metavar="SUITE", help="Prompts: prior tasks (.jsonl, reasoning-gym:TASK) to keep."),
-        click.option(
-            "--lora", type=click.IntRange(min=0), metavar="RANK", help="Prompts: of the adapter; 0 trains all weights."
+            "--init",
+            metavar="RUN",
+            help="Start from the weights of this run, except the classifier [default: new weights].",
         ),
         click.option(
-            "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Prompts: tokens of an answer [256]."
+            "--keep",
+            metavar="SUITE",
+            help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
         ),
-        click.option("--checkpointing", is_flag=True, help="Prompts: less memory, more time in the backward pass."),
+        click.option(
+            "--lora",
+            type=click.IntRange(min=0),
+            metavar="RANK",
+            help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
+        ),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Prompts: longest answer, in tokens [default: 256].",
+        ),
+        click.option(
+            "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
+        ),
         click.option(
             "--epochs",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Per generation [default: about 2,000 steps, of texts 500].",
+            help="Epochs per generation [default: about 2,000 steps; 500 for texts].",
         ),
-        click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Per generation, instead of epochs."),
-        click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="[default: 64, of texts 32]"),
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Optimizer steps per generation, instead of epochs.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), metavar="N", help="Rows per batch [default: 64; 32 for texts]."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
         click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
     ]
     for option in reversed(options):
@@ -114,56 +141,71 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that become fields of `Settings`; None keeps the default there."""
     options = [
-        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001, of texts 5e-5]."),
-        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001, of texts 0.01]."),
+        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001; 5e-5 for texts]."),
+        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001; 0.01 for texts]."),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
         click.option(
-            "--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate [default: cosine]."
+            "--schedule",
+            type=click.Choice(["cosine", "constant"]),
+            help="Schedule of the learning rate [default: cosine].",
         ),
         click.option(
-            "--clip", type=Finite(min=0, min_open=True), help="Largest gradient norm [default: none, of texts 1]."
+            "--clip",
+            type=Finite(min=0, min_open=True),
+            help="Gradient norm above which gradients are clipped [default: none; 1 for texts].",
         ),
         click.option(
-            "--accumulate", type=click.IntRange(min=1), help="Micro-batches a batch; their loss is that of the batch."
+            "--accumulate",
+            type=click.IntRange(min=1),
+            help="Gradient accumulation: micro-batches per batch; the loss is that of the whole batch.",
         ),
         click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
-        click.option("--compile", is_flag=True, default=None, help="Compile the model by torch.compile."),
-        click.option("--parallel", type=click.Choice(["ddp", "fsdp"]), help="Engine under torchrun [default: ddp]."),
+        click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile."),
+        click.option(
+            "--parallel", type=click.Choice(["ddp", "fsdp"]), help="Distributed training under torchrun [default: ddp]."
+        ),
         click.option(
             "--audit",
             type=click.Choice(["safe", "strict", "off"]),
-            help="Which generations may teach and be the product [default: safe].",
+            help="Test on the validation split that a generation must pass to teach the next one or be the final "
+            "model: "
+            "not worse (safe), significantly better (strict), or no test (off) [default: safe].",
         ),
         click.option(
             "--audit-level",
             type=Finite(min=0, max=0.5, min_open=True, max_open=True),
-            help="Of its tests, over all generations [default: 0.05].",
+            help="Significance level of the audit, over all generations [default: 0.05].",
         ),
         click.option(
             "--audit-delta",
             type=Finite(min=0, min_open=True),
-            help="Loss that `safe` lets pass, a share of rows or in the measure's unit [default: what it can see].",
+            help="How much worse `safe` lets a generation be: a share of rows, or in the unit of the measure "
+            "[default: the smallest change that the validation split can detect].",
         ),
         click.option(
             "--audit-measure",
             type=click.Choice(["accuracy", "nll", "brier", "mse"]),
-            help="What the audit compares [default: accuracy, or mse for values].",
+            help="Measure that the audit compares [default: accuracy; mse for regression].",
         ),
         click.option(
             "--audit-epochs",
             type=click.IntRange(min=1),
-            help="Audit every N epochs within a generation too, and roll back what got worse.",
+            help="Audit also every N epochs within a generation, and restore the best weights if they got worse.",
         ),
-        click.option("--patience", type=click.IntRange(min=1), help="End after so many generations without gain."),
         click.option(
-            "--vitals/--no-vitals", default=None, help="Look at a few steps; refuse a dead signal [default: vitals]."
+            "--patience", type=click.IntRange(min=1), help="Stop after this many generations without improvement."
+        ),
+        click.option(
+            "--vitals/--no-vitals",
+            default=None,
+            help="Check the training signal at a few steps; stop if it is dead [default: vitals].",
         ),
         click.option(
             "--cache/--no-cache",
             default=None,
-            help="Ask a frozen teacher once for each input that does not change [default: cache].",
+            help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
         ),
-        click.option("--save-seconds", type=Finite(min=0), help="Between checkpoints [default: 30]."),
+        click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
         click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
     ]
     for option in reversed(options):
@@ -187,7 +229,7 @@ def refuse_two_lengths(steps: int | None, epochs: int | None) -> None:
     if steps is not None and epochs is not None:
         from ..errors import DataError
 
-        raise DataError(f"--steps {steps} and --epochs {epochs} both say how long; give one of them")
+        raise DataError(f"--steps {steps} and --epochs {epochs} both set the length of training; give only one")
 
 
 def first_process() -> bool:
@@ -196,10 +238,10 @@ def first_process() -> bool:
 
 
 def announce_default_data(quiet: bool) -> None:
-    """Say which data are used where none are named."""
+    """Print which data are used if none are given."""
     source = click.get_current_context().get_parameter_source("data")
     if source is ParameterSource.DEFAULT and not quiet and first_process():
-        click.echo("no DATA was given: digits, 1,797 small images that come with scikit-learn", err=True)
+        click.echo("no DATA was given: using digits, 1,797 small images that come with scikit-learn", err=True)
 
 
 def training_settings(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:

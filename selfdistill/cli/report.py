@@ -1,4 +1,4 @@
-"""``selfdistill report``, ``vitals`` and ``doubts``: what a run has to say.
+"""``selfdistill report``, ``vitals`` and ``doubts``: the results of a finished run.
 
 ``selfdistill theory``: every identity of the theory with its largest deviation from a reference of its own.
 """
@@ -22,7 +22,7 @@ from .options import one_line_errors
 @click.option("--out", metavar="FILE", help="HTML file to write [default: report.html in the folder].")
 @one_line_errors
 def report(source: str, out: str | None) -> None:
-    """Write one HTML page about a run or a comparison: verdict, curves, decisions, calibration, cost, lineage."""
+    """Write the HTML page of a run or a comparison: scores, curves, calibration, cost and audit decisions."""
     from ..experiments.task_types import TASK_TYPES
     from ..report import write
 
@@ -34,7 +34,7 @@ def report(source: str, out: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
 def vitals(run_folder: str, as_json: bool) -> None:
-    """Is the signal alive? Per generation and term: gradient, disagreement, entropy, share kept, and warnings."""
+    """Show whether each loss term gave a training signal: gradient, disagreement, entropy, share kept, warnings."""
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
@@ -44,12 +44,15 @@ def vitals(run_folder: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run_folder", metavar="RUN")
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="So many rows.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
 def doubts(run_folder: str, top: int, as_json: bool) -> None:
-    """Which labels the model of RUN came to doubt, the surest doubt first; all of them are in RUN/doubts.csv. Rows are
-    counted as by `predict`: the first row of data is 1, the header of a table is not counted."""
+    """List likely label errors in the data of RUN, the most certain first.
+
+    RUN/doubts.csv scores all training labels. The first row of data is 1; the header of a table is not counted, as in
+    `predict`.
+    """
     from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run
 
@@ -65,14 +68,15 @@ def doubts(run_folder: str, top: int, as_json: bool) -> None:
     is_flag=False,
     flag_value="theory.html",
     metavar="FILE",
-    help="Draw the laws against simulation, as one HTML page [without FILE: theory.html].",
+    help="Plot formulas and simulations on one HTML page [without FILE: theory.html].",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random problems.")
 @one_line_errors
 def theory(as_json: bool, plot: str | None, seed: int) -> None:
-    """Measure the closed forms of self-distillation against brute force. Exit code 1 if one is off by too much.
+    """Check the closed forms of self-distillation against numerical references.
 
-    Target = xi x teacher + (1 - xi) x label. Takes about half a minute on one core.
+    The target is xi x teacher + (1 - xi) x label. Takes about half a minute on one core. Exit code 1 if a deviation is
+    too large.
     """
     from ..theory.checks import run_checks
 

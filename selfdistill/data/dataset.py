@@ -88,7 +88,9 @@ class Data:
         if self.task == "features":
             columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
             inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
-            return f"{self.name}: no row has a label{inputs}; nothing can be scored, the last weights are the product"
+            return (
+                f"{self.name}: no row has a label{inputs}; nothing can be scored; the last weights are the final model"
+            )
         if not self.cut:
             return ""
         return (

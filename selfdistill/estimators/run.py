@@ -285,7 +285,7 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
-    names = {f"generation {result['product']}, the product": model} if self_taught(model) else {}
+    names = {f"generation {result['product']}, the final model": model} if self_taught(model) else {}
     for name, one in {"the learner alone": alone, **names}.items():
         figures, outputs, half = score_test(run, one, residuals(run, one, seed))
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)

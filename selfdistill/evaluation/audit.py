@@ -102,17 +102,17 @@ class Audit:
         folds.
         """
         if self.policy == "off" or not rows:
-            return "audit: off; the last generation is the product"
+            return "audit: off; the last generation is the final model"
         level = spend(self.level, 1, self.planned)
         if self.measure == "accuracy":
-            sees = _sees(rows, level, "I")
-            by = "accuracy (labels wrong at random still rank models by it)"
+            sees = _sees(rows, level)
+            by = "accuracy (random label errors do not change which model is better)"
         else:
-            sees, by = "what I can see depends on the spread of their losses", self.measure
-        notice = f"audit: {self.policy}, by {by}; with {rows} audit samples {sees}, at level {level:.3g} a generation"
+            sees, by = "the smallest detectable change depends on the spread of the losses", self.measure
+        notice = f"audit: {self.policy}, by {by}; {rows} validation rows, {sees}, level {level:.3g} per generation"
         if rows < FEW and labelled and self.measure == "accuracy":
             pooled = 100 * smallest_visible(rows + labelled, level)
-            notice += f"; --audit-folds 5 would audit all {rows + labelled} labels and see {pooled:.1f} points"
+            notice += f"; --audit-folds 5 would validate on all {rows + labelled} labels and detect {pooled:.1f} points"
         return notice
 
     def decide(
@@ -170,10 +170,10 @@ class Audit:
             return f"{relation} by {delta:.3g} {self.measure} than {reference}"
         if self.delta is not None:
             return f"{relation} by {100 * delta:.1f} points than {reference}"
-        sees = _sees(rows, level, "the audit")
+        sees = _sees(rows, level)
         if accepted and max(delta, smallest_visible(rows, level)) > BLUNT:
-            return f"the audit cannot tell it from {reference}, {sees}; kept"
-        return f"{relation} than {reference} as far as it can be seen, {sees}"
+            return f"not distinguishable from {reference}, {sees}"
+        return f"{relation} than {reference}, {sees}"
 
     def _improved(self, gains: NDArray[np.float64], better: int, worse: int) -> tuple[float, None]:
         return (mcnemar(better, worse) if self.measure == "accuracy" else one_sided_t(gains)), None
@@ -193,14 +193,10 @@ class Audit:
         return 1.0 - normal.cdf((change + delta) / error), delta
 
 
-def _sees(rows: int, level: float, observer: str) -> str:
+def _sees(rows: int, level: float) -> str:
     """The smallest change in accuracy that so many rows can show, in words."""
     least = smallest_visible(rows, level)
-    return (
-        f"the smallest change {observer} can see is {100 * least:.1f} points"
-        if least <= 1
-        else f"{observer} can see no change"
-    )
+    return f"smallest detectable change {100 * least:.1f} points" if least <= 1 else "no change is detectable"
 
 
 def _score(better: int, worse: int, rows: int, delta: float) -> float:

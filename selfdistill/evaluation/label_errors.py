@@ -222,7 +222,9 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
     summary = record["result"].get("doubts")
     if record["data"].get("task") == "features":
-        raise CheckpointError(f"{folder} was trained without any label, so that none can be doubted; label some rows")
+        raise CheckpointError(
+            f"{folder} was trained without labels, so there are no label errors to list; label some rows"
+        )
     if summary is None or not (folder / FILE).exists():
         raise CheckpointError(f"{folder} has no {FILE}: it was made by an older version; run it again in a new --out")
     try:
@@ -242,15 +244,21 @@ def _typed(row: dict[str, str]) -> Doubt:
 def label_error_table(summary: dict[str, Any]) -> str:
     """The label errors of `read_label_errors` as a table of text."""
     has_names = any(label["name"] for label in summary["labels"])
-    table = [["row (from 1)", *(["file"] if has_names else []), "label", "believed", "doubt"]]
+    table = [["row (from 1)", *(["file"] if has_names else []), "label", "predicted", "error score"]]
     for label in summary["labels"]:
         sure = "" if label["confidence"] is None else f" ({label['confidence']:.2f})"
         name = [label["name"]] if has_names else []
         table.append([str(label["row"]), *name, label["label"], f"{label['believed']}{sure}", f"{label['doubt']:.4f}"])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    whence = {"memory": "its own history", "generations": "its generations at their best epochs"}[summary["from"]]
-    lines += ["", f"{summary['doubted']} of {summary['rows']} labels are doubted, by {whence}."]
+    sources = {
+        "memory": "the model's past predictions",
+        "generations": "the mean prediction of its generations at their best epochs",
+    }
+    count = f"{summary['doubted']} of {summary['rows']} training labels contradict the model and may be wrong"
+    lines += ["", f"{count} (scored by {sources[summary['from']]})."]
     if "auroc" in summary:
-        lines.append(f"Labels were made wrong on purpose; a wrong one outscores a right one in {summary['auroc']:.1%}.")
+        lines.append(
+            f"--label-noise made labels wrong; the score detects these with an AUROC of {summary['auroc']:.3f}."
+        )
     return "\n".join(lines)

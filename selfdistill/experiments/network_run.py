@@ -156,7 +156,9 @@ def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build]
         return None
     whole, numbers = ensemble
     if len(numbers) > MOST_MEMBERS:
-        raise RecipeError(f"{len(numbers)} generations cannot be one product; train at most {MOST_MEMBERS}")
+        raise RecipeError(
+            f"{len(numbers)} generations cannot be combined in one final model; train at most {MOST_MEMBERS}"
+        )
     values = "_values" if ready.data.task == "regress" else ""
     return whole, ready.build.wrapped(f"mean{len(numbers)}{values}", 1)
 
@@ -233,7 +235,7 @@ class NetworkRun:
             settings["batch_size"] = min(self.request.batch_size, len(self.data.labelled))
         return fit(
             self.build, self.data, plain(), out=folder, resume=True, device=self.request.device,
-            progress=listeners.progress("plain(), the control"), warn=listeners.warn, **settings,
+            progress=listeners.progress("plain(), the baseline"), warn=listeners.warn, **settings,
         )  # fmt: skip
 
     def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
@@ -361,7 +363,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         RecipeError: there is no such teacher, or what it sees changes, or nothing is to be kept.
     """
     if dict(request.training).get("cache") is False:
-        raise RecipeError("--targets keeps what a teacher says and --no-cache forgets it; leave one of them out")
+        raise RecipeError("--targets stores a teacher's outputs and --no-cache discards them; leave one of them out")
     method = store_targets(method, str(request.targets))
     for term in method.terms.values():
         teacher = term.teacher
@@ -373,7 +375,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         if look is None or look.of or how != "none":
             default = look is not None and look.augment == "default" and how != "none"
             raise RecipeError(
-                f"--targets keeps what a teacher says of inputs that stay as they are, and view {name!r} changes with "
+                f"--targets stores a teacher's outputs for fixed inputs, but view {name!r} is augmented anew in "
                 f"every epoch; {'add --augment none' if default else 'leave --targets out'}"
             )
     return method
@@ -448,7 +450,7 @@ def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head:
     except SpaceError:
         raise DataError(
             f"the model of {folder} has no early exits; leave out --exit, or train by byot() with "
-            "--no-control, lest the plain model be the product"
+            "--no-control, so that the baseline is not the final model"
         ) from None
     if not 1 <= number <= exits.shape[1]:
         raise DataError(f"the model of {folder} has exits 1 to {exits.shape[1]}; there is no {number}")

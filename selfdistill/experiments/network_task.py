@@ -428,7 +428,7 @@ class NetworkTaskType(TaskType):
         """The plain model at its end and at its best epoch, every generation, and the ensemble where there is one."""
         table, plain, generations = Rows(), result.get("plain"), result["generations"]
         if plain:
-            product = ", the product" if result.get("chosen") == "plain" else ""
+            product = ", the final model" if result.get("chosen") == "plain" else ""
             table.append((f"plain, after {plain['steps']} steps{product}", plain["end"]))
             if stopped := plain.get("early_stopped"):
                 table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))

@@ -104,8 +104,8 @@ def run_jobs(
                     finished(running.pop(future), future.result())
         except BrokenProcessPool:
             raise CheckpointError(
-                "the process of a training was ended from outside (out of memory?); what is finished is kept in "
-                f"{folder}: give the same command again to go on"
+                "the process of a training was killed (out of memory?); finished trainings are kept in "
+                f"{folder}: give the same command again to resume"
             ) from None
         except BaseException:
             executor.shutdown(wait=True, cancel_futures=True)

@@ -76,7 +76,7 @@ class Run:
         """
         path = Path(folder)
         if (path / "plan.json").exists():
-            raise CheckpointError(f"{folder} is a comparison; give the same compare command again, and it goes on")
+            raise CheckpointError(f"{folder} is a comparison; give the same compare command again to resume it")
         if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
         return cls(path, read_record(path / "run.json")[1])

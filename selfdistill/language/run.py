@@ -149,8 +149,8 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     if request.control and demonstrated and expression_name(ready.expression) != "sft":
         longer = {**ready.settings, "steps": trained.steps}
         control = fit(
-            ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the control"),
-            hear=lambda line: tell(f"sft(), the control: {line}"), **options, **longer,
+            ready.build, ready.data, sft(), out=folder / "control", progress=listeners.progress("sft(), the baseline"),
+            hear=lambda line: tell(f"sft(), the baseline: {line}"), **options, **longer,
         )  # fmt: skip
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)

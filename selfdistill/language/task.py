@@ -391,7 +391,7 @@ class LanguageTaskType(TaskType):
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
         """Refused: prompts have no labels."""
-        raise CheckpointError(f"{folder} trained a language model, and prompts have no labels that it could doubt")
+        raise CheckpointError(f"{folder} trained a language model, and prompts have no labels to check")
 
     def vitals(self, folder: Path) -> dict[str, Any]:
         """Those of language models by generation; before a generation has ended, those of any run."""
@@ -418,7 +418,9 @@ class LanguageTaskType(TaskType):
 
     def rows(self, result: dict[str, Any]) -> Rows:
         """The model before, the control, and the generations."""
-        table = [(f"{result['model']}, before" + (", the product" if result["product"] < 0 else ""), result["before"])]
+        table = [
+            (f"{result['model']}, before" + (", the final model" if result["product"] < 0 else ""), result["before"])
+        ]
         if plain := result.get("plain"):
             table.append((f"{self.control}, after {plain['steps']} steps", plain["end"]))
         return table + [
@@ -434,11 +436,15 @@ class LanguageTaskType(TaskType):
                 nats = split == "test" and "nll" in result["test"]
                 against = "the model before" if name == "before" else f"{self.control} at equal steps"
                 parts.append(_outcome(figures, against + " on prior tasks" * (split == "kept"), nats))
-        kept = " The audit keeps the model it started from, so that is the product." if result["product"] < 0 else ""
+        kept = (
+            " No generation was accepted, so the final model is the model before training."
+            if result["product"] < 0
+            else ""
+        )
         trouble = f" {result['trouble']}." if result.get("trouble") else ""
         return (
-            f"The product {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts).{kept}{trouble} One "
-            "seed is an anecdote; repeat with other --seed values before you believe it."
+            f"The final model {'; '.join(parts)} (over {result['data']['rows']['test']} test prompts)."
+            f"{kept}{trouble} One seed proves little; repeat with other --seed values, or use `selfdistill compare`."
         )
 
     def loading(self, folder: str) -> list[str]:

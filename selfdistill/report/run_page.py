@@ -48,9 +48,9 @@ def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
         for label in errors["labels"]
         if label["label"] != label["believed"]
     ]
-    summary = f"{errors['doubted']} of {errors['rows']} labels are doubted; all are in {FILE}."
+    summary = f"{errors['doubted']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
     head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
-    return [paragraph(summary), *([table((head, "label", "believed", "doubt"), rows)] if rows else [])]
+    return [paragraph(summary), *([table((head, "label", "predicted", "error score"), rows)] if rows else [])]
 
 
 VITALS = {
@@ -73,7 +73,7 @@ def render(folder: Path, task: TaskType) -> str:
     record, _ = read_record(folder / "run.json")
     lines, control = read_lines(folder / "metrics.jsonl"), read_lines(folder / "control" / "metrics.jsonl")
     result = record.get("result")
-    control_name = f"{task.control}, the control"
+    control_name = f"{task.control}, the baseline"
     method = record["method"]
     parts = [_verdict(record, folder, task)]
     names, lines_of = summary_table(result, task) if result else ([], [])
@@ -85,7 +85,7 @@ def render(folder: Path, task: TaskType) -> str:
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
-        section("Doubts", *doubted(result, folder)),
+        section("Likely label errors", *doubted(result, folder)),
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
@@ -99,7 +99,7 @@ def render(folder: Path, task: TaskType) -> str:
 
 def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
     result = record.get("result")
-    verdict = sentence(result, task) if result else f"Not finished: go on by `selfdistill resume {folder.name}`."
+    verdict = sentence(result, task) if result else f"Not finished: resume by `selfdistill resume {folder.name}`."
     return paragraph(verdict, "verdict")
 
 
@@ -171,7 +171,7 @@ def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
         number, plain_chosen = g["generation"], result.get("chosen") == "plain"
         word = "accepted" if _accepted(g) else "rolled back"
         nodes.append(
-            (number, teacher, _accepted(g), "the product" if number == result["product"] and not plain_chosen else word)
+            (number, teacher, _accepted(g), "final model" if number == result["product"] and not plain_chosen else word)
         )
         teacher = number if _accepted(g) else teacher
     drawing = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")
@@ -186,7 +186,7 @@ def _drift(result: dict[str, Any] | None) -> list[str]:
     series = [Series("this run", [(d.generation, d.growth) for d in drifts if d.growth is not None])]
     for name, curve in (("if data are replaced", replaced), ("if data accumulate", accumulated)):
         series.append(Series(name, [(d.generation, expected(curve, d.generation)) for d in drifts]))
-    caption = "Squared share of unlabelled rows answered otherwise than by generation 0, over that of generation 1."
+    caption = "Squared share of unlabelled rows classified otherwise than by generation 0, relative to generation 1."
     drawing = figure(curves(series, "drift by generation", "generation", "squared drift"), caption)
     alarms = [paragraph(alarm(d), "verdict") for d in drifts if d.alarm][:1]
     return [*alarms, drawing, *(paragraph(describe(d)) for d in drifts)]

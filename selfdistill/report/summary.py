@@ -68,28 +68,30 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
         return verdict
     if not COLUMNS[result["data"]["task"]]:
         return (
-            f"No row of {result['data']['name']} has a label, so nothing was scored or audited, and the last weights "
-            "are the product: `selfdistill run LABELLED --init RUN` learns classes or values from their layers."
+            f"No row of {result['data']['name']} has a label, so nothing was scored or validated, and the last weights "
+            "are the final model: `selfdistill run LABELLED --init RUN` trains on labels from them."
         )
     plain, metric = result.get("plain"), next(iter(COLUMNS[result["data"]["task"]].values()))
     nearest = result.get("nearest")
-    nearest = f" The nearest rows by its features are right in {100 * nearest:.1f} %." if nearest is not None else ""
+    nearest = (
+        f" A nearest-neighbour classifier on features scores {100 * nearest:.1f} %." if nearest is not None else ""
+    )
     if not plain or plain["from"] == "itself":
         return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
     plain_chosen = result.get("chosen") == "plain"
     metrics = result["generations"][result["product"]]["test"] if plain_chosen else result["test"]
     gains = [_gain(metrics, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
-    product = " The audit prefers the plain model, so that is the product." if plain_chosen else ""
+    product = " The final model is the baseline, which has the lower validation loss." if plain_chosen else ""
     repeated = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
     first_kept = repeated and result.get("product") == 0
-    subject = "Generation 0, which the audit keeps and no earlier one taught," if first_kept else "Self-distilled"
+    subject = "Generation 0 (no later one was accepted)" if first_kept else "Self-distillation"
     if result.get("probed"):
-        subject = "A linear probe of features that no label has taught"
-    early = f", {gains[1].removesuffix(' points')} against the plain model stopped early" if len(gains) > 1 else ""
+        subject = "A linear probe on self-supervised features"
+    early = f", {gains[1].removesuffix(' points')} against the baseline with early stopping" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
     return (
-        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{product} One seed is an "
-        "anecdote; repeat with other --seed values before you believe it."
+        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{product} One seed "
+        "proves little; repeat with other --seed values, or use `selfdistill compare`."
     )
 
 
@@ -118,8 +120,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
         "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
         f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",
         "", *_facts(result, record, task), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
-        f"Trained {tested}on {data['name']} alone, with one seed: on other data nothing is "
-        "known of it."
+        f"Trained {tested}on {data['name']} alone, with one seed: its scores on other data are unknown."
         + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
         "", *task.loading("."),
     ]  # fmt: skip
@@ -136,7 +137,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
         sentence(result, task),
         "",
         *_tested(result, task),
-        f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and audit labels wrong on purpose)",
+        f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and validation labels are wrong ones)",
         *task.size(result, record, time),
         *together(result),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",

@@ -298,8 +298,8 @@ class ChanceCheck(Callback):
             and by_chance(accuracy, len(y), largest_share)
         ):
             warning = (
-                f"the labelled loss fell, and {accuracy:.0%} of {len(y)} audit rows are right, which is chance: "
-                "what was learnt does not carry over; see whether labels belong to their rows"
+                f"the labelled loss fell, and {accuracy:.0%} of {len(y)} validation rows are right, which is chance: "
+                "the model does not generalise; check that the labels belong to their rows"
             )
         if warning:
             entry["warnings"] = [*entry.get("warnings", []), warning]
@@ -311,15 +311,15 @@ def one_class(logits: Tensor, classes: Sequence[str]) -> str | None:
     >>> import torch
     >>> one_class(torch.eye(3)[[0, 1, 2, 1]], "abc")
     >>> one_class(torch.eye(3)[[1, 1, 1, 1]], "abc").partition(":")[0]
-    "4 of 4 audit rows are called 'b'"
+    "4 of 4 validation rows are predicted as 'b'"
     """
     counts = logits.argmax(-1).bincount(minlength=len(classes))
     count = int(counts.max())
     if count <= ONE * len(logits):
         return None
     return (
-        f"{count} of {len(logits)} audit rows are called {classes[int(counts.argmax())]!r}: the training has "
-        "collapsed; take more steps, less weight on what the model says itself, or another method"
+        f"{count} of {len(logits)} validation rows are predicted as {classes[int(counts.argmax())]!r}: "
+        "the training has collapsed; train more steps, weigh the model's own predictions less, or use another method"
     )
 
 
@@ -356,24 +356,27 @@ def _label_losses(state: RunState, generation: int) -> list[float]:
 
 VITALS_COLUMNS = {
     "gradient_share": "gradient",
-    "disagreement": "disagrees",
+    "disagreement": "disagreement",
     "entropy": "entropy",
     "kept": "kept",
     "accuracy": "accuracy",
-    "class_distance": "classes",
+    "class_distance": "class shift",
     "weight_distance": "weights",
     "spread": "spread",
 }
 
 
 VITALS_LEGEND = """\
-gradient: the term's share of the gradient; disagrees: total variation between
-target and student, or distance in standard deviations; entropy: of the target,
-1 is uniform and 0 one class; kept: share kept by the gate; accuracy: of the
-target where labels are known; classes: total variation between the classes of
-targets and labels; weights: distance of teacher and student over the student's
-norm; spread: of the directions of features, 0 where all are one. Means over
-the looks: first epoch > last epoch that had any."""
+Means over the checked steps of the first epoch > of the last epoch.
+gradient      the term's share of the gradient
+disagreement  total variation between target and student; for regression their
+              distance in standard deviations
+entropy       of the target: 1 is uniform, 0 is one class
+kept          share of the targets that the gate keeps
+accuracy      of the target, where labels are known
+class shift   total variation between the classes of targets and of labels
+weights       distance of teacher and student over the norm of the student
+spread        of the directions of the features: 0 if all are the same"""
 
 
 def vitals_entry(

@@ -162,7 +162,7 @@ def crossfit(
 
 def _choice(generations: int, plainly: bool, folds: int) -> str:
     subject = "the plain model" if plainly else "1 generation" if generations == 1 else f"{generations} generations"
-    return f"{folds} folds choose {subject}; the product learns from all labels"
+    return f"{folds} folds choose {subject}; the final model learns from all labels"
 
 
 def _held_out_losses(result: Result, weights: dict[str, Tensor], data: Data, measure: str) -> list[float]:

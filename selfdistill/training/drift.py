@@ -236,27 +236,27 @@ def _classes(state: RunState, model: nn.Module, data: Data, ids: Tensor) -> Tens
 def describe(drift: Drift) -> str:
     """A generation's drift in a line."""
     line = (
-        f"drift: generation {drift.generation} answers {100 * drift.moved:.1f} % of {drift.looked} unlabelled rows "
-        "otherwise than generation 0"
+        f"drift: generation {drift.generation} predicts another class than generation 0 for "
+        f"{100 * drift.moved:.1f} % of {drift.looked} unlabelled rows"
     )
     if drift.follows and drift.growth is not None:
         by = [f"{expected(curve, drift.generation):.1f}" for curve in (replaced, accumulated)]
-        line += f"; squared, {drift.growth:.1f} x generation 1's ({by[0]} where data are replaced, {by[1]} where they "
-        line += f"accumulate; nearer to {drift.follows})"
-    return f"{line}; misses {drift.missed} of {drift.labels} real labels ({drift.missed_before} before)"
+        line += f"; squared, {drift.growth:.1f} x that of generation 1 (expected: {by[0]} if pseudo-labels replace the "
+        line += f"old ones, {by[1]} if they accumulate; nearer to {drift.follows})"
+    return f"{line}; it gets {drift.missed} of {drift.labels} real labels wrong (generation 0: {drift.missed_before})"
 
 
 def alarm(drift: Drift) -> str:
     """The warning: the fault, the evidence and the remedy."""
     if drift.p_missed is not None and drift.p_missed <= drift.level:
         evidence, p = (
-            f"misses {drift.missed} of {drift.labels} real labels, {drift.missed_before} before",
+            f"gets {drift.missed} of {drift.labels} real labels wrong, generation 0 {drift.missed_before}",
             drift.p_missed,
         )
     else:
-        evidence, p = f"loses {drift.lost} of {drift.audited} audit rows and wins {drift.won}", drift.p_lost
+        evidence, p = f"loses {drift.lost} of {drift.audited} validation rows and wins {drift.won}", drift.p_lost
     if drift.p_missed is None:
-        remedy = "train fewer generations, or audit them (--audit safe)"
+        remedy = "train fewer generations, or validate them (--audit safe)"
     else:
         remedy = "accumulate or anchor with real labels (keep='accumulate' or 'anchor'), or train fewer generations"
     return f"collapse: generation {drift.generation} {evidence} (p {p:.2g}, level {drift.level:.2g}); {remedy}"

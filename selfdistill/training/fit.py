@@ -109,7 +109,7 @@ def run_folder(out: Path | str | None, resume: bool) -> Path | None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume and ((folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*"))):
-        raise CheckpointError(f"{folder} holds a run already; go on with it by resume=True or give another folder")
+        raise CheckpointError(f"{folder} holds a run already; resume it by resume=True or give another folder")
     return folder
 
 

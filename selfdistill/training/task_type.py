@@ -220,7 +220,7 @@ def generation_name(result: dict[str, Any], generation: dict[str, Any]) -> str:
     """A generation's number, and its audit in words."""
     number = generation["generation"]
     if number == result.get("product") and result.get("chosen") != "plain":
-        return f"generation {number}, the product"
+        return f"generation {number}, the final model"
     rolled_back = not generation.get("decision", {}).get("accepted", True)
     return f"generation {number}{', rolled back' if rolled_back else ''}"
 

@@ -46,14 +46,14 @@ def test_a_run_prints_a_table_on_stdout_and_progress_on_stderr() -> None:
         "elr()",
     ):
         assert words in result.stdout
-    assert "One seed is an anecdote" in " ".join(result.stdout.split())
+    assert "One seed proves little" in " ".join(result.stdout.split())
     assert "runs/digits-default-0-" in result.stdout.splitlines()[-1]
     assert result.stderr.startswith("elr(): epoch 1/1  step 1/3  loss ")
-    assert "plain(), the control: " in result.stderr
+    assert "plain(), the baseline: " in result.stderr
 
 
 def test_without_data_it_says_which_are_taken() -> None:
-    assert passed("run", *PLAIN).stderr.splitlines()[0].startswith("no DATA was given: digits")
+    assert passed("run", *PLAIN).stderr.splitlines()[0].startswith("no DATA was given: using digits")
     assert passed("run", *PLAIN, "--quiet", "--out", "q").stderr == ""
     assert "no DATA" not in passed("run", "digits", *PLAIN, "--out", "d").stderr
     assert "Without DATA, digits" in " ".join(passed("run", "--help").stdout.split())
@@ -322,7 +322,7 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(number: 
     assert process.returncode == 130
     assert out == ""
     assert err.count("\n") == 1
-    assert "go on by `selfdistill resume cut`" in err
+    assert "resume by `selfdistill resume cut`" in err
     assert "result" not in json.loads(Path("cut/run.json").read_text())
 
     assert _without_time(report("resume", "cut")) == {**_without_time(report("resume", whole)), "run": "cut"}
@@ -344,5 +344,5 @@ def test_a_run_that_is_stopped_between_trainings_says_how_to_go_on(monkeypatch: 
         patch.setattr(Run, "_judge", stopped)
         result = invoke("run", "digits", *TINY, "--out", "r", "--quiet")
     assert result.exit_code == 130
-    assert result.stderr == "selfdistill: stopped; go on by `selfdistill resume r`\n"
+    assert result.stderr == "selfdistill: stopped; resume by `selfdistill resume r`\n"
     assert report("resume", "r")["test"]["accuracy"] >= 0

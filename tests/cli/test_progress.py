@@ -128,7 +128,15 @@ def test_a_terminal_gets_a_bar_that_moves_and_stdout_stays_clean(columns: int, t
     assert "\x1b[" in shown
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     assert len(set(re.findall(r"epoch (\d+)/\d+", plain))) > 3
-    for words in ("fixmatch(ratio=2)", "plain(), the control", "150/150", "left", "loss ", "label ", "pseudo kept 0 %"):
+    for words in (
+        "fixmatch(ratio=2)",
+        "plain(), the baseline",
+        "150/150",
+        "left",
+        "loss ",
+        "label ",
+        "pseudo kept 0 %",
+    ):
         assert words in plain
 
 

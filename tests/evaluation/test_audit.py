@@ -70,8 +70,8 @@ def test_a_much_worse_model_is_rolled_back_by_both_policies() -> None:
 
 
 def test_the_foreword_says_what_the_split_can_see() -> None:
-    assert "with 60 audit samples the smallest change I can see is 8.3 points" in Audit(planned=1).foreword(60)
-    assert "I can see no change" in Audit(planned=1).foreword(3)
+    assert "60 validation rows, smallest detectable change 8.3 points" in Audit(planned=1).foreword(60)
+    assert "no change is detectable" in Audit(planned=1).foreword(3)
     assert "off" in Audit("off").foreword(60)
 
 
@@ -83,8 +83,8 @@ def test_a_decision_quotes_the_figure_of_the_foreword(rows: int, worse: int) -> 
     found, sees = audit.decide(1, lost, before, against=0), audit.foreword(rows)
     assert found.accepted
     figures = re.findall(r"[0-9.]+ points", found.why)
-    assert figures == re.findall(r"can see is ([0-9.]+ points)", sees)
-    assert ("cannot tell" in found.why) == (rows < 60)
+    assert figures == re.findall(r"detectable change ([0-9.]+ points)", sees)
+    assert ("not distinguishable" in found.why) == (rows < 60)
     assert ("not worse than generation 0" in found.why) == (rows >= 60)
 
 

@@ -90,9 +90,9 @@ def test_the_command_tells_the_most_doubted_first(run: Path) -> None:
     assert scores == sorted(scores, reverse=True)
     assert len({line["row_from_1"] for line in lines}) == len(lines) == 1097
     text = passed("doubts", run, "--top", 3).stdout
-    assert text.splitlines()[0].split() == ["row", "(from", "1)", "label", "believed", "doubt"]
+    assert text.splitlines()[0].split() == ["row", "(from", "1)", "label", "predicted", "error", "score"]
     assert text.splitlines()[1].split()[0] == lines[0]["row_from_1"]
-    assert "of 1097 labels are doubted, by its own history" in text
+    assert "of 1097 training labels contradict the model" in text
     found = json.loads(passed("doubts", run, "--top", 3, "--json").stdout)
     assert [one["row"] for one in found["labels"]] == [int(line["row_from_1"]) for line in lines[:3]]
     assert found["doubted"] == sum(line["label"] != line["believed"] for line in lines)

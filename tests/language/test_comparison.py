@@ -164,7 +164,7 @@ def test_cut_in_a_training_it_goes_on_and_trains_no_step_twice(compared: Path, m
     more = ["--keep", compared / "suite.jsonl", "--steps", 2, "--out", compared / "cut", "--save-steps", 1]
     stopped = invoke("compare", *flags(compared, SDFT, "sft()", GRPO), *more, "--quiet")
     assert stopped.exit_code == 130
-    assert "give the same command again to go on" in stopped.stderr
+    assert "give the same command again to resume" in stopped.stderr
     done = {p: p.stat().st_mtime_ns for p in (compared / "cut/cells").glob("*/*/cell.json")}
     assert done
     passed("compare", *flags(compared, SDFT, "sft()", GRPO), *more, "--quiet")
@@ -320,7 +320,7 @@ def test_a_control_for_the_whole_budget_is_a_best_control_of_its_own() -> None:
 
 def test_products_that_are_the_model_before_are_told() -> None:
     said = judge(cells(last=-1), ["sdft()"], task="generate", plain="sft()")["verdict"]
-    assert "in 1 of 6 seeds the audit keeps the model before, and that is the product" in said[0]
+    assert "in 1 of 6 seeds the final model is the model before training" in said[0]
     assert "keeps the model before" not in said[1]
 
 

@@ -89,7 +89,7 @@ def test_the_command_trains_and_writes_once(tmp_path: Path, engine: str) -> None
         "--method", "sdft(max_tokens=4)", "--max-tokens", "4", "--steps", "2", "--batch-size", "6", "--device", "cpu",
         "--out", str(tmp_path / "run"), "--quiet", "--parallel", engine, "--audit", "off", "--lr", "0.01",
     )  # fmt: skip
-    assert said.count("One seed is an anecdote") == 1
+    assert said.count("One seed proves little") == 1
     result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
     assert result["generations"][0]["test"]
     product = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()

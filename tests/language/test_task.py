@@ -103,7 +103,7 @@ def test_predict_vitals_and_report_of_a_run(place: Path, run: dict[str, Any]) ->
     assert "nats a token" in out
     assert "sft(), after 2 steps" in (place / "run" / "README.md").read_text(encoding="utf-8")
     assert "AutoModelForCausalLM" in (place / "run" / "README.md").read_text(encoding="utf-8")
-    assert "The product" in (place / "run" / "report.html").read_text(encoding="utf-8")
+    assert "The final model" in (place / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_explain_shows_what_the_teacher_alone_reads(place: Path) -> None:

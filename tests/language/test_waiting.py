@@ -70,7 +70,7 @@ def test_a_run_tells_of_every_wait(said: list[str], checked: bool, tmp_path: Pat
     before = [line.partition(": ")[0] for line in said if line.endswith("s left")]
     for who in ("the model before answers", "generation 0 answers", "completions are written", "the final tests"):
         assert who in before
-    assert any(line.startswith("sft(), the control: the model before answers: ") for line in said)
+    assert any(line.startswith("sft(), the baseline: the model before answers: ") for line in said)
     for who in ("the model before", "generation 0", "sft()"):
         assert any(line.startswith(f"the final tests: {who} answers: ") for line in said)
     totals = {

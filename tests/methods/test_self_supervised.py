@@ -104,7 +104,9 @@ def test_a_run_scores_nothing_and_keeps_the_last_weights(places: Path, done: Pat
     kept = store.load(done / "model").state_dict()
     assert kept
     assert all(value.equal(found.weights[f"model.{name}"]) for name, value in kept.items())
-    assert "nothing was scored or audited, and the last weights are the product" in (done / "README.md").read_text()
+    assert (
+        "nothing was scored or validated, and the last weights are the final model" in (done / "README.md").read_text()
+    )
     assert "tested" not in (done / "model" / "README.md").read_text()
 
 
@@ -175,7 +177,7 @@ def test_what_needs_labels_is_refused_in_one_line(places: Path, done: Path, tmp_
     assert "leave --audit-epochs out" in refused("run", photos, "--method", BYOL, "--audit-epochs", "1", *out)
     assert "a number of labels was asked for" in refused("run", photos, "--method", BYOL, "--labels", "4", *out)
     assert "knows no classes" in refused("predict", str(done), photos)
-    assert "none can be doubted" in refused("doubts", str(done))
+    assert "no label errors to list" in refused("doubts", str(done))
     assert not (tmp_path / "run").exists()
 
 
@@ -193,7 +195,8 @@ def test_a_table_is_told_of_and_its_result_is_json(places: Path, tmp_path: Path)
     said = CliRunner().invoke(main, ["run", place, *options, "--json", "--out", str(tmp_path / "run")])
     assert said.exit_code == 0, said.output
     assert said.stderr.splitlines()[0] == (
-        "plain.csv: no row has a label (inputs: a, b, kind); nothing can be scored, the last weights are the product"
+        "plain.csv: no row has a label (inputs: a, b, kind); nothing can be scored; the last weights are the "
+        "final model"
     )
     found = json.loads(said.stdout)
     assert (found["data"]["task"], found["data"]["classes"], found["probed"]) == ("features", [], True)

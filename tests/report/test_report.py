@@ -72,7 +72,7 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     del record["result"]
     (folder / "run.json").write_text(json.dumps(record))
-    assert "Not finished: go on by `selfdistill resume cut`" in render(folder, TASK_TYPES)
+    assert "Not finished: resume by `selfdistill resume cut`" in render(folder, TASK_TYPES)
 
 
 def test_a_comparison_has_its_verdicts_and_intervals(tmp_path: Path) -> None:
@@ -180,12 +180,12 @@ def test_one_share_is_drawn_between_none_and_all(value: float) -> None:
 def test_a_language_runs_control_is_called_by_its_recipe(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "r")
     record = json.loads((run / "run.json").read_text())
-    assert "plain, the control" in render(tmp_path / "r", TASK_TYPES)
+    assert "plain, the baseline" in render(tmp_path / "r", TASK_TYPES)
     del record["result"]
     (tmp_path / "r" / "run.json").write_text(json.dumps(record | {"kind": "language"}))
     page = render(tmp_path / "r", TASK_TYPES)
-    assert "sft(), the control" in page
-    assert "plain, the control" not in page
+    assert "sft(), the baseline" in page
+    assert "plain, the baseline" not in page
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:

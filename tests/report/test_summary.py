@@ -78,17 +78,17 @@ def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
 ) -> None:
     said = said_of(result(final))
     assert f"{at_end} points at equal steps" in said
-    assert f"{early} against the plain model stopped early" in said
-    assert "One seed is an anecdote" in said
+    assert f"{early} against the baseline with early stopping" in said
+    assert "One seed proves little" in said
 
 
 def test_a_product_that_no_generation_taught_is_not_called_self_distilled() -> None:
     kept, taught = ({**result(0.97, 0.96), "product": number} for number in (0, 1))
     folded = {**result(0.97), "product": 0, "folds": {"decisions": [{"accepted": False}]}}
     for found in (kept, folded):
-        assert said_of(found).startswith("Generation 0, which the audit keeps and no earlier one taught, against plain")
-    assert said_of(taught).startswith("Self-distilled against plain")
-    assert said_of({**result(0.97), "product": 0}).startswith("Self-distilled against plain")
+        assert said_of(found).startswith("Generation 0 (no later one was accepted) against plain")
+    assert said_of(taught).startswith("Self-distillation against plain")
+    assert said_of({**result(0.97), "product": 0}).startswith("Self-distillation against plain")
 
 
 def test_without_a_control_nothing_is_compared() -> None:
@@ -124,7 +124,7 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
     spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
               "against": {"before": {"test": one, "kept": many}, "sft": {"test": {**one, "gain": -1.0}}}}  # fmt: skip
     assert said_of(spoken).startswith(
-        "The product has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
+        "The final model has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
         "BEATS the model before on prior tasks by +50 ± 12 points; has no verdict against sft() at equal steps: -100 "
     )
 
@@ -137,6 +137,7 @@ def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
     said = said_of(json.loads(json.dumps(spoken, sort_keys=True)))
     assert said == said_of(spoken)
     assert said.startswith(
-        "The product TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by -50 ± 25 "
+        "The final model TIES the model before by +10 ± 25 points; LOSES to the model before on prior tasks by "
+        "-50 ± 25 "
         "points; TIES sft() at equal steps by +10 ± 25 points; LOSES to sft() at equal steps on prior tasks by -50 ± "
     )

@@ -25,7 +25,7 @@ from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, GenerationResult, RunState
 from selfdistill.training.task import Task
 
-COLLAPSED, CHANCE = "audit rows are called", "which is chance"
+COLLAPSED, CHANCE = "validation rows are predicted as", "which is chance"
 
 
 class Constant(nn.Module):
@@ -63,7 +63,7 @@ def mlp(data: Data) -> Callable[..., nn.Module]:
 
 def test_one_class_for_all_rows_is_warned_of_with_its_name_and_count() -> None:
     (said,) = told(clouds(), Constant)
-    assert "72 of 72 audit rows are called 'bee'" in said
+    assert "72 of 72 validation rows are predicted as 'bee'" in said
 
 
 def test_labels_that_are_learnt_by_heart_and_say_nothing_of_other_rows_are_warned_of() -> None:

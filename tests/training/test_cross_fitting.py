@@ -121,7 +121,7 @@ def test_the_plain_control_is_the_product_where_the_audit_prefers_it(tmp_path: P
     x, y = (part := load("digits")).rows(part.test), part.y[part.test]
     hits = load_model(tmp_path / "run")(x).argmax(-1) == y
     assert float(hits.double().mean()) == pytest.approx(result["test"]["accuracy"])
-    assert "the product" in (tmp_path / "run" / "README.md").read_text()
+    assert "the final model" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_values_are_cut_into_folds_and_a_class_too_small_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -133,12 +133,12 @@ def test_a_chain_that_replaces_its_labels_raises_the_alarm_once(collapsing: Any)
     alarms = [one.drift["alarm"] for one in result.generations[1:]]
     assert sum(alarms) > 1
     (line,) = warned
-    assert f"collapse: generation {alarms.index(True) + 1} misses" in line
+    assert f"collapse: generation {alarms.index(True) + 1} gets " in line
     assert "accumulate or anchor with real labels" in line
     assert "\n" not in line
     drifts = [line for line in told if line.startswith("drift: ")]
     assert len(drifts) == 4
-    assert "3.0 where data are replaced, 1.7 where they accumulate" in drifts[2]
+    assert "3.0 if pseudo-labels replace the old ones, 1.7 if they accumulate" in drifts[2]
 
 
 @pytest.mark.parametrize("method", [self_training(generations=4), curriculum(stages=2)])
@@ -193,8 +193,8 @@ def test_lost_audit_rows_raise_the_alarm_where_real_labels_still_teach() -> None
     result = fit(build, load("digits", labels=60), self_training(generations=2), **given)
     assert result.generations[1].drift["alarm"]
     (line,) = warned
-    assert "audit rows and wins" in line
-    assert "train fewer generations, or audit them (--audit safe)" in line
+    assert "validation rows and wins" in line
+    assert "train fewer generations, or validate them (--audit safe)" in line
 
 
 def test_no_more_rows_than_needed_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_the_command_line_tells_and_the_folder_keeps_it(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    assert "drift: generation 3 answers" in done.output
+    assert "drift: generation 3 predicts" in done.output
     assert done.output.count("collapse: generation") == 1
     generations = json.loads((tmp_path / "run" / "run.json").read_text())["result"]["generations"]
     assert [bool(g["drift"]) for g in generations] == [False, True, True, True]

@@ -151,7 +151,7 @@ row forwarded is 1, a row backward 2, a row forwarded by a teacher, or to label 
 and tests are not counted. A method whose steps cost more takes fewer of them, one of several generations divides its
 passes among them. Steps are found with the first seed, to 3 % where that is possible, and are the same for all seeds;
 the column of passes says what was spent. `distil()` and its like are taught by a model of the same size, plainly
-trained with half of the budget. No generation is audited or rolled back: the last one is the product.
+trained with half of the budget. No generation is audited or rolled back: the last one is the final model.
 
 **Controls.** `{PLAIN}` is {ABOUT[PLAIN]}; `{HALF}`: {ABOUT[HALF]}; `{STOPPED}`: {ABOUT[STOPPED]};
 `{SELF_TRAINING}`: {ABOUT[SELF_TRAINING]}.

@@ -234,7 +234,7 @@ def _sentence(
         said.append(f"{WORDS[found['verdict']]} {name}, {shown}{unit} [{', '.join(ends)}], p {found['holm']:.3g}")
     if metric != "kept":  # which comes second
         said[-1] += _untaught(row, before)
-    caveat = "" if able else " So few seeds allow no verdict but a tie, whatever the difference."
+    caveat = "" if able else " With so few seeds every verdict is a tie, whatever the difference."
     what = TOLD.get(metric, metric)
     return f"{row['name']}: in {what}, {'; '.join(said)} (Holm over the methods, level {level:g}).{caveat}"
 
@@ -245,9 +245,9 @@ def _untaught(row: Mapping[str, Any], before: bool) -> str:
     of = len(products)
     if before:
         kept = products.count(-1)
-        return f"; in {kept} of {of} seeds the audit keeps the model before, and that is the product" if kept else ""
+        return f"; in {kept} of {of} seeds the final model is the model before training" if kept else ""
     untaught = products.count(0) if row["decisions"] else 0
-    return f"; in {untaught} of {of} seeds the product is generation 0, which no earlier one taught" if untaught else ""
+    return f"; in {untaught} of {of} seeds the final model is generation 0, which had no teacher" if untaught else ""
 
 
 def same_seeds(cells: Cells) -> list[int]:

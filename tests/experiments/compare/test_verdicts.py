@@ -69,7 +69,7 @@ def test_the_sentence_says_which_way_and_whether_so_few_seeds_could_say_more() -
     made = {name: {s: found[s] for s in range(3)} for name, found in cells().items()}
     for said in judge(made, ["good()", "same()"])["verdict"]:
         assert "TIES with plain, " in said
-        assert said.endswith("So few seeds allow no verdict but a tie, whatever the difference.")
+        assert said.endswith("With so few seeds every verdict is a tie, whatever the difference.")
     controls = {name: found for name, found in cells().items() if "(" not in name}
     worse = {**controls, "worse()": {s: record(a - 0.05, 0.5) for s, a in enumerate(PLAIN)}}
     assert judge(worse, ["worse()"])["verdict"][0].startswith("worse(): in accuracy, LOSES to plain, -5.00 points [")
@@ -80,7 +80,7 @@ def test_products_that_no_generation_taught_are_told() -> None:
     for seed, one in made["good()"].items():
         one |= {"decisions": [True, seed > 2], "product": int(seed > 2)}
     result = judge(made, ["good()", "same()"])
-    assert "in 3 of 8 seeds the product is generation 0, which no earlier one taught" in result["verdict"][0]
+    assert "in 3 of 8 seeds the final model is generation 0, which had no teacher" in result["verdict"][0]
     assert "generation 0" not in result["verdict"][1]
 
 
