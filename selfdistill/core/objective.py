@@ -282,7 +282,7 @@ def _refuse_unless_lazy(name: str, term: BaseTerm) -> None:
 def untaught(method: Method) -> bool:
     """Does it compare features alone, of a model with heads beside it, so that nothing teaches the classifier?
 
-    >>> from .methods import recipes
+    >>> from selfdistill.methods import recipes
     >>> untaught(recipes()["simsiam"]()), untaught(recipes()["ddgsd"]())
     (True, False)
     """

@@ -372,8 +372,9 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+        typed = {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
         check_format(path, card.get("format"))
-        return {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
+        return typed
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None

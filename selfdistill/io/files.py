@@ -138,7 +138,7 @@ def line_due(time: float, start: float, previous: float) -> bool:
 def seconds_left(seconds: float, finished: float, remaining: float) -> float:
     """The time that remains at the pace so far.
 
-    >>> seconds_left(12.0, done=3, rest=5)
+    >>> seconds_left(12.0, finished=3, remaining=5)
     20.0
     """
     return seconds / finished * remaining

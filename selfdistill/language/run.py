@@ -55,7 +55,7 @@ def read_recipe(expression: str) -> Language:
     """A recipe's own expression, such as ``sdft(rate=0.05)``, read without evaluating code.
 
     >>> read_recipe("sdft(rate=0.05)").terms["distil"].teacher
-    Ema(rate=0.05)
+    Ema(decay=0.95, view='context', train=False, warm_up=False)
     """
     method = read_method(expression, RECIPES)
     assert isinstance(method, Language)

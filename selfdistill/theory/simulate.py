@@ -76,7 +76,7 @@ def regenerated(
 
     Every generation labels fresh standard normal inputs by its predecessor, with noise; ``accumulate`` keeps all data.
 
-    >>> regenerated(np.random.default_rng(0), 4, 2, 0.0, 3, keep=True).round(9).tolist()
+    >>> regenerated(np.random.default_rng(0), 4, 2, 0.0, 3, accumulate=True).round(9).tolist()
     [0.0, 0.0, 0.0]
     """
     truth = np.zeros(dimension)

@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "no unlabelled rows": ("digits --method fixmatch()", ["unlabelled", "--labels N or --unlabelled PATH"]),
     "empty unlabelled set": ("pets --unlabelled empty --method fixmatch()", ["empty", "no image"]),
     "missing unlabelled set": ("pets --unlabelled nowhere", ["nowhere", "existing"]),
-    "two lengths": ("digits --epochs 9", ["--steps 2", "--epochs 9", "give one"]),
+    "two lengths": ("digits --epochs 9", ["--steps 2", "--epochs 9", "give only one"]),
     "more labels than rows": ("digits --labels 5000", ["5000", "1097"]),
     "fewer labels than classes": ("digits --labels 5", ["5 labels for 10 classes"]),
     "noise above 1": ("digits --label-noise 1.4", ["label noise", "1.4"]),
@@ -172,7 +172,6 @@ DAMAGED = {
     "a list": b"[]",
     "a number": b"7",
     "of no format": b"{}",
-    "of a later format": b'{"format": 99}',
     "deep": b"[" * 100_000,
 }
 
@@ -185,6 +184,12 @@ def test_a_damaged_run_json_is_named(how: str, here: Path) -> None:
         assert "done/run.json is damaged or foreign" in line
         assert "new --out" in line
     assert Path("done/run.json").read_bytes() == DAMAGED[how]
+
+
+def test_a_run_json_of_a_later_format_is_refused_by_its_number(here: Path) -> None:
+    Path("done/run.json").write_text('{"format": 99}')
+    for command in (["resume", "done"], ["predict", "done", "digits"], ["run", "digits", "--out", "done"]):
+        assert "done/run.json is of format 99; this version of selfdistill reads format 2" in refused(*command)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_intervals_hold_as_many_values_as_they_promise() -> None:
         assert abs(np.mean(found) - coverage) < 3 * np.std(found) / np.sqrt(len(found)) + 0.01
     with pytest.raises(ValueError, match=r"coverage 0\.99 is not between 0 and 0\.988"):
         model.predict_interval(rows, 0.99)
-    with pytest.raises(ValueError, match="left out"):
+    with pytest.raises(ValueError, match="held out"):
         SelfDistilledRegressor(Ridge(), audit="off", xi=0.5).fit(rows, y).predict_interval(rows)
 
 

@@ -221,7 +221,7 @@ def test_a_finished_run_that_was_moved_says_where_it_is_now() -> None:
 def test_the_record_says_what_was_asked_for_and_with_what() -> None:
     done(replace(TINY, training=(("lr", 0.5),)), "r")
     record = json.loads(Path("r/run.json").read_text())
-    assert record["format"] == 1
+    assert record["format"] == 2
     assert record["request"] == replace(TINY, training=(("lr", 0.5),)).to_json()
     assert (record["method"], record["model"], record["settings"]["lr"]) == ("plain()", "mlp", 0.5)
     assert record["versions"]["torch"] == torch.__version__

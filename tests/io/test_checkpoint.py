@@ -249,7 +249,7 @@ def test_checkpoints_are_numbered_and_only_the_newest_kept(tmp_path: Path) -> No
 def test_the_manifest_lists_size_and_hash_of_every_file(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (manifest["version"], manifest["ordinal"]) == (1, 1)
+    assert (manifest["version"], manifest["ordinal"]) == (2, 1)
     assert {"manifest.json", *manifest["files"]} == {entry.name for entry in path.iterdir()} == set(FILES)
     for name, listed in manifest["files"].items():
         data = (path / name).read_bytes()

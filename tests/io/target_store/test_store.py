@@ -240,7 +240,7 @@ def test_a_changed_card_is_not_believed(change, tmp_path):
     elif change == "width":
         body["layout"]["width"] = 201
     elif change == "version":
-        body["version"] = 2
+        body["version"] = 3
     card.write_text("{" if change == "text" else json.dumps(body))
     with pytest.raises(CheckpointError, match=r"store\.json is damaged"):
         Store(tmp_path)

@@ -107,9 +107,9 @@ def test_it_resumes_and_goes_on_only_with_the_same_folder(place: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--method", "ps_kd()"], "--targets keeps what a frozen outside teacher says"),
-        (["--no-cache"], "--no-cache forgets it"),
-        (["--augment", "weak"], "view 'x' changes with every epoch; add --augment none"),
+        (["--method", "ps_kd()"], "--targets stores the outputs of a frozen external teacher"),
+        (["--no-cache"], "--no-cache discards them"),
+        (["--augment", "weak"], "view 'x' is augmented anew in every epoch; add --augment none"),
         (["--method", "distil('nowhere')"], "nowhere"),
     ],
 )
@@ -133,7 +133,7 @@ def test_other_inputs_under_the_same_numbers_are_refused_in_one_line(place: Path
     found = report("run", tmp_path / "a.csv", *more, "--out", tmp_path / "one")
     assert found["passes"]["saved"] > 0
     line = refused("run", tmp_path / "b.csv", *more, "--out", tmp_path / "two")
-    assert "was made for another input" in line
+    assert "was computed for another input" in line
     assert "give another folder" in line
     assert not (tmp_path / "two").exists()
 
