@@ -50,165 +50,167 @@ class Finite(click.FloatRange):
         return number
 
 
+DATA_OPTIONS = [
+    click.argument("data", default="digits"),
+    click.option("--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."),
+    click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
+    click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
+    click.option(
+        "--labels",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Keep the labels of N training rows, and of at most N validation rows.",
+    ),
+    click.option(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="Share of the training and validation labels that is replaced by wrong ones, for experiments.",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(min=8),
+        metavar="N",
+        help="Images of a folder are resized to N x N pixels [default: 32].",
+    ),
+    click.option(
+        "--augment",
+        type=click.Choice(["none", "weak", "strong"]),
+        help="Augmentation of the default view [default: weak for folders of images and fashion-mnist, else none].",
+    ),
+    click.option(
+        "--model",
+        metavar="SPEC",
+        help="mlp, cnn(width=64), resnet, vit; tables: also boosting, forest, extra_trees, linear, neighbours; "
+        "--text: gt-minilm(length=128), the folder of an encoder, or owner/name on the Hugging Face hub; "
+        "prompts: smollm2 or a folder; or module:function for your own [default: by the data].",
+    ),
+    click.option(
+        "--init",
+        metavar="RUN",
+        help="Start from the weights of this run, except the classifier [default: new weights].",
+    ),
+    click.option(
+        "--keep",
+        metavar="SUITE",
+        help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
+    ),
+    click.option(
+        "--lora",
+        type=click.IntRange(min=0),
+        metavar="RANK",
+        help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Prompts: longest answer, in tokens [default: 256].",
+    ),
+    click.option(
+        "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
+    ),
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Epochs per generation [default: about 2,000 steps; 500 for texts].",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Optimizer steps per generation, instead of epochs.",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), metavar="N", help="Rows per batch [default: 64; 32 for texts]."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
+    click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
+]
+
+
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """DATA and the options that become fields of `Request`: data, model, length and place of every training."""
-    options = [
-        click.argument("data", default="digits"),
-        click.option(
-            "--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."
-        ),
-        click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
-        click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
-        click.option(
-            "--labels",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Keep the labels of N training rows, and of at most N validation rows.",
-        ),
-        click.option(
-            "--label-noise",
-            type=float,
-            default=0.0,
-            metavar="F",
-            help="Share of the training and validation labels that is replaced by wrong ones, for experiments.",
-        ),
-        click.option(
-            "--image-size",
-            type=click.IntRange(min=8),
-            metavar="N",
-            help="Images of a folder are resized to N x N pixels [default: 32].",
-        ),
-        click.option(
-            "--augment",
-            type=click.Choice(["none", "weak", "strong"]),
-            help="Augmentation of the default view [default: weak for folders of images and fashion-mnist, else none].",
-        ),
-        click.option(
-            "--model",
-            metavar="SPEC",
-            help="mlp, cnn(width=64), resnet, vit; tables: also boosting, forest, extra_trees, linear, neighbours; "
-            "--text: gt-minilm(length=128), the folder of an encoder, or owner/name on the Hugging Face hub; "
-            "prompts: smollm2 or a folder; or module:function for your own [default: by the data].",
-        ),
-        click.option(
-            "--init",
-            metavar="RUN",
-            help="Start from the weights of this run, except the classifier [default: new weights].",
-        ),
-        click.option(
-            "--keep",
-            metavar="SUITE",
-            help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
-        ),
-        click.option(
-            "--lora",
-            type=click.IntRange(min=0),
-            metavar="RANK",
-            help="Prompts: rank of the LoRA adapter; 0 trains all weights.",
-        ),
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Prompts: longest answer, in tokens [default: 256].",
-        ),
-        click.option(
-            "--checkpointing", is_flag=True, help="Prompts: gradient checkpointing; needs less memory and more time."
-        ),
-        click.option(
-            "--epochs",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Epochs per generation [default: about 2,000 steps; 500 for texts].",
-        ),
-        click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="Optimizer steps per generation, instead of epochs.",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), metavar="N", help="Rows per batch [default: 64; 32 for texts]."
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Random seed."),
-        click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 [default: a CUDA device if there is one]."),
-    ]
-    for option in reversed(options):
+    for option in reversed(DATA_OPTIONS):
         command = option(command)
     return command
 
 
+TRAINING_OPTIONS = [
+    click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001; 5e-5 for texts]."),
+    click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001; 0.01 for texts]."),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
+    click.option(
+        "--schedule",
+        type=click.Choice(["cosine", "constant"]),
+        help="Schedule of the learning rate [default: cosine].",
+    ),
+    click.option(
+        "--clip",
+        type=Finite(min=0, min_open=True),
+        help="Gradient norm above which gradients are clipped [default: none; 1 for texts].",
+    ),
+    click.option(
+        "--accumulate",
+        type=click.IntRange(min=1),
+        help="Gradient accumulation: micro-batches per batch; the loss is that of the whole batch.",
+    ),
+    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
+    click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile."),
+    click.option(
+        "--parallel", type=click.Choice(["ddp", "fsdp"]), help="Distributed training under torchrun [default: ddp]."
+    ),
+    click.option(
+        "--audit",
+        type=click.Choice(["safe", "strict", "off"]),
+        help="Test on the validation split that a generation must pass to teach the next one or be the final "
+        "model: "
+        "not worse (safe), significantly better (strict), or no test (off) [default: safe].",
+    ),
+    click.option(
+        "--audit-level",
+        type=Finite(min=0, max=0.5, min_open=True, max_open=True),
+        help="Significance level of the audit, over all generations [default: 0.05].",
+    ),
+    click.option(
+        "--audit-delta",
+        type=Finite(min=0, min_open=True),
+        help="How much worse `safe` lets a generation be: a share of rows, or in the unit of the measure "
+        "[default: the smallest change that the validation split can detect].",
+    ),
+    click.option(
+        "--audit-measure",
+        type=click.Choice(["accuracy", "nll", "brier", "mse"]),
+        help="Measure that the audit compares [default: accuracy; mse for regression].",
+    ),
+    click.option(
+        "--audit-epochs",
+        type=click.IntRange(min=1),
+        help="Audit also every N epochs within a generation, and restore the best weights if they got worse.",
+    ),
+    click.option(
+        "--patience", type=click.IntRange(min=1), help="Stop after this many generations without improvement."
+    ),
+    click.option(
+        "--vitals/--no-vitals",
+        default=None,
+        help="Check the training signal at a few steps; stop if it is dead [default: vitals].",
+    ),
+    click.option(
+        "--cache/--no-cache",
+        default=None,
+        help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
+    ),
+    click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
+    click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
+]
+
+
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that become fields of `Settings`; None keeps the default there."""
-    options = [
-        click.option("--lr", type=Finite(min=0, min_open=True), help="Learning rate [default: 0.001; 5e-5 for texts]."),
-        click.option("--weight-decay", type=Finite(min=0), help="Weight decay [default: 0.0001; 0.01 for texts]."),
-        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
-        click.option(
-            "--schedule",
-            type=click.Choice(["cosine", "constant"]),
-            help="Schedule of the learning rate [default: cosine].",
-        ),
-        click.option(
-            "--clip",
-            type=Finite(min=0, min_open=True),
-            help="Gradient norm above which gradients are clipped [default: none; 1 for texts].",
-        ),
-        click.option(
-            "--accumulate",
-            type=click.IntRange(min=1),
-            help="Gradient accumulation: micro-batches per batch; the loss is that of the whole batch.",
-        ),
-        click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: float32]"),
-        click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile."),
-        click.option(
-            "--parallel", type=click.Choice(["ddp", "fsdp"]), help="Distributed training under torchrun [default: ddp]."
-        ),
-        click.option(
-            "--audit",
-            type=click.Choice(["safe", "strict", "off"]),
-            help="Test on the validation split that a generation must pass to teach the next one or be the final "
-            "model: "
-            "not worse (safe), significantly better (strict), or no test (off) [default: safe].",
-        ),
-        click.option(
-            "--audit-level",
-            type=Finite(min=0, max=0.5, min_open=True, max_open=True),
-            help="Significance level of the audit, over all generations [default: 0.05].",
-        ),
-        click.option(
-            "--audit-delta",
-            type=Finite(min=0, min_open=True),
-            help="How much worse `safe` lets a generation be: a share of rows, or in the unit of the measure "
-            "[default: the smallest change that the validation split can detect].",
-        ),
-        click.option(
-            "--audit-measure",
-            type=click.Choice(["accuracy", "nll", "brier", "mse"]),
-            help="Measure that the audit compares [default: accuracy; mse for regression].",
-        ),
-        click.option(
-            "--audit-epochs",
-            type=click.IntRange(min=1),
-            help="Audit also every N epochs within a generation, and restore the best weights if they got worse.",
-        ),
-        click.option(
-            "--patience", type=click.IntRange(min=1), help="Stop after this many generations without improvement."
-        ),
-        click.option(
-            "--vitals/--no-vitals",
-            default=None,
-            help="Check the training signal at a few steps; stop if it is dead [default: vitals].",
-        ),
-        click.option(
-            "--cache/--no-cache",
-            default=None,
-            help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
-        ),
-        click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
-        click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
-    ]
-    for option in reversed(options):
+    for option in reversed(TRAINING_OPTIONS):
         command = option(command)
     return command
 

@@ -174,7 +174,7 @@ def beyond(xi: float = 1.5, generations: Count = 2, loss: str = "ce") -> Method:
         loss: Distance from the target, 'ce' or 'squared'.
 
     Returns:
-        The method, with the term ``teacher``.
+        The method, with the term ``past``.
 
     Departs: A cross-entropy with a negative weight has no minimum, so the paper's xi CE(t, p) + (1 - xi) CE(y, p) is
     kept where the target is a distribution (always for xi in [0, 1]; above 1 where t_y >= 1 - 1 / xi), and the cut

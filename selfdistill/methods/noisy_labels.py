@@ -227,7 +227,7 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
         ramp: Share of the epochs in which the weight rises, in [0, 1].
 
     Returns:
-        The method, with the terms ``label`` and ``squared``.
+        The method, with the terms ``label`` and ``past``.
 
     Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, algorithm 2 (80 of 300 epochs).
 

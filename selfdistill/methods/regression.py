@@ -55,7 +55,7 @@ def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0
         beta: Power beta of the variance that weighs the likelihood, in [0, 1]; 0 is the plain likelihood.
 
     Returns:
-        The method, with the terms ``label`` and ``teacher``.
+        The method, with the terms ``label`` and ``past``.
 
     Source: Furlanello et al., Born-Again Neural Networks, ICML 2018, with the divergence of two normal distributions.
 

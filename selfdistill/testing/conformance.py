@@ -218,7 +218,9 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
     """
     check_value(teacher)
     head = head or _head_of(teacher)
-    method = Method({"term": Term(teacher, _Anything(), head=head)})
+    mixed = isinstance(teacher, teachers.MixedLabels)
+    term = Term(teacher, _Anything(), mixing.MIXED if mixed else "x", head)
+    method = Method({"term": term}, mixing=mixing.Mixing() if mixed else None)
     for fixed in (False, True):
         model = tiny(0, dropout=0.2)
         objective = bound(method, model, Clock(1, 2, per_epoch=3, epochs=2))

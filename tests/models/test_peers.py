@@ -88,9 +88,9 @@ def test_peers_apart_see_a_block_each_in_training_and_every_row_later() -> None:
     said = group.train()(x)["logits"]
     for k in range(3):
         torch.testing.assert_close(said[2 * k : 2 * k + 2], members[k](x[2 * k : 2 * k + 2]))
-    assert group.each == 1
+    assert group.forward_passes == 1
     assert group.eval()(x)["peers"].shape == (6, 3, 4)
-    assert group.each == 3
+    assert group.forward_passes == 3
     with pytest.raises(SpaceError, match="one view for each peer"):
         group.train()(x[:5])
 

@@ -74,12 +74,8 @@ def test_the_methods_model_is_the_product_though_plain_classifies_better(begun: 
     """Features were asked for; the classifier on them is a probe."""
     found = Run.create(replace(SMALL, control=True, steps=12), tmp_path / "run").execute(warn=lambda line: None)
     assert found["chosen"] == "method"
-    assert (
-        "A linear probe of features that no label has taught against plain" in (tmp_path / "run/README.md").read_text()
-    )
-    assert f"The nearest rows by its features are right in {100 * found['nearest']:.1f} %" in sentence(
-        found, NetworkTaskType()
-    )
+    assert "A linear probe on self-supervised features against plain" in (tmp_path / "run/README.md").read_text()
+    assert f"fier on features scores {100 * found['nearest']:.1f} %" in sentence(found, NetworkTaskType())
     assert found["nearest"] > 0.3
     assert found["test"]["accuracy"] > 0.3  # a probe of features that were hardly trained beats chance, which is 0.1
 

@@ -60,9 +60,9 @@ def test_our_parts_are_values(part):
 def test_names_are_the_parts_and_recipes():
     """Every class that a recipe's repr can name, and every recipe; no machinery."""
     found = names()
-    assert {"Method", "Term", "Always", "Ema", "KL", "Linear", "Look", "Views", "Group", "Exits", "elr"} <= set(found)
+    assert {"Method", "Term", "Always", "Ema", "KL", "Linear", "View", "Views", "Group", "Exits", "elr"} <= set(found)
     assert all(callable(thing) for thing in found.values())
-    assert not {"Target", "Objective", "Table", "Tensor", "Held", "Clock"} & set(found)
+    assert not {"Target", "Objective", "SampleMemory", "Tensor", "FrozenCopy", "Clock"} & set(found)
 
 
 def test_same_bits_sees_every_difference():
