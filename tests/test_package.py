@@ -53,6 +53,16 @@ def test_importing_helping_and_listing_load_nothing_heavy(code: str) -> None:
     assert loaded_by(code) & set(HEAVY) == set()
 
 
+def test_the_commands_that_learn_no_table_load_no_scikit_learn() -> None:
+    """Every run asks each task type whether the request is its own."""
+    code = (
+        "from selfdistill.experiments.task_types import TASK_TYPES; from selfdistill.io.run_record import Request; "
+        "import selfdistill.experiments.run, selfdistill.report; "
+        "assert TASK_TYPES.of_request(Request(data='photos', model='cnn')).name == 'network'"
+    )
+    assert loaded_by(code) & {"sklearn", "pandas", "scipy", "skops"} == set()
+
+
 def test_training_loads_no_torchvision_and_a_model_loads_no_training_code(tmp_path: Path) -> None:
     run = tmp_path / "run"
     names = loaded_by(

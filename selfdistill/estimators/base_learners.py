@@ -1,6 +1,7 @@
 """The learners that have a name: those of scikit-learn, ready for tables of any size, and their means.
 
-The defaults are boosting, and peers whose errors differ from its own.
+The defaults are boosting, and peers whose errors differ from its own. scikit-learn is imported when a learner is made:
+whether a name is that of a learner is asked of every request.
 """
 
 from __future__ import annotations
@@ -10,28 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
-from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
-)
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
 from ..errors import RecipeError
 from ..io.expressions import expression_name, one_line, parse_expression
 from ..models.registry import function_of, parse
-from .tables import take
-from .wrappers import FrameEncoder, IndicatorEncoder, RowLimit
+
+NETWORKS = "mlp"  # what --model names where a network is asked for in place of a learner
+
 
 ROWS_PER_LEAF = 15  # labelled rows for each one that a leaf of boosting must hold, up to scikit-learn's default
 
@@ -67,6 +52,10 @@ def usual_learner(classify: bool, frame: Any) -> Any:
     >>> usual_learner(True, rows).fit(rows, rows["kind"] == "a").score(rows, rows["kind"] == "a")
     1.0
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    from .wrappers import RowLimit
+
     boosting = HistGradientBoostingClassifier() if classify else HistGradientBoostingRegressor()
     return RowLimit(boosting, most_rows=BOOSTED_ROWS, codes=_is_frame(frame))
 
@@ -82,6 +71,14 @@ def usual_peers(frame: Any, classify: bool = False) -> list[Any]:
     Returns:
         The estimators, not fitted. Each fits at most 50,000 rows; a leaf of a tree holds at least one in 2,000 of them.
     """
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from .wrappers import IndicatorEncoder, RowLimit
+
     linear = LogisticRegression(max_iter=1000) if classify else RidgeCV(alphas=PENALTIES)
     trees = (ExtraTreesClassifier if classify else ExtraTreesRegressor)(200, min_samples_leaf=LEAF)
     if _is_frame(frame):
@@ -121,6 +118,8 @@ def boosting(iterations: int = 100, rate: float = 0.1) -> BaseLearner:
     """Gradient boosting over histograms; takes categories and missing values as they are."""
 
     def make(classify: bool) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
         kind = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
         return kind(max_iter=iterations, learning_rate=rate)
 
@@ -136,11 +135,15 @@ def boosting(iterations: int = 100, rate: float = 0.1) -> BaseLearner:
 
 def forest(trees: int = 200) -> BaseLearner:
     """A random forest."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
     return _trees(RandomForestClassifier, RandomForestRegressor, trees)
 
 
 def extra_trees(trees: int = 200) -> BaseLearner:
     """Extremely randomised trees."""
+    from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+
     return _trees(ExtraTreesClassifier, ExtraTreesRegressor, trees)
 
 
@@ -157,6 +160,8 @@ def linear(penalty: float = 1.0) -> BaseLearner:
     """Ridge regression, or logistic regression for classes, on standardised columns."""
 
     def make(classify: bool) -> Any:
+        from sklearn.linear_model import LogisticRegression, Ridge
+
         return LogisticRegression(C=1.0 / penalty, max_iter=1000) if classify else Ridge(penalty)
 
     powers = [10.0 ** (k / 2) for k in range(-6, 7)]
@@ -165,6 +170,8 @@ def linear(penalty: float = 1.0) -> BaseLearner:
 
 def neighbours(number: int = 5) -> BaseLearner:
     """The nearest rows."""
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
     settings = {"n_neighbors": (1, 3, 5, 7, 10, 15, 25), "weights": ("uniform", "distance"), "p": (1, 2)}
     return BaseLearner(lambda classify: (KNeighborsClassifier if classify else KNeighborsRegressor)(number), settings)
 
@@ -216,6 +223,8 @@ def learner(spec: str, classify: bool, frame: Any, rows: int | None = None) -> A
     >>> learner("forest(trees=5)", False, table).fit(table, [1.0, 2.0, 3.0]).predict(table).shape
     (3,)
     """
+    from sklearn.base import is_classifier, is_regressor
+
     if is_named(spec):
         return _for_columns(base_learner(spec), classify, frame, rows)
     estimator = from_function(spec)
@@ -228,6 +237,11 @@ def learner(spec: str, classify: bool, frame: Any, rows: int | None = None) -> A
 
 
 def _for_columns(learner: BaseLearner, classify: bool, frame: Any, rows: int | None) -> Any:
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+
+    from .wrappers import FrameEncoder, IndicatorEncoder
+
     bare = learner.bare(classify)
     if learner.columns == "indicators":
         return make_pipeline(IndicatorEncoder(), bare)
@@ -243,6 +257,8 @@ def _for_columns(learner: BaseLearner, classify: bool, frame: Any, rows: int | N
 def full_name(estimator: Any, setting: str) -> str:
     """The full name of a setting, wherever in a pipeline it is; "" where there is none.
 
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn.pipeline import make_pipeline
     >>> full_name(make_pipeline(Ridge()), "alpha")
     'ridge__alpha'
     """
@@ -271,49 +287,3 @@ def from_function(spec: str) -> Any:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise RecipeError(f"model {spec} cannot be built ({what})") from error
     return made if hasattr(made, "fit") and hasattr(made, "get_params") else None
-
-
-# ensembles ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False, repr=False)
-class MeanEnsemble(BaseEstimator):  # type: ignore[misc]
-    """The mean of members fitted on all rows or, with a ``seed``, each on a bootstrap sample of its own.
-
-    An undistilled ensemble to compare with.
-
-    Source: Breiman, Bagging Predictors, Machine Learning 24, 1996.
-
-    >>> X, y = np.arange(6.0)[:, None], np.arange(6.0)
-    >>> MeanEnsemble([Ridge(0.0), Ridge(0.0)]).fit(X, y).predict(X).round(6).tolist()
-    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    """
-
-    members: list[Any]
-    seed: int | None = None
-
-    def fit(self, X: Any, y: NDArray[Any]) -> MeanEnsemble:
-        """Train every member."""
-        random = None if self.seed is None else np.random.RandomState(self.seed)
-        self.fitted_ = [self._fit_member(member, X, y, random) for member in self.members]
-        if hasattr(self.fitted_[0], "classes_"):
-            self.classes_ = np.unique(y)
-        return self
-
-    def _fit_member(self, member: Any, X: Any, y: NDArray[Any], random: np.random.RandomState | None) -> Any:
-        if random is None:
-            return clone(member).fit(X, y)
-        while len(np.unique(y[(rows := random.randint(len(y), size=len(y)))])) < 2:
-            pass  # a sample of one class or value teaches nothing
-        return clone(member).fit(take(X, rows), y[rows])
-
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """The mean of the values predicted, (rows,)."""
-        return np.asarray(np.mean([model.predict(X) for model in self.fitted_], axis=0))
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """The mean of the probabilities, (rows, classes); 0 for a class that a member has not been trained on."""
-        total = np.zeros((len(X), len(self.classes_)))
-        for model in self.fitted_:
-            total[:, np.searchsorted(self.classes_, model.classes_)] += model.predict_proba(X)
-        return total / len(self.fitted_)

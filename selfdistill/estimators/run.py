@@ -41,12 +41,10 @@ from ..models.store import ESTIMATOR, model_card, model_folder
 from ..training import threads
 from ..training.task_type import Listeners
 from . import base_learners
+from .base_learners import NETWORKS
 from .recipes import EstimatorRecipe, read_recipe
 
 BOOSTING = "boosting"  # what a table is learnt by where nothing is asked for
-
-
-NETWORKS = "mlp"  # what to give for the other side
 
 
 _OURS = ("audit",)  # the settings of a training that learners have too

@@ -399,7 +399,6 @@ class NetworkTaskType(TaskType):
 
     name, learner, title = "network", "networks", "For networks"
     about = "Classes and values, images, tables and texts: any model of PyTorch."
-    design = NetworkDesign
 
     def recipes(self) -> Mapping[str, Recipe]:
         return recipes()
@@ -407,6 +406,9 @@ class NetworkTaskType(TaskType):
     def serves(self, request: Request) -> bool:
         """All that no other task type serves."""
         return True
+
+    def design(self) -> type[ComparisonDesign]:
+        return NetworkDesign
 
     def prepare(self, request: Request) -> NetworkRun:
         return prepare(request)

@@ -326,11 +326,13 @@ class LanguageTaskType(TaskType):
 
     name, learner, title = "language", "language models", "For language models"
     about = "Prompts; a step is told without the completions that it samples."
-    design = LanguageDesign
     control = "sft()"
 
     def recipes(self) -> Mapping[str, Callable[..., Language]]:
         return recipes.RECIPES
+
+    def design(self) -> type[ComparisonDesign]:
+        return LanguageDesign
 
     def serves(self, request: Request) -> bool:
         """Prompts: a .jsonl file or a task of reasoning-gym.

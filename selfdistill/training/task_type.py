@@ -99,9 +99,11 @@ class TaskType(Protocol):
     learner: str  # what learns, in the plural, as the cards of recipes say it
     title: str  # of its recipes in the catalogue
     about: str  # the same in a sentence
-    design: type[ComparisonDesign]
     control: str = "plain"  # what stands beside the method, in the reports
     equal_steps: bool = True  # whether it takes as many steps as the method
+
+    def design(self) -> type[ComparisonDesign]:
+        """How it is compared."""
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
         """The recipes by name."""

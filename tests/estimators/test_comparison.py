@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfdistill.estimators import task
+from selfdistill.estimators import comparison
 from selfdistill.estimators.run import TableRun, prepare
 from selfdistill.experiments.compare import Comparison
 from selfdistill.io.run_record import Request
@@ -83,10 +83,10 @@ def test_classes_have_scikit_learns_self_training_among_the_controls() -> None:
     request = Request("iris", labels=30, model="forest(trees=5)")
     settings = ComparisonSettings(("self_trained()",), (0, 1, 2), "trainings")
     choice = prepare(request)
-    _, jobs = task.planned(settings, choice, {"self_trained()": 30.0})
+    _, jobs = comparison.planned(settings, choice, {"self_trained()": 30.0})
     assert [job.name for job in jobs][-1] == "SelfTrainingClassifier"
     assert [job.count for job in jobs if job.name == "bagged"] == [30]
-    record = task.train_job(jobs[-1], request, Path())
+    record = comparison.train_job(jobs[-1], request, Path())
     row = record["rows"]["SelfTrainingClassifier"]
     assert row["metrics"].keys() == {"accuracy", "nll", "ece", "brier", "aurc"}
     assert row["audit"]["accuracy"] > 0.5
@@ -102,8 +102,8 @@ def test_an_audit_on_a_share_has_errors_of_that_share_alone(monkeypatch: pytest.
 
     monkeypatch.setattr(TableRun, "estimator", shared)
     name = "self_distilled(xi=0.5)"
-    job = Job(name, task.METHOD, 0, 0, expression=name)
-    row = task.train_job(job, Request("diabetes", model="linear"), Path())["rows"][name]
+    job = Job(name, comparison.METHOD, 0, 0, expression=name)
+    row = comparison.train_job(job, Request("diabetes", model="linear"), Path())["rows"][name]
     assert 0.5 < row["metrics"]["coverage"] <= 1.0
     assert row["audit"]["rmse"] > 0
 

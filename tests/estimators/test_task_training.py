@@ -13,8 +13,8 @@ import pytest
 
 from selfdistill.data import frames
 from selfdistill.estimators import load, save
-from selfdistill.estimators.base_learners import MeanEnsemble
 from selfdistill.estimators.resume import FitProgress
+from selfdistill.estimators.wrappers import MeanEnsemble
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.store import model_card

@@ -305,4 +305,4 @@ def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesig
             raise RecipeError(
                 f"{first} is for {task_type.learner} and {method} for {task.learner}; compare one kind at a time"
             )
-    return task_type.design
+    return task_type.design()

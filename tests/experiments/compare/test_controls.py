@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfdistill.errors import DataError, RecipeError
-from selfdistill.estimators.task import TableDesign
+from selfdistill.estimators.comparison import TableDesign
 from selfdistill.experiments.compare.runner import design_for
 from selfdistill.experiments.network_task import NetworkDesign
 from selfdistill.io.run_record import Request

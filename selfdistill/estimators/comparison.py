@@ -1,0 +1,253 @@
+"""The comparison of learners of scikit-learn on a table: its controls, their trainings, and their records.
+
+What a comparison matches are trainings: tuning and bagging get as many as the most expensive method took, folds and
+peers included. The test split is read by `run.score_test` alone, after everything is trained and chosen; controls are
+ranked by labelled rows left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from ..evaluation import metrics
+from ..evaluation.predict import scored
+from ..io.run_record import Request
+from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
+from . import base_learners
+from .run import FOLDS, TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
+from .tables import stack
+from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
+
+METHOD, TUNED, BAGGED, MEAN, SELF_TRAINING = (
+    "learner method", "learner tuned", "learner bagged", "learner mean", "learner self-training",
+)  # fmt: skip
+
+
+ALONE, PEER = "learner alone", "learner peer"
+
+
+NAMES = {TUNED: "tuned", BAGGED: "bagged", MEAN: PEERS, SELF_TRAINING: "SelfTrainingClassifier"}
+
+
+ABOUT = {
+    PLAIN: "the learner alone, on the labels, with its usual settings",
+    NAMES[TUNED]: "the learner with the best settings of a random search by folds of the labels; all trainings count",
+    NAMES[BAGGED]: "copies of the learner on bootstrap samples, averaged",
+    NAMES[MEAN]: "the learner and the usual peers on the labels, averaged, undistilled",
+    NAMES[SELF_TRAINING]: "scikit-learn's own self-training of the learner, with its default threshold",
+}
+
+
+FEWEST = 4  # settings that tuning tries, and copies that are averaged, at the least
+
+
+def pilots(settings: ComparisonSettings) -> list[Job]:
+    """The methods on the first seed: the most expensive one's trainings are the budget."""
+    return [Job(name, METHOD, 0, settings.seeds[0], expression=name) for name in settings.methods]
+
+
+def planned(settings: ComparisonSettings, prepared: TableRun, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+    """The budget in trainings, and the first seed's jobs."""
+    seed, amount = settings.seeds[0], max(costs.values())
+    count = math.ceil(amount)
+    jobs = [*pilots(settings), Job(PLAIN, ALONE, 0, seed)]
+    if base_learners.is_named(prepared.build):
+        jobs.append(Job(NAMES[TUNED], TUNED, 0, seed, count=count))
+    jobs.append(Job(NAMES[BAGGED], BAGGED, 0, seed, count=count))
+    jobs += [Job(f"{name} alone", PEER, 0, seed, count=i) for i, name in enumerate(peer_names(prepared))]
+    jobs.append(Job(NAMES[MEAN], MEAN, 0, seed))
+    if prepared.classify and len(prepared.data.unlabelled):
+        jobs.append(Job(NAMES[SELF_TRAINING], SELF_TRAINING, 0, seed))
+    return amount, jobs
+
+
+def peer_names(prepared: TableRun) -> list[str]:
+    """What the usual peers are, as words."""
+    return [type(innermost(peer)).__name__ for peer in prepared.peers()]
+
+
+class TableJob:
+    """One job's table, its seed, and how many trainings it took."""
+
+    def __init__(self, job: Job, request: Request) -> None:
+        self.job = job
+        self.prepared = prepare(replace(request, method=job.expression, seed=job.seed))
+        self.seed, self.trainings = job.seed, 0
+
+    def row(self, model: Any, audit: dict[str, float], errors: torch.Tensor | None, **more: Any) -> dict[str, Any]:
+        """A row's record; ``audit``, scores on labelled rows left out, ranks the controls, and ``errors`` on such rows
+        make the intervals of values."""
+        data = self.prepared.data
+        figures, test, _ = score_test(self.prepared, model, errors)
+        truth = torch.from_numpy(data.y[data.test])
+        shown: dict[str, Any] = {}
+        if data.classes:
+            figures["aurc"] = metrics.aurc(test.exp(), truth)
+            shown["reliability"] = metrics.reliability(test, truth)
+        return {
+            "passes": {"total": float(self.trainings)}, "with_teacher_training": None, "steps": self.trainings,
+            "generations": 1, "curve": [], "decisions": None, "audit": audit, "metrics": figures,
+            "about": ABOUT.get(self.job.name, "this learner alone, on the labels"), **shown, **more,
+        }  # fmt: skip
+
+    def control(self, model: Any, trainings: int, unfitted: Any = None, **more: Any) -> dict[str, Any]:
+        """The record of a fitted control, which folds of the labels judge beside; ``unfitted`` is trained for those."""
+        data, self.trainings = self.prepared.data, trainings
+        y = torch.from_numpy(data.y[data.labelled])
+        outputs = cross_predict(self.prepared, model if unfitted is None else unfitted, self.seed)
+        return self.row(model, scored(outputs, y, data.task), None if data.classes else y - outputs, **more)
+
+    def fitted(self, model: Any, trainings: int = 1) -> dict[str, Any]:
+        """The same for a control that learns the labels as they are."""
+        return self.control(fit(self.prepared, model), trainings)
+
+    def seeded(self, learner: Any) -> Any:
+        return seeded_clone(learner, np.random.RandomState(self.seed))
+
+
+def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+    """The record of a job that trains learners; nothing of it is kept in the folder until it has ended."""
+    from threadpoolctl import threadpool_limits
+
+    work = TableJob(job, request)
+    with threadpool_limits(torch.get_num_threads()):
+        row = _TRAININGS[job.kind](work)
+    data = work.prepared.data.describe()
+    return {"rows": {job.name: row}, "data": data, "model": work.prepared.build, "parameters": None}
+
+
+def _method(work: TableJob) -> dict[str, Any]:
+    from . import keeping
+
+    def count(done: int, of: int, what: str) -> None:
+        work.trainings = done
+
+    with keeping(None, count):
+        model = fit(work.prepared, work.prepared.estimator(work.seed))
+    if not self_taught(model):
+        return work.control(model, 1)
+    history, classes = model.history_, work.prepared.data.classes
+    decisions = [row["decision"]["accepted"] if row["decision"] else True for row in history]
+    more = {"decisions": decisions if len(history) > 1 else None, "generations": len(history)}
+    peers = bool(dict(work.prepared.recipe.options).get("peers", "usual"))
+    loss = history[model.generation_]["loss"]
+    audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
+    errors = residuals(work.prepared, model, work.seed)
+    return work.row(model, audit, errors, product=model.generation_, peers=peers, **more)
+
+
+def _alone(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.prepared.learner(work.seed))
+
+
+def _tuned(work: TableJob) -> dict[str, Any]:
+    """A random search over the learner's settings; every training of it counts."""
+    from sklearn.model_selection import RandomizedSearchCV
+
+    prepared, folds = work.prepared, FOLDS
+    learner = prepared.learner(work.seed)
+    grid = base_learners.grid(prepared.build, learner)
+    tries = max(FEWEST, (work.job.count - 1) // folds)
+    by = "neg_log_loss" if prepared.classify else "neg_mean_squared_error"
+    search = RandomizedSearchCV(
+        learner, grid, n_iter=tries, cv=folds_of(prepared, work.seed), scoring=by, random_state=work.seed
+    )
+    fit(prepared, search)
+    return work.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
+
+
+def _bagged(work: TableJob) -> dict[str, Any]:
+    """Its copies differ by their bootstrap samples, so one learner is named as often as there are copies."""
+    members = [work.prepared.learner(work.seed)] * max(FEWEST, work.job.count)
+    return work.fitted(MeanEnsemble(members, work.seed), len(members))
+
+
+def _peer(work: TableJob) -> dict[str, Any]:
+    return work.fitted(work.seeded(work.prepared.peers()[work.job.count]))
+
+
+def _mean(work: TableJob) -> dict[str, Any]:
+    """What learner and peers know together, undistilled."""
+    random = np.random.RandomState(work.seed)
+    members = [work.prepared.learner(work.seed), *(seeded_clone(peer, random) for peer in work.prepared.peers())]
+    return work.fitted(MeanEnsemble(members), len(members))
+
+
+def _self_training(work: TableJob) -> dict[str, Any]:
+    """scikit-learn's own, with its default threshold, on codes of the categories."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.semi_supervised import SelfTrainingClassifier
+
+    prepared, data = work.prepared, work.prepared.data
+    bare = (
+        base_learners.base_learner(prepared.build).bare(True)
+        if base_learners.is_named(prepared.build)
+        else prepared.learner(work.seed)
+    )
+    learner = work.seeded(bare)
+    model = make_pipeline(FrameEncoder(), SelfTrainingClassifier(learner))
+    rows = np.concatenate([data.labelled, data.unlabelled])
+    model.fit(stack([data.rows(data.labelled), data.rows(data.unlabelled)]), data.y[rows])
+    return work.control(model, int(model[-1].n_iter_) + 1, make_pipeline(FrameEncoder(), learner))
+
+
+_TRAININGS: dict[str, Callable[[TableJob], dict[str, Any]]] = {
+    METHOD: _method, ALONE: _alone, TUNED: _tuned, BAGGED: _bagged, PEER: _peer, MEAN: _mean,
+    SELF_TRAINING: _self_training,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TableDesign(ComparisonDesign):
+    """How learners of scikit-learn on a table are compared."""
+
+    request: Request
+    settings: ComparisonSettings
+    prepared: TableRun  # of the first seed and method
+
+    budget = "trainings"
+
+    @classmethod
+    def matched_budget(cls, budget: str | None) -> str:
+        """Trainings: learners take no steps.
+
+        Raises:
+            DataError: another budget is asked for.
+        """
+        if budget not in (None, cls.budget):
+            raise DataError(f"--budget {budget} is for networks; learners are matched by trainings: leave it out")
+        return cls.budget
+
+    @staticmethod
+    def run(job: Job, request: Request, folder: Path) -> dict[str, Any]:
+        return train_job(job, request, folder)
+
+    @classmethod
+    def load(cls, request: Request, settings: ComparisonSettings) -> TableDesign:
+        return cls(request, settings, prepare(replace(request, method=settings.methods[0], seed=settings.seeds[0])))
+
+    def check(self) -> None:
+        """Folds audit, so that no seed lacks an audit split; the first method was chosen to be here."""
+        for expression in self.settings.methods[1:]:
+            prepare(replace(self.request, method=expression, seed=self.settings.seeds[0]))
+
+    def threads(self) -> int:
+        return 1
+
+    def control(self, tell: Callable[[str], None]) -> bool:
+        """All controls are there on every table."""
+        return False
+
+    def pilots(self, control: bool) -> list[Job]:
+        return pilots(self.settings)
+
+    def planned(self, costs: Mapping[str, float]) -> tuple[float, list[Job]]:
+        return planned(self.settings, self.prepared, costs)
