@@ -124,7 +124,7 @@ class Teacher(Part[S]):
 
     ``normalised``: its probabilities sum to 1. ``labels``: its target is the label. ``frozen``: it holds weights that
     do not follow the student. ``reusable``: its outputs on a fixed view stay the same and are kept. ``even``: a uniform
-    target is meant, not the sign of a second softmax.
+    target is meant, not the sign of a second softmax. ``mixed``: its target is that of mixed rows.
     """
 
     normalised: ClassVar[bool] = True
@@ -132,6 +132,7 @@ class Teacher(Part[S]):
     frozen: ClassVar[bool] = False
     reusable: ClassVar[bool] = False
     even: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
 
     @property
     def immovable(self) -> bool:
@@ -239,17 +240,24 @@ class Always(Gate):
 class Loss:
     """How far the student is from the target: one number for each element.
 
-    ``student_spaces`` and ``target_spaces`` list what it can compare (None: it is not judged). A loss on distributions
-    that may be negative is ``signed``; one that is 0 where the two differ is ``flat``. One that looks at other rows of
-    the batch ``mixes``. One that is ``lazy`` reads logits a block at a time and makes its gradient on the way, once.
+    ``student_spaces`` and ``target_spaces`` list what it can compare (None: it is not judged). One that looks at other
+    rows of the batch ``mixes``. A ``lazy`` one reads logits a block at a time and makes its gradient on the way, once.
     """
 
     student_spaces: ClassVar[frozenset[str] | None] = None
     target_spaces: ClassVar[frozenset[str] | None] = None
-    signed: ClassVar[bool] = False
-    flat: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
     lazy: ClassVar[bool] = False
+
+    @property
+    def signed(self) -> bool:
+        """May it be negative, on distributions?"""
+        return False
+
+    @property
+    def flat(self) -> bool:
+        """May it be 0 where student and target differ?"""
+        return False
 
     @property
     def hard(self) -> bool:
@@ -298,9 +306,16 @@ LossFunction = Callable[[Tensor, Target], Tensor]  # student, target -> one numb
 
 @dataclass(frozen=True)
 class FunctionLoss(Loss):
-    """A plain function of the student's output and the target as a loss."""
+    """A plain function of the student's output and the target as a loss.
+
+    Args:
+        function: of the raw output and the target, one number for each element.
+        signed, flat: as of every `Loss`.
+    """
 
     function: LossFunction
+    signed: bool = False
+    flat: bool = False
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         return self.function(student, target)

@@ -10,7 +10,7 @@ from ..core.parts import BaseTerm, Teacher, Term
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..losses import check_spaces
-from ..teachers import External, MixedLabels
+from ..teachers import External
 
 
 def check_method(method: Method, data: Data | None = None) -> None:
@@ -110,8 +110,9 @@ def _views(term: BaseTerm, rows_of: dict[str, str]) -> str | None:
     missing = [view for view in names if view not in rows_of]
     if missing:
         return f"view {missing[0]!r} is not among the method's views ({', '.join(sorted(rows_of))})"
-    if term.teacher is not None and isinstance(term.teacher.origin, MixedLabels) and rows_of[term.view] != "mixed":
-        return f"MixedLabels are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
+    origin = None if term.teacher is None else term.teacher.origin
+    if origin is not None and origin.mixed and rows_of[term.view] != "mixed":
+        return f"{type(origin).__name__} are the labels of mixtures, and the rows of view {term.view!r} are not mixed"
     kinds = {rows_of[view] for view in names}
     if len(kinds - {"pair"}) > 1 or kinds == {"pair", "unlabelled"}:
         return f"views {' and '.join(map(repr, names))} show different rows ({' and '.join(sorted(kinds))})"

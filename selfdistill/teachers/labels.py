@@ -23,6 +23,8 @@ from .memories import memory_value
 class MixedLabels(Teacher):
     """The labels of both rows of a mixture, each with its share (mixup, Zhang et al. 2018): views of rows ``mixed``."""
 
+    mixed: ClassVar[bool] = True
+
     def space(self, head: str) -> str:
         if tells_copies(head) or space_of(head) != "logits":
             raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")

@@ -218,9 +218,8 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
     """
     check_value(teacher)
     head = head or _head_of(teacher)
-    mixed = isinstance(teacher, teachers.MixedLabels)
-    term = Term(teacher, _Anything(), mixing.MIXED if mixed else "x", head)
-    method = Method({"term": term}, mixing=mixing.Mixing() if mixed else None)
+    term = Term(teacher, _Anything(), mixing.MIXED if teacher.mixed else "x", head)
+    method = Method({"term": term}, mixing=mixing.Mixing() if teacher.mixed else None)
     for fixed in (False, True):
         model = tiny(0, dropout=0.2)
         objective = bound(method, model, Clock(1, 2, per_epoch=3, epochs=2))

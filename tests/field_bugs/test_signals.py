@@ -168,18 +168,6 @@ def test_bug_20_a_divergence_over_the_top_alone_is_caught(own: bool) -> None:
     train({"label": LABEL, "fine": Term(teacher, FunctionLoss(lambda s, t: top(s, t, own=own, tail=True)))})
 
 
-class SignedLoss(FunctionLoss):
-    """A function that may be negative."""
-
-    signed: ClassVar[bool] = True
-
-
-class FlatLoss(FunctionLoss):
-    """A function that may be 0 where student and target differ."""
-
-    flat: ClassVar[bool] = True
-
-
 def test_bug_20_a_loss_that_is_meant_to_be_negative_or_flat_is_sound() -> None:
     @FunctionLoss
     def negative(student: Tensor, target: Target) -> Tensor:
@@ -195,7 +183,7 @@ def test_bug_20_a_loss_that_is_meant_to_be_negative_or_flat_is_sound() -> None:
     (warning,) = train({"label": LABEL, "odd": Term(teacher, negative)}).vitals().warnings
     assert "goes below 0" in warning
     assert caught(Term(teacher, hinge)).vital == "clamped-loss"
-    for loss in (SignedLoss(negative.function), FlatLoss(hinge.function), SignedLoss(top)):
+    for loss in (replace(negative, signed=True), replace(hinge, flat=True), FunctionLoss(top, signed=True)):
         assert train({"label": LABEL, "fine": Term(teacher, loss)}).vitals().warnings == []
 
 
