@@ -18,7 +18,7 @@ from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
 from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
-from ..teachers import External, Itself
+from ..teachers import CurrentStudent, External
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
 from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
@@ -248,7 +248,7 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
         contexts = [c for c in (writer.method.context, writer.method.against) if c is not None]
         if isinstance(term.teacher, External) or any(_adds(writer, context) for context in contexts):
             continue
-        if isinstance(term.teacher, Itself):
+        if isinstance(term.teacher, CurrentStudent):
             raise VitalsError(
                 "teacher-is-student",
                 f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "

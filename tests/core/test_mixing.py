@@ -14,7 +14,7 @@ from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import function_matching
 from selfdistill.methods.cards import cost
-from selfdistill.teachers import Itself, MixedLabels
+from selfdistill.teachers import CurrentStudent, MixedLabels
 
 
 def looked(x: Tensor, graded: tuple[str, ...] = ("x", "mixed", "between"), seed: int = 0) -> Forward:
@@ -66,7 +66,7 @@ def test_a_batch_twice_is_mixed_as_once():
 
 def test_what_is_between_teaches_what_is_mixed_in_ones_own_loop():
     """A batch of a plain loop has only x; the objective mixes it."""
-    method = Method({"t": Term(Itself("between"), KL(), view="mixed")}, mixing=Mixing(0.4))
+    method = Method({"t": Term(CurrentStudent("between"), KL(), view="mixed")}, mixing=Mixing(0.4))
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
     objective = method.bind(model)
     loss = objective({"x": torch.randn(6, 3), "y": torch.zeros(6, dtype=torch.int64)})

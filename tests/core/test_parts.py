@@ -32,7 +32,7 @@ from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import plain
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs, tiny
 from selfdistill.views import View, Views
 
@@ -141,7 +141,7 @@ def test_an_absent_view_is_an_empty_tally(views):
 
 def test_a_teachers_view_that_is_not_there_is_named():
     """A teacher's view that the batch lacks is named."""
-    for teacher in (Itself(view="weak"), Ema(view="weak")):
+    for teacher in (CurrentStudent(view="weak"), Ema(view="weak")):
         objective = Method({"t": Term(teacher, KL())}).bind(nn.Linear(2, 2))
         with pytest.raises(SpaceError, match=r"'weak' is not in the batch \(views there: x\)"):
             objective({"x": torch.zeros(3, 2)})
@@ -183,7 +183,10 @@ def test_tallies_add_up_to_the_loss_of_the_whole_batch():
     """Micro-batches of different sizes and shares of trust: add totals and counts, divide last."""
     model = nn.Linear(WIDTH, CLASSES)
     y = torch.tensor([0, -1, 1, 2, -1, -1, 3, 0, 1])
-    terms = {"t": Term(Labels(), CrossEntropy()), "u": Term(Itself(head="logits"), CrossEntropy(2.0), weight=0.3)}
+    terms = {
+        "t": Term(Labels(), CrossEntropy()),
+        "u": Term(CurrentStudent(head="logits"), CrossEntropy(2.0), weight=0.3),
+    }
     objective = Method(terms).bind(model)
     x = inputs(torch.arange(9))
     whole = objective({"x": x, "y": y})
@@ -254,8 +257,8 @@ def test_each_view_is_forwarded_once(forward, rows, grads):
     terms = {
         "label": Term(Labels(), CrossEntropy()),
         "again": Term(Labels(), CrossEntropy(smoothing=0.1)),
-        "other": Term(Itself(view="other"), KL()),
-        "more": Term(Itself(view="other"), KL(2.0)),
+        "other": Term(CurrentStudent(view="other"), KL()),
+        "more": Term(CurrentStudent(view="other"), KL(2.0)),
     }
     model = Counting()
     method = Method(terms, forward=forward)

@@ -27,7 +27,7 @@ from selfdistill.gates import (
     Unanimous,
 )
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Itself
+from selfdistill.teachers import CurrentStudent
 from selfdistill.testing.specimens import pool, tiny
 
 C = 3
@@ -46,12 +46,12 @@ def a_step(
 
 
 def asked(gate: Gate, state: nn.Module, step: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), step, term)
 
 
 def learns(gate: Gate, state: nn.Module, steps: list[Forward]) -> None:
-    gate.update(state, steps, Term(Itself(), CrossEntropy(), gate=gate))
+    gate.update(state, steps, Term(CurrentStudent(), CrossEntropy(), gate=gate))
 
 
 @pytest.mark.parametrize("mapping", ["convex", "linear", "concave"])
@@ -175,7 +175,7 @@ def test_annealed_releases_labels_as_training_goes_on(schedule: str, half: float
     limit = 1 / C + (1 - 1 / C) * half
     p = torch.tensor([[limit - 0.01, 0.0, 0.0], [limit + 0.01, 0.0, 0.0]])
     p[:, 1] = 1 - p[:, 0]
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     for progress, wanted in ((50, [1, 0]), (100, [1, 1])):
         step = a_step(torch.arange(2), TrainingClock(step=progress, epochs=100))
         assert gate.weigh(nn.Module(), p.clamp(min=1e-9).log(), Target(y, "classes"), step, term).tolist() == wanted
@@ -199,7 +199,7 @@ def test_falling_loss_is_a_confidence_that_rises() -> None:
 def test_the_phases_of_a_falling_loss_part_its_trust() -> None:
     """Of one state, and at each step one of them at most."""
     whole, falling, floor = (FallingLoss(4.0, 1.0, 0.3, 0.1, 0.2, phase, "x") for phase in ("both", "falling", "floor"))
-    term = Term(Itself(), CrossEntropy())
+    term = Term(CurrentStudent(), CrossEntropy())
     assert whole.key(term) == falling.key(term) == floor.key(term)
     state, parts = whole.start(nn.Identity(), BindArgs()), set()
     for k in range(10):
@@ -268,10 +268,10 @@ def test_unanimous_peers_all_say_the_target() -> None:
     """For the mean all three; for a peer the two others."""
     votes = [[0, 0, 0], [0, 0, 1], [2, 1, 1]]
     gate, best = Unanimous(), torch.tensor([0, 0, 1])
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     step = spoken(votes)
     assert gate.weigh(nn.Module(), torch.zeros(3, C), Target(best, "classes"), step, term).tolist() == [1, 0, 0]
-    each = Term(Itself(), CrossEntropy(), head="peers", gate=gate)
+    each = Term(CurrentStudent(), CrossEntropy(), head="peers", gate=gate)
     target = Target(best[:, None].expand(3, 3), "classes")
     wanted = [[float(all(v == b for j, v in enumerate(row) if j != k)) for k in range(3)]
               for row, b in zip(votes, best.tolist(), strict=True)]  # fmt: skip
@@ -288,7 +288,7 @@ def test_steady_targets_deviate_little_between_peers() -> None:
     p = [[x[i, k].softmax(0)[best[i]].item() for k in range(4)] for i in range(20)]
     wanted = [float(math.sqrt(sum((a - sum(row) / 4) ** 2 for a in row) / 3) <= 0.2) for row in p]
     assert 0 < sum(wanted) < 20
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     assert gate.weigh(nn.Module(), x.mean(1), Target(x.mean(1), "logits"), step, term).tolist() == wanted
 
 
@@ -304,7 +304,7 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         for spread in (0.0, 0.05, 1.0):
             torch.manual_seed(0)
             gate = LowVariance(spread)
-            term = Term(Itself(), CrossEntropy(), gate=gate)
+            term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
             target = Target(step.student("x"), "logits")
             kept[dropout, spread] = int(gate.weigh(nn.Module(), step.student("x"), target, step, term).sum())
     assert kept[0.0, 0.05] == 30

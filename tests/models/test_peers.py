@@ -25,7 +25,7 @@ from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, PeerMean, PeerModels
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Combined, GenerationEnsemble, Itself, Labels, Members, Stale
+from selfdistill.teachers import Combined, CurrentStudent, GenerationEnsemble, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
 from selfdistill.terms import Cooling, RowMeanCooling
 from selfdistill.training.callbacks import pairwise
@@ -221,8 +221,8 @@ def test_a_term_cools_to_the_temperature_of_its_loss() -> None:
     term = Cooling(Labels(), KL(2.0), start=6.0, share=0.5)
     assert [term.temperature(TrainingClock(step=s, epochs=8)) for s in (0, 1, 2, 4, 7)] == [6.0, 5.0, 4.0, 2.0, 2.0]
     with pytest.raises(RecipeError, match="has no temperature"):
-        Cooling(Itself(), LogOneMinusInner())
-    warming = Cooling(Itself(), PrototypeCrossEntropy(0.1, 0.07), start=0.04, share=0.5, which="sharp")
+        Cooling(CurrentStudent(), LogOneMinusInner())
+    warming = Cooling(CurrentStudent(), PrototypeCrossEntropy(0.1, 0.07), start=0.04, share=0.5, which="sharp")
     assert [round(warming.temperature(TrainingClock(step=s, epochs=8)), 4) for s in (0, 2, 4, 7)] == [
         0.04,
         0.055,
@@ -230,9 +230,9 @@ def test_a_term_cools_to_the_temperature_of_its_loss() -> None:
         0.07,
     ]
     with pytest.raises(RecipeError, match="has no sharp"):
-        Cooling(Itself(), KL(), which="sharp")
+        Cooling(CurrentStudent(), KL(), which="sharp")
     with pytest.raises(RecipeError, match="above 0"):
-        Cooling(Itself(), KL(), start=0.0)
+        Cooling(CurrentStudent(), KL(), start=0.0)
 
 
 def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:

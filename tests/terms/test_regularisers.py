@@ -17,7 +17,7 @@ from selfdistill.core.vitals import TermTrace
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.losses import KL, CrossEntropy, Squared
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.terms import Fairness, Perturbed
 from selfdistill.testing.specimens import tiny
 
@@ -108,7 +108,7 @@ def test_no_weight_learns_from_the_search_and_no_statistic_moves() -> None:
     assert Perturbed().said(step).requires_grad
 
 
-@pytest.mark.parametrize("teacher", [Itself(), Ema(), Labels()], ids=str)
+@pytest.mark.parametrize("teacher", [CurrentStudent(), Ema(), Labels()], ids=str)
 def test_any_teacher_can_stay_where_it_was(teacher: Any) -> None:
     """Its target is that of the plain term; the student's side alone is moved."""
     batch = {"x": X, "y": torch.arange(ROWS) % CLASSES, "id": torch.arange(ROWS)}
@@ -196,7 +196,7 @@ def test_fairness_asks_the_gate_that_knows() -> None:
 def test_the_means_are_shared_with_the_term_that_has_the_same_gate() -> None:
     """FreeMatch: one state for both, moved once a step."""
     gate = SelfAdaptive(0.5)
-    terms = {"pseudo": Term(Itself(), KL(), gate=gate), "fair": Fairness(gate=gate)}
+    terms = {"pseudo": Term(CurrentStudent(), KL(), gate=gate), "fair": Fairness(gate=gate)}
     model = tiny(0)
     objective = Method(terms).bind(model)
     assert sum("selfadaptive" in name for name in objective.states) == 1

@@ -28,7 +28,7 @@ from selfdistill.io import checkpoint
 from selfdistill.io.tensors import digest
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import recipes
-from selfdistill.teachers import Itself, Labels
+from selfdistill.teachers import CurrentStudent, Labels
 from selfdistill.training.fit import Result, fit
 from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
@@ -62,7 +62,7 @@ def fixmatch_that_keeps_some() -> Method:
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), view="labelled"),
-            "pseudo": Term(Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.43)),
+            "pseudo": Term(CurrentStudent(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.43)),
         },
         views=weak_strong(2.0),
     )

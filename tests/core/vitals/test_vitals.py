@@ -21,7 +21,7 @@ from selfdistill.core.vitals.watch import spread
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CosineDistance, CrossEntropy
 from selfdistill.methods import recipes
-from selfdistill.teachers import Ema, Frozen, History, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Frozen, History, Labels
 from selfdistill.views import two
 from tests.harness import building_for, external_teacher, of_values, tiny_data, value_data
 from tests.signals import CLASSES, Net, Says, caught, clear, train
@@ -86,7 +86,7 @@ def test_what_is_no_distribution_is_caught():
 
 
 def test_a_term_of_weight_0_is_left_alone():
-    train({"label": Term(Labels(), CrossEntropy()), "off": Term(Itself(), KL(), weight=0.0)})
+    train({"label": Term(Labels(), CrossEntropy()), "off": Term(CurrentStudent(), KL(), weight=0.0)})
 
 
 def test_warnings():
@@ -147,7 +147,7 @@ class Projecting(nn.Module):
 def test_features_of_one_direction_are_warned_of(common: float, narrow: bool) -> None:
     """Five looks from step 50 on are enough, four are not; the spread is the standard deviation of unit vectors."""
     method = Method(
-        {"far": Term(Itself("other"), CosineDistance(), head="projection")},
+        {"far": Term(CurrentStudent("other"), CosineDistance(), head="projection")},
         views=two("all", "none"),
         forward="separate",
     )
