@@ -18,5 +18,5 @@ tell "install $package and what it needs"
 "$folder/bin/python" -m pip install --disable-pip-version-check --no-compile --progress-bar on \
   --constraint constraints.txt --editable "$package"
 tell "import it once, which compiles what is used"
-"$folder/bin/python" -c "import selfdistill.experiments.run, sklearn.datasets"
+"$folder/bin/python" -c "import selfdistill.experiments.run, sklearn.datasets, torch._dynamo"
 tell "installed"
