@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.logits import Logits, picked
-from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes
+from ..core.step import Batch, Forward, ForwardPlan, Passes, TrainingClock
 from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
@@ -182,7 +182,9 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     mask, term = batch["x"].extra["mask"], writer.method.distils[name]
     assert term.teacher is not None
     with writer.model.asking():
-        step = Forward(writer.model, batch, Clock(), ForwardPlan(*writer.method.student_views(), fused=False)).run()
+        step = Forward(
+            writer.model, batch, TrainingClock(), ForwardPlan(*writer.method.student_views(), fused=False)
+        ).run()
         target = term.teacher.target(writer.objective.state_of(name, term.teacher), step, term)
         source, teacher = (picked(logits, mask) for logits in (step.student("x"), target.value))
         kl = divergence(source, teacher, ForwardKL()).values

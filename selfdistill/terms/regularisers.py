@@ -34,9 +34,9 @@ class Cooling(Term):
         RecipeError: the loss has no such temperature.
 
     >>> from selfdistill.losses import KL
-    >>> from selfdistill.core.step import Clock
+    >>> from selfdistill.core.step import TrainingClock
     >>> from selfdistill.teachers import Itself
-    >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(Clock(step=25, epochs=100))
+    >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(TrainingClock(step=25, epochs=100))
     5.5
     """
 

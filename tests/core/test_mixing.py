@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selfdistill.core.mixing import Mixing, mixture_of
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
+from selfdistill.core.step import Batch, Forward, ForwardPlan, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import function_matching
@@ -24,7 +24,7 @@ def looked(x: Tensor, graded: tuple[str, ...] = ("x", "mixed", "between"), seed:
     return Forward(
         model,
         Batch({"x": Rows(x, torch.arange(len(x)), torch.arange(len(x)))}),
-        Clock(),
+        TrainingClock(),
         ForwardPlan(graded, derived=Mixing(0.5)),
     ).run()
 

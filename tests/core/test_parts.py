@@ -27,7 +27,7 @@ from selfdistill.core.parts import (
     Term,
     TermResult,
 )
-from selfdistill.core.step import Clock, Forward, Rows
+from selfdistill.core.step import Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
@@ -200,7 +200,7 @@ def test_weights_follow_the_clock_and_the_figures_report_them():
     """Loss = sum of weight x mean; a weight of zero adds exactly nothing and no gradient."""
     weight = lambda clock: [0.0, 2.0, -1.0][clock.step]
     terms = {"a": Term(Says(ZEROS), difference), "b": Term(Says(((10.0,),) * 4), difference, weight=weight)}
-    objective = Method(terms).bind(nn.Identity(), clock=Clock(epochs=3))
+    objective = Method(terms).bind(nn.Identity(), clock=TrainingClock(epochs=3))
     for step in range(3):
         x: Any = torch.tensor(WORDS, requires_grad=True)
         loss = objective({"x": x})
@@ -340,7 +340,8 @@ def test_the_terms_of_a_method_are_its_own():
 
 
 @pytest.mark.parametrize(
-    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), Clock()]
+    "value",
+    [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), TrainingClock()],
 )
 def test_assignment_is_refused(value):
     """Frozen: nothing about a recipe changes after it was made."""

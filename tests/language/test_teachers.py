@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from selfdistill.core.logits import dense
 from selfdistill.core.memory import FrozenCopy
 from selfdistill.core.parts import BindArgs, Teacher
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
+from selfdistill.core.step import Batch, Forward, ForwardPlan, TrainingClock
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
 from selfdistill.models.causal_lm import Causal, Pretrained, Swapped, of_model
@@ -45,7 +45,7 @@ def trust_region(share: float, reference: Teacher = Frozen("context")) -> Geomet
 
 def said(judge: Teacher, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Forward(model, batch(), Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    step = Forward(model, batch(), TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(state, step, distil(judge))
     assert target.valid is not None
     return torch.log_softmax(dense(target.value)[target.valid].detach(), -1)
@@ -57,7 +57,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 
 def stepped(judge: Teacher, state: nn.Module, model: Causal, step: int) -> None:
-    looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
+    looked = Forward(model, batch(), TrainingClock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
     judge.update(state, [looked], distil(judge))
 
 
@@ -248,7 +248,7 @@ def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Forward(model, rows, Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    step = Forward(model, rows, TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(objective.state_of("distil", judge), step, distil(judge))
     table = dense(target.value)[target.valid].detach().clone()
     lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]

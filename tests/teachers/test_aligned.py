@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BindArgs, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, Squared
 from selfdistill.methods.validate import check_method
@@ -20,7 +20,7 @@ from selfdistill.testing.specimens import CLASSES, batch_of, inputs, pool, tiny
 
 
 def a_step(x: Tensor, y: Tensor | None = None) -> Forward:
-    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock()).run()
+    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), TrainingClock()).run()
 
 
 def test_the_running_mean_becomes_the_wanted_shares() -> None:
@@ -41,7 +41,7 @@ def test_the_running_mean_becomes_the_wanted_shares() -> None:
 def test_a_class_that_is_said_too_often_is_said_less() -> None:
     """To uniform shares, and to those of the labels."""
     z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0.0, 0.0])
-    labels = pool(Clock())._replace(targets=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))
+    labels = pool(TrainingClock())._replace(targets=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))
     means = {}
     for to in ("uniform", "labels"):
         teacher = ClassAligned(Itself(), 0.0, to)

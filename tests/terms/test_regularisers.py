@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, Term
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
+from selfdistill.core.step import Batch, Forward, ForwardPlan, Rows, TrainingClock
 from selfdistill.core.vitals import TermTrace
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import SelfAdaptive
@@ -27,7 +27,7 @@ X = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 def a_step(model: nn.Module, x: Tensor = X, view: str = "x") -> Forward:
     batch = Batch({view: Rows(x, torch.arange(len(x)) % CLASSES, torch.arange(len(x)))})
-    return Forward(model, batch, Clock(), ForwardPlan((view,))).run()
+    return Forward(model, batch, TrainingClock(), ForwardPlan((view,))).run()
 
 
 def smooth() -> nn.Module:
@@ -88,7 +88,7 @@ def test_the_direction_belongs_to_the_sample_and_the_step() -> None:
     whole, part = Perturbed().direction(a_step(model), X), Perturbed().direction(a_step(model, X[:2]), X[:2])
     torch.testing.assert_close(whole[:2], part)
     later = a_step(model)
-    later.clock = Clock(step=1, epochs=5)
+    later.clock = TrainingClock(step=1, epochs=5)
     assert not torch.allclose(Perturbed().direction(later, X), whole, atol=1e-2)
     torch.manual_seed(2)
     assert not torch.allclose(Perturbed().direction(a_step(model), X), whole, atol=1e-2)
@@ -181,7 +181,7 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     step = Forward(
         nn.Identity(),
         Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}),
-        Clock(),
+        TrainingClock(),
         ForwardPlan(("x", "y")),
     ).run()
     measured = term.tally(partial(objective.state_of, "fair"), step)

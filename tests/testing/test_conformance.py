@@ -62,7 +62,7 @@ def test_names_are_the_parts_and_recipes():
     found = names()
     assert {"Method", "Term", "Always", "Ema", "KL", "Linear", "View", "Views", "Group", "Exits", "elr"} <= set(found)
     assert all(callable(thing) for thing in found.values())
-    assert not {"Target", "Objective", "SampleMemory", "Tensor", "FrozenCopy", "Clock"} & set(found)
+    assert not {"Target", "Objective", "SampleMemory", "Tensor", "FrozenCopy", "TrainingClock"} & set(found)
 
 
 def test_same_bits_sees_every_difference():

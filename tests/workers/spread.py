@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from selfdistill.core import distributed
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.data.dataset import Data
 from selfdistill.errors import SelfdistillError
 from selfdistill.gates import Confident
@@ -175,7 +175,7 @@ def train(base: Path, name: str, **more: Any) -> None:
     engine, case = CASES[name]
     folder, steps = base / name, 0
 
-    def watch(clock: Clock, batches: object, loss: float) -> None:
+    def watch(clock: TrainingClock, batches: object, loss: float) -> None:
         nonlocal steps
         steps += 1
         if steps != case.cut or more.get("resume"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Teacher, Term
-from selfdistill.core.step import Clock, Forward
+from selfdistill.core.step import Forward, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.core.vitals import figures
 from selfdistill.core.vitals.watch import spread
@@ -28,7 +28,7 @@ from tests.signals import CLASSES, Net, Says, caught, clear, train
 
 
 def test_few_steps_are_looked_at():
-    assert [s + 1 for s in range(160) if Clock(step=s).observed] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
+    assert [s + 1 for s in range(160) if TrainingClock(step=s).observed] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
 
 
 def test_figures_are_those_computed_by_hand():
@@ -153,7 +153,7 @@ def test_features_of_one_direction_are_warned_of(common: float, narrow: bool) ->
     )
     torch.manual_seed(0)
     model = Projecting(common)
-    objective = method.bind(model, clock=Clock(epochs=1, per_epoch=300))
+    objective = method.bind(model, clock=TrainingClock(epochs=1, per_epoch=300))
     for step in range(250):
         if step == 249:
             assert not any("one direction" in line for line in objective.vitals().warnings)
