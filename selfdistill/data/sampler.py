@@ -98,7 +98,7 @@ class Sampler:
             "union": torch.cat([data.labelled, data.unlabelled if eligible is None else eligible]),
             "chosen": data.labelled if eligible is None else eligible,
         }
-        kinds = {look.rows for look in views.looks}
+        kinds = {look.rows for look in views.views}
         self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
         rows = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
@@ -189,7 +189,7 @@ class Sampler:
     def batch(self, sets: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, inputs = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
-        for look in self.views.looks:
+        for look in self.views.views:
             rows = sets[look.rows]
             augmentation = self.data.augment if look.augment == "default" else look.augment
             x = inputs[look.of] if look.of else self.data.rows(rows.ids)

@@ -122,8 +122,8 @@ def fixed_views(method: Method) -> Views:
                 raise RecipeError(
                     f"view {view!r} has {numbers[view]} and {teacher.views} fixed augmentations; give one number"
                 )
-    looks = method.views.looks
-    return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+    views = method.views.views
+    return replace(method.views, views=tuple(replace(view, fixed=numbers.get(view.name, view.fixed)) for view in views))
 
 
 def store_targets(method: Method, folder: str) -> Method:

@@ -213,7 +213,7 @@ def test_bug_11_a_batch_twice_has_the_loss_of_the_batch(make: Any) -> None:
     torch.manual_seed(0)
     method = make()
     model = (method.wrap_model or (lambda build: build))(lambda: nn.Linear(4, CLASSES))()
-    views = [look.name for look in method.views.looks]
+    views = [look.name for look in method.views.views]
     xs, y = [batch(i)["x"] for i in range(len(views))], batch()["y"]
     one = {view: Rows(x, y, torch.arange(ROWS)) for view, x in zip(views, xs, strict=True)}
     twice = {view: Rows(r.x.repeat(2, 1), y.repeat(2), torch.arange(2 * ROWS)) for view, r in one.items()}
