@@ -130,7 +130,7 @@ def run_two(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path, number: int) -> None:
     """The signal reaches that process alone, as `kill` sends it."""
     code = (
