@@ -90,17 +90,17 @@ class CachedTeacher(Frozen):
             raise SpaceError(f"the most probable outputs are those of logits; the head {head!r} is of {space_of(head)}")
         return super().space(head)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         view = self.view or term.view
-        if isinstance(state, FrozenCopy) and view not in step.batch.fixed and (self.folder or self.views > 1):
+        if isinstance(state, FrozenCopy) and view not in forward.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(
                 f"view {view!r} has other augmentations in every epoch, and CachedTeacher stores outputs for equal "
                 "inputs; give the view no augmentation or CachedTeacher views=4, and in a loop of your own name it in "
                 "batch.fixed"
             )
         if isinstance(state, FrozenCopy) and isinstance(state.cache, StoredTargets):
-            state.cache.show(step.addresses(view), step.batch[view].x, view, term.head)
-        return super().target(state, step, term)
+            state.cache.show(forward.addresses(view), forward.batch[view].x, view, term.head)
+        return super().target(state, forward, term)
 
 
 def fixed_views(method: Method) -> Views:
