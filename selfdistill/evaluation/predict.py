@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 CHUNK = 1024  # fixed, so that the same rows give the same bits whoever asks
 
 
+LARGEST = 1 << 24  # numbers in such a chunk
+
+
 COVERAGE = 0.9  # of the intervals that are told and scored
 
 
@@ -30,7 +35,7 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
     model.eval()
     try:
         parts = []
-        for rows in x.split(CHUNK):
+        for rows in x.split(chunk_rows(x.shape[1:])):
             output = model(rows.to(device))
             outputs = output if isinstance(output, dict) else {"": output}
             parts.append(output_of(outputs, head).float().cpu())
@@ -44,7 +49,16 @@ def predict_rows(
     model: nn.Module, data: RowSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
-    return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
+    return torch.cat([predict(model, x, head, device) for x in data.chunks(ids, chunk_rows(data.shape))])
+
+
+def chunk_rows(shape: Sequence[int]) -> int:
+    """Rows that a model reads at once: 1024, or fewer of large images. It depends on their shape alone.
+
+    >>> chunk_rows((3, 32, 32)), chunk_rows((3, 224, 224))
+    (1024, 111)
+    """
+    return max(1, min(CHUNK, LARGEST // max(1, math.prod(shape))))
 
 
 def task_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
