@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..core.step import Batch, Clock, Rows
+from ..core.step import Batch, Rows, TrainingClock
 from ..errors import DataError
 from ..models import patch_masking
 from ..views import TOGETHER, View, Views
@@ -31,7 +31,7 @@ class Order:
         self.rows, self.seed, self.generation = rows, seed, generation
         self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
 
-    def sample(self, clock: Clock) -> Tensor:
+    def sample(self, clock: TrainingClock) -> Tensor:
         order = rng.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
         step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
         return order[step * self.rows // steps : (step + 1) * self.rows // steps]
@@ -102,7 +102,7 @@ class Sampler:
             "union": torch.cat([data.labelled, data.unlabelled if eligible is None else eligible]),
             "chosen": data.labelled if eligible is None else eligible,
         }
-        kinds = {look.rows for look in views.looks}
+        kinds = {look.rows for look in views.views}
         self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
         rows = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
@@ -193,7 +193,7 @@ class Sampler:
     def batch(self, sets: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, inputs = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
-        for look in self.views.looks:
+        for look in self.views.views:
             rows = sets[look.rows]
             augmentation = self.data.augment if look.augment == "default" else look.augment
             x = inputs[look.of] if look.of else self.data.rows(rows.ids)

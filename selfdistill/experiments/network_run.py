@@ -370,7 +370,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         if not isinstance(teacher, CachedTeacher):
             continue
         name = teacher.view or term.view
-        look = next((one for one in method.views.looks if one.name == name), None)
+        look = next((one for one in method.views.views if one.name == name), None)
         how = data.augment if look is None or look.augment == "default" else look.augment
         if look is None or look.of or how != "none":
             default = look is not None and look.augment == "default" and how != "none"
@@ -399,7 +399,7 @@ def _default_method(data: Data) -> str:
 
 def batch_size_for(data: Data, method: Method) -> int:
     """64 rows, 32 of texts, or all if there are fewer."""
-    both = any(look.rows in TOGETHER for look in method.views.looks)
+    both = any(view.rows in TOGETHER for view in method.views.views)
     usual = text.BATCH if data.kind == "text" else 64
     return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 

@@ -14,7 +14,7 @@ from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher, Term
-from ..core.step import Clock, Forward
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -122,8 +122,8 @@ def fixed_views(method: Method) -> Views:
                 raise RecipeError(
                     f"view {view!r} has {numbers[view]} and {teacher.views} fixed augmentations; give one number"
                 )
-    looks = method.views.looks
-    return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+    views = method.views.views
+    return replace(method.views, views=tuple(replace(view, fixed=numbers.get(view.name, view.fixed)) for view in views))
 
 
 def store_targets(method: Method, folder: str) -> Method:
@@ -263,7 +263,7 @@ class StoredTargets(nn.Module):
             self.store = Store(self.folder, layout, self.bound)
         self.store.write(keys.cpu().numpy(), layout.encode(raw), marks=marks.cpu().numpy())
 
-    def settle(self, clock: Clock) -> None:
+    def settle(self, clock: TrainingClock) -> None:
         """Flush the store at the end of an epoch."""
         if self.store is not None and (clock.step + 1) % clock.per_epoch == 0:
             self.store.flush()
