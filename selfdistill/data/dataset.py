@@ -243,7 +243,7 @@ def write_card(data: Data, folder: Path) -> None:
     (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
+def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:
     """Model input and a name per row for ``source``, prepared as the training data of ``model_folder`` were.
 
     ``source`` is a data name or IDX folder (its test images), an image or a folder of images at any depth, or
@@ -260,6 +260,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
         return text.inputs(source, card, model_folder)
     if tables.is_table(source) and kind != "table":
         raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
+    x: Tensor | ImageStore
     if tables.is_table(source):
         input_kind, x, names = "table", *_table_inputs(Path(source), model_folder)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
@@ -272,7 +273,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     else:
         root = sources.existing(source)
         paths = [root] if root.is_file() else images.find_images(root)
-        input_kind, x = "image", images.read_images(paths, (shape[0], shape[1], shape[2])).float() / 255
+        input_kind, x = "image", images.image_store(paths, (shape[0], shape[1], shape[2]))
         names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
     if (input_kind, tuple(x.shape[1:])) != (kind, shape):
         raise DataError(
@@ -280,6 +281,14 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
             f"of shape {shape}; give data of that shape"
         )
     return x, names
+
+
+def unread(source: str, names: Sequence[str]) -> str:
+    """One line about the files of an image folder that are not among the ``names`` of its rows; mostly empty."""
+    root = Path(source)
+    if not root.is_dir() or images.idx_files(root):
+        return ""
+    return images.skip_note(root, images.left_out(root, [str(root / name) for name in names]))
 
 
 # ---- from a source to data -------------------------------------------------------------------------

@@ -64,6 +64,32 @@ class _Calls(Dataset[Any], Generic[T, R]):
             return error
 
 
+class Ahead(Generic[T, R]):
+    """The results of numbered steps, of which workers compute the next ones while one is used.
+
+    Args:
+        function: of the item of a step.
+        item: of a step, in this process.
+        workers: how many processes compute; 0 computes each result when it is asked for.
+    """
+
+    def __init__(self, function: Callable[[T], R], item: Callable[[int], T], workers: int) -> None:
+        self.function, self.item, self.workers = function, item, workers
+        self._results: Iterator[R] = iter(())
+        self._last: tuple[int, R] | None = None
+
+    def result(self, step: int, end: int) -> R:
+        """The result of a step of ``end``; the same step may be asked for again, and any other one begins anew."""
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
+        if self._last is None or self._last[0] != step - 1:
+            self._results = in_order(self.function, map(self.item, range(step, end)), self.workers)
+        self._last = (step, next(self._results))
+        if step + 1 >= end:
+            self._results = iter(())  # ends the workers
+        return self._last[1]
+
+
 def _unchanged(result: R) -> R:
     return result
 

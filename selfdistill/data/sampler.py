@@ -124,6 +124,9 @@ class Sampler:
         self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
 
+    def __getstate__(self) -> dict[str, object]:  # of one that makes batches elsewhere; the cache stays here
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
     def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
         """``rows`` rows of a set: as many fresh shuffles of it as that takes."""
         members = self._sets[kind]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..core.outputs import output_of
+from ..data.image_store import ImageStore
 from ..data.sampler import RowSource
 from . import metrics
 from .audit import row_losses
@@ -29,13 +30,15 @@ COVERAGE = 0.9  # of the intervals that are told and scored
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.device | str = "cpu") -> Tensor:
+def predict(
+    model: nn.Module, x: Tensor | ImageStore, head: str = "logits", device: torch.device | str = "cpu"
+) -> Tensor:
     """A head's output for input rows, (rows, ..., components), on the CPU in float32."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         parts = []
-        for rows in x.split(chunk_rows(x.shape[1:])):
+        for rows in _chunks(x):
             output = model(rows.to(device))
             outputs = output if isinstance(output, dict) else {"": output}
             parts.append(output_of(outputs, head).float().cpu())
@@ -43,6 +46,13 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
         for module, mode in modes.items():
             module.training = mode
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _chunks(x: Tensor | ImageStore) -> Iterator[Tensor]:
+    rows = chunk_rows(x.shape[1:])
+    if isinstance(x, Tensor):
+        return iter(x.split(rows))
+    return (pixels.float() / 255 for pixels in x.chunks(torch.arange(len(x)), rows))
 
 
 def predict_rows(
@@ -147,6 +157,7 @@ class Predictions(NamedTuple):
     names: list[str]
     numbers: Tensor
     columns: list[str]
+    note: str = ""  # files that are no rows, and why
 
     def text(self) -> str:
         """The predictions as CSV: the class and the probability of each class, or the values."""
