@@ -224,8 +224,8 @@ class NetworkRun:
             result["folds"] = folds.to_json()
         if distributed.rank() == 0:
             if taught:
-                doubts, result["doubts"] = label_errors.judge(trained, ready.data)
-                label_errors.save(doubts, folder)
+                errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
+                label_errors.save(errors, folder)
             ready._save_product(folder / "model", control if control and preferred else trained, result)
         return result
 
