@@ -82,7 +82,7 @@ class CachedTeacher(Frozen):
             metadata = {"teacher": fingerprint, "looks": str(self.views)}
             if isinstance(state.module, Scaled):
                 metadata["unit"] = repr(given.scale)
-            state.said = StoredTargets(folder, metadata, self.top, self.dtype)
+            state.cache = StoredTargets(folder, metadata, self.top, self.dtype)
         return state
 
     def space(self, head: str) -> str:
@@ -98,8 +98,8 @@ class CachedTeacher(Frozen):
                 "inputs; give the view no augmentation or CachedTeacher views=4, and in a loop of your own name it in "
                 "batch.fixed"
             )
-        if isinstance(state, FrozenCopy) and isinstance(state.said, StoredTargets):
-            state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
+        if isinstance(state, FrozenCopy) and isinstance(state.cache, StoredTargets):
+            state.cache.show(step.addresses(view), step.batch[view].x, view, term.head)
         return super().target(state, step, term)
 
 
@@ -166,7 +166,7 @@ def set_cache(objective: Objective, cache: bool) -> None:
             raise RecipeError(f"term {name!r} has a CachedTeacher, which needs the cache; leave it or --no-cache out")
     for state in objective.states.modules():
         if isinstance(state, FrozenCopy):
-            state.keeps = False
+            state.cacheable = False
 
 
 class StoredTargets(nn.Module):

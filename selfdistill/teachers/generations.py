@@ -132,7 +132,7 @@ class Snapshot(Teacher[_SnapshotCopy]):
     def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles
 
-    def waits(self, clock: TrainingClock) -> bool:
+    def has_no_target(self, clock: TrainingClock) -> bool:
         """Whether the first cycle is under way, in which there is no snapshot."""
         return clock.step < clock.length // self.cycles
 

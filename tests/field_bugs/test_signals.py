@@ -232,7 +232,7 @@ class Keeps(Gate):
 class Asks(Keeps):
     """Says what it measures: here what the second value is."""
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         return target.value[:, 1]
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:

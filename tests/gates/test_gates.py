@@ -98,7 +98,7 @@ def test_agreement_keeps_values_that_are_near():
     student = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     target = Target(torch.tensor([[0.5, 1.0], [0.5, 0.5], [0.75, 0.5]]), "values")  # .25, .5 and .625 apart
     assert Agreement(0.5).weigh(nn.Module(), student, target, step, term).tolist() == [1, 1, 0]
-    assert Agreement(0.5).measures(student, target).tolist() == [-0.25, -0.5, -0.625]
+    assert Agreement(0.5).confidence(student, target).tolist() == [-0.25, -0.5, -0.625]
 
 
 def test_agreement_counts_in_standard_deviations_of_a_normal_target():
@@ -107,7 +107,7 @@ def test_agreement_counts_in_standard_deviations_of_a_normal_target():
     term = Term(CurrentStudent(), CrossEntropy())
     student = torch.tensor([[1.0, -9.0], [1.0, 9.0]])
     target = Target(torch.tensor([[0.0, 0.0], [0.0, math.log(4.0)]]), "gaussian")  # 1 of 1, and 1 of 2
-    assert Agreement().measures(student, target).tolist() == pytest.approx([-1.0, -0.5])
+    assert Agreement().confidence(student, target).tolist() == pytest.approx([-1.0, -0.5])
     assert Agreement(0.75).weigh(nn.Module(), student, target, step, term).tolist() == [0, 1]
     label = Target(torch.tensor([[0.5], [3.0]]), "values")  # a value beside a head (m, log variance): m counts
     assert Agreement(0.75).weigh(nn.Module(), student, label, step, term).tolist() == [1, 0]
@@ -116,8 +116,8 @@ def test_agreement_counts_in_standard_deviations_of_a_normal_target():
 def test_agreement_of_a_row_does_not_depend_on_the_others():
     student, value = torch.randn(6, 2), torch.randn(6, 2)
     for space in ("values", "gaussian"):
-        whole = Agreement().measures(student, Target(value, space))
-        alone = [Agreement().measures(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
+        whole = Agreement().confidence(student, Target(value, space))
+        alone = [Agreement().confidence(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
         assert torch.equal(whole, torch.cat(alone))
 
 

@@ -105,7 +105,7 @@ def test_no_weight_learns_from_the_search_and_no_statistic_moves() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert all(moved[name].equal(buffer) for name, buffer in model.named_buffers())
     assert step.passes.forward == 3 * ROWS
-    assert Perturbed().said(step).requires_grad
+    assert Perturbed().student_output(step).requires_grad
 
 
 @pytest.mark.parametrize("teacher", [CurrentStudent(), Ema(), Labels()], ids=str)
@@ -142,7 +142,7 @@ def test_what_cannot_be_perturbed_is_refused() -> None:
         Perturbed(iterations=0)
     step = a_step(nn.Embedding(9, CLASSES), torch.arange(4))
     with pytest.raises(SpaceError, match="real numbers"):
-        Perturbed().said(step)
+        Perturbed().student_output(step)
 
 
 # fairness -------------------------------------------------------------------------------------------------------------

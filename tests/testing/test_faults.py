@@ -241,8 +241,8 @@ class Taught(Teacher):
         if self.fault == "nan":
             value = value / 0.0 * 0.0
         if self.fault == "counts":
-            state.said.seen = torch.cat([state.said.seen, torch.ones(1, dtype=torch.bool)])
-            value = value + len(state.said.seen)
+            state.cache.seen = torch.cat([state.cache.seen, torch.ones(1, dtype=torch.bool)])
+            value = value + len(state.cache.seen)
         if self.fault == "unsaved":
             value = value + len(state.words)
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None
