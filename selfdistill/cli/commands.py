@@ -206,7 +206,10 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
-    text = run.task.predict(run.folder, data, exit_number).text()
+    answers = run.task.predict(run.folder, data, exit_number)
+    text = answers.text()
+    if answers.note:
+        click.echo(answers.note, err=True)
     if out is None:
         click.echo(
             printable(text) if sys.stdout.isatty() else text, nl=False

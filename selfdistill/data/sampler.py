@@ -7,6 +7,7 @@ distributed run sees what the uninterrupted single process sees.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -55,7 +56,10 @@ class RowSource(Protocol):
     def augment(self) -> str: ...
     @property
     def tokens(self) -> Tokens | None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     def rows(self, ids: Tensor) -> Tensor: ...
+    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,9 @@ class Sampler:
         self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
         self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
+
+    def __getstate__(self) -> dict[str, object]:  # of one that makes batches elsewhere; the cache stays here
+        return {name: value for name, value in vars(self).items() if name != "_order"}
 
     def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
         """``rows`` rows of a set: as many fresh shuffles of it as that takes."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Method, untaught
 from ..data import text
-from ..data.dataset import Data, inputs_for, load, write_card
+from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..evaluation import label_errors
@@ -439,12 +440,13 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
     outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    note = unread(source, names) if card["kind"] == "image" else ""
     if head == "values":
-        return ValuePredictions(names, *with_interval(outputs, card.get("half")))
-    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]])
+        return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
+    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
 
 
-def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head: str) -> Tensor:
+def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:
     try:
         exits = predict(model, x, "exits" if head == "logits" else "exit_values")  # (rows, exits, components)
     except SpaceError:

@@ -186,7 +186,7 @@ def cost(method: Method) -> dict[str, float]:
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in ungraded)
     taught = {(t.teacher.key(t), t.teacher.view or t.view): t for t in method.terms.values() if t.teacher}
     rows_of = partial(_rows, method.views)
-    extra = [term.further(peers, rows_of) for term in method.terms.values()]
+    extra = [term.extra_passes(peers, rows_of) for term in method.terms.values()]
     teacher = sum(_teacher_passes(method, term) for term in taught.values())
     forward = with_graph + without + teacher + sum(passes[0] for passes in extra)
     backward = with_graph + sum(passes[1] for passes in extra)
@@ -251,7 +251,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
         {
             "term": name,
             "teacher": repr(term.teacher),
-            "loss": repr(term.loss) + f" {term.told()}".rstrip(),
+            "loss": repr(term.loss) + f" {term.loss_note()}".rstrip(),
             "gate": "" if term.gate is None or term.gate.full else repr(term.gate),
             "view": term.view,
             "head": term.head,

@@ -129,6 +129,6 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
         state.ids = torch.cat([real, state.labelled().cpu()])
 
-    def target(self, state: PseudoLabelStore, step: Forward, term: BaseTerm) -> Target:
-        labels, stored = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
+    def target(self, state: PseudoLabelStore, forward: Forward, term: BaseTerm) -> Target:
+        labels, stored = state.read(forward.ids(term.view), forward.student(term.view, term.head).shape[-1])
         return Target(labels, "probabilities", stored)

@@ -70,7 +70,10 @@ class PreparedRun(Protocol):
 
 
 class Answers(Protocol):
-    """The predictions of a finished run for new data."""
+    """The predictions of a finished run for new data; ``note`` tells what was left out of them."""
+
+    @property
+    def note(self) -> str: ...
 
     def text(self) -> str:
         """The answers as `selfdistill predict` writes them."""

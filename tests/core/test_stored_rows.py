@@ -61,12 +61,12 @@ class Replay(Teacher[Reservoir]):
         places = rng.permutation(address, len(state.x))[:REPLAYED]
         return Rows(state.x[places], None, places)
 
-    def target(self, state: Reservoir, step: Forward, term: BaseTerm) -> Target:
-        return Target(state.logits[step.ids(term.view)], "logits")
+    def target(self, state: Reservoir, forward: Forward, term: BaseTerm) -> Target:
+        return Target(state.logits[forward.ids(term.view)], "logits")
 
-    def update(self, state: Reservoir, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in steps:
-            state.take(step.batch["x"].x, step.student("x"))
+    def update(self, state: Reservoir, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in forwards:
+            state.take(forward.batch["x"].x, forward.student("x"))
 
 
 METHOD = Method({"label": Term(Labels(), CrossEntropy()), "past": Term(Replay(), KL(), view="past")})

@@ -239,7 +239,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
     """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
 
     class Told(Teacher):
-        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
             valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
             return Target(torch.zeros(3, 3, 1), "features", valid)
 

@@ -32,9 +32,9 @@ PLACES, STEPS = 6, 24  # of the chain; of the walk between two updates
 class PolicyGradient(BaseTerm):
     """The mean of -(reward - mean reward) log p(action), over the steps of a walk; REINFORCE with a baseline."""
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        rewards = step.batch["reward"].x
-        surprise = F.cross_entropy(step.student(self.view), step.labels(self.view), reduction="none")
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        rewards = forward.batch["reward"].x
+        surprise = F.cross_entropy(forward.student(self.view), forward.labels(self.view), reduction="none")
         count = rewards.new_tensor(float(len(rewards)))
         return TermResult(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
 
