@@ -359,11 +359,12 @@ def fault(args: Args) -> str | None:
         return None
     if result.exit_code != 2:
         return f"exit code {result.exit_code}: {result.stderr[-200:]}"
-    lines = [line for line in result.stderr.splitlines() if line.startswith("selfdistill: ")]
-    if len(lines) != 1 or len(result.stderr.splitlines()) != 1:
+    *notes, _ = lines = result.stderr.splitlines() or [""]
+    complaints = [line for line in lines if line.startswith("selfdistill: ")]
+    if complaints != lines[-1:] or any("Error" in note or "Traceback" in note for note in notes):
         return f"{len(result.stderr.splitlines())} lines: {result.stderr[-300:]}"
     if trainings[0] and not isinstance(error and error.__context__, (NotFiniteError, VitalsError)):
-        return f"refused after {trainings[0]} steps: {lines[0][:300]}"
+        return f"refused after {trainings[0]} steps: {lines[-1][:300]}"
     return None
 
 
