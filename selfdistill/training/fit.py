@@ -52,17 +52,18 @@ class Result:
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; a second one ends the run at once."""
-    signalled = threading.Event()
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; the same one again ends the run at once."""
+    signalled, seen = threading.Event(), set[int]()
     if threading.current_thread() is not threading.main_thread():
         yield signalled
         return
     handlers: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
-        if signalled.is_set():
+        if number in seen:  # a comparison passes a Ctrl-C on as SIGTERM, and the terminal may have sent it too
             signal.signal(number, handlers[number])
             signal.raise_signal(number)
+        seen.add(number)
         signalled.set()
 
     for asking in (signal.SIGINT, signal.SIGTERM):
