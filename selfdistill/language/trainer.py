@@ -33,7 +33,7 @@ from ..training.trainer import Trainer
 from . import evaluation
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
-from .sampling import Engine, Vllm, Written, by_transformers
+from .sampling import CompletionFile, Engine, Vllm, by_transformers
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -179,13 +179,13 @@ class LanguageTask(Task):
         finally:
             writer.model, writer.alike, writer.passes = student, False, Passes()
 
-    def _file(self, state: RunState, generation: int) -> Written:
+    def _file(self, state: RunState, generation: int) -> CompletionFile:
         """Where the completions of a generation go, marked by the run and the weights that write them."""
         if state.folder is None:
-            return Written(None)
+            return CompletionFile(None)
         run = json.dumps([identity(state, self), digest(self.writer.model.state_dict())], sort_keys=True, default=str)
         mark = hashlib.sha256(run.encode()).hexdigest()[:16]
-        return Written(state.folder / "rollouts" / f"{generation}.jsonl", mark)
+        return CompletionFile(state.folder / "rollouts" / f"{generation}.jsonl", mark)
 
     def batches(self, state: RunState) -> list[Batch]:
         """The completions of a step; where all terms allow it in as many pieces as the memory wants."""
