@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..io.files import DATA_CARD, FORMAT, check_format
 from . import images, sources, splits, tables
 from .augment import Tokens
+from .copies import CopyReport, notices, row_groups
 from .sources import NAMES, RawData
 
 PREPROCESSOR = "preprocessor.skops"
@@ -54,6 +55,8 @@ class Data:
     reader: Any = None  # texts: a `text.Reader`, with the tokenizer
     cut: int = 0  # texts: rows with more tokens than are read
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
+    groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
+    copies: CopyReport = CopyReport()
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
@@ -91,11 +94,13 @@ class Data:
             return (
                 f"{self.name}: no row has a label{inputs}; nothing can be scored; the last weights are the final model"
             )
-        if not self.cut:
-            return ""
-        return (
-            f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {self.shape[0]} tokens and were cut there"
-        )
+        lines = notices(self.name, self.copies.describe().get("copies", {}))
+        if self.cut:
+            length = self.shape[0]
+            lines.append(
+                f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {length} tokens and were cut there"
+            )
+        return "\n".join(lines)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -131,6 +136,7 @@ class Data:
             "augment": self.augment,
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
+            **self.copies.describe(),
         }
 
 
@@ -274,14 +280,17 @@ def _assemble(
     seed: int,
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
+    column = splits.LabelColumn(raw.name, raw.y, raw.classes)
+    groups = None if raw.bare else row_groups(raw.x if raw.features is None else raw.features)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=_requested_split(raw, "test", raw.test, test),
         audit=_requested_split(raw, "audit", raw.audit, audit),
         labels=labels,
         label_noise=label_noise,
         seed=seed,
         bare=raw.bare,
+        groups=groups,
     )
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
@@ -301,6 +310,8 @@ def _assemble(
         names=raw.names,
         center=center,
         scale=scale,
+        groups=None if groups is None else groups.groups,
+        copies=splits.report_copies(column, groups, parts),
         **parts._asdict(),
     )
 
