@@ -223,9 +223,9 @@ def conflict_text(conflict: dict[str, Any]) -> str:
     return f"rows {', '.join(shown[: MOST_EXAMPLES - 1][: len(shown) - 1])} and {shown[-1]}"
 
 
-def notices(name: str, copies: dict[str, Any]) -> list[str]:
-    """Copies in sentences, from the entries of a record."""
-    lines = []
+def notices(name: str, record: dict[str, Any]) -> list[str]:
+    """Copies in sentences, from the entries of a record of data."""
+    copies, lines = record.get("copies", {}), list[str]()
     if copies.get("rows"):
         lines.append(
             f"{name}: {copies['rows']} rows are copies of each other ({copies['distinct']} distinct inputs); copies "
@@ -241,7 +241,7 @@ def notices(name: str, copies: dict[str, Any]) -> list[str]:
     if copies.get("conflicting"):
         lines.append(
             f"{name}: {copies['conflicting']} rows are copies with different labels, such as "
-            f"{conflict_text(copies['conflicts'][0])}; `selfdistill doubts` lists them"
+            f"{conflict_text(copies['conflicts'][0])}; `selfdistill label-errors` lists them"
         )
     if near := copies.get("near"):
         pairs = "; ".join(" and ".join(pair) for pair in near["examples"])

@@ -76,7 +76,7 @@ class Frame:
     @property
     def note(self) -> str:
         """A notice about copies for the user, to print before training; mostly empty."""
-        return "\n".join(notices(self.name, self.copies.describe().get("copies", {})))
+        return "; ".join(notices(self.name, self.copies.describe()))
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
