@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.files import DATA_CARD, FORMAT, check_format, write
 from . import images, sources, splits, tables
 from .augment import Tokens
 from .copies import CopyReport, notices, row_groups
@@ -245,7 +245,7 @@ def write_card(data: Data, folder: Path) -> None:
         card["columns"] = tables.columns(data.preprocessor)[0]
     if data.reader is not None:
         card |= data.reader.save(folder)
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT
+from ..io.files import DATA_CARD, FORMAT, write
 from . import sources, splits, tables
 from .copies import CopyReport, notices, row_groups
 
@@ -196,7 +196,7 @@ def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
         "kinds": frame.kinds(),
         **entries,
     }
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def rows_for(source: str, card: dict[str, Any]) -> Any:

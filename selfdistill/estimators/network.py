@@ -44,7 +44,7 @@ class TargetsOfData(Teacher[TrainingTargets]):
     module: TrainingTargets
     target_space: str
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
     def space(self, head: str) -> str:
@@ -61,7 +61,7 @@ class WeightsOfData(Gate[TrainingTargets]):
     module: TrainingTargets
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
     def weigh(

@@ -296,11 +296,11 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
     result: dict[str, Any] = {
         "kind": "learner", "method": run.expression, "model": run.build, "parameters": None,
-        "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
+        "data": data.describe(), "seed": seed, "final_generation": getattr(model, "generation_", 0), "chosen": "method",
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
-    names = {f"generation {result['product']}, the final model": model} if self_taught(model) else {}
+    names = {f"generation {result['final_generation']}, the final model": model} if self_taught(model) else {}
     for name, one in {"the learner alone": alone, **names}.items():
         figures, outputs, half = score_test(run, one, residuals(run, one, seed))
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
