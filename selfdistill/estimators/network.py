@@ -20,9 +20,10 @@ from ..core.outputs import element_shape
 from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
 from ..core.step import Forward
 from ..core.targets import Target
+from ..data.copies import Floats, row_hashes
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
-from .tables import Floats, class_targets, real_targets, row_hashes
+from .tables import class_targets, real_targets
 
 
 class TrainingTargets(nn.Module):
