@@ -385,7 +385,7 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                 prompt = paired(writer.tokenizer, context, writer.data.rows[example], siblings, own)
                 if prompt is None:
                     continue
-                if writer.model.holds(len(prompt) + len(rollouts[row].ids)):
+                if writer.model.fits(len(prompt) + len(rollouts[row].ids)):
                     made[row] = (prompt, rollouts[row].ids)
                 else:
                     found["unread"] += 1

@@ -112,10 +112,10 @@ def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
 def read(model: Causal, x: Tensor) -> tuple[Logits, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)
-    return model.says(x), ids[real]
+    return model.completion_logits(x), ids[real]
 
 
-def look(writer: Writer) -> dict[str, Any]:
+def measure(writer: Writer) -> dict[str, Any]:
     """How the teacher fares, how far the student went, and what its answers are like.
 
     ``accuracy``, and ``teacher_accuracy`` of the same weights with the context before them; ``kl`` of teacher and
@@ -151,7 +151,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _to_start(writer: Writer, x: Tensor, source: Logits) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
-    if not writer.model.adapted:
+    if not writer.model.has_adapter:
         return None
     with writer.model.without_adapter():
         start, _ = read(writer.model, x)
@@ -181,7 +181,7 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> TeacherJud
     batch = Batch({name: view.to(writer.device) for name, view in batch.items()})
     mask, term = batch["x"].extra["mask"], writer.method.distils[name]
     assert term.teacher is not None
-    with writer.model.asking():
+    with writer.model.inference():
         forward = Forward(
             writer.model, batch, TrainingClock(), ForwardPlan(*writer.method.student_views(), fused=False)
         ).run()

@@ -73,7 +73,7 @@ class TeacherMixture:
             self.drew(ids[:, -1:])
             self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
         with self.by.teacher.placed() as (who, weights):
-            logits, self.cache = who.after(self.ids, self.mask, self.cache, weights)
+            logits, self.cache = who.next_logits(self.ids, self.mask, self.cache, weights)
         log_q = torch.full_like(scores, -math.inf, dtype=torch.float32)
         log_q[:, : self.model.vocabulary] = logits[:, : self.model.vocabulary].float().log_softmax(-1)
         log_p = scores.float().log_softmax(-1)
@@ -144,7 +144,7 @@ def by_transformers(
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
     mixture = None if by is None else TeacherMixture(model, by, pad, sampling.max_tokens)
-    with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
+    with torch.random.fork_rng(devices), model.inference(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
@@ -235,7 +235,7 @@ def export(model: Causal, folder: str | Path) -> None:
     from ..models.hub import quiet
 
     with quiet():
-        whole = copy.deepcopy(model.lm).merge_and_unload() if model.adapted else model.lm
+        whole = copy.deepcopy(model.lm).merge_and_unload() if model.has_adapter else model.lm
         whole.save_pretrained(folder, safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
     share(Path(folder))

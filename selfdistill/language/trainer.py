@@ -132,7 +132,7 @@ class LanguageTask(Task):
             return distributed.replicated(state.model)
         distributed.shard_layers(state.model)
         with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
-            self.writer.model.look(packed([([0], [0])]).to(state.device))
+            self.writer.model.hidden_states(packed([([0], [0])]).to(state.device))
         return state.model
 
     # completions ------------------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ class LanguageChecks(Callback):
         if self.task.unread:
             state.warn(
                 f"warning: {self.task.unread} solutions or feedbacks of generation {state.clock.generation} did not "
-                f"fit into the model's context of {self.task.writer.model.longest} tokens, and taught nothing; lower "
-                "--max-tokens"
+                f"fit into the model's context of {self.task.writer.model.context_length} tokens, and "
+                "taught nothing; lower --max-tokens"
             )
 
     def _warn_of_checkers(self, state: RunState) -> None:
@@ -340,7 +340,7 @@ class LanguageVitals(Callback):
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
         with distributed.whole(state.model):
-            entry["language"] = evaluation.look(writer)
+            entry["language"] = evaluation.measure(writer)
         state.passes += Passes(evaluation=writer.drawn - drawn)
         writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
 

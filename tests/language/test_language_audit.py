@@ -86,7 +86,7 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
     assert result.generations[0].start == result.generations[1].start or lora  # it begins again from the start
     start, product = build(able, lora), cast(Causal, result.model)
     x = torch.tensor([[[5, 6, 7, 8], [1, 1, 2, 2]]])
-    assert torch.equal(start.look(x), product.look(x))
+    assert torch.equal(start.hidden_states(x), product.hidden_states(x))
     assert not product.training
 
 
