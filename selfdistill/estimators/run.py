@@ -60,7 +60,11 @@ class TableRun:
     expression: str
     build: str  # the learner's expression
     settings: dict[str, Any]
-    note = ""
+
+    @property
+    def note(self) -> str:
+        """How the columns of the table were read."""
+        return self.data.note
 
     @property
     def classify(self) -> bool:
@@ -109,7 +113,7 @@ def prepare(request: Request) -> TableRun:
     _refuse_network_options(request)
     data = frames.load(
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
-        label_noise=request.label_noise, seed=request.seed,
+        label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
