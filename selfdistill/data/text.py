@@ -65,26 +65,29 @@ class Reader:
         """
         if target == self.column:
             raise DataError(f"{name}: '{target}' is both --text and --target; give another column as one of them")
-        table, texts = self.table(name, target)
-        path = table.path
+        table = self._table(name, target)
         y, classes = tables.labels(table, target, (types or {}).get(str(target)))
+        texts = column(table, self.column)
         if unlabelled is not None:
             extra = column(read_table(unlabelled, (self.column,)), self.column)
             texts = [*texts, *extra]
             y = torch.cat([y, y.new_full((len(extra),), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
-        return RawData(path.name, "text", y, classes, x=x), cut
+        return RawData(table.path.name, "text", y, classes, x=x), cut
 
-    def table(self, name: str, target: str | None = None) -> tuple[Table, list[str]]:
-        """A table without the column, and the texts of the column.
+    def table(self, name: str) -> tuple[str, list[str]]:
+        """The name of a table's file, and the texts of the column.
 
         Raises:
             DataError: it is no table, or has no such column of texts.
         """
+        table = self._table(name, None)
+        return table.path.name, column(table, self.column)
+
+    def _table(self, name: str, target: str | None) -> Table:
         if not is_table(name, named=True):
             raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ({SHOWN})")
-        table = read_table(existing(name), (self.column,) if target is None else (self.column, target))
-        return table, column(table, self.column)
+        return read_table(existing(name), (self.column,) if target is None else (self.column, target))
 
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Token ids (n, length) int32 of texts, and how many of them were longer."""
