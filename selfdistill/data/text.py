@@ -87,7 +87,9 @@ class Reader:
     def _table(self, name: str, target: str | None) -> Table:
         if not is_table(name, named=True):
             raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ({SHOWN})")
-        return read_table(existing(name), (self.column,) if target is None else (self.column, target))
+        table = read_table(existing(name), (self.column,) if target is None else (self.column, target))
+        _check_column(table, self.column)
+        return table
 
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Token ids (n, length) int32 of texts, and how many of them were longer."""
@@ -126,6 +128,14 @@ def reader(model: str | None, name: str) -> Reader:
     return Reader(name, tokenizer, min(int(options.get("length", text_encoder.LENGTH)), limit))
 
 
+def _check_column(table: Table, name: str) -> None:
+    if name not in table.columns:
+        names = table.names
+        matches = nearest(name, names)
+        hint = f"nearest: {matches}" if matches else f"it has: {', '.join(names)}"
+        raise DataError(f"{table.path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
+
+
 def column(table: Table, name: str) -> list[str]:
     """The texts of a column, which is taken out of a table.
 
@@ -133,11 +143,7 @@ def column(table: Table, name: str) -> list[str]:
         DataError: there is no such column, it holds numbers, or a cell has no text.
     """
     path = table.path
-    if name not in table.columns:
-        names = table.names
-        matches = nearest(name, names)
-        hint = f"nearest: {matches}" if matches else f"it has: {', '.join(names)}"
-        raise DataError(f"{path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
+    _check_column(table, name)
     cells = column_types.cells_of(table.take(name), f"{path}: column '{name}'")
     numbers = column_types.parse_numbers(cells.texts, cells.counts, table.comma).values
     if len(numbers) and not np.isnan(numbers).any():

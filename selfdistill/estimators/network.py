@@ -49,8 +49,8 @@ class TargetsOfData(Teacher[TrainingTargets]):
     def space(self, head: str) -> str:
         return self.target_space
 
-    def target(self, state: TrainingTargets, step: Forward, term: BaseTerm) -> Target:
-        return Target(state.targets[step.ids(term.view)], self.target_space)
+    def target(self, state: TrainingTargets, forward: Forward, term: BaseTerm) -> Target:
+        return Target(state.targets[forward.ids(term.view)], self.target_space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,10 @@ class WeightsOfData(Gate[TrainingTargets]):
     def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
         return self.module
 
-    def weigh(self, state: TrainingTargets, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return state.weights[step.ids(term.view)].expand(element_shape(student))
+    def weigh(
+        self, state: TrainingTargets, student: Tensor, target: Target, forward: Forward, term: BaseTerm
+    ) -> Tensor:
+        return state.weights[forward.ids(term.view)].expand(element_shape(student))
 
 
 @dataclass(eq=False, repr=False)

@@ -114,8 +114,8 @@ def planned(
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        student = step.student(term.view, term.head)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        student = forward.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
 

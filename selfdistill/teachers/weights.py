@@ -55,15 +55,17 @@ class Ema(Teacher[H]):
     def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
-    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: H, forward: Forward, term: BaseTerm) -> Target:
         view, head = self.view or term.view, term.head
-        return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space_of(head))
+        return aligned_target(
+            forward, term, view, lambda: forward.teacher_output(state.module, view, head), space_of(head)
+        )
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
-        done = steps[0].clock.step + 1
+    def update(self, state: H, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        done = forwards[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
-        teacher, student = state.module, steps[0].owner
+        teacher, student = state.module, forwards[0].owner
         if isinstance(teacher, WeightView):
             return teacher.follow(student, 1.0 - decay)
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
@@ -107,40 +109,40 @@ class Frozen(Teacher):
         return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
-        return self, term.head, self.view or term.view  # what is cached was said of one view
+        return self, term.head, self.view or term.view  # a cache belongs to one view
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        return self.answer(state, step, term, term.head)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        return self.answer(state, forward, term, term.head)
 
-    def answer(self, state: nn.Module, step: Forward, term: BaseTerm, head: str) -> Target:
+    def answer(self, state: nn.Module, forward: Forward, term: BaseTerm, head: str) -> Target:
         """What it says at a head of its own for a term; nothing where it holds no weights yet."""
         view, space = self.view or term.view, space_of(head)
         if not isinstance(state, FrozenCopy):
-            student = step.student(term.view, term.head)
+            student = forward.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
-        if view not in step.batch.fixed or not state.keeps:
-            return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space)
-        keys = step.addresses(view)
-        cached, seen = state.said.read(keys, state.said.width)
+        if view not in forward.batch.fixed or not state.cacheable:
+            return aligned_target(forward, term, view, lambda: forward.teacher_output(state.module, view, head), space)
+        keys = forward.addresses(view)
+        cached, seen = state.cache.read(keys, state.cache.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
-            step.skip(state.module, view)
+            forward.skip(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.teacher_output(state.module, view, head))
+        fresh = state.cache.rounded(forward.teacher_output(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if not isinstance(state, FrozenCopy) or not state.keeps:
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        if not isinstance(state, FrozenCopy) or not state.cacheable:
             return
         view = self.view or term.view
-        for step in steps:
+        for forward in forwards:
             # several processes exchange what is new, so each takes part even where the cache knew all its rows
-            if view in step.batch.fixed and (distributed.size() > 1 or step.has_output(state.module, view)):
-                value = self.target(state, step, term).value
+            if view in forward.batch.fixed and (distributed.size() > 1 or forward.has_output(state.module, view)):
+                value = self.target(state, forward, term).value
                 if value.dim() == 2:
-                    state.said.write_new(step.addresses(view), value)
-        state.said.settle(steps[0].clock)
+                    state.cache.write_new(forward.addresses(view), value)
+        state.cache.settle(forwards[0].clock)
 
 
 @dataclass(frozen=True)
@@ -213,17 +215,17 @@ class GeometricMixture(Teacher[nn.ModuleList]):
         self.first.prepare(state[0], data)
         self.second.prepare(state[1], data)
 
-    def target(self, state: nn.ModuleList, step: Forward, term: BaseTerm) -> Target:
-        one, other = self.first.target(state[0], step, term), self.second.target(state[1], step, term)
+    def target(self, state: nn.ModuleList, forward: Forward, term: BaseTerm) -> Target:
+        one, other = self.first.target(state[0], forward, term), self.second.target(state[1], forward, term)
         if {one.space, other.space} != {"logits"}:
             raise SpaceError(f"GeometricMixture mixes logits, not {one.space} and {other.space}")
         value: Any = blended([(1.0 - self.share, one.value), (self.share, other.value)])
         valid = [v for v in (one.valid, other.valid) if v is not None]
         return Target(value, "logits", reduce(torch.logical_and, valid) if valid else None)
 
-    def update(self, state: nn.ModuleList, steps: Sequence[Forward], term: BaseTerm) -> None:
-        self.first.update(state[0], steps, term)
-        self.second.update(state[1], steps, term)
+    def update(self, state: nn.ModuleList, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        self.first.update(state[0], forwards, term)
+        self.second.update(state[1], forwards, term)
 
 
 def _in_units_of(module: nn.Module, scale: tuple[float, float]) -> nn.Module:

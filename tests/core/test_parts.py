@@ -27,12 +27,12 @@ from selfdistill.core.parts import (
     Term,
     TermResult,
 )
-from selfdistill.core.step import Clock, Forward, Rows
+from selfdistill.core.step import Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import plain
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs, tiny
 from selfdistill.views import View, Views
 
@@ -47,7 +47,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return "values"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         valid = None if self.valid is None else torch.tensor(self.valid)
         return Target(torch.tensor(self.value), "values", valid)
 
@@ -58,7 +58,7 @@ class Trusts(Gate):
 
     trust: Any
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return torch.tensor(self.trust)
 
 
@@ -141,7 +141,7 @@ def test_an_absent_view_is_an_empty_tally(views):
 
 def test_a_teachers_view_that_is_not_there_is_named():
     """A teacher's view that the batch lacks is named."""
-    for teacher in (Itself(view="weak"), Ema(view="weak")):
+    for teacher in (CurrentStudent(view="weak"), Ema(view="weak")):
         objective = Method({"t": Term(teacher, KL())}).bind(nn.Linear(2, 2))
         with pytest.raises(SpaceError, match=r"'weak' is not in the batch \(views there: x\)"):
             objective({"x": torch.zeros(3, 2)})
@@ -163,12 +163,12 @@ def test_no_gradient_reaches_a_teacher_or_goes_through_trust():
         def space(self, head: str) -> str:
             return "values"
 
-        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-            return Target(weight * step.student("x"), "values")
+        def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+            return Target(weight * forward.student("x"), "values")
 
     @dataclass(frozen=True)
     class Soft(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
             return torch.sigmoid(student).squeeze(-1)
 
     x = torch.tensor(WORDS, requires_grad=True)
@@ -183,7 +183,10 @@ def test_tallies_add_up_to_the_loss_of_the_whole_batch():
     """Micro-batches of different sizes and shares of trust: add totals and counts, divide last."""
     model = nn.Linear(WIDTH, CLASSES)
     y = torch.tensor([0, -1, 1, 2, -1, -1, 3, 0, 1])
-    terms = {"t": Term(Labels(), CrossEntropy()), "u": Term(Itself(head="logits"), CrossEntropy(2.0), weight=0.3)}
+    terms = {
+        "t": Term(Labels(), CrossEntropy()),
+        "u": Term(CurrentStudent(head="logits"), CrossEntropy(2.0), weight=0.3),
+    }
     objective = Method(terms).bind(model)
     x = inputs(torch.arange(9))
     whole = objective({"x": x, "y": y})
@@ -200,7 +203,7 @@ def test_weights_follow_the_clock_and_the_figures_report_them():
     """Loss = sum of weight x mean; a weight of zero adds exactly nothing and no gradient."""
     weight = lambda clock: [0.0, 2.0, -1.0][clock.step]
     terms = {"a": Term(Says(ZEROS), difference), "b": Term(Says(((10.0,),) * 4), difference, weight=weight)}
-    objective = Method(terms).bind(nn.Identity(), clock=Clock(epochs=3))
+    objective = Method(terms).bind(nn.Identity(), clock=TrainingClock(epochs=3))
     for step in range(3):
         x: Any = torch.tensor(WORDS, requires_grad=True)
         loss = objective({"x": x})
@@ -220,8 +223,8 @@ def test_a_term_of_its_own_needs_the_protocol_only():
     class Norm(BaseTerm):
         weight: float = 0.5
 
-        def tally(self, state_of: Any, step: Forward) -> TermResult:
-            z = step.student(self.view, self.head)
+        def tally(self, state_of: Any, forward: Forward) -> TermResult:
+            z = forward.student(self.view, self.head)
             rows = z.new_tensor(float(len(z)))
             return TermResult(Tally(z.square().sum(), rows), rows, rows)
 
@@ -254,8 +257,8 @@ def test_each_view_is_forwarded_once(forward, rows, grads):
     terms = {
         "label": Term(Labels(), CrossEntropy()),
         "again": Term(Labels(), CrossEntropy(smoothing=0.1)),
-        "other": Term(Itself(view="other"), KL()),
-        "more": Term(Itself(view="other"), KL(2.0)),
+        "other": Term(CurrentStudent(view="other"), KL()),
+        "more": Term(CurrentStudent(view="other"), KL(2.0)),
     }
     model = Counting()
     method = Method(terms, forward=forward)
@@ -285,8 +288,8 @@ def test_each_teacher_sees_each_view_once():
 def test_a_model_of_half_precision_is_compared_in_float32():
     """Losses are computed in float32 whatever the model's precision."""
     model = nn.Linear(WIDTH, CLASSES, dtype=torch.bfloat16)
-    step = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
-    assert step.student("x").dtype == torch.float32
+    forward = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
+    assert forward.student("x").dtype == torch.float32
 
 
 @pytest.mark.parametrize("output", [(torch.zeros(3, 2),), None, [1, 2]])
@@ -340,7 +343,8 @@ def test_the_terms_of_a_method_are_its_own():
 
 
 @pytest.mark.parametrize(
-    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), Clock()]
+    "value",
+    [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), TrainingClock()],
 )
 def test_assignment_is_refused(value):
     """Frozen: nothing about a recipe changes after it was made."""

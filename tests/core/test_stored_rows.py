@@ -14,7 +14,7 @@ from selfdistill import rng
 from selfdistill.core.memory import Buffers
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import BaseTerm, BindArgs, Teacher, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods.validate import check_method
@@ -61,12 +61,12 @@ class Replay(Teacher[Reservoir]):
         places = rng.permutation(address, len(state.x))[:REPLAYED]
         return Rows(state.x[places], None, places)
 
-    def target(self, state: Reservoir, step: Forward, term: BaseTerm) -> Target:
-        return Target(state.logits[step.ids(term.view)], "logits")
+    def target(self, state: Reservoir, forward: Forward, term: BaseTerm) -> Target:
+        return Target(state.logits[forward.ids(term.view)], "logits")
 
-    def update(self, state: Reservoir, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in steps:
-            state.take(step.batch["x"].x, step.student("x"))
+    def update(self, state: Reservoir, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in forwards:
+            state.take(forward.batch["x"].x, forward.student("x"))
 
 
 METHOD = Method({"label": Term(Labels(), CrossEntropy()), "past": Term(Replay(), KL(), view="past")})
@@ -80,7 +80,11 @@ def batch(step: int) -> dict[str, Tensor]:
 def training(seed: int = 0) -> tuple[nn.Module, Objective, Any]:
     torch.manual_seed(seed)
     model = nn.Linear(WIDTH, CLASSES)
-    return model, METHOD.bind(model, clock=Clock(epochs=20)), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return (
+        model,
+        METHOD.bind(model, clock=TrainingClock(epochs=20)),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    )
 
 
 def train(parts: tuple[nn.Module, Objective, Any], steps: range) -> list[float]:

@@ -19,12 +19,12 @@ from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd
 from selfdistill.teachers import (
+    CurrentStudent,
     Ema,
     External,
     Frozen,
     FrozenCopy,
     History,
-    Itself,
     Labels,
     LastBatch,
     LastEpoch,
@@ -146,8 +146,8 @@ def test_bug_07_teachers_and_memories_are_in_the_state(make: Any) -> None:
 class Python(Teacher):
     """Remembers in a dictionary and adapts a number: neither is in a ``state_dict``."""
 
-    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
-        return Target(torch.zeros_like(step.student(term.view)), "logits")
+    def target(self, state: Any, forward: Forward, term: BaseTerm) -> Target:
+        return Target(torch.zeros_like(forward.student(term.view)), "logits")
 
     def start(self, model: nn.Module, given: Any) -> nn.Module:
         state: Any = nn.Module()
@@ -319,7 +319,7 @@ def test_bug_22_a_learner_that_labels_its_own_pool_is_caught() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": self.members[0](x), "peers": torch.stack([member(x) for member in self.members], 1)}
 
-    own = Term(Itself(head="peers"), KL(), head="peers", reduction=PerRow())
+    own = Term(CurrentStudent(head="peers"), KL(), head="peers", reduction=PerRow())
     label = Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow())
     with pytest.raises(VitalsError, match="'peers'") as found:
         train({"label": label, "peers": own}, model=Two())

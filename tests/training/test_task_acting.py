@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, StateOf, Tally, TermResult
-from selfdistill.core.step import Batch, Clock, Forward, Passes, Rows
+from selfdistill.core.step import Batch, Forward, Passes, Rows, TrainingClock
 from selfdistill.training.fit import Result, drive
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, RunState
@@ -32,9 +32,9 @@ PLACES, STEPS = 6, 24  # of the chain; of the walk between two updates
 class PolicyGradient(BaseTerm):
     """The mean of -(reward - mean reward) log p(action), over the steps of a walk; REINFORCE with a baseline."""
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        rewards = step.batch["reward"].x
-        surprise = F.cross_entropy(step.student(self.view), step.labels(self.view), reduction="none")
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        rewards = forward.batch["reward"].x
+        surprise = F.cross_entropy(forward.student(self.view), forward.labels(self.view), reduction="none")
         count = rewards.new_tensor(float(len(rewards)))
         return TermResult(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
 
@@ -113,7 +113,7 @@ def train(
 ) -> Result:
     """A run, cut after the step (generation, step) before that is saved."""
 
-    def fail(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def fail(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         if (clock.generation, clock.step) == cut:
             raise PowerError
 
