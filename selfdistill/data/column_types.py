@@ -620,19 +620,23 @@ def report(title: str, columns: Sequence[Column]) -> str:
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        own_line = len(columns) <= MOST_LINES or (column.type in USED and ";" in column.why)
-        groups.setdefault((column.type, column.name if own_line else ""), []).append(column.name)
-    why = {column.name: column.why for column in columns}
+        groups.setdefault((column.type, column.why), []).append(column.name)
+    if len(groups) > MOST_LINES:
+        groups = {}
+        for column in columns:
+            groups.setdefault((column.type, ""), []).append(column.name)
     lines = []
-    for (kind, alone), names in groups.items():
-        if alone:
-            lines.append((one_line(names[0], 40), kind, why[names[0]]))
+    for (kind, why), names in groups.items():
+        if len(names) < FEW:
+            lines += [(one_line(name, 40), kind, why) for name in names]
         else:
-            some = ", ".join(one_line(name, 30) for name in names[:6])
-            lines.append((f"{len(names)} columns", kind, f"{some}{', ...' if len(names) > 6 else ''}"))
+            lines.append((f"{one_line(names[0], 30)} to {one_line(names[-1], 30)}, {len(names)} columns", kind, why))
     widths = [max((len(line[i]) for line in lines), default=0) for i in range(2)]
     body = [f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {reason}".rstrip() for name, kind, reason in lines]
     return "\n".join([title, *body, f"--column NAME=TYPE overrules a type ({', '.join(TYPES)})"])
 
 
 MOST_LINES = 40
+
+
+FEW = 5  # from so many on, columns of one type and reason share a line

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import DataError
 from . import images, splits, tables
 from .column_types import Column
-from .table_files import HUB, SHOWN, is_table
 from .image_store import ImageStore
+from .table_files import HUB, SHOWN, is_table
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
 
