@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.files import DATA_CARD, FORMAT, check_format, write
 from . import column_types, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
+from .copies import CopyReport, notices, row_groups
 from .image_store import ImageStore
 from .sources import NAMES, RawData
 from .table_files import SHOWN, is_table, read_table
@@ -58,6 +59,8 @@ class Data:
     reader: Any = None  # texts: a `text.Reader`, with the tokenizer
     cut: int = 0  # texts: rows with more tokens than are read
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
+    groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
+    copies: CopyReport = CopyReport()
     columns: tuple[Column, ...] = ()  # tables: how each column was read
     title: str = ""  # of the report on them
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
@@ -105,6 +108,7 @@ class Data:
         lines = [column_types.report(self.title, self.columns)] if self.columns else []
         if self.skip_note:
             lines.append(f"{self.name}: {self.skip_note}")
+        lines += notices(self.name, self.copies.describe())
         if self.task == "features":
             inputs = tables.feature_names(self.preprocessor) if self.preprocessor is not None else []
             told = f" (inputs: {', '.join(inputs[:12])}{', ...' * (len(inputs) > 12)})" if inputs else ""
@@ -157,6 +161,7 @@ class Data:
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
             **({column_types.RECORD: [column.to_json() for column in self.columns]} if self.columns else {}),
+            **self.copies.describe(),
         }
 
 
@@ -249,7 +254,7 @@ def write_card(data: Data, folder: Path) -> None:
         card["columns"] = tables.feature_names(data.preprocessor)
     if data.reader is not None:
         card |= data.reader.save(folder)
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:
@@ -313,14 +318,17 @@ def _assemble(
     seed: int,
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
+    column = splits.LabelColumn(raw.name, raw.y, raw.classes)
+    groups = None if raw.bare else row_groups(raw.inputs)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=_requested_split(raw, "test", raw.test, test),
         audit=_requested_split(raw, "audit", raw.audit, audit),
         labels=labels,
         label_noise=label_noise,
         seed=seed,
         bare=raw.bare,
+        groups=groups,
     )
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
@@ -344,6 +352,8 @@ def _assemble(
         skip_note=raw.skip_note,
         center=center,
         scale=scale,
+        groups=None if groups is None else groups.groups,
+        copies=splits.report_copies(column, groups, parts),
         **parts._asdict(),
     )
 

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT
+from ..io.files import DATA_CARD, FORMAT, write
 from . import column_types, sources, splits, tables
 from .column_types import Column
+from .copies import CopyReport, notices, row_groups
 from .table_files import SHOWN, is_table, read_table
 
 KINDS = ("number", "category")
@@ -40,6 +41,8 @@ class Frame:
     classes: tuple[str, ...]
     noisy: NDArray[np.bool_]
     fingerprint: str  # SHA-256 over features, target and splits: a run resumes on the same data only
+    groups: NDArray[np.int64] | None = None  # (n,): rows of one number share a split and a fold
+    copies: CopyReport = CopyReport()
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them
 
@@ -77,8 +80,8 @@ class Frame:
 
     @property
     def note(self) -> str:
-        """The report on the columns, to print before training."""
-        return column_types.report(self.title, self.columns)
+        """The report on the columns, and a notice about copies, to print before training."""
+        return "\n".join([column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())])
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
@@ -95,6 +98,7 @@ class Frame:
             "augment": "none",
             "fingerprint": self.fingerprint,
             column_types.RECORD: [column.to_json() for column in self.columns],
+            **self.copies.describe(),
         }
 
 
@@ -152,13 +156,15 @@ def load(
     raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True, types=columns)
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
+    column, groups = splits.LabelColumn(raw.name, raw.y, raw.classes), row_groups(raw.features)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=raw.test,
         audit=0,
         labels=labels,
         label_noise=label_noise,
         seed=seed,
+        groups=groups,
     )
     y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
     if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
@@ -172,7 +178,18 @@ def load(
     raw = replace(raw, features=None)  # or the whole would stay as its parts are made
     parts_of_frame = _cut(features, ids)
     _trim()
-    return Frame(raw.name, parts_of_frame, y, raw.classes, parts.noisy.numpy(), mark, raw.columns, raw.title)
+    return Frame(
+        raw.name,
+        parts_of_frame,
+        y,
+        raw.classes,
+        parts.noisy.numpy(),
+        mark,
+        None if groups is None else groups.groups.numpy(),
+        splits.report_copies(column, groups, parts),
+        raw.columns,
+        raw.title,
+    )
 
 
 def _trim() -> None:
@@ -190,7 +207,7 @@ def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
         "kinds": frame.kinds(),
         **entries,
     }
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def rows_for(source: str, card: dict[str, Any]) -> Any:

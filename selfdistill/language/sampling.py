@@ -26,7 +26,7 @@ from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
-from ..io.files import line_due, seconds_left, write
+from ..io.files import line_due, seconds_left, share, write
 from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout
 
@@ -238,6 +238,7 @@ def export(model: Causal, folder: str | Path) -> None:
         whole = copy.deepcopy(model.lm).merge_and_unload() if model.adapted else model.lm
         whole.save_pretrained(folder, safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
+    share(Path(folder))
 
 
 def roll(

@@ -26,6 +26,7 @@ from ..core.step import Forward
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
+from ..io.files import share
 from ..io.tensors import write_json
 from ..losses import Squared
 from ..models import hub, text_encoder
@@ -217,5 +218,6 @@ def _write(out: Path, model: nn.Module, text_reader: Reader, record: dict[str, A
     with hub.quiet():
         cast(Any, model).cpu().body.save_pretrained(out)
         text_reader.tokenizer.save_pretrained(out)
+    share(out)
     write_json(out / RECORD, record)
     shutil.rmtree(out / WORK)
