@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -372,8 +373,11 @@ def _json_line(path: Path, number: int, line: str) -> Any:
 def _read_npz(path: Path, written: frozenset[str], literal: frozenset[str]) -> Table:
     """Arrays of one length: one of two dimensions is a column for each of its own."""
     library, columns = pandas(), dict[str, Callable[[], Any]]()
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = dict[str, Any]()
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                arrays[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{one_line(name, 20)} {length}" for name, length in list(lengths.items())[:4])
