@@ -40,7 +40,7 @@ from ..training.comparison import (
 from ..training.fit import Result, choose_device
 from ..training.task_type import Rows, TaskType, generation_name
 from . import evaluation, recipes
-from .completions import Language, Once
+from .completions import Language, OncePerGeneration
 from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
@@ -243,7 +243,7 @@ class LanguageDesign(ComparisonDesign):
         drawn = self.settings.budget == "completions"
         for name, method in recipes.items():
             check_method(method)
-            if drawn and isinstance(method.source, Once):
+            if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
