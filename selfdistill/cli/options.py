@@ -61,9 +61,30 @@ class Finite(click.FloatRange):
         return number
 
 
+def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The types of columns from the command line, by name."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        name, equals, kind = value.rpartition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is no NAME=TYPE, such as size=numeric")
+        if pairs.setdefault(name, kind) != kind:
+            raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
+    return tuple(sorted(pairs.items()))
+
+
 DATA_OPTIONS = [
     click.argument("data", default="digits"),
     click.option("--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="NAME=TYPE",
+        callback=lambda context, option, values: _column_types(values),
+        help="Tables: the type of a column where the inferred one is wrong: numeric, categorical, date, text or "
+        "identifier; the last two are left out. May be repeated.",
+    ),
     click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
     click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
     click.option(

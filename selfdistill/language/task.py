@@ -340,7 +340,7 @@ class LanguageTaskType(TaskType):
         Raises:
             RecipeError: the method is for prompts and the data are none, or the other way round.
         """
-        prompts = holds_prompts(request.data)
+        prompts = holds_prompts(request.data) and request.target is None and request.text is None
         name = None if request.method is None else expression_name(request.method)
         networks = network_recipes()
         if prompts and name is not None and name not in self.recipes():
