@@ -45,7 +45,7 @@ class Tally(NamedTuple):
 
 
 class BindArgs(NamedTuple):
-    """What was handed to ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
+    """The arguments of ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
 
     previous: nn.Module | None = None
     external: nn.Module | None = None
@@ -53,7 +53,7 @@ class BindArgs(NamedTuple):
 
 
 class GenerationData(NamedTuple):
-    """What a generation may prepare itself with: ids, and a way to look at rows without augmentation."""
+    """The data that a part may use at the start of a generation: ids, and a function that predicts rows as they are."""
 
     unlabelled: Tensor
     predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
@@ -86,7 +86,7 @@ class Part(Generic[S]):
         """Into how many parts of equal length it splits a generation."""
         return 1
 
-    def start(self, model: nn.Module, given: BindArgs) -> S:
+    def start(self, model: nn.Module, args: BindArgs) -> S:
         """Make the state for a generation that trains ``model``."""
         state: Any = nn.Module()
         return state  # type: ignore[no-any-return]  # a part with a state of a kind of its own makes it itself

@@ -20,9 +20,10 @@ from ..core.outputs import element_shape
 from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
 from ..core.step import Forward
 from ..core.targets import Target
+from ..data.copies import Floats, row_hashes
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
-from .tables import Floats, class_targets, real_targets, row_hashes
+from .tables import class_targets, real_targets
 
 
 class TrainingTargets(nn.Module):
@@ -43,7 +44,7 @@ class TargetsOfData(Teacher[TrainingTargets]):
     module: TrainingTargets
     target_space: str
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
     def space(self, head: str) -> str:
@@ -60,7 +61,7 @@ class WeightsOfData(Gate[TrainingTargets]):
     module: TrainingTargets
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
     def weigh(

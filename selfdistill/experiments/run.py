@@ -31,7 +31,7 @@ from ..io import checkpoint
 from ..io.files import FORMAT, sweep, write
 from ..io.run_record import Request, differences, read_record
 from ..io.tensors import write_json
-from ..models.peers import product
+from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
 from ..report import write as write_report
@@ -42,7 +42,7 @@ from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked, versions
 from .task_types import TASK_TYPES
 
-__all__ = ["Run", "load_model", "model_card", "product"]
+__all__ = ["Run", "final_model", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
@@ -196,7 +196,7 @@ class Run:
             write_report(self.folder, TASK_TYPES)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
-        """What the product says of new data.
+        """The final model's predictions for new data.
 
         Args:
             source: images, a table or texts, as for `run`.

@@ -57,7 +57,7 @@ class ClassProgress(Gate[_Progress]):
         if self.mapping not in MAPPINGS:
             raise RecipeError(f"mapping is 'convex', 'linear' or 'concave', not {self.mapping!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Progress:
+    def start(self, model: nn.Module, args: BindArgs) -> _Progress:
         return _Progress()
 
     def prepare(self, state: _Progress, pool: GenerationData) -> None:
@@ -139,7 +139,7 @@ class _RunningGate(Gate[Running]):
     def __post_init__(self) -> None:
         averages(self.decay)
 
-    def start(self, model: nn.Module, given: BindArgs) -> Running:
+    def start(self, model: nn.Module, args: BindArgs) -> Running:
         return Running()
 
     def aligns(self) -> bool:

@@ -115,7 +115,7 @@ class FallingLoss(Gate[_Threshold]):
     def key(self, term: BaseTerm) -> Hashable:
         return FallingLoss, self.warm_up, self.labelled, term.head  # all that the stored losses depend on
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Threshold:
+    def start(self, model: nn.Module, args: BindArgs) -> _Threshold:
         return _Threshold()
 
     def threshold(self, state: _Threshold, forward: Forward) -> float | None:
@@ -193,7 +193,7 @@ class Singleton(Gate[SampleMemory]):
         if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
             raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def limit(self, state: SampleMemory) -> float:
@@ -235,7 +235,7 @@ class LabelledShare(Gate[_Share]):
 
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Share:
+    def start(self, model: nn.Module, args: BindArgs) -> _Share:
         return _Share()
 
     def prepare(self, state: _Share, pool: GenerationData) -> None:

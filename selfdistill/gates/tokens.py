@@ -94,8 +94,8 @@ class Product(TokenGate):
     def mixes(self) -> bool:  # type: ignore[override]
         return any(gate.mixes for gate in self.gates)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        return nn.ModuleList([gate.start(model, given) for gate in self.gates])
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        return nn.ModuleList([gate.start(model, args) for gate in self.gates])
 
     def trust_mask(self, mask: Tensor) -> Tensor | None:
         kept = [gate.trust_mask(mask) for gate in self.gates]

@@ -80,18 +80,18 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
     if not plain or plain["from"] == "itself":
         return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
     plain_chosen = result.get("chosen") == "plain"
-    metrics = result["generations"][result["product"]]["test"] if plain_chosen else result["test"]
+    metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]
     gains = [_gain(metrics, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
-    product = " The final model is the baseline, which has the lower validation loss." if plain_chosen else ""
+    final = " The final model is the baseline, which has the lower validation loss." if plain_chosen else ""
     repeated = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
-    first_kept = repeated and result.get("product") == 0
+    first_kept = repeated and result.get("final_generation") == 0
     subject = "Generation 0 (no later one was accepted)" if first_kept else "Self-distillation"
     if result.get("probed"):
         subject = "A linear probe on self-supervised features"
     early = f", {gains[1].removesuffix(' points')} against the baseline with early stopping" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
     return (
-        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{product} One seed "
+        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{final} One seed "
         "proves little; repeat with other --seed values, or use `selfdistill compare`."
     )
 

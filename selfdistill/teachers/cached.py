@@ -69,11 +69,11 @@ class CachedTeacher(Frozen):
     def stores(self) -> bool:
         return True
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        return self.teacher.module(model, given)
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        return self.teacher.module(model, args)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        state = super().start(model, given)
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        state = super().start(model, args)
         if isinstance(state, FrozenCopy) and self.folder is not None:
             from ..io.tensors import digest
 
@@ -81,7 +81,7 @@ class CachedTeacher(Frozen):
             folder = Path(self.folder, fingerprint) if isinstance(self.teacher, Generation) else Path(self.folder)
             metadata = {"teacher": fingerprint, "looks": str(self.views)}
             if isinstance(state.module, Scaled):
-                metadata["unit"] = repr(given.scale)
+                metadata["unit"] = repr(args.scale)
             state.cache = StoredTargets(folder, metadata, self.top, self.dtype)
         return state
 

@@ -59,7 +59,7 @@ class ClassMean(Teacher[_ClassMeans]):
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
 
-    def start(self, model: nn.Module, given: BindArgs) -> _ClassMeans:
+    def start(self, model: nn.Module, args: BindArgs) -> _ClassMeans:
         return _ClassMeans()
 
     def space(self, head: str) -> str:
@@ -128,7 +128,7 @@ class BetaRanked(Ema[_SeededCopy]):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _SeededCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> _SeededCopy:
         return _SeededCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:

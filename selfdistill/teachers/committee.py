@@ -103,7 +103,7 @@ class Combined(Teacher[_Weights]):
         if self.how not in HOW:
             raise RecipeError(f"Combined: how is one of {', '.join(map(repr, HOW))}, not {self.how!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Weights:
+    def start(self, model: nn.Module, args: BindArgs) -> _Weights:
         return _Weights(len(self.views))
 
     def key(self, term: BaseTerm) -> Hashable:

@@ -121,7 +121,7 @@ class CentredMomentum(Momentum[CentredCopy]):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: BindArgs) -> CentredCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> CentredCopy:
         return CentredCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:

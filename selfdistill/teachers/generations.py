@@ -38,8 +38,8 @@ class GenerationEnsemble(Generation):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers * (generations - 1)
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        previous = super().module(model, given)
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        previous = super().module(model, args)
         return previous if previous is None or isinstance(previous, PeerModels) else PeerModels([previous])
 
     def space(self, head: str) -> str:
@@ -126,7 +126,7 @@ class Snapshot(Teacher[_SnapshotCopy]):
     def cost_note(self) -> str:
         return f"without a teacher, at 1 x, in the first of {self.cycles} cycles"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _SnapshotCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> _SnapshotCopy:
         return _SnapshotCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:

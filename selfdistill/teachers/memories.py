@@ -48,7 +48,7 @@ def label_target(forward: Forward, term: BaseTerm, width: int) -> tuple[Tensor, 
 class LastEpoch(Teacher[SampleMemory]):
     """The student's prediction for the same sample one epoch ago, at first its label (PS-KD, Kim et al. 2021)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def space(self, head: str) -> str:
@@ -86,7 +86,7 @@ class History(Teacher[SampleMemory]):
         if self.start_from not in ("zero", "labels"):
             raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def space(self, head: str) -> str:
@@ -133,7 +133,7 @@ class _LastRows(Buffers):
 class LastBatch(Teacher[_LastRows]):
     """The student's output for the same sample in the previous batch, before the last update (DLB 2022)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> _LastRows:
+    def start(self, model: nn.Module, args: BindArgs) -> _LastRows:
         return _LastRows()
 
     def target(self, state: _LastRows, forward: Forward, term: BaseTerm) -> Target:
@@ -170,7 +170,7 @@ class Stale(Teacher[FrozenCopy]):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers
 
-    def start(self, model: nn.Module, given: BindArgs) -> FrozenCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> FrozenCopy:
         return FrozenCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:

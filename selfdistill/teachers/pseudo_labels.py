@@ -89,8 +89,8 @@ class ClassAligned(Teacher[_ClassShares]):
             )
         return "probabilities"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _ClassShares:
-        return _ClassShares(self.teacher.start(model, given))
+    def start(self, model: nn.Module, args: BindArgs) -> _ClassShares:
+        return _ClassShares(self.teacher.start(model, args))
 
     def prepare(self, state: _ClassShares, pool: GenerationData) -> None:
         self.teacher.prepare(state.inner, pool)
@@ -193,8 +193,8 @@ class CertainLabels(Teacher[_CertainMemory]):
         space = memory_space(self, head, values=False)
         return "excluded" if self.excludes else space
 
-    def start(self, model: nn.Module, given: BindArgs) -> _CertainMemory:
-        return _CertainMemory(given.previous)
+    def start(self, model: nn.Module, args: BindArgs) -> _CertainMemory:
+        return _CertainMemory(args.previous)
 
     def eligible_ids(self, state: _CertainMemory) -> Tensor | None:
         return state.ids().cpu()  # rows are drawn where the data are
@@ -269,8 +269,8 @@ class PseudoLabels(Teacher[_PseudoLabelMemory]):
     def cost_note(self) -> str:
         return "one forward pass over the pool before each but the first"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _PseudoLabelMemory:
-        return _PseudoLabelMemory(given.previous)
+    def start(self, model: nn.Module, args: BindArgs) -> _PseudoLabelMemory:
+        return _PseudoLabelMemory(args.previous)
 
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
@@ -337,7 +337,7 @@ class Aligned(Teacher[_RankMemory]):
     epoch.
     """
 
-    def start(self, model: nn.Module, given: BindArgs) -> _RankMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> _RankMemory:
         return _RankMemory()
 
     def space(self, head: str) -> str:

@@ -29,7 +29,7 @@ class Ensembled(Teacher[SampleMemory]):
 
     decay: float = 0.6
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()  # of Z and, in the last column, 1 - decay^n
 
     def space(self, head: str) -> str:
@@ -93,7 +93,7 @@ class Refurbished(Teacher[Votes]):
         if not 0.0 <= self.noise < 1.0:
             raise RecipeError(f"Refurbished: noise is the share of wrong labels, in [0, 1), not {self.noise}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> Votes:
+    def start(self, model: nn.Module, args: BindArgs) -> Votes:
         return Votes()
 
     def space(self, head: str) -> str:
@@ -166,7 +166,7 @@ class Relabelled(Teacher[Window]):
         if self.window < 1:
             raise RecipeError(f"Relabelled: window counts predictions, at least 1, not {self.window}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> Window:
+    def start(self, model: nn.Module, args: BindArgs) -> Window:
         return Window(self.window)
 
     def space(self, head: str) -> str:

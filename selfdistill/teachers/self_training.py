@@ -103,8 +103,8 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
     def cost_note(self) -> str:
         return f"one forward pass over {self.fresh} unlabelled rows before each but the first"
 
-    def start(self, model: nn.Module, given: BindArgs) -> PseudoLabelStore:
-        return PseudoLabelStore(given.previous, stays=self.keep == "accumulate")
+    def start(self, model: nn.Module, args: BindArgs) -> PseudoLabelStore:
+        return PseudoLabelStore(args.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
         if not one_distribution(head):

@@ -47,7 +47,7 @@ class Ema(Teacher[H]):
             return None
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
-    def start(self, model: nn.Module, given: BindArgs) -> H:
+    def start(self, model: nn.Module, args: BindArgs) -> H:
         module = model.average() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
         state: Any = FrozenCopy(module, self.train)  # an average with more to remember overrides this
         return state  # type: ignore[no-any-return]
@@ -100,12 +100,12 @@ class Frozen(Teacher):
     def immovable(self) -> bool:
         return type(self).update is Frozen.update
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
         return model.frozen() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        module = self.module(model, given)
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        module = self.module(model, args)
         return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -152,10 +152,10 @@ class Generation(Frozen):
     Of a language model, which is trained further and not anew, it is in generation 0 what training begins with.
     """
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        if given.previous is model:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        if args.previous is model:
             raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
-        return model.holding(given.previous or model) if isinstance(model, LargeModel) else given.previous
+        return model.holding(args.previous or model) if isinstance(model, LargeModel) else args.previous
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,13 @@ class External(Frozen):
     def forward_passes(self, peers: float, generations: int) -> float:
         return 1.0
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        if given.external is model:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        if args.external is model:
             raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
         if isinstance(model, LargeModel):
-            return model.external(self.source, given.external)
-        if given.external is not None:
-            return given.external if given.scale is None else _in_units_of(given.external, given.scale)
+            return model.external(self.source, args.external)
+        if args.external is not None:
+            return args.external if args.scale is None else _in_units_of(args.external, args.scale)
         if self.source is None:
             raise RecipeError(
                 "this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code"
@@ -182,7 +182,7 @@ class External(Frozen):
         from ..models.store import load_model
 
         loaded = load_model(self.source)
-        return loaded if given.scale is None else _in_units_of(loaded, given.scale)
+        return loaded if args.scale is None else _in_units_of(loaded, args.scale)
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ class GeometricMixture(Teacher[nn.ModuleList]):
     def student_view(self, term: BaseTerm) -> str | None:
         return self.first.student_view(term) or self.second.student_view(term)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.ModuleList:
-        return nn.ModuleList([self.first.start(model, given), self.second.start(model, given)])
+    def start(self, model: nn.Module, args: BindArgs) -> nn.ModuleList:
+        return nn.ModuleList([self.first.start(model, args), self.second.start(model, args)])
 
     def prepare(self, state: nn.ModuleList, data: GenerationData) -> None:
         self.first.prepare(state[0], data)

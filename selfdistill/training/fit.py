@@ -37,7 +37,7 @@ __all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit"]
 class Result:
     """The result of `fit`: the best audited generation's model (eval mode), every generation, and the cost.
 
-    ``product`` is that generation's number; without an audit it is the last one.
+    ``final_generation`` is that generation's number; without an audit it is the last one.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class Result:
     steps: int
     seconds: float
     history: list[dict[str, Any]] = field(repr=False)
-    product: int = 0
+    final_generation: int = 0
     passes: Passes = Passes()
     objective: Objective | None = field(default=None, repr=False)  # of the last generation, with its teachers
 
@@ -206,12 +206,12 @@ def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> R
         trainer.run(stop, resume=resume, progress=progress)
     state = trainer.state
     return Result(
-        trainer.product_model(),
+        trainer.final_model(),
         state.generations,
         state.steps_done,
         state.seconds,
         state.history,
-        state.product,
+        state.final_generation,
         state.passes,
         state.objective,
     )

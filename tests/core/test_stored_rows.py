@@ -52,7 +52,7 @@ class Reservoir(Buffers):
 class Replay(Teacher[Reservoir]):
     """What the student said of past rows when they were shown (dark experience replay)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> Reservoir:
+    def start(self, model: nn.Module, args: BindArgs) -> Reservoir:
         return Reservoir()
 
     def rows(self, state: Reservoir, batch: Batch, address: Address) -> Rows | None:

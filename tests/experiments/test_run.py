@@ -21,7 +21,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request, differences
 from selfdistill.methods import recipes
 from selfdistill.methods.registry import read_method
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.store import load_model, model_card
 from selfdistill.training.fit import fit
 from tests.terminal import contents, write_images, write_tables
@@ -351,8 +351,8 @@ def test_the_product_of_a_group_is_its_first_peer() -> None:
     from selfdistill.models.peers import PeerModels
 
     members = [nn.Linear(2, 2) for _ in range(3)]
-    assert product(PeerModels(list(members))) is members[0]
-    assert product(members[1]) is members[1]
+    assert final_model(PeerModels(list(members))) is members[0]
+    assert final_model(members[1]) is members[1]
 
 
 def test_predictions_have_a_row_a_class_and_probabilities() -> None:

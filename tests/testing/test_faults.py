@@ -211,7 +211,7 @@ class Taught(Teacher):
 
     fault: str = ""
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
         if self.fault == "alias":
             state = nn.Module()
             state.module = model
@@ -316,7 +316,7 @@ class Mute(Term):
 class Secret(LastEpoch):
     """Keeps a count that its state_dict does not know of."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         table = SampleMemory()
         table.visits = [0]  # type: ignore[assignment]
         return table
@@ -334,7 +334,7 @@ class Secret(LastEpoch):
 class Borrowed(Teacher):
     """Teaches by the student's own weights under another name."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
         state = nn.Module()
         state.module = model
         return state

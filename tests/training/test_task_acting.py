@@ -142,7 +142,7 @@ def test_what_is_not_shown_to_be_better_is_rolled_back() -> None:
     """Nearly without learning the strict audit keeps the model before training."""
     result = train(lr=1e-9)
     assert [done.decision["accepted"] for done in result.generations] == [False, False]
-    assert result.product == -1
+    assert result.final_generation == -1
     assert "not shown to be better than the model before training" in result.generations[0].decision["why"]
 
 
