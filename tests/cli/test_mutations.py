@@ -65,11 +65,6 @@ SETTINGS: dict[str, Any] = {
     "database": None,
     "suppress_health_check": list(HealthCheck),
 }
-    "deadline": None,
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-}
 
 
 @pytest.mark.slow
