@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import Finite, announce_default_data, data_options, one_line_errors, training_options, training_settings
+from .options import (
+    Finite,
+    announce_default_data,
+    data_options,
+    echo,
+    one_line_errors,
+    training_options,
+    training_settings,
+)
 
 
 class ManyMethods(click.Command):
@@ -41,15 +49,15 @@ class ManyMethods(click.Command):
     "--seeds",
     type=int,
     metavar="N",
-    help="Number of seeds, counted from --seed on; at least 3 [default: the fewest that can reach a verdict: 6 for one "
-    "method, 7 for two].",
+    help="Number of seeds from --seed upwards, at least 3 [default: the fewest with which a verdict is possible: 6 for "
+    "one method, 7 for two].",
 )
 @click.option(
     "--budget",
     type=click.Choice(["passes", "steps", "seconds", "completions"]),
-    help="What is matched: sample passes (a forward pass counts 1, a backward pass 2), optimizer steps, seconds, "
-    "or for "
-    "prompts the sampled completions [default: passes; steps for prompts; always trainings for scikit-learn].",
+    help="The compute that is equal for all methods: sample passes (a forward pass counts 1, a backward pass 2), "
+    "optimizer steps, seconds, or for prompts the sampled completions [default: passes; steps for prompts]. For "
+    "scikit-learn it is the number of trainings.",
 )
 @click.option(
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
@@ -72,8 +80,9 @@ def compare(
 ) -> None:
     """Compare methods on DATA with baselines at matched compute, paired over seeds.
 
-    Each method BEATS, TIES or LOSES to the plain baseline and the best baseline (prompts: sft() and the model before
-    training). An interrupted comparison resumes when the same command is given again. Without DATA, digits.
+    The verdict on a method is BEATS, TIES or LOSES, against plain training and against the best baseline; for prompts
+    against sft() and the model before training. An interrupted comparison resumes when the same command is given again.
+    Without DATA it uses digits.
 
     Baselines of networks: plain training, plain training for longer, label smoothing, EMA weights, early stopping,
     tuned weight decay, an average of independent models, and distillation from a larger teacher.
@@ -103,7 +112,7 @@ def compare(
     settings = ComparisonSettings(methods, all_seeds, design.matched_budget(budget), level)
     comparison = Comparison.create(request, settings, out)
     try:
-        result = comparison.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
+        result = comparison.execute((lambda line: None) if quiet else (lambda line: echo(line, err=True)))
     except KeyboardInterrupt:
         hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
@@ -113,7 +122,7 @@ def compare(
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
-    click.echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
+    echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
 
 
 QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")
@@ -196,7 +205,7 @@ def methods(
     writable(target, "--page")
     asked = methods or (QUICK_METHODS if quick else ())
     left = 0
-    tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    tell = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
     if not only_page:
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
@@ -206,4 +215,4 @@ def methods(
             raise KeyboardInterrupt(hint) from None
     missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
     over = f"{left} of the requested cells remain; give the same command again to resume. " if left else ""
-    click.echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")
+    echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")

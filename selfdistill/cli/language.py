@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, one_line_errors, refuse_two_lengths
+from .options import Finite, echo, one_line_errors, refuse_two_lengths
 
 
 @click.command()
@@ -35,16 +35,16 @@ from .options import Finite, one_line_errors, refuse_two_lengths
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
     """Test on a few PROMPTS whether the teacher of a language model is better than the student.
 
-    Scores the student, the student with the teacher's context, and the teacher, and prints "go" or "no-go" (exit "
-    "code 1).
+    It scores the student, the student that reads the teacher's context, and the teacher. Then it prints "go", or
+    "no-go" with exit code 1.
     """
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
     from ..language.preflight import text
 
     request = Request(data=data, device=device, **options)
-    found = TASK_TYPES.of_request(request).preflight(request, prompts, lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+    found = TASK_TYPES.of_request(request).preflight(request, prompts, lambda line: echo(line, err=True))
+    echo(json.dumps(found, sort_keys=True) if as_json else text(found))
     if not found["go"]:
         raise SystemExit(1)
 
@@ -53,7 +53,7 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
 @click.argument("data")
 @click.option("--text", required=True, metavar="COL", help="Column of texts.")
 @click.option("--model", default="gt-minilm", show_default=True, metavar="SPEC", help="Encoder, as for `run`.")
-@click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; `run --model DIR` takes it.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; for `run --model DIR`.")
 @click.option("--weight", type=Finite(min=0), default=1.0, show_default=True, help="Weight of the distillation term.")
 @click.option(
     "--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs of each of the two trainings [default: 3]."
@@ -81,7 +81,7 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     with reporting(quiet) as reporter:
         record = further_pretraining.pretrain(
             data, text, Path(out), make=reporter.begin if reporter else lambda name: None,
-            warn=lambda line: click.echo(line, err=True), **given,
+            warn=lambda line: echo(line, err=True), **given,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"out": out, **record}, sort_keys=True))
@@ -89,4 +89,4 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     for role, terms in record["losses"].items():
         said = ", ".join(f"{name} {one['loss']:.3f}" for name, one in terms.items())
         click.echo(f"{role}, losses of the last epoch: {said}")
-    click.echo(f"Encoder folder: {out}; train on labels by `selfdistill run DATA --text {text} --model {out}`")
+    echo(f"Encoder folder: {out}; train on labels by `selfdistill run DATA --text {text} --model {out}`")

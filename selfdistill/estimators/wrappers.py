@@ -18,8 +18,9 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from ..data.copies import Floats, category_codes, numeric_values
 from ..errors import DataError
-from .tables import Floats, category_codes, draw_rows, numeric_values, predict_in_blocks, take
+from .tables import class_targets, draw_rows, has_label, predict_in_blocks, take, target_column
 
 MAX_CATEGORIES = 254  # of a column; with one for the rest as many as histogram gradient boosting tells apart
 
@@ -165,6 +166,15 @@ class IndicatorEncoder(FrameEncoder):
         return sparse.hstack(parts, format="csr")
 
 
+def _without_empty_columns(X: Any) -> Any:
+    """An array whose columns without any value are 0: boosting of histograms finds no bins in them, and never splits a
+    constant."""
+    if not isinstance(X, np.ndarray) or X.dtype.kind != "f":
+        return X
+    empty = np.array([np.isnan(X[:, i]).all() for i in range(X.shape[1])], dtype=bool)
+    return np.where(empty, 0.0, X) if empty.any() else X
+
+
 # around another estimator ---------------------------------------------------------------------------------------------
 
 
@@ -256,7 +266,7 @@ class RowLimit(Wrapper):
             X = self.encoder_.transform(X)
             if self.encoder_.categorical().any() and "categorical_features" in learner.get_params():
                 learner.set_params(categorical_features=self.encoder_.categorical())
-        self.estimator_ = learner.fit(X, y, **weight_arguments(learner, weights))
+        self.estimator_ = learner.fit(_without_empty_columns(X), y, **weight_arguments(learner, weights))
         return self
 
     def _inputs(self, X: Any) -> Any:
@@ -316,7 +326,12 @@ class ClassNames(ClassifierMixin, Wrapper):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, **more: Any) -> ClassNames:
         """Train the classifier on rows (rows, columns) and the names of their classes (rows,)."""
-        self._names, numbers = np.unique(np.asarray(y), return_inverse=True)
+        column, parameters = target_column(y, self), self.estimator.get_params(deep=False)
+        marked = "unlabelled" in parameters
+        labelled = has_label(column, parameters["unlabelled"], self) if marked else np.ones(len(column), dtype=bool)
+        self._names, codes = class_targets(column[labelled], self)
+        numbers = np.full(len(column), -1)
+        numbers[labelled] = codes
         self.estimator_, self.classes_ = clone(self.estimator).fit(X, numbers, **more), self._names
         return self
 

@@ -26,6 +26,7 @@ from ..core.step import Forward
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
+from ..io.files import share
 from ..io.tensors import write_json
 from ..losses import Squared
 from ..models import hub, text_encoder
@@ -76,11 +77,11 @@ class HiddenWords(BaseTerm):
     head: str = "features"
     weight: float = 1.0
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
-        masked, whole = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        hidden = forward.student(self.view, self.head)  # (rows, length, D), as long as the longest row
+        masked, whole = (forward.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
         hidden_words = masked != whole
-        logits = cast(Filler, step.owner).logits(hidden[hidden_words])
+        logits = cast(Filler, forward.owner).logits(hidden[hidden_words])
         total = F.cross_entropy(logits.float(), whole[hidden_words], reduction="sum")
         count = hidden_words.sum().to(total.dtype)
         return TermResult(Tally(total, count), count, count)
@@ -122,15 +123,15 @@ def texts(source: str, text_reader: Reader) -> tuple[Data, int]:
     Raises:
         DataError: no such table or column, or a model that cannot hide words.
     """
-    path, _, column_texts = text_reader.table(source)
+    file, column_texts = text_reader.table(source)
     if text_reader.tokens.mask is None:
         raise DataError("the tokenizer of this model has no mask token, so that no words can be hidden; give another "
                         "model")  # fmt: skip
     x, cut = text_reader.ids(column_texts)
     no_ids, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
     data = Data(
-        name=path.name, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(), labelled=every,
-        unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
+        name=file, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(),
+        labelled=every, unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
         noisy=torch.zeros(len(x), dtype=torch.bool), reader=text_reader, cut=cut,
     )  # fmt: skip
     return data, cut
@@ -217,5 +218,6 @@ def _write(out: Path, model: nn.Module, text_reader: Reader, record: dict[str, A
     with hub.quiet():
         cast(Any, model).cpu().body.save_pretrained(out)
         text_reader.tokenizer.save_pretrained(out)
+    share(out)
     write_json(out / RECORD, record)
     shutil.rmtree(out / WORK)
