@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..io.expressions import one_line
+
 Floats = NDArray[np.float64]
 
 
@@ -219,7 +221,9 @@ def conflict_text(conflict: dict[str, Any]) -> str:
     "rows 1 (label 'no') and 3 (label 'yes')"
     """
     first = dict(zip(conflict["labels"][::-1], conflict["rows"][::-1], strict=True))
-    shown = [f"{row} (label '{label}')" for row, label in sorted((r, label) for label, r in first.items())]
+    shown = [
+        f"{row} (label '{one_line(label, 40)}')" for row, label in sorted((r, label) for label, r in first.items())
+    ]
     return f"rows {', '.join(shown[: MOST_EXAMPLES - 1][: len(shown) - 1])} and {shown[-1]}"
 
 
