@@ -50,6 +50,7 @@ class RawData:
     names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
     bare: bool = False  # no row has a label, and that is as it should be
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
+    gradients: Tensor | None = None  # (n, 32) uint8 of image files: nearly equal for images that look alike
     skip_note: str = ""  # files that are no rows, and why
 
     @property
@@ -199,6 +200,7 @@ def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
         names=pictures.names,
         bare=_is_unlabelled(pictures, labelled),
         digests=pictures.digests,
+        gradients=pictures.gradients,
         skip_note=pictures.note,
     )
 
