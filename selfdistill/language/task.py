@@ -41,7 +41,7 @@ from ..training.comparison import (
 from ..training.fit import Result, choose_device
 from ..training.task_type import Rows, TaskType, generation_name
 from . import evaluation, recipes
-from .completions import Language, Once
+from .completions import Language, OncePerGeneration
 from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
@@ -244,7 +244,7 @@ class LanguageDesign(ComparisonDesign):
         drawn = self.settings.budget == "completions"
         for name, method in recipes.items():
             check_method(method)
-            if drawn and isinstance(method.source, Once):
+            if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
@@ -341,7 +341,7 @@ class LanguageTaskType(TaskType):
         Raises:
             RecipeError: the method is for prompts and the data are none, or the other way round.
         """
-        prompts = holds_prompts(request.data)
+        prompts = holds_prompts(request.data) and request.target is None and request.text is None
         name = None if request.method is None else expression_name(request.method)
         networks = network_recipes()
         if prompts and name is not None and name not in self.recipes():
