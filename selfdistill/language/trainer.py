@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.step import Batch, Clock, Passes
-from ..data.prompts import Prompts, need
+from ..data.prompts import Prompts
 from ..data.sampler import Order
 from ..errors import DataError
 from ..io.tensors import digest
@@ -33,6 +33,7 @@ from ..training.trainer import Trainer
 from . import evaluation
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
+from .prompt_check import check_prompts
 from .sampling import Engine, Vllm, Written, by_transformers
 
 PART = 32  # prompts whose completions are written between two saves
@@ -262,7 +263,8 @@ class LanguageTask(Task):
 
     def baseline(self, state: RunState) -> Evaluation:
         """The pre-trained model, once all prompts and contexts were made and are known to fit."""
-        evaluation.check_prompts(self.writer, self.suite)
+        writer = self.writer
+        check_prompts(writer.model.reader, self.method, self.data, self.suite, writer.greedy.max_tokens)
         return evaluation.evaluate(self.writer, self.suite, "the model before")
 
     def evaluate(self, state: RunState) -> Evaluation:
@@ -374,8 +376,7 @@ def fit(
     check(method)
     if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
         raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
-    for field in method.needs:
-        need(data, field, "this method")
+    method.check_fields(data, "this method")
     device = choose_device(device)
     join(device)
     if distributed.size() > 1 and settings.get("parallel") == "fsdp" and isinstance(engine, Vllm):
