@@ -23,7 +23,7 @@ from .options import (
     training_options,
     training_settings,
 )
-from .report import doubts, report, theory, vitals
+from .report import label_errors, report, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -198,12 +198,15 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
-    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `doubts`.
+    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `label-errors`.
     """
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
-    text = run.task.predict(run.folder, data, exit_number).text()
+    answers = run.task.predict(run.folder, data, exit_number)
+    text = answers.text()
+    if answers.note:
+        click.echo(answers.note, err=True)
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -281,7 +284,7 @@ main.add_command(preflight)
 main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
-main.add_command(doubts)
+main.add_command(label_errors)
 main.add_command(theory)
 
 

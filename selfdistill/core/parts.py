@@ -25,10 +25,10 @@ from ..errors import SpaceError
 from ..rng import Address
 from .logits import scattered
 from .outputs import element_shape, space_of
-from .step import Batch, Clock, Forward, Rows
+from .step import Batch, Forward, Rows, TrainingClock
 from .targets import Target
 
-Schedule = Callable[[Clock], float]
+Schedule = Callable[[TrainingClock], float]
 
 
 S = TypeVar("S", bound=nn.Module, default=Any)  # the state of a part
@@ -57,7 +57,7 @@ class GenerationData(NamedTuple):
 
     unlabelled: Tensor
     predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
-    clock: Clock
+    clock: TrainingClock
     labelled: Tensor = torch.zeros(0, dtype=torch.int64)
     seed: int = 0
     targets: Tensor = torch.zeros(0)  # what labelled rows teach, in their order
@@ -114,8 +114,8 @@ class Part(Generic[S]):
         """
         return None
 
-    def waits(self, clock: Clock) -> bool:
-        """Has it nothing to say yet?"""
+    def has_no_target(self, clock: TrainingClock) -> bool:
+        """Whether it has no target yet at this point of the run."""
         return False
 
 
@@ -210,16 +210,16 @@ class Gate(Part[S]):
     full: ClassVar[bool] = False
     lazy: ClassVar[bool] = False
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
-        """Which of the elements that exist (mask, (rows, T)) it trusts at all; None where only a pass tells."""
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
+        """The elements that it trusts at all, of those that exist (mask (rows, T)); None where it needs outputs."""
         return None
 
     def weigh(self, state: S, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it weighs")
 
-    def measures(self, student: Tensor, target: Target) -> Tensor | None:
-        """How sure each element (rows, ...) is; None where the target's largest probability says it."""
+    def confidence(self, student: Tensor, target: Target) -> Tensor | None:
+        """The confidence of each element (rows, ...); None where it is the largest probability of the target."""
         return None
 
 
@@ -230,7 +230,7 @@ class Always(Gate):
     full: ClassVar[bool] = True
     lazy: ClassVar[bool] = True
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
@@ -429,7 +429,7 @@ class BaseTerm:
         """Those with a state, or with something to say about views."""
         return tuple(part for part in (self.teacher, self.gate) if part is not None)
 
-    def weight_at(self, clock: Clock) -> float:
+    def weight_at(self, clock: TrainingClock) -> float:
         """What the term counts for at a place of the run."""
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 
@@ -446,12 +446,12 @@ class BaseTerm:
         """What its sum over a batch is divided by, a scalar; None where only a pass tells."""
         return None
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
-        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views, for a number of networks and of rows per view."""
         return 0.0, 0.0
 
-    def told(self) -> str:
-        """What is special about its loss, in words."""
+    def loss_note(self) -> str:
+        """The description that `explain` adds to the loss."""
         return ""
 
 
@@ -476,13 +476,13 @@ class Term(BaseTerm):
         if not isinstance(self.reduction, Reduction):
             raise SpaceError(f"reduction is an object such as PerElement() or PerTrust(), not {self.reduction!r}")
 
-    def said(self, step: Forward) -> Tensor:
+    def student_output(self, step: Forward) -> Tensor:
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
         return step.student(self.view, self.head)
 
     def count_of(self, batch: Batch) -> Tensor | None:
         mask = batch[self.view].extra.get("mask")
-        trust = None if mask is None else self.gate.keeps(mask)
+        trust = None if mask is None else self.gate.trust_mask(mask)
         if mask is None or trust is None:
             return None
         valid = mask
@@ -495,7 +495,7 @@ class Term(BaseTerm):
         if not step.rows(self.view):
             zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
             return TermResult(Tally(zero, zero), zero, zero)
-        student = self.said(step)
+        student = self.student_output(step)
         target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
         trust, valid, shape = None, target.valid, student.shape[:-1]
         number = student.new_full((), float(shape.numel())) if valid is None else valid.sum(dtype=student.dtype)

@@ -1,4 +1,4 @@
-"""What a step looks at (`Batch`), when (`Clock`), and what the models answer (`Forward`)."""
+"""What a step looks at (`Batch`), when (`TrainingClock`), and what the models answer (`Forward`)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class Rows(NamedTuple):
     align: Tensor | None = None
     extra: Mapping[str, Tensor] = MappingProxyType({})
 
+    def __reduce__(self) -> tuple[type[Rows], tuple[Any, ...]]:  # a mapping that cannot change cannot be sent
+        return Rows, (*self[:4], dict(self.extra))
+
     def to(self, device: torch.device) -> Rows:
         """The same rows on a device."""
         y, ids, align = (None if value is None else value.to(device) for value in self[1:4])
@@ -61,6 +64,13 @@ class Batch(dict[str, Rows]):
         views = {name: value for name, value in batch.items() if name not in ("y", "id")}
         return cls({name: cls._rows(v, y, ids) for name, v in views.items()})
 
+    def to(self, device: torch.device) -> Batch:
+        """The same views on a device."""
+        moved = Batch({name: rows.to(device) for name, rows in self.items()})
+        moved.fixed = self.fixed
+        moved.addresses = {name: address.to(device) for name, address in self.addresses.items()}
+        return moved
+
     @staticmethod
     def _rows(view: Any, y: Tensor | None, ids: Tensor | None) -> Rows:
         """A view's rows; one with labels and ids of its own is a mapping ``{"x": ..., "y": ..., "id": ...}``."""
@@ -70,7 +80,7 @@ class Batch(dict[str, Rows]):
 
 
 @dataclass(frozen=True)
-class Clock:
+class TrainingClock:
     """Where the run is: generation, epoch and step within the generation, all counted from 0.
 
     ``epochs`` of ``per_epoch`` steps each are the generation's length, unless ``steps`` cuts it short.
@@ -94,7 +104,7 @@ class Clock:
         """Share of the generation's steps done, in [0, 1]."""
         return min(1.0, self.step / self.length)
 
-    def at(self, step: int) -> Clock:
+    def at(self, step: int) -> TrainingClock:
         """The same run at another step of this generation."""
         return replace(self, step=step, epoch=min(step // self.per_epoch, self.epochs - 1))
 
@@ -102,7 +112,7 @@ class Clock:
     def observed(self) -> bool:
         """Is this one of the few steps that the vitals look at? Steps 1, 2, 4, ... 32 and every fiftieth, from 1.
 
-        >>> [step + 1 for step in range(120) if Clock(step=step).observed]
+        >>> [step + 1 for step in range(120) if TrainingClock(step=step).observed]
         [1, 2, 4, 8, 16, 32, 50, 100]
         """
         done = self.step + 1
@@ -202,7 +212,7 @@ class Forward:
         self,
         model: Callable[[Tensor], Any],
         batch: Batch,
-        clock: Clock,
+        clock: TrainingClock,
         plan: ForwardPlan | None = None,
         module: nn.Module | None = None,
     ) -> None:

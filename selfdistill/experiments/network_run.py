@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Method, untaught
 from ..data import text
-from ..data.dataset import Data, inputs_for, load, write_card
+from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..evaluation import label_errors
@@ -223,8 +224,8 @@ class NetworkRun:
             result["folds"] = folds.to_json()
         if distributed.rank() == 0:
             if taught:
-                doubts, result["doubts"] = label_errors.judge(trained, ready.data)
-                label_errors.save(doubts, folder)
+                errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
+                label_errors.save(errors, folder)
             ready._save_product(folder / "model", control if control and preferred else trained, result)
         return result
 
@@ -370,7 +371,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         if not isinstance(teacher, CachedTeacher):
             continue
         name = teacher.view or term.view
-        look = next((one for one in method.views.looks if one.name == name), None)
+        look = next((one for one in method.views.views if one.name == name), None)
         how = data.augment if look is None or look.augment == "default" else look.augment
         if look is None or look.of or how != "none":
             default = look is not None and look.augment == "default" and how != "none"
@@ -399,7 +400,7 @@ def _default_method(data: Data) -> str:
 
 def batch_size_for(data: Data, method: Method) -> int:
     """64 rows, 32 of texts, or all if there are fewer."""
-    both = any(look.rows in TOGETHER for look in method.views.looks)
+    both = any(view.rows in TOGETHER for view in method.views.views)
     usual = text.BATCH if data.kind == "text" else 64
     return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 
@@ -439,12 +440,13 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
     outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    note = unread(source, names) if card["kind"] == "image" else ""
     if head == "values":
-        return ValuePredictions(names, *with_interval(outputs, card.get("half")))
-    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]])
+        return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
+    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
 
 
-def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head: str) -> Tensor:
+def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:
     try:
         exits = predict(model, x, "exits" if head == "logits" else "exit_values")  # (rows, exits, components)
     except SpaceError:

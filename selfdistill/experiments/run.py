@@ -8,7 +8,7 @@
     generations/      final and best weights of every generation
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
-    doubts.csv        how far the model doubts each label that taught
+    label_errors.csv  how strongly the model contradicts each label that taught
     README.md         the same facts for people; report.html draws them
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..core import distributed
-from ..core.step import Clock
+from ..core.step import TrainingClock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint
@@ -43,7 +43,7 @@ from .task_types import TASK_TYPES
 
 __all__ = ["Run", "load_model", "model_card", "product"]
 
-Progress = Callable[[Clock, dict[str, float]], None]
+Progress = Callable[[TrainingClock, dict[str, float]], None]
 
 BUSY = "another process is training this run; wait for it or end it, or give another --out"
 

@@ -56,7 +56,7 @@ class Agreement(Gate):
     within: float = 1.0
     spaces: ClassVar[frozenset[str] | None] = frozenset({"values", "gaussian"})
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         """The confidence of each element: minus the distance. Of a head (m, log variance) beside values, m counts."""
         distance = (student[..., : target.value.shape[-1]] - target.value).abs()
         return -(
@@ -64,7 +64,7 @@ class Agreement(Gate):
         )
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return (self.measures(student, target) >= -self.within).to(student.dtype)
+        return (self.confidence(student, target) >= -self.within).to(student.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Precision(Gate):
         if not self.variance > 0:
             raise RecipeError(f"Precision: variance (that of trust 1/2) is above 0, not {self.variance}")
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         """The confidence of each element: minus its log variance."""
         return -target.value[..., 1]
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return torch.sigmoid(math.log(self.variance) + self.measures(student, target)).to(student.dtype)
+        return torch.sigmoid(math.log(self.variance) + self.confidence(student, target)).to(student.dtype)
 
 
 @dataclass(frozen=True)

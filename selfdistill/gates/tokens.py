@@ -37,7 +37,7 @@ class AfterTokens(TokenGate):
 
     first: int = 3
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask & (torch.arange(mask.shape[1], device=mask.device) >= self.first)
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
@@ -72,7 +72,7 @@ class ImportanceWeight(TokenGate):
         if self.per not in ("token", "sequence") or not self.cap > 0:
             raise RecipeError(f"ImportanceWeight is per 'token' or 'sequence' with a cap above 0, not {self}")
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask
 
     def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
@@ -97,8 +97,8 @@ class Product(TokenGate):
     def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
         return nn.ModuleList([gate.start(model, given) for gate in self.gates])
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
-        kept = [gate.keeps(mask) for gate in self.gates]
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
+        kept = [gate.trust_mask(mask) for gate in self.gates]
         known = [k for k in kept if k is not None]
         return reduce(torch.logical_and, known) if len(known) == len(kept) else None
 

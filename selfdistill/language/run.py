@@ -336,6 +336,7 @@ class Completions(NamedTuple):
     """What a language model answered: a row a prompt, with its reward where there is a checker."""
 
     rows: list[dict[str, Any]]
+    note: str = ""
 
     def text(self) -> str:
         """The rows as JSON lines."""

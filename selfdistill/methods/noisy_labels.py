@@ -9,7 +9,7 @@ from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
-from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
+from ..teachers import CurrentStudent, Ensembled, History, LastBatch, LastEpoch, Refurbished, Relabelled
 from ..views import View, Views, overlapping
 from .controls import supervised
 
@@ -37,7 +37,7 @@ def soft_bootstrapping(beta: float = 0.95) -> Method:
     return Method(
         {
             "label": supervised(weight=beta),
-            "sure": Term(Itself(), Entropy(), weight=1.0 - beta),
+            "sure": Term(CurrentStudent(), Entropy(), weight=1.0 - beta),
         }
     )
 
@@ -63,7 +63,7 @@ def hard_bootstrapping(beta: float = 0.8) -> Method:
     return Method(
         {
             "label": supervised(weight=beta),
-            "best": Term(Itself(), CrossEntropy(hard=True), weight=1.0 - beta),
+            "best": Term(CurrentStudent(), CrossEntropy(hard=True), weight=1.0 - beta),
         }
     )
 
@@ -315,8 +315,8 @@ def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 1
     return Method(
         {
             "label": Term(Relabelled(window, wait), KL()),
-            "prior": Term(Itself(), ClassPrior(), weight=ByGeneration(prior, 0.0)),
-            "sure": Term(Itself(), Entropy(), weight=ByGeneration(entropy, 0.0)),
+            "prior": Term(CurrentStudent(), ClassPrior(), weight=ByGeneration(prior, 0.0)),
+            "sure": Term(CurrentStudent(), Entropy(), weight=ByGeneration(entropy, 0.0)),
         },
         generations=2,
     )
@@ -331,8 +331,8 @@ def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
         S_l = the int((1 - F) n) of the n rows of the batch with the smallest CE(y, p_l)
         F = noise x min(e / (ramp x epochs), 1) in epoch e (from 0)
 
-    The authors take the true noise, 0.2 to 0.5; `selfdistill doubts` of a run of `elr`, say, estimates it. The ramp is
-    10 of 200 epochs. The first network is the final model.
+    The authors take the true noise, 0.2 to 0.5; `selfdistill label-errors` of a run of `elr`, say, estimates it.
+    The ramp is 10 of 200 epochs. The first network is the final model.
 
     Args:
         noise: Share of wrong labels, in [0, 1).

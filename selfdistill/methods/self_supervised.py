@@ -10,7 +10,7 @@ from ..core.parts import Term
 from ..io.expressions import Positive, Share
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
-from ..teachers import CentredMomentum, Itself, Momentum
+from ..teachers import CentredMomentum, CurrentStudent, Momentum
 from ..terms import Cooling, RowMeanCooling
 from ..views import View, Views, two
 
@@ -47,7 +47,7 @@ def simsiam(width: int = 256) -> Method:
     """
     heads = Projectors((width, width, width), (max(1, width // 4), width), closed=True)
     terms = {
-        f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
+        f"from_{theirs}": Term(CurrentStudent(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
         for mine, theirs in PAIRS
     }
     return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
@@ -144,7 +144,7 @@ def dino(
         )
         for v, w in pairs
     }
-    views = Views((*CROPS.looks, *(View(v, "all", "local") for v in small)))
+    views = Views((*CROPS.views, *(View(v, "all", "local") for v in small)))
     return Method(terms, views=views, wrap_model=heads, forward="separate")
 
 
@@ -204,4 +204,4 @@ def ibot(
         terms[f"patches_{view}"] = patches
     looks = [View(hidden_name, "all", "crop", 0, hidden, view, spread, whole) for view, hidden_name in masked.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)
+    return replace(base, terms=terms, views=Views((*base.views.views, *looks)), wrap_model=heads)

@@ -14,7 +14,7 @@ from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher, Term
-from ..core.step import Clock, Forward
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -82,7 +82,7 @@ class CachedTeacher(Frozen):
             metadata = {"teacher": fingerprint, "looks": str(self.views)}
             if isinstance(state.module, Scaled):
                 metadata["unit"] = repr(given.scale)
-            state.said = StoredTargets(folder, metadata, self.top, self.dtype)
+            state.cache = StoredTargets(folder, metadata, self.top, self.dtype)
         return state
 
     def space(self, head: str) -> str:
@@ -98,8 +98,8 @@ class CachedTeacher(Frozen):
                 "inputs; give the view no augmentation or CachedTeacher views=4, and in a loop of your own name it in "
                 "batch.fixed"
             )
-        if isinstance(state, FrozenCopy) and isinstance(state.said, StoredTargets):
-            state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
+        if isinstance(state, FrozenCopy) and isinstance(state.cache, StoredTargets):
+            state.cache.show(step.addresses(view), step.batch[view].x, view, term.head)
         return super().target(state, step, term)
 
 
@@ -122,8 +122,8 @@ def fixed_views(method: Method) -> Views:
                 raise RecipeError(
                     f"view {view!r} has {numbers[view]} and {teacher.views} fixed augmentations; give one number"
                 )
-    looks = method.views.looks
-    return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+    views = method.views.views
+    return replace(method.views, views=tuple(replace(view, fixed=numbers.get(view.name, view.fixed)) for view in views))
 
 
 def store_targets(method: Method, folder: str) -> Method:
@@ -166,7 +166,7 @@ def set_cache(objective: Objective, cache: bool) -> None:
             raise RecipeError(f"term {name!r} has a CachedTeacher, which needs the cache; leave it or --no-cache out")
     for state in objective.states.modules():
         if isinstance(state, FrozenCopy):
-            state.keeps = False
+            state.cacheable = False
 
 
 class StoredTargets(nn.Module):
@@ -263,7 +263,7 @@ class StoredTargets(nn.Module):
             self.store = Store(self.folder, layout, self.bound)
         self.store.write(keys.cpu().numpy(), layout.encode(raw), marks=marks.cpu().numpy())
 
-    def settle(self, clock: Clock) -> None:
+    def settle(self, clock: TrainingClock) -> None:
         """Flush the store at the end of an epoch."""
         if self.store is not None and (clock.step + 1) % clock.per_epoch == 0:
             self.store.flush()

@@ -88,7 +88,7 @@ class Labels(Teacher):
 
 
 @dataclass(frozen=True)
-class Itself(Teacher):
+class CurrentStudent(Teacher):
     """The student's own output in the same step, detached: on another view, another head, or both."""
 
     view: str | None = None
@@ -100,7 +100,7 @@ class Itself(Teacher):
     def space(self, head: str) -> str:
         return space_of(self.head or head)
 
-    def of_values(self) -> Itself:
+    def of_values(self) -> CurrentStudent:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
@@ -122,15 +122,15 @@ class OtherPeers(Teacher):
         return spaces[head]
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        space, said = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
-        peers = said.shape[1]
+        space, outputs = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
+        peers = outputs.shape[1]
         if peers < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {peers}")
         if space == "gaussian":
-            each = [matched(*said[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
+            each = [matched(*outputs[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
             return Target(torch.stack([torch.stack([m.mean, m.log_variance], -1) for m in each], dim=1), space)
-        said = memory_value(said, space)
-        return Target((said.sum(1, keepdim=True) - said) / (peers - 1), space)
+        outputs = memory_value(outputs, space)
+        return Target((outputs.sum(1, keepdim=True) - outputs) / (peers - 1), space)
 
 
 @dataclass(frozen=True)
@@ -153,5 +153,5 @@ class Sampled(Teacher):
         return peers * self.passes
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        said = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
-        return Target(said.flatten(1, -2).mean(1), self.space(term.head))
+        outputs = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
+        return Target(outputs.flatten(1, -2).mean(1), self.space(term.head))

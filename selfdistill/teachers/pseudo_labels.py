@@ -16,7 +16,7 @@ from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
-from .labels import Itself
+from .labels import CurrentStudent
 from .memories import label_target, memory_space
 
 
@@ -53,7 +53,7 @@ class ClassAligned(Teacher[_ClassShares]):
         RecipeError: an unknown ``to``, or a decay outside [0, 1).
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     decay: float = 0.999
     to: str = "uniform"
 
@@ -313,14 +313,14 @@ class _RankMemory(Buffers):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("labels", torch.zeros(0))
-        self.said, self.aligned = SampleMemory(), SampleMemory()
+        self.outputs, self.aligned = SampleMemory(), SampleMemory()
 
     def align(self) -> None:
         """Set the value of rank r of N to the labels' quantile r / (N - 1), by linear interpolation."""
-        ids = self.said.seen.nonzero().squeeze(1)
+        ids = self.outputs.seen.nonzero().squeeze(1)
         if not len(ids) or not len(self.labels):
             return
-        ranks = self.said.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
+        ranks = self.outputs.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
         position = ranks / max(1, len(ids) - 1) * (len(self.labels) - 1)
         lower = position.floor().long()
         labels = self.labels.double()
@@ -354,7 +354,7 @@ class Aligned(Teacher[_RankMemory]):
 
     def update(self, state: _RankMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
         for step in (step for step in steps if step.rows(term.view)):
-            state.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
+            state.outputs.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
         clock = steps[0].clock
         if (clock.step + 1) % clock.per_epoch == 0:
             state.align()

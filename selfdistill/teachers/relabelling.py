@@ -53,20 +53,20 @@ class Votes(PseudoLabelStore):
 
     def __init__(self) -> None:
         super().__init__(None, stays=True)
-        self.said = SampleMemory()
+        self.memory = SampleMemory()
 
     def majority(self, ids: Tensor, length: int, classes: int) -> tuple[Tensor, Tensor]:
         """The most frequent class (rows,), and the entropy of the votes over log C; 1 until all are in."""
-        votes, stored = self.said.read(ids, length)
+        votes, stored = self.memory.read(ids, length)
         share = F.one_hot(votes.long().clamp(min=0), classes).float().mean(1)
         complete = stored & (votes >= 0).all(1)
         uncertainty = torch.special.entr(share).sum(-1) / torch.log(torch.tensor(float(classes)))
         return share.argmax(-1), torch.where(complete, uncertainty, torch.ones_like(uncertainty))
 
     def vote(self, ids: Tensor, best: Tensor, length: int) -> None:
-        votes, stored = self.said.read(ids, length)
+        votes, stored = self.memory.read(ids, length)
         votes = torch.where(stored[:, None], votes, torch.full_like(votes, -1.0))
-        self.said.write(ids, torch.cat([votes[:, 1:], best[:, None].to(votes.dtype)], dim=1))
+        self.memory.write(ids, torch.cat([votes[:, 1:], best[:, None].to(votes.dtype)], dim=1))
 
 
 @dataclass(frozen=True)
@@ -131,23 +131,23 @@ class Window(PseudoLabelStore):
 
     def __init__(self, length: int) -> None:
         super().__init__(None, stays=True)
-        self.said, self.length = SampleMemory(), length
+        self.memory, self.length = SampleMemory(), length
 
     def mean(self, ids: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """The mean prediction (rows, classes), and a mask (rows,) of the rows with predictions."""
-        sums, stored = self.said.read(ids, self.length * classes + 1)
+        sums, stored = self.memory.read(ids, self.length * classes + 1)
         return sums[:, :-1].unflatten(1, (self.length, classes)).sum(1) / sums[:, -1:].clamp(min=1.0), stored
 
     def push(self, ids: Tensor, p: Tensor) -> None:
-        window, _ = self.said.read(ids, self.length * p.shape[-1] + 1)
+        window, _ = self.memory.read(ids, self.length * p.shape[-1] + 1)
         count = (window[:, -1:] + 1.0).clamp(max=float(self.length))
-        self.said.write(ids, torch.cat([window[:, p.shape[-1] : -1], p, count], dim=1))
+        self.memory.write(ids, torch.cat([window[:, p.shape[-1] : -1], p, count], dim=1))
 
     def carry(self) -> dict[str, Tensor]:
-        ids = torch.nonzero(self.said.seen).squeeze(1)
+        ids = torch.nonzero(self.memory.seen).squeeze(1)
         if not len(ids):  # a generation with inherited labels passes them on
             return super().carry()
-        classes = (self.said.values.shape[1] - 1) // self.length
+        classes = (self.memory.values.shape[1] - 1) // self.length
         return {"ids": ids.cpu(), "labels": self.mean(ids, classes)[0].cpu()}
 
 

@@ -107,7 +107,7 @@ class Frozen(Teacher):
         return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
-        return self, term.head, self.view or term.view  # what is cached was said of one view
+        return self, term.head, self.view or term.view  # a cache belongs to one view
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
         return self.answer(state, step, term, term.head)
@@ -118,20 +118,20 @@ class Frozen(Teacher):
         if not isinstance(state, FrozenCopy):
             student = step.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
-        if view not in step.batch.fixed or not state.keeps:
+        if view not in step.batch.fixed or not state.cacheable:
             return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space)
         keys = step.addresses(view)
-        cached, seen = state.said.read(keys, state.said.width)
+        cached, seen = state.cache.read(keys, state.cache.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
             step.skip(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.teacher_output(state.module, view, head))
+        fresh = state.cache.rounded(step.teacher_output(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
     def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if not isinstance(state, FrozenCopy) or not state.keeps:
+        if not isinstance(state, FrozenCopy) or not state.cacheable:
             return
         view = self.view or term.view
         for step in steps:
@@ -139,8 +139,8 @@ class Frozen(Teacher):
             if view in step.batch.fixed and (distributed.size() > 1 or step.has_output(state.module, view)):
                 value = self.target(state, step, term).value
                 if value.dim() == 2:
-                    state.said.write_new(step.addresses(view), value)
-        state.said.settle(steps[0].clock)
+                    state.cache.write_new(step.addresses(view), value)
+        state.cache.settle(steps[0].clock)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..gates import SelfAdaptive
 from ..gates.adaptive import Running
 from ..losses import KL, CrossEntropy
 from ..models.peers import Pair
-from ..teachers import Itself, Labels
+from ..teachers import CurrentStudent, Labels
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Cooling(Term):
         RecipeError: the loss has no such temperature.
 
     >>> from selfdistill.losses import KL
-    >>> from selfdistill.core.step import Clock
-    >>> from selfdistill.teachers import Itself
-    >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(Clock(step=25, epochs=100))
+    >>> from selfdistill.core.step import TrainingClock
+    >>> from selfdistill.teachers import CurrentStudent
+    >>> Cooling(CurrentStudent("other"), KL(), start=10.0, share=0.5).temperature(TrainingClock(step=25, epochs=100))
     5.5
     """
 
@@ -57,7 +57,7 @@ class Cooling(Term):
         end = float(getattr(self.loss, self.which))
         return end + (self.start - end) * remainder
 
-    def told(self) -> str:
+    def loss_note(self) -> str:
         """The description that `explain` adds to the loss."""
         return f"whose {self.which} goes from {self.start:g} to its own in the first {100 * self.share:g} %"
 
@@ -108,7 +108,7 @@ class Fairness(Term):
     Source: Wang et al., FreeMatch, ICLR 2023, self-adaptive fairness.
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     loss: Loss = CrossEntropy()
     gate: SelfAdaptive = SelfAdaptive()
 
@@ -119,7 +119,7 @@ class Fairness(Term):
 
     def tally(self, state_of: StateOf, step: Forward) -> TermResult:
         rows = torch.tensor(float(step.rows(self.view)), device=step.batch[self.view].x.device)
-        student = self.said(step) if rows else rows
+        student = self.student_output(step) if rows else rows
         if not rows:
             return TermResult(Tally(rows, rows), rows, rows)
         gate, state = self.gate, state_of(self.gate)
@@ -178,11 +178,11 @@ class Feedback(Term):
         if not self.gate.full:
             raise RecipeError(f"Feedback is a loss of the whole batch and takes no gate; leave out {self.gate}")
 
-    def told(self) -> str:
+    def loss_note(self) -> str:
         """The description that `explain` adds to the loss."""
         return f"of the student's step of {self.rate:g} on these rows, judged by labels of view {self.labelled!r}"
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
         """The student's forward and backward passes for the differentiated step."""
         unlabelled, labelled = rows_of(self.view), rows_of(self.labelled)
         return unlabelled + labelled, 2.0 * unlabelled + labelled
@@ -248,7 +248,7 @@ class Perturbed(Term):
         RecipeError: a size that is not above 0, or no iteration.
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     loss: Loss = KL()
     size: float = 8.0
     iterations: int = 1
@@ -260,13 +260,13 @@ class Perturbed(Term):
                 f"Perturbed: size is above 0 and iterations at least 1, not {self.size} and {self.iterations}"
             )
 
-    def said(self, step: Forward) -> Tensor:
+    def student_output(self, step: Forward) -> Tensor:
         x = step.batch[self.view].x
         if not x.is_floating_point():
             raise SpaceError(f"Perturbed needs inputs of real numbers, and view {self.view!r} has {x.dtype}")
         return step.answer(x + self.size * self.direction(step, x), self.head)
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
         """Forward and backward passes beyond those of the views."""
         rows = networks * rows_of(self.view)
         return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)

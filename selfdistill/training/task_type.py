@@ -70,7 +70,10 @@ class PreparedRun(Protocol):
 
 
 class Answers(Protocol):
-    """The predictions of a finished run for new data."""
+    """The predictions of a finished run for new data; ``note`` tells what was left out of them."""
+
+    @property
+    def note(self) -> str: ...
 
     def text(self) -> str:
         """The answers as `selfdistill predict` writes them."""
@@ -148,7 +151,7 @@ class TaskType(Protocol):
         """
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """The labels that a finished run doubts, the most doubted first.
+        """The likely label errors of a finished run, the highest score first.
 
         Raises:
             CheckpointError: the run is not finished, or its task type has no scores.

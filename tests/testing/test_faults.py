@@ -241,8 +241,8 @@ class Taught(Teacher):
         if self.fault == "nan":
             value = value / 0.0 * 0.0
         if self.fault == "counts":
-            state.said.seen = torch.cat([state.said.seen, torch.ones(1, dtype=torch.bool)])
-            value = value + len(state.said.seen)
+            state.cache.seen = torch.cat([state.cache.seen, torch.ones(1, dtype=torch.bool)])
+            value = value + len(state.cache.seen)
         if self.fault == "unsaved":
             value = value + len(state.words)
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None
@@ -365,7 +365,7 @@ class Explodes(CrossEntropy):
 )
 def test_a_broken_method_fails(term, line, monkeypatch):
     """Each fault has its line; beside it a sound term learns, except where the fault is that nothing does."""
-    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)  # some would be seen there first
+    monkeypatch.setattr("selfdistill.core.step.TrainingClock.observed", False)  # some would be seen there first
     check_method(Method({"t": Term(Labels(), CrossEntropy())}))
     terms = {"t": term}
     if "gradient" not in line:
