@@ -39,7 +39,9 @@ def test_a_long_prompt_of_any_split_is_named_and_can_be_left_out(method: Any, sp
     data = type(data)(data.name, tuple(rows), data.labelled, data.audit, data.test)
     method = method.drawing(lambda sampling: type(sampling)(max_tokens=4))
     assert list(long_prompts(reader(200), method, prompts(20), 4)) == []
-    with pytest.raises(DataError, match=rf"^prompts:{i + 1}: the prompt \(line {i + 1}\) has 29\d tokens .*--skip-long"):
+    with pytest.raises(
+        DataError, match=rf"^prompts:{i + 1}: the prompt \(line {i + 1}\) has 29\d tokens .*--skip-long"
+    ):
         check_prompts(reader(200), method, data, None, 4)
     assert i in long_prompts(reader(200), method, data, 4)
     rest = without(data, [i])
