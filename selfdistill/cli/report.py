@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import one_line_errors
+from .options import echo, one_line_errors
 
 
 @click.command()
@@ -26,7 +26,7 @@ def report(source: str, out: str | None) -> None:
     from ..experiments.task_types import TASK_TYPES
     from ..report import write
 
-    click.echo(str(write(source, TASK_TYPES, out)))
+    echo(str(write(source, TASK_TYPES, out)))
 
 
 @click.command()
@@ -39,7 +39,7 @@ def vitals(run_folder: str, as_json: bool) -> None:
 
     run = Run.open(run_folder)
     figures = run.task.vitals(run.folder)
-    click.echo(json.dumps(figures, sort_keys=True) if as_json else run.task.vitals_text(figures))
+    echo(json.dumps(figures, sort_keys=True) if as_json else run.task.vitals_text(figures))
 
 
 @click.command("label-errors")
@@ -58,7 +58,7 @@ def label_errors(run_folder: str, top: int, as_json: bool) -> None:
 
     run = Run.open(run_folder)
     labels = run.task.label_errors(run.folder, top)
-    click.echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
+    echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
 
 
 @click.command()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.files import DATA_CARD, FORMAT, check_format, write
 from . import images, sources, splits, tables
 from .augment import Tokens
+from .copies import CopyReport, notices, row_groups
 from .image_store import ImageStore
 from .sources import NAMES, RawData
 
@@ -56,6 +57,8 @@ class Data:
     reader: Any = None  # texts: a `text.Reader`, with the tokenizer
     cut: int = 0  # texts: rows with more tokens than are read
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
+    groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
+    copies: CopyReport = CopyReport()
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
     skip_note: str = ""  # files that are no rows, and why
 
@@ -98,7 +101,8 @@ class Data:
     @property
     def note(self) -> str:
         """A notice about these rows for the user, to print before training; mostly empty."""
-        return "; ".join(filter(None, (f"{self.name}: {self.skip_note}" if self.skip_note else "", self._task_note)))
+        skipped = f"{self.name}: {self.skip_note}" if self.skip_note else ""
+        return "; ".join(filter(None, (skipped, self._task_note, *notices(self.name, self.copies.describe()))))
 
     @property
     def _task_note(self) -> str:
@@ -152,6 +156,7 @@ class Data:
             "augment": self.augment,
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
+            **self.copies.describe(),
         }
 
 
@@ -240,7 +245,7 @@ def write_card(data: Data, folder: Path) -> None:
         card["columns"] = tables.columns(data.preprocessor)[0]
     if data.reader is not None:
         card |= data.reader.save(folder)
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:
@@ -304,14 +309,17 @@ def _assemble(
     seed: int,
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
+    column = splits.LabelColumn(raw.name, raw.y, raw.classes)
+    groups = None if raw.bare else row_groups(raw.inputs)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=_requested_split(raw, "test", raw.test, test),
         audit=_requested_split(raw, "audit", raw.audit, audit),
         labels=labels,
         label_noise=label_noise,
         seed=seed,
         bare=raw.bare,
+        groups=groups,
     )
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
@@ -333,6 +341,8 @@ def _assemble(
         skip_note=raw.skip_note,
         center=center,
         scale=scale,
+        groups=None if groups is None else groups.groups,
+        copies=splits.report_copies(column, groups, parts),
         **parts._asdict(),
     )
 

@@ -53,6 +53,11 @@ class RawData:
     skip_note: str = ""  # files that are no rows, and why
 
     @property
+    def inputs(self) -> Any:
+        """What is equal where the inputs of rows are equal: digests of image files, pixels, tokens or features."""
+        return next(part for part in (self.digests, self.features, self.x) if part is not None)
+
+    @property
     def task(self) -> str:
         """The task of these rows: classes, values, or features alone."""
         return "features" if self.bare else "classify" if self.classes else "regress"

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.tables import skops
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
+from ..io.files import remove_unfinished
 
 # types of boosting with categories and of imputers; what a partial binds is checked as well
 KNOWN = ("functools.partial", "numpy.dtype")
@@ -29,6 +30,7 @@ def save(estimator: Any, path: str | Path) -> None:
         DataError: a part of it cannot be saved without pickle, or the file cannot be written.
     """
     io, path = skops(), Path(path)
+    remove_unfinished(path.parent, path.name)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # on disk: in memory it would need twice the space
     try:
         io.dump(estimator, unfinished)

@@ -32,6 +32,7 @@ from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
+from ..io.display import printable
 from ..io.files import write as write_text
 from ..io.run_record import read_record
 from ..models.peers import PeerModels
@@ -259,6 +260,7 @@ def label_error_table(summary: dict[str, Any]) -> str:
         table.append(
             [str(label["row"]), *name, label["label"], f"{label['suggested']}{confidence}", f"{label['score']:.4f}"]
         )
+    table = [[printable(cell, kept="") for cell in line] for line in table]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     sources = {

@@ -39,7 +39,7 @@ from ..io.run_record import Request
 from ..methods.controls import plain
 from ..methods.registry import read_method
 from ..models import registry, store, text_encoder, warm_start
-from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, product
+from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, final_model
 from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
@@ -62,7 +62,7 @@ def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int
     earlier generations, these (the accepted ones, or all but the last).
     """
     if isinstance(trained.model, PeerModels) and not hasattr(trained.model, "jointly"):
-        return EnsembleOutput(trained.model, ready.data.head), [trained.product]
+        return EnsembleOutput(trained.model, ready.data.head), [trained.final_generation]
     teacher, last = ensemble_teacher(ready.method), len(trained.generations) - 1
     if teacher is None:
         return None
@@ -117,10 +117,10 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
 
 
 def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
-    """The single model: a group's product, or the last generation."""
-    number = trained.product if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
+    """The single model: a group's final model, or the last generation."""
+    number = trained.final_generation if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
     return scored(
-        task_outputs(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
+        task_outputs(final_model(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
     )
 
 
@@ -138,16 +138,16 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
 
 
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
-    """The result of a run with the figures of the ensemble, which is the product under `JointGenerations`."""
+    """The result of a run with the figures of the ensemble, which is the final model under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    product = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
-    return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
+    is_final = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
+    return {**result, "ensemble": figures, **({"test": figures["test"]} if is_final else {})}
 
 
-def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
-    """The product of a method whose generations predict `JointGenerations`, and what builds it; None for others.
+def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
+    """The final model of a method whose generations predict `JointGenerations`, and what builds it; None for others.
 
     Raises:
         RecipeError: more of them than a model folder can name.
@@ -226,7 +226,7 @@ class NetworkRun:
             if taught:
                 errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
                 label_errors.save(errors, folder)
-            ready._save_product(folder / "model", control if control and preferred else trained, result)
+            ready._save_final_model(folder / "model", control if control and preferred else trained, result)
         return result
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
@@ -242,11 +242,11 @@ class NetworkRun:
     def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
         """Every generation and the control on the test split: the only place that reads it."""
         data, test = self.data, self.data.test
-        scratch = product(trained.model)
+        scratch = final_model(trained.model)
 
         def tested(weights: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
             model.load_state_dict(weights)
-            return final_score(product(model), data)
+            return final_score(final_model(model), data)
 
         def judged(number: int, t: GenerationResult) -> dict[str, Any]:
             facts = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
@@ -261,18 +261,17 @@ class NetworkRun:
             "parameters": sum(p.numel() for p in scratch.parameters()),
             "data": data.describe(),
             "seed": self.request.seed,
-            "product": trained.product,
+            "final_generation": trained.final_generation,
             "chosen": "plain" if preferred else "method",
-            "test": generations[trained.product]["test"],
+            "test": generations[trained.final_generation]["test"],
             "generations": generations,
             "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
             "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
         }
-        shown_models = {
-            f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
-        }
+        weights = trained.generations[trained.final_generation].weights
+        shown_models = {f"generation {trained.final_generation}, the method's best": (trained, weights)}
         if against is not None:
             last = against.generations[-1]
             shown_models = {"plain": (against, last.weights), **shown_models}
@@ -290,23 +289,23 @@ class NetworkRun:
         result[shown] = {}
         for name, (one, weights) in shown_models.items() if len(test) else ():
             one.model.load_state_dict(weights)
-            outputs = task_outputs(product(one.model), data, test)
+            outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
         for one in filter(None, (trained, control)):
-            one.model.load_state_dict(one.generations[one.product].weights)
+            one.model.load_state_dict(one.generations[one.final_generation].weights)
         if untaught(self.method):
             result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
         return with_ensemble(result, self, trained)
 
-    def _save_product(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
-        """Write the product, what builds it, and the card of its data."""
-        model = product(trained.model)
+    def _save_final_model(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
+        """Write the final model, what builds it, and the card of its data."""
+        model = final_model(trained.model)
         plainly = result["chosen"] == "plain"
         wrapped = self.method.wrap_model
         build = self.build if plainly or wrapped is None else wrapped.single(self.build)
         facts: dict[str, Any] = {"classes": list(self.data.classes)}
         facts["method"] = "plain()" if plainly else self.expression
-        if not plainly and (joint := joint_product(self, trained)):
+        if not plainly and (joint := joint_model(self, trained)):
             model, build = joint
         if self.data.task == "regress":
             build = replace(build, scale=(self.data.center, self.data.scale))
@@ -414,7 +413,7 @@ def _epochs(data: Data, method: Method, batch_size: int) -> int:
 
 def _better(control: Result, trained: Result) -> bool:
     """Is the plain model's loss on the audit split smaller than the best generation's?"""
-    plainly, ours = control.generations[-1].losses, trained.generations[trained.product].losses
+    plainly, ours = control.generations[-1].losses, trained.generations[trained.final_generation].losses
     return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
 
 

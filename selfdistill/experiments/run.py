@@ -28,11 +28,12 @@ from ..core.step import TrainingClock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint
-from ..io.files import FORMAT
+from ..io.files import FORMAT, sweep, write
 from ..io.run_record import Request, differences, read_record
 from ..io.tensors import write_json
-from ..models.peers import product
+from ..models.peers import final_model
 from ..models.store import load_model, model_card
+from ..report import PAGE, surviving
 from ..report import write as write_report
 from ..report.summary import model_card_text, readme
 from ..training import threads
@@ -41,7 +42,7 @@ from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked, versions
 from .task_types import TASK_TYPES
 
-__all__ = ["Run", "load_model", "model_card", "product"]
+__all__ = ["Run", "final_model", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
@@ -118,6 +119,8 @@ class Run:
         """
         done = self.result()
         if done is not None:
+            if not (self.folder / PAGE).exists():  # the run was killed between its result and its page
+                self._draw(warn)
             return done
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
@@ -130,9 +133,11 @@ class Run:
             first = distributed.rank() == 0
             try:
                 with locked(self.folder, BUSY) if first else contextlib.nullcontext():
+                    if first:
+                        sweep(self.folder)
                     result = prepared.train(self.folder, listeners)
                     if first:
-                        self._finish(task, result)
+                        self._finish(task, result, warn)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
@@ -176,16 +181,22 @@ class Run:
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
             self._folder.withdraw("checkpoints")
 
-    def _finish(self, task: TaskType, result: dict[str, Any]) -> None:
-        """Write what people read and, last, the result, which makes the run a finished one."""
+    def _finish(self, task: TaskType, result: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Write what people read and the result, which makes the run a finished one."""
         record = self._record()
-        (self.folder / "README.md").write_text(readme(result, record, task))
-        (self.folder / "model" / "README.md").write_text(model_card_text(result, record, task))
+        for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
+            with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
+                write(self.folder / place, text(result, record, task))
         write_json(self._folder.record, {**record, "result": result})
-        write_report(self.folder, TASK_TYPES)
+        self._draw(warn)
+
+    def _draw(self, warn: Callable[[str], None]) -> None:
+        remedy = f"the run is finished, and `selfdistill report {self.folder}` draws it again"
+        with surviving(f"{self.folder / PAGE} was not drawn", remedy, warn):
+            write_report(self.folder, TASK_TYPES)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
-        """What the product says of new data.
+        """The final model's predictions for new data.
 
         Args:
             source: images, a table or texts, as for `run`.

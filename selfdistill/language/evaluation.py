@@ -183,13 +183,13 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     mask, term = batch["x"].extra["mask"], writer.method.distils[name]
     assert term.teacher is not None
     with writer.model.asking():
-        step = Forward(
+        forward = Forward(
             writer.model, batch, TrainingClock(), ForwardPlan(*writer.method.student_views(), fused=False)
         ).run()
-        target = term.teacher.target(writer.objective.state_of(name, term.teacher), step, term)
-        source, teacher = (picked(logits, mask) for logits in (step.student("x"), target.value))
+        target = term.teacher.target(writer.objective.state_of(name, term.teacher), forward, term)
+        source, teacher = (picked(logits, mask) for logits in (forward.student("x"), target.value))
         kl = divergence(source, teacher, ForwardKL()).values
-    return Opinion(rows.tolist(), teacher, kl, step.labels("x")[mask])
+    return Opinion(rows.tolist(), teacher, kl, forward.labels("x")[mask])
 
 
 def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]) -> dict[str, Any]:

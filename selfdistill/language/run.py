@@ -4,7 +4,7 @@
 
     rollouts/         what each generation wrote, where it writes before it learns
     control/          sft() for as many steps, where all prompts have demonstrations
-    model/            the product as plain transformers load it, and selfdistill's card of it
+    model/            the final model as plain transformers load it, and selfdistill's card of it
 """
 
 from __future__ import annotations
@@ -198,15 +198,15 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
-        export(evaluator.product(trained), folder / "model")
+        export(evaluator.final_model(trained), folder / "model")
         card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         write_json(folder / "model" / "selfdistill.json", card)
     return result
 
 
-def product(trained: Result) -> dict[str, torch.Tensor] | None:
-    """The product's weights; None where that is the model before."""
-    return None if trained.product < 0 else trained.generations[trained.product].weights
+def final_weights(trained: Result) -> dict[str, torch.Tensor] | None:
+    """The weights of the final model; None where that is the model before training."""
+    return None if trained.final_generation < 0 else trained.generations[trained.final_generation].weights
 
 
 class Evaluator:
@@ -223,8 +223,8 @@ class Evaluator:
         self.model.load_state_dict(self.start if weights is None else weights)
         return self.model
 
-    def product(self, trained: Result) -> Causal:
-        return self.of(product(trained))
+    def final_model(self, trained: Result) -> Causal:
+        return self.of(final_weights(trained))
 
     def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
         """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
@@ -277,7 +277,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True)
     verdict: statistics.Verdict | None = None
     if half is not None:
         p = partial(_p_value, bounded=bounded)
-        verdict = "TIES" if ours is theirs else statistics.compare_paired({"product": gains}, p)["product"].verdict
+        verdict = "TIES" if ours is theirs else statistics.compare_paired({"method": gains}, p)["method"].verdict
     return {"gain": mean, "half": half, "rows": len(gains), "verdict": verdict}
 
 
@@ -302,19 +302,20 @@ def _result(
 ) -> dict[str, Any]:
     before = evaluator.asked(None, "the model before")
     asked = [evaluator.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
-    product = before if trained.product < 0 else asked[trained.product]
+    answers = before if trained.final_generation < 0 else asked[trained.final_generation]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
         "parameters": sum(p.numel() for p in evaluator.model.parameters()),
         "learning": sum(p.numel() for p in evaluator.model.learning().values()),
-        "data": ready.data.describe(), "seed": ready.request.seed, "product": trained.product, "chosen": "method",
-        "test": evaluator.figures(product), "before": evaluator.figures(before),
+        "data": ready.data.describe(), "seed": ready.request.seed,
+        "final_generation": trained.final_generation, "chosen": "method",
+        "test": evaluator.figures(answers), "before": evaluator.figures(before),
         "generations": [
             {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": evaluator.figures(a)}
             for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
         ],
         "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
-        "against": {"before": _against(product, before, evaluator.right)},
+        "against": {"before": _against(answers, before, evaluator.right)},
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
     if control is not None:
@@ -323,7 +324,7 @@ def _result(
             "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
             "passes": control.passes._asdict(), "end": evaluator.figures(theirs),
         }  # fmt: skip
-        result["against"]["sft"] = _against(product, theirs, evaluator.right)
+        result["against"]["sft"] = _against(answers, theirs, evaluator.right)
     return result
 
 
@@ -344,7 +345,7 @@ class Completions(NamedTuple):
 
 
 def predict(folder: Path, source: str) -> Completions:
-    """What the product of a run answers to new prompts.
+    """The final model's answers to new prompts.
 
     Raises:
         CheckpointError: the run has no model yet. DataError: the prompts.

@@ -26,7 +26,7 @@ from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
-from ..io.files import line_due, seconds_left, write
+from ..io.files import line_due, seconds_left, share, write
 from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout, turn_end
 
@@ -243,6 +243,7 @@ def export(model: Causal, folder: str | Path) -> None:
         if turn_end(model.tokenizer) not in (config.eos_token_id, model.tokenizer.eos_token_id):
             config.eos_token_id = ends(model)  # so that plain transformers stop where training stopped
             config.save_pretrained(folder)
+    share(Path(folder))
 
 
 def roll(

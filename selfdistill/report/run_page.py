@@ -171,7 +171,12 @@ def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
         number, plain_chosen = g["generation"], result.get("chosen") == "plain"
         word = "accepted" if _accepted(g) else "rolled back"
         nodes.append(
-            (number, teacher, _accepted(g), "final model" if number == result["product"] and not plain_chosen else word)
+            (
+                number,
+                teacher,
+                _accepted(g),
+                "final model" if number == result["final_generation"] and not plain_chosen else word,
+            )
         )
         teacher = number if _accepted(g) else teacher
     drawing = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")

@@ -121,8 +121,8 @@ class Halves(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return (step.batch["x"].x[:, 0] > 0).float()
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        return (forward.batch["x"].x[:, 0] > 0).float()
 
 
 @pytest.mark.parametrize("unequal", ["labels", "gate", "rows"])
@@ -163,9 +163,9 @@ class Own(Term):
 
     how: str = "sum"
 
-    def tally(self, state_of: Any, step: Forward) -> TermResult:
-        (total, count), kept, valid, _ = super().tally(state_of, step)
-        z = step.student(self.view)
+    def tally(self, state_of: Any, forward: Forward) -> TermResult:
+        (total, count), kept, valid, _ = super().tally(state_of, forward)
+        z = forward.student(self.view)
         tallies: dict[str, Callable[[], Tally]] = {
             "sum": lambda: Tally(total, count),
             "mean": lambda: Tally(total / count, torch.ones(())),

@@ -80,7 +80,7 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
     said = list[str]()
     result = spoil(able, lora, generations=2, tell=said.append)
     first, second = (g.decision for g in result.generations)
-    assert (first["accepted"], second["accepted"], result.product) == (False, False, -1)
+    assert (first["accepted"], second["accepted"], result.final_generation) == (False, False, -1)
     assert "generation 0 rolled back" in first["why"]
     assert "the model before training" in first["why"]
     assert result.generations[0].start == result.generations[1].start or lora  # it begins again from the start
@@ -92,20 +92,20 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
 
 def test_without_an_audit_the_last_is_the_product(able: dict[str, Any]) -> None:
     result = spoil(able, audit="off")
-    assert result.product == 0
+    assert result.final_generation == 0
     assert result.history[-1]["audit"]["accuracy"] < 0.5
 
 
 def test_what_is_no_worse_is_accepted(able: dict[str, Any]) -> None:
     result = spoil(able, data=copying(), lr=1e-4)
     assert result.generations[0].decision["accepted"]
-    assert result.product == 0
+    assert result.final_generation == 0
 
 
 def test_likelihood_audits_where_there_is_no_checker(able: dict[str, Any]) -> None:
     bad = copying(checked=False, wrong=True)
     result = spoil(able, data=bad)
-    assert result.product == -1
+    assert result.final_generation == -1
     assert "nll" in result.history[-1]["audit"]
     assert "nll" in result.generations[0].decision["why"]
 
@@ -119,22 +119,22 @@ def test_forgetting_is_rolled_back(able: dict[str, Any], audited: bool) -> None:
     """The new task is learnt, and the old one lost: with a suite of the old one the run keeps its start."""
     data = ODD if audited else replace(ODD, audit=ODD.audit[:0])
     free = spoil(able, data=data)
-    assert free.product == 0
+    assert free.final_generation == 0
     kept = spoil(able, data=data, suite=suite_of(copying()))
-    assert kept.product == -1
+    assert kept.final_generation == -1
     assert "it forgets what it knew" in kept.generations[0].decision["why"]
     assert len(kept.generations[0].guard) == 64
     if audited:
         assert kept.history[-1]["audit"]["accuracy"] > 0.9
         assert kept.history[-1]["audit"]["kept"] < 0.8
     unaudited = spoil(able, data=data, suite=suite_of(copying()), audit="off")
-    assert unaudited.product == 0
+    assert unaudited.final_generation == 0
 
 
 def test_what_is_kept_is_accepted(able: dict[str, Any]) -> None:
     result = spoil(able, data=copying(), lr=1e-4, suite=suite_of(copying()))
     assert result.generations[0].decision["accepted"]
-    assert result.product == 0
+    assert result.final_generation == 0
 
 
 def test_a_suite_is_judged_by_each_generations_own_weights(able: dict[str, Any]) -> None:

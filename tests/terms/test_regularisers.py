@@ -178,13 +178,13 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     term = Fairness()
     objective = Method({"fair": term}).bind(nn.Identity())
     z = torch.zeros(0, 3)
-    step = Forward(
+    forward = Forward(
         nn.Identity(),
         Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}),
         TrainingClock(),
         ForwardPlan(("x", "y")),
     ).run()
-    measured = term.tally(partial(objective.state_of, "fair"), step)
+    measured = term.tally(partial(objective.state_of, "fair"), forward)
     assert [float(part) for part in measured.tally] == [0.0, 0.0]
 
 

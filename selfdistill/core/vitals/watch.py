@@ -451,8 +451,8 @@ def _count(histogram: dict[int, int], classes: Tensor) -> None:
 class Watch:
     """One look at one step of ``student``: `buffers` after each term's tally, and `read` before the graph is freed."""
 
-    def __init__(self, student: nn.Module, step: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
-        self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
+    def __init__(self, student: nn.Module, forward: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
+        self.student, self.step, self.pulse, self.vigil = student, forward, pulse, vigil
         self._versions = _versions(student)
         vigil.open()
 
