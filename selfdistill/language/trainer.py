@@ -444,4 +444,5 @@ def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Sett
         defaults.pop("steps", None)
     if not evaluation.checked(data.sealed()):
         defaults["audit_measure"] = "nll"
-    return Settings(**{name: defaults.get(name) if value is None else value for name, value in given.items()})
+    chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    return Settings(**chosen)

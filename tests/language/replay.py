@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from selfdistill import rng
-from selfdistill.core.objective import Method
-from selfdistill.language import completions
+from selfdistill.language import completions, sampling
+from selfdistill.language.completions import Language
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.task import FunctionCallback
@@ -131,10 +131,10 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, losses: list[float]) ->
     losses.append(loss.item())
 
 
-def record(method: Method, patch: pytest.MonkeyPatch, steps: int = 2) -> Recorded:
+def record(method: Language, patch: pytest.MonkeyPatch, steps: int = 2) -> Recorded:
     """Train a recipe and record what was drawn, the rows of each step, the losses and the final weights."""
     run = Recorded(student(), prompts(20, checker="tests.language.replay:reward"))
-    roll, rollouts, callbacks = completions.roll, LanguageTask._rollouts, LanguageTask.callbacks
+    roll, rollouts, callbacks = sampling.roll, LanguageTask._rollouts, LanguageTask.callbacks
 
     def rolling(model: Any, asked: Any, *rest: Any) -> Any:
         found = roll(model, asked, *rest)
@@ -144,7 +144,7 @@ def record(method: Method, patch: pytest.MonkeyPatch, steps: int = 2) -> Recorde
         return found
 
     def of_step(task: LanguageTask, state: Any, rows: Tensor) -> Any:
-        ids = rows if method.source.once else task.data.labelled[rows]  # type: ignore[attr-defined]
+        ids = rows if method.source.once else task.data.labelled[rows]
         run.rows.setdefault(state.clock.generation, []).append(ids.tolist())
         return rollouts(task, state, rows)
 

@@ -25,11 +25,11 @@ def oracle(
         context = [("user", TEMPLATE.format(x=e.prompt, c=e.demonstration))]
         shown.append(run.render(context if instruction is None else [("system", instruction), *e.messages]))
     drawn = zip(asked, shown, run.sample(shown), strict=True)
-    kept = [(prompt, context, y.ids) for prompt, context, y in drawn if run.nonempty(y)]
+    kept = [(prompt, read, y.ids) for prompt, read, y in drawn if run.nonempty(y)]
     for rows in run.batches():
         tokens = []
-        for prompt, context, y in (kept[i] for i in rows):
-            p, q = run.log_probs(model, prompt, y), run.log_probs(teacher, context, y)
+        for prompt, read, y in (kept[i] for i in rows):
+            p, q = run.log_probs(model, prompt, y), run.log_probs(teacher, read, y)
             tokens.append(-of(p, y) if hard else (q.exp() * (q - p)).sum(-1))
         step(optimizer, torch.cat(tokens).mean(), losses)
     return losses, model
