@@ -114,7 +114,7 @@ def prepare(request: Request) -> TableRun:
     _refuse_network_options(request)
     data = frames.load(
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
-        label_noise=request.label_noise, seed=request.seed,
+        label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import sources, tables
+from ..data import sources
+from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
@@ -40,7 +41,7 @@ class TableTaskType(TaskType):
         """
         if request.text is not None:  # read by an encoder
             return False
-        table = tables.is_table(request.data) or request.data in sources.TABLES
+        table = is_table(request.data, request.target is not None) or request.data in sources.TABLES
         model, method = request.model, None if request.method is None else expression_name(request.method)
         learner = model is not None and (
             base_learners.is_named(model) or base_learners.from_function(model) is not None
@@ -55,8 +56,8 @@ class TableTaskType(TaskType):
         if not table:
             if learner or ours:
                 raise DataError(
-                    f"{request.data}: {model if learner else request.method} learns tables, and this is none; give a "
-                    "CSV or Parquet file, or leave it out"
+                    f"{request.data}: {model if learner else request.method} learns tables, and this is none; give "
+                    f"one ({SHOWN}), or leave it out"
                 )
             return False
         if learner and method is not None and not known:

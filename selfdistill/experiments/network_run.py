@@ -333,6 +333,7 @@ def prepare(request: Request) -> NetworkRun:
         seed=request.seed,
         reader=reader,
         labelled=not bare,
+        columns=dict(request.columns),
     )
     if data.task == "features":
         _refuse_judging(request, data)

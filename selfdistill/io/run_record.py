@@ -31,7 +31,7 @@ class Request:
     must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
-    ``training`` are further fields of `Settings`.
+    ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     """
 
     data: str = "digits"
@@ -60,6 +60,7 @@ class Request:
     audit_folds: int | None = None
     targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         later = {
@@ -69,15 +70,19 @@ class Request:
             "checker",
             "skip_long",
         }  # unsaid where not asked for: what was asked before they existed is the same
-        unsaid = {name for name in later if not getattr(self, name)}
-        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
+        unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
+        types = {"columns": dict(self.columns)} if self.columns else {}
+        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
-        request = cls(**{**value, "training": tuple(sorted(value["training"].items()))})
+        pairs = {name: tuple(sorted(value.get(name, {}).items())) for name in ("training", "columns")}
+        if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
+            raise ValueError("columns")
+        request = cls(**{**value, **pairs})
         kinds = get_type_hints(cls)
-        for name, kind in ((name, kind) for name, kind in kinds.items() if name != "training"):
+        for name, kind in ((name, kind) for name, kind in kinds.items() if name not in pairs):
             if not isinstance(getattr(request, name), kind):
                 raise ValueError(f"{name} is {getattr(request, name)!r}")
         return request

@@ -11,7 +11,7 @@ from ..data.prompts import Prompts
 from ..errors import DataError
 from ..models.causal_lm import PromptLengthError, Reader, check_length
 from .completions import Language
-from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered, turn_end
+from .contexts import Context, NoContext, Rollout, completed, paired, place, rendered, turn_end
 
 
 def check_prompts(reader: Reader, method: Language, data: Prompts, suite: Prompts | None, max_tokens: int) -> None:
@@ -124,10 +124,10 @@ def _check_demonstration(reader: Reader, data: Prompts, i: int, prompt: Sequence
     text = data.rows[i].demonstration
     if text is not None:
         ids = completed(reader.tokenizer, text)
-        if not reader.holds(len(prompt) + len(ids)):
+        if not reader.fits(len(prompt) + len(ids)):
             raise PromptLengthError(
                 f"{_subject(data, i, 'the prompt')} has {len(prompt)} tokens and its demonstration {len(ids)}, more "
-                f"than the model's context of {reader.longest}; shorten them"
+                f"than the model's context of {reader.context_length}; shorten them"
             )
 
 
@@ -145,7 +145,7 @@ def _context_prompts(
 
     before = [Rollout(i, tuple(plain), ())]
     for context in method.source.contexts:
-        if not isinstance(context, Nothing) and (prompt := made(context, before)) is not None:
+        if not isinstance(context, NoContext) and (prompt := made(context, before)) is not None:
             yield prompt, "the prompt with its context"
     judging = [context for context in (method.context, method.against) if context is not None]
     for context in judging if method.distils else ():

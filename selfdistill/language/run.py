@@ -39,7 +39,7 @@ from .completions import Language
 from .contexts import template_notes
 from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
-from .sampling import Referee, Sampling, Waiting, export
+from .sampling import RewardCheckers, Sampling, WritingProgress, export
 from .trainer import fit
 
 USUAL = "smollm2"  # the model where none is named
@@ -214,7 +214,7 @@ class Evaluator:
 
     def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
         self.hear = hear if distributed.rank() == 0 else None
-        self.ready, self.referee, self.right = ready, Referee(), evaluation.checked(ready.data)
+        self.ready, self.referee, self.right = ready, RewardCheckers(), evaluation.checked(ready.data)
         self.model: Causal = ready.build().to(device).eval()
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
 
@@ -232,7 +232,7 @@ class Evaluator:
         ids, suite = data.test.tolist(), self.ready.suite
         asked = ids if self.right else ids[:MEASURED]
         rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
-        wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
+        wait = WritingProgress(self.hear, f"the final tests: {who} answers", rows)
         answers = evaluation.answered(model, data, asked, sampling, self.referee, wait)
         scores: dict[str, Any] = {
             "losses": evaluation.wrong(answers) if self.right else evaluation.unlikely(model, data, wait.each(ids)),
@@ -358,6 +358,6 @@ def predict(folder: Path, source: str) -> Completions:
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
     check_answers(model.reader, data, card["max_tokens"])
     sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
-    answers = evaluation.answered(model, data, every, sampling, Referee())
+    answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
     rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

@@ -40,7 +40,7 @@ from ..training.comparison import (
 from ..training.fit import Result, choose_device
 from ..training.task_type import Rows, TaskType, generation_name
 from . import evaluation, recipes
-from .completions import Language, Once
+from .completions import Language, OncePerGeneration
 from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
@@ -244,7 +244,7 @@ class LanguageDesign(ComparisonDesign):
         drawn = self.settings.budget == "completions"
         for name, method in recipes.items():
             check_method(method)
-            if drawn and isinstance(method.source, Once):
+            if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
@@ -297,9 +297,11 @@ def holds_prompts(request: Request) -> bool:
     Args:
         request: The request; one that names a target or a column of texts means a table.
     """
+    if request.target is not None or request.text is not None:
+        return False
     if is_task(request.data) or is_file_of_prompts(request.data):
         return True
-    if request.target is not None or request.text is not None or not may_hold_prompts(request.data):
+    if not may_hold_prompts(request.data):
         return False
     if request.method is not None:
         name = expression_name(request.method)

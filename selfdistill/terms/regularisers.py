@@ -202,7 +202,7 @@ class Feedback(Term):
         rows, logits = z.new_full((), float(len(z))), z.detach().requires_grad_()
         weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
         with torch.enable_grad():
-            loss = self.after(
+            loss = self.student_loss(
                 lambda w, inputs: forward.with_weights(group.student, w, inputs), weights, logits, x, x_labelled, y
             )
             (signal,) = torch.autograd.grad(loss, logits, materialize_grads=True)
@@ -212,7 +212,7 @@ class Feedback(Term):
         total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
         return TermResult(Tally(total, rows), rows, rows)
 
-    def after(
+    def student_loss(
         self, apply: Apply, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, x_labelled: Tensor, y: Tensor
     ) -> Tensor:
         """The labelled loss after the step, a scalar with a graph to z, the teacher's logits (rows, classes) for x."""

@@ -27,13 +27,13 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
-    look = Causal.look
+    look = Causal.hidden_states
 
     def counted(self: Causal, x: Tensor, weights: Any = None) -> Tensor:
         asked.append(x)
         return look(self, x, weights)
 
-    monkeypatch.setattr(Causal, "look", counted)
+    monkeypatch.setattr(Causal, "hidden_states", counted)
     batches = [batch_of(some, context=(some, range(len(some)))) for some in PAIRS]
     model.micro_batches = [[b["context"].x for b in batches]]
     found = []

@@ -13,7 +13,7 @@ from selfdistill.data.prompts import Prompts, of_examples
 from selfdistill.language.completions import Demonstrations, Language
 from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
-from selfdistill.language.sampling import Referee, Sampling
+from selfdistill.language.sampling import RewardCheckers, Sampling
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.fit import Result
@@ -86,7 +86,7 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
     assert result.generations[0].start == result.generations[1].start or lora  # it begins again from the start
     start, product = build(able, lora), cast(Causal, result.model)
     x = torch.tensor([[[5, 6, 7, 8], [1, 1, 2, 2]]])
-    assert torch.equal(start.look(x), product.look(x))
+    assert torch.equal(start.hidden_states(x), product.hidden_states(x))
     assert not product.training
 
 
@@ -154,8 +154,8 @@ def test_audits_within_a_generation_roll_back(able: dict[str, Any]) -> None:
     assert result.history[-1]["decision"]["restored"]
     done, data, greedy = result.generations[-1], copying(wrong=True), Sampling(0.0, max_tokens=4)
     model, kept = build(done.weights), suite_of(copying())
-    assert done.losses == losses(model, data, data.audit.tolist(), greedy, Referee())
-    assert done.guard == losses(model, kept, kept.test.tolist(), greedy, Referee())
+    assert done.losses == losses(model, data, data.audit.tolist(), greedy, RewardCheckers())
+    assert done.guard == losses(model, kept, kept.test.tolist(), greedy, RewardCheckers())
     assert sum(done.losses) < (1 - result.history[-1]["audit"]["accuracy"]) * len(done.losses)  # of what was discarded
 
 
