@@ -130,6 +130,17 @@ DATA_OPTIONS = [
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
     ),
     click.option(
+        "--checker",
+        metavar="SPEC",
+        help="Prompts: checker of the rows that have an answer and name no checker (exact, numeric, regex, "
+        "module:function).",
+    ),
+    click.option(
+        "--skip-long",
+        is_flag=True,
+        help="Prompts: leave out the rows that are longer than the model's context, and count them.",
+    ),
+    click.option(
         "--lora",
         type=click.IntRange(min=0),
         metavar="RANK",
