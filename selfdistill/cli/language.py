@@ -28,6 +28,8 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths
     "--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Prompts to test on."
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
+@click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
+@click.option("--skip-long", is_flag=True, help="Leave out the rows that are longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
