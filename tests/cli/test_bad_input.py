@@ -124,6 +124,8 @@ def test_a_package_that_is_missing_is_told_before_training(
     lines = [f'{{"prompt": "{number}?", "demonstration": "b"}}\n' for number in range(9)]
     Path("p.jsonl").write_text("".join(lines))
     Path("tiny").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("tiny", name).write_text("{}")
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("selfdistill.training.trainer.Trainer.step", lambda self: pytest.fail("it trains"))
     monkeypatch.setattr("selfdistill.estimators.run.fit", lambda run, learner: pytest.fail("it trains"))
