@@ -20,6 +20,7 @@ from ..data.prompt_files import columns, is_file_of_prompts, may_hold_prompts
 from ..data.prompts import Prompts, load_prompts, load_seeds
 from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
@@ -413,7 +414,9 @@ class LanguageTaskType(TaskType):
         return predict(folder, source)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Refused: prompts have no labels."""
+        """Equal prompts with different answers; without any it is refused: prompts have no labels."""
+        if conflicts := read_conflicts(folder, top):
+            return conflicts
         raise CheckpointError(f"{folder} trained a language model, and prompts have no labels to check")
 
     def vitals(self, folder: Path) -> dict[str, Any]:
