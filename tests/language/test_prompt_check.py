@@ -182,7 +182,7 @@ def test_what_a_run_needs_is_told_before_the_model_is_loaded(
     monkeypatch.setattr(causal_lm, "parameter_count", lambda config: 10**15)
     with pytest.raises(DataError, match=r"1e\+06 billion parameters, which need \d+ GiB .*or --lora 16$"):
         prepared(tmp_path, model, rows(), method="ssd()")
-    monkeypatch.setattr(causal_lm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"^LoRA needs peft: pip install 'selfdistill\[language\]', or give --lora 0"):
         prepared(tmp_path, model, rows(), method="ssd()", lora=4)
     assert not loaded
