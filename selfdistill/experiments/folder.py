@@ -37,6 +37,8 @@ class Folder:
         Raises:
             DataError: something else lies there, or no folder can.
         """
+        if "\x00" in str(self.path):
+            raise DataError(f"{one_line(self.path, 80)} has a NUL character in it; give another --out")
         try:
             begun = self.record.exists()
             other = not begun and self.path.exists() and (not self.path.is_dir() or self._foreign())

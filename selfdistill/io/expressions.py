@@ -239,6 +239,8 @@ class _Reader:
         match node:
             case ast.Call():
                 return self.call(node, depth)
+            case ast.Constant(value=int() as number) if number > 1e308:  # which no float can be compared with
+                raise self.refusal(node, "a whole number beyond 1e308")
             case ast.Constant(value=bool() | int() | float() | str() | None):
                 return node.value
             case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as number)) if (

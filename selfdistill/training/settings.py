@@ -13,6 +13,8 @@ from torch import nn
 from ..errors import DataError, RecipeError
 from ..evaluation.audit import Audit, measure_for
 
+LARGEST = 1e18  # of rates: the product of two of them is finite in float32
+
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -85,6 +87,9 @@ class Settings:
         return Audit(self.audit, level, self.audit_delta, planned, self.patience, measure)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            if value > LARGEST:
+                raise DataError(f"{name} is at most {LARGEST:g}, since weights are float32, not {value:g}; lower it")
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise RecipeError("the model has no weights to train; build one that has")

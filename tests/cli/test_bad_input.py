@@ -59,6 +59,8 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "a batch beyond all memory": ("digits --labels 50 --method fixmatch(ratio=1e9)", ["ratio", "at most 100"]),
     "no stage": ("digits --labels 50 --method curriculum(stages=0)", ["stages is at least 1"]),
     "a rate that is no number": ("digits --lr nan", ["--lr", "finite"]),
+    "a rate beyond float32": ("digits --lr 1e300", ["lr", "1e+300", "float32"]),
+    "a decay beyond float32": ("digits --weight-decay 1e308 --optimizer sgd", ["weight_decay", "1e+308"]),
     "micro-batches of nothing": ("digits --accumulate 100", ["100 micro-batches", "lower --accumulate"]),
     "one peer": ("digits --method mutual(peers=1)", ["at least two"]),
     "no teacher": ("digits --method distil()", ["distil('RUN')"]),
@@ -201,10 +203,10 @@ def test_a_place_that_is_no_run_is_refused_and_stays_as_it_is(out: str, here: Pa
     assert contents(here) == before
 
 
-@pytest.mark.parametrize("out", ["file/run", "/proc/run", "x" * 300])
+@pytest.mark.parametrize("out", ["file/run", "/proc/run", "x" * 300, "nul\x00"])
 def test_a_place_that_cannot_be_written_is_refused(out: str, here: Path) -> None:
     line = refused("run", "digits", "--steps", 2, "--method", "plain()", "--out", out)
-    assert out[:70] in line
+    assert out[:70].replace("\x00", "\\x00") in line
     assert "check the place" in line or "another --out" in line
 
 

@@ -209,6 +209,7 @@ class Comparison:
         first = self._cell(done[0])
         for job in done:
             rows, spent = self._cell(job)["rows"], self._times(job)
+            shutil.rmtree(self.place(job) / "training", ignore_errors=True)  # of a worker that was killed as it did so
             for name, record in rows.items():
                 cells.setdefault(name, {})[job.seed] = record
                 times.setdefault(name, []).append(spent)
