@@ -23,6 +23,7 @@ from .options import (
     echo,
     first_process,
     one_line_errors,
+    raw_csv_option,
     training_options,
     training_settings,
 )
@@ -108,6 +109,7 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@raw_csv_option
 @training_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
@@ -196,8 +198,9 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @click.argument("data")
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
+@raw_csv_option
 @one_line_errors
-def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
+def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
@@ -207,7 +210,7 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
 
     run = Run.open(run_folder)
     answers = run.task.predict(run.folder, data, exit_number)
-    text = answers.text()
+    text = answers.text(raw_csv)
     if answers.note:
         click.echo(answers.note, err=True)
     if out is None:

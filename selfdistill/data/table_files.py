@@ -240,7 +240,7 @@ def _chunks(
 
 def _one_type(chunks: list[Any]) -> bool:
     """Whether chunks are all numbers or all texts; truth values are none of both."""
-    kinds = {chunk.dtype.kind if isinstance(chunk.dtype, np.dtype) else "O" for chunk in chunks}
+    kinds = {chunk.dtype.kind for chunk in chunks}
     return kinds <= set("iuf") or kinds == {"O"}
 
 
@@ -332,7 +332,7 @@ def _read_excel(path: Path, written: frozenset[str], literal: frozenset[str]) ->
     with library.ExcelFile(path, engine="openpyxl") as book:
         sheets = list(book.sheet_names)
         for sheet in sheets:
-            cells = book.parse(sheet, header=None, dtype=object)
+            cells = library.read_excel(book, sheet_name=sheet, header=None, dtype=object)
             if cells.shape[0] > 1:
                 break
     cells = cells.dropna(how="all").dropna(axis=1, how="all")

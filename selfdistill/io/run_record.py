@@ -58,6 +58,7 @@ class Request:
     targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
+    raw_csv: bool = False
 
     def to_json(self) -> dict[str, Any]:
         later = {
@@ -66,13 +67,15 @@ class Request:
             "targets",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if getattr(self, name) is None} | {"columns"}
+        unsaid |= set() if self.raw_csv else {"raw_csv"}
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
-        pairs = {name: tuple(sorted(value.get(name, {}).items())) for name in ("training", "columns")}
+        given = {"training": value["training"], "columns": value.get("columns", {})}
+        pairs = {name: tuple(sorted(entries.items())) for name, entries in given.items()}
         if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
             raise ValueError("columns")
         request = cls(**{**value, **pairs})
