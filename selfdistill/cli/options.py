@@ -98,14 +98,14 @@ DATA_OPTIONS = [
         "--labels",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Keep the labels of N training rows, and of at most N validation rows.",
+        help="Use the labels of N training rows and of at most N validation rows only; the rest is unlabelled.",
     ),
     click.option(
         "--label-noise",
         type=float,
         default=0.0,
         metavar="F",
-        help="Share of the training and validation labels that is replaced by wrong ones, for experiments.",
+        help="For experiments: replace this share of the training and validation labels by wrong ones.",
     ),
     click.option(
         "--image-size",
@@ -116,7 +116,8 @@ DATA_OPTIONS = [
     click.option(
         "--augment",
         type=click.Choice(["none", "weak", "strong"]),
-        help="Augmentation of the default view [default: weak for folders of images and fashion-mnist, else none].",
+        help="Augmentation where the recipe names none [default: weak for folders of images and fashion-mnist, else "
+        "none].",
     ),
     click.option(
         "--model",
@@ -134,6 +135,17 @@ DATA_OPTIONS = [
         "--keep",
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
+    ),
+    click.option(
+        "--checker",
+        metavar="SPEC",
+        help="Prompts: checker of the rows that have an answer and name no checker (exact, numeric, regex, "
+        "module:function).",
+    ),
+    click.option(
+        "--skip-long",
+        is_flag=True,
+        help="Prompts: leave out the rows that are longer than the model's context, and count them.",
     ),
     click.option(
         "--lora",
@@ -204,9 +216,8 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit",
         type=click.Choice(["safe", "strict", "off"]),
-        help="Test on the validation split that a generation must pass to teach the next one or be the final "
-        "model: "
-        "not worse (safe), significantly better (strict), or no test (off) [default: safe].",
+        help="Test on the validation split. Only a generation that passes teaches the next one or is the final model. "
+        "safe: not worse than the one before; strict: significantly better; off: no test [default: safe].",
     ),
     click.option(
         "--audit-level",
@@ -216,7 +227,7 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit-delta",
         type=Finite(min=0, min_open=True),
-        help="How much worse `safe` lets a generation be: a share of rows, or in the unit of the measure "
+        help="The loss of accuracy that `safe` accepts, as a share of rows, or of another measure in its unit "
         "[default: the smallest change that the validation split can detect].",
     ),
     click.option(
@@ -227,7 +238,7 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit-epochs",
         type=click.IntRange(min=1),
-        help="Audit also every N epochs within a generation, and restore the best weights if they got worse.",
+        help="Audit also every N epochs within a generation, and restore the best weights if the model got worse.",
     ),
     click.option(
         "--patience", type=click.IntRange(min=1), help="Stop after this many generations without improvement."
@@ -235,7 +246,8 @@ TRAINING_OPTIONS = [
     click.option(
         "--vitals/--no-vitals",
         default=None,
-        help="Check the training signal at a few steps; stop if it is dead [default: vitals].",
+        help="Check at a few steps that each loss term gives a training signal; stop the run if one does not "
+        "[default: vitals].",
     ),
     click.option(
         "--cache/--no-cache",

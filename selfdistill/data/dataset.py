@@ -330,6 +330,9 @@ def _assemble(
         bare=raw.bare,
         groups=groups,
     )
+    copies = splits.report_copies(column, groups, parts, raw.names)
+    if raw.gradients is not None and not raw.bare:
+        copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
         preprocessor = tables.fit(raw.features, torch.cat([parts.labelled, parts.unlabelled]))
@@ -353,7 +356,7 @@ def _assemble(
         center=center,
         scale=scale,
         groups=None if groups is None else groups.groups,
-        copies=splits.report_copies(column, groups, parts),
+        copies=copies,
         **parts._asdict(),
     )
 

@@ -55,6 +55,7 @@ class RawData:
     columns: tuple[Column, ...] = ()  # of a table: how each was read
     title: str = ""  # of the report on them
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
+    gradients: Tensor | None = None  # (n, 32) uint8 of image files: nearly equal for images that look alike
     skip_note: str = ""  # files that are no rows, and why
 
     @property
@@ -211,6 +212,7 @@ def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
         names=pictures.names,
         bare=_is_unlabelled(pictures, labelled),
         digests=pictures.digests,
+        gradients=pictures.gradients,
         skip_note=pictures.note,
     )
 

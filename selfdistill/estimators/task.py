@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import sources
 from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.label_errors import read_conflicts
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
@@ -98,7 +99,9 @@ class TableTaskType(TaskType):
         return predict(folder, source, exit_number)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Refused: a learner keeps no history of the rows."""
+        """Equal rows with different labels; without any it is refused: a learner keeps no history of the rows."""
+        if conflicts := read_conflicts(folder, top):
+            return conflicts
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
 
     def vitals(self, folder: Path) -> dict[str, Any]:

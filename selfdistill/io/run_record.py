@@ -27,7 +27,8 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that must not be forgotten, the
+    ``checker``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
+    must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
@@ -42,6 +43,8 @@ class Request:
     image_size: int | None = None
     augment: str | None = None
     keep: str | None = None
+    checker: str | None = None
+    skip_long: bool = False
     lora: int | None = None
     max_tokens: int | None = None
     checkpointing: bool = False
@@ -65,9 +68,11 @@ class Request:
             "text",
             "init",
             "targets",
+            "checker",
+            "skip_long",
+            "raw_csv",
         }  # unsaid where not asked for: what was asked before they existed is the same
-        unsaid = {name for name in later if getattr(self, name) is None} | {"columns"}
-        unsaid |= set() if self.raw_csv else {"raw_csv"}
+        unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 

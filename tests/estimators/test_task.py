@@ -16,6 +16,7 @@ from selfdistill.estimators.recipes import read_recipe
 from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.estimators.run import prepare
 from selfdistill.estimators.task import TableTaskType
+from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes
 from tests.terminal import passed, refused

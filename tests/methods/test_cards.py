@@ -304,11 +304,12 @@ def test_the_code_has_the_functions_that_a_recipe_calls() -> None:
     assert "def supervised(" in page
 
 
-def test_the_code_of_other_recipes_says_that_there_is_no_oracle() -> None:
-    for expression, name in (("sdft(rate=0.1)", "sdft"), ("self_trained()", "self_trained")):
+def test_the_code_of_other_recipes_has_their_oracles() -> None:
+    others = (("sdft(rate=0.1)", "sdft", "language"), ("self_trained()", "self_trained", "estimators"))
+    for expression, name, module in others:
         done = CliRunner().invoke(main, ["explain", expression, "--code"])
         assert f"def {name}(" in done.output
-        assert done.output.splitlines()[-1].startswith(f"There is no oracle page of {name} yet")
+        assert done.output.endswith((ORACLES / module / f"{name}.py").read_text())
     wrong = CliRunner().invoke(main, ["explain", "elrr()", "--code"])
     assert wrong.exit_code
     assert "nearest: elr" in wrong.output
