@@ -197,10 +197,6 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.argument("data")
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
-<<<<<<< HEAD
-@click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
-@raw_csv_option
-=======
 @click.option(
     "--exit",
     "exit_number",
@@ -208,7 +204,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     metavar="N",
     help="Predict with early exit N of a model of byot().",
 )
->>>>>>> main
+@raw_csv_option
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
     """Predict new DATA with the final model of RUN.
