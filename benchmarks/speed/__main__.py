@@ -47,6 +47,8 @@ for _name, _what, _quick in (
     ("language", "What a teacher adds to a language model's step, and a whole SDFT step beside TRL's.", "Small sizes"),
     ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
      "Small sizes"),
+    ("tables", "How the time to read a table grows with its columns, and the memory of a run on a long one.",
+     "Small sizes"),
 ):  # fmt: skip
     _benchmark(_name, _what, _quick)
 

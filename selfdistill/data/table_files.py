@@ -202,9 +202,9 @@ def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> 
     """A CSV or TSV file, read by pandas in chunks."""
     dialect = _dialect(path)
     columns, mixed = _chunks(path, dialect, written, literal)
-    rows = len(next(iter(columns.values()), ()))
     if mixed:
         columns |= _chunks(path, dialect, written, literal | mixed, mixed)[0]
+    rows = max((len(column) for column in columns.values() if column is not None), default=0)
     separator = {";": "semicolons", "\t": "tabs", "|": "bars"}.get(dialect.separator, "")
     note = f"cells separated by {separator}" if separator and ".tsv" not in path.name.lower() else ""
     return Table(path, {name: partial(_same, columns.pop(name)) for name in list(columns)}, rows, note, bool(separator))

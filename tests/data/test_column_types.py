@@ -12,6 +12,15 @@ from selfdistill.errors import DataError
 WORDS = [f"the film number {i} was quite good" for i in range(40)]
 
 
+def test_a_comma_before_three_digits_is_read_by_the_other_cells():
+    for texts, comma, first in (
+        (["1,060", "480"], True, 1060),
+        (["1,060", "2,480"], True, 1.06),
+        (["1,060"], False, 1060),
+    ):
+        assert parse_numbers(texts, np.ones(len(texts), dtype=np.int64), comma).values[0] == first
+
+
 @pytest.mark.parametrize(
     ("texts", "values"),
     [
