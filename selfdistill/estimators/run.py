@@ -254,10 +254,12 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from threadpoolctl import threadpool_limits
 
+    from ..data.tables import skops
     from .io import save
     from .resume import keeping
     from .wrappers import ClassNames
 
+    skops()  # the model is saved with it: without it nothing is worth a training
     begun, seed, data = time.monotonic(), int(run.settings["seed"]), run.data
     done = [0]
     learner = run.estimator(seed)  # what it imports is no part of the first training's time
@@ -314,7 +316,7 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             apart |= {**({"plain": scores} if one is alone else {}), **({"test": scores} if one is model else {})}
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
         if one is alone:
-            result["plain"] = {"steps": 1, "end": figures, "from": "itself" if one is model else "control"}
+            result["plain"] = {"steps": 1, "end": figures, "from": "method" if one is model else "control"}
         if one is model:
             result |= {"test": figures, "half": half}
     return {**result, **({"without_copies": apart} if apart else {})}
