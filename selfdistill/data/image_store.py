@@ -314,7 +314,7 @@ def read_all(sources: Sequence[Source], side: int) -> Reading:
     All of them are decoded once, by workers where they are many. They are kept if they take at most 1 GiB and a
     quarter of the free memory; otherwise each is decoded again when it is needed. Pixels are the same either way.
     """
-    keep = 3 * side * side * len(sources) <= min(IN_MEMORY, _free_memory() // 4)
+    keep = 3 * side * side * len(sources) <= min(IN_MEMORY, free_memory() // 4)
     chunks = [sources[i : i + TOGETHER] for i in range(0, len(sources), TOGETHER)]
     workers = loading.num_workers(TOGETHER * 3 * side * side if keep else 1 << 20) if len(sources) > FEW else 0
     rows, skipped, animated, grey = list[int](), list[Skipped](), list[str](), True
@@ -347,7 +347,7 @@ def _table(hashes: list[bytes], width: int) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, width)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of memory that programs can have; without such a figure, much."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
