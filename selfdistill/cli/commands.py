@@ -22,6 +22,7 @@ from .options import (
     one_line_errors,
     training_options,
     training_settings,
+    trust_option,
 )
 from .report import doubts, report, theory, vitals
 
@@ -106,6 +107,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
+@trust_option
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
@@ -130,6 +132,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@trust_option
 @one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     """Continue an interrupted run. It ends with the same weights as without the interruption."""
@@ -193,6 +196,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @click.argument("data")
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
 @click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
+@trust_option
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
     """Predict new DATA with the final model of RUN.

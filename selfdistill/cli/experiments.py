@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import Finite, announce_default_data, data_options, one_line_errors, training_options, training_settings
+from .options import (
+    Finite,
+    announce_default_data,
+    data_options,
+    one_line_errors,
+    training_options,
+    training_settings,
+    trust_option,
+)
 
 
 class ManyMethods(click.Command):
@@ -59,6 +67,7 @@ class ManyMethods(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
+@trust_option
 @one_line_errors
 def compare(
     methods: tuple[str, ...],

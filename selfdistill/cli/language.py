@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, one_line_errors, refuse_two_lengths
+from .options import Finite, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -31,6 +31,7 @@ from .options import Finite, one_line_errors, refuse_two_lengths
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@trust_option
 @one_line_errors
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
     """Test on a few PROMPTS whether the teacher of a language model is better than the student.

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import SelfdistillError
+from ..io import trust
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +37,22 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             why = error.strerror or type(error).__name__
             click.echo(f"selfdistill: {place}{why}; check the place, its free space and its permissions", err=True)
             sys.exit(2)
+
+    return wrapped
+
+
+def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--trust-code`` for a command that loads folders or files of others; within it the trust holds."""
+
+    @click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Run functions that the loaded folders and files name (models, checkers). Only for files you trust.",
+    )
+    @wraps(command)
+    def wrapped(*args: Any, trust_code: bool, **kwargs: Any) -> Any:
+        with trust.trust_code(trust_code):
+            return command(*args, **kwargs)
 
     return wrapped
 

@@ -27,7 +27,7 @@ from ..core import distributed
 from ..core.step import Clock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
-from ..io import checkpoint
+from ..io import checkpoint, trust
 from ..io.files import FORMAT
 from ..io.run_record import Request, differences, read_record
 from ..io.tensors import write_json
@@ -51,25 +51,35 @@ BUSY = "another process is training this run; wait for it or end it, or give ano
 class Run:
     """A run folder. `create` makes or finds it, `open` goes back to it, `execute` trains what is not trained yet."""
 
-    def __init__(self, folder: Path, request: Request) -> None:
-        self.folder, self.request = folder, request
+    def __init__(self, folder: Path, request: Request, trust_code: bool = False) -> None:
+        self.folder, self.request, self.trust_code = folder, request, trust_code
         self._folder = Folder(folder, "run.json", "run")
+        self._recorded = False  # whether the request was read from the folder, and not made here
 
     @classmethod
-    def create(cls, request: Request, out: str | Path | None = None) -> Run:
+    def create(cls, request: Request, out: str | Path | None = None, trust_code: bool = False) -> Run:
         """The folder for a request; an existing one is taken up again if it was made for the same request.
+
+        Args:
+            request: what to train; its model is the caller's own code.
+            out: the folder; by default one below ``runs``.
+            trust_code: whether functions that other folders and files name, such as a teacher's, may be run.
 
         Raises:
             DataError: the folder holds another run, or something that is no run.
         """
-        run = cls(Path(out) if out is not None else Path("runs") / request.name(), request)
+        run = cls(Path(out) if out is not None else Path("runs") / request.name(), request, trust_code)
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path, trust_code: bool = False) -> Run:
         """Go back to a run.
+
+        Args:
+            folder: the run folder.
+            trust_code: whether functions that its files name, such as its model, may be run.
 
         Raises:
             CheckpointError: the folder is no run, or its run.json cannot be read.
@@ -79,7 +89,9 @@ class Run:
             raise CheckpointError(f"{folder} is a comparison; give the same compare command again to resume it")
         if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
-        return cls(path, read_record(path / "run.json")[1])
+        run = cls(path, read_record(path / "run.json")[1], trust_code)
+        run._recorded = True
+        return run
 
     @property
     def task(self) -> TaskType:
@@ -119,14 +131,20 @@ class Run:
         done = self.result()
         if done is not None:
             return done
+        with trust.trust_code(self.trust_code):
+            return self._train(Listeners(progress or (lambda name: None), warn, tell or (lambda line: None)))
+
+    def _train(self, listeners: Listeners) -> dict[str, Any]:
+        """Train what is not trained yet, and return the result."""
+        if self._recorded and (function := trust.split_function(self.request.model or "")):
+            trust.require_trust(*function[:2], self._folder.record, self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
         prepared = task.prepare(self.request)
-        listeners = Listeners(progress or (lambda name: None), warn, tell or (lambda line: None))
         if prepared.note:
             listeners.tell(prepared.note)
         with threads.limited_to(self._record().get("threads") or prepared.threads()):
-            self._claim(task, prepared, warn)
+            self._claim(task, prepared, listeners.warn)
             first = distributed.rank() == 0
             try:
                 with locked(self.folder, BUSY) if first else contextlib.nullcontext():
@@ -195,7 +213,8 @@ class Run:
             CheckpointError: the run has no model yet.
             DataError: the data do not fit the model, it has no such exit, or it is a language model.
         """
-        answers = self.task.predict(self.folder, source, exit_number)
+        with trust.trust_code(self.trust_code):
+            answers = self.task.predict(self.folder, source, exit_number)
         if not isinstance(answers, Predictions):
             raise DataError(f"the model of {self.folder} writes texts; use `selfdistill predict`")
         return answers

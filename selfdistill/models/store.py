@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, SelfdistillError
 from ..io.expressions import one_line
+from ..io import trust
 from ..io.files import DATA_CARD, FORMAT, check_format
 from .networks import Scaled
 from .peers import WRAPS
-from .registry import Build, _tuples
+from .registry import Build, _tuples, check_source
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 
@@ -71,16 +72,20 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         ) from error
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(folder: Path | str, trust_code: bool = False) -> nn.Module:
     """The model of a folder, on the CPU and in eval mode; one of values returns them in the unit of the target.
 
-    A "module:function" model runs that function of *your* code, never code in the folder.
+    Args:
+        folder: the model folder.
+        trust_code: whether a "module:function" that the folder names may be run; code in the folder never is.
 
     Raises:
-        CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
+        CheckpointError: the folder holds no such model, names code that is not trusted, or holds something foreign,
+            damaged or pickled.
     """
     folder = Path(folder)
-    build = read_config(folder)
+    with trust.trust_code(trust_code):
+        build = read_config(folder)
     tensors = read_tensors(folder)
     try:
         with torch.random.fork_rng(devices=[]):  # nor must loading change it
@@ -139,6 +144,8 @@ def read_config(folder: Path) -> Build:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
     check_format(path, config.get("format") if isinstance(config, dict) else None)
     spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
+    if isinstance(spec, str):
+        check_source(spec, path, home(folder))
     options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
     scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
     sizes = isinstance(spec, str) and isinstance(shape, list)
@@ -169,13 +176,18 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, which no network's config describes
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path, trust_code: bool = False) -> nn.Module:
     """The model of a run folder or of its ``model`` folder, in eval mode.
 
+    Args:
+        folder: the run folder or the model folder.
+        trust_code: whether a "module:function" that the folder names may be run; see `load`.
+
     Raises:
-        CheckpointError: there is no model there, or it is damaged or of a foreign format.
+        CheckpointError: there is no model there, it names code that is not trusted, or it is damaged or of a foreign
+            format.
     """
-    return load(model_folder(folder))
+    return load(model_folder(folder), trust_code)
 
 
 def model_card(folder: str | Path) -> dict[str, Any]:
@@ -198,6 +210,11 @@ def model_card(folder: str | Path) -> dict[str, Any]:
     if "shape" not in card:
         raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
     return card
+
+
+def home(folder: Path) -> Path:
+    """The run folder that a model folder belongs to; the model folder itself where it is of no run."""
+    return folder.parent if (folder.parent / "run.json").exists() else folder
 
 
 def model_folder(folder: str | Path) -> Path:

@@ -23,6 +23,7 @@ import torch
 
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ...evaluation.statistics import reachable
+from ...io import trust
 from ...io.expressions import one_line
 from ...io.files import FORMAT, check_format
 from ...io.run_record import Request
@@ -42,7 +43,7 @@ Tell = Callable[[str], None]
 Trainer = Callable[[Job, Request, Path], dict[str, Any]]  # trains a job, in a folder of its own; gives its record
 
 
-def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) -> None:
+def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer, trusted: bool) -> None:
     """Train a job on so many threads and write its record: ``cell.json``, and ``times.json``, which no two runs share.
 
     The record may say the ``seconds`` of earlier sittings.
@@ -50,6 +51,7 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) 
     folder.mkdir(parents=True, exist_ok=True)
     with (
         named(job),
+        trust.trust_code(trusted),
         threads.limited_to(count),
         locked(folder),
     ):  # a comparison that was killed may have left a worker there
@@ -196,7 +198,7 @@ class Comparison:
             tell(f"{name}, about {each * (len(left) - number):.0f} s left")
 
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return _work, (job, self.request, self.place(job), count, self.design.run)
+            return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
 
         run_jobs(left, call, finished, workers=workers, folder=self.folder)
 
@@ -268,6 +270,7 @@ def compare(
     level: float = 0.05,
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Compare methods with controls and with each other at matched compute.
 
@@ -280,6 +283,7 @@ def compare(
         level: of the verdicts, over the methods.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
+        trust_code: whether functions that folders and files name, such as a teacher's, may be run.
 
     Returns:
         What ``comparison.json`` holds; all of it but ``times`` is the same when it is run again.
@@ -289,7 +293,8 @@ def compare(
     """
     matched = design_for(request, methods).matched_budget(budget)
     settings = ComparisonSettings(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
-    return Comparison.create(request, settings, out).execute(tell)
+    with trust.trust_code(trust_code):
+        return Comparison.create(request, settings, out).execute(tell)
 
 
 def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesign]:
