@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, PerElement, Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.evaluation.predict import predict_rows
 from selfdistill.experiments.benchmark.cells import read
 from selfdistill.experiments.benchmark.settings import SETTINGS, Cell, build_for, data_of
@@ -52,7 +52,7 @@ def _but_labels(method: Method, change: Callable[[Term], Term]) -> Method:
 
 def late(method: Method) -> Method:
     """All terms but the labels' wait for half of the training."""
-    return _but_labels(method, lambda term: replace(term, weight=After(term.weight_at(Clock()), 0.5)))
+    return _but_labels(method, lambda term: replace(term, weight=After(term.weight_at(TrainingClock()), 0.5)))
 
 
 def over_all(method: Method) -> Method:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import gates, losses, methods, schedules, teachers, views
     from .core.objective import Method, Objective
     from .core.parts import Gate, Tally, Teacher, Term
-    from .core.step import Batch, Clock, Forward, Rows
+    from .core.step import Batch, Forward, Rows, TrainingClock
     from .core.targets import Target
     from .errors import SelfdistillError
     from .experiments.run import Run
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
-    "Clock",
     "Forward",
     "Gate",
     "Method",
@@ -38,6 +37,7 @@ __all__ = [
     "Target",
     "Teacher",
     "Term",
+    "TrainingClock",
     "fit",
     "gates",
     "load_model",
@@ -51,7 +51,7 @@ __all__ = [
 #: the module that defines each public name; a name that is not here is a module itself
 _HOMES = {
     "Batch": "core.step",
-    "Clock": "core.step",
+    "TrainingClock": "core.step",
     "Gate": "core.parts",
     "Method": "core.objective",
     "Objective": "core.objective",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .core.step import Clock
+from .core.step import TrainingClock
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,14 @@ class Linear:
 
     Epoch e counts from 0, so the last epoch has the full ``end`` (PS-KD, Kim et al. ICCV 2021, equation 5).
 
-    >>> Linear(0.0, 0.8)(Clock(epoch=4, epochs=10))
+    >>> Linear(0.0, 0.8)(TrainingClock(epoch=4, epochs=10))
     0.4
     """
 
     start: float
     end: float
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.start + (self.end - self.start) * (clock.epoch + 1) / clock.epochs
 
 
@@ -29,14 +29,14 @@ class Linear:
 class Ramp:
     """Sigmoid ramp-up: peak x exp(-5 (1 - t)^2) with t = progress / share, capped at 1 (Laine and Aila, ICLR 2017).
 
-    >>> Ramp(2.0, share=0.5)(Clock(step=50, epochs=100))
+    >>> Ramp(2.0, share=0.5)(TrainingClock(step=50, epochs=100))
     2.0
     """
 
     peak: float
     share: float = 0.4
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         t = min(1.0, clock.progress / self.share) if self.share > 0 else 1.0
         return self.peak * math.exp(-5.0 * (1.0 - t) ** 2)
 
@@ -45,14 +45,14 @@ class Ramp:
 class EpochRamp:
     """`Ramp` by whole epochs: peak x exp(-5 (1 - t)^2) with t = e / (share x epochs) in epoch e from 0, capped at 1.
 
-    >>> EpochRamp(2.0, share=0.5)(Clock(epoch=5, epochs=10))
+    >>> EpochRamp(2.0, share=0.5)(TrainingClock(epoch=5, epochs=10))
     2.0
     """
 
     peak: float
     share: float = 80 / 300
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         t = min(1.0, clock.epoch / (self.share * clock.epochs)) if self.share > 0 else 1.0
         return self.peak * math.exp(-5.0 * (1.0 - t) ** 2)
 
@@ -61,15 +61,17 @@ class EpochRamp:
 class Rise:
     """A straight line from 0 to ``peak``, which is reached after ``share`` of the generation; 0 until ``start`` of it.
 
-    >>> Rise(2.0, share=0.5)(Clock(step=25, epochs=100)), Rise(2.0, 0.5, start=0.25)(Clock(step=25, epochs=100))
-    (1.0, 0.0)
+    >>> Rise(2.0, share=0.5)(TrainingClock(step=25, epochs=100))
+    1.0
+    >>> Rise(2.0, 0.5, start=0.25)(TrainingClock(step=25, epochs=100))
+    0.0
     """
 
     peak: float
     share: float = 0.4
     start: float = 0.0
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         elapsed, length = clock.progress - self.start, self.share - self.start
         return self.peak * min(1.0, max(0.0, elapsed / length)) if length > 0 else self.peak * (elapsed >= 0)
 
@@ -78,14 +80,14 @@ class Rise:
 class From:
     """Nothing in the first ``share`` of the epochs, then ``weight``.
 
-    >>> [From(0.5, 2.0)(Clock(epochs=4, epoch=epoch)) for epoch in range(4)]
+    >>> [From(0.5, 2.0)(TrainingClock(epochs=4, epoch=epoch)) for epoch in range(4)]
     [0.0, 0.0, 2.0, 2.0]
     """
 
     share: float
     weight: float
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.weight if clock.epoch >= self.share * clock.epochs else 0.0
 
 
@@ -93,7 +95,7 @@ class From:
 class ByCycle:
     """One value for the first of ``cycles`` parts of a generation (which has no snapshot) and one for all later ones.
 
-    >>> [ByCycle(2, 1.0, 1.5)(Clock(epochs=4, step=step)) for step in range(4)]
+    >>> [ByCycle(2, 1.0, 1.5)(TrainingClock(epochs=4, step=step)) for step in range(4)]
     [1.0, 1.0, 1.5, 1.5]
     """
 
@@ -101,7 +103,7 @@ class ByCycle:
     first: float
     later: float
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.first if clock.step < clock.length // self.cycles else self.later
 
 
@@ -109,14 +111,14 @@ class ByCycle:
 class ByGeneration:
     """One value for generation 0 (which has no predecessor) and one for all later ones.
 
-    >>> ByGeneration(1.0, 0.1)(Clock(generation=2, generations=3))
+    >>> ByGeneration(1.0, 0.1)(TrainingClock(generation=2, generations=3))
     0.1
     """
 
     first: float
     later: float
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.first if clock.generation == 0 else self.later
 
 
@@ -124,14 +126,14 @@ class ByGeneration:
 class AtLast:
     """One value for the last generation and one for all before it.
 
-    >>> [AtLast(1.0, 0.1)(Clock(generation=g, generations=3)) for g in range(3)]
+    >>> [AtLast(1.0, 0.1)(TrainingClock(generation=g, generations=3)) for g in range(3)]
     [1.0, 1.0, 0.1]
     """
 
     before: float
     last: float
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.last if clock.generation == clock.generations - 1 else self.before
 
 
@@ -139,14 +141,14 @@ class AtLast:
 class After:
     """0 until ``share`` of the generation is done, then ``value``.
 
-    >>> [After(2.0, share=0.5)(Clock(step=s, epochs=10)) for s in (4, 5)]
+    >>> [After(2.0, share=0.5)(TrainingClock(step=s, epochs=10)) for s in (4, 5)]
     [0.0, 2.0]
     """
 
     value: float
     share: float = 0.1
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.value if clock.progress >= self.share else 0.0
 
 
@@ -154,12 +156,12 @@ class After:
 class Until:
     """``value`` until ``share`` of the generation is done, then 0: the complement of `After`.
 
-    >>> [Until(2.0, share=0.5)(Clock(step=s, epochs=10)) for s in (4, 5)]
+    >>> [Until(2.0, share=0.5)(TrainingClock(step=s, epochs=10)) for s in (4, 5)]
     [2.0, 0.0]
     """
 
     value: float
     share: float = 0.9
 
-    def __call__(self, clock: Clock) -> float:
+    def __call__(self, clock: TrainingClock) -> float:
         return self.value if clock.progress < self.share else 0.0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.outputs import space_of
-from selfdistill.core.step import Batch, Clock
+from selfdistill.core.step import Batch, TrainingClock
 from selfdistill.data.dataset import Data, from_tensors
 from selfdistill.models.networks import vit
 from selfdistill.training.fit import fit
@@ -136,7 +136,7 @@ class Recorded:
 
     data: Data
     starts: list[nn.Module] = field(default_factory=list)
-    steps: list[list[tuple[Clock, Batch]]] = field(default_factory=list)
+    steps: list[list[tuple[TrainingClock, Batch]]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     final: nn.Module | None = None
     lr: float = LR
@@ -148,7 +148,7 @@ class Recorded:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), self.lr, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
 
-    def batches(self, generation: int = 0) -> Iterator[tuple[Clock, Any]]:
+    def batches(self, generation: int = 0) -> Iterator[tuple[TrainingClock, Any]]:
         """(clock, batch) of every step; ``batch[view]`` has ``x``, ``y`` and ``id``. What is drawn is drawn again."""
         for clock, batch in self.steps[generation]:
             torch.manual_seed(rng.seed(0, "step", clock.generation, clock.step, 0, 0))
@@ -161,11 +161,11 @@ class Recorded:
         model.get_submodule(name).load_state_dict(self.final.get_submodule(name).state_dict())
         return model
 
-    def uniform(self, name: str, clock: Clock, ids: Tensor) -> Tensor:
+    def uniform(self, name: str, clock: TrainingClock, ids: Tensor) -> Tensor:
         """What a part draws for each sample in this step: as for batches, an address decides."""
         return rng.uniform((0, name, clock.generation, clock.step), ids, 1)[:, 0]
 
-    def directions(self, clock: Clock, ids: Tensor, count: int) -> Tensor:
+    def directions(self, clock: TrainingClock, ids: Tensor, count: int) -> Tensor:
         """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
         return rng.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
 
@@ -186,7 +186,7 @@ def record(method: Method, folder: Path, cut: int | None = None, device: str = "
     building = building_for(method)
     run.lr = LR / 5 if values else LR  # a weight of 10 on values blows the last bits up at the larger one
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         while len(run.steps) <= clock.generation:
             run.steps.append([])
         run.steps[clock.generation].append((clock, batches[0]))

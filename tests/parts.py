@@ -58,6 +58,7 @@ from selfdistill.teachers import (
     ClassAligned,
     ClassMean,
     Combined,
+    CurrentStudent,
     Ema,
     Ensembled,
     External,
@@ -66,7 +67,6 @@ from selfdistill.teachers import (
     Generation,
     GenerationEnsemble,
     History,
-    Itself,
     JointLabels,
     Labels,
     LastBatch,
@@ -109,7 +109,8 @@ GATES = [
     Bagged(), Bagged(0.3),
 ]  # fmt: skip
 TEACHERS = [
-    Labels(), Itself(), Itself("weak"), Itself(head="exits"), Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
+    Labels(), CurrentStudent(), CurrentStudent("weak"), CurrentStudent(head="exits"),
+    Ema(), Ema(0.5, view="weak", train=True, warm_up=False),
     Frozen(), Frozen("weak"), Generation(), External(), LastEpoch(), History(), History(0.9, "labels", wait=0.5),
     CachedTeacher(), CachedTeacher(Frozen("weak")), CachedTeacher(Generation()), CachedTeacher(External()),
     ClassMean(), Virtual(), Virtual(0.5), BetaRanked(), BetaRanked(0.9, a=1.0), Snapshot(),
@@ -164,14 +165,14 @@ LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks"
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     **dict.fromkeys(
-        (Itself(), Ema(), Frozen(), Generation(), External(), CachedTeacher(), LastBatch(), Momentum()),
+        (CurrentStudent(), Ema(), Frozen(), Generation(), External(), CachedTeacher(), LastBatch(), Momentum()),
         SPACE.__getitem__,
     ),
     CentredMomentum(0.5): SPACE.__getitem__,
     Momentum(0.5, head="feature"): lambda head: None if head == "joint" else "features",
-    Itself(head="logits"): lambda head: None if head == "joint" else "logits",
-    Itself(head="exits"): lambda head: None if head == "joint" else "logits",
-    Itself(head="feature"): lambda head: None if head == "joint" else "features",
+    CurrentStudent(head="logits"): lambda head: None if head == "joint" else "logits",
+    CurrentStudent(head="exits"): lambda head: None if head == "joint" else "logits",
+    CurrentStudent(head="feature"): lambda head: None if head == "joint" else "features",
     **{t: {"logits": "probabilities", "values": "values"}.get for t in (LastEpoch(), History(), Ensembled())},
     **{t: {"logits": "probabilities"}.get for t in (PseudoLabels(), InheritedPseudoLabels(), Relabelled())},
     OtherPeers(): {"peers": "probabilities", "peer_values": "values", "peer_gaussians": "gaussian"}.get,
@@ -181,7 +182,7 @@ SAYS: dict[Any, Any] = {
     CertainLabels(0.9, negative=0.3, excludes=True): {"logits": "excluded"}.get,
     **{
         ClassAligned(t, 0.9): lambda head, t=t: "probabilities" if SAYS[t](head) in DISTRIBUTIONS else None
-        for t in (Itself(), Labels())
+        for t in (CurrentStudent(), Labels())
     },
     **{
         t: lambda head: "probabilities" if head == "logits" else None
@@ -232,4 +233,4 @@ OF_A_SAMPLE = {
     **dict.fromkeys((ClassProgress(0.3), Spared(0.3), PeerShard(), Bagged()), "two samples"),
 }  # fmt: skip
 #: Spaces agree and elements do not: three exits for one row, or for two peers.
-TOO_MANY = {(Itself(head="exits"), "logits"), (Itself(head="exits"), "peers")}
+TOO_MANY = {(CurrentStudent(head="exits"), "logits"), (CurrentStudent(head="exits"), "peers")}

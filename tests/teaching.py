@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Teacher, Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.losses import CrossEntropy
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs
 
@@ -40,7 +40,7 @@ def rows(ids: Any, y: Any = None) -> Rows:
     return Rows(inputs(ids), ids % CLASSES if y is None else torch.as_tensor(y), ids)
 
 
-def bound(teacher: Teacher, model: nn.Module, clock: Clock | None = None, **given: Any) -> Objective:
+def bound(teacher: Teacher, model: nn.Module, clock: TrainingClock | None = None, **given: Any) -> Objective:
     """A method of this one term, bound."""
     return Method({"t": Term(teacher, CrossEntropy(), weight=0.5)}).bind(model, clock=clock, **given)
 

@@ -18,5 +18,8 @@ tell "install $package and what it needs"
 "$folder/bin/python" -m pip install --disable-pip-version-check --no-compile --progress-bar on \
   --constraint constraints.txt --editable "$package"
 tell "import it once, which compiles what is used"
-"$folder/bin/python" -c "import selfdistill.experiments.run, sklearn.datasets"
+"$folder/bin/python" -c "import sklearn.datasets" &  # beside the other half, on a second core
+scikit=$!
+"$folder/bin/python" -c "import selfdistill.experiments.run, torch._dynamo"
+wait "$scikit"
 tell "installed"

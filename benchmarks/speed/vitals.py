@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.speed.timing import Call, Taken, in_turns, one_thread, ratio
 from benchmarks.speed.workloads import BATCHES, WORKLOADS, Workload, objective_of
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 
 TARGET = 0.02  # of run time
 MODES = ("plain", "average as teacher, online")
@@ -68,7 +68,7 @@ def _step(work: Workload, mode: str, kind: str) -> Call:
         optimizer.step()
         objective.update()
 
-    assert Clock(step=place).observed == (kind == LOOK)
+    assert TrainingClock(step=place).observed == (kind == LOOK)
     return step
 
 
@@ -76,7 +76,7 @@ def _share(taken: Taken, mode: str) -> dict[str, float]:
     """What the vitals add to a run of `RUN` steps, as a share of what it takes without them."""
     look = ratio(taken, f"{mode} {LOOK}", f"{mode} {WITHOUT}")[CLOCK]
     between = ratio(taken, f"{mode} {BETWEEN}", f"{mode} {WITHOUT}")[CLOCK]
-    looks = sum(Clock(step=step).observed for step in range(RUN))
+    looks = sum(TrainingClock(step=step).observed for step in range(RUN))
     share = (looks * look.median + (RUN - looks) * between.median) / RUN - 1
     return {
         "look": round(look.median, 4), "look_low": round(look.low, 4), "look_high": round(look.high, 4),

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..core.step import Clock
+from ..core.step import TrainingClock
 from ..io.files import line_due, seconds_left
 
 
@@ -52,7 +52,7 @@ class Shown:
         self.task: TaskID | None = None
         self.begun: tuple[float, int] | None = None
 
-    def __call__(self, clock: Clock, figures: dict[str, float]) -> None:
+    def __call__(self, clock: TrainingClock, figures: dict[str, float]) -> None:
         done, total = _steps(clock)
         self._show(done, total, f"{_where(clock)}  step {done}/{total}", _where(clock), _words(figures))
 
@@ -84,12 +84,12 @@ class Shown:
         print(f"{self.name}: {said}{left}", file=sys.stderr)
 
 
-def _steps(clock: Clock) -> tuple[int, int]:
+def _steps(clock: TrainingClock) -> tuple[int, int]:
     """Steps done and to do over all generations (which may differ a little in length)."""
     return clock.generation * clock.length + clock.step + 1, clock.length * clock.generations
 
 
-def _where(clock: Clock) -> str:
+def _where(clock: TrainingClock) -> str:
     epoch = f"epoch {clock.epoch + 1}/{clock.epochs}"
     return epoch if clock.generations == 1 else f"generation {clock.generation + 1}/{clock.generations} {epoch}"
 

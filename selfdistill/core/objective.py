@@ -19,7 +19,7 @@ from .memory import LargeModel
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
-from .step import Batch, Clock, Forward, ForwardPlan, Passes
+from .step import Batch, Forward, ForwardPlan, Passes, TrainingClock
 from .vitals import StateWatch, TermHealth, Vitals, Watch, summarise
 
 
@@ -109,14 +109,16 @@ class Objective(nn.Module):
         previous: nn.Module | None = None,
         external: nn.Module | None = None,
         scale: tuple[float, float] | None = None,
-        clock: Clock | None = None,
+        clock: TrainingClock | None = None,
         autocast: Callable[[], Any] = nullcontext,
         vitals: bool = True,
     ) -> None:
         super().__init__()
         self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, TermHealth]()
         # a predecessor makes this a later generation; a generation that is not the first has one
-        self.clock = clock or Clock(int(previous is not None), max(method.generations, 1 + (previous is not None)))
+        self.clock = clock or TrainingClock(
+            int(previous is not None), max(method.generations, 1 + (previous is not None))
+        )
         if self.clock.generation and previous is None and method.generations > 1:
             raise RecipeError(f"generation {self.clock.generation} learns from the one before it: bind(previous=model)")
         self._student: tuple[nn.Module, Callable[[Tensor], Any]] = (model, model)  # in a tuple: no submodule
@@ -267,7 +269,7 @@ class Objective(nn.Module):
         return torch.tensor(astuple(self.clock))
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.clock = Clock(*state.tolist())
+        self.clock = TrainingClock(*state.tolist())
 
 
 def _refuse_unless_lazy(name: str, term: BaseTerm) -> None:

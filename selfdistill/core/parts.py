@@ -25,10 +25,10 @@ from ..errors import SpaceError
 from ..rng import Address
 from .logits import scattered
 from .outputs import element_shape, space_of
-from .step import Batch, Clock, Forward, Rows
+from .step import Batch, Forward, Rows, TrainingClock
 from .targets import Target
 
-Schedule = Callable[[Clock], float]
+Schedule = Callable[[TrainingClock], float]
 
 
 S = TypeVar("S", bound=nn.Module, default=Any)  # the state of a part
@@ -57,7 +57,7 @@ class GenerationData(NamedTuple):
 
     unlabelled: Tensor
     predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
-    clock: Clock
+    clock: TrainingClock
     labelled: Tensor = torch.zeros(0, dtype=torch.int64)
     seed: int = 0
     targets: Tensor = torch.zeros(0)  # what labelled rows teach, in their order
@@ -114,7 +114,7 @@ class Part(Generic[S]):
         """
         return None
 
-    def waits(self, clock: Clock) -> bool:
+    def waits(self, clock: TrainingClock) -> bool:
         """Has it nothing to say yet?"""
         return False
 
@@ -429,7 +429,7 @@ class BaseTerm:
         """Those with a state, or with something to say about views."""
         return tuple(part for part in (self.teacher, self.gate) if part is not None)
 
-    def weight_at(self, clock: Clock) -> float:
+    def weight_at(self, clock: TrainingClock) -> float:
         """What the term counts for at a place of the run."""
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 

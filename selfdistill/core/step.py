@@ -1,4 +1,4 @@
-"""What a step looks at (`Batch`), when (`Clock`), and what the models answer (`Forward`)."""
+"""What a step looks at (`Batch`), when (`TrainingClock`), and what the models answer (`Forward`)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Batch(dict[str, Rows]):
 
 
 @dataclass(frozen=True)
-class Clock:
+class TrainingClock:
     """Where the run is: generation, epoch and step within the generation, all counted from 0.
 
     ``epochs`` of ``per_epoch`` steps each are the generation's length, unless ``steps`` cuts it short.
@@ -94,7 +94,7 @@ class Clock:
         """Share of the generation's steps done, in [0, 1]."""
         return min(1.0, self.step / self.length)
 
-    def at(self, step: int) -> Clock:
+    def at(self, step: int) -> TrainingClock:
         """The same run at another step of this generation."""
         return replace(self, step=step, epoch=min(step // self.per_epoch, self.epochs - 1))
 
@@ -102,7 +102,7 @@ class Clock:
     def observed(self) -> bool:
         """Is this one of the few steps that the vitals look at? Steps 1, 2, 4, ... 32 and every fiftieth, from 1.
 
-        >>> [step + 1 for step in range(120) if Clock(step=step).observed]
+        >>> [step + 1 for step in range(120) if TrainingClock(step=step).observed]
         [1, 2, 4, 8, 16, 32, 50, 100]
         """
         done = self.step + 1
@@ -202,7 +202,7 @@ class Forward:
         self,
         model: Callable[[Tensor], Any],
         batch: Batch,
-        clock: Clock,
+        clock: TrainingClock,
         plan: ForwardPlan | None = None,
         module: nn.Module | None = None,
     ) -> None:

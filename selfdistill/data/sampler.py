@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..core.step import Batch, Clock, Rows
+from ..core.step import Batch, Rows, TrainingClock
 from ..errors import DataError
 from ..models import patch_masking
 from ..views import TOGETHER, View, Views
@@ -30,7 +30,7 @@ class Order:
         self.rows, self.seed, self.generation = rows, seed, generation
         self.steps_per_epoch = max(1, math.ceil(rows / batch_size))
 
-    def sample(self, clock: Clock) -> Tensor:
+    def sample(self, clock: TrainingClock) -> Tensor:
         order = rng.permutation((self.seed, "prompts", self.generation, clock.epoch), self.rows)
         step, steps = clock.step - clock.epoch * clock.per_epoch, self.steps_per_epoch
         return order[step * self.rows // steps : (step + 1) * self.rows // steps]

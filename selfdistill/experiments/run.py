@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..core import distributed
-from ..core.step import Clock
+from ..core.step import TrainingClock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
@@ -43,7 +43,7 @@ from .task_types import TASK_TYPES
 
 __all__ = ["Run", "load_model", "model_card", "product"]
 
-Progress = Callable[[Clock, dict[str, float]], None]
+Progress = Callable[[TrainingClock, dict[str, float]], None]
 
 BUSY = "another process is training this run; wait for it or end it, or give another --out"
 

@@ -17,7 +17,7 @@ from ..core import distributed
 from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.parts import BaseTerm
-from ..core.step import Clock, Passes
+from ..core.step import Passes, TrainingClock
 from ..data.prompts import Prompts
 from ..errors import RecipeError
 from ..models.causal_lm import Causal, ModelView, check_length
@@ -55,7 +55,7 @@ class CompletionSource:
         """Does it keep completions by their reward?"""
         return False
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         """``samples`` completions for each prompt, those of a prompt one after another."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class OnPolicy(CompletionSource):
 
     sampling: Sampling = Sampling()
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         address = (writer.seed, "rollout", clock.generation, clock.step)
         return writer.roll(ids, self.sampling, address, self.samples)
 
@@ -94,7 +94,7 @@ class TeacherMixed(CompletionSource):
         if replace(self.sampling, max_tokens=1) != Sampling(max_tokens=1):
             raise RecipeError("TeacherMixed: a mixture is drawn as it is, at temperature 1 without top_p or top_k")
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         address = (writer.seed, "rollout", clock.generation, clock.step)
         return writer.roll(ids, self.sampling, address, self.samples, share=self.share)
 
@@ -105,7 +105,7 @@ class Demonstrations(CompletionSource):
 
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         return [writer.demonstration(i) for i in ids]
 
 
@@ -117,7 +117,7 @@ class MixedPolicy(CompletionSource):
     sampling: Sampling = Sampling()
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         u = rng.uniform((writer.seed, "mixed", clock.generation), torch.tensor([clock.step]), 1)
         source: CompletionSource = OnPolicy(1, self.sampling) if float(u) <= self.share else Demonstrations()
         return source.rollouts(writer, ids, clock)
@@ -155,7 +155,7 @@ class Once(CompletionSource):
             return self.threshold[min(generation, len(self.threshold) - 1)]
         return self.threshold
 
-    def rollouts(self, writer: Writer, ids: Sequence[int], clock: Clock) -> list[Rollout]:
+    def rollouts(self, writer: Writer, ids: Sequence[int], clock: TrainingClock) -> list[Rollout]:
         least, part = self.least(clock.generation), ids[0] if ids else 0
         address = (writer.seed, "written", clock.generation, part)
         drawn = writer.roll(ids, self.sampling, address, self.samples, self.context)

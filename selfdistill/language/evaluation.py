@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..core import distributed
 from ..core.logits import Logits, picked
-from ..core.step import Batch, Clock, Forward, ForwardPlan, Passes
+from ..core.step import Batch, Forward, ForwardPlan, Passes, TrainingClock
 from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
 from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
-from ..teachers import External, Itself
+from ..teachers import CurrentStudent, External
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
 from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
@@ -182,7 +182,9 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     mask, term = batch["x"].extra["mask"], writer.method.distils[name]
     assert term.teacher is not None
     with writer.model.asking():
-        step = Forward(writer.model, batch, Clock(), ForwardPlan(*writer.method.student_views(), fused=False)).run()
+        step = Forward(
+            writer.model, batch, TrainingClock(), ForwardPlan(*writer.method.student_views(), fused=False)
+        ).run()
         target = term.teacher.target(writer.objective.state_of(name, term.teacher), step, term)
         source, teacher = (picked(logits, mask) for logits in (step.student("x"), target.value))
         kl = divergence(source, teacher, ForwardKL()).values
@@ -246,7 +248,7 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
         contexts = [c for c in (writer.method.context, writer.method.against) if c is not None]
         if isinstance(term.teacher, External) or any(_adds(writer, context) for context in contexts):
             continue
-        if isinstance(term.teacher, Itself):
+        if isinstance(term.teacher, CurrentStudent):
             raise VitalsError(
                 "teacher-is-student",
                 f"teacher-is-student: term {name!r} is taught by the student itself, and its context adds nothing to "

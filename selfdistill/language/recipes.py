@@ -15,7 +15,7 @@ from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
 from ..methods.cards import describe
-from ..teachers import Ema, External, Frozen, Generation, Itself, Labels
+from ..teachers import CurrentStudent, Ema, External, Frozen, Generation, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
 from . import contexts
@@ -112,7 +112,7 @@ def sdpo(
     """
     teacher: Teacher = Ema(1.0 - rate, CONTEXT, warm_up=False)
     if trust:
-        teacher = GeometricMixture(Frozen(CONTEXT), Itself(CONTEXT), rate)
+        teacher = GeometricMixture(Frozen(CONTEXT), CurrentStudent(CONTEXT), rate)
     loss = TokenDivergence(JensenShannon(0.5), TopK(k, "student"))
     terms: dict[str, BaseTerm] = {"distil": Term(teacher, loss, gate=ImportanceWeight(), weight=1.0 - grpo)}
     if grpo:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Objective
-from ..core.step import Batch, Clock, Passes
+from ..core.step import Batch, Passes, TrainingClock
 from ..data.prompts import Prompts, need
 from ..data.sampler import Order
 from ..errors import DataError
@@ -153,7 +153,11 @@ class LanguageTask(Task):
 
     def _write(self, state: RunState, generation: int) -> list[Rollout]:
         """The completions of a generation: by the last accepted one where there is one, else by the model before."""
-        ids, clock, writer = self.data.labelled.tolist(), Clock(generation, self.method.generations), self.writer
+        ids, clock, writer = (
+            self.data.labelled.tolist(),
+            TrainingClock(generation, self.method.generations),
+            self.writer,
+        )
         parts = [ids[i : i + PART] for i in range(0, len(ids), PART)]
         student = writer.model
         file = self._file(state, generation)
@@ -301,7 +305,7 @@ class LanguageChecks(Callback):
     def on_generation_start(self, state: RunState) -> None:
         self.task.unread = 0
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         if entry.get("decision", {}).get("restored"):
             self.task.forget_evaluation()
 
@@ -330,7 +334,7 @@ class LanguageVitals(Callback):
     def __init__(self, task: LanguageTask) -> None:
         self.task = task
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         writer = self.task.writer
         entry["drawn"] = drawn = writer.drawn
         if not state.settings.vitals or state.clock.step < state.clock.length:
@@ -352,7 +356,7 @@ def fit(
     suite: Prompts | None = None,
     engine: Engine = by_transformers,
     max_tokens: int = 256,
-    progress: Callable[[Clock, dict[str, float]], None] | None = None,
+    progress: Callable[[TrainingClock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
     hear: Callable[[str], None] | None = None,

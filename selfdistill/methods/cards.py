@@ -15,7 +15,7 @@ from ..core.objective import Method
 from ..core.outputs import MAIN, space_of
 from ..core.parts import BaseTerm
 from ..core.regression import of_values
-from ..core.step import Clock
+from ..core.step import TrainingClock
 from ..errors import SpaceError
 from ..io.expressions import expression_name
 from ..teachers.cached import fixed_views
@@ -235,7 +235,7 @@ def _teacher_passes(method: Method, term: BaseTerm) -> float:
     return teacher.forward_passes(peers, method.generations) * _rows(method.views, teacher.view or term.view)
 
 
-def schedule(weight: Any, clock: Clock) -> list[float]:
+def schedule(weight: Any, clock: TrainingClock) -> list[float]:
     """A term's weight at the start, the middle and the end of a generation."""
     values = []
     for share in (0.0, 0.5, 1.0):
@@ -246,7 +246,7 @@ def schedule(weight: Any, clock: Clock) -> list[float]:
 
 def terms(method: Method) -> list[dict[str, Any]]:
     """The terms as data: teacher, loss, gate, view, head and weight at 0, 50 and 100 % of the last generation."""
-    clock = Clock(method.generations - 1, method.generations, 0, 100, 0, 10)
+    clock = TrainingClock(method.generations - 1, method.generations, 0, 100, 0, 10)
     return [
         {
             "term": name,

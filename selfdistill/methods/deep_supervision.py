@@ -14,7 +14,7 @@ from ..models.feature_pyramid import SelfTeacher
 from ..models.feature_taps import Features
 from ..models.heads import Exits
 from ..schedules import From
-from ..teachers import Itself
+from ..teachers import CurrentStudent
 from .controls import supervised
 
 STAGES = ("stages.0", "stages.1", "stages.2")  # of the default models of images
@@ -54,7 +54,9 @@ def sad(weight: NonNegative = 0.1, wait: Share = 0.5, layers: tuple[str, ...] = 
     terms, heads = {"label": supervised()}, list[str]()
     for number, (layer, deeper) in enumerate(pairwise(layers)):
         student, target = f"attention:{layer}", f"attention:{deeper}@{layer}"
-        terms[f"attention_{number}"] = Term(Itself(head=target), Squared(), head=student, weight=From(wait, weight))
+        terms[f"attention_{number}"] = Term(
+            CurrentStudent(head=target), Squared(), head=student, weight=From(wait, weight)
+        )
         heads += [student, target]
     return Method(terms, wrap_model=Features(tuple(heads)))
 
@@ -90,15 +92,15 @@ def frskd(
     Source: Ji et al., Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021.
 
     >>> frskd().terms["teacher"].teacher
-    Itself(view=None, head='taught')
+    CurrentStudent(view=None, head='taught')
     """
     terms = {
         "label": supervised(),
         "taught": supervised(head="taught"),
-        "teacher": Term(Itself(head="taught"), KL(temperature), weight=weight),
+        "teacher": Term(CurrentStudent(head="taught"), KL(temperature), weight=weight),
     }
     for number, layer in enumerate(layers):
-        teacher = Itself(head=f"pyramid:{layer}")
+        teacher = CurrentStudent(head=f"pyramid:{layer}")
         terms[f"map_{number}"] = Term(teacher, Squared(mean=True), head=f"energy:{layer}", weight=feature)
     return Method(terms, wrap_model=SelfTeacher(tuple(layers), width))
 
@@ -132,9 +134,11 @@ def byot(alpha: Share = 0.3, temperature: Positive = 3.0, feature: NonNegative =
             "label": supervised(),
             "exits": supervised(head="exits", weight=1.0 - alpha, reduction=PerRow()),
             "deep": Term(
-                Itself(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, reduction=PerRow()
+                CurrentStudent(head="logits"), CrossEntropy(temperature), head="exits", weight=alpha, reduction=PerRow()
             ),
-            "feature": Term(Itself(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()),
+            "feature": Term(
+                CurrentStudent(head="feature"), Squared(), head="features", weight=feature, reduction=PerRow()
+            ),
         },
         wrap_model=Exits(),
     )
@@ -163,12 +167,14 @@ def dks(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     Source: Sun et al., Deeply-supervised Knowledge Synergy, CVPR 2019.
 
     >>> dks().terms["synergy"].teacher
-    Itself(view=None, head='tutors')
+    CurrentStudent(view=None, head='tutors')
     """
     return Method(
         {
             "label": supervised(head="classifiers", reduction=PerRow()),
-            "synergy": Term(Itself(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()),
+            "synergy": Term(
+                CurrentStudent(head="tutors"), KL(temperature), head="pupils", weight=weight, reduction=PerRow()
+            ),
         },
         wrap_model=Levels(),
     )

@@ -8,7 +8,7 @@ from ..core.parts import PerRow, Term
 from ..io.expressions import NonNegative, Positive
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels, Rotations
-from ..teachers import External, Itself, JointLabels, MixedLabels
+from ..teachers import CurrentStudent, External, JointLabels, MixedLabels
 from .controls import supervised
 
 
@@ -81,10 +81,12 @@ def mixskd(temperature: Positive = 3.0, mixing: float = 0.4, feature: NonNegativ
     terms = {"label": supervised(head="classifiers", reduction=rows)}
     terms["mixed"] = Term(mean, CrossEntropy(), "mixed", "classifiers", reduction=rows)
     for end, view, other in (("", "between", "mixed"), ("_mixed", "mixed", "between")):
-        terms["exits" + end] = Term(Itself(other), kl, view, "exits", reduction=rows)
-        terms["last" + end] = Term(Itself(other, "fused"), kl, view)
+        terms["exits" + end] = Term(CurrentStudent(other), kl, view, "exits", reduction=rows)
+        terms["last" + end] = Term(CurrentStudent(other, "fused"), kl, view)
         terms["fused" + end] = Term(mean, CrossEntropy(), view, "fused")
-        terms["feature" + end] = Term(Itself(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows)
+        terms["feature" + end] = Term(
+            CurrentStudent(other), Squared(mean=True), view, "levels", weight=feature, reduction=rows
+        )
     return Method(terms, wrap_model=Levels(fused=True), mixing=Mixing(mixing))
 
 
@@ -118,6 +120,6 @@ def sla_sd(weight: NonNegative = 1.0, temperature: Positive = 1.0) -> Method:
     terms = {
         "joint": Term(JointLabels(), CrossEntropy(), head="joint"),
         "label": supervised(),
-        "aggregated": Term(Itself(head="aggregated"), KL(temperature), weight=weight),
+        "aggregated": Term(CurrentStudent(head="aggregated"), KL(temperature), weight=weight),
     }
     return Method(terms, wrap_model=Rotations())

@@ -9,7 +9,7 @@ from ..io.expressions import Count, NonNegative, Positive, Share
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
-from ..teachers import Ensembled, History, Itself, LastBatch, LastEpoch, Refurbished, Relabelled
+from ..teachers import CurrentStudent, Ensembled, History, LastBatch, LastEpoch, Refurbished, Relabelled
 from ..views import View, Views, overlapping
 from .controls import supervised
 
@@ -37,7 +37,7 @@ def soft_bootstrapping(beta: float = 0.95) -> Method:
     return Method(
         {
             "label": supervised(weight=beta),
-            "sure": Term(Itself(), Entropy(), weight=1.0 - beta),
+            "sure": Term(CurrentStudent(), Entropy(), weight=1.0 - beta),
         }
     )
 
@@ -63,7 +63,7 @@ def hard_bootstrapping(beta: float = 0.8) -> Method:
     return Method(
         {
             "label": supervised(weight=beta),
-            "best": Term(Itself(), CrossEntropy(hard=True), weight=1.0 - beta),
+            "best": Term(CurrentStudent(), CrossEntropy(hard=True), weight=1.0 - beta),
         }
     )
 
@@ -315,8 +315,8 @@ def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 1
     return Method(
         {
             "label": Term(Relabelled(window, wait), KL()),
-            "prior": Term(Itself(), ClassPrior(), weight=ByGeneration(prior, 0.0)),
-            "sure": Term(Itself(), Entropy(), weight=ByGeneration(entropy, 0.0)),
+            "prior": Term(CurrentStudent(), ClassPrior(), weight=ByGeneration(prior, 0.0)),
+            "sure": Term(CurrentStudent(), Entropy(), weight=ByGeneration(entropy, 0.0)),
         },
         generations=2,
     )

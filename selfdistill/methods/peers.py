@@ -9,7 +9,7 @@ from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
-from ..teachers import Combined, Itself, Labels, OtherPeers, Stale
+from ..teachers import Combined, CurrentStudent, Labels, OtherPeers, Stale
 from ..views import View, Views
 from .controls import supervised
 
@@ -121,7 +121,7 @@ def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.
     >>> one().wrap_model
     Gated(peers=3)
     """
-    teacher, schedule = Itself(head="gated"), EpochRamp(weight, ramp)
+    teacher, schedule = CurrentStudent(head="gated"), EpochRamp(weight, ramp)
     return Method(
         {
             "label": supervised(head="peers", reduction=PerRow()),
@@ -164,10 +164,12 @@ def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative =
         {
             "label": supervised(head="peers", reduction=PerRow()),
             "leader": supervised(),
-            "peers": Term(Itself(head="attended"), kl, head="peers", weight=schedule, reduction=PerRow()),
-            "attention": Term(Itself(head="peers"), reverse_kl, head="attended", weight=schedule, reduction=PerRow()),
-            "group": Term(Itself(head="mean"), kl, weight=schedule),
-            "pull": Term(Itself(head="logits"), reverse_kl, head="mean", weight=schedule),
+            "peers": Term(CurrentStudent(head="attended"), kl, head="peers", weight=schedule, reduction=PerRow()),
+            "attention": Term(
+                CurrentStudent(head="peers"), reverse_kl, head="attended", weight=schedule, reduction=PerRow()
+            ),
+            "group": Term(CurrentStudent(head="mean"), kl, weight=schedule),
+            "pull": Term(CurrentStudent(head="logits"), reverse_kl, head="mean", weight=schedule),
         },
         wrap_model=Attending(branches),
     )

@@ -10,7 +10,7 @@ from ..io.expressions import Count, NonNegative, Ratio, Share
 from ..losses import Absolute, GaussianKL, GaussianNLL, LogVariances, MeanNLL, PairCrossEntropy, Squared
 from ..models.peers import Gaussian, GaussianGroup, GaussianPair, Ranked
 from ..schedules import ByGeneration, Rise
-from ..teachers import Aligned, Generation, Itself, Labels, OtherPeers, Sampled
+from ..teachers import Aligned, CurrentStudent, Generation, Labels, OtherPeers, Sampled
 from ..views import View, Views, weak_strong
 
 
@@ -225,7 +225,7 @@ def rankup(weight: NonNegative = 0.2, confidence: Share = 0.95, ratio: Ratio = 7
     terms = {
         "label": Term(Labels(), Absolute(), "labelled", "values"),
         "order": Term(Labels(), PairCrossEntropy(), "labelled", "ranks", weight=weight),
-        "pairs": Term(Itself(view="weak"), PairCrossEntropy(confidence), "strong", "ranks", weight=weight),
+        "pairs": Term(CurrentStudent(view="weak"), PairCrossEntropy(confidence), "strong", "ranks", weight=weight),
     }
     if rda:
         terms["aligned"] = Term(Aligned(), Squared(mean=True), "weak", "values", weight=Rise(rda, 0.4))

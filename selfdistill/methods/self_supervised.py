@@ -10,7 +10,7 @@ from ..core.parts import Term
 from ..io.expressions import Positive, Share
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
-from ..teachers import CentredMomentum, Itself, Momentum
+from ..teachers import CentredMomentum, CurrentStudent, Momentum
 from ..terms import Cooling, RowMeanCooling
 from ..views import View, Views, two
 
@@ -47,7 +47,7 @@ def simsiam(width: int = 256) -> Method:
     """
     heads = Projectors((width, width, width), (max(1, width // 4), width), closed=True)
     terms = {
-        f"from_{theirs}": Term(Itself(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
+        f"from_{theirs}": Term(CurrentStudent(theirs, "projection"), CosineDistance(), mine, "prediction", weight=0.5)
         for mine, theirs in PAIRS
     }
     return Method(terms, views=CROPS, wrap_model=heads, forward="separate")

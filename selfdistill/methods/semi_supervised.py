@@ -9,7 +9,7 @@ from ..io.expressions import Count, NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Entropy, Excluding, Sharpened, Squared
 from ..models.peers import Paired
 from ..schedules import After, Ramp, Rise, Until
-from ..teachers import CertainLabels, Ema, Itself, Labels, PseudoLabels
+from ..teachers import CertainLabels, CurrentStudent, Ema, Labels, PseudoLabels
 from ..terms import Feedback, Perturbed
 from ..views import View, Views, two, weak_strong
 from .controls import supervised
@@ -29,7 +29,7 @@ def weak_to_strong(loss: Loss, gate: Gate, weight: float) -> Term:
     >>> weak_to_strong(CrossEntropy(hard=True), Confident(0.95), 1.0).view
     'strong'
     """
-    return Term(Itself(view="weak"), loss, view="strong", gate=gate, weight=weight)
+    return Term(CurrentStudent(view="weak"), loss, view="strong", gate=gate, weight=weight)
 
 
 def matching(gate: Gate, weight: float) -> dict[str, Term]:
@@ -165,8 +165,8 @@ def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
     return Method(
         {
             "label": supervised(reduction=PerView()),
-            "here": Term(Itself("other"), squared, gate=share, weight=ramp_up, reduction=PerView()),
-            "there": Term(Itself("x"), squared, "other", gate=share, weight=ramp_up, reduction=PerView()),
+            "here": Term(CurrentStudent("other"), squared, gate=share, weight=ramp_up, reduction=PerView()),
+            "there": Term(CurrentStudent("x"), squared, "other", gate=share, weight=ramp_up, reduction=PerView()),
         },
         views=two("all"),
         forward="separate",
@@ -209,7 +209,7 @@ def vat(
         "adversarial": Perturbed(view="unlabelled", weight=weight, size=size, iterations=iterations),
     }
     if entropy:
-        terms["entropy"] = Term(Itself(), Entropy(), view="unlabelled", weight=entropy)
+        terms["entropy"] = Term(CurrentStudent(), Entropy(), view="unlabelled", weight=entropy)
     return Method(terms, views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio))
 
 
@@ -301,10 +301,10 @@ def meta_pseudo_labels(
     ['label', 'pseudo', 'consistency', 'tuned']
     """
     label_loss, sharpened = CrossEntropy(smoothing=smoothing), Sharpened(CrossEntropy(), temperature)
-    weak, gate, ramp_up = Itself("weak", "teacher"), Confident(confidence), Rise(weight, ramp)
+    weak, gate, ramp_up = CurrentStudent("weak", "teacher"), Confident(confidence), Rise(weight, ramp)
     terms = {
         "label": Term(Labels(), label_loss, "labelled", "teacher"),
-        "pseudo": Term(Itself(head="teacher"), label_loss, "strong", weight=Until(1.0, 1.0 - tune)),
+        "pseudo": Term(CurrentStudent(head="teacher"), label_loss, "strong", weight=Until(1.0, 1.0 - tune)),
         "consistency": Term(weak, sharpened, "strong", "teacher", gate, ramp_up),
         "tuned": supervised("labelled", weight=After(1.0, 1.0 - tune)),
     }
@@ -348,7 +348,7 @@ def pseudo_label(
     return Method(
         {
             "label": supervised("labelled"),
-            "pseudo": Term(Itself(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
+            "pseudo": Term(CurrentStudent(), hard, view="unlabelled", gate=gate, weight=Rise(weight, end, start)),
         },
         views=Views((View("labelled"), View("unlabelled", "unlabelled")), ratio),
     )

@@ -7,7 +7,7 @@ from ..core.parts import Term
 from ..io.expressions import NonNegative, Positive, Share
 from ..losses import KL, AmongOthers, CrossEntropy, MeanDistance, SelfWeighted
 from ..models.feature_taps import Features
-from ..teachers import BetaRanked, ClassMean, Itself, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
+from ..teachers import BetaRanked, ClassMean, CurrentStudent, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
 from ..views import Views, pairs, two
 from .controls import supervised
 
@@ -143,7 +143,7 @@ def cs_kd(weight: NonNegative = 1.0, temperature: Positive = 4.0) -> Method:
     return Method(
         {
             "label": supervised(),
-            "class": Term(Itself(view="pair"), KL(temperature), weight=weight),
+            "class": Term(CurrentStudent(view="pair"), KL(temperature), weight=weight),
         },
         views=pairs(),
         forward="separate",
@@ -276,7 +276,7 @@ def ddgsd(weight: NonNegative = 1.0, mmd: float = 5e-4, temperature: Positive = 
     """
     terms = {}
     for view, other, end in (("x", "other", ""), ("other", "x", "_other")):
-        teacher = Itself(view=other)
+        teacher = CurrentStudent(view=other)
         terms["label" + end] = supervised(view)
         terms["kl" + end] = Term(teacher, KL(temperature), view=view, weight=weight)
         terms["feature" + end] = Term(teacher, MeanDistance(), view=view, head="feature", weight=mmd)

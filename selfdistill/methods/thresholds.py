@@ -9,7 +9,7 @@ from ..core.parts import PerTrust, Term
 from ..gates import ClassProgress, FallingLoss, SelfAdaptive, TruncatedGaussian
 from ..io.expressions import NonNegative, Positive, Ratio, Share
 from ..losses import CrossEntropy, Sharpened
-from ..teachers import Itself
+from ..teachers import CurrentStudent
 from ..terms import Fairness
 from ..views import weak_strong
 from .semi_supervised import matching
@@ -80,7 +80,7 @@ def freematch(weight: NonNegative = 1.0, fairness: float = 0.05, decay: Share = 
     SelfAdaptive(decay=0.99)
     """
     gate = SelfAdaptive(decay)
-    fair = Fairness(Itself(view="weak"), view="strong", gate=gate, weight=fairness)
+    fair = Fairness(CurrentStudent(view="weak"), view="strong", gate=gate, weight=fairness)
     return Method({**matching(gate, weight), "fair": fair}, views=weak_strong(ratio))
 
 
@@ -164,6 +164,6 @@ def dash(
         FallingLoss(base, 1.0001, floor, warm_up, period, "falling"),
         Sharpened(CrossEntropy(), temperature),
     )
-    soft = Term(Itself(view="weak"), sharp, view="strong", gate=gate, weight=weight, reduction=PerTrust())
+    soft = Term(CurrentStudent(view="weak"), sharp, view="strong", gate=gate, weight=weight, reduction=PerTrust())
     hard = replace(terms["pseudo"], reduction=PerTrust())
     return Method({"label": terms["label"], "soft": soft, "hard": hard}, views=weak_strong(ratio))

@@ -12,7 +12,7 @@ from .class_level import BetaRanked, ClassMean, Neighbours, Virtual, WeakRanks, 
 from .committee import Combined
 from .ema import CentredMomentum, Momentum
 from .generations import Extrapolated, GenerationEnsemble, Members, Snapshot
-from .labels import Itself, JointLabels, Labels, MixedLabels, OtherPeers, Sampled
+from .labels import CurrentStudent, JointLabels, Labels, MixedLabels, OtherPeers, Sampled
 from .memories import History, LastBatch, LastEpoch, Stale
 from .pseudo_labels import Aligned, CertainLabels, ClassAligned, PseudoLabels
 from .relabelling import Ensembled, Refurbished, Relabelled
@@ -27,6 +27,7 @@ __all__ = [
     "ClassAligned",
     "ClassMean",
     "Combined",
+    "CurrentStudent",
     "Ema",
     "Ensembled",
     "External",
@@ -36,7 +37,6 @@ __all__ = [
     "Generation",
     "GenerationEnsemble",
     "History",
-    "Itself",
     "JointLabels",
     "Labels",
     "LastBatch",

@@ -14,7 +14,7 @@ from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher, Term
-from ..core.step import Clock, Forward
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import DataError, RecipeError, SpaceError
 from ..models.networks import Scaled
@@ -263,7 +263,7 @@ class StoredTargets(nn.Module):
             self.store = Store(self.folder, layout, self.bound)
         self.store.write(keys.cpu().numpy(), layout.encode(raw), marks=marks.cpu().numpy())
 
-    def settle(self, clock: Clock) -> None:
+    def settle(self, clock: TrainingClock) -> None:
         """Flush the store at the end of an epoch."""
         if self.store is not None and (clock.step + 1) % clock.per_epoch == 0:
             self.store.flush()

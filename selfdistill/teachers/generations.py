@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.memory import FrozenCopy
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher
-from ..core.step import Clock, Forward
+from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import RecipeError, SpaceError
 from ..models.peers import PeerModels
@@ -132,7 +132,7 @@ class Snapshot(Teacher[_SnapshotCopy]):
     def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles
 
-    def waits(self, clock: Clock) -> bool:
+    def waits(self, clock: TrainingClock) -> bool:
         """Whether the first cycle is under way, in which there is no snapshot."""
         return clock.step < clock.length // self.cycles
 

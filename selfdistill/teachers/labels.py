@@ -88,7 +88,7 @@ class Labels(Teacher):
 
 
 @dataclass(frozen=True)
-class Itself(Teacher):
+class CurrentStudent(Teacher):
     """The student's own output in the same step, detached: on another view, another head, or both."""
 
     view: str | None = None
@@ -100,7 +100,7 @@ class Itself(Teacher):
     def space(self, head: str) -> str:
         return space_of(self.head or head)
 
-    def of_values(self) -> Itself:
+    def of_values(self) -> CurrentStudent:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
     def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:

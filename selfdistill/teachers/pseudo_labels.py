@@ -16,7 +16,7 @@ from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import DISTRIBUTIONS, Target
 from ..errors import RecipeError, SpaceError
-from .labels import Itself
+from .labels import CurrentStudent
 from .memories import label_target, memory_space
 
 
@@ -53,7 +53,7 @@ class ClassAligned(Teacher[_ClassShares]):
         RecipeError: an unknown ``to``, or a decay outside [0, 1).
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     decay: float = 0.999
     to: str = "uniform"
 

@@ -49,9 +49,9 @@ def fresh_rows(pool: GenerationData, fresh: int) -> Tensor:
     A function of seed and generation alone. Generations share no row until the pool is exhausted; then the order
     begins again. A pool smaller than ``fresh`` is labelled whole every time.
 
-    >>> from selfdistill.core.step import Clock
-    >>> pool = GenerationData(torch.arange(4), lambda module, ids: ids, Clock(1, 9))
-    >>> sorted(torch.cat([fresh_rows(pool._replace(clock=Clock(k, 9)), 2) for k in (1, 2)]).tolist())
+    >>> from selfdistill.core.step import TrainingClock
+    >>> pool = GenerationData(torch.arange(4), lambda module, ids: ids, TrainingClock(1, 9))
+    >>> sorted(torch.cat([fresh_rows(pool._replace(clock=TrainingClock(k, 9)), 2) for k in (1, 2)]).tolist())
     [0, 1, 2, 3]
     """
     rows = len(pool.unlabelled)

@@ -21,7 +21,7 @@ from ..gates import SelfAdaptive
 from ..gates.adaptive import Running
 from ..losses import KL, CrossEntropy
 from ..models.peers import Pair
-from ..teachers import Itself, Labels
+from ..teachers import CurrentStudent, Labels
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Cooling(Term):
         RecipeError: the loss has no such temperature.
 
     >>> from selfdistill.losses import KL
-    >>> from selfdistill.core.step import Clock
-    >>> from selfdistill.teachers import Itself
-    >>> Cooling(Itself("other"), KL(), start=10.0, share=0.5).temperature(Clock(step=25, epochs=100))
+    >>> from selfdistill.core.step import TrainingClock
+    >>> from selfdistill.teachers import CurrentStudent
+    >>> Cooling(CurrentStudent("other"), KL(), start=10.0, share=0.5).temperature(TrainingClock(step=25, epochs=100))
     5.5
     """
 
@@ -108,7 +108,7 @@ class Fairness(Term):
     Source: Wang et al., FreeMatch, ICLR 2023, self-adaptive fairness.
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     loss: Loss = CrossEntropy()
     gate: SelfAdaptive = SelfAdaptive()
 
@@ -248,7 +248,7 @@ class Perturbed(Term):
         RecipeError: a size that is not above 0, or no iteration.
     """
 
-    teacher: Teacher = Itself()
+    teacher: Teacher = CurrentStudent()
     loss: Loss = KL()
     size: float = 8.0
     iterations: int = 1

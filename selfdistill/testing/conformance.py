@@ -27,7 +27,7 @@ from ..core import mixing, parts
 from ..core.objective import Method, Objective
 from ..core.outputs import element_shape
 from ..core.parts import BindArgs, FunctionLoss, Gate, Loss, LossFunction, Teacher, Term, as_loss
-from ..core.step import Batch, Clock, Forward, Rows
+from ..core.step import Batch, Forward, Rows, TrainingClock
 from ..core.targets import DISTRIBUTIONS, SPACES, Target
 from ..errors import SelfdistillError, SpaceError, VitalsError
 from ..io.expressions import parse_expression
@@ -185,7 +185,7 @@ def check_gate(gate: Gate) -> None:
             model = tiny(0)
             term = Term(teachers.Labels(), losses.CrossEntropy(), head=head, gate=gate)
             state = gate.start(model, BindArgs())
-            step = Forward(model, batch_of({"x": "all"}, 0), Clock()).run()
+            step = Forward(model, batch_of({"x": "all"}, 0), TrainingClock()).run()
             student = step.student("x", head).detach()
             shape = tuple(element_shape(student))
             target = Target(sample(space, shape, 3, student.shape[-1]), space)
@@ -222,7 +222,7 @@ def check_teacher(teacher: Teacher, *, head: str | None = None) -> None:
     method = Method({"term": term}, mixing=mixing.Mixing() if teacher.mixed else None)
     for fixed in (False, True):
         model = tiny(0, dropout=0.2)
-        objective = bound(method, model, Clock(1, 2, per_epoch=3, epochs=2))
+        objective = bound(method, model, TrainingClock(1, 2, per_epoch=3, epochs=2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         _check_apart(str(teacher), objective, model)
         for k in range(4):
@@ -321,7 +321,7 @@ def check_method(
     build = build or factory(method, 3)
     build = method.wrap_model(build) if method.wrap_model else build
     for generation in range(min(2, method.generations)):
-        clock = Clock(generation, method.generations, epochs=2, per_epoch=2)
+        clock = TrainingClock(generation, method.generations, epochs=2, per_epoch=2)
         try:
             _check_generation(method, build, clock, external)
         except VitalsError as error:
@@ -329,7 +329,7 @@ def check_method(
 
 
 def _check_generation(
-    method: Method, build: Callable[..., nn.Module], clock: Clock, external: nn.Module | None
+    method: Method, build: Callable[..., nn.Module], clock: TrainingClock, external: nn.Module | None
 ) -> None:
     torch.manual_seed(0)
     model = build()

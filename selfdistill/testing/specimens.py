@@ -13,7 +13,7 @@ from .. import rng
 from ..core.objective import Method, Objective
 from ..core.outputs import space_of
 from ..core.parts import GenerationData
-from ..core.step import Batch, Clock, Rows
+from ..core.step import Batch, Rows, TrainingClock
 from ..models.networks import vit
 from ..models.patch_masking import hide
 
@@ -178,7 +178,7 @@ def numbers_of(method: Method) -> int:
     return int(any(space_of(term.head) in ("values", "gaussian", "ranks") for term in method.terms.values()))
 
 
-def pool(clock: Clock, maps: bool = False) -> GenerationData:
+def pool(clock: TrainingClock, maps: bool = False) -> GenerationData:
     """The 24 unlabelled samples, for teachers that label them."""
 
     def look(module: nn.Module, ids: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def same_bits(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def bound(method: Method, model: nn.Module, clock: Clock, external: nn.Module | None = None) -> Objective:
+def bound(method: Method, model: nn.Module, clock: TrainingClock, external: nn.Module | None = None) -> Objective:
     """The method bound to a model, with a last generation and an external model."""
     previous = None if clock.generation == 0 else built(method, 7)
     objective = method.bind(model, previous=previous, external=external or specimen(method, 8, 2), clock=clock)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.step import Clock, Passes, members
+from ..core.step import Passes, TrainingClock, members
 from ..core.vitals import TermHealth, interval, summarise
 from ..data.dataset import Data
 from ..errors import CheckpointError, VitalsError
@@ -35,7 +35,7 @@ from .task import Callback, Task
 class BestWeights(Callback):
     """Keeps the weights of the epoch with the best audit metrics: early stopping, had one known when."""
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         if "audit" in entry and is_better(entry["audit"], state.best.audit):
             state.best = BestEpoch(clock.epoch, entry["audit"], copied(state.model.state_dict()))
 
@@ -53,7 +53,7 @@ class Rollback(Callback):
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         every, at_end = state.settings.audit_epochs, clock.step + 1 == clock.length
         if every is None or ((clock.epoch + 1) % every and not at_end) or state.audit.policy == "off":
             return
@@ -63,7 +63,7 @@ class Rollback(Callback):
         state.passes += evaluation.passes
         entry["decision"] = self._decide(state, clock, every, evaluation.losses)
 
-    def _decide(self, state: RunState, clock: Clock, every: int, losses: list[float]) -> dict[str, Any]:
+    def _decide(self, state: RunState, clock: TrainingClock, every: int, losses: list[float]) -> dict[str, Any]:
         """Keep the state or go back to the best one; the decision, for the log."""
         if not state.rollback:
             state.rollback = _snapshot(state, clock.epoch, losses)
@@ -115,7 +115,7 @@ def _go_back(state: RunState) -> None:
 class VitalsCallback(Callback):
     """Logs the vitals of the epoch, and the warnings that are new in the generation."""
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         entry |= vitals_entry(state.objective.pulse, state.history, clock.generation)
 
 
@@ -206,7 +206,7 @@ class Diversity(Callback):
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         diversity = measure_diversity(state.model, self.data, state.device)
         entry |= {"diversity": diversity} if diversity else {}
 
@@ -278,7 +278,7 @@ class ChanceCheck(Callback):
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         data, ended = self.data, clock.step + 1 >= max(clock.length, SETTLED)
         if not ended or "audit" not in entry or not state.settings.vitals or data.task != "classify":
             return

@@ -19,7 +19,7 @@ from torch import nn
 from ..core import distributed
 from ..core.objective import Method, Objective, untaught
 from ..core.regression import for_task
-from ..core.step import Batch, Clock, Passes
+from ..core.step import Batch, Passes, TrainingClock
 from ..data.dataset import Data, sealed
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
@@ -122,8 +122,8 @@ def fit(
     resume: bool = False,
     external: nn.Module | None = None,
     device: torch.device | str | None = None,
-    watch: Callable[[Clock, list[Batch], float], None] | None = None,
-    progress: Callable[[Clock, dict[str, float]], None] | None = None,
+    watch: Callable[[TrainingClock, list[Batch], float], None] | None = None,
+    progress: Callable[[TrainingClock, dict[str, float]], None] | None = None,
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
     epochs: int = 30,

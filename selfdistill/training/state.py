@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, Objective
-from ..core.step import Clock, Passes
+from ..core.step import Passes, TrainingClock
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
 from ..teachers.self_training import PseudoLabelStore
@@ -192,7 +192,7 @@ class RunState:
         self._since = time.monotonic()
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> TrainingClock:
         """The progress of the run."""
         return self.objective.clock
 

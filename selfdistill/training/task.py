@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import rng
 from ..core import distributed
 from ..core.objective import Objective
-from ..core.step import Batch, Clock
+from ..core.step import Batch, TrainingClock
 from ..teachers import FrozenCopy
 from .settings import PRECISIONS
 from .state import Evaluation, RunState
@@ -38,13 +38,13 @@ class Callback:
     def on_generation_start(self, state: RunState) -> None:
         """The model, the objective and the optimizer of a generation are new; a resumed run loads theirs after it."""
 
-    def on_step_end(self, state: RunState, clock: Clock, batches: Sequence[Batch], loss: float) -> None:
+    def on_step_end(self, state: RunState, clock: TrainingClock, batches: Sequence[Batch], loss: float) -> None:
         """The optimizer and all teachers have moved; ``clock`` is that of the step, ``state.clock`` of the next."""
 
     def before_evaluation(self, state: RunState) -> None:
         """The last step of an epoch is done, and its model is about to be evaluated."""
 
-    def on_epoch_end(self, state: RunState, clock: Clock, entry: dict[str, Any]) -> None:
+    def on_epoch_end(self, state: RunState, clock: TrainingClock, entry: dict[str, Any]) -> None:
         """The epoch was evaluated; entries added to ``entry`` go to the metrics log.
 
         Lines under ``"warnings"`` are told too.
@@ -174,10 +174,10 @@ class Task:
 class FunctionCallback(Callback):
     """Calls a function after every step with the clock, the micro-batches and the loss."""
 
-    def __init__(self, function: Callable[[Clock, list[Batch], float], None]) -> None:
+    def __init__(self, function: Callable[[TrainingClock, list[Batch], float], None]) -> None:
         self.function = function
 
-    def on_step_end(self, state: RunState, clock: Clock, batches: Sequence[Batch], loss: float) -> None:
+    def on_step_end(self, state: RunState, clock: TrainingClock, batches: Sequence[Batch], loss: float) -> None:
         self.function(clock, list(batches), loss)
 
 

@@ -30,7 +30,7 @@ from .. import rng
 from ..core import distributed
 from ..core.objective import Method
 from ..core.parts import TermResult
-from ..core.step import Clock, Passes
+from ..core.step import Passes, TrainingClock
 from ..errors import NotFiniteError
 from ..evaluation.audit import Decision
 from ..io import checkpoint
@@ -50,7 +50,7 @@ from .state import (
 )
 from .task import Callback, Task, new_model
 
-Progress = Callable[[Clock, dict[str, float]], None]
+Progress = Callable[[TrainingClock, dict[str, float]], None]
 
 
 class Stopped(KeyboardInterrupt):
@@ -103,11 +103,11 @@ class Trainer:
         set_cache(state.objective.to(state.device), state.settings.cache)
         accepted = state.accepted
         inherit_pseudo_labels(state.generations[accepted[-1]].pseudo_labels if accepted else {}, state.objective)
-        state.objective.clock = Clock(generation, method.generations)
+        state.objective.clock = TrainingClock(generation, method.generations)
         self._evaluate_baseline()
         per_epoch, steps = self.task.begin(state), state.settings.steps
         epochs = -(-steps // per_epoch) if steps else state.settings.epochs
-        state.objective.clock = Clock(generation, method.generations, 0, epochs, 0, per_epoch, steps or 0)
+        state.objective.clock = TrainingClock(generation, method.generations, 0, epochs, 0, per_epoch, steps or 0)
         state.forward = self.task.wrap(state)
         state.objective.call_through(state.forward)
         state.optimizer = state.settings.make_optimizer(state.model)
@@ -215,7 +215,7 @@ class Trainer:
 
     # between steps --------------------------------------------------------------------------------------------------
 
-    def end_epoch(self, clock: Clock) -> None:
+    def end_epoch(self, clock: TrainingClock) -> None:
         """Evaluate the model, let the callbacks look at it, and write one line of metrics.
 
         Args:

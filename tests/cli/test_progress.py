@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from selfdistill.cli.progress import Reporter, reporting
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from tests.terminal import child, passed
 
 FIGURES = {"loss": 1.25, "label": 1.0, "pseudo": 0.5, "pseudo kept": 0.625}
 
 
-def clock(step: int, generation: int = 0, generations: int = 1) -> Clock:
-    return Clock(generation, generations, step // 10, 3, step, 10)
+def clock(step: int, generation: int = 0, generations: int = 1) -> TrainingClock:
+    return TrainingClock(generation, generations, step // 10, 3, step, 10)
 
 
 @pytest.fixture

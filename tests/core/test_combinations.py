@@ -18,7 +18,7 @@ from torch import Tensor
 from selfdistill import gates, losses, teachers
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Gate, Teacher, Term, TermResult
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import SpaceError
 from selfdistill.losses import AmongOthers, CrossEntropy, Entropy, LogOneMinusInner, LogVariances, MeanNLL
 from selfdistill.methods.validate import check_method
@@ -64,7 +64,9 @@ def bound(teacher: Any, head: str) -> Objective | None:
         terms["own"] = Term(Labels(), CrossEntropy())
     method = Method(terms, mixing=MIXED.get(teacher))
     check_method(method)
-    clock = Clock(1, 2, epochs=3, per_epoch=1)  # an epoch is a step, so that memories of epochs speak in the second
+    clock = TrainingClock(
+        1, 2, epochs=3, per_epoch=1
+    )  # an epoch is a step, so that memories of epochs speak in the second
     objective = method.bind(tiny(0, outputs=1), previous=tiny(1, outputs=1), external=tiny(2, 0.0, 1), clock=clock)
     objective.prepare(pool(clock))
     return objective

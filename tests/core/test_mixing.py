@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from selfdistill.core.mixing import Mixing, mixture_of
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
+from selfdistill.core.step import Batch, Forward, ForwardPlan, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import function_matching
 from selfdistill.methods.cards import cost
-from selfdistill.teachers import Itself, MixedLabels
+from selfdistill.teachers import CurrentStudent, MixedLabels
 
 
 def looked(x: Tensor, graded: tuple[str, ...] = ("x", "mixed", "between"), seed: int = 0) -> Forward:
@@ -24,7 +24,7 @@ def looked(x: Tensor, graded: tuple[str, ...] = ("x", "mixed", "between"), seed:
     return Forward(
         model,
         Batch({"x": Rows(x, torch.arange(len(x)), torch.arange(len(x)))}),
-        Clock(),
+        TrainingClock(),
         ForwardPlan(graded, derived=Mixing(0.5)),
     ).run()
 
@@ -66,7 +66,7 @@ def test_a_batch_twice_is_mixed_as_once():
 
 def test_what_is_between_teaches_what_is_mixed_in_ones_own_loop():
     """A batch of a plain loop has only x; the objective mixes it."""
-    method = Method({"t": Term(Itself("between"), KL(), view="mixed")}, mixing=Mixing(0.4))
+    method = Method({"t": Term(CurrentStudent("between"), KL(), view="mixed")}, mixing=Mixing(0.4))
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
     objective = method.bind(model)
     loss = objective({"x": torch.randn(6, 3), "y": torch.zeros(6, dtype=torch.int64)})

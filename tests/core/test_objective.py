@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL
 from selfdistill.methods import fixmatch, plain, ps_kd
@@ -27,7 +27,7 @@ def test_it_works_in_a_plain_loop_of_five_lines():
     ids = torch.arange(24)
     loader = [{"x": inputs(i), "y": i % CLASSES, "id": i} for i in ids.split(8)] * 20
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    objective = ps_kd(alpha=0.5).bind(model, clock=Clock(epochs=20, per_epoch=3))
+    objective = ps_kd(alpha=0.5).bind(model, clock=TrainingClock(epochs=20, per_epoch=3))
     before = F.cross_entropy(model(inputs(ids)), ids % CLASSES).item()
     for batch in loader:
         loss = objective(batch)
@@ -58,7 +58,7 @@ def test_the_student_is_no_part_of_the_objective():
 
 def test_the_clock_is_saved():
     """Generation, epoch and step come back with the state."""
-    clock = Clock(2, 5, 1, 7, 13, 9, 60)
+    clock = TrainingClock(2, 5, 1, 7, 13, 9, 60)
     objective = plain().bind(nn.Linear(2, 2), clock=clock)
     fresh = plain().bind(nn.Linear(2, 2))
     fresh.load_state_dict(copy.deepcopy(objective.state_dict()))

@@ -27,12 +27,12 @@ from selfdistill.core.parts import (
     Term,
     TermResult,
 )
-from selfdistill.core.step import Clock, Forward, Rows
+from selfdistill.core.step import Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import plain
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs, tiny
 from selfdistill.views import View, Views
 
@@ -141,7 +141,7 @@ def test_an_absent_view_is_an_empty_tally(views):
 
 def test_a_teachers_view_that_is_not_there_is_named():
     """A teacher's view that the batch lacks is named."""
-    for teacher in (Itself(view="weak"), Ema(view="weak")):
+    for teacher in (CurrentStudent(view="weak"), Ema(view="weak")):
         objective = Method({"t": Term(teacher, KL())}).bind(nn.Linear(2, 2))
         with pytest.raises(SpaceError, match=r"'weak' is not in the batch \(views there: x\)"):
             objective({"x": torch.zeros(3, 2)})
@@ -183,7 +183,10 @@ def test_tallies_add_up_to_the_loss_of_the_whole_batch():
     """Micro-batches of different sizes and shares of trust: add totals and counts, divide last."""
     model = nn.Linear(WIDTH, CLASSES)
     y = torch.tensor([0, -1, 1, 2, -1, -1, 3, 0, 1])
-    terms = {"t": Term(Labels(), CrossEntropy()), "u": Term(Itself(head="logits"), CrossEntropy(2.0), weight=0.3)}
+    terms = {
+        "t": Term(Labels(), CrossEntropy()),
+        "u": Term(CurrentStudent(head="logits"), CrossEntropy(2.0), weight=0.3),
+    }
     objective = Method(terms).bind(model)
     x = inputs(torch.arange(9))
     whole = objective({"x": x, "y": y})
@@ -200,7 +203,7 @@ def test_weights_follow_the_clock_and_the_figures_report_them():
     """Loss = sum of weight x mean; a weight of zero adds exactly nothing and no gradient."""
     weight = lambda clock: [0.0, 2.0, -1.0][clock.step]
     terms = {"a": Term(Says(ZEROS), difference), "b": Term(Says(((10.0,),) * 4), difference, weight=weight)}
-    objective = Method(terms).bind(nn.Identity(), clock=Clock(epochs=3))
+    objective = Method(terms).bind(nn.Identity(), clock=TrainingClock(epochs=3))
     for step in range(3):
         x: Any = torch.tensor(WORDS, requires_grad=True)
         loss = objective({"x": x})
@@ -254,8 +257,8 @@ def test_each_view_is_forwarded_once(forward, rows, grads):
     terms = {
         "label": Term(Labels(), CrossEntropy()),
         "again": Term(Labels(), CrossEntropy(smoothing=0.1)),
-        "other": Term(Itself(view="other"), KL()),
-        "more": Term(Itself(view="other"), KL(2.0)),
+        "other": Term(CurrentStudent(view="other"), KL()),
+        "more": Term(CurrentStudent(view="other"), KL(2.0)),
     }
     model = Counting()
     method = Method(terms, forward=forward)
@@ -340,7 +343,8 @@ def test_the_terms_of_a_method_are_its_own():
 
 
 @pytest.mark.parametrize(
-    "value", [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), Clock()]
+    "value",
+    [plain(), Term(Labels(), CrossEntropy()), Labels(), CrossEntropy(), Ema(), View("x"), Views(), TrainingClock()],
 )
 def test_assignment_is_refused(value):
     """Frozen: nothing about a recipe changes after it was made."""

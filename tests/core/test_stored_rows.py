@@ -14,7 +14,7 @@ from selfdistill import rng
 from selfdistill.core.memory import Buffers
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import BaseTerm, BindArgs, Teacher, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods.validate import check_method
@@ -80,7 +80,11 @@ def batch(step: int) -> dict[str, Tensor]:
 def training(seed: int = 0) -> tuple[nn.Module, Objective, Any]:
     torch.manual_seed(seed)
     model = nn.Linear(WIDTH, CLASSES)
-    return model, METHOD.bind(model, clock=Clock(epochs=20)), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return (
+        model,
+        METHOD.bind(model, clock=TrainingClock(epochs=20)),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    )
 
 
 def train(parts: tuple[nn.Module, Objective, Any], steps: range) -> list[float]:

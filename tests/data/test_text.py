@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from selfdistill.core.step import Batch, Clock
+from selfdistill.core.step import Batch, TrainingClock
 from selfdistill.data import augment, text
 from selfdistill.data.dataset import Data, load, sealed
 from selfdistill.errors import DataError, RecipeError, SelfdistillError
@@ -170,7 +170,7 @@ def test_a_tokenizer_without_a_mask_gives_no_views(here: Path) -> None:
 def test_fixmatch_sees_words_hidden_in_two_ways(here: Path) -> None:
     data, seen = reviews(labels=20), list[Batch]()
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         seen.extend(batches)
 
     method = recipes()["fixmatch"](ratio=2.0, confidence=0.4)
@@ -282,7 +282,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(here: Path) -> None:
 
     whole = trained("whole").model.state_dict()
 
-    def stop(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def stop(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         if clock.step == 3:
             raise Stopped
 

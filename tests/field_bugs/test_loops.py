@@ -23,7 +23,7 @@ from selfdistill.errors import DataError, RecipeError, SpaceError, VitalsError
 from selfdistill.losses import KL, CrossEntropy, Squared
 from selfdistill.methods import born_again, mean_teacher, mutual, plain
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.views import two
 
 from .common import CLASSES, ROWS, Net, batch, trained
@@ -95,7 +95,7 @@ def test_bug_09_a_name_that_was_never_seen_is_refused_and_a_wrapper_loses_none(w
         torch.manual_seed(0)
         model, terms = Exits(), {
             "label": Term(Labels(), CrossEntropy()),
-            "deep": Term(Itself(head="logits"), KL(), head="exits", reduction=PerRow()),
+            "deep": Term(CurrentStudent(head="logits"), KL(), head="exits", reduction=PerRow()),
             "past": Term(Ema(0.5, warm_up=False), Squared(), head="feature"),
         }  # fmt: skip
         ddp: Any = DistributedDataParallel(model) if way != "model" else model

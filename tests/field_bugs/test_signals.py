@@ -20,28 +20,28 @@ from selfdistill.errors import VitalsError
 from selfdistill.gates import Agreement, Confident, Correct
 from selfdistill.language.contexts import check_prompts
 from selfdistill.losses import KL, CrossEntropy, GaussianKL, Squared
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from tests.parts import LOSSES
 from tests.signals import CLASSES, LABEL, Inverted, Net, Says, Unclaimed, caught, clear, train
 
 
 @pytest.mark.parametrize("loss", [KL(), KL(4.0), CrossEntropy()])
 def test_bug_01_a_teacher_that_is_the_student_is_caught(loss: Any) -> None:
-    assert caught(Term(Itself(), loss)).vital == "teacher-is-student"
+    assert caught(Term(CurrentStudent(), loss)).vital == "teacher-is-student"
     with pytest.raises(VitalsError, match="only"):
-        train({"only": Term(Itself(), loss)})
+        train({"only": Term(CurrentStudent(), loss)})
 
 
 @pytest.mark.parametrize("cut", [lambda s: s.detach(), lambda s: s.detach() + 0 * torch.zeros_like(s)])
 def test_bug_02_a_loss_without_the_students_output_is_caught(cut: Any) -> None:
-    assert caught(Term(Itself(), FunctionLoss(lambda s, t: KL()(cut(s), t))), steps=1).vital == "no-gradient"
+    assert caught(Term(CurrentStudent(), FunctionLoss(lambda s, t: KL()(cut(s), t))), steps=1).vital == "no-gradient"
 
     @FunctionLoss
     def of_the_target(student: Tensor, target: Target) -> Tensor:
         own = target.value.clone().requires_grad_()
         return own.square().sum(-1)
 
-    assert caught(Term(Itself(), of_the_target), steps=1).vital == "no-gradient"
+    assert caught(Term(CurrentStudent(), of_the_target), steps=1).vital == "no-gradient"
 
 
 def test_bug_03_a_target_softmaxed_twice_is_caught() -> None:

@@ -19,12 +19,12 @@ from selfdistill.errors import VitalsError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import mutual, plain, ps_kd
 from selfdistill.teachers import (
+    CurrentStudent,
     Ema,
     External,
     Frozen,
     FrozenCopy,
     History,
-    Itself,
     Labels,
     LastBatch,
     LastEpoch,
@@ -319,7 +319,7 @@ def test_bug_22_a_learner_that_labels_its_own_pool_is_caught() -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": self.members[0](x), "peers": torch.stack([member(x) for member in self.members], 1)}
 
-    own = Term(Itself(head="peers"), KL(), head="peers", reduction=PerRow())
+    own = Term(CurrentStudent(head="peers"), KL(), head="peers", reduction=PerRow())
     label = Term(Labels(), CrossEntropy(), head="peers", reduction=PerRow())
     with pytest.raises(VitalsError, match="'peers'") as found:
         train({"label": label, "peers": own}, model=Two())

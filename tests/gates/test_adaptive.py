@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill import rng
 from selfdistill.core.parts import BindArgs, Gate, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
 from selfdistill.gates import (
@@ -27,7 +27,7 @@ from selfdistill.gates import (
     Unanimous,
 )
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Itself
+from selfdistill.teachers import CurrentStudent
 from selfdistill.testing.specimens import pool, tiny
 
 C = 3
@@ -38,18 +38,20 @@ def some(rows: int, seed: int, sharp: float = 2.0) -> Tensor:
     return (sharp * torch.randn(rows, C, generator=torch.Generator().manual_seed(seed))).softmax(1)
 
 
-def a_step(ids: Tensor, clock: Clock | None = None, y: Tensor | None = None, x: Tensor | None = None) -> Forward:
+def a_step(
+    ids: Tensor, clock: TrainingClock | None = None, y: Tensor | None = None, x: Tensor | None = None
+) -> Forward:
     rows = torch.zeros(len(ids), C) if x is None else x
-    return Forward(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or Clock()).run()
+    return Forward(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or TrainingClock()).run()
 
 
 def asked(gate: Gate, state: nn.Module, step: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), step, term)
 
 
 def learns(gate: Gate, state: nn.Module, steps: list[Forward]) -> None:
-    gate.update(state, steps, Term(Itself(), CrossEntropy(), gate=gate))
+    gate.update(state, steps, Term(CurrentStudent(), CrossEntropy(), gate=gate))
 
 
 @pytest.mark.parametrize("mapping", ["convex", "linear", "concave"])
@@ -58,7 +60,7 @@ def test_class_progress_counts_the_rows_that_were_last_sure(mapping: str, warm_u
     """Against dictionaries, over several batches in which rows come again and change their mind."""
     gate, last = ClassProgress(0.6, mapping, warm_up), dict[int, int]()
     state = gate.start(nn.Identity(), BindArgs())
-    gate.prepare(state, pool(Clock())._replace(unlabelled=torch.arange(20)))
+    gate.prepare(state, pool(TrainingClock())._replace(unlabelled=torch.arange(20)))
     shape = {"convex": lambda b: b / (2 - b), "linear": lambda b: b, "concave": lambda b: math.log2(1 + b)}[mapping]
     lowered = 0
     for k in range(6):
@@ -173,9 +175,9 @@ def test_annealed_releases_labels_as_training_goes_on(schedule: str, half: float
     limit = 1 / C + (1 - 1 / C) * half
     p = torch.tensor([[limit - 0.01, 0.0, 0.0], [limit + 0.01, 0.0, 0.0]])
     p[:, 1] = 1 - p[:, 0]
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     for progress, wanted in ((50, [1, 0]), (100, [1, 1])):
-        step = a_step(torch.arange(2), Clock(step=progress, epochs=100))
+        step = a_step(torch.arange(2), TrainingClock(step=progress, epochs=100))
         assert gate.weigh(nn.Module(), p.clamp(min=1e-9).log(), Target(y, "classes"), step, term).tolist() == wanted
 
 
@@ -187,7 +189,7 @@ def test_falling_loss_is_a_confidence_that_rises() -> None:
     first = sum(-float(x[i].log_softmax(0)[c]) for i, c in enumerate(y[:2].tolist())) / 2
     p = torch.tensor([[math.exp(-r), 0.0, 1 - math.exp(-r)] for r in (0.05, 0.2, 0.3, 0.6)])
     for k in range(10):
-        step = a_step(torch.arange(3), Clock(step=k, epochs=10), y, x)
+        step = a_step(torch.arange(3), TrainingClock(step=k, epochs=10), y, x)
         limit = -1.0 if k < 2 else max(0.1, first / 2 ** int((k / 10 - 0.2 + 1e-9) / 0.2))
         assert asked(gate, state, step, p).tolist() == [float(-math.log(row.max()) <= limit) for row in p]
         learns(gate, state, [step])
@@ -197,11 +199,11 @@ def test_falling_loss_is_a_confidence_that_rises() -> None:
 def test_the_phases_of_a_falling_loss_part_its_trust() -> None:
     """Of one state, and at each step one of them at most."""
     whole, falling, floor = (FallingLoss(4.0, 1.0, 0.3, 0.1, 0.2, phase, "x") for phase in ("both", "falling", "floor"))
-    term = Term(Itself(), CrossEntropy())
+    term = Term(CurrentStudent(), CrossEntropy())
     assert whole.key(term) == falling.key(term) == floor.key(term)
     state, parts = whole.start(nn.Identity(), BindArgs()), set()
     for k in range(10):
-        step = a_step(torch.arange(4), Clock(step=k, epochs=10), torch.tensor([0, 1, 2, 0]))
+        step = a_step(torch.arange(4), TrainingClock(step=k, epochs=10), torch.tensor([0, 1, 2, 0]))
         a, b, c = (asked(gate, state, step, some(4, k, 4.0)) for gate in (whole, falling, floor))
         assert a.equal(b + c)
         parts |= {(bool(b.any()), bool(c.any()))}
@@ -259,17 +261,17 @@ class Voices(nn.Module):
 
 def spoken(votes: list[list[int]]) -> Forward:
     x = 5 * torch.nn.functional.one_hot(torch.tensor(votes), C).float()
-    return Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), Clock()).run()
+    return Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(len(votes)))}), TrainingClock()).run()
 
 
 def test_unanimous_peers_all_say_the_target() -> None:
     """For the mean all three; for a peer the two others."""
     votes = [[0, 0, 0], [0, 0, 1], [2, 1, 1]]
     gate, best = Unanimous(), torch.tensor([0, 0, 1])
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     step = spoken(votes)
     assert gate.weigh(nn.Module(), torch.zeros(3, C), Target(best, "classes"), step, term).tolist() == [1, 0, 0]
-    each = Term(Itself(), CrossEntropy(), head="peers", gate=gate)
+    each = Term(CurrentStudent(), CrossEntropy(), head="peers", gate=gate)
     target = Target(best[:, None].expand(3, 3), "classes")
     wanted = [[float(all(v == b for j, v in enumerate(row) if j != k)) for k in range(3)]
               for row, b in zip(votes, best.tolist(), strict=True)]  # fmt: skip
@@ -280,13 +282,13 @@ def test_unanimous_peers_all_say_the_target() -> None:
 def test_steady_targets_deviate_little_between_peers() -> None:
     """The standard deviation of the target's class, by hand."""
     x = torch.randn(20, 4, C, generator=torch.Generator().manual_seed(0))
-    step = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), Clock()).run()
+    step = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), TrainingClock()).run()
     gate = LowVariance(0.2, head="peers")
     best = x.mean(1).argmax(1)
     p = [[x[i, k].softmax(0)[best[i]].item() for k in range(4)] for i in range(20)]
     wanted = [float(math.sqrt(sum((a - sum(row) / 4) ** 2 for a in row) / 3) <= 0.2) for row in p]
     assert 0 < sum(wanted) < 20
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     assert gate.weigh(nn.Module(), x.mean(1), Target(x.mean(1), "logits"), step, term).tolist() == wanted
 
 
@@ -298,11 +300,11 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         batch = Batch(
             {"x": Rows(torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), None, torch.arange(30))}
         )
-        step = Forward(model, batch, Clock()).run()
+        step = Forward(model, batch, TrainingClock()).run()
         for spread in (0.0, 0.05, 1.0):
             torch.manual_seed(0)
             gate = LowVariance(spread)
-            term = Term(Itself(), CrossEntropy(), gate=gate)
+            term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
             target = Target(step.student("x"), "logits")
             kept[dropout, spread] = int(gate.weigh(nn.Module(), step.student("x"), target, step, term).sum())
     assert kept[0.0, 0.05] == 30

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from selfdistill.core.parts import Always, BindArgs, Gate, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError
 from selfdistill.gates import Agreement, Confidence, Confident, Correct, SmallLoss
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Itself, Labels
+from selfdistill.teachers import CurrentStudent, Labels
 
 CLASSES = 3
 GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(), Correct()]
@@ -25,8 +25,8 @@ GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(),
 def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = ()) -> torch.Tensor:
     rows = len(y)
     student = torch.zeros(rows, *inner, CLASSES)
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), Clock()).run()
-    term = Term(Itself(), CrossEntropy(), gate=gate)
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), TrainingClock()).run()
+    term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     model = nn.Identity()
     return gate.weigh(gate.start(model, BindArgs()), student, target.spread(student), step, term)
 
@@ -93,8 +93,8 @@ def test_correct_keeps_where_the_best_class_is_the_label():
 
 def test_agreement_keeps_values_that_are_near():
     """The mean distance over the outputs, in units of the values; exactly at the limit is near enough."""
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), Clock()).run()
-    term = Term(Itself(), CrossEntropy())
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), TrainingClock()).run()
+    term = Term(CurrentStudent(), CrossEntropy())
     student = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     target = Target(torch.tensor([[0.5, 1.0], [0.5, 0.5], [0.75, 0.5]]), "values")  # .25, .5 and .625 apart
     assert Agreement(0.5).weigh(nn.Module(), student, target, step, term).tolist() == [1, 1, 0]
@@ -103,8 +103,8 @@ def test_agreement_keeps_values_that_are_near():
 
 def test_agreement_counts_in_standard_deviations_of_a_normal_target():
     """|m_s - m_t| / sigma_t: the student's own variance does not count, and a vague target is easily met."""
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), Clock()).run()
-    term = Term(Itself(), CrossEntropy())
+    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), TrainingClock()).run()
+    term = Term(CurrentStudent(), CrossEntropy())
     student = torch.tensor([[1.0, -9.0], [1.0, 9.0]])
     target = Target(torch.tensor([[0.0, 0.0], [0.0, math.log(4.0)]]), "gaussian")  # 1 of 1, and 1 of 2
     assert Agreement().measures(student, target).tolist() == pytest.approx([-1.0, -0.5])
@@ -130,7 +130,7 @@ def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
         gate, term = SmallLoss(0.5, 0.2, crossed), Term(Labels(), CrossEntropy(), head="peers")
         for epoch, forget in ((0, 0.0), (1, 0.25), (2, 0.5), (9, 0.5)):
             step = Forward(
-                nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), Clock(epoch=epoch, epochs=10)
+                nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), TrainingClock(epoch=epoch, epochs=10)
             ).run()
             target = Target(y, "classes", y >= 0).spread(student)
             trust = gate.weigh(nn.Module(), student, target, step, term)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import PerTrust, Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes
@@ -59,7 +59,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 def by_hand(
-    method: Method, model: nn.Module, steps: Sequence[Sequence[Sequence[int]]], clock: Clock, lr: float = 0.1
+    method: Method, model: nn.Module, steps: Sequence[Sequence[Sequence[int]]], clock: TrainingClock, lr: float = 0.1
 ) -> tuple[list[float], Objective]:
     """The README's loop over micro-batches of ids, divided by their number; the mean loss of each step."""
     x, y = inputs()

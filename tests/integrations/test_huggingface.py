@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from selfdistill.core.objective import Method
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.integrations import huggingface
 from selfdistill.integrations.common import NamedInputs, batch_of
@@ -69,12 +69,12 @@ def test_losses_and_weights_are_those_of_a_loop_by_hand(name, tmp_path):
     theirs = trainer(METHODS[name], tmp_path)
     theirs.train()
     assert len(theirs.told) == 10
-    clock = Clock(epochs=2, per_epoch=5, steps=10)
+    clock = TrainingClock(epochs=2, per_epoch=5, steps=10)
     mine = net()
     losses, objective = by_hand(METHODS[name], mine, [[ids] for ids in theirs.order[:10]], clock)
     assert theirs.told == losses
     same(mine.state_dict(), theirs.model.state_dict())
-    assert theirs.distillation.clock == objective.clock == Clock(0, 1, 1, 2, 10, 5, 10)
+    assert theirs.distillation.clock == objective.clock == TrainingClock(0, 1, 1, 2, 10, 5, 10)
 
 
 def test_the_teacher_is_the_average_of_what_the_weights_were(tmp_path):
@@ -151,7 +151,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(rows, tmp_path):
     steps = [epoch[i : i + 3] for epoch in pieces for i in range(0, each, 3)]
     assert calls == [len(parts) for parts in steps]
     assert theirs.state.global_step == len(steps) == theirs.distillation.clock.step
-    clock = Clock(epochs=2, per_epoch=len(steps) // 2, steps=len(steps))
+    clock = TrainingClock(epochs=2, per_epoch=len(steps) // 2, steps=len(steps))
     whole, parted = net(norm=False), net(norm=False)
     losses, _ = by_hand(KEPT, whole, [[[i for part in parts for i in part]] for parts in steps], clock)
     by_hand(KEPT, parted, steps, clock)

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from selfdistill.core.objective import Method
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError
 from selfdistill.integrations.lightning import SelfDistillModule
 from tests.integrations.common import EMA, KEPT, METHODS, ROWS, by_hand, inputs, net, same
@@ -64,12 +64,12 @@ def test_losses_weights_and_clock_are_those_of_a_loop_by_hand(name):
     theirs, mine = module(METHODS[name]), net()
     trained(theirs)
     losses, objective = by_hand(
-        METHODS[name], mine, [[ids] for ids in EPOCH * 2], Clock(epochs=2, per_epoch=5, steps=10)
+        METHODS[name], mine, [[ids] for ids in EPOCH * 2], TrainingClock(epochs=2, per_epoch=5, steps=10)
     )
     assert theirs.told == losses
     same(mine.state_dict(), theirs.model.state_dict())
     same(objective.state_dict(), theirs.objective.state_dict())
-    assert theirs.objective.clock == Clock(0, 1, 1, 2, 10, 5, 10)
+    assert theirs.objective.clock == TrainingClock(0, 1, 1, 2, 10, 5, 10)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,7 +125,7 @@ def test_one_update_an_optimizer_step_and_the_mean_of_the_micro_batches_means():
     assert trainer.global_step == theirs.objective.clock.step == 6
     assert theirs.objective.clock.per_epoch == 3
     steps = [EPOCH[:2], EPOCH[2:4], EPOCH[4:]] * 2
-    objective = KEPT.bind(mine, clock=Clock(epochs=2, per_epoch=3, steps=6))
+    objective = KEPT.bind(mine, clock=TrainingClock(epochs=2, per_epoch=3, steps=6))
     optimizer, (x, y) = SGD(mine.parameters()), inputs()
     for parts in steps:
         optimizer.zero_grad()
@@ -139,7 +139,7 @@ def test_one_update_an_optimizer_step_and_the_mean_of_the_micro_batches_means():
 def test_a_number_of_steps_is_a_length_too_and_none_is_refused():
     theirs = module(EMA)
     trained(theirs, -1, max_steps=7)
-    assert theirs.objective.clock == Clock(0, 1, 1, 2, 7, 5, 7)
+    assert theirs.objective.clock == TrainingClock(0, 1, 1, 2, 7, 5, 7)
     assert theirs.objective.clock.progress == 1.0
     with pytest.raises(RecipeError, match="no end"):
         trained(module(EMA), -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfdistill.core.logits import dense
 from selfdistill.core.parts import BindArgs
-from selfdistill.core.step import Clock, Forward, ForwardPlan
+from selfdistill.core.step import Forward, ForwardPlan, TrainingClock
 from selfdistill.models import causal_lm
 from selfdistill.models.causal_lm import Causal
 from selfdistill.teachers import Ema
@@ -38,7 +38,7 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     model.micro_batches = [[b["context"].x for b in batches]]
     found = []
     for piece in batches:
-        step = Forward(model, piece, Clock(), ForwardPlan(fused=False)).run()
+        step = Forward(model, piece, TrainingClock(), ForwardPlan(fused=False)).run()
         before = step.passes.teacher
         target = judge.target(state, step, distil(judge))
         assert step.passes.teacher - before == step.rows("context")

@@ -30,13 +30,13 @@ from selfdistill.language.contexts import (
 from selfdistill.language.recipes import context_distillation, gkd, sdft, sdpo, ssd
 from selfdistill.language.sampling import Sampling
 from selfdistill.language.trainer import LanguageTask, fit
-from selfdistill.teachers import Ema, Frozen, Itself
+from selfdistill.teachers import CurrentStudent, Ema, Frozen
 from selfdistill.teachers.weights import GeometricMixture
 from selfdistill.training.settings import Settings
 from selfdistill.training.trainer import Trainer
 from tests.language.tiny import TEMPLATE, distil, label, prompts, student, tokenizer
 
-LIVE = Itself(CONTEXT)
+LIVE = CurrentStudent(CONTEXT)
 EXAMPLE = Example((("system", "S"), ("user", "Why?")), demonstration="So.", answer="42", wrong="No.", line=7)
 OTHER = TEMPLATE.replace("<a>{% endif %}", "<a>{% if 'think' in messages[-1]['content'] %}##{% endif %}{% endif %}")
 Build = Callable[..., Any]

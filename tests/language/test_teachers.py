@@ -13,11 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from selfdistill.core.logits import dense
 from selfdistill.core.memory import FrozenCopy
 from selfdistill.core.parts import BindArgs, Teacher
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan
+from selfdistill.core.step import Batch, Forward, ForwardPlan, TrainingClock
 from selfdistill.errors import DataError
 from selfdistill.language.completions import Language
 from selfdistill.models.causal_lm import Causal, Pretrained, Swapped, of_model
-from selfdistill.teachers import Ema, External, Frozen, Generation, Itself
+from selfdistill.teachers import CurrentStudent, Ema, External, Frozen, Generation
 from selfdistill.teachers.weights import GeometricMixture
 from tests.language.tiny import batch_of, distil, doubled, shaken, spoken, student, tokenizer
 
@@ -40,12 +40,12 @@ def ema(rate: float) -> Ema:
 
 
 def trust_region(share: float, reference: Teacher = Frozen("context")) -> GeometricMixture:  # noqa: B008
-    return GeometricMixture(reference, Itself("context"), share)
+    return GeometricMixture(reference, CurrentStudent("context"), share)
 
 
 def said(judge: Teacher, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Forward(model, batch(), Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    step = Forward(model, batch(), TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(state, step, distil(judge))
     assert target.valid is not None
     return torch.log_softmax(dense(target.value)[target.valid].detach(), -1)
@@ -57,7 +57,7 @@ def close(found: Tensor, lm: Any, model: Causal, tolerance: float = 1e-4) -> Non
 
 
 def stepped(judge: Teacher, state: nn.Module, model: Causal, step: int) -> None:
-    looked = Forward(model, batch(), Clock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
+    looked = Forward(model, batch(), TrainingClock(0, 1, 0, 1, step, 100), ForwardPlan(fused=False)).run()
     judge.update(state, [looked], distil(judge))
 
 
@@ -101,9 +101,9 @@ def test_previous_is_the_model_that_is_given() -> None:
 @pytest.mark.parametrize("lora", [0, 4])
 def test_live_is_the_student(lora: int) -> None:
     model = student(lora)
-    state = Itself("context").start(model, GIVEN)
+    state = CurrentStudent("context").start(model, GIVEN)
     shaken(model)
-    close(said(Itself("context"), state, model), doubled(model), model)
+    close(said(CurrentStudent("context"), state, model), doubled(model), model)
 
 
 def test_ema_of_all_weights() -> None:
@@ -174,7 +174,7 @@ def test_ema_of_an_adapter_on_transposed_weights_and_embeddings(judge: Teacher, 
     found = said(judge, state, model)
     close(found, lm, model)
     assert (found - start).abs().max() > 0.1
-    own = said(Itself("context"), nn.Module(), model)
+    own = said(CurrentStudent("context"), nn.Module(), model)
     assert (found - own).abs().max() > 0.1
     assert not [n for n, m in model.named_modules() if "forward" in vars(m)], "each layer does its own again"
 
@@ -234,7 +234,7 @@ def test_external_with_another_tokenizer_is_refused() -> None:
 
 @pytest.mark.parametrize("lora", [0, 4])
 @pytest.mark.parametrize(
-    "judge", [Frozen("context"), Generation("context"), ema(0.1), trust_region(0.5), Itself("context")]
+    "judge", [Frozen("context"), Generation("context"), ema(0.1), trust_region(0.5), CurrentStudent("context")]
 )
 def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     """The gradient is that of a loss whose teacher is a table of numbers."""
@@ -248,7 +248,7 @@ def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Forward(model, rows, Clock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    step = Forward(model, rows, TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
     target = judge.target(objective.state_of("distil", judge), step, distil(judge))
     table = dense(target.value)[target.valid].detach().clone()
     lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]

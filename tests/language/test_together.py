@@ -20,7 +20,7 @@ from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformer
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.losses.chunked.definitions import ReverseKL
 from selfdistill.models.causal_lm import Causal, ModelView
-from selfdistill.teachers import Ema, External, Frozen, Itself
+from selfdistill.teachers import CurrentStudent, Ema, External, Frozen
 from selfdistill.teachers.weights import GeometricMixture
 from selfdistill.training.settings import Settings
 from selfdistill.training.trainer import Trainer
@@ -155,7 +155,7 @@ def test_what_cannot_write_together_is_refused() -> None:
         fit(student, prompts(20), two, device="cpu", steps=1)
     with pytest.raises(DataError, match="by transformers alone"):
         fit(student, prompts(20), minillm(), device="cpu", steps=1, engine=Vllm())
-    mixture = GeometricMixture(Frozen("context"), Itself("context"))
+    mixture = GeometricMixture(Frozen("context"), CurrentStudent("context"))
     with pytest.raises(RecipeError, match="GeometricMixture cannot write"):
         fit(student, prompts(20), Language({"a": distil(mixture)}, source=TeacherMixed()), device="cpu", steps=1)
     state = External().start(student(), BindArgs(None, student(context=16)))

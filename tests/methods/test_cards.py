@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from selfdistill.cli import main
 from selfdistill.core.objective import Method, untaught
-from selfdistill.core.step import Batch, Clock
+from selfdistill.core.step import Batch, TrainingClock
 from selfdistill.methods import recipes
 from selfdistill.methods.cards import card, code, code_text, cost, explain, text
 from selfdistill.methods.registry import read_method
@@ -199,7 +199,7 @@ class Counter:
     def _back(self, rows: int) -> None:
         self.backward += rows
 
-    def note(self, method: Method, clock: Clock, batch: Batch) -> None:
+    def note(self, method: Method, clock: TrainingClock, batch: Batch) -> None:
         """Passes per row of this step. Before the first step of an epoch come dry run, labelling and scoring."""
         if clock.step % clock.per_epoch:
             rows = len(batch[method.views.looks[0].name].x)
@@ -210,7 +210,7 @@ class Counter:
 @pytest.mark.parametrize("expression", RUN)
 def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a look calls the hooks on outputs, too
-    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)
+    monkeypatch.setattr("selfdistill.core.step.TrainingClock.observed", False)
     if expression.startswith("noisy_student"):
         expression = expression.replace("(", "(min_confidence=0.0, generations=2, ", 1)
     method = read_method(expression)
@@ -224,7 +224,7 @@ def test_cost_is_what_a_real_run_takes(expression: str, tmp_path: Path, monkeypa
             build_values(outputs) if values else building_for(method)(**({"exits": True} if exits else {}))
         )
 
-    def note(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def note(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         counter.note(method, clock, batches[0])
 
     data = (value_data if values else tiny_data)(24 if method.views.need_unlabelled() else 0)

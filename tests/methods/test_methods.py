@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selfdistill import methods
 from selfdistill.core.objective import Method
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError, SelfdistillError
 from selfdistill.io.expressions import parse_expression
 from selfdistill.teachers import FrozenCopy
@@ -96,7 +96,7 @@ def test_the_recipe_keeps_the_protocol(name, other):
 def started(method: Method, generation: int) -> tuple[nn.Module, Any, Any]:
     torch.manual_seed(generation)
     model, previous = built(method, 3), built(method, 3) if generation else None
-    clock = Clock(generation, method.generations, epochs=3, per_epoch=2)
+    clock = TrainingClock(generation, method.generations, epochs=3, per_epoch=2)
     objective = method.bind(model, previous=previous, external=specimen(method, 8, 2), clock=clock)
     objective.prepare(pool(clock, maps_of(method)))
     return model, objective, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -204,7 +204,7 @@ def test_weights_of_generations():
     """Generation 0 learns from labels alone; later ones from (1 - xi) label + xi past."""
     method = RECIPES["born_again"](generations=3, xi=0.3)
     for g, (label, past) in enumerate([(1.0, 0.0), (0.7, 0.3), (0.7, 0.3)]):
-        clock = Clock(g, 3)
+        clock = TrainingClock(g, 3)
         assert method.terms["label"].weight_at(clock) == pytest.approx(label)
         assert method.terms["past"].weight_at(clock) == pytest.approx(past)
 

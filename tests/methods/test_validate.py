@@ -18,7 +18,7 @@ from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy, LogOneMinusInner, Squared
 from selfdistill.methods import byot, curriculum, fixmatch, mean_teacher, plain
 from selfdistill.methods.validate import check_method
-from selfdistill.teachers import Ema, Frozen, Itself, Labels, OtherPeers
+from selfdistill.teachers import CurrentStudent, Ema, Frozen, Labels, OtherPeers
 from selfdistill.testing.specimens import CLASSES, Tiny, inputs, tiny
 from selfdistill.training.preflight import dry_run
 from selfdistill.views import View, Views, pairs, two, weak_strong
@@ -53,7 +53,7 @@ def test_the_refusal_names_what_is_there_and_what_was_wanted():
     ("term", "views"),
     [
         (Term(Labels(), CrossEntropy(), view="strong"), Views()),
-        (Term(Itself(view="weak"), KL()), Views()),
+        (Term(CurrentStudent(view="weak"), KL()), Views()),
         (Term(Ema(view="weak"), KL()), Views()),
         (Term(Frozen(view="weak"), KL()), two()),
     ],
@@ -67,7 +67,7 @@ def test_a_view_that_nobody_makes_is_refused(term, views):
 @pytest.mark.parametrize(
     ("term", "views"),
     [
-        (Term(Itself(view="labelled"), KL(), view="strong"), weak_strong(1.0)),
+        (Term(CurrentStudent(view="labelled"), KL(), view="strong"), weak_strong(1.0)),
         (Term(Ema(view="weak"), KL(), view="labelled"), weak_strong(1.0)),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_teacher_that_looks_at_other_rows_is_refused(term, views):
 
 def test_a_partner_of_the_same_class_is_no_other_row():
     """The pairs of CS-KD are what they are for."""
-    check_method(Method({"t": Term(Itself(view="pair"), KL())}, views=pairs()))
+    check_method(Method({"t": Term(CurrentStudent(view="pair"), KL())}, views=pairs()))
 
 
 def test_a_term_of_its_own_kind_is_not_judged():
@@ -164,4 +164,4 @@ def test_all_rows_beside_unlabelled_ones_are_different_rows():
     """Views of one name and another's rows are told apart by what they show."""
     views = Views((View("x", "all"), View("u", "unlabelled")))
     with pytest.raises(SpaceError, match="different rows"):
-        check_method(Method({"t": Term(Itself(view="u"), KL())}, views=views))
+        check_method(Method({"t": Term(CurrentStudent(view="u"), KL())}, views=views))

@@ -19,7 +19,7 @@ from selfdistill.methods import recipes
 from selfdistill.models.feature_taps import Featured, Features, Reading, width_of
 from selfdistill.models.peers import product
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.testing.specimens import same_bits
 from tests.harness import building_for
 
@@ -109,7 +109,7 @@ def test_an_average_teaches_a_layer_through_a_projector():
     heads = ("vector:layer2", "project:layer1@layer2")
     terms = {
         "label": Term(Labels(), CrossEntropy()),
-        "hint": Term(Itself(head="vector:layer2"), Squared(mean=True), head="project:layer1@layer2"),
+        "hint": Term(CurrentStudent(head="vector:layer2"), Squared(mean=True), head="project:layer1@layer2"),
         "past": Term(Ema(0.5), Squared(mean=True), head="vector:layer2"),
     }
     method = Method(terms, wrap_model=Features(heads))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Loss, Teacher, Term
-from selfdistill.core.step import Clock, Forward
+from selfdistill.core.step import Forward, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.experiments.network_run import gain
@@ -25,7 +25,7 @@ from selfdistill.methods import recipes
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, PeerMean, PeerModels
 from selfdistill.models.registry import parse
-from selfdistill.teachers import Combined, GenerationEnsemble, Itself, Labels, Members, Stale
+from selfdistill.teachers import Combined, CurrentStudent, GenerationEnsemble, Labels, Members, Stale
 from selfdistill.teachers.committee import best_weights, convex
 from selfdistill.terms import Cooling, RowMeanCooling
 from selfdistill.training.callbacks import pairwise
@@ -182,7 +182,7 @@ def test_all_earlier_generations_teach_by_their_mean_or_one_by_one() -> None:
     for kind, last in itertools.product((GenerationEnsemble, Members), (False, True)):
         method = Method({"t": Term(kind(at_last=last), DirichletNLL() if kind is Members else KL())}, generations=4)
         for generation in (1, 3):
-            clock = Clock(generation, 4)
+            clock = TrainingClock(generation, 4)
             objective = method.bind(models(1)[0], previous=PeerModels(earlier), clock=clock)
             objective({"x": x, "y": y})
             term: Any = objective.method.terms["t"]
@@ -219,15 +219,20 @@ def test_the_dirichlet_loss_is_the_mean_density_of_the_members() -> None:
 
 def test_a_term_cools_to_the_temperature_of_its_loss() -> None:
     term = Cooling(Labels(), KL(2.0), start=6.0, share=0.5)
-    assert [term.temperature(Clock(step=s, epochs=8)) for s in (0, 1, 2, 4, 7)] == [6.0, 5.0, 4.0, 2.0, 2.0]
+    assert [term.temperature(TrainingClock(step=s, epochs=8)) for s in (0, 1, 2, 4, 7)] == [6.0, 5.0, 4.0, 2.0, 2.0]
     with pytest.raises(RecipeError, match="has no temperature"):
-        Cooling(Itself(), LogOneMinusInner())
-    warming = Cooling(Itself(), PrototypeCrossEntropy(0.1, 0.07), start=0.04, share=0.5, which="sharp")
-    assert [round(warming.temperature(Clock(step=s, epochs=8)), 4) for s in (0, 2, 4, 7)] == [0.04, 0.055, 0.07, 0.07]
+        Cooling(CurrentStudent(), LogOneMinusInner())
+    warming = Cooling(CurrentStudent(), PrototypeCrossEntropy(0.1, 0.07), start=0.04, share=0.5, which="sharp")
+    assert [round(warming.temperature(TrainingClock(step=s, epochs=8)), 4) for s in (0, 2, 4, 7)] == [
+        0.04,
+        0.055,
+        0.07,
+        0.07,
+    ]
     with pytest.raises(RecipeError, match="has no sharp"):
-        Cooling(Itself(), KL(), which="sharp")
+        Cooling(CurrentStudent(), KL(), which="sharp")
     with pytest.raises(RecipeError, match="above 0"):
-        Cooling(Itself(), KL(), start=0.0)
+        Cooling(CurrentStudent(), KL(), start=0.0)
 
 
 def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
@@ -239,7 +244,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
             return Target(torch.zeros(3, 3, 1), "features", valid)
 
     class Seen:
-        clock, batch = Clock(), {"x": None}
+        clock, batch = TrainingClock(), {"x": None}
 
         def rows(self, view: str) -> int:
             return 3

@@ -8,7 +8,7 @@ from torch import nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock, Forward, Passes
+from selfdistill.core.step import Forward, Passes, TrainingClock
 from selfdistill.errors import SpaceError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import sla_sd
@@ -59,7 +59,7 @@ def test_rotations_go_by_quarters_and_are_averaged_where_they_belong():
 
 def test_passes_are_counted_for_every_copy():
     model = Rotated(build())
-    step = Forward(model, batch_of({"x": "labelled"}, 0, maps=True), Clock()).run()
+    step = Forward(model, batch_of({"x": "labelled"}, 0, maps=True), TrainingClock()).run()
     assert step.passes == Passes(forward=48, backward=48)
 
 

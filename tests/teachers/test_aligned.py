@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BindArgs, Term
-from selfdistill.core.step import Batch, Clock, Forward, Rows
+from selfdistill.core.step import Batch, Forward, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, Squared
 from selfdistill.methods.validate import check_method
-from selfdistill.teachers import ClassAligned, Ema, Frozen, History, Itself, Labels
+from selfdistill.teachers import ClassAligned, CurrentStudent, Ema, Frozen, History, Labels
 from selfdistill.testing.specimens import CLASSES, batch_of, inputs, pool, tiny
 
 
 def a_step(x: Tensor, y: Tensor | None = None) -> Forward:
-    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), Clock()).run()
+    return Forward(nn.Identity(), Batch({"x": Rows(x, y, torch.arange(len(x)))}), TrainingClock()).run()
 
 
 def test_the_running_mean_becomes_the_wanted_shares() -> None:
     """q by hand over three batches; the aligned word is p / q, normalised, and the batch at hand counts."""
-    teacher, q = ClassAligned(Itself(), 0.6), torch.zeros(0)
+    teacher, q = ClassAligned(CurrentStudent(), 0.6), torch.zeros(0)
     term, state = Term(teacher, KL()), teacher.start(nn.Identity(), BindArgs())
     for k in range(3):
         z = 2 * torch.randn(8, 3, generator=torch.Generator().manual_seed(k))
@@ -41,10 +41,10 @@ def test_the_running_mean_becomes_the_wanted_shares() -> None:
 def test_a_class_that_is_said_too_often_is_said_less() -> None:
     """To uniform shares, and to those of the labels."""
     z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0.0, 0.0])
-    labels = pool(Clock())._replace(targets=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))
+    labels = pool(TrainingClock())._replace(targets=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]))
     means = {}
     for to in ("uniform", "labels"):
-        teacher = ClassAligned(Itself(), 0.0, to)
+        teacher = ClassAligned(CurrentStudent(), 0.0, to)
         state = teacher.start(nn.Identity(), BindArgs())
         teacher.prepare(state, labels)
         means[to] = teacher.target(state, a_step(z), Term(teacher, KL())).value.mean(0)
@@ -98,7 +98,7 @@ def test_the_state_of_the_teacher_inside_goes_on(inner: Any) -> None:
 
 def test_it_looks_where_the_teacher_inside_looks() -> None:
     """Its view is checked, forwarded, and of the same rows."""
-    method = Method({"t": Term(ClassAligned(Itself(view="weak")), KL())})
+    method = Method({"t": Term(ClassAligned(CurrentStudent(view="weak")), KL())})
     assert method.student_views() == (("x",), ("weak",))
     with pytest.raises(SpaceError, match="'weak' is not among"):
         check_method(method)

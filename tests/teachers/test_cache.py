@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Passes, Rows
+from selfdistill.core.step import Batch, Passes, Rows, TrainingClock
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
@@ -52,7 +52,7 @@ class Counted(nn.Module):
 def run(method: Method, out: Path | None = None, cut: int = 0, **more: Any) -> Result | None:
     steps = 0
 
-    def watch(clock: Clock, micro: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, micro: list[Batch], loss: float) -> None:
         nonlocal steps
         steps += 1
         if steps == cut:
@@ -163,7 +163,7 @@ def test_a_frozen_teacher_drops_nothing_and_is_kept() -> None:
 
 def steps_of(method: Method, epochs: int, external: nn.Module | None = None) -> list[Passes]:
     """A loop of one's own: the same eight rows each time."""
-    objective = method.bind(tiny(0).train(), external=external, clock=Clock(epochs=epochs))
+    objective = method.bind(tiny(0).train(), external=external, clock=TrainingClock(epochs=epochs))
     found = []
     for _ in range(epochs):
         batch = Batch({"x": Rows(inputs(torch.arange(8)), torch.arange(8) % 4, torch.arange(8))})
@@ -205,7 +205,7 @@ def test_explain_says_what_a_step_costs_once_the_answers_are_kept(expression: st
     method, seen = replace(read_method(expression), views=PLAIN), dict[tuple[int, int], list[int]]()
     teacher = external_teacher()
 
-    def watch(clock: Clock, micro: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, micro: list[Batch], loss: float) -> None:
         seen.setdefault((clock.generation, clock.epoch), []).append(len(micro[0]["x"].x))
 
     result = fit(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.data.sampler import Sampler
 from selfdistill.errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError
 from selfdistill.io.target_store import Store
@@ -38,7 +38,7 @@ def run(teacher: Any, out: Path | None = None, views: Views = PLAIN, **more: Any
     """Four epochs on 66 small images; every loss and every batch."""
     losses, batches = list[float](), list[Any]()
 
-    def watch(clock: Clock, micro: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, micro: list[Batch], loss: float) -> None:
         losses.append(loss)
         batches.append(micro[0])
         if len(losses) == more.get("cut"):
@@ -235,7 +235,7 @@ def test_in_a_loop_of_ones_own_the_epochs_end_brings_targets_to_the_disk(tmp_pat
     """And a view that is not named as fixed is refused."""
     model = tiny(0).train()
     objective = Method({"t": Term(CachedTeacher(Frozen(), str(tmp_path)), KL())}).bind(
-        model, clock=Clock(epochs=2, per_epoch=3)
+        model, clock=TrainingClock(epochs=2, per_epoch=3)
     )
     for step in range(6):
         ids = torch.arange(8) + 8 * (step % 3)
@@ -255,7 +255,9 @@ def test_in_a_loop_of_ones_own_the_epochs_end_brings_targets_to_the_disk(tmp_pat
 
 def test_saving_the_state_brings_targets_to_the_disk(tmp_path):
     model = tiny(0).train()
-    objective = Method({"t": Term(CachedTeacher(Frozen(), str(tmp_path)), KL())}).bind(model, clock=Clock(per_epoch=9))
+    objective = Method({"t": Term(CachedTeacher(Frozen(), str(tmp_path)), KL())}).bind(
+        model, clock=TrainingClock(per_epoch=9)
+    )
     batch = Batch({"x": Rows(inputs(torch.arange(5)), None, torch.arange(5))})
     batch.fixed = frozenset({"x"})
     objective(batch).backward()

@@ -8,7 +8,7 @@ from torch import nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError, VitalsError
 from selfdistill.losses import CrossEntropy
 from selfdistill.teachers import BetaRanked, ClassMean, Labels, Virtual
@@ -31,7 +31,7 @@ def bound(teacher, weight, clock=None):
 
 def test_class_means_are_of_rows_that_were_right_and_change_between_epochs_only():
     """Class 0 twice right, class 1 never, class 2 once: with two steps an epoch nothing changes after the first."""
-    objective = bound(ClassMean(), [[2.0, 0.0], [-9.0, 0.0], [0.0, 1.0]], Clock(epochs=3, per_epoch=2))
+    objective = bound(ClassMean(), [[2.0, 0.0], [-9.0, 0.0], [0.0, 1.0]], TrainingClock(epochs=3, per_epoch=2))
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     batch = {"x": x, "y": torch.tensor([0, 0, 1, 2, -1])}
     assert torch.allclose(said(objective, batch).value, torch.full((5, 3), 1 / 3))
@@ -88,7 +88,7 @@ def test_a_teacher_that_is_even_on_purpose_is_not_taken_for_a_broken_one():
     for teacher in (ClassMean(), Uniform(0.1)):
         model = nn.Linear(10, 10)
         terms = {"label": Term(Labels(), CrossEntropy()), "even": Term(teacher, CrossEntropy(), weight=0.1)}
-        objective = Method(terms).bind(model, clock=Clock(epochs=1, per_epoch=60))
+        objective = Method(terms).bind(model, clock=TrainingClock(epochs=1, per_epoch=60))
         optimizer = torch.optim.SGD(model.parameters(), lr=50.0)
 
         def train(steps: int, objective=objective, optimizer=optimizer) -> None:

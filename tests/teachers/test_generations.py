@@ -11,7 +11,7 @@ from torch import nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import beyond, snapshot_distillation
@@ -57,7 +57,7 @@ def test_the_learning_rate_starts_again_in_each_cycle_and_a_resumed_run_goes_on(
 def test_a_snapshot_is_the_student_at_the_end_of_the_last_cycle_and_nothing_in_between():
     model = nn.Linear(2, 3)
     method = Method({"t": Term(Snapshot(cycles=2, temperature=2.0), CrossEntropy())})
-    objective = method.bind(model, clock=Clock(epochs=4), vitals=False)
+    objective = method.bind(model, clock=TrainingClock(epochs=4), vitals=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     x, y = torch.randn(5, 2), torch.zeros(5, dtype=torch.int64)
     state: Any = objective.states["t_snapshot"]
@@ -87,7 +87,7 @@ def mixed(xi, teacher_logits, label):
             return torch.tensor([teacher_logits])
 
     term = Term(Extrapolated(xi=xi), CrossEntropy())
-    objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=Clock(1, 2))
+    objective = Method({"t": term}, generations=2).bind(nn.Linear(1, 3), previous=Always(), clock=TrainingClock(1, 2))
     state = objective.states["t_extrapolated"]
     step = objective.forward_views({"x": torch.zeros(1, 1), "y": torch.tensor([label])})
     return term.teacher.target(state, step, term).value[0]
@@ -131,5 +131,5 @@ def test_a_first_cycle_without_a_teacher_is_no_reason_for_a_warning():
     assert not any(line.get("warnings") for line in whole.history)
     assert whole.objective is not None
     assert whole.objective.vitals().terms["past"]["looks"] == 8
-    assert Snapshot(3).waits(Clock(epochs=9).at(2))
-    assert not Snapshot(3).waits(Clock(epochs=9).at(3))
+    assert Snapshot(3).waits(TrainingClock(epochs=9).at(2))
+    assert not Snapshot(3).waits(TrainingClock(epochs=9).at(3))

@@ -10,7 +10,7 @@ import torch
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import GenerationData, Teacher, Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.teachers import Ema, Frozen, History, Labels, LastBatch, LastEpoch, PseudoLabels
@@ -37,7 +37,7 @@ def softmax(z: list[float]) -> list[float]:
 def run_memory(teacher: Teacher, follow: Callable[[int, list[int], list[list[float]]], Any], labels: Any) -> None:
     """Train over shuffled epochs; ``follow`` gets (epoch, ids, student's logits) and returns what must be said."""
     model = still(Net())
-    clock = Clock(epochs=4, per_epoch=4)
+    clock = TrainingClock(epochs=4, per_epoch=4)
     objective = bound(teacher, model, clock)
     for epoch, ids in epochs(4):
         assert objective.clock.epoch == epoch
@@ -205,7 +205,7 @@ def test_pseudo_labels_equal_brute_force(share, least, fill, hard):
     logits = 2 * torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(1))
     teacher = PseudoLabels(hard, (0.9, share), least, fill)
     objective = bound(teacher, Net(), previous=Net())
-    objective.prepare(GenerationData(unlabelled, lambda module, ids: logits[ids - 40], Clock(2, 4)))
+    objective.prepare(GenerationData(unlabelled, lambda module, ids: logits[ids - 40], TrainingClock(2, 4)))
     p = logits.softmax(-1)
     picked = brute_force(p.tolist(), share, least, fill)
     assert [i - 40 for i in eligible_ids(objective)] == picked
@@ -221,7 +221,9 @@ def test_pseudo_labels_equal_brute_force(share, least, fill, hard):
 def test_pseudo_labels_of_the_first_generation_admit_nothing():
     """Without a generation before there is nobody to label the pool; unlabelled rows have no target."""
     objective = bound(PseudoLabels(), Net())
-    objective.prepare(GenerationData(torch.arange(40, 80), lambda *_: pytest.fail("nobody to ask"), Clock(0, 4)))
+    objective.prepare(
+        GenerationData(torch.arange(40, 80), lambda *_: pytest.fail("nobody to ask"), TrainingClock(0, 4))
+    )
     assert eligible_ids(objective) == []
     _, valid = said(objective, Batch({"x": rows([1, 50], [1, -1])}))
     assert valid.tolist() == [True, False]
@@ -232,5 +234,7 @@ def test_every_stage_has_its_share():
     logits = 5 * torch.eye(CLASSES).repeat(4, 1)
     for generation, count in ((1, 1), (2, 2), (3, 4), (7, 4)):
         objective = bound(PseudoLabels(shares=(0.25, 0.5, 1.0)), Net(), previous=Net())
-        objective.prepare(GenerationData(torch.arange(40, 56), lambda _, ids: logits[ids - 40], Clock(generation, 9)))
+        objective.prepare(
+            GenerationData(torch.arange(40, 56), lambda _, ids: logits[ids - 40], TrainingClock(generation, 9))
+        )
         assert len(eligible_ids(objective)) == count * CLASSES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import GenerationData, Teacher, Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import Bagged, LabelledShare, PeerShard
@@ -34,7 +34,9 @@ class Says(nn.Module):
 def bound(teacher: Teacher, generation: int = 0, loss: Any = None) -> Objective:
     method = Method({"t": Term(teacher, loss or CrossEntropy())}, generations=2)
     previous = Says() if generation else None
-    return method.bind(Says(), previous=previous, clock=Clock(generation, 2, epochs=4, per_epoch=1), vitals=False)
+    return method.bind(
+        Says(), previous=previous, clock=TrainingClock(generation, 2, epochs=4, per_epoch=1), vitals=False
+    )
 
 
 def visit(objective: Objective, logits: list[list[float]], y: list[int], ids: list[int] | None = None) -> Target:
@@ -137,7 +139,7 @@ def test_the_labelled_share_is_that_of_the_pool() -> None:
     objective = method.bind(Says())
     batch = {"x": torch.tensor([[1.0, 0.0]]), "y": torch.tensor([0])}
     whole = float(objective(batch).detach())
-    objective.prepare(GenerationData(torch.arange(6), lambda m, i: i, Clock(), torch.arange(2)))
+    objective.prepare(GenerationData(torch.arange(6), lambda m, i: i, TrainingClock(), torch.arange(2)))
     assert float(objective(batch).detach()) == pytest.approx(whole / 4)
 
 

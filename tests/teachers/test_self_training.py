@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selfdistill.core.objective import Objective
 from selfdistill.core.parts import GenerationData
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import CheckpointError, RecipeError
 from selfdistill.evaluation.audit import Decision
 from selfdistill.io import tensors
@@ -34,12 +34,12 @@ def prepared(
     teacher: InheritedPseudoLabels, generation: int, before: Objective | None = None, says: int = 0
 ) -> Objective:
     """A generation whose teacher says class ``says`` of every row."""
-    objective = bound(teacher, Net(), Clock(generation, 9), previous=Net() if generation else None)
+    objective = bound(teacher, Net(), TrainingClock(generation, 9), previous=Net() if generation else None)
     if before is not None:
         inherit_pseudo_labels(collect_pseudo_labels(before), objective)
     logits = torch.nn.functional.one_hot(torch.tensor(says), CLASSES).float()
     look: Any = lambda module, ids: logits.expand(len(ids), CLASSES)
-    objective.prepare(GenerationData(UNLABELLED, look, Clock(generation, 9), LABELLED, seed=3))
+    objective.prepare(GenerationData(UNLABELLED, look, TrainingClock(generation, 9), LABELLED, seed=3))
     return objective
 
 
@@ -62,7 +62,7 @@ def pseudo(objective: Objective) -> dict[int, int]:
 def test_generations_label_rows_of_their_own_until_the_pool_is_exhausted(seed: int) -> None:
     def sets(*generations: int) -> list[list[int]]:
         return [
-            fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, Clock(k, 99), seed=seed), 6).tolist()
+            fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, TrainingClock(k, 99), seed=seed), 6).tolist()
             for k in generations
         ]
 
@@ -76,7 +76,7 @@ def test_generations_label_rows_of_their_own_until_the_pool_is_exhausted(seed: i
 
 def test_a_pool_smaller_than_a_set_is_labelled_whole() -> None:
     for generation in (1, 2, 7):
-        rows = fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, Clock(generation, 9)), 50)
+        rows = fresh_rows(GenerationData(UNLABELLED, lambda _, i: i, TrainingClock(generation, 9)), 50)
         assert sorted(rows.tolist()) == UNLABELLED.tolist()
 
 
@@ -163,7 +163,7 @@ def train(out: Path | None = None, **options: Any) -> Any:
 
 def rows_of(seed: int, *generations: int) -> set[int]:
     data = tiny_data()
-    pools = [GenerationData(data.unlabelled, lambda _, i: i, Clock(k, 4), seed=seed) for k in generations]
+    pools = [GenerationData(data.unlabelled, lambda _, i: i, TrainingClock(k, 4), seed=seed) for k in generations]
     return {i for pool in pools for i in fresh_rows(pool, 6).tolist()}
 
 
@@ -176,7 +176,7 @@ def test_labels_of_a_rejected_generation_teach_nobody(monkeypatch: pytest.Monkey
     refusing(monkeypatch, 1, 2)
     seen: list[set[int]] = [set() for _ in range(4)]
 
-    def watch(clock: Clock, batches: list[Any], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Any], loss: float) -> None:
         seen[clock.generation].update(batches[0]["x"].id[batches[0]["x"].y < 0].tolist())
 
     result = train(watch=watch)
@@ -189,7 +189,7 @@ class _EnoughError(Exception):
 
 
 def cut_and_resumed(folder: Path, generation: int, step: int, between: Any = lambda: None) -> Any:
-    def stop(clock: Clock, batches: list[Any], loss: float) -> None:
+    def stop(clock: TrainingClock, batches: list[Any], loss: float) -> None:
         if (clock.generation, clock.step) == (generation, step):
             raise _EnoughError
 

@@ -14,7 +14,7 @@ from selfdistill.core.parts import FunctionLoss, PerRow, Teacher, Term
 from selfdistill.core.step import Batch, Rows
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.losses import KL, CrossEntropy
-from selfdistill.teachers import Ema, External, Frozen, Generation, Itself, Labels, OtherPeers
+from selfdistill.teachers import CurrentStudent, Ema, External, Frozen, Generation, Labels, OtherPeers
 from selfdistill.testing.specimens import CLASSES, WIDTH, batch_of, inputs, tiny
 from tests.teaching import IDS, Net, bound, learn, rows, said, state_of, still
 
@@ -52,7 +52,7 @@ def test_labels_say_nothing_about_features():
 def test_itself_is_the_students_own_output_detached(view, head):
     """On another view, of another head, or both; the same numbers, and no way back for the gradient."""
     model = still(tiny(0))
-    teacher = Itself(view, head)
+    teacher = CurrentStudent(view, head)
     objective = Method({"t": Term(teacher, _any)}).bind(model)
     batch = Batch({"x": rows([0, 1]), "weak": rows([5, 6])})
     value, _ = said(objective, batch)

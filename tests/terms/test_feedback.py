@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.regression import of_values
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CrossEntropy
@@ -189,7 +189,7 @@ def learned(name: str, step: int = 5) -> tuple[float, float]:
     """How much of one term's gradient reaches student and teacher, in the recipe's middle."""
     method = recipes()["meta_pseudo_labels"](confidence=0.2)
     pair = Pair([network(0), network(1)])
-    objective = method.bind(pair, clock=Clock(step=step, epochs=10), vitals=False)
+    objective = method.bind(pair, clock=TrainingClock(step=step, epochs=10), vitals=False)
     objective.measure(batch())[name].tally.total.backward()
     sizes = [sum(float(p.grad.norm()) for p in m.parameters() if p.grad is not None) for m in pair.members]
     return sizes[0], sizes[1]
@@ -213,20 +213,22 @@ def test_each_term_teaches_one_of_the_two(name: str, whose: str) -> None:
 def test_the_student_sees_labels_only_at_the_end() -> None:
     """Pseudo-labels and feedback until then; the teacher's terms all the time, consistency after a rise."""
     method = recipes()["meta_pseudo_labels"](tune=0.2, ramp=0.5, weight=8.0)
-    weights = {n: [t.weight_at(Clock(step=s, epochs=20)) for s in (0, 5, 15, 16)] for n, t in method.terms.items()}
+    weights = {
+        n: [t.weight_at(TrainingClock(step=s, epochs=20)) for s in (0, 5, 15, 16)] for n, t in method.terms.items()
+    }
     assert weights == {
         "label": [1, 1, 1, 1], "pseudo": [1, 1, 1, 0], "tuned": [0, 0, 0, 1], "meta": [1, 1, 1, 0],
         "consistency": [0, 4, 8, 8],
     }  # fmt: skip
     never = recipes()["meta_pseudo_labels"](tune=0.0)
-    assert never.terms["tuned"].weight_at(Clock(step=19, epochs=20)) == 0
+    assert never.terms["tuned"].weight_at(TrainingClock(step=19, epochs=20)) == 0
 
 
 def test_passes_are_those_that_explain_tells() -> None:
     """Counted by the step: 4 labelled rows to 8 unlabelled ones, in sum and with the term left out."""
     for meta in (1.0, 0.0):
         method = recipes()["meta_pseudo_labels"](meta=meta, ratio=2.0)
-        objective = method.bind(Pair([network(0), network(1)]), clock=Clock(epochs=10))
+        objective = method.bind(Pair([network(0), network(1)]), clock=TrainingClock(epochs=10))
         objective(batch()).backward()
         told, spent = cost(method), objective.passes()
         assert (spent.forward, spent.backward, spent.teacher) == (L * told["forward"], L * told["backward"], 0)

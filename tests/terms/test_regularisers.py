@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Always, Term
-from selfdistill.core.step import Batch, Clock, Forward, ForwardPlan, Rows
+from selfdistill.core.step import Batch, Forward, ForwardPlan, Rows, TrainingClock
 from selfdistill.core.vitals import TermTrace
 from selfdistill.errors import RecipeError, SpaceError
 from selfdistill.gates import SelfAdaptive
 from selfdistill.losses import KL, CrossEntropy, Squared
-from selfdistill.teachers import Ema, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.terms import Fairness, Perturbed
 from selfdistill.testing.specimens import tiny
 
@@ -27,7 +27,7 @@ X = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 def a_step(model: nn.Module, x: Tensor = X, view: str = "x") -> Forward:
     batch = Batch({view: Rows(x, torch.arange(len(x)) % CLASSES, torch.arange(len(x)))})
-    return Forward(model, batch, Clock(), ForwardPlan((view,))).run()
+    return Forward(model, batch, TrainingClock(), ForwardPlan((view,))).run()
 
 
 def smooth() -> nn.Module:
@@ -88,7 +88,7 @@ def test_the_direction_belongs_to_the_sample_and_the_step() -> None:
     whole, part = Perturbed().direction(a_step(model), X), Perturbed().direction(a_step(model, X[:2]), X[:2])
     torch.testing.assert_close(whole[:2], part)
     later = a_step(model)
-    later.clock = Clock(step=1, epochs=5)
+    later.clock = TrainingClock(step=1, epochs=5)
     assert not torch.allclose(Perturbed().direction(later, X), whole, atol=1e-2)
     torch.manual_seed(2)
     assert not torch.allclose(Perturbed().direction(a_step(model), X), whole, atol=1e-2)
@@ -108,7 +108,7 @@ def test_no_weight_learns_from_the_search_and_no_statistic_moves() -> None:
     assert Perturbed().said(step).requires_grad
 
 
-@pytest.mark.parametrize("teacher", [Itself(), Ema(), Labels()], ids=str)
+@pytest.mark.parametrize("teacher", [CurrentStudent(), Ema(), Labels()], ids=str)
 def test_any_teacher_can_stay_where_it_was(teacher: Any) -> None:
     """Its target is that of the plain term; the student's side alone is moved."""
     batch = {"x": X, "y": torch.arange(ROWS) % CLASSES, "id": torch.arange(ROWS)}
@@ -181,7 +181,7 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     step = Forward(
         nn.Identity(),
         Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}),
-        Clock(),
+        TrainingClock(),
         ForwardPlan(("x", "y")),
     ).run()
     measured = term.tally(partial(objective.state_of, "fair"), step)
@@ -196,7 +196,7 @@ def test_fairness_asks_the_gate_that_knows() -> None:
 def test_the_means_are_shared_with_the_term_that_has_the_same_gate() -> None:
     """FreeMatch: one state for both, moved once a step."""
     gate = SelfAdaptive(0.5)
-    terms = {"pseudo": Term(Itself(), KL(), gate=gate), "fair": Fairness(gate=gate)}
+    terms = {"pseudo": Term(CurrentStudent(), KL(), gate=gate), "fair": Fairness(gate=gate)}
     model = tiny(0)
     objective = Method(terms).bind(model)
     assert sum("selfadaptive" in name for name in objective.states) == 1

@@ -10,7 +10,7 @@ from selfdistill.core.parts import PerTrust, Term
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, ClassPrior, CrossEntropy, MeanDistance, PairCrossEntropy, SelfWeighted
 from selfdistill.schedules import ByGeneration, Linear, Ramp
-from selfdistill.teachers import Ema, Frozen, Itself, Labels, LastBatch, OtherPeers, Sampled
+from selfdistill.teachers import CurrentStudent, Ema, Frozen, Labels, LastBatch, OtherPeers, Sampled
 from selfdistill.testing.conformance import check_gate, check_loss, check_teacher, check_value, names
 from selfdistill.testing.specimens import same_bits
 from tests.parts import GATES, LOSSES, TEACHERS
@@ -29,7 +29,7 @@ def test_our_gates_conform(gate):
     check_gate(gate)
 
 
-@pytest.mark.parametrize("teacher", [t for t in TEACHERS if t != Itself(head="exits")], ids=str)
+@pytest.mark.parametrize("teacher", [t for t in TEACHERS if t != CurrentStudent(head="exits")], ids=str)
 def test_our_teachers_conform(teacher):
     """With and without fixed views."""
     check_teacher(teacher)
@@ -37,9 +37,10 @@ def test_our_teachers_conform(teacher):
 
 @pytest.mark.parametrize(
     ("teacher", "head"),
-    [(Labels(), "gaussian"), (Labels(), "exits"), (Itself(head="exits"), "exits"), (Itself(head="feature"), "features"),
+    [(Labels(), "gaussian"), (Labels(), "exits"), (CurrentStudent(head="exits"), "exits"),
+     (CurrentStudent(head="feature"), "features"),
      (Ema(), "peers"), (Frozen(), "feature"), (LastBatch(), "peers"), (OtherPeers(), "peer_gaussians"),
-     (Sampled(3), "peer_gaussians"), (Itself(), "ranks"), (Labels(), "ranks")],
+     (Sampled(3), "peer_gaussians"), (CurrentStudent(), "ranks"), (Labels(), "ranks")],
 )  # fmt: skip
 def test_our_teachers_conform_on_other_heads(teacher, head):
     """Wherever their space allows it."""
@@ -62,7 +63,7 @@ def test_names_are_the_parts_and_recipes():
     found = names()
     assert {"Method", "Term", "Always", "Ema", "KL", "Linear", "View", "Views", "Group", "Exits", "elr"} <= set(found)
     assert all(callable(thing) for thing in found.values())
-    assert not {"Target", "Objective", "SampleMemory", "Tensor", "FrozenCopy", "Clock"} & set(found)
+    assert not {"Target", "Objective", "SampleMemory", "Tensor", "FrozenCopy", "TrainingClock"} & set(found)
 
 
 def test_same_bits_sees_every_difference():

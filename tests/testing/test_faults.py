@@ -365,7 +365,7 @@ class Explodes(CrossEntropy):
 )
 def test_a_broken_method_fails(term, line, monkeypatch):
     """Each fault has its line; beside it a sound term learns, except where the fault is that nothing does."""
-    monkeypatch.setattr("selfdistill.core.step.Clock.observed", False)  # some would be seen there first
+    monkeypatch.setattr("selfdistill.core.step.TrainingClock.observed", False)  # some would be seen there first
     check_method(Method({"t": Term(Labels(), CrossEntropy())}))
     terms = {"t": term}
     if "gradient" not in line:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Batch, Clock, Rows
+from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.data.dataset import Data
 from selfdistill.errors import DataError, NotFiniteError
 from selfdistill.gates import Confident
@@ -28,7 +28,7 @@ from selfdistill.io import checkpoint
 from selfdistill.io.tensors import digest
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import recipes
-from selfdistill.teachers import Itself, Labels
+from selfdistill.teachers import CurrentStudent, Labels
 from selfdistill.training.fit import Result, fit
 from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
@@ -62,7 +62,7 @@ def fixmatch_that_keeps_some() -> Method:
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), view="labelled"),
-            "pseudo": Term(Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.43)),
+            "pseudo": Term(CurrentStudent(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.43)),
         },
         views=weak_strong(2.0),
     )
@@ -88,7 +88,7 @@ def train(method: Method, folder: Path | None = None, **options: Any) -> tuple[R
     data = tiny_data(24 if any(look.rows != "labelled" for look in method.views.looks) else 0)
     losses: list[float] = []
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         losses.append(loss)
 
     defaults: dict[str, Any] = {"steps": 8, "batch_size": 11, "optimizer": "sgd", "lr": 0.01, "watch": watch}
@@ -124,7 +124,7 @@ def test_micro_batches_differ_in_what_counts() -> None:
     """What makes the test above sharp: a mean of the micro-batches' means would be another loss."""
     labelled: list[set[int]] = []
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         labelled.append({int((rows.y >= 0).sum()) for rows in (batch["x"] for batch in batches) if rows.y is not None})
 
     train(METHODS["some_labels"](), accumulate=3, watch=watch)
@@ -152,7 +152,7 @@ def test_a_batch_written_twice_is_the_same_batch(name: str) -> None:
     torch.manual_seed(0)
     model = (method.wrap_model(Flat) if method.wrap_model else Flat)()
     previous = Flat() if method.generations > 1 else None
-    clock = Clock(min(1, method.generations - 1), method.generations, 0, 5, 0, 4)
+    clock = TrainingClock(min(1, method.generations - 1), method.generations, 0, 5, 0, 4)
     losses = []
     for copies in (1, 2):
         objective = method.bind(model, previous=previous, clock=clock)
@@ -184,7 +184,7 @@ def test_clipping_scales_the_gradient_to_its_norm(share: float) -> None:
     """One step of SGD by hand in float32: a longer gradient is scaled to the norm, a shorter one is left as it is."""
     batches: list[Batch] = []
 
-    def first(clock: Clock, seen: list[Batch], loss: float) -> None:
+    def first(clock: TrainingClock, seen: list[Batch], loss: float) -> None:
         batches.append(seen[0])
 
     options: dict[str, Any] = {"steps": 1, "batch_size": 11, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
@@ -225,7 +225,7 @@ def test_statistics_see_every_micro_batch_once() -> None:
     """The pass that counts leaves no trace: one step of two micro-batches moves the running mean and variance twice."""
     seen: list[Batch] = []
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         seen.extend(batches)
 
     options: dict[str, Any] = {"steps": 1, "batch_size": 11, "optimizer": "sgd", "lr": 0.01, "accumulate": 2}
@@ -298,7 +298,7 @@ def test_a_loss_that_is_no_number_is_traced(tmp_path: Path, parts: int) -> None:
     data = _with_a_bad_sample(50)
     steps: list[int] = []
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         steps.append(clock.step)
 
     options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "save_steps": 1, "accumulate": parts}
@@ -311,14 +311,14 @@ def test_a_loss_that_is_no_number_is_traced(tmp_path: Path, parts: int) -> None:
     assert found is not None
     assert found.name in message
     saved = checkpoint.read(found)
-    assert Clock(*saved["objective"]["_extra_state"].tolist()).step == done
+    assert TrainingClock(*saved["objective"]["_extra_state"].tolist()).step == done
     assert all(bool(torch.isfinite(value).all()) for value in saved["student"].values())
 
 
 def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path) -> None:
     """A step that ruins the weights after a finite loss is not written over the last checkpoint."""
 
-    def ruin(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def ruin(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         if clock.step == 4:
             with torch.no_grad():
                 next(models[0].parameters()).fill_(torch.inf)
@@ -333,4 +333,4 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path) -> None:
         fit(build, tiny_data(0), METHODS["plain"](), out=tmp_path, save_steps=1, watch=ruin, batch_size=8, epochs=2)
     found = checkpoint.newest(tmp_path / "checkpoints")
     assert found is not None
-    assert Clock(*checkpoint.read(found)["objective"]["_extra_state"].tolist()).step == 4
+    assert TrainingClock(*checkpoint.read(found)["objective"]["_extra_state"].tolist()).step == 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill import fit
-from selfdistill.core.step import Clock, Passes
+from selfdistill.core.step import Passes, TrainingClock
 from selfdistill.data.dataset import Data, from_tensors
 from selfdistill.errors import VitalsError
 from selfdistill.evaluation.audit import Audit
@@ -122,7 +122,7 @@ def state(**settings: Any) -> RunState:
     made = RunState(plain(), Settings(**settings), Audit("strict", planned=1))
     made.model = nn.Linear(2, 2, bias=False)
     made.objective = plain().bind(made.model)
-    made.objective.clock = Clock(epochs=4, epoch=1, step=2)
+    made.objective.clock = TrainingClock(epochs=4, epoch=1, step=2)
     made.optimizer = torch.optim.SGD(made.model.parameters(), 0.1)
     return made
 
@@ -141,7 +141,7 @@ def test_best_weights_are_those_of_the_best_epoch() -> None:
     run, best = state(), callbacks.BestWeights()
     for epoch, accuracy in enumerate((0.5, 0.8, 0.7)):
         nn.init.constant_(run.model.weight, epoch)  # type: ignore[arg-type]
-        best.on_epoch_end(run, Clock(epoch=epoch), {"audit": {"accuracy": accuracy}})
+        best.on_epoch_end(run, TrainingClock(epoch=epoch), {"audit": {"accuracy": accuracy}})
     assert run.best.epoch == 1
     assert run.best.audit == {"accuracy": 0.8}
     assert torch.equal(run.best.weights["weight"], torch.ones(2, 2))
@@ -154,8 +154,8 @@ def test_what_got_worse_is_rolled_back_and_time_goes_on() -> None:
     entries: list[dict[str, Any]] = [{}, {}]
     for epoch, entry in enumerate(entries):
         nn.init.constant_(run.model.weight, epoch)  # type: ignore[arg-type]
-        run.objective.clock = Clock(epochs=4, epoch=epoch, step=epoch + 1)
-        rollback.on_epoch_end(run, Clock(epochs=4, epoch=epoch, step=epoch), entry)
+        run.objective.clock = TrainingClock(epochs=4, epoch=epoch, step=epoch + 1)
+        rollback.on_epoch_end(run, TrainingClock(epochs=4, epoch=epoch, step=epoch), entry)
     assert [entry["decision"]["accepted"] for entry in entries] == [True, False]
     assert entries[1]["decision"]["restored"]
     assert torch.equal(run.model.state_dict()["weight"], torch.zeros(2, 2))
@@ -167,7 +167,7 @@ def test_what_got_worse_is_rolled_back_and_time_goes_on() -> None:
 
 def test_epochs_that_are_not_due_are_not_audited() -> None:
     run, entry = state(audit_epochs=3), dict[str, Any]()
-    callbacks.Rollback(Losses([0.0])).on_epoch_end(run, Clock(epochs=4, epoch=1, step=1), entry)
+    callbacks.Rollback(Losses([0.0])).on_epoch_end(run, TrainingClock(epochs=4, epoch=1, step=1), entry)
     assert entry == {}
 
 

@@ -9,7 +9,7 @@ from selfdistill.core.objective import Method
 from selfdistill.core.parts import PerTrust, Term
 from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
-from selfdistill.teachers import Itself
+from selfdistill.teachers import CurrentStudent
 from selfdistill.testing.specimens import CLASSES, WIDTH
 from selfdistill.training.task import counts
 
@@ -17,7 +17,7 @@ from selfdistill.training.task import counts
 def test_counts_are_those_of_the_pass_that_learns_whatever_it_draws():
     """The gate reads what dropout left, so each seed keeps other elements."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, CLASSES))
-    term = Term(Itself(), CrossEntropy(hard=True), gate=Confident(0.4), reduction=PerTrust())
+    term = Term(CurrentStudent(), CrossEntropy(hard=True), gate=Confident(0.4), reduction=PerTrust())
     objective = Method({"t": term}).bind(model, vitals=False)
     batches = [{"x": torch.randn(n, WIDTH)} for n in (40, 9)]
     seen = set()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
-from selfdistill.core.step import Batch, Clock
+from selfdistill.core.step import Batch, TrainingClock
 from selfdistill.data.dataset import Data
 from selfdistill.data.text import reader
 from selfdistill.errors import DataError
@@ -76,7 +76,7 @@ def followed(method: Any, teacher: nn.Module | None, weight: float) -> tuple[lis
     """The losses that `fit` reports, and those of straight lines from the same start on the same batches."""
     seen: list[tuple[Batch, float]] = []
 
-    def watch(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         seen.append((batches[0], loss))
 
     fit(build, data(), method, steps=3, batch_size=16, external=teacher, optimizer="sgd", lr=LR, weight_decay=0.0,
@@ -185,7 +185,7 @@ def test_a_cut_run_goes_on_to_the_same_encoder(here: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
 
             def cut(make: Any, rows: Data, method: Any, role: str = role, step: int = step, **options: Any) -> Any:
-                def stop(clock: Clock, batches: list[Batch], loss: float) -> None:
+                def stop(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
                     if clock.step == step and options["out"].name == role:
                         raise Stopped
 

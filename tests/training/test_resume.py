@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.errors import CheckpointError
 from selfdistill.io import checkpoint, tensors
 from selfdistill.methods import plain
@@ -54,7 +54,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
     def keeping(folder: Path, components: dict[str, Any], **options: Any) -> Path:
         path = write(folder, components, **options)
         extra = components["objective"]["_extra_state"]
-        clock = Clock(*extra.tolist())
+        clock = TrainingClock(*extra.tolist())
         name = f"{clock.generation}-{clock.step}"
         if name not in taken:  # the last step of a generation is saved twice, before and after it counts as due
             taken[name] = base / name
@@ -91,7 +91,7 @@ def test_a_cut_that_no_checkpoint_saw_is_exact(snapshots: Snapshots, tmp_path: P
     for cut in (3, 12, 21, 34):
         seen: list[int] = []
 
-        def stop(clock: Clock, batches: object, loss: float, seen: list[int] = seen, cut: int = cut) -> None:
+        def stop(clock: TrainingClock, batches: object, loss: float, seen: list[int] = seen, cut: int = cut) -> None:
             seen.append(clock.step)
             if len(seen) == cut:
                 raise RuntimeError("the power fails")
@@ -235,7 +235,7 @@ def test_the_loss_scale_of_float16_is_kept(tmp_path: Path, monkeypatch: pytest.M
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
 
-    def halt(clock: Clock, batches: object, loss: float) -> None:
+    def halt(clock: TrainingClock, batches: object, loss: float) -> None:
         if clock.step == 5:
             raise RuntimeError("cut")
 
@@ -371,7 +371,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, request: pytest.Fixture
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, outer))
 
-    def ask(clock: Clock, batches: object, loss: float) -> None:
+    def ask(clock: TrainingClock, batches: object, loss: float) -> None:
         if clock.step == 3:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -381,14 +381,14 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, request: pytest.Fixture
         run(tmp_path / "run", save_steps=2, watch=ask)
     assert type(raised.value) is KeyboardInterrupt
     found = checkpoint.newest(tmp_path / "run" / "checkpoints") or Path()
-    assert Clock(*checkpoint.read(found)["objective"]["_extra_state"].tolist()).step == 2
+    assert TrainingClock(*checkpoint.read(found)["objective"]["_extra_state"].tolist()).step == 2
 
 
 def test_stopped_is_what_a_signal_raises(tmp_path: Path) -> None:
     """In the calling process too: SIGTERM during a step ends in `Stopped` after it, and the old handler is back."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def ask(clock: Clock, batches: object, loss: float) -> None:
+    def ask(clock: TrainingClock, batches: object, loss: float) -> None:
         if clock.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -397,4 +397,4 @@ def test_stopped_is_what_a_signal_raises(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
     found = checkpoint.newest(tmp_path / "run" / "checkpoints") or Path()
     extra: Tensor = checkpoint.read(found)["objective"]["_extra_state"]
-    assert Clock(*extra.tolist()).step == 4
+    assert TrainingClock(*extra.tolist()).step == 4

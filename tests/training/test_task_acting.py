@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfdistill import rng
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, StateOf, Tally, TermResult
-from selfdistill.core.step import Batch, Clock, Forward, Passes, Rows
+from selfdistill.core.step import Batch, Forward, Passes, Rows, TrainingClock
 from selfdistill.training.fit import Result, drive
 from selfdistill.training.settings import Settings
 from selfdistill.training.state import Evaluation, RunState
@@ -113,7 +113,7 @@ def train(
 ) -> Result:
     """A run, cut after the step (generation, step) before that is saved."""
 
-    def fail(clock: Clock, batches: list[Batch], loss: float) -> None:
+    def fail(clock: TrainingClock, batches: list[Batch], loss: float) -> None:
         if (clock.generation, clock.step) == cut:
             raise PowerError
 

@@ -19,7 +19,7 @@ from selfdistill.errors import CheckpointError, VitalsError
 from selfdistill.gates import Confident
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import born_again
-from selfdistill.teachers import Itself, Labels
+from selfdistill.teachers import CurrentStudent, Labels
 from selfdistill.training import callbacks
 from tests.harness import build, tiny_data
 from tests.terminal import passed, refused
@@ -68,7 +68,7 @@ def test_no_vitals_looks_at_nothing(tmp_path: Path) -> None:
 
 
 def test_a_warning_is_told_once_a_generation(tmp_path: Path) -> None:
-    never = Term(Itself(view="x"), CrossEntropy(hard=True), gate=Confident(1.0))
+    never = Term(CurrentStudent(view="x"), CrossEntropy(hard=True), gate=Confident(1.0))
     method = Method({"label": Term(Labels(), CrossEntropy()), "never": never})
     told: list[str] = []
     fit(build, tiny_data(), method, out=tmp_path, epochs=30, batch_size=8, warn=told.append)

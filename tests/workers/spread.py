@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from selfdistill.core import distributed
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.data.dataset import Data
 from selfdistill.errors import SelfdistillError
 from selfdistill.gates import Confident
@@ -30,7 +30,7 @@ from selfdistill.io import tensors
 from selfdistill.losses import KL, AmongOthers, CrossEntropy, Squared
 from selfdistill.methods import recipes
 from selfdistill.models.feature_taps import Features
-from selfdistill.teachers import Ema, Generation, Itself, Labels, ZipfRanks
+from selfdistill.teachers import CurrentStudent, Ema, Generation, Labels, ZipfRanks
 from selfdistill.training.fit import Stopped, fit
 from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
@@ -73,8 +73,8 @@ def reading() -> Method:
     return Method(
         {
             "label": Term(Labels(), CrossEntropy()),
-            "attention": Term(Itself(head=heads[1]), Squared(), head=heads[0], weight=10.0),
-            "hint": Term(Itself(head=heads[3]), Squared(), head=heads[2]),
+            "attention": Term(CurrentStudent(head=heads[1]), Squared(), head=heads[0], weight=10.0),
+            "hint": Term(CurrentStudent(head=heads[3]), Squared(), head=heads[2]),
             "past": Term(Ema(0.9), Squared(), head=heads[3]),
             "votes": Term(ZipfRanks(heads[4]), AmongOthers()),
         },
@@ -87,7 +87,7 @@ def fixmatch() -> Method:
     return Method(
         {
             "label": Term(Labels(), CrossEntropy(), view="labelled"),
-            "pseudo": Term(Itself(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.27)),
+            "pseudo": Term(CurrentStudent(view="weak"), CrossEntropy(hard=True), view="strong", gate=Confident(0.27)),
         },
         views=weak_strong(2.0),
     )
@@ -175,7 +175,7 @@ def train(base: Path, name: str, **more: Any) -> None:
     engine, case = CASES[name]
     folder, steps = base / name, 0
 
-    def watch(clock: Clock, batches: object, loss: float) -> None:
+    def watch(clock: TrainingClock, batches: object, loss: float) -> None:
         nonlocal steps
         steps += 1
         if steps != case.cut or more.get("resume"):

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from selfdistill.core.step import Clock
+from selfdistill.core.step import TrainingClock
 from selfdistill.io import checkpoint
 from selfdistill.training.fit import Stopped
 from tests.workers.runs import run
@@ -66,7 +66,7 @@ class Announcer:
 
         def announced(folder: Path, components: dict[str, Any], **options: Any) -> Path:
             path = write(folder, components, **options)
-            clock = Clock(*components["objective"]["_extra_state"].tolist())
+            clock = TrainingClock(*components["objective"]["_extra_state"].tolist())
             self.position = [clock.generation, clock.step]
             self.say(f"saved {clock.generation} {clock.step}")
             return path

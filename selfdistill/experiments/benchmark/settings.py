@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...core.objective import Method, Objective
 from ...core.parts import Teacher
-from ...core.step import Batch, Clock
+from ...core.step import Batch, TrainingClock
 from ...data.dataset import Data, load
 from ...data.splits import draw
 from ...errors import DataError, RecipeError, SelfdistillError, SpaceError
@@ -257,7 +257,7 @@ def _specimen(method: Method, labelled: bool, generation: int) -> Objective:
     batch = batch_for(method, 0)
     if not labelled:
         batch = Batch({view: rows._replace(y=None) for view, rows in batch.items()})
-    clock = Clock(generation, method.generations, 0, 2, 0, 2)
+    clock = TrainingClock(generation, method.generations, 0, 2, 0, 2)
     with torch.random.fork_rng(devices=[]):
         objective = bound(method, built(method, 1), clock)
         objective.watched = False

@@ -16,7 +16,7 @@ from selfdistill.core.parts import BaseTerm, Term
 from selfdistill.core.vitals.states import SOME, _distance, _entries
 from selfdistill.errors import VitalsError
 from selfdistill.losses import KL
-from selfdistill.teachers import Ema, External, Frozen, FrozenCopy, Itself
+from selfdistill.teachers import CurrentStudent, Ema, External, Frozen, FrozenCopy
 from tests.signals import LABEL, Net, train
 
 
@@ -29,7 +29,7 @@ def test_the_weight_distance_is_that_computed_by_hand():
     terms = {
         "frozen": Term(Frozen(), KL()),
         "average": Term(Ema(0.5, warm_up=False), KL()),
-        "own": Term(Itself(), KL()),
+        "own": Term(CurrentStudent(), KL()),
     }
     objective = Method(terms).bind(model)
     objective({"x": torch.randn(8, 2), "y": torch.zeros(8).long()}).backward()

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from selfdistill import fit
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import BaseTerm, Teacher, Term
-from selfdistill.core.step import Clock, Forward
+from selfdistill.core.step import Forward, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.core.vitals import figures
 from selfdistill.core.vitals.watch import spread
 from selfdistill.gates import Confident
 from selfdistill.losses import KL, CosineDistance, CrossEntropy
 from selfdistill.methods import recipes
-from selfdistill.teachers import Ema, Frozen, History, Itself, Labels
+from selfdistill.teachers import CurrentStudent, Ema, Frozen, History, Labels
 from selfdistill.views import two
 from tests.harness import building_for, external_teacher, of_values, tiny_data, value_data
 from tests.signals import CLASSES, Net, Says, caught, clear, train
 
 
 def test_few_steps_are_looked_at():
-    assert [s + 1 for s in range(160) if Clock(step=s).observed] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
+    assert [s + 1 for s in range(160) if TrainingClock(step=s).observed] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
 
 
 def test_figures_are_those_computed_by_hand():
@@ -86,7 +86,7 @@ def test_what_is_no_distribution_is_caught():
 
 
 def test_a_term_of_weight_0_is_left_alone():
-    train({"label": Term(Labels(), CrossEntropy()), "off": Term(Itself(), KL(), weight=0.0)})
+    train({"label": Term(Labels(), CrossEntropy()), "off": Term(CurrentStudent(), KL(), weight=0.0)})
 
 
 def test_warnings():
@@ -147,13 +147,13 @@ class Projecting(nn.Module):
 def test_features_of_one_direction_are_warned_of(common: float, narrow: bool) -> None:
     """Five looks from step 50 on are enough, four are not; the spread is the standard deviation of unit vectors."""
     method = Method(
-        {"far": Term(Itself("other"), CosineDistance(), head="projection")},
+        {"far": Term(CurrentStudent("other"), CosineDistance(), head="projection")},
         views=two("all", "none"),
         forward="separate",
     )
     torch.manual_seed(0)
     model = Projecting(common)
-    objective = method.bind(model, clock=Clock(epochs=1, per_epoch=300))
+    objective = method.bind(model, clock=TrainingClock(epochs=1, per_epoch=300))
     for step in range(250):
         if step == 249:
             assert not any("one direction" in line for line in objective.vitals().warnings)
