@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..io.files import write
+from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -158,7 +159,8 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; resume by `selfdistill resume {run.folder}`" if begun else ""
+        trusting = " --trust-code" if split_function(run.request.model or "") else ""
+        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return

@@ -25,7 +25,7 @@ from .options import Finite, one_line_errors, refuse_two_lengths, trust_option
     help="A recipe for language models [default: sdft() with demonstrations, sdpo() with checkers, else ssd()].",
 )
 @click.option(
-    "--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Prompts to test on."
+    "--prompts", type=click.IntRange(min=2, max=100_000), default=32, show_default=True, metavar="N", help="Prompts to test on."
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from ..errors import SelfdistillError
 from ..io import trust
+from ..io.expressions import one_line
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +33,11 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more
             sys.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
+            click.echo(f"selfdistill: the memory is too small ({one_line(error, 120)}); make model or batch smaller", err=True)
+            sys.exit(2)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             why = error.strerror or type(error).__name__
@@ -39,6 +45,12 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(2)
 
     return wrapped
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there; torch has no type for that on a CPU."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
 
 
 def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..io.expressions import checked, parse_expression
+from ..io.expressions import Count, checked, parse_expression
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def plain() -> EstimatorRecipe:
 
 
 def self_distilled(
-    generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual"
+    generations: Count = 2, xi: float | str = "auto", peers: str | int | None = "usual"
 ) -> EstimatorRecipe:
     """Each generation learns the labels mixed with what its peers, or the last generation, say.
 
@@ -77,7 +77,7 @@ def self_distilled(
     return EstimatorRecipe("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
 
 
-def peer_taught(generations: int = 2) -> EstimatorRecipe:
+def peer_taught(generations: Count = 2) -> EstimatorRecipe:
     """Learners of different kinds label the unlabelled rows for each other, never for themselves.
 
     Equation::
@@ -92,7 +92,7 @@ def peer_taught(generations: int = 2) -> EstimatorRecipe:
 
 
 def self_trained(
-    generations: int = 6,
+    generations: Count = 6,
     hard: bool = True,
     balanced: bool = True,
     calibrate: bool = True,

@@ -28,9 +28,8 @@ from ..core.step import TrainingClock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
-from ..io.files import FORMAT
-from ..io.run_record import Request, differences, read_record
-from ..io.tensors import write_json
+from ..io.files import FORMAT, refuse_links
+from ..io.run_record import Request, differences, read_record, write_record
 from ..models.peers import product
 from ..models.store import load_model, model_card
 from ..report import write as write_report
@@ -138,6 +137,7 @@ class Run:
         """Train what is not trained yet, and return the result."""
         if self._recorded and (function := trust.split_function(self.request.model or "")):
             trust.require_trust(*function[:2], self._folder.record, self.folder)
+        refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
         prepared = task.prepare(self.request)
@@ -168,7 +168,7 @@ class Run:
         self._folder.create()
         if before and before["versions"] != versions():
             warn(f"{self.folder} was begun with {before['versions']}; bits are the same within one version only")
-        write_json(
+        write_record(
             self._folder.record,
             {
                 "format": FORMAT,
@@ -199,7 +199,7 @@ class Run:
         record = self._record()
         (self.folder / "README.md").write_text(readme(result, record, task))
         (self.folder / "model" / "README.md").write_text(model_card_text(result, record, task))
-        write_json(self._folder.record, {**record, "result": result})
+        write_record(self._folder.record, {**record, "result": result})
         write_report(self.folder, TASK_TYPES)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:

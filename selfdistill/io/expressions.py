@@ -12,7 +12,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -33,8 +33,10 @@ class Range(NamedTuple):
         return (self.least < value if self.above else self.least <= value) and value <= self.most
 
     def __str__(self) -> str:
-        start = f"{'above' if self.above else 'at least'} {self.least:g}"
-        return start if math.isinf(self.most) else f"{start} and at most {self.most:g}"
+        if math.isinf(self.least):
+            return f"at most {self.most:.15g}"
+        start = f"{'above' if self.above else 'at least'} {self.least:.15g}"
+        return start if math.isinf(self.most) else f"{start} and at most {self.most:.15g}"
 
 
 # What the parameters of recipes are annotated with: an editor sees the number, `checked` sees the range too.
@@ -42,7 +44,16 @@ Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Ratio = Annotated[float, Range(0, 100, above=True)]  # beyond, one batch is more than most memories hold
-Count = Annotated[int, Range(1)]
+# What more than these would need, no machine has. Of two ranges the message names the one that is left.
+Count = Annotated[int, Range(1), Range(-math.inf, 1000)]  # of trainings, models and passes
+Size = Annotated[int, Range(1), Range(-math.inf, 2**20)]  # of layers, windows and texts
+Epochs = Annotated[int, Range(1), Range(-math.inf, 10**6)]
+Steps = Annotated[int, Range(1), Range(-math.inf, 10**9)]
+BatchSize = Annotated[int, Range(1), Range(-math.inf, 10**7)]
+Seed = Annotated[int, Range(-(2**63)), Range(-math.inf, 2**63 - 1)]
+
+
+WHOLE = (Range(-(2**20)), Range(-math.inf, 2**20))  # of a whole number that declares no range
 
 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -77,7 +88,7 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in signature.bind(*args, **options).arguments.items():
             fault = _fault(value, hints.get(name))
             if fault:
-                raise RecipeError(f"{name} is {fault}, not {value!r}")
+                raise RecipeError(f"{name} is {fault}, not {one_line(repr(value), 60)}")
         return recipe(*args, **options)
 
     return careful
@@ -95,11 +106,30 @@ def _fault(value: Any, kind: Any) -> str | None:
     if kind not in _KINDS:
         return None
     form, types = _KINDS[kind]
+    if kind is int and not ranges:
+        ranges = [*WHOLE]
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
         return form
     if isinstance(value, float) and not math.isfinite(value):
         return form
     return next((str(limits) for limits in ranges if value not in limits), None)
+
+
+def field_fault(instance: Any) -> str | None:
+    """The first field of a dataclass whose value its annotation does not allow, in words.
+
+    >>> @dataclass
+    ... class Plan:
+    ...     epochs: Count = 1
+    >>> field_fault(Plan(epochs=0)), field_fault(Plan())
+    ('epochs is at least 1, not 0', None)
+    """
+    hints = get_type_hints(type(instance), include_extras=True)
+    for name in (field.name for field in fields(instance)):
+        value = vars(instance)[name]
+        if fault := _fault(value, hints[name]):
+            return f"{name.replace('_', ' ')} is {fault}, not {one_line(repr(value), 60)}"
+    return None
 
 
 MAX_LENGTH = 10_000

@@ -1,18 +1,23 @@
 """Schemas of records: what a JSON file must hold before anything else looks at it.
 
-A schema is a type, a `Range`, None, a value's alternatives in a tuple, a list with the schema of its items, or a dict. A
-dict has a schema a key, where ``"key?"`` may be absent and further keys are allowed; ``{str: schema}`` is a mapping.
+A schema is a type, a `Range`, None, a set of texts, a value's alternatives in a tuple, a list with the schema of its
+items, or a dict. A dict has a schema a key, where ``"key?"`` may be absent and further keys are allowed;
+``{str: schema}`` is a mapping.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..errors import CheckpointError
 from .expressions import Range, one_line
 
 Schema = Any
@@ -36,6 +41,9 @@ def find_fault(value: Any, schema: Schema, place: str = "it") -> str | None:
     True
     """
     match schema:
+        case Range():  # itself a tuple
+            wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or value not in schema
+            return f"{place} is a number, {schema}, not {_short(value)}" if wrong else None
         case tuple():
             faults = [find_fault(value, one, place) for one in schema]
             nested = [fault for fault in faults if fault and not fault.startswith(f"{place} is")]
@@ -46,9 +54,9 @@ def find_fault(value: Any, schema: Schema, place: str = "it") -> str | None:
             return _first(find_fault(item, schema[0], f"{place}[{i}]") for i, item in enumerate(value))
         case dict():
             return _dict_fault(value, schema, place)
-        case Range():
-            wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or value not in schema
-            return f"{place} is a number, {schema}, not {_short(value)}" if wrong else None
+        case frozenset():
+            fits = isinstance(value, str) and value in schema
+            return None if fits else f"{place} is one of {', '.join(sorted(schema))}, not {_short(value)}"
         case None:
             return None if value is None else f"{place} is nothing, not {_short(value)}"
     if schema is Any or _is(value, schema):
@@ -59,13 +67,11 @@ def find_fault(value: Any, schema: Schema, place: str = "it") -> str | None:
 def _is(value: Any, kind: type) -> bool:
     if isinstance(value, bool):
         return kind is bool
-    if kind is float:
-        return isinstance(value, (int, float)) and abs(value) <= LARGEST if isinstance(value, int) else _finite(value)
-    return isinstance(value, kind) and not (kind is int and abs(value) > LARGEST)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    if isinstance(value, int):
+        return kind in (int, float) and abs(value) <= LARGEST
+    if isinstance(value, float):
+        return kind is float and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _dict_fault(value: Any, schema: dict[Any, Schema], place: str) -> str | None:
@@ -82,6 +88,20 @@ def _dict_fault(value: Any, schema: dict[Any, Schema], place: str) -> str | None
         elif fault := find_fault(value[name], kind, f"{start}{name}"):
             return fault
     return None
+
+
+@contextmanager
+def refuse_misfits(path: Path | str, remedy: str) -> Iterator[None]:
+    """Whatever goes wrong with the content of a file that was read, such as a name that it lacks, is the file's fault.
+
+    Raises:
+        CheckpointError: something did.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {one_line(error, 120)}"
+        raise CheckpointError(f"{path} does not hold what it should ({why}); {remedy}") from error
 
 
 def _first(faults: Any) -> str | None:
@@ -108,7 +128,7 @@ def parse_json(text: str | bytes, schema: Schema = Any, nan: bool = False) -> An
     """
     try:
         content = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(content, **({} if nan else {"parse_constant": _refuse_constant}))
+        value = json.loads(content, parse_constant=float if nan else _refuse_constant)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     except RecursionError:
@@ -129,13 +149,13 @@ def read_json(path: Path, schema: Schema = Any) -> Any:
     return parse_json(read_regular(path), schema)
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device, which may never end, is an `OSError`."""
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """The (first ``most``) bytes of a regular file; a pipe or a device, which may never end, is an `OSError`."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is no regular file", str(path))
-        return file.read()
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return file.read(most)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """Trust: a function that a file names, such as that of a model, is run only where the caller trusts the file.
 
-What a person types or writes in Python is their own code. What a file names came with the file: of a downloaded run, it is
-a stranger's.
+What a person types or writes in Python is their own code. What a file names came with the file: of a downloaded run, it
+is a stranger's.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _lies_in(place: str, folder: Path) -> bool:
     if place.endswith(".py"):
         return _is_below(Path(place), folder)
     top = place.partition(".")[0]
-    if any(_is_below(Path.cwd() / f"{top}{end}", folder) for end in ("", ".py") if (Path.cwd() / f"{top}{end}").exists()):
+    here = [Path.cwd() / top, Path.cwd() / f"{top}.py"]
+    if any(path.exists() and _is_below(path, folder) for path in here):
         return True
     try:
         spec = importlib.util.find_spec(top)

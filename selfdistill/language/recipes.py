@@ -10,7 +10,7 @@ from typing import Any
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import Count, Positive, expression_name
+from ..io.expressions import Count, Positive, Size, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
@@ -36,7 +36,7 @@ def _likelihood() -> Term:
     return Term(Labels(), TokenCrossEntropy())
 
 
-def sft(epochs: int = 1) -> Language:
+def sft(epochs: Count = 1) -> Language:
     """Learn the demonstrations: the control of all others.
 
     Equation::
@@ -52,7 +52,7 @@ def sft(epochs: int = 1) -> Language:
     return Language({"label": _likelihood()}, source=Demonstrations(), advice=(("epochs", epochs), ("lr", 2e-5)))
 
 
-def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int = 1024) -> Language:
+def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Size = 1024) -> Language:
     """Write answers, and judge them by your slow average that has read a demonstration.
 
     Equation::
@@ -77,7 +77,7 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int
     return Language({"distil": term}, source=source, context=context, advice=advice)
 
 
-def sdft_2024(max_tokens: int = 512) -> Language:
+def sdft_2024(max_tokens: Size = 512) -> Language:
     """Retell each demonstration in your own words, keep what is still right, and learn that.
 
     Equation::
@@ -96,7 +96,12 @@ def sdft_2024(max_tokens: int = 512) -> Language:
 
 
 def sdpo(
-    samples: int = 8, rate: float = 0.01, k: int = 100, grpo: float = 0.0, trust: bool = False, max_tokens: int = 1024
+    samples: Count = 8,
+    rate: float = 0.01,
+    k: Size = 100,
+    grpo: float = 0.0,
+    trust: bool = False,
+    max_tokens: Size = 1024,
 ) -> Language:
     """Try several times; your average that has seen a right attempt or the feedback judges each token of the others.
 
@@ -121,7 +126,7 @@ def sdpo(
     return Language(terms, source=source, context=context, advice=(("batch_size", 32), ("clip", 1.0), ("lr", 1e-5)))
 
 
-def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
+def opsd(clip: float = 0.05, max_tokens: Size = 1024) -> Language:
     """Write solutions, and judge each token by the model you were, which has read the reference solution.
 
     Equation::
@@ -140,7 +145,7 @@ def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
     return Language({"distil": term}, source=source, context=contexts.reference(), advice=advice)
 
 
-def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: int = 1024) -> Language:
+def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: Size = 1024) -> Language:
     """Learn your own samples, drawn once with truncation: at temperature 1 without it nothing would change.
 
     Equation::
@@ -157,7 +162,7 @@ def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_to
     return Language({"label": _likelihood()}, source=source, restart=True, advice=(("lr", 5e-6),))
 
 
-def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) -> Language:
+def opcd(instruction: str | None = None, k: Size = 100, max_tokens: Size = 512) -> Language:
     """Follow an instruction, or a demonstration, without being given it: on-policy context distillation.
 
     Equation::
@@ -176,7 +181,7 @@ def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) ->
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: int = 512) -> Language:
+def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: Size = 512) -> Language:
     """Learn what you write with a context, without it: its tokens, or the distributions behind them.
 
     Equation::
@@ -196,7 +201,7 @@ def context_distillation(instruction: str | None = None, hard: bool = False, max
     return Language(terms, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: int = 512) -> Language:
+def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: Size = 512) -> Language:
     """Traditional distillation on what the student writes; without a teacher's name its own weights, with the context.
 
     Equation::
@@ -215,7 +220,7 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 512) -> Language:
+def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: Size = 512) -> Language:
     """Descend the reverse KL of whole answers, step by step exactly over the vocabulary.
 
     Equation::
@@ -242,7 +247,7 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 51
     return Language(terms, source=source, context=context, advice=(("lr", 5e-6),))
 
 
-def star(generations: Count = 3, max_tokens: int = 512) -> Language:
+def star(generations: Count = 3, max_tokens: Size = 512) -> Language:
     """Learn your own reasoning where it led to the answer; where not, reason again with the answer as a hint.
 
     Equation::
@@ -259,7 +264,7 @@ def star(generations: Count = 3, max_tokens: int = 512) -> Language:
     return Language({"label": _likelihood()}, generations=generations, source=source, restart=True)
 
 
-def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Language:
+def rest(generations: Count = 3, samples: Count = 4, max_tokens: Size = 512) -> Language:
     """Grow a set of your own answers, learn those above a bar that rises, and repeat.
 
     Equation::
@@ -276,7 +281,7 @@ def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Lan
     return Language({"label": _likelihood()}, generations=generations, source=source)
 
 
-def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) -> Language:
+def rft(samples: Count = 8, temperature: Positive = 0.7, max_tokens: Size = 512) -> Language:
     """Sample many answers, keep the distinct right ones, and learn them once from the pre-trained weights.
 
     Equation::
@@ -293,7 +298,7 @@ def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) ->
     return Language({"label": _likelihood()}, source=source, restart=True)
 
 
-def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Language:
+def spin(lam: float = 0.1, generations: Count = 3, max_tokens: Size = 256) -> Language:
     """Tell the given answer from the one that your previous generation wrote.
 
     Equation::
@@ -311,7 +316,7 @@ def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Lan
     return Language(terms, generations=generations, source=source, advice=advice)
 
 
-def grpo(samples: int = 8, clip: float = 0.2, max_tokens: int = 512) -> Language:
+def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Language:
     """Reinforce what was better than your other attempts at the same prompt: the control with a reward and no teacher.
 
     Equation::

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import RecipeError, SelfdistillError
 from ..io.expressions import check_arguments, nearest, one_line, parse_expression
+from ..io.files import free_memory
 from ..io.trust import require_trust, split_function
 from .networks import cnn, mlp, resnet, vit
 from .peers import WRAPS
@@ -78,6 +80,23 @@ class Build:
             raise RecipeError(f"model {self} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
 
+    def check_memory(self) -> None:
+        """Refuse a model of this package whose weights are larger than the memory; nothing is allocated.
+
+        Raises:
+            RecipeError: it is, or its options are out of their range.
+        """
+        if self.spec not in MODELS:
+            return
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = replace(self, wrap="")()
+        needed, free = sum(p.numel() * p.itemsize for p in model.parameters()), free_memory()
+        if needed > free:
+            raise RecipeError(
+                f"the weights of {one_line(self, 80)} for rows of shape {self.shape} take {needed / 1e9:,.0f} GB and "
+                f"{free / 1e9:,.1f} GB of memory are free; make it smaller"
+            )
+
     def accepts(self, name: str) -> bool:
         """Whether the function has an option of this name; a bare ``**options`` does not count."""
         return name in _options_of(function_of(self.spec), self.spec).parameters
@@ -113,7 +132,9 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
     foreign = split_function(spec)
     if foreign is None:
         name, options = _read_known(spec)
-        return Build(name, shape, outputs).having(**options)
+        build = Build(name, shape, outputs).having(**options)
+        build.check_memory()
+        return build
     place, function, given = foreign
     name = f"{place}:{function}"
     reader = _Options(_options_of(function_of(name), name))

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, SelfdistillError
-from ..io.expressions import one_line
+from ..errors import CheckpointError, RecipeError, SelfdistillError
 from ..io import trust
+from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.schema import Schema, find_fault, read_json, read_regular
 from .networks import Scaled
 from .peers import WRAPS
 from .registry import Build, _tuples, check_source
@@ -26,6 +27,16 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 
 
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+
+
+_CONFIG = {
+    "spec": str,
+    "shape": [Range(0, 2**31)],
+    "outputs": Range(0, 2**24),
+    "options": dict,
+    "scale?": ([float], None),
+    "wrap?": frozenset({"", *WRAPS}),
+}
 
 
 def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, object] | None = None) -> None:
@@ -93,6 +104,7 @@ def load(folder: Path | str, trust_code: bool = False) -> nn.Module:
     except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
+    _check_numbers(model, tensors, folder / TENSORS)
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
         model.to(kinds.pop())  # half or double stays what it was
@@ -134,28 +146,41 @@ def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None
         raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
 
 
+def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers of another kind than the model's, and weights that are no numbers."""
+    weights = {name for name, _ in model.named_parameters()}  # a buffer may be infinite: a causal mask
+    for name, own in model.state_dict().items():
+        tensor = tensors.get(name, own)
+        if (tensor.is_floating_point(), tensor.is_complex()) != (own.is_floating_point(), own.is_complex()):
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}, not {own.dtype}; train that model again")
+        if name in weights and not bool(torch.isfinite(tensor.float() if tensor.is_floating_point() else tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds a number that is nan or infinite; train that model again")
+
+
 def read_config(folder: Path) -> Build:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
-        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
-    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG} ({error.strerror})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
     check_format(path, config.get("format") if isinstance(config, dict) else None)
-    spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
+    spec, scale, wrap = config.get("spec"), config.get("scale"), config.get("wrap", "")
     if isinstance(spec, str):
         check_source(spec, path, home(folder))
-    options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
-    scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
-    sizes = isinstance(spec, str) and isinstance(shape, list)
-    if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
-        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale), wrap=wrap).having(**options)
-    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are needed")
-
-
-def _is_scale(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value) and value[1] > 0
+    fault = find_fault(config, _CONFIG)
+    if fault is None and scale is not None and not (len(scale) == 2 and scale[1] > 0):
+        fault = "scale is a centre and a positive number"
+    if fault:
+        raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are needed ({fault})")
+    build = Build(str(spec), _tuples(config["shape"]), config["outputs"], scale=_tuples(scale), wrap=wrap)
+    try:
+        build = build.having(**config["options"])
+        build.check_memory()
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return build
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -164,10 +189,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if pickled:
         raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
     try:
+        read_regular(path, 1)  # safetensors says of a file that may not be read that there is none
         return safetensors.torch.load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {TENSORS}") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read ({error.strerror}); ask its owner for `chmod a+r`") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is damaged, pickled or foreign: no safetensors ({one_line(error, 80)})"
         ) from error
@@ -190,25 +218,31 @@ def load_model(folder: str | Path, trust_code: bool = False) -> nn.Module:
     return load(model_folder(folder), trust_code)
 
 
-def model_card(folder: str | Path) -> dict[str, Any]:
+def model_card(folder: str | Path, schema: Schema = Any) -> dict[str, Any]:
     """The description of a model: shape, outputs, classes and, for tables, columns.
 
+    Args:
+        folder: the run folder or the model folder.
+        schema: what must be in it beside the shape; see `io.schema`.
+
     Raises:
-        CheckpointError: there is no model there.
+        CheckpointError: there is no model there, or the description lacks something.
     """
     path = model_folder(folder)
     card: dict[str, Any] = {}
     for name in (DATA_CARD, CONFIG):
         try:
-            card |= json.loads((path / name).read_text(encoding="utf-8"))
+            card |= read_json(path / name, {"format?": Any})
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError) as error:
-            why = one_line(error, 80)
+        except (OSError, ValueError) as error:
+            why = one_line(error, 120)
             raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
         check_format(path / name, card.get("format"))
     if "shape" not in card:
         raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
+    if fault := find_fault(card, {"shape": [Range(0, 2**31)]}) or find_fault(card, schema):
+        raise CheckpointError(f"{path / DATA_CARD} is damaged or foreign ({fault}); train that model again")
     return card
 
 
