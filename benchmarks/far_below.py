@@ -35,8 +35,8 @@ def seen(augment: str, *views: str) -> Change:
     """Some views, or all, augmented in another way."""
 
     def change(method: Method) -> Method:
-        looks = (replace(one, augment=augment) if one.name in views or not views else one for one in method.views.looks)
-        return replace(method, views=replace(method.views, looks=tuple(looks)))
+        looks = (replace(one, augment=augment) if one.name in views or not views else one for one in method.views.views)
+        return replace(method, views=replace(method.views, views=tuple(looks)))
 
     return change
 

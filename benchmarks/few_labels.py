@@ -74,12 +74,12 @@ def rows_of(seed: int, tuning: bool) -> tuple[Data, Tensor]:
 def method_of(setup: Setup) -> Method:
     """The recipe with other augmentations of its views, forwarded together or each by itself, and aligned classes."""
     method = read_method(setup.expression)
-    looks = tuple(replace(look, augment=setup.looks.get(look.name, look.augment)) for look in method.views.looks)
+    looks = tuple(replace(look, augment=setup.looks.get(look.name, look.augment)) for look in method.views.views)
     terms = dict(method.terms)
     for name, term in terms.items():
         if setup.aligned and isinstance(term, Term) and term.view == "strong":
             terms[name] = replace(term, teacher=ClassAligned(term.teacher, setup.aligned))
-    return replace(method, terms=terms, views=replace(method.views, looks=looks), forward=setup.forward)
+    return replace(method, terms=terms, views=replace(method.views, views=looks), forward=setup.forward)
 
 
 def network(data: Data, scored: Tensor, setup: Setup, seed: int, given: argparse.Namespace) -> tuple[Tensor, Took]:

@@ -20,7 +20,9 @@ from selfdistill.evaluation.statistics import interval
 def line(name: str, results: list[dict[str, Any]], against: str, metric: str) -> str:
     """One row: the method's mean, the control's mean, and their paired difference."""
     scale = 100 if metric == "accuracy" else 1
-    ours = [scale * r["generations"][r["product"]]["test"][metric] for r in results]  # not the plain model's, if chosen
+    ours = [
+        scale * r["generations"][r["final_generation"]]["test"][metric] for r in results
+    ]  # not the plain model's, if chosen
     theirs = [scale * r["plain"][against][metric] for r in results]
     mean, half = interval([a - b for a, b in zip(ours, theirs, strict=True)])
     digits = 1 if metric == "accuracy" else 3

@@ -36,7 +36,7 @@ def train(data: Data, method: str, seed: int, given: argparse.Namespace) -> tupl
     """Probabilities (rows, classes) of the network that a training leaves, on the test split; and what it took."""
     build = parse(given.model, data.shape, data.outputs)
     result = fit(build, data, read_method(method), seed=seed, steps=given.steps, audit="off", warn=lambda line: None)
-    model = result.model.product() if isinstance(result.model, PeerModels) else result.model
+    model = result.model.final_model() if isinstance(result.model, PeerModels) else result.model
     return torch.softmax(predict_rows(model, data, data.test, data.head).float(), -1), result
 
 

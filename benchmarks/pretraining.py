@@ -28,7 +28,7 @@ from selfdistill.experiments.benchmark.cells import train_within
 from selfdistill.experiments.network_run import batch_size_for
 from selfdistill.methods.registry import read_method
 from selfdistill.models import registry, store
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.warm_start import warm_started
 from selfdistill.training.fit import Result, fit
 
@@ -54,18 +54,18 @@ def one(data: Data, expression: str, seed: int, given: argparse.Namespace) -> di
     build = registry.parse(given.model, data.shape, data.outputs)
     if expression == ALONE:
         result, steps = trained(build, data, ALONE, given.passes, seed)
-        return {"accuracy": 100 * score(product(result.model), data, data.test)["accuracy"], "steps": steps}
+        return {"accuracy": 100 * score(final_model(result.model), data, data.test)["accuracy"], "steps": steps}
     if expression == UNTRAINED:
         torch.manual_seed(seed)
         return {"probe": 100 * linear_probe.probe(build(), data)["linear"]}
     features, steps = trained(build, data, expression, given.passes / 2, seed)
-    bare = product(features.model)
+    bare = final_model(features.model)
     with tempfile.TemporaryDirectory() as folder:
         store.save(bare, Path(folder), build)
         tuned, after = trained(warm_started(build, folder), data, ALONE, given.passes / 2, seed)
     return {
         "probe": 100 * linear_probe.probe(bare, data)["linear"],
-        "accuracy": 100 * score(product(tuned.model), data, data.test)["accuracy"],
+        "accuracy": 100 * score(final_model(tuned.model), data, data.test)["accuracy"],
         "steps": [steps, after],
     }
 

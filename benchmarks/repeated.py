@@ -49,7 +49,7 @@ def train(variant: str, seed: int, steps: int) -> dict[str, Any]:
         "seed": seed,
         "steps": steps,
         "accuracy": accuracy,
-        "product": result.product,
+        "product": result.final_generation,
         "accepted": [one.decision["accepted"] for one in result.generations],
         "alarm": next((one["generation"] for one in drift if one["alarm"]), None),
         "drift": drift,

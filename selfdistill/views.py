@@ -77,14 +77,14 @@ class Views:
     that accompany each drawn row.
     """
 
-    looks: tuple[View, ...] = (View("x"),)
+    views: tuple[View, ...] = (View("x"),)
     ratio: float = 1.0
     overlap: bool = False
     mates: int = 0
 
     def __post_init__(self) -> None:
-        rows_by_view = dict[str, tuple[str, str]]()  # by name of the looks so far
-        for view in self.looks:
+        rows_by_view = dict[str, tuple[str, str]]()  # by name of the views so far
+        for view in self.views:
             if view.of and rows_by_view.get(view.of) != (view.rows, view.augment):
                 raise RecipeError(
                     f"view {view.name!r} hides parts of view {view.of!r}, which shows other rows, in another way, or "
@@ -95,13 +95,13 @@ class Views:
             raise RecipeError(f"mates counts rows of the same class beside each one that is drawn, not {self.mates}")
         if not self.ratio > 0:
             raise RecipeError(f"ratio counts unlabelled rows for each labelled one and is above 0, not {self.ratio}")
-        row_sets = sorted({view.rows for view in self.looks} & {"labelled", *TOGETHER})
+        row_sets = sorted({view.rows for view in self.views} & {"labelled", *TOGETHER})
         if len(row_sets) > 1:
             raise RecipeError(f"an epoch is a pass over one set of rows; these views name {' and '.join(row_sets)}")
 
     def need_unlabelled(self) -> bool:
         """Whether a view has unlabelled rows."""
-        return any(view.rows in ("unlabelled", "union", "chosen") for view in self.looks)
+        return any(view.rows in ("unlabelled", "union", "chosen") for view in self.views)
 
 
 def two(rows: str = "labelled", augment: str = "weak") -> Views:

@@ -32,15 +32,15 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return self.called
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        return Target(self.what(step), self.called)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        return Target(self.what(forward), self.called)
 
 
 @dataclass(frozen=True)
 class Inverted(Gate):
     """Keeps what it should drop, or makes no claim."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         top = target.probabilities(student.shape[-1]).amax(-1)
         return (top < top.median()).float()
 
@@ -62,9 +62,9 @@ class Net(nn.Module):
         return found
 
 
-def clear(step: Forward) -> Tensor:
+def clear(forward: Forward) -> Tensor:
     """Confident and right: logits of the labels."""
-    return F.one_hot(step.labels("x"), CLASSES).float() * (2 + torch.rand(step.rows("x"), 1) * 4)
+    return F.one_hot(forward.labels("x"), CLASSES).float() * (2 + torch.rand(forward.rows("x"), 1) * 4)
 
 
 LABEL = Term(Labels(), CrossEntropy())

@@ -181,13 +181,13 @@ def test_every_python_block_of_the_walk_through_is_executed() -> None:
 
 def test_the_guide_describes_every_command_and_no_other() -> None:
     text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `selfdistill (\w+)", text, re.MULTILINE)) == set(main.commands)
+    assert set(re.findall(r"^\| `selfdistill ([\w-]+)", text, re.MULTILINE)) == set(main.commands)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "docs/language.md", "docs/text.md"])
 def test_every_command_and_option_of_a_document_exists(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
-    shown = re.findall(r"^selfdistill (\w+)([^#\n]*)", text, re.MULTILINE)
+    shown = re.findall(r"^selfdistill ([\w-]+)([^#\n]*)", text, re.MULTILINE)
     assert shown
     for name, rest in shown:
         command = main.commands.get(name)

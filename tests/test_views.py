@@ -54,9 +54,9 @@ def test_who_needs_unlabelled_rows():
 
 def test_what_each_method_looks_at():
     """The named views: two of the same rows, a partner, a weak and a strong one."""
-    assert [(look.name, look.rows) for look in two("all").looks] == [("x", "all"), ("other", "all")]
-    assert [(look.name, look.rows) for look in pairs().looks] == [("x", "labelled"), ("pair", "pair")]
-    assert [(k.name, k.rows, k.augment) for k in weak_strong().looks] == [
+    assert [(look.name, look.rows) for look in two("all").views] == [("x", "all"), ("other", "all")]
+    assert [(look.name, look.rows) for look in pairs().views] == [("x", "labelled"), ("pair", "pair")]
+    assert [(k.name, k.rows, k.augment) for k in weak_strong().views] == [
         ("labelled", "labelled", "weak"), ("weak", "unlabelled", "weak"), ("strong", "unlabelled", "strong"),
     ]  # fmt: skip
 

@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from ..io.display import printable
 from ..io.files import write
 from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
     announce_default_data,
+    complain,
     data_options,
+    echo,
     first_process,
     one_line_errors,
     training_options,
     training_settings,
     trust_option,
 )
-from .report import doubts, report, theory, vitals
+from .report import label_errors, report, theory, vitals
 
 if TYPE_CHECKING:
     from ..experiments.run import Run
@@ -65,7 +68,7 @@ def _one_line(ctx: click.Context) -> Iterator[None]:
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
         path = error.ctx.command_path if error.ctx else ctx.command_path
-        click.echo(f"selfdistill: {message}; see `{path} --help`", err=True)
+        complain(f"{message}; see `{path} --help`")
         ctx.exit(error.exit_code)
 
 
@@ -150,7 +153,7 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
 
     def warn(line: str) -> None:
         if first:
-            click.echo(line, err=True)
+            echo(line, err=True)
 
     if first and not quiet and run.result() is not None:
         warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
@@ -173,24 +176,24 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
 def _print(result: dict[str, Any], task: TaskType) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..report.summary import sentence, table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     data = result["data"]
-    grid = Table(
-        title=f"{data['name']}, test split ({data['rows']['test']} rows, never trained on)", title_justify="left"
-    )
+    title = f"{printable(data['name'])}, test split ({data['rows']['test']} rows, never trained on)"
+    grid = Table(title=Text(title), title_justify="left")
     grid.add_column("")
     names, rows = table(result, task)
     for name in names:
         grid.add_column(name, justify="right")
     for name, figures in rows:
-        grid.add_row(name, *figures)
+        grid.add_row(Text(printable(name)), *figures)
     if grid.rows:
         console.print(grid)
-    console.print(sentence(result, task), highlight=False)
-    console.print(f"Run folder: {result['run']}", highlight=False, soft_wrap=True)
+    console.print(printable(sentence(result, task)), highlight=False)
+    console.print(printable(f"Run folder: {result['run']}"), highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -204,14 +207,19 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
-    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `doubts`.
+    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `label-errors`.
     """
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
-    text = run.task.predict(run.folder, data, exit_number).text()
+    answers = run.task.predict(run.folder, data, exit_number)
+    text = answers.text()
+    if answers.note:
+        click.echo(answers.note, err=True)
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(
+            printable(text) if sys.stdout.isatty() else text, nl=False
+        )  # a file or a pipe gets names as they are
     else:
         write(Path(out), text)
 
@@ -229,7 +237,7 @@ def methods(as_json: bool, as_markdown: bool) -> None:
         click.echo(json.dumps(found, sort_keys=True) if as_json else markdown(found), nl=as_json)
         return
     for c in found:
-        click.echo(f"{c['signature']}\n    {c['summary']}")
+        echo(f"{c['signature']}\n    {c['summary']}")
         step = f"{c['cost']['of_plain']:g} x the cost of a baseline step, " if "of_plain" in c["cost"] else ""
         count = f"{c['generations']} generation{'s' if c['generations'] > 1 else ''}"
         click.echo(f"    for {c['for']}, {c['targets']}; needs {c['needs']}; {step}{count}")
@@ -261,10 +269,10 @@ def explain(expression: str, as_code: bool, as_json: bool, example: str | None) 
         parse_expression(expression, {name: checked(recipe) for name, recipe in task.recipes().items()})  # checks it
         name = expression_name(expression)
         recipe = task.recipes()[name]
-        click.echo(json.dumps(code(name, recipe), sort_keys=True) if as_json else code_text(name, recipe))
+        echo(json.dumps(code(name, recipe), sort_keys=True) if as_json else code_text(name, recipe))
         return
     card = task.explain(expression, example)
-    click.echo(json.dumps(card, sort_keys=True) if as_json else task.text(card))
+    echo(json.dumps(card, sort_keys=True) if as_json else task.text(card))
 
 
 @main.command()
@@ -275,7 +283,7 @@ def doctor() -> None:
 
     findings = examine()
     for finding in findings:
-        click.echo(f"{finding.state:<5} {finding.name}: {finding.detail}")
+        echo(f"{finding.state:<5} {finding.name}: {finding.detail}")
         if finding.remedy and finding.state != "ok":
             click.echo(f"      remedy: {finding.remedy}")
     sys.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
@@ -287,7 +295,7 @@ main.add_command(preflight)
 main.add_command(pretrain)
 main.add_command(report)
 main.add_command(vitals)
-main.add_command(doubts)
+main.add_command(label_errors)
 main.add_command(theory)
 
 

@@ -13,6 +13,7 @@ from .options import (
     Finite,
     announce_default_data,
     data_options,
+    echo,
     one_line_errors,
     training_options,
     training_settings,
@@ -112,7 +113,7 @@ def compare(
     settings = ComparisonSettings(methods, all_seeds, design.matched_budget(budget), level)
     comparison = Comparison.create(request, settings, out)
     try:
-        result = comparison.execute((lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
+        result = comparison.execute((lambda line: None) if quiet else (lambda line: echo(line, err=True)))
     except KeyboardInterrupt:
         hint = f"stopped; finished trainings are kept in {comparison.folder}: give the same command again to resume"
         raise KeyboardInterrupt(hint) from None
@@ -122,7 +123,7 @@ def compare(
     if json_file:
         write(Path(json_file), json.dumps(result, sort_keys=True, indent=1) + "\n", "--json")
     show(result)
-    click.echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
+    echo(f"Comparison folder: {comparison.folder}; open {comparison.folder}/report.html")
 
 
 QUICK_METHODS = ("elr()", "mean_teacher()", "born_again()")
@@ -164,7 +165,9 @@ def benchmark() -> None:
     help="Page to write [default: docs/benchmark.md; quick: runs/benchmark-quick/benchmark.md].",
 )
 @click.option("--only-page", is_flag=True, help="Train nothing; write the page from the finished cells.")
-@click.option("--workers", type=click.IntRange(min=1, max=1024), default=1, show_default=True, help="Processes, one thread each.")
+@click.option(
+    "--workers", type=click.IntRange(min=1, max=1024), default=1, show_default=True, help="Processes, one thread each."
+)
 @click.option(
     "--minutes", type=Finite(min=0), metavar="N", help="Stop within N minutes; the same command resumes later."
 )
@@ -205,7 +208,7 @@ def methods(
     writable(target, "--page")
     asked = methods or (QUICK_METHODS if quick else ())
     left = 0
-    tell = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    tell = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
     if not only_page:
         planned = benchmark_cells.plan(wanted, asked, seeds)
         try:
@@ -215,4 +218,4 @@ def methods(
             raise KeyboardInterrupt(hint) from None
     missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
     over = f"{left} of the requested cells remain; give the same command again to resume. " if left else ""
-    click.echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")
+    echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, one_line_errors, refuse_two_lengths, trust_option
+from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -25,7 +25,12 @@ from .options import Finite, one_line_errors, refuse_two_lengths, trust_option
     help="A recipe for language models [default: sdft() with demonstrations, sdpo() with checkers, else ssd()].",
 )
 @click.option(
-    "--prompts", type=click.IntRange(min=2, max=100_000), default=32, show_default=True, metavar="N", help="Prompts to test on."
+    "--prompts",
+    type=click.IntRange(min=2, max=100_000),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Prompts to test on.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
@@ -44,8 +49,8 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
     from ..language.preflight import text
 
     request = Request(data=data, device=device, **options)
-    found = TASK_TYPES.of_request(request).preflight(request, prompts, lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(found, sort_keys=True) if as_json else text(found))
+    found = TASK_TYPES.of_request(request).preflight(request, prompts, lambda line: echo(line, err=True))
+    echo(json.dumps(found, sort_keys=True) if as_json else text(found))
     if not found["go"]:
         raise SystemExit(1)
 
@@ -82,7 +87,7 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     with reporting(quiet) as reporter:
         record = further_pretraining.pretrain(
             data, text, Path(out), make=reporter.begin if reporter else lambda name: None,
-            warn=lambda line: click.echo(line, err=True), **given,
+            warn=lambda line: echo(line, err=True), **given,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"out": out, **record}, sort_keys=True))
@@ -90,4 +95,4 @@ def pretrain(data: str, text: str, out: str, as_json: bool, quiet: bool, **optio
     for role, terms in record["losses"].items():
         said = ", ".join(f"{name} {one['loss']:.3f}" for name, one in terms.items())
         click.echo(f"{role}, losses of the last epoch: {said}")
-    click.echo(f"Encoder folder: {out}; train on labels by `selfdistill run DATA --text {text} --model {out}`")
+    echo(f"Encoder folder: {out}; train on labels by `selfdistill run DATA --text {text} --model {out}`")

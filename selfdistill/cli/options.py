@@ -14,7 +14,18 @@ from click.core import ParameterSource
 
 from ..errors import SelfdistillError
 from ..io import trust
+from ..io.display import printable
 from ..io.expressions import one_line
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a text; names in it that a file gave cannot steer the terminal."""
+    click.echo(printable(text), err=err)
+
+
+def complain(text: str) -> None:
+    """Print an error on one line of stderr, whatever names it holds."""
+    click.echo(printable(f"selfdistill: {text}", kept=""), err=True)
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,10 +36,10 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except SelfdistillError as error:
-            click.echo(f"selfdistill: {error}", err=True)
+            complain(str(error))
             sys.exit(2)
         except KeyboardInterrupt as stopped:
-            click.echo(f"selfdistill: {str(stopped) or 'stopped'}", err=True)
+            complain(str(stopped) or "stopped")
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more
@@ -36,12 +47,12 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except (MemoryError, RuntimeError) as error:
             if not _is_of_memory(error):
                 raise
-            click.echo(f"selfdistill: the memory is too small ({one_line(error, 120)}); make model or batch smaller", err=True)
+            complain(f"the memory is too small ({one_line(error, 120)}); make model or batch smaller")
             sys.exit(2)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             why = error.strerror or type(error).__name__
-            click.echo(f"selfdistill: {place}{why}; check the place, its free space and its permissions", err=True)
+            complain(f"{place}{why}; check the place, its free space and its permissions")
             sys.exit(2)
 
     return wrapped

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from ..core.step import TrainingClock
+from ..io.display import printable
 from ..io.files import line_due, seconds_left
 
 
@@ -70,8 +71,8 @@ class Shown:
             self._line(done, total, f"{place}  {words}", unless)
             return
         if self.task is None:  # a resumed run does not start at 0
-            self.task = bar.add_task(self.name, total=total, completed=done, figures="")
-        bar.update(self.task, completed=done, total=total, figures=f"{short}  {words}")
+            self.task = bar.add_task(printable(self.name, kept=""), total=total, completed=done, figures="")
+        bar.update(self.task, completed=done, total=total, figures=printable(f"{short}  {words}", kept=""))
 
     def _line(self, done: int, total: int, said: str, unless: str) -> None:
         now = time.monotonic()
@@ -81,7 +82,7 @@ class Shown:
         self.reporter.printed = now
         left = f"  {seconds_left(now - since, done - first, total - done):.0f} s left" if done > first else ""
         left += unless if left and done < total else ""
-        print(f"{self.name}: {said}{left}", file=sys.stderr)
+        print(printable(f"{self.name}: {said}{left}", kept=""), file=sys.stderr)
 
 
 def _steps(clock: TrainingClock) -> tuple[int, int]:
@@ -105,7 +106,7 @@ def reporting(quiet: bool) -> Iterator[Reporter | None]:
         yield Reporter(None)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with TwoLines(*columns, console=console) as bar:

@@ -1,4 +1,4 @@
-"""``selfdistill report``, ``vitals`` and ``doubts``: the results of a finished run.
+"""``selfdistill report``, ``vitals`` and ``label-errors``: the results of a finished run.
 
 ``selfdistill theory``: every identity of the theory with its largest deviation from a reference of its own.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..io.files import writable, write
-from .options import one_line_errors
+from .options import echo, one_line_errors
 
 
 @click.command()
@@ -26,7 +26,7 @@ def report(source: str, out: str | None) -> None:
     from ..experiments.task_types import TASK_TYPES
     from ..report import write
 
-    click.echo(str(write(source, TASK_TYPES, out)))
+    echo(str(write(source, TASK_TYPES, out)))
 
 
 @click.command()
@@ -39,26 +39,26 @@ def vitals(run_folder: str, as_json: bool) -> None:
 
     run = Run.open(run_folder)
     figures = run.task.vitals(run.folder)
-    click.echo(json.dumps(figures, sort_keys=True) if as_json else run.task.vitals_text(figures))
+    echo(json.dumps(figures, sort_keys=True) if as_json else run.task.vitals_text(figures))
 
 
-@click.command()
+@click.command("label-errors")
 @click.argument("run_folder", metavar="RUN")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
-def doubts(run_folder: str, top: int, as_json: bool) -> None:
+def label_errors(run_folder: str, top: int, as_json: bool) -> None:
     """List likely label errors in the data of RUN, the most certain first.
 
-    RUN/doubts.csv scores all training labels. The first row of data is 1; the header of a table is not counted, as in
-    `predict`.
+    RUN/label_errors.csv scores all training labels. The first row of data is 1; the header of a table is not counted,
+    as in `predict`.
     """
     from ..evaluation.label_errors import label_error_table
     from ..experiments.run import Run
 
     run = Run.open(run_folder)
     labels = run.task.label_errors(run.folder, top)
-    click.echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
+    echo(json.dumps(labels, sort_keys=True) if as_json else label_error_table(labels))
 
 
 @click.command()

@@ -143,13 +143,13 @@ class LargeModel(nn.Module):
 
 
 class FrozenCopy(nn.Module):
-    """A module that no optimizer touches, in a mode that no outer ``train()`` changes; caches what it said."""
+    """A module that no optimizer touches, in a mode that no outer ``train()`` changes; caches its outputs."""
 
     def __init__(self, module: nn.Module, train: bool = False) -> None:
         super().__init__()
         self.module = module.requires_grad_(False)
-        self.said: Any = SampleMemory()  # or what stands in its place
-        self.keeps = True  # may what is said be kept?
+        self.cache: Any = SampleMemory()  # or StoredTargets
+        self.cacheable = True
         self._mode = train
         self.train(train)
 

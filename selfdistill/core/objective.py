@@ -65,7 +65,7 @@ class Method:
 
     def rows_of(self) -> dict[str, str]:
         """The rows of each view by its name: as `View.rows`, ``mixed``, or ``stored`` where a part supplies them."""
-        rows = {view.name: view.rows for view in self.views.looks}
+        rows = {view.name: view.rows for view in self.views.views}
         stored = {t.view: "stored" for t in self.terms.values() for p in t.parts() if type(p).rows is not Part.rows}
         return rows | stored | (dict.fromkeys((MIXED, BETWEEN), "mixed") if self.mixing else {})
 

@@ -92,7 +92,7 @@ class ModelWrapper:
         return build
 
     def single(self, build: Any) -> Any:
-        """What builds the product, from what the wrapper was given."""
+        """The factory of the final model, from the factory that was wrapped."""
         return build
 
     def of_values(self) -> ModelWrapper:

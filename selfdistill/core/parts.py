@@ -45,7 +45,7 @@ class Tally(NamedTuple):
 
 
 class BindArgs(NamedTuple):
-    """What was handed to ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
+    """The arguments of ``bind``: the last accepted generation, an external teacher, and (center, scale) of values."""
 
     previous: nn.Module | None = None
     external: nn.Module | None = None
@@ -53,7 +53,7 @@ class BindArgs(NamedTuple):
 
 
 class GenerationData(NamedTuple):
-    """What a generation may prepare itself with: ids, and a way to look at rows without augmentation."""
+    """The data that a part may use at the start of a generation: ids, and a function that predicts rows as they are."""
 
     unlabelled: Tensor
     predict: Callable[[nn.Module, Tensor], Tensor]  # (module, ids) -> logits (rows, classes)
@@ -86,7 +86,7 @@ class Part(Generic[S]):
         """Into how many parts of equal length it splits a generation."""
         return 1
 
-    def start(self, model: nn.Module, given: BindArgs) -> S:
+    def start(self, model: nn.Module, args: BindArgs) -> S:
         """Make the state for a generation that trains ``model``."""
         state: Any = nn.Module()
         return state  # type: ignore[no-any-return]  # a part with a state of a kind of its own makes it itself
@@ -98,8 +98,8 @@ class Part(Generic[S]):
     def prepare(self, state: S, pool: GenerationData) -> None:
         """Once at the start of a generation, with the data at hand."""
 
-    def update(self, state: S, steps: Sequence[Forward], term: BaseTerm) -> None:
-        """After the optimizer's step; ``steps`` (one per micro-batch) still hold what was said before it."""
+    def update(self, state: S, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        """After the optimizer's step; ``forwards`` (one per micro-batch) hold the outputs from before it."""
 
     def rows(self, state: S, batch: Batch, address: Address) -> Rows | None:
         """Rows of its own, for the view of its term: replayed ones, visited states, stored episodes.
@@ -114,8 +114,8 @@ class Part(Generic[S]):
         """
         return None
 
-    def waits(self, clock: TrainingClock) -> bool:
-        """Has it nothing to say yet?"""
+    def has_no_target(self, clock: TrainingClock) -> bool:
+        """Whether it has no target yet at this point of the run."""
         return False
 
 
@@ -173,7 +173,7 @@ class Teacher(Part[S]):
         None if it is no average of weights."""
         return None
 
-    def target(self, state: S, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: S, forward: Forward, term: BaseTerm) -> Target:
         """The target for each row of the term's view."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its target is")
 
@@ -210,16 +210,16 @@ class Gate(Part[S]):
     full: ClassVar[bool] = False
     lazy: ClassVar[bool] = False
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
-        """Which of the elements that exist (mask, (rows, T)) it trusts at all; None where only a pass tells."""
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
+        """The elements that it trusts at all, of those that exist (mask (rows, T)); None where it needs outputs."""
         return None
 
-    def weigh(self, state: S, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: S, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         """Trust in [0, 1], shape of the elements (rows, ...)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it weighs")
 
-    def measures(self, student: Tensor, target: Target) -> Tensor | None:
-        """How sure each element (rows, ...) is; None where the target's largest probability says it."""
+    def confidence(self, student: Tensor, target: Target) -> Tensor | None:
+        """The confidence of each element (rows, ...); None where it is the largest probability of the target."""
         return None
 
 
@@ -230,10 +230,10 @@ class Always(Gate):
     full: ClassVar[bool] = True
     lazy: ClassVar[bool] = True
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return student.new_ones(element_shape(student))
 
 
@@ -433,7 +433,7 @@ class BaseTerm:
         """What the term counts for at a place of the run."""
         return float(self.weight(clock)) if callable(self.weight) else float(self.weight)
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
         """The sum over the elements, and the count to divide by."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its sum is")
 
@@ -446,12 +446,12 @@ class BaseTerm:
         """What its sum over a batch is divided by, a scalar; None where only a pass tells."""
         return None
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
-        """Forward and backward passes beyond those of the views, for so many networks and rows of a view."""
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+        """Forward and backward passes beyond those of the views, for a number of networks and of rows per view."""
         return 0.0, 0.0
 
-    def told(self) -> str:
-        """What is special about its loss, in words."""
+    def loss_note(self) -> str:
+        """The description that `explain` adds to the loss."""
         return ""
 
 
@@ -476,13 +476,13 @@ class Term(BaseTerm):
         if not isinstance(self.reduction, Reduction):
             raise SpaceError(f"reduction is an object such as PerElement() or PerTrust(), not {self.reduction!r}")
 
-    def said(self, step: Forward) -> Tensor:
+    def student_output(self, forward: Forward) -> Tensor:
         """The student's side of the comparison, with gradient: (rows, ..., components)."""
-        return step.student(self.view, self.head)
+        return forward.student(self.view, self.head)
 
     def count_of(self, batch: Batch) -> Tensor | None:
         mask = batch[self.view].extra.get("mask")
-        trust = None if mask is None else self.gate.keeps(mask)
+        trust = None if mask is None else self.gate.trust_mask(mask)
         if mask is None or trust is None:
             return None
         valid = mask
@@ -491,17 +491,17 @@ class Term(BaseTerm):
         trust = (trust & valid).float()
         return self.reduction.count(Elements(mask.shape, valid, trust, valid.sum().float(), trust.sum()))
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        if not step.rows(self.view):
-            zero = torch.zeros((), device=next(iter(step.batch.values())).x.device)
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        if not forward.rows(self.view):
+            zero = torch.zeros((), device=next(iter(forward.batch.values())).x.device)
             return TermResult(Tally(zero, zero), zero, zero)
-        student = self.said(step)
-        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
+        student = self.student_output(forward)
+        target = self.teacher.target(state_of(self.teacher), forward, self).spread(student)
         trust, valid, shape = None, target.valid, student.shape[:-1]
         number = student.new_full((), float(shape.numel())) if valid is None else valid.sum(dtype=student.dtype)
         kept = number
         if not self.gate.full:  # full trust costs nothing
-            trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self)
+            trust = self.gate.weigh(state_of(self.gate), student.detach(), target, forward, self)
             trust = trust if valid is None else trust.masked_fill(~valid, 0.0)
             kept = trust.sum().detach()
         elements = Elements(shape, valid, trust, number, kept)
@@ -521,21 +521,21 @@ def aligned_rows(rows: Rows, like: Tensor) -> Tensor:
     return here.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def aligned_target(step: Forward, term: BaseTerm, view: str, answer: Callable[[], Tensor], space: str) -> Target:
+def aligned_target(forward: Forward, term: BaseTerm, view: str, answer: Callable[[], Tensor], space: str) -> Target:
     """A teacher's target for the rows of the term's view, from its answer for the rows of its own.
 
     Args:
-        step: the batch; padding of sequences, and rows that the teacher's view does not have, are not valid.
+        forward: the pass of the batch; padding, and rows that the teacher's view does not have, are not valid.
         term: whose view and head the student is compared on.
         view: what the teacher reads.
         answer: gives its output there, (rows of the view, ..., components); not asked where there are none.
         space: of the answer.
     """
-    rows, own = step.batch.get(view), step.batch.get(term.view)
+    rows, own = forward.batch.get(view), forward.batch.get(term.view)
     mask = None if own is None else own.extra.get("mask")
     if rows is None or rows.align is None:
         return Target(answer(), space, mask)
-    student = step.student(term.view, term.head)
+    student = forward.student(term.view, term.head)
     exist = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
     valid = exist & aligned_rows(rows, exist)
     if not len(rows.x):

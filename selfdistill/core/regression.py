@@ -36,9 +36,9 @@ weight=ByGeneration(first=0.0, later=1.0), reduction=PerElement())
     """
     if method.views.mates:
         raise SpaceError("a batch has rows of the same class for each one that is drawn, and values have no classes")
-    for look in method.views.looks:
-        if look.rows == "pair":
-            raise SpaceError(f"view {look.name!r} shows another row of the same class, and values have no classes")
+    for view in method.views.views:
+        if view.rows == "pair":
+            raise SpaceError(f"view {view.name!r} shows another row of the same class, and values have no classes")
     terms = {name: _term(name, term) if isinstance(term, Term) else term for name, term in method.terms.items()}
     return replace(method, terms=terms, wrap_model=method.wrap_model and method.wrap_model.of_values())
 

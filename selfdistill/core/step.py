@@ -36,6 +36,9 @@ class Rows(NamedTuple):
     align: Tensor | None = None
     extra: Mapping[str, Tensor] = MappingProxyType({})
 
+    def __reduce__(self) -> tuple[type[Rows], tuple[Any, ...]]:  # a mapping that cannot change cannot be sent
+        return Rows, (*self[:4], dict(self.extra))
+
     def to(self, device: torch.device) -> Rows:
         """The same rows on a device."""
         y, ids, align = (None if value is None else value.to(device) for value in self[1:4])
@@ -60,6 +63,13 @@ class Batch(dict[str, Rows]):
         y, ids = batch.get("y"), batch.get("id")
         views = {name: value for name, value in batch.items() if name not in ("y", "id")}
         return cls({name: cls._rows(v, y, ids) for name, v in views.items()})
+
+    def to(self, device: torch.device) -> Batch:
+        """The same views on a device."""
+        moved = Batch({name: rows.to(device) for name, rows in self.items()})
+        moved.fixed = self.fixed
+        moved.addresses = {name: address.to(device) for name, address in self.addresses.items()}
+        return moved
 
     @staticmethod
     def _rows(view: Any, y: Tensor | None, ids: Tensor | None) -> Rows:

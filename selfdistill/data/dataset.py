@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..io.expressions import Range, one_line
-from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
 from . import images, sources, splits, tables
 from .augment import Tokens
+from .copies import CopyReport, notices, row_groups
+from .image_store import ImageStore
 from .sources import NAMES, RawData
 
 PREPROCESSOR = "preprocessor.skops"
@@ -37,7 +39,8 @@ class Data:
     name: str
     kind: str  # "image" | "table" | "text"
     task: str  # "classify" | "regress" | "features": no row has a label
-    x: Tensor  # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
+    # (n, channels, height, width) uint8 or float32; (n, features) float32; (n, length) int32 of tokens
+    x: Tensor | ImageStore
     y: Tensor  # (n,) int64, -1 for no label; or float32, nan for no label
     classes: tuple[str, ...]  # empty for regression
     labelled: Tensor  # sample ids that teach with their label
@@ -56,13 +59,26 @@ class Data:
     reader: Any = None  # texts: a `text.Reader`, with the tokenizer
     cut: int = 0  # texts: rows with more tokens than are read
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
+    groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
+    copies: CopyReport = CopyReport()
+    digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
+    skip_note: str = ""  # files that are no rows, and why
 
     def rows(self, ids: Tensor) -> Tensor:
         """Model input of these samples: float32, images in [0, 1]; int64 tokens; shape (len(ids), *shape)."""
-        values = self.x[ids]
+        return self._as_input(self.x[ids])
+
+    def _as_input(self, values: Tensor) -> Tensor:
         if self.kind == "text":
             return values.long()
         return values.float() / self.white if values.dtype == torch.uint8 else values
+
+    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]:
+        """The model input of many samples, ``rows`` at a time; images on disk are read ahead by workers."""
+        if isinstance(self.x, ImageStore):
+            yield from map(self._as_input, self.x.chunks(ids, rows))
+        else:
+            yield from map(self.rows, ids.split(rows))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,6 +103,11 @@ class Data:
     @property
     def note(self) -> str:
         """A notice about these rows for the user, to print before training; mostly empty."""
+        skipped = f"{self.name}: {self.skip_note}" if self.skip_note else ""
+        return "; ".join(filter(None, (skipped, self._task_note, *notices(self.name, self.copies.describe()))))
+
+    @property
+    def _task_note(self) -> str:
         if self.task == "features":
             columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
             inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
@@ -112,7 +133,11 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256 over inputs, labels and splits: a run resumes on the same data only."""
         digest = hashlib.sha256(repr((self.kind, self.task, self.classes, self.white)).encode())
-        for part in (self.x, self.y, self.labelled, self.unlabelled, self.audit, self.test):
+        inputs = self.digests if self.digests is not None else self.x
+        if self.digests is not None:
+            digest.update(repr(self.shape).encode())
+        assert isinstance(inputs, Tensor), "images on disk have digests"
+        for part in (inputs, self.y, self.labelled, self.unlabelled, self.audit, self.test):
             digest.update(repr((part.dtype, tuple(part.shape))).encode())
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
@@ -133,6 +158,7 @@ class Data:
             "augment": self.augment,
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
+            **self.copies.describe(),
         }
 
 
@@ -221,10 +247,10 @@ def write_card(data: Data, folder: Path) -> None:
         card["columns"] = tables.columns(data.preprocessor)[0]
     if data.reader is not None:
         card |= data.reader.save(folder)
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
-def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
+def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:
     """Model input and a name per row for ``source``, prepared as the training data of ``model_folder`` were.
 
     ``source`` is a data name or IDX folder (its test images), an image or a folder of images at any depth, or
@@ -241,6 +267,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
         return text.inputs(source, card, model_folder)
     if tables.is_table(source) and kind != "table":
         raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
+    x: Tensor | ImageStore
     if tables.is_table(source):
         input_kind, x, names = "table", *_table_inputs(Path(source), model_folder)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
@@ -253,7 +280,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
     else:
         root = sources.existing(source)
         paths = [root] if root.is_file() else images.find_images(root)
-        input_kind, x = "image", images.read_images(paths, (shape[0], shape[1], shape[2])).float() / 255
+        input_kind, x = "image", images.image_store(paths, (shape[0], shape[1], shape[2]))
         names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
     if (input_kind, tuple(x.shape[1:])) != (kind, shape):
         raise DataError(
@@ -261,6 +288,14 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor, list[str]]:
             f"of shape {shape}; give data of that shape"
         )
     return x, names
+
+
+def unread(source: str, names: Sequence[str]) -> str:
+    """One line about the files of an image folder that are not among the ``names`` of its rows; mostly empty."""
+    root = Path(source)
+    if not root.is_dir() or images.idx_files(root):
+        return ""
+    return images.skip_note(root, images.left_out(root, [str(root / name) for name in names]))
 
 
 # ---- from a source to data -------------------------------------------------------------------------
@@ -276,14 +311,17 @@ def _assemble(
     seed: int,
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
+    column = splits.LabelColumn(raw.name, raw.y, raw.classes)
+    groups = None if raw.bare else row_groups(raw.inputs)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=_requested_split(raw, "test", raw.test, test),
         audit=_requested_split(raw, "audit", raw.audit, audit),
         labels=labels,
         label_noise=label_noise,
         seed=seed,
         bare=raw.bare,
+        groups=groups,
     )
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
@@ -301,8 +339,12 @@ def _assemble(
         preprocessor=preprocessor,
         white=raw.white,
         names=raw.names,
+        digests=raw.digests,
+        skip_note=raw.skip_note,
         center=center,
         scale=scale,
+        groups=None if groups is None else groups.groups,
+        copies=splits.report_copies(column, groups, parts),
         **parts._asdict(),
     )
 
@@ -430,13 +472,20 @@ class Sealed(Data):
         Raises:
             DataError: some of the rows are of the test split.
         """
+        self._refuse_test(ids)
+        return super().rows(ids)
+
+    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]:
+        self._refuse_test(ids)
+        return super().chunks(ids, rows)
+
+    def _refuse_test(self, ids: Tensor) -> None:
         if bool(self._test_mask[ids].any()):
             row = int(ids[self._test_mask[ids]][0])
             raise DataError(
                 f"{self.name}: row {row} of the test split was asked for during training; what is chosen by it proves "
                 "nothing: choose by the audit split, and read the test split once, at the end"
             )
-        return super().rows(ids)
 
     @property
     def fingerprint(self) -> str:  # that of the whole: it is the same data

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT
+from ..io.files import DATA_CARD, FORMAT, write
 from . import sources, splits, tables
+from .copies import CopyReport, notices, row_groups
 
 KINDS = ("number", "category")
 
@@ -37,6 +38,8 @@ class Frame:
     classes: tuple[str, ...]
     noisy: NDArray[np.bool_]
     fingerprint: str  # SHA-256 over features, target and splits: a run resumes on the same data only
+    groups: NDArray[np.int64] | None = None  # (n,): rows of one number share a split and a fold
+    copies: CopyReport = CopyReport()
 
     @property
     def task(self) -> str:
@@ -70,6 +73,11 @@ class Frame:
         """The kind of each column: number or category."""
         return {n: KINDS[int(self.sample[n].dtype.kind != "f")] for n in self.sample.columns}
 
+    @property
+    def note(self) -> str:
+        """A notice about copies for the user, to print before training; mostly empty."""
+        return "; ".join(notices(self.name, self.copies.describe()))
+
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
         counts = {name: len(part.ids) for name, part in self.parts.items()}
@@ -84,6 +92,7 @@ class Frame:
             "flips": False,
             "augment": "none",
             "fingerprint": self.fingerprint,
+            **self.copies.describe(),
         }
 
 
@@ -140,13 +149,15 @@ def load(
     raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True)
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
+    column, groups = splits.LabelColumn(raw.name, raw.y, raw.classes), row_groups(raw.features)
     parts = splits.make_splits(
-        splits.LabelColumn(raw.name, raw.y, raw.classes),
+        column,
         test=raw.test,
         audit=0,
         labels=labels,
         label_noise=label_noise,
         seed=seed,
+        groups=groups,
     )
     y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
     if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
@@ -158,7 +169,16 @@ def load(
     mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
     parts_of_frame = _cut(raw.features, ids)
     _trim()
-    return Frame(raw.name, parts_of_frame, y, raw.classes, parts.noisy.numpy(), mark)
+    return Frame(
+        raw.name,
+        parts_of_frame,
+        y,
+        raw.classes,
+        parts.noisy.numpy(),
+        mark,
+        None if groups is None else groups.groups.numpy(),
+        splits.report_copies(column, groups, parts),
+    )
 
 
 def _trim() -> None:
@@ -176,7 +196,7 @@ def write_card(frame: Frame, folder: Path, **entries: Any) -> None:
         "kinds": frame.kinds(),
         **entries,
     }
-    (folder / DATA_CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
 
 
 def rows_for(source: str, card: dict[str, Any]) -> Any:

@@ -1,25 +1,20 @@
-"""Images from IDX files and from folders: read, made one size and one mode, as uint8 tensors."""
+"""Images from IDX files, folders, archives and tables of paths: found, labelled, and read as one size and one mode."""
 
 from __future__ import annotations
 
 import gzip
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"})
-
+from .image_store import ImageFile, ImageStore, Skipped, Source, read_all, suffixes
 
 UNLABELLED = ("unlabelled", "unlabeled")
 
@@ -53,12 +48,14 @@ IDX_STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 class Pictures(NamedTuple):
     """Images and labels as read, before any split is drawn."""
 
-    x: Tensor  # (n, channels, height, width) uint8
+    x: Tensor | ImageStore  # (n, channels, height, width) uint8
     y: Tensor  # (n,) int64, -1 for unlabelled images
     classes: tuple[str, ...]
     test: Tensor | None  # sample ids, where the source itself names its test images
     audit: Tensor | None = None  # likewise
     names: tuple[str, ...] = ()  # the file of each, where they are files
+    digests: Tensor | None = None  # (n, 16) uint8: equal for equal pixels, where they are files
+    note: str = ""  # what was left out, and why
 
 
 # ---- IDX files -------------------------------------------------------------------------------------
@@ -140,15 +137,6 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]
 # ---- folders of image files ------------------------------------------------------------------------
 
 
-def pillow() -> Any:
-    """Pillow's Image module, or the name of the extra that brings it."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError("reading images needs Pillow: pip install 'selfdistill[images]'") from None
-    return Image
-
-
 def find_images(folder: Path) -> list[Path]:
     """All image files below ``folder``, at any depth, in the order of their names; hidden ones are left out.
 
@@ -157,14 +145,54 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; give the path of an existing one")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = sorted(path for path, reason in _walk(folder) if not reason)
     if not paths:
-        raise DataError(f"{folder}: no image in it; add some ({', '.join(sorted(SUFFIXES))})")
+        others = skip_note(folder, left_out(folder, ()))
+        raise DataError(f"{folder}: no image in it{f' ({others})' if others else ''}; add some (.png, .jpg, .tif, ...)")
     return paths
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below a folder, with the reason why it is no image file; it is empty for those that may be one."""
+    endings = suffixes()
+    for place, folders, names in os.walk(folder):
+        for name in folders:
+            path = Path(place, name)
+            if name.startswith("."):
+                yield path, "hidden"
+            elif path.is_symlink():
+                yield path, "a link to a folder"
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if name.startswith("."):
+                yield path, "hidden"
+            elif path.suffix.lower() not in endings:
+                yield path, f"of unknown suffix {path.suffix}".rstrip() if path.suffix else "without a suffix"
+            else:
+                yield path, "" if path.is_file() else "no regular file"
+
+
+def left_out(folder: Path, used: Iterable[str]) -> list[Skipped]:
+    """The files below a folder that are not ``used``, with the reason of each."""
+    rows = set(used)
+    return [Skipped(str(path), reason or "not used") for path, reason in sorted(_walk(folder)) if str(path) not in rows]
+
+
+def skip_note(root: Path, skipped: Sequence[Skipped]) -> str:
+    """One line about files that were left out: how many for each reason, with the first few names.
+
+    >>> skip_note(Path("p"), [Skipped("p/.a", "hidden"), Skipped("p/b", "truncated"), Skipped("p/c", "truncated")])
+    '3 files were left out: 1 hidden (.a), 2 truncated (b, c)'
+    """
+    if not skipped:
+        return ""
+    names = dict[str, list[str]]()
+    for path, reason in skipped:
+        names.setdefault(reason, []).append(path.removeprefix(f"{root}/"))
+    parts = [f"{len(of)} {why} ({', '.join(of[:3])}{', ...' if len(of) > 3 else ''})" for why, of in names.items()]
+    files = "1 file was" if len(skipped) == 1 else f"{len(skipped)} files were"
+    return f"{files} left out: {', '.join(parts)}"
 
 
 def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
@@ -173,51 +201,56 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
     Raises:
         DataError: an image cannot be read (its path is named), or Pillow is not installed.
     """
-    library = pillow()
-    channels, height, width = shape
-    pixels = np.empty((len(paths), height, width, channels), np.uint8)
-    for row, path in enumerate(paths):
-        with _open(library, path) as image:
-            picture = _upright(image, "L" if channels == 1 else "RGB", path)
-            picture = picture.resize((width, height), library.Resampling.BILINEAR)
-            pixels[row] = np.asarray(picture).reshape(height, width, channels)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return image_store(paths, shape)[torch.arange(len(paths))]
 
 
-def all_grey(paths: Sequence[Path]) -> bool:
-    """True if not one of these images has colour, by its mode; files are opened but not decoded."""
-    library = pillow()
-    for path in paths:
-        with _open(library, path) as image:
-            if image.mode not in {"1", "L", "LA"} and not image.mode.startswith("I"):
-                return False
-    return True
+def image_store(paths: Sequence[Path], shape: tuple[int, int, int]) -> ImageStore:
+    """Image files, each resized to ``shape`` when it is asked for."""
+    return ImageStore([ImageFile(path, str(path)) for path in paths], shape)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"{path}: not a readable image ({reason}); repair or remove it")
+class Listed(NamedTuple):
+    """An image that was found: its label, -1 for none, and the split that its place names, if any."""
+
+    source: Source
+    label: int = -1
+    split: str = "train"
 
 
-def _open(library: Any, path: Path) -> Image.Image:
-    try:
-        image: Image.Image = library.open(path)
-    except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
-        raise _unreadable(path, error) from None
-    return image
+def read_listed(
+    root: Path, listed: Sequence[Listed], classes: tuple[str, ...], size: int, others: Sequence[Skipped] = ()
+) -> Pictures:
+    """Read the images that were found; those that cannot be read are left out, and told with the ``others``.
 
+    Raises:
+        DataError: no image of a class, or none of those without one, can be read.
+    """
+    reading = read_all([image.source for image in listed], size)
+    kept = [listed[row] for row in reading.rows]
+    skipped = [*others, *reading.skipped]
+    empty = sorted({image.label for image in listed} - {image.label for image in kept})
+    if empty:
+        kind = f"class '{classes[empty[0]]}'" if empty[0] >= 0 else "the unlabelled rows"
+        raise DataError(f"{root}: no image of {kind} can be read ({skip_note(root, skipped)}); repair or remove them")
+    names, note = [image.source.name for image in kept], [skip_note(root, skipped)]
+    if reading.animated:
+        first = reading.animated[0].removeprefix(f"{root}/")
+        note.append(f"{len(reading.animated)} with several frames, of which the first is read (such as {first})")
 
-def _upright(image: Image.Image, mode: str, path: Path) -> Image.Image:
-    """The decoded first frame, turned as its EXIF tag says, in the wanted mode."""
-    from PIL import Image, ImageOps
+    def ids(name: str) -> Tensor | None:
+        rows = [row for row, image in enumerate(kept) if image.split == name]
+        return torch.tensor(rows) if rows else None
 
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip, not scale
-            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        return upright.convert(mode)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from None
+    return Pictures(
+        reading.x,
+        torch.tensor([image.label for image in kept]),
+        classes,
+        ids("test"),
+        ids("audit"),
+        tuple(names),
+        reading.digests,
+        "; ".join(filter(None, note)),
+    )
 
 
 # ---- a folder of images by class -------------------------------------------------------------------
@@ -231,7 +264,7 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
     ``labelled``, the images may lie in ``root`` itself: then no class is known, and all labels are -1.
 
     Raises:
-        DataError: no class folders, images beside them, an unreadable image, no unlabelled image.
+        DataError: no class folders, images beside them, a class or an unlabelled folder without a readable image.
     """
     splits = {"train": _by_class(root / "train"), "test": {}, "audit": {}}
     if splits["train"]:
@@ -260,15 +293,15 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
     ]
     if splits["train"]:
         extra = _unlabelled_images(root, unlabelled)
-    paths = [path for path, _, _ in listed] + extra
-    x = read_images(paths, (1 if all_grey(paths) else 3, size, size))
-    y = torch.tensor([label for _, label, _ in listed] + [-1] * len(extra))
+    images = [Listed(_file(path), label, split) for path, label, split in listed]
+    images += [Listed(_file(path)) for path in extra]
+    used = [image.source.name for image in images]
+    others = left_out(root, used) + (left_out(unlabelled, used) if unlabelled is not None else [])
+    return read_listed(root, images, classes, size, others)
 
-    def ids(name: str) -> Tensor | None:
-        rows = [row for row, (_, _, split) in enumerate(listed) if split == name]
-        return torch.tensor(rows) if rows else None
 
-    return Pictures(x, y, classes, ids("test"), ids("audit"), tuple(map(str, paths)))
+def _file(path: Path) -> ImageFile:
+    return ImageFile(path, str(path))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -277,7 +310,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _loose(root: Path) -> list[Path]:
     """Images that lie in a folder itself."""
-    return [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in SUFFIXES and p.name[0] != "."]
+    return [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in suffixes() and p.name[0] != "."]
 
 
 def _by_class(root: Path) -> dict[str, list[Path]]:

@@ -7,6 +7,7 @@ distributed run sees what the uninterrupted single process sees.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -55,7 +56,10 @@ class RowSource(Protocol):
     def augment(self) -> str: ...
     @property
     def tokens(self) -> Tokens | None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     def rows(self, ids: Tensor) -> Tensor: ...
+    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Sampler:
             "union": torch.cat([data.labelled, data.unlabelled if eligible is None else eligible]),
             "chosen": data.labelled if eligible is None else eligible,
         }
-        kinds = {look.rows for look in views.looks}
+        kinds = {look.rows for look in views.views}
         self._main = next((kind for kind in TOGETHER if kind in kinds), "labelled")
         rows = len(data.labelled) + (0 if self._main == "labelled" else len(data.unlabelled))
         if views.need_unlabelled() and not len(data.unlabelled):
@@ -119,6 +123,9 @@ class Sampler:
         self._by_class = _rows_by_class(data) if "pair" in kinds or views.mates else {}
         self._pairs = "pair" in kinds
         self._order = lru_cache(maxsize=8)(self._epoch_order)
+
+    def __getstate__(self) -> dict[str, object]:  # of one that makes batches elsewhere; the cache stays here
+        return {name: value for name, value in vars(self).items() if name != "_order"}
 
     def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
         """``rows`` rows of a set: as many fresh shuffles of it as that takes."""
@@ -189,7 +196,7 @@ class Sampler:
     def batch(self, sets: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, inputs = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
-        for look in self.views.looks:
+        for look in self.views.views:
             rows = sets[look.rows]
             augmentation = self.data.augment if look.augment == "default" else look.augment
             x = inputs[look.of] if look.of else self.data.rows(rows.ids)

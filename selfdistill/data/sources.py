@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import images, splits, tables
+from .image_store import ImageStore
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
 
@@ -39,7 +40,7 @@ class RawData:
     kind: str  # "image" | "table"
     y: Tensor  # (n,) int64 with -1, or float32 with nan, for no label
     classes: tuple[str, ...]  # empty for regression
-    x: Tensor | None = None
+    x: Tensor | ImageStore | None = None
     features: Any = None  # pandas.DataFrame
     test: splits.Part = TEST_SHARE
     audit: splits.Part = AUDIT_SHARE
@@ -48,6 +49,13 @@ class RawData:
     white: int = 255
     names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
     bare: bool = False  # no row has a label, and that is as it should be
+    digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
+    skip_note: str = ""  # files that are no rows, and why
+
+    @property
+    def inputs(self) -> Any:
+        """What is equal where the inputs of rows are equal: digests of image files, pixels, tokens or features."""
+        return next(part for part in (self.digests, self.features, self.x) if part is not None)
 
     @property
     def task(self) -> str:
@@ -172,9 +180,14 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
         )
     if image_size is not None and image_size < 8:
         raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
-    pictures = images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled)
+    return _of_files(
+        root.resolve().name, images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled), labelled
+    )
+
+
+def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
     return RawData(
-        root.resolve().name,
+        name,
         "image",
         pictures.y,
         pictures.classes,
@@ -185,6 +198,8 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
         augment="weak",
         names=pictures.names,
         bare=_is_unlabelled(pictures, labelled),
+        digests=pictures.digests,
+        skip_note=pictures.note,
     )
 
 
@@ -195,7 +210,7 @@ def _is_unlabelled(raw: tables.RawTable | images.Pictures, labelled: bool) -> bo
 
 def _with_images(raw: RawData, folder: Path) -> RawData:
     """Add a folder of images without class, made of the same size, mode and scale."""
-    assert raw.x is not None, "named images are read at once"
+    assert isinstance(raw.x, Tensor), "named images are read at once"
     channels, height, width = raw.x.shape[1:]
     extra = images.read_images(images.find_images(folder), (channels, height, width))
     extra = (extra.float() * (raw.white / 255)).round().to(torch.uint8)

@@ -1,17 +1,20 @@
 """Seeded stratified splits, removal of labels and label noise.
 
-The test split depends on the data alone, so runs with different seeds are measured on the same rows.
+The test split depends on the data alone, so runs with different seeds are measured on the same rows. Rows that belong
+together (`copies.RowGroups`) share a split.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
+from .copies import MOST_LISTED, Conflict, CopyReport, RowGroups
 
 Address = tuple[int | str, ...]
 
@@ -70,18 +73,67 @@ def allocate(sizes: list[int], count: int, *, least: int = 0, reserve: int = 0) 
     return shares
 
 
-def draw(ids: Tensor, y: Tensor, count: int, address: Address, *, reserve: int = 0) -> Tensor:
-    """``count`` of ``ids``, ascending: any for values; for classes in proportion, one of each if it can."""
+def draw(
+    ids: Tensor, y: Tensor, count: int, address: Address, *, reserve: int = 0, groups: Tensor | None = None
+) -> Tensor:
+    """``count`` of ``ids``, ascending: any for values; for classes in proportion, one of each if it can.
+
+    Of ``groups`` (n,) whole ones are drawn, with ``count`` rows in all or as near as they go.
+    """
+    if groups is not None and len(groups[ids].unique()) < len(ids):
+        return _draw_groups(ids, y, groups, count, address, reserve)
     if y.is_floating_point():
         return ids[rng.permutation(address, len(ids))[:count]].sort().values
     present = _present(y[ids])
-    groups = [ids[y[ids] == label] for label in present]
-    shares = allocate([len(g) for g in groups], count, least=int(count >= len(groups)), reserve=reserve)
+    members = [ids[y[ids] == label] for label in present]
+    shares = allocate([len(m) for m in members], count, least=int(count >= len(members)), reserve=reserve)
     drawn = [
-        group[rng.permutation((*address, label), len(group))[:share]]
-        for label, group, share in zip(present, groups, shares, strict=True)
+        rows[rng.permutation((*address, label), len(rows))[:share]]
+        for label, rows, share in zip(present, members, shares, strict=True)
     ]
     return torch.cat([*drawn, ids[:0]]).sort().values
+
+
+def _draw_groups(ids: Tensor, y: Tensor, groups: Tensor, count: int, address: Address, reserve: int) -> Tensor:
+    """`draw` for groups: one after the other in a random order, each if it fits and leaves ``reserve`` of its classes.
+
+    A group with several classes is drawn among those of its first row's class.
+    """
+    classes = (torch.zeros_like(ids) if y.is_floating_point() else y[ids]).numpy()
+    _, first, unit, counts = np.unique(groups[ids].numpy(), return_index=True, return_inverse=True, return_counts=True)
+    stratum, width = classes[first], int(classes.max()) + 1
+    pairs = np.unique(unit * width + classes)  # which group has which classes
+    begin = np.searchsorted(pairs, np.arange(len(first) + 1) * width).tolist()
+    own, sizes, left = (pairs % width).tolist(), counts.tolist(), np.bincount(pairs % width).tolist()
+    present = np.unique(stratum).tolist()
+    rows = [int(counts[stratum == label].sum()) for label in present]
+    taken = np.zeros(len(first), dtype=bool)
+
+    def take(k: int, most: int) -> int:
+        """The rows of group ``k`` if it can be drawn, with at most so many rows; else 0."""
+        there = own[begin[k] : begin[k + 1]]
+        if sizes[k] > most or any(left[label] <= reserve for label in there):
+            return 0
+        taken[k] = True
+        for label in there:
+            left[label] -= 1
+        return int(sizes[k])
+
+    for label, share in zip(present, allocate(rows, count, least=int(count >= len(present))), strict=True):
+        members = np.flatnonzero(stratum == label)
+        members = members[np.argsort(first[members])]
+        values = address if y.is_floating_point() else (*address, label)
+        order, total = members[rng.permutation(values, len(members)).numpy()].tolist(), 0
+        for k in order:
+            total += take(k, share - total)
+            if total >= share:
+                break
+        missing = share - total
+        most = 2 * missing - 1 if total else len(ids)  # one more is nearer than none; the first is better than none
+        for k in sorted(order, key=lambda k: sizes[k]) if missing else ():
+            if not taken[k] and take(k, most):
+                break
+    return ids[torch.from_numpy(taken[unit])].sort().values
 
 
 def make_splits(
@@ -93,12 +145,16 @@ def make_splits(
     label_noise: float = 0.0,
     seed: int = 0,
     bare: bool = False,
+    groups: RowGroups | None = None,
 ) -> Splits:
     """Split the labelled rows into training, audit and test; everything else is unlabelled training data.
 
     With ``labels``, the other training rows lose theirs, and the audit keeps at most as many: an audit must
     not hold more labels than training. What it gives up becomes unlabelled training data too. Of ``bare`` rows none
     has a label, and all are unlabelled training data.
+
+    Rows of one of the ``groups`` share a drawn split; unlabelled ones of a group in audit or test are in no split.
+    With their time the latest rows test and the earliest teach, and a group keeps only the rows of its earliest split.
 
     Raises:
         DataError: one class only, a class too rare to split, a test class without training rows, more
@@ -113,23 +169,55 @@ def make_splits(
     for fixed in (test, audit):
         if isinstance(fixed, Tensor):
             pool = difference(pool, fixed)
-    _check_pool(rows, pool, least)
-    test_ids = _part(pool, y, test, ("test",), reserve=least - 1)
+    _check_pool(rows, pool, least, groups)
+    test_ids = _part(pool, rows, test, ("test",), reserve=least - 1, groups=groups)
     pool = difference(pool, test_ids)
-    audit_ids = _part(pool, y, audit, (seed, "audit"), reserve=1)
+    audit_ids = _part(pool, rows, audit, (seed, "audit"), reserve=1, groups=groups)
     labelled = difference(pool, audit_ids)
+    parts = ((test_ids, test), (audit_ids, audit))
+    drawn = torch.cat([pool[:0], *(ids for ids, part in parts if not isinstance(part, Tensor))])
+    if groups is not None and groups.time is not None:
+        audit_ids, test_ids = _apart(rows, groups.groups, labelled, {"audit": audit_ids, "test": test_ids}, drawn)
     _check_seen(rows, labelled, test_ids)
     if labels is not None:
         _check_labels(rows, labelled, labels)
         labelled = draw(labelled, y, labels, (seed, "labels"))
-        audit_ids = draw(audit_ids, y, min(labels, len(audit_ids)), (seed, "audit labels"))
-    unlabelled = difference(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
-    y[unlabelled] = torch.nan if y.is_floating_point() else -1
+        most, together = min(labels, len(audit_ids)), None if groups is None else groups.groups
+        audit_ids = draw(audit_ids, y, most, (seed, "audit labels"), groups=together)
+    rest = difference(torch.arange(len(y)), torch.cat([labelled, audit_ids, test_ids]))
+    y[rest] = torch.nan if y.is_floating_point() else -1
+    unlabelled = rest if groups is None else _harmless(rest, groups, drawn, torch.cat([audit_ids, test_ids]))
     noisy = torch.zeros(len(y), dtype=torch.bool)
-    for part, ids in (("train", labelled), ("audit", audit_ids)):
+    for name, ids in (("train", labelled), ("audit", audit_ids)):
         if label_noise:
-            noisy[make_noise(y, ids, label_noise, len(rows.classes), (seed, "noise", part))] = True
+            noisy[make_noise(y, ids, label_noise, len(rows.classes), (seed, "noise", name))] = True
     return Splits(y, labelled, unlabelled, audit_ids, test_ids, noisy)
+
+
+def _apart(
+    rows: LabelColumn, groups: Tensor, labelled: Tensor, parts: dict[str, Tensor], drawn: Tensor
+) -> list[Tensor]:
+    """Audit and test by time, without the drawn rows of groups that have earlier rows in a split before."""
+    earlier, remaining = labelled, []
+    for split, ids in parts.items():
+        late = torch.isin(ids, drawn) & torch.isin(groups[ids], groups[earlier])
+        if len(ids) and bool(late.all()):
+            raise DataError(
+                f"{rows.name}: each of the latest {len(ids)} rows, the {split} split, belongs to a group with earlier "
+                "rows; leave out the time or the groups"
+            )
+        remaining.append(ids[~late])
+        earlier = torch.cat([earlier, ids])
+    return remaining
+
+
+def _harmless(ids: Tensor, groups: RowGroups, drawn: Tensor, judged: Tensor) -> Tensor:
+    """Rows that may teach without a label: of no group in a drawn split, and earlier than all of these."""
+    judged = judged[torch.isin(judged, drawn)]
+    ids = ids[~torch.isin(groups.groups[ids], groups.groups[judged])]
+    if groups.time is None or not len(drawn):
+        return ids
+    return ids[groups.time[ids] < groups.time[drawn].min()]
 
 
 def _unlabelled_splits(rows: LabelColumn, labels: int | None, label_noise: float) -> Splits:
@@ -139,6 +227,44 @@ def _unlabelled_splits(rows: LabelColumn, labels: int | None, label_noise: float
         raise DataError(f"{rows.name}: no row has a label, and {option} was asked for; leave it out")
     every = torch.arange(len(rows.y))
     return Splits(rows.y, every[:0], every, every[:0], every[:0], torch.zeros(len(every), dtype=torch.bool))
+
+
+def report_copies(rows: LabelColumn, groups: RowGroups | None, parts: Splits) -> CopyReport:
+    """The copies among rows, by their labels before removal and noise, and their splits.
+
+    >>> rows = LabelColumn("mine", torch.tensor([0, 0, 1, 1]), ("no", "yes"))
+    >>> parts = make_splits(rows, test=torch.tensor([2]), audit=0)
+    >>> groups = RowGroups(torch.tensor([0, 1, 0, 2]), torch.tensor([0, 1, 0, 2]))
+    >>> report = report_copies(rows, groups, parts)
+    >>> report.conflicts, report.across.tolist()
+    ((Conflict(rows=[1, 3], labels=['no', 'yes']),), [2])
+    """
+    if groups is None:
+        return CopyReport()
+    copies, y = groups.copies.numpy(), rows.y.numpy()
+    labelled = has_label(rows.y).nonzero()[:, 0].numpy()
+    sizes = np.bincount(copies)
+    low, high = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf)
+    np.minimum.at(low, copies[labelled], y[labelled])
+    np.maximum.at(high, copies[labelled], y[labelled])
+    labelled = labelled[(low < high)[copies[labelled]]]
+    order = labelled[np.argsort(copies[labelled], kind="stable")]
+    inputs = np.split(order, np.flatnonzero(np.diff(copies[order])) + 1) if len(order) else []
+    conflicts = [
+        Conflict([int(i) + 1 for i in ids], [rows.classes[y[i]] if rows.classes else f"{y[i]:.6g}" for i in ids])
+        for ids in inputs[:MOST_LISTED]
+    ]
+    teach = torch.cat([parts.labelled, parts.unlabelled])
+    others = torch.cat([teach, parts.audit])
+    return CopyReport(
+        rows=int(sizes[sizes > 1].sum()),
+        distinct=int((sizes > 1).sum()),
+        conflicting=len(order),
+        conflicts=tuple(conflicts),
+        across=parts.test[torch.isin(groups.copies[parts.test], groups.copies[others])],
+        validated=int(torch.isin(groups.copies[parts.audit], groups.copies[teach]).sum()),
+        left_out=len(rows.y) - len(others) - len(parts.test),
+    )
 
 
 def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:
@@ -191,13 +317,32 @@ def _is_open(part: Part) -> int:
     return 0 if isinstance(part, Tensor) or part == 0 else 1
 
 
-def _part(pool: Tensor, y: Tensor, part: Part, address: Address, *, reserve: int) -> Tensor:
+def _part(
+    pool: Tensor, rows: LabelColumn, part: Part, address: Address, *, reserve: int, groups: RowGroups | None
+) -> Tensor:
     if isinstance(part, Tensor):
         return part.sort().values
     if part == 0:
         return pool[:0]
     count = part if isinstance(part, int) else max(1, round(part * len(pool)))
-    return draw(pool, y, count, address, reserve=reserve)
+    if groups is None:
+        return draw(pool, rows.y, count, address, reserve=reserve)
+    if groups.time is None:
+        return draw(pool, rows.y, count, address, reserve=reserve, groups=groups.groups)
+    return _latest(rows.name, pool, groups.time[pool], count)
+
+
+def _latest(name: str, pool: Tensor, time: Tensor, count: int) -> Tensor:
+    """About ``count`` of the rows, the latest ones; rows of one time stay together.
+
+    Raises:
+        DataError: all rows have one time.
+    """
+    moments, sizes = time.unique(return_counts=True)
+    if len(moments) < 2:
+        raise DataError(f"{name}: {len(pool)} rows to split have one time; give a column with more, or leave it out")
+    later = sizes.flip(0).cumsum(0).flip(0)[1:]  # rows from each moment on, but the first
+    return pool[time >= moments[1:][(later - count).abs().argmin()]]
 
 
 def _check_given(rows: LabelColumn, parts: dict[str, Part]) -> None:
@@ -226,21 +371,29 @@ def _check_noise(rows: LabelColumn, label_noise: float) -> None:
         raise DataError(f"{rows.name}: label noise swaps classes, but the target is a number; leave it at 0")
 
 
-def _check_pool(rows: LabelColumn, pool: Tensor, least: int) -> None:
-    """Enough labelled rows, of enough classes, for every split that is to be drawn."""
+def _check_pool(rows: LabelColumn, pool: Tensor, least: int, groups: RowGroups | None) -> None:
+    """Enough labelled rows, of enough classes, for every split that is to be drawn; of a group one counts."""
+    y, alike = rows.y[pool], ""
+    if groups is not None and len(pool):
+        classes = torch.zeros_like(pool) if y.is_floating_point() else y
+        width = int(classes.max()) + 1
+        single = (groups.groups[pool] * width + classes).unique() % width
+        if len(single) < len(y):
+            alike = " that are not equal or of one group"
+        y = single.to(y.dtype)
     if rows.y.is_floating_point():
-        if len(pool) <= least:
-            raise DataError(f"{rows.name}: only {len(pool)} rows to split have a target; add rows")
+        if len(y) <= least:
+            raise DataError(f"{rows.name}: only {len(y)} rows to split{alike} have a target; add rows")
         return
-    present = _present(rows.y[pool])
+    present = _present(y)
     if len(present) < 2:
         fault = f"only the class '{rows.classes[present[0]]}'" if present else "no class at all"
         raise DataError(f"{rows.name}: the labelled rows have {fault}; learning needs two classes or more")
-    counts = torch.bincount(rows.y[pool]).tolist()
+    counts = torch.bincount(y).tolist()
     for label in present:
         if counts[label] < least:
             raise DataError(
-                f"{rows.name}: class '{rows.classes[label]}' has too few labelled rows to split "
+                f"{rows.name}: class '{rows.classes[label]}' has too few labelled rows to split{alike} "
                 f"({counts[label]}, needed {least}); add rows, or merge or remove the class"
             )
 

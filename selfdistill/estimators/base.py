@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_consistent_length, check_random_state, get_tags
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from ..data.copies import Floats, Ints
 from ..errors import DataError
 from ..evaluation.audit import Audit, Decision, champion
 from .base_learners import usual_learner
@@ -18,7 +19,18 @@ from .generations import CrossFitting, RealTargets, Targets, train_first, train_
 from .mixing_weight import smoother, step_weights
 from .pseudo_labels import PseudoLabels, Selection
 from .resume import FitProgress, TrainingCache
-from .tables import EQUAL_WEIGHTS, Floats, Ints, RowWeights, TrainingTable, assign_folds, resolve_folds, take
+from .tables import (
+    EQUAL_WEIGHTS,
+    LEFT_OUT,
+    RowWeights,
+    TrainingTable,
+    assign_folds,
+    has_target,
+    resolve_folds,
+    stack,
+    take,
+    target_column,
+)
 from .wrappers import Wrapper, innermost, seeded_clone, weight_arguments
 
 
@@ -105,6 +117,10 @@ class BaseSelfDistillation(Wrapper):
         """Checked targets (rows,): numbers, or indices of classes."""
         raise NotImplementedError
 
+    def _has_label(self, y: NDArray[Any]) -> NDArray[np.bool_]:
+        """A mask of the targets (rows,) that are there."""
+        return has_target(y, self)
+
     def _n_synthetic(self, table: TrainingTable) -> int:
         """The number of synthetic rows to add."""
         return 0
@@ -138,19 +154,29 @@ class BaseSelfDistillation(Wrapper):
         sparse = "csr" if tags.input_tags.sparse else False
         return validate_data(self, X, reset=reset, accept_sparse=sparse, dtype=None, ensure_all_finite=finite)
 
-    def _table(self, X: Any, y: Any, sample_weight: Any, X_unlabeled: Any) -> TrainingTable:
-        """The checked arguments of ``fit``, without rows of weight 0."""
+    def _table(
+        self, X: Any, y: Any, sample_weight: Any, X_unlabeled: Any, groups: Any = None, time: Any = None
+    ) -> TrainingTable:
+        """The checked arguments of ``fit``, without rows of weight 0; rows without a label are unlabelled ones."""
         X = self._inputs(X, reset=True)
-        y = self._targets(y)
-        check_consistent_length(X, y)
+        y = target_column(y, self)
+        check_consistent_length(X, y, groups, time)
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-            if not weights.all():
-                rows = np.flatnonzero(weights)
-                X, y, weights = take(X, rows), y[rows], weights[rows]
             weight_arguments(self._base(), weights)
-        return TrainingTable(X, y, weights, None if X_unlabeled is None else self._unlabelled(X, X_unlabeled))
+        U = None if X_unlabeled is None else self._unlabelled(X, X_unlabeled)
+        labelled = self._has_label(y)
+        if not labelled.any():
+            raise ValueError(f"none of {len(y)} rows has a label in y; give some")
+        if not labelled.all():
+            U = stack([take(X, np.flatnonzero(~labelled)), *([] if U is None else [U])])
+        rows = np.flatnonzero(labelled if weights is None else labelled & (weights > 0))
+        groups, time = (None if v is None else np.asarray(v) for v in (groups, time))
+        if len(rows) < len(y):
+            X, y = take(X, rows), y[rows]
+            weights, groups, time = (None if v is None else v[rows] for v in (weights, groups, time))
+        return TrainingTable(X, self._targets(y), weights, U, groups=groups, time=time)
 
     def _unlabelled(self, X: Any, U: Any) -> Any:
         names, given = (list(rows.columns) if hasattr(rows, "columns") else None for rows in (X, U))
@@ -217,11 +243,16 @@ class BaseSelfDistillation(Wrapper):
     def _folds(self, table: TrainingTable) -> tuple[Ints, Ints] | None:
         """The fold and the distinct row of each labelled row; None where there are too few rows to audit."""
         number = resolve_folds(self.audit_folds, len(table.y))
-        fold, distinct = assign_folds(table.labelled, table.y, number, table.seed, self._classes)
-        if isinstance(number, float):
-            sizes = len(np.unique(distinct[fold == 0])), len(np.unique(distinct[fold != 0]))
+        fold, distinct = assign_folds(
+            table.labelled, table.y, number, table.seed, self._classes, table.groups, table.time
+        )
+        parts = [np.unique(table.y[(fold != k) & (fold != LEFT_OUT)]) for k in range(int(fold.max()) + 1)]
+        if not parts or (self._classes and min(map(len, parts)) < 2):
+            return None  # all rows are of one group or time, or a class is of one
+        if isinstance(number, float) or table.time is not None:
+            sizes = len(np.unique(distinct[fold == 0])), len(np.unique(distinct[fold == -1]))
             return (fold, distinct) if min(sizes) >= 2 else None
-        enough = distinct.max() + 1 >= 2 * number
+        enough = distinct.max() + 1 >= 2 * number and len(parts) > 1
         if self._classes:
             first = np.unique(distinct, return_index=True)[1]
             enough = enough and np.unique(table.y[first], return_counts=True)[1].min() >= number

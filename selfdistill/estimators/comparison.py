@@ -141,7 +141,7 @@ def _method(work: TableJob) -> dict[str, Any]:
     loss = history[model.generation_]["loss"]
     audit = {} if loss is None else {"accuracy": 1.0 - loss} if classes else {"rmse": loss**0.5}
     errors = residuals(work.prepared, model, work.seed)
-    return work.row(model, audit, errors, product=model.generation_, peers=peers, **more)
+    return work.row(model, audit, errors, final_generation=model.generation_, peers=peers, **more)
 
 
 def _alone(work: TableJob) -> dict[str, Any]:

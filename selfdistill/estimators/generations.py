@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from sklearn.naive_bayes import GaussianNB, _BaseDiscreteNB
 from sklearn.utils.parallel import Parallel, delayed
 
+from ..data.copies import Floats, Ints
 from ..errors import DataError
 from .pseudo_labels import PseudoLabels
 from .resume import NO_CACHE, FitProgress, TrainingCache
-from .tables import Floats, Ints, RowWeights, TrainingTable, predict_in_blocks, stack, take
+from .tables import LEFT_OUT, RowWeights, TrainingTable, predict_in_blocks, stack, take
 from .wrappers import row_limit, seeded_clone, weight_arguments, weight_parameter
 
 # targets --------------------------------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class CrossFitting:
     ) -> None:
         self.targets, self.table, self.progress, self.n_jobs = targets, table, progress, n_jobs
         folds = range(int(fold.max()) + 1)
-        self.tables = [table.with_labelled(np.flatnonzero(fold != k)) for k in folds]
+        self.tables = [table.with_labelled(np.flatnonzero((fold != k) & (fold != LEFT_OUT))) for k in folds]
         self.held_out = np.flatnonzero(fold >= 0)  # the rows of all folds, in the order of the table
         self.in_fold = [np.flatnonzero(fold[self.held_out] == k) for k in folds]
         self.y = table.y[self.held_out]

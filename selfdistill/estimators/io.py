@@ -19,6 +19,7 @@ from ..data.tables import skops
 from ..errors import CheckpointError, DataError
 from ..io import trust
 from ..io.expressions import one_line
+from ..io.files import remove_unfinished
 from ..io.schema import read_regular
 
 #: the types and functions that a file may name, beside those that skops trusts; what a partial binds is checked as well
@@ -83,6 +84,7 @@ def save(estimator: Any, path: str | Path) -> None:
         DataError: a part of it cannot be saved without pickle, or the file cannot be written.
     """
     io, path = skops(), Path(path)
+    remove_unfinished(path.parent, path.name)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # on disk: in memory it would need twice the space
     try:
         io.dump(estimator, unfinished)

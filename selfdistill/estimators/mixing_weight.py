@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.base import clone
 
-from .tables import EQUAL_WEIGHTS, Floats, RowWeights
+from ..data.copies import Floats
+from .tables import EQUAL_WEIGHTS, RowWeights
 
 MAX_STEPS = 4  # the powers of a smoother are nearly collinear: further weights would be noise
 

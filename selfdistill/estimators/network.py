@@ -20,9 +20,10 @@ from ..core.outputs import element_shape
 from ..core.parts import Always, BaseTerm, BindArgs, Gate, Loss, PerTrust, Teacher, Term
 from ..core.step import Forward
 from ..core.targets import Target
+from ..data.copies import Floats, row_hashes
 from ..losses import CrossEntropy, Squared
 from ..models.networks import mlp
-from .tables import Floats, class_targets, real_targets, row_hashes
+from .tables import class_targets, real_targets
 
 
 class TrainingTargets(nn.Module):
@@ -43,14 +44,14 @@ class TargetsOfData(Teacher[TrainingTargets]):
     module: TrainingTargets
     target_space: str
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
     def space(self, head: str) -> str:
         return self.target_space
 
-    def target(self, state: TrainingTargets, step: Forward, term: BaseTerm) -> Target:
-        return Target(state.targets[step.ids(term.view)], self.target_space)
+    def target(self, state: TrainingTargets, forward: Forward, term: BaseTerm) -> Target:
+        return Target(state.targets[forward.ids(term.view)], self.target_space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +61,13 @@ class WeightsOfData(Gate[TrainingTargets]):
     module: TrainingTargets
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> TrainingTargets:
+    def start(self, model: nn.Module, args: BindArgs) -> TrainingTargets:
         return self.module
 
-    def weigh(self, state: TrainingTargets, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return state.weights[step.ids(term.view)].expand(element_shape(student))
+    def weigh(
+        self, state: TrainingTargets, student: Tensor, target: Target, forward: Forward, term: BaseTerm
+    ) -> Tensor:
+        return state.weights[forward.ids(term.view)].expand(element_shape(student))
 
 
 @dataclass(eq=False, repr=False)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from .tables import EQUAL_WEIGHTS, Floats, Ints, RowWeights
+from ..data.copies import Floats, Ints
+from .tables import EQUAL_WEIGHTS, RowWeights
 
 Selection = float | Callable[[Floats], Floats] | None
 

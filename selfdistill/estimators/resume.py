@@ -17,6 +17,7 @@ import sklearn
 from scipy import sparse
 
 from ..errors import DataError, SelfdistillError
+from ..io.files import remove_unfinished
 from .io import load, save
 
 Progress = Callable[[int, int, str], None]
@@ -57,6 +58,7 @@ def keeping(folder: str | Path | None, progress: Progress | None = None) -> Iter
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
         except OSError as error:
             raise DataError(f"{folder} cannot be made a folder ({error.strerror}); give another place") from error
     token = _active.set((folder, progress))

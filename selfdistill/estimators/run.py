@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import frames
@@ -60,7 +61,11 @@ class TableRun:
     expression: str
     build: str  # the learner's expression
     settings: dict[str, Any]
-    note = ""
+
+    @property
+    def note(self) -> str:
+        """A notice about the data to print before training; mostly empty."""
+        return self.data.note
 
     @property
     def classify(self) -> bool:
@@ -168,7 +173,11 @@ def predict_frame(model: Any, frame: Any, classes: int) -> Tensor:
 def fit(run: TableRun, model: Any) -> Any:
     """Fit an estimator on the rows that teach."""
     data = run.data
-    given = {"X_unlabeled": data.rows(data.unlabelled)} if len(data.unlabelled) and self_taught(model) else {}
+    given: dict[str, Any] = {}
+    if self_taught(model) and len(data.unlabelled):
+        given["X_unlabeled"] = data.rows(data.unlabelled)
+    if self_taught(model) and data.groups is not None:
+        given["groups"] = data.groups[data.labelled]
     try:
         return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
     except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
@@ -180,13 +189,21 @@ def self_taught(model: Any) -> bool:
     return hasattr(model, "report")
 
 
-def folds_of(run: TableRun, seed: int) -> Any:
-    """Folds of the labelled rows; every class is spread over them where it has enough."""
-    from sklearn.model_selection import KFold, StratifiedKFold
+def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Folds of the labelled rows, as places of those that teach and of those left out.
+
+    Every class is spread over them where it has enough rows, and copies and the rows of a group share a fold.
+    """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     y = run.data.y[run.data.labelled]
+    groups = np.arange(len(y)) if run.data.groups is None else run.data.groups[run.data.labelled]
+    number = min(FOLDS, len(np.unique(groups)))
+    together = len(np.unique(groups)) < len(y)
     spread = run.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
-    return (StratifiedKFold if spread else KFold)(min(FOLDS, len(y)), shuffle=True, random_state=seed)
+    kinds = (StratifiedGroupKFold, GroupKFold) if together else (StratifiedKFold, KFold)
+    folds = kinds[0 if spread else 1](number, shuffle=True, random_state=seed)
+    return list(folds.split(np.zeros(len(y)), y, groups))
 
 
 def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:
@@ -198,7 +215,7 @@ def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:
     outputs = (
         torch.zeros(len(y), len(data.classes), dtype=torch.float64) if run.classify else torch.zeros(len(y)).double()
     )
-    for teach, held in folds_of(run, seed).split(np.zeros(len(y)), y):
+    for teach, held in folds_of(run, seed):
         fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
         outputs[torch.from_numpy(held)] = predict_frame(fitted, data.rows(rows[held]), len(data.classes))
     return outputs
@@ -279,11 +296,11 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
     history = [_history_row(row, model) for row in model.history_] if self_taught(model) else []
     result: dict[str, Any] = {
         "kind": "learner", "method": run.expression, "model": run.build, "parameters": None,
-        "data": data.describe(), "seed": seed, "product": getattr(model, "generation_", 0), "chosen": "method",
+        "data": data.describe(), "seed": seed, "final_generation": getattr(model, "generation_", 0), "chosen": "method",
         "generations": history or [{"generation": 0, "decision": None}], "steps": trainings,
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
-    names = {f"generation {result['product']}, the final model": model} if self_taught(model) else {}
+    names = {f"generation {result['final_generation']}, the final model": model} if self_taught(model) else {}
     for name, one in {"the learner alone": alone, **names}.items():
         figures, outputs, half = score_test(run, one, residuals(run, one, seed))
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)

@@ -13,13 +13,14 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
+from ..data.copies import Floats
 from ..evaluation.predict import halfwidth
 from .base import BaseSelfDistillation
 from .base_learners import usual_peers
 from .generations import ClassTargets, RealTargets, check_teachable
 from .mixing_weight import held_out_weight, log_loss_weight
 from .pseudo_labels import MostConfident, PseudoLabels, fit_temperature
-from .tables import Floats, RowWeights, TrainingTable, class_targets, real_targets
+from .tables import RowWeights, TrainingTable, class_targets, has_label, real_targets
 from .wrappers import delegated
 
 ENOUGH_ROWS = 3500  # with which a student takes over what its teachers know
@@ -88,13 +89,18 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
     def _targets(self, y: Any) -> Floats:
         return real_targets(y, self)
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledRegressor:
-        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None, groups: Any = None, time: Any = None
+    ) -> SelfDistilledRegressor:
+        """Train; the teacher labels ``X_unlabeled`` (rows, columns), and the rows where y is None or nan.
+
+        Equal rows share a fold of the audit, and so do rows of one of the ``groups`` (rows,), such as patients. With
+        the ``time`` of each row (rows,) the latest rows are held out instead.
 
         Raises:
             ValueError: the arguments do not fit together.
         """
-        self._fit(RealTargets(), self._table(X, y, sample_weight, X_unlabeled))
+        self._fit(RealTargets(), self._table(X, y, sample_weight, X_unlabeled, groups, time))
         return self
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Floats, Floats]:
@@ -130,6 +136,7 @@ class SelfDistilledRegressor(RegressorMixin, BaseSelfDistillation):  # type: ign
         return held_out_weight(y, teacher, student, rows).xi
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: ignore[misc]
     """Self-distillation of any classifier with ``predict_proba`` and ``sample_weight``, by soft targets.
 
@@ -150,6 +157,8 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
             predictions (rows, classes) that gives each row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`; audited by accuracy, since labels that
             are wrong at random still rank models by it.
+        unlabelled: the value of y that marks a row without a label, as in scikit-learn's SelfTrainingClassifier; among
+            strings its text. None: no value does, and -1 is a class. Beside 1 alone -1 is always a class.
 
     Attributes:
         estimator_, generation_, xi_, history_: as of `SelfDistilledRegressor`. classes_: the labels, sorted.
@@ -167,17 +176,26 @@ class SelfDistilledClassifier(ClassifierMixin, BaseSelfDistillation):  # type: i
     _measure = "accuracy"
     _classes = True
 
+    unlabelled: Any = -1
+
+    def _has_label(self, y: NDArray[Any]) -> NDArray[np.bool_]:
+        return has_label(y, self.unlabelled, self)
+
     def _targets(self, y: Any) -> NDArray[Any]:
         self.classes_, codes = class_targets(y, self)
         return codes
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None) -> SelfDistilledClassifier:
-        """Train; ``X_unlabeled`` are rows (rows, columns) that the teacher labels.
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_unlabeled: Any = None, groups: Any = None, time: Any = None
+    ) -> SelfDistilledClassifier:
+        """Train; the teacher labels ``X_unlabeled`` (rows, columns) and rows where y is None, nan or ``unlabelled``.
+
+        ``groups`` and ``time`` are as of `SelfDistilledRegressor.fit`.
 
         Raises:
             ValueError: the arguments do not fit together.
         """
-        table = self._table(X, y, sample_weight, X_unlabeled)  # first, as it sets the classes
+        table = self._table(X, y, sample_weight, X_unlabeled, groups, time)  # first, as it sets the classes
         self._fit(ClassTargets(self.classes_), table)
         return self
 
@@ -282,7 +300,7 @@ class SelfTrainedClassifier(SelfDistilledClassifier):
         selection: replaces the curriculum: the least confidence of a label, or a function of the predictions
             (rows, classes) that gives each row a weight in [0, 1].
         peers: None, a number of copies, or a list of estimators, which label for each other and never for themselves.
-        audit, audit_folds, n_jobs, random_state: as of `SelfDistilledClassifier`.
+        audit, audit_folds, n_jobs, random_state, unlabelled: as of `SelfDistilledClassifier`.
 
     Attributes:
         estimator_, classes_, generation_, history_: as of `SelfDistilledClassifier`; ``history_`` has the temperature.

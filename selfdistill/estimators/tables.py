@@ -10,16 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import _safe_indexing, check_array, column_or_1d
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
+from ..data.copies import MULTIPLIER, Floats, Ints, column_bits, connect, numbered, row_hashes
 from .resume import digest
-
-Floats = NDArray[np.float64]
-
-
-Ints = NDArray[np.int64]
-
 
 DEFAULT_FOLDS = 5
 
@@ -31,73 +27,6 @@ MAX_HELD_OUT_ROWS = 5_000
 
 
 BLOCK = 50_000  # rows
-
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads values that differ in a few bits
-
-
-# columns --------------------------------------------------------------------------------------------------------------
-
-
-def numeric_values(column: Any) -> Floats | None:
-    """A column of numbers, booleans or times (in seconds) as float64 (rows,), nan where missing; else None."""
-    if hasattr(column, "to_physical"):
-        return _polars_values(column)
-    letter = column.dtype.kind if hasattr(column.dtype, "kind") else "O"
-    if letter in "mM":
-        times = column.to_numpy(dtype="timedelta64[ns]" if letter == "m" else "datetime64[ns]")
-        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1e9)
-    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan)) if letter in "iufb" else None
-
-
-def _polars_values(column: Any) -> Floats | None:
-    import polars
-
-    kind, unit = column.dtype.base_type(), 1.0
-    if kind in (polars.Date, polars.Datetime):
-        column, unit = column.dt.epoch("us"), 1e6
-    elif kind == polars.Duration:
-        column, unit = column.dt.total_microseconds(), 1e6
-    elif kind == polars.Time:
-        column, unit = column.cast(polars.Int64), 1e9
-    elif not (column.dtype.is_numeric() or kind == polars.Boolean):
-        return None
-    return np.asarray(column.cast(polars.Float64).to_numpy()) / unit
-
-
-def category_codes(column: Any) -> tuple[Ints, list[str]]:
-    """The index (rows,) of each value's text among the sorted distinct texts, -1 where missing; and those texts.
-
-    >>> import pandas as pd
-    >>> codes, texts = category_codes(pd.Series(["b", None, "a", "b"]))
-    >>> codes.tolist(), texts
-    ([1, -1, 0, 1], ['a', 'b'])
-    """
-    if hasattr(column, "to_physical"):
-        import polars
-
-        texts = column.cast(polars.String)
-        names = texts.unique().drop_nulls().sort()
-        codes = texts.cast(polars.Enum(names)).to_physical().cast(polars.Int64).fill_null(-1)
-        return np.asarray(codes.to_numpy()), names.to_list()
-    if hasattr(column, "cat"):
-        codes, values = np.asarray(column.cat.codes, dtype=np.int64), column.cat.categories
-    else:
-        codes, values = column.factorize()
-    texts = [str(value) for value in values]
-    names = sorted(set(texts))
-    index = {text: number for number, text in enumerate(names)}
-    return np.array([*(index[text] for text in texts), -1], dtype=np.int64)[codes], names
-
-
-def _column_bits(values: Any) -> NDArray[np.uint64]:
-    """Each value as 64 bits, equal where the values are equal."""
-    column: Any = numeric_values(values) if hasattr(values, "to_numpy") else np.asarray(values)
-    if column is None:
-        column = category_codes(values)[0]
-    if column.dtype.kind in "biuf":
-        return np.asarray((column.astype(np.float64) + 0.0).view(np.uint64))  # + 0.0: there are two zeros
-    return np.unique(column.astype(str), return_inverse=True)[1].astype(np.uint64)
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
@@ -167,22 +96,6 @@ def predict_in_blocks(predict: Callable[[Any], NDArray[Any]], X: Any) -> NDArray
     return np.concatenate(parts)
 
 
-def row_hashes(X: Any, seed: int) -> NDArray[np.uint64]:
-    """A hash of each row (rows,), the same for equal rows."""
-    hashes = np.full(X.shape[0], np.uint64(seed) + _MULTIPLIER, dtype=np.uint64)
-    if sparse.issparse(X):
-        columns: list[Any] = [np.asarray(X.tocsr() @ np.random.default_rng(seed).random(X.shape[1]))]
-    elif hasattr(X, "columns"):
-        columns = [X[name] for name in X.columns]
-    else:
-        columns = list(np.asarray(X).T)
-    with np.errstate(over="ignore"):
-        for column in columns:
-            hashes = (hashes ^ _column_bits(column)) * _MULTIPLIER
-            hashes ^= hashes >> np.uint64(29)
-    return hashes
-
-
 def resolve_folds(audit_folds: int | float | str, rows: int) -> int | float:
     """A number of folds, or a share of the rows to hold out once.
 
@@ -206,32 +119,56 @@ def resolve_folds(audit_folds: int | float | str, rows: int) -> int | float:
     )
 
 
-def assign_folds(X: Any, y: NDArray[Any], number: int | float, seed: int, classes: bool) -> tuple[Ints, Ints]:
+LEFT_OUT = -2  # the fold of a row that is neither held out nor learnt from while rows are
+
+
+def assign_folds(
+    X: Any, y: NDArray[Any], number: int | float, seed: int, classes: bool, groups: Any = None, time: Any = None
+) -> tuple[Ints, Ints]:
     """The fold of each row (rows,), from 0 to ``number`` - 1, and the index of its distinct row (rows,).
 
     Where ``number`` is a share, that share of the distinct rows is fold 0, and all others are -1, in no fold. Equal
-    rows with equal targets are one distinct row and share a fold: a copy must not audit its twin, and a row of
-    weight 2 is the same as the row twice. With ``classes`` the folds are stratified.
+    rows with equal targets are one distinct row: a row of weight 2 is the same as the row twice. Equal rows, whatever
+    their targets, and rows of one of the ``groups`` (rows,) share a fold: a copy must not audit its twin. With
+    ``classes`` the folds are stratified. With the ``time`` of each row (rows,) the latest ones are fold 0, as many as
+    of one of the folds, and the others are in none; of a group that began before, the later rows are `LEFT_OUT`.
 
     >>> X = np.array([[1.0], [2.0], [1.0], [3.0]])
     >>> fold, distinct = assign_folds(X, np.zeros(4), 2, 0, classes=False)
     >>> fold[0] == fold[2], distinct[0] == distinct[2], sorted(np.bincount(fold[[0, 1, 3]]).tolist())
     (np.True_, np.True_, [1, 2])
     """
-    codes = np.unique(y, return_inverse=True)[1]
+    codes, rows = np.unique(y, return_inverse=True)[1], row_hashes(X, seed)
     with np.errstate(over="ignore"):
-        hashes = (row_hashes(X, seed) ^ _column_bits(codes)) * _MULTIPLIER
+        hashes = (rows ^ column_bits(codes)) * MULTIPLIER
     _, first, distinct = np.unique(hashes, return_index=True, return_inverse=True)
-    strata = codes[first] if classes else np.zeros(len(first), dtype=np.int64)
-    order, place = np.argsort(strata, kind="stable"), np.arange(len(first))
-    fold = np.empty(len(first), dtype=np.int64)
+    together = connect(numbered(rows), groups)
+    if time is not None:
+        share = number if isinstance(number, float) else 1.0 / number
+        return _hold_out_latest(np.asarray(time, dtype=np.float64), share, together), distinct.astype(np.int64)
+    unit = numbered(together[first])
+    _, unit_first, sizes = np.unique(unit, return_index=True, return_counts=True)
+    strata = codes[first][unit_first] if classes else np.zeros(len(sizes), dtype=np.int64)
+    order, place = np.lexsort((-sizes, strata)), np.arange(len(sizes))
+    fold = np.empty(len(sizes), dtype=np.int64)
     if isinstance(number, int):
         fold[order] = place % number  # one class after the other, so that each one is spread evenly
     else:
         held_out = np.floor((place + 1) * number) > np.floor(place * number)
         held_out[np.unique(strata[order], return_index=True)[1]] = False  # one row of each class is left to learn from
         fold[order] = np.where(held_out, 0, -1)
-    return fold[distinct], distinct.astype(np.int64)
+    return fold[unit][distinct], distinct.astype(np.int64)
+
+
+def _hold_out_latest(time: Floats, share: float, together: Ints) -> Ints:
+    """Fold 0 for about a share of the rows, the latest ones of groups that begin then; -1 and `LEFT_OUT` for others."""
+    moments, sizes = np.unique(time, return_counts=True)
+    later = sizes[::-1].cumsum()[::-1][1:]  # rows from each moment on, but the first
+    if not len(later):
+        return np.full(len(time), -1, dtype=np.int64)
+    late = time >= moments[1:][np.abs(later - share * len(time)).argmin()]
+    begun = np.isin(together, together[~late])
+    return np.where(late, np.where(begun, LEFT_OUT, 0), -1).astype(np.int64)
 
 
 class RowWeights(NamedTuple):
@@ -267,7 +204,8 @@ class TrainingTable:
     ``X`` and ``X_unlabelled`` hold the rows of the whole table; ``labelled_index`` and ``unlabelled_index`` select
     those of this one (None: all), so that folds need no copies. ``mark`` is a digest of the rows, where trainings are
     kept in files; ``seed`` draws rows where a learner is limited to some. ``synthetic`` is a number of unlabelled rows
-    that are made of all others when they are asked for, always the same ones.
+    that are made of all others when they are asked for, always the same ones. ``groups`` and ``time`` of the labelled
+    rows of the whole table decide the folds.
     """
 
     X: Any
@@ -279,6 +217,8 @@ class TrainingTable:
     mark: str | None = None
     seed: int = 0
     synthetic: int = 0
+    groups: Any = None
+    time: Any = None
 
     @property
     def labelled(self) -> Any:
@@ -340,10 +280,51 @@ class TrainingTable:
 # targets --------------------------------------------------------------------------------------------------------------
 
 
-def _target_column(y: Any, estimator: Any) -> NDArray[Any]:
+def target_column(y: Any, estimator: Any) -> NDArray[Any]:
+    """The targets as an array (rows,).
+
+    Raises:
+        ValueError: there are none, or they have more columns.
+    """
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     return np.asarray(column_or_1d(y, warn=True))
+
+
+def has_target(y: Any, estimator: Any) -> NDArray[np.bool_]:
+    """A mask of the targets (rows,) that are there: not None, nan or another mark of pandas for a missing value.
+
+    >>> has_target([1.0, float("nan"), None], None).tolist()
+    [True, False, False]
+    """
+    column = target_column(y, estimator)
+    if column.dtype.kind in "fc":
+        return np.asarray(~np.isnan(column))
+    if column.dtype.kind != "O":
+        return np.ones(len(column), dtype=bool)
+    return np.array([not (v is None or is_scalar_nan(v) or is_pandas_na(v)) for v in column], dtype=bool)
+
+
+def has_label(y: Any, mark: Any, estimator: Any) -> NDArray[np.bool_]:
+    """A mask of the labels (rows,) that are there: not missing, and not ``mark``, among strings its text.
+
+    Beside 1 alone -1 is a class and no mark: two classes are often called -1 and 1.
+
+    >>> has_label(["no", "-1", None, "yes"], -1, None).tolist(), has_label([-1, 1], -1, None).tolist()
+    ([True, False, False, True], [True, True])
+    """
+    column, labelled = target_column(y, estimator), has_target(y, estimator)
+    if mark is None:
+        return labelled
+    if column.dtype.kind in "OUT":
+        text = str(mark)
+        marked = np.array(
+            [ok and v == (text if isinstance(v, str) else mark) for ok, v in zip(labelled, column, strict=False)]
+        )
+    else:
+        marked = np.isin(column, np.array([mark])) if isinstance(mark, (int, float, np.number)) else ~labelled
+    others = np.unique(column[labelled & ~marked]) if column.dtype.kind in "iuf" else ()
+    return labelled if mark == -1 and list(others) == [1] else labelled & ~marked
 
 
 def real_targets(y: Any, estimator: Any) -> Floats:
@@ -353,14 +334,31 @@ def real_targets(y: Any, estimator: Any) -> Floats:
         ValueError: a target is missing, infinite, or no number, or they are all the same.
     """
     try:
-        values = check_array(_target_column(y, estimator), ensure_2d=False, dtype=np.float64, input_name="y")
+        values = check_array(target_column(y, estimator), ensure_2d=False, dtype=np.float64, input_name="y")
     except ValueError as error:
         if "contains NaN" in str(error):
-            raise ValueError("Input y contains NaN; give the rows without a target as X_unlabeled") from None
+            raise ValueError(
+                "Input y contains NaN; leave out the rows without a target, or take SelfDistilledRegressor, which "
+                "learns from unlabelled rows"
+            ) from None
         raise
     if len(values) > 1 and (values == values[0]).all():
         raise ValueError(f"y is {values[0]:g} in all {len(values)} rows: there is nothing to learn; check the column")
     return np.asarray(values, dtype=np.float64)
+
+
+def _one_type(column: NDArray[Any]) -> NDArray[Any]:
+    """Labels of Python objects (rows,) in an array of their type.
+
+    Raises:
+        ValueError: they are of several types, which have no order.
+    """
+    first = {"text" if isinstance(v, str) else type(v).__name__: i for i, v in reversed(list(enumerate(column)))}
+    numbers = all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in column)
+    if len(first) > 1 and not numbers:
+        (one, i), (other, k) = sorted(first.items(), key=lambda item: item[1])[:2]
+        raise ValueError(f"y mixes {one} (row {i}, from 0) and {other} (row {k}); give labels of one type")
+    return column if "text" in first else np.array(column.tolist())
 
 
 def class_targets(y: Any, estimator: Any) -> tuple[NDArray[Any], Ints]:
@@ -369,7 +367,15 @@ def class_targets(y: Any, estimator: Any) -> tuple[NDArray[Any], Ints]:
     Raises:
         ValueError: y has no classes, or one only.
     """
-    column = _target_column(y, estimator)
+    column = target_column(y, estimator)
+    missing = np.flatnonzero(~has_target(column, estimator))
+    if len(missing):
+        raise ValueError(
+            f"y has no label in row {missing[0]} (from 0): {column[missing[0]]!r}; leave such rows out, or take "
+            "SelfTrainedClassifier, which learns from unlabelled rows"
+        )
+    if column.dtype.kind == "O":
+        column = _one_type(column)
     check_classification_targets(column)
     labels, codes = np.unique(column, return_inverse=True)
     if len(labels) < 2:

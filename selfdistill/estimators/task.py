@@ -108,14 +108,17 @@ class TableTaskType(TaskType):
         )
 
     def rows(self, result: dict[str, Any]) -> Rows:
-        """The learner alone, and the product where it is another one."""
+        """The learner alone, and the final model where it is another one."""
         plain = result["plain"]
         table = [(self.baseline(result), plain["end"])]
         if plain["from"] == "itself":
             return table
         return [
             *table,
-            (f"{result['method']}, {generation_name(result, {'generation': result['product']})}", result["test"]),
+            (
+                f"{result['method']}, {generation_name(result, {'generation': result['final_generation']})}",
+                result["test"],
+            ),
         ]
 
     def baseline(self, result: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from ..data.copies import Floats, category_codes, numeric_values
 from ..errors import DataError
-from .tables import Floats, category_codes, draw_rows, numeric_values, predict_in_blocks, take
+from .tables import class_targets, draw_rows, has_label, predict_in_blocks, take, target_column
 
 MAX_CATEGORIES = 254  # of a column; with one for the rest as many as histogram gradient boosting tells apart
 
@@ -316,7 +317,12 @@ class ClassNames(ClassifierMixin, Wrapper):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, **more: Any) -> ClassNames:
         """Train the classifier on rows (rows, columns) and the names of their classes (rows,)."""
-        self._names, numbers = np.unique(np.asarray(y), return_inverse=True)
+        column, parameters = target_column(y, self), self.estimator.get_params(deep=False)
+        marked = "unlabelled" in parameters
+        labelled = has_label(column, parameters["unlabelled"], self) if marked else np.ones(len(column), dtype=bool)
+        self._names, codes = class_targets(column[labelled], self)
+        numbers = np.full(len(column), -1)
+        numbers[labelled] = codes
         self.estimator_, self.classes_ = clone(self.estimator).fit(X, numbers, **more), self._names
         return self
 

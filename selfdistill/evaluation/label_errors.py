@@ -1,17 +1,17 @@
-"""Label errors: a score for every labelled training row that says how far the model doubts its label.
+"""Label errors: for every labelled training row a score of how strongly the model contradicts its label.
 
 Equation::
 
-    doubt_i = 1 - q_i(y_i)                             for classes
-    doubt_i = erf(abs(y_i - m_i) / (s sqrt 2)),  s = 1.4826 median_i abs(y_i - m_i)    for values
+    score_i = 1 - q_i(y_i)                             for classes
+    score_i = erf(abs(y_i - m_i) / (s sqrt 2)),  s = 1.4826 median_i abs(y_i - m_i)    for values
 
-q_i (or m_i) is what the model believes of row i: from the memory of the method, where it has one of what was said of
-each sample while it trained (`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal_ensembling`, `joint_optimisation`);
-otherwise the mean over the generations of what each said of the row at its best epoch by the audit split, which comes
-before wrong labels are learnt by heart. Peers speak together. A label is *doubted* where another class is believed, or,
-of values, where the score is above 0.95. Which labels were made wrong on purpose has no part in a score; where a run
-did that, it says how well the scores find them. Rows are counted as `selfdistill predict` counts them: the first row of
-data is 1, and a table's header is none.
+q_i (or m_i) is the model's prediction for row i. It comes from the method's own memory, where the method stores its
+predictions during training (`elr`, `self_adaptive`, `selc`, `ps_kd`, `temporal_ensembling`, `joint_optimisation`).
+Otherwise it is the mean over the generations, each at its best epoch by the audit split, before it memorises wrong
+labels. Peers are averaged. A label is a likely error where another class is predicted, or, for values, where the score
+is above 0.95. Labels that `--label-noise` made wrong have no part in a score; a run that has such labels reports how
+well the scores detect them. Rows are counted as `selfdistill predict` counts them: the first row of data is 1, and the
+header of a table is not counted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
+from ..io.display import printable
 from ..io.files import write as write_text
 from ..io.run_record import read_record
 from ..models.peers import PeerModels
@@ -39,45 +40,41 @@ from ..teachers import Ensembled, History, LastEpoch, Relabelled
 from ..teachers.relabelling import Window
 from .predict import predict_rows
 
-FILE = "doubts.csv"
-
-
-ROW = "row_from_1"  # files of older versions have "row", which counts from 0
-
-
-COLUMNS = (ROW, "name", "label", "doubt", "believed", "confidence")
-
-
-SURELY = 0.95  # from which score on a value is doubted
+FILE = "label_errors.csv"
+ROW = "row_from_1"
+COLUMNS = (ROW, "name", "label", "score", "suggested", "confidence")
+VALUE_THRESHOLD = 0.95  # a value with a higher score is a likely error
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """A labelled training row and its score: its number (the first row of data is 1: sample id + 1), its file where it
-    has one, its label, the score in [0, 1], the class or value believed instead and, of classes, its probability.
+class LabelError:
+    """A labelled training row with its score.
+
+    It has its number (sample id + 1, so the first row of data is 1), the name of its file where it has one, its label,
+    the score in [0, 1], the class or value that the model predicts and, for classes, the probability of that class.
     """
 
     row: int
     name: str
     label: str
-    doubt: float
-    believed: str
+    score: float
+    suggested: str
     confidence: float | None
 
 
-def of_classes(q: Tensor, y: Tensor) -> Tensor:
-    """1 - q_i(y_i), from beliefs (rows, classes) and labels (rows,).
+def class_scores(q: Tensor, y: Tensor) -> Tensor:
+    """1 - q_i(y_i), from predictions (rows, classes) and labels (rows,).
 
-    >>> of_classes(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).tolist()
+    >>> class_scores(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])).tolist()
     [0.10000002384185791, 0.800000011920929]
     """
     return 1.0 - q.gather(1, y[:, None]).squeeze(1)
 
 
-def of_values(m: Tensor, y: Tensor) -> Tensor:
-    """The probability that an error is no usual one, from beliefs and labels (rows,): see the module.
+def value_scores(m: Tensor, y: Tensor) -> Tensor:
+    """The probability that an error is an outlier, from predictions and labels (rows,): see the module.
 
-    >>> of_values(torch.zeros(5), torch.tensor([0.0, 1.0, 1.0, -1.0, 9.0]))[[0, 4]].tolist()
+    >>> value_scores(torch.zeros(5), torch.tensor([0.0, 1.0, 1.0, -1.0, 9.0]))[[0, 4]].tolist()
     [0.0, 1.0]
     """
     errors = (y - m).abs().double()
@@ -101,7 +98,7 @@ def auroc(score: Tensor, wrong: Tensor) -> float | None:
     return float((lower + upper).double().mean() / (2 * len(negative)))
 
 
-# what a run believes --------------------------------------------------------------------------------------------------
+# the predictions of a run ---------------------------------------------------------------------------------------------
 
 
 class TrainedGeneration(Protocol):
@@ -121,7 +118,7 @@ class TrainedModel(Protocol):
         """Every generation, in order."""
 
 
-def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
+def _stored_targets(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
     """The targets of rows (rows, width) in a teacher's memory and a mask of the rows that it holds; None without a
     memory.
     """
@@ -138,28 +135,32 @@ def _remembered(part: Any, state: nn.Module, ids: Tensor, width: int) -> tuple[T
 
 
 def _from_memory(trained: TrainedModel, data: Data) -> Tensor | None:
-    """Beliefs from the memory of the last generation, if it is one of every row that taught."""
+    """Predictions from the memory of the last generation, if it holds every row that taught."""
     objective = trained.objective
     for key, part, _ in objective._owners if objective is not None else []:
         assert objective is not None
-        memory = _remembered(part, objective.states[key].cpu(), data.labelled, data.outputs)
+        memory = _stored_targets(part, objective.states[key].cpu(), data.labelled, data.outputs)
         if memory is not None and bool(memory[1].all()):
-            beliefs = memory[0]
-            return beliefs / beliefs.sum(1, keepdim=True).clamp(min=1e-12) if data.task == "classify" else beliefs
+            predictions = memory[0]
+            return (
+                predictions / predictions.sum(1, keepdim=True).clamp(min=1e-12)
+                if data.task == "classify"
+                else predictions
+            )
     return None
 
 
 def _from_generations(trained: TrainedModel, data: Data) -> Tensor:
     """The mean over the generations of their predictions at their best epochs."""
-    model, beliefs = trained.model, list[Tensor]()
+    model, predictions = trained.model, list[Tensor]()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     head = "ensemble" if isinstance(model, PeerModels) and _has_ensemble(model, data) else data.head
     for generation in trained.generations:
         model.load_state_dict(generation.best)
         outputs = predict_rows(model, data, data.labelled, head)
-        beliefs.append(F.softmax(outputs, dim=-1) if data.task == "classify" else outputs[..., :1])
+        predictions.append(F.softmax(outputs, dim=-1) if data.task == "classify" else outputs[..., :1])
     model.load_state_dict(weights)
-    return torch.stack(beliefs).mean(0)
+    return torch.stack(predictions).mean(0)
 
 
 def _has_ensemble(model: nn.Module, data: Data) -> bool:
@@ -167,46 +168,55 @@ def _has_ensemble(model: nn.Module, data: Data) -> bool:
         return "ensemble" in model.eval()(data.rows(data.labelled[:2]))
 
 
-def judge(trained: TrainedModel, data: Data) -> tuple[list[Doubt], dict[str, Any]]:
-    """Every row that taught, the most doubted first, and a summary: where beliefs come from, how many are doubted."""
+def score_labels(trained: TrainedModel, data: Data) -> tuple[list[LabelError], dict[str, Any]]:
+    """Every row that taught, the highest score first, and a summary.
+
+    Args:
+        trained: The training, with its memories or its generations.
+        data: Its data.
+
+    Returns:
+        The rows with their scores, and ``source`` (of the predictions: memory or generations), ``rows``, ``errors``
+        (the number of likely errors) and, where labels were made wrong on purpose, ``auroc``.
+    """
     q, source = _from_memory(trained, data), "memory"
     if q is None:
         q, source = _from_generations(trained, data), "generations"
     classes, y = data.task == "classify", data.targets[data.labelled]
-    score = of_classes(q, y) if classes else of_values(q[:, 0], y)
-    doubted = q.argmax(1) != y if classes else score > SURELY
-    doubts = []
+    score = class_scores(q, y) if classes else value_scores(q[:, 0], y)
+    wrong = q.argmax(1) != y if classes else score > VALUE_THRESHOLD
+    errors = []
     for i in score.argsort(descending=True, stable=True).tolist():
         row = int(data.labelled[i])
         name = data.names[row] if data.names else ""
         if classes:
             top = int(q[i].argmax())
-            label, believed, sure = data.classes[int(y[i])], data.classes[top], float(q[i, top])
+            label, suggested, confidence = data.classes[int(y[i])], data.classes[top], float(q[i, top])
         else:
             value = data.scale * float(q[i, 0]) + data.center
-            label, believed, sure = f"{float(data.y[row]):.6g}", f"{value:.6g}", None
-        doubts.append(Doubt(row + 1, name, label, float(score[i]), believed, sure))
-    summary: dict[str, Any] = {"from": source, "rows": len(doubts), "doubted": int(doubted.sum())}
+            label, suggested, confidence = f"{float(data.y[row]):.6g}", f"{value:.6g}", None
+        errors.append(LabelError(row + 1, name, label, float(score[i]), suggested, confidence))
+    summary: dict[str, Any] = {"source": source, "rows": len(errors), "errors": int(wrong.sum())}
     area = auroc(score, data.noisy[data.labelled])
-    return doubts, summary if area is None else {**summary, "auroc": round(area, 4)}
+    return errors, summary if area is None else {**summary, "auroc": round(area, 4)}
 
 
 # on disk, and back ----------------------------------------------------------------------------------------------------
 
 
-def save(doubts: list[Doubt], folder: Path) -> None:
-    """Write doubts.csv into the run folder, the most doubted row first."""
+def save(errors: list[LabelError], folder: Path) -> None:
+    """Write label_errors.csv into the run folder, the highest score first."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for doubt in doubts:
-        sure = "" if doubt.confidence is None else f"{doubt.confidence:.6g}"
-        writer.writerow([doubt.row, doubt.name, doubt.label, f"{doubt.doubt:.6g}", doubt.believed, sure])
+    for error in errors:
+        confidence = "" if error.confidence is None else f"{error.confidence:.6g}"
+        writer.writerow([error.row, error.name, error.label, f"{error.score:.6g}", error.suggested, confidence])
     write_text(folder / FILE, text.getvalue())
 
 
 def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, Any]:
-    """The summary of a finished run, and its ``top`` most doubted rows (all of them by default) under ``labels``.
+    """The summary of a finished run, and its ``top`` rows of highest score (all of them by default) under ``labels``.
 
     Raises:
         CheckpointError: it is no run, is not finished, or was made without scores; or they are damaged.
@@ -220,7 +230,7 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
     record, _ = read_record(folder / "run.json")
     if "result" not in record:
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
-    summary = record["result"].get("doubts")
+    summary = record["result"].get("label_errors")
     if record["data"].get("task") == "features":
         raise CheckpointError(
             f"{folder} was trained without labels, so there are no label errors to list; label some rows"
@@ -229,34 +239,36 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
         raise CheckpointError(f"{folder} has no {FILE}: it was made by an older version; run it again in a new --out")
     try:
         rows = list(csv.DictReader(io.StringIO((folder / FILE).read_text(encoding="utf-8"))))[:top]
-        labels = [_typed(row) for row in rows]
+        labels = [_parse_row(row) for row in rows]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{folder / FILE} is damaged ({type(error).__name__}); run it again") from error
     return {"run": str(folder), **summary, "labels": [asdict(label) for label in labels]}
 
 
-def _typed(row: dict[str, str]) -> Doubt:
-    sure = float(row["confidence"]) if row["confidence"] else None
-    number = int(row[ROW]) if ROW in row else int(row["row"]) + 1
-    return Doubt(number, row["name"], row["label"], float(row["doubt"]), row["believed"], sure)
+def _parse_row(row: dict[str, str]) -> LabelError:
+    confidence = float(row["confidence"]) if row["confidence"] else None
+    return LabelError(int(row[ROW]), row["name"], row["label"], float(row["score"]), row["suggested"], confidence)
 
 
 def label_error_table(summary: dict[str, Any]) -> str:
     """The label errors of `read_label_errors` as a table of text."""
     has_names = any(label["name"] for label in summary["labels"])
-    table = [["row (from 1)", *(["file"] if has_names else []), "label", "predicted", "error score"]]
+    table = [["row (from 1)", *(["file"] if has_names else []), "label", "suggested", "error score"]]
     for label in summary["labels"]:
-        sure = "" if label["confidence"] is None else f" ({label['confidence']:.2f})"
+        confidence = "" if label["confidence"] is None else f" ({label['confidence']:.2f})"
         name = [label["name"]] if has_names else []
-        table.append([str(label["row"]), *name, label["label"], f"{label['believed']}{sure}", f"{label['doubt']:.4f}"])
+        table.append(
+            [str(label["row"]), *name, label["label"], f"{label['suggested']}{confidence}", f"{label['score']:.4f}"]
+        )
+    table = [[printable(cell, kept="") for cell in line] for line in table]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     sources = {
         "memory": "the model's past predictions",
         "generations": "the mean prediction of its generations at their best epochs",
     }
-    count = f"{summary['doubted']} of {summary['rows']} training labels contradict the model and may be wrong"
-    lines += ["", f"{count} (scored by {sources[summary['from']]})."]
+    count = f"{summary['errors']} of {summary['rows']} training labels contradict the model and may be wrong"
+    lines += ["", f"{count} (scored by {sources[summary['source']]})."]
     if "auroc" in summary:
         lines.append(
             f"--label-noise made labels wrong; the score detects these with an AUROC of {summary['auroc']:.3f}."

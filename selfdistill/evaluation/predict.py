@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..core.outputs import output_of
+from ..data.image_store import ImageStore
 from ..data.sampler import RowSource
 from . import metrics
 from .audit import row_losses
@@ -20,17 +23,22 @@ if TYPE_CHECKING:
 CHUNK = 1024  # fixed, so that the same rows give the same bits whoever asks
 
 
+LARGEST = 1 << 24  # numbers in such a chunk
+
+
 COVERAGE = 0.9  # of the intervals that are told and scored
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.device | str = "cpu") -> Tensor:
+def predict(
+    model: nn.Module, x: Tensor | ImageStore, head: str = "logits", device: torch.device | str = "cpu"
+) -> Tensor:
     """A head's output for input rows, (rows, ..., components), on the CPU in float32."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         parts = []
-        for rows in x.split(CHUNK):
+        for rows in _chunks(x):
             output = model(rows.to(device))
             outputs = output if isinstance(output, dict) else {"": output}
             parts.append(output_of(outputs, head).float().cpu())
@@ -40,11 +48,27 @@ def predict(model: nn.Module, x: Tensor, head: str = "logits", device: torch.dev
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
+def _chunks(x: Tensor | ImageStore) -> Iterator[Tensor]:
+    rows = chunk_rows(x.shape[1:])
+    if isinstance(x, Tensor):
+        return iter(x.split(rows))
+    return (pixels.float() / 255 for pixels in x.chunks(torch.arange(len(x)), rows))
+
+
 def predict_rows(
     model: nn.Module, data: RowSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
-    return torch.cat([predict(model, data.rows(part), head, device) for part in ids.split(CHUNK)])
+    return torch.cat([predict(model, x, head, device) for x in data.chunks(ids, chunk_rows(data.shape))])
+
+
+def chunk_rows(shape: Sequence[int]) -> int:
+    """Rows that a model reads at once: 1024, or fewer of large images. It depends on their shape alone.
+
+    >>> chunk_rows((3, 32, 32)), chunk_rows((3, 224, 224))
+    (1024, 111)
+    """
+    return max(1, min(CHUNK, LARGEST // max(1, math.prod(shape))))
 
 
 def task_outputs(model: nn.Module, data: Data, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -133,6 +157,7 @@ class Predictions(NamedTuple):
     names: list[str]
     numbers: Tensor
     columns: list[str]
+    note: str = ""  # files that are no rows, and why
 
     def text(self) -> str:
         """The predictions as CSV: the class and the probability of each class, or the values."""

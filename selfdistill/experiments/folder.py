@@ -15,6 +15,7 @@ import torch
 
 from ..errors import CheckpointError, DataError
 from ..io.expressions import one_line
+from ..io.files import is_temporary
 
 
 class Folder:
@@ -38,13 +39,17 @@ class Folder:
         """
         try:
             begun = self.record.exists()
-            other = not begun and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+            other = not begun and self.path.exists() and (not self.path.is_dir() or self._foreign())
         except OSError as error:
             why = f"cannot be a folder of a {self.noun} ({error.strerror})"
             raise DataError(f"{one_line(self.path, 80)} {why}; give another --out") from error
         if other:
             raise DataError(f"{self.path} exists and is no {self.noun} of selfdistill; give another --out")
         return begun
+
+    def _foreign(self) -> bool:
+        """Whether something lies there that no killed process left as it wrote the record."""
+        return any(not is_temporary(path) for path in self.path.iterdir())
 
     def refuse(self, differences: str) -> None:
         """Refuse a request that is not the one of the record.

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Method, untaught
 from ..data import text
-from ..data.dataset import Data, inputs_for, load, write_card
+from ..data.dataset import Data, inputs_for, load, unread, write_card
+from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..evaluation import label_errors
@@ -39,7 +40,7 @@ from ..io.run_record import Request
 from ..methods.controls import plain
 from ..methods.registry import read_method
 from ..models import registry, store, text_encoder, warm_start
-from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, product
+from ..models.peers import MOST_MEMBERS, JointGenerations, PeerMean, PeerModels, final_model
 from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
@@ -62,7 +63,7 @@ def ensemble_of(ready: NetworkRun, trained: Result) -> tuple[nn.Module, list[int
     earlier generations, these (the accepted ones, or all but the last).
     """
     if isinstance(trained.model, PeerModels) and not hasattr(trained.model, "jointly"):
-        return EnsembleOutput(trained.model, ready.data.head), [trained.product]
+        return EnsembleOutput(trained.model, ready.data.head), [trained.final_generation]
     teacher, last = ensemble_teacher(ready.method), len(trained.generations) - 1
     if teacher is None:
         return None
@@ -117,10 +118,10 @@ def score_ensemble(ready: NetworkRun, trained: Result, plain: dict[str, float] |
 
 
 def _single(ready: NetworkRun, trained: Result, data: Data) -> dict[str, float]:
-    """The single model: a group's product, or the last generation."""
-    number = trained.product if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
+    """The single model: a group's final model, or the last generation."""
+    number = trained.final_generation if isinstance(trained.model, PeerModels) else len(trained.generations) - 1
     return scored(
-        task_outputs(product(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
+        task_outputs(final_model(_generation_model(trained, number)), data, data.test), data.y[data.test], data.task
     )
 
 
@@ -138,16 +139,16 @@ def gain(ensemble: dict[str, float], single: dict[str, float], plain: dict[str, 
 
 
 def with_ensemble(result: dict[str, Any], ready: NetworkRun, trained: Result) -> dict[str, Any]:
-    """The result of a run with the figures of the ensemble, which is the product under `JointGenerations`."""
+    """The result of a run with the figures of the ensemble, which is the final model under `JointGenerations`."""
     figures = score_ensemble(ready, trained, result.get("plain", {}).get("end"))
     if not figures:
         return result
-    product = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
-    return {**result, "ensemble": figures, **({"test": figures["test"]} if product else {})}
+    is_final = isinstance(ready.method.wrap_model, JointGenerations) and result["chosen"] != "plain"
+    return {**result, "ensemble": figures, **({"test": figures["test"]} if is_final else {})}
 
 
-def joint_product(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
-    """The product of a method whose generations predict `JointGenerations`, and what builds it; None for others.
+def joint_model(ready: NetworkRun, trained: Result) -> tuple[nn.Module, Build] | None:
+    """The final model of a method whose generations predict `JointGenerations`, and what builds it; None for others.
 
     Raises:
         RecipeError: more of them than a model folder can name.
@@ -225,9 +226,9 @@ class NetworkRun:
             result["folds"] = folds.to_json()
         if distributed.rank() == 0:
             if taught:
-                doubts, result["doubts"] = label_errors.judge(trained, ready.data)
-                label_errors.save(doubts, folder)
-            ready._save_product(folder / "model", control if control and preferred else trained, result)
+                errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
+                label_errors.save(errors, folder)
+            ready._save_final_model(folder / "model", control if control and preferred else trained, result)
         return result
 
     def _train_control(self, folder: Path, steps: int, listeners: Listeners) -> Result:
@@ -243,11 +244,11 @@ class NetworkRun:
     def _result(self, folder: Path, trained: Result, control: Result | None, preferred: bool) -> dict[str, Any]:
         """Every generation and the control on the test split: the only place that reads it."""
         data, test = self.data, self.data.test
-        scratch = product(trained.model)
+        scratch = final_model(trained.model)
 
         def tested(weights: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
             model.load_state_dict(weights)
-            return final_score(product(model), data)
+            return final_score(final_model(model), data)
 
         def judged(number: int, t: GenerationResult) -> dict[str, Any]:
             facts = {"generation": number, "start": t.start, "audit": t.audit, "best_epoch": t.best_epoch}
@@ -262,18 +263,17 @@ class NetworkRun:
             "parameters": sum(p.numel() for p in scratch.parameters()),
             "data": data.describe(),
             "seed": self.request.seed,
-            "product": trained.product,
+            "final_generation": trained.final_generation,
             "chosen": "plain" if preferred else "method",
-            "test": generations[trained.product]["test"],
+            "test": generations[trained.final_generation]["test"],
             "generations": generations,
             "starts_differ": len({t.start for t in trained.generations}) == len(trained.generations),
             "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
             "passes": trained.passes._asdict(),
         }
-        shown_models = {
-            f"generation {trained.product}, the method's best": (trained, trained.generations[trained.product].weights)
-        }
+        weights = trained.generations[trained.final_generation].weights
+        shown_models = {f"generation {trained.final_generation}, the method's best": (trained, weights)}
         if against is not None:
             last = against.generations[-1]
             shown_models = {"plain": (against, last.weights), **shown_models}
@@ -291,23 +291,23 @@ class NetworkRun:
         result[shown] = {}
         for name, (one, weights) in shown_models.items() if len(test) else ():
             one.model.load_state_dict(weights)
-            outputs = task_outputs(product(one.model), data, test)
+            outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
         for one in filter(None, (trained, control)):
-            one.model.load_state_dict(one.generations[one.product].weights)
+            one.model.load_state_dict(one.generations[one.final_generation].weights)
         if untaught(self.method):
             result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
         return with_ensemble(result, self, trained)
 
-    def _save_product(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
-        """Write the product, what builds it, and the card of its data."""
-        model = product(trained.model)
+    def _save_final_model(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
+        """Write the final model, what builds it, and the card of its data."""
+        model = final_model(trained.model)
         plainly = result["chosen"] == "plain"
         wrapped = self.method.wrap_model
         build = self.build if plainly or wrapped is None else wrapped.single(self.build)
         facts: dict[str, Any] = {"classes": list(self.data.classes)}
         facts["method"] = "plain()" if plainly else self.expression
-        if not plainly and (joint := joint_product(self, trained)):
+        if not plainly and (joint := joint_model(self, trained)):
             model, build = joint
         if self.data.task == "regress":
             build = replace(build, scale=(self.data.center, self.data.scale))
@@ -372,7 +372,7 @@ def _stored(method: Method, request: Request, data: Data) -> Method:
         if not isinstance(teacher, CachedTeacher):
             continue
         name = teacher.view or term.view
-        look = next((one for one in method.views.looks if one.name == name), None)
+        look = next((one for one in method.views.views if one.name == name), None)
         how = data.augment if look is None or look.augment == "default" else look.augment
         if look is None or look.of or how != "none":
             default = look is not None and look.augment == "default" and how != "none"
@@ -401,7 +401,7 @@ def _default_method(data: Data) -> str:
 
 def batch_size_for(data: Data, method: Method) -> int:
     """64 rows, 32 of texts, or all if there are fewer."""
-    both = any(look.rows in TOGETHER for look in method.views.looks)
+    both = any(view.rows in TOGETHER for view in method.views.views)
     usual = text.BATCH if data.kind == "text" else 64
     return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 
@@ -415,7 +415,7 @@ def _epochs(data: Data, method: Method, batch_size: int) -> int:
 
 def _better(control: Result, trained: Result) -> bool:
     """Is the plain model's loss on the audit split smaller than the best generation's?"""
-    plainly, ours = control.generations[-1].losses, trained.generations[trained.product].losses
+    plainly, ours = control.generations[-1].losses, trained.generations[trained.final_generation].losses
     return math.fsum(plainly) < math.fsum(ours)  # of equals the method, which was asked for
 
 
@@ -445,12 +445,13 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
         raise CheckpointError(
             f"{place / DATA_CARD} has {len(card['classes'])} classes and the model {outputs.shape[-1]}; train it again"
         )
+    note = unread(source, names) if card["kind"] == "image" else ""
     if head == "values":
-        return ValuePredictions(names, *with_interval(outputs, card.get("half")))
-    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]])
+        return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)
+    return Predictions(names, torch.softmax(outputs, -1), [str(name) for name in card["classes"]], note)
 
 
-def _at_exit(model: nn.Module, x: Tensor, number: int, folder: str | Path, head: str) -> Tensor:
+def _at_exit(model: nn.Module, x: Tensor | ImageStore, number: int, folder: str | Path, head: str) -> Tensor:
     try:
         exits = predict(model, x, "exits" if head == "logits" else "exit_values")  # (rows, exits, components)
     except SpaceError:

@@ -32,7 +32,7 @@ from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
-from ..models.peers import PeerModels, product
+from ..models.peers import PeerModels, final_model
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
 from ..training.comparison import (
@@ -114,8 +114,8 @@ def planned(
 class _Average(Ema):
     """The average of the weights, which says nothing during training: no pass is spent on it."""
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        student = step.student(term.view, term.head)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        student = forward.student(term.view, term.head)
         silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
         return Target(torch.zeros_like(student), space_of(term.head), silent)
 
@@ -140,7 +140,7 @@ def split_outputs(model: nn.Module, data: Data, weights: dict[str, Tensor] | Non
     def outputs(rows: Tensor) -> Tensor:
         if weights is not None:
             model.load_state_dict(weights)
-        return task_outputs(product(model), data, rows, device)
+        return task_outputs(final_model(model), data, rows, device)
 
     return SplitOutputs(outputs(data.audit), lambda: outputs(data.test))
 
@@ -238,10 +238,10 @@ def _judged(work: NetworkJob, rows: dict[str, dict[str, Any]]) -> dict[str, dict
 
 def _method(work: NetworkJob) -> dict[str, Any]:
     trained = work.train(work.ready.method)
-    outputs = split_outputs(trained.model, work.data, trained.generations[trained.product].weights)
+    outputs = split_outputs(trained.model, work.data, trained.generations[trained.final_generation].weights)
     decisions = [t.decision["accepted"] for t in trained.generations] if len(trained.generations) > 1 else None
     ratio = _teacher_ratio(work)
-    more = {"product": trained.product, "peers": isinstance(trained.model, PeerModels)}
+    more = {"final_generation": trained.final_generation, "peers": isinstance(trained.model, PeerModels)}
     row = _row(work, trained, outputs, decisions=decisions, ratio=ratio, **more)
     return _judged(work, {work.job.name: row})
 
@@ -430,8 +430,8 @@ class NetworkTaskType(TaskType):
         """The plain model at its end and at its best epoch, every generation, and the ensemble where there is one."""
         table, plain, generations = Rows(), result.get("plain"), result["generations"]
         if plain:
-            product = ", the final model" if result.get("chosen") == "plain" else ""
-            table.append((f"plain, after {plain['steps']} steps{product}", plain["end"]))
+            note = ", the final model" if result.get("chosen") == "plain" else ""
+            table.append((f"plain, after {plain['steps']} steps{note}", plain["end"]))
             if stopped := plain.get("early_stopped"):
                 table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
             if plain["from"] == "itself":

@@ -1,17 +1,21 @@
-"""Jobs in processes of their own: the memory each one held, and Ctrl-C, which reaches all of them at once."""
+"""Jobs in processes of their own: the memory each one held, and their end, by Ctrl-C or with the process above them."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import re
 import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,15 +52,42 @@ T = TypeVar("T")
 _asked = threading.Event()  # has this process been asked to stop?
 
 
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+_PATIENCE = 30.0  # seconds that a worker gets to save and stop
+
+
 def pool(workers: int) -> ProcessPoolExecutor:
     """Processes of their own, spawned: nothing is shared, so results are those of one after the other."""
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=listen)
 
 
 def listen() -> None:
-    """From now on Ctrl-C is noted between two jobs, where it has nothing to end."""
-    signal.signal(signal.SIGINT, _note)
+    """From now on Ctrl-C is noted between two jobs, where it has nothing to end; the parent's end is the own one."""
+    _end_with_parent()
+    for number in _ASKING:
+        signal.signal(number, _note)
     _hold(False)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, however that is: a worker on its own would train on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":  # at once, also within a long call of C
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:  # everywhere, and for a parent that ended before this line
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_jobs(
@@ -83,6 +114,18 @@ def run_jobs(
         KeyboardInterrupt: asked to stop.
     """
     queue = list(jobs)
+    with _stopped_by_sigterm():
+        _run_jobs(queue, call, finished, workers, folder, choose)
+
+
+def _run_jobs(
+    queue: list[J],
+    call: Callable[[J], tuple[Callable[..., T], tuple[Any, ...]]],
+    finished: Callable[[J, T], None],
+    workers: int,
+    folder: Path,
+    choose: Callable[[Sequence[J], Sequence[J]], J | None],
+) -> None:
     if workers == 1:
         while (job := choose(queue, ())) is not None:
             queue.remove(job)
@@ -107,9 +150,44 @@ def run_jobs(
                 "the process of a training was killed (out of memory?); finished trainings are kept in "
                 f"{folder}: give the same command again to resume"
             ) from None
+        except KeyboardInterrupt:
+            _stop(executor)
+            raise
         except BaseException:
             executor.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does: workers save and end, and the message says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(executor: ProcessPoolExecutor) -> None:
+    """Ask the workers to stop, as a signal to this process alone has not reached them, and wait for their end.
+
+    By SIGTERM, as a Ctrl-C has reached them already, and a second one would not let them save.
+    """
+    workers = list((executor._processes or {}).values())
+    for worker in workers:
+        worker.terminate()
+    executor.shutdown(wait=False, cancel_futures=True)
+    deadline = time.monotonic() + _PATIENCE
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()
 
 
 def alone(work: Callable[..., T], *given: Any) -> T:
@@ -120,14 +198,17 @@ def alone(work: Callable[..., T], *given: Any) -> T:
     """
     if _asked.is_set():
         raise KeyboardInterrupt
+    before = dict[signal.Signals, Any]()
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in _ASKING:
+            before[number] = signal.signal(number, signal.default_int_handler)
         return work(*given)
     except KeyboardInterrupt:
         _asked.set()
         raise
     finally:
-        signal.signal(signal.SIGINT, _note)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

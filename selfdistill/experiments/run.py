@@ -8,7 +8,7 @@
     generations/      final and best weights of every generation
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
-    doubts.csv        how far the model doubts each label that taught
+    label_errors.csv  how strongly the model contradicts each label that taught
     README.md         the same facts for people; report.html draws them
 """
 
@@ -28,10 +28,11 @@ from ..core.step import TrainingClock
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
-from ..io.files import FORMAT, refuse_links
+from ..io.files import FORMAT, refuse_links, sweep, write
 from ..io.run_record import Request, differences, read_record, write_record
-from ..models.peers import product
+from ..models.peers import final_model
 from ..models.store import load_model, model_card
+from ..report import PAGE, surviving
 from ..report import write as write_report
 from ..report.summary import model_card_text, readme
 from ..training import threads
@@ -40,7 +41,7 @@ from ..training.task_type import Listeners, PreparedRun, TaskType
 from .folder import Folder, locked, versions
 from .task_types import TASK_TYPES
 
-__all__ = ["Run", "load_model", "model_card", "product"]
+__all__ = ["Run", "final_model", "load_model", "model_card"]
 
 Progress = Callable[[TrainingClock, dict[str, float]], None]
 
@@ -129,6 +130,8 @@ class Run:
         """
         done = self.result()
         if done is not None:
+            if not (self.folder / PAGE).exists():  # the run was killed between its result and its page
+                self._draw(warn)
             return done
         with trust.trust_code(self.trust_code):
             return self._train(Listeners(progress or (lambda name: None), warn, tell or (lambda line: None)))
@@ -148,9 +151,11 @@ class Run:
             first = distributed.rank() == 0
             try:
                 with locked(self.folder, BUSY) if first else contextlib.nullcontext():
+                    if first:
+                        sweep(self.folder)
                     result = prepared.train(self.folder, listeners)
                     if first:
-                        self._finish(task, result)
+                        self._finish(task, result, listeners.warn)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
@@ -194,16 +199,22 @@ class Run:
         if not rest and checkpoint.newest(self.folder / "checkpoints") is None:
             self._folder.withdraw("checkpoints")
 
-    def _finish(self, task: TaskType, result: dict[str, Any]) -> None:
-        """Write what people read and, last, the result, which makes the run a finished one."""
+    def _finish(self, task: TaskType, result: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Write what people read and the result, which makes the run a finished one."""
         record = self._record()
-        (self.folder / "README.md").write_text(readme(result, record, task))
-        (self.folder / "model" / "README.md").write_text(model_card_text(result, record, task))
+        for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
+            with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
+                write(self.folder / place, text(result, record, task))
         write_record(self._folder.record, {**record, "result": result})
-        write_report(self.folder, TASK_TYPES)
+        self._draw(warn)
+
+    def _draw(self, warn: Callable[[str], None]) -> None:
+        remedy = f"the run is finished, and `selfdistill report {self.folder}` draws it again"
+        with surviving(f"{self.folder / PAGE} was not drawn", remedy, warn):
+            write_report(self.folder, TASK_TYPES)
 
     def predict(self, source: str, exit_number: int | None = None) -> Predictions:
-        """What the product says of new data.
+        """The final model's predictions for new data.
 
         Args:
             source: images, a table or texts, as for `run`.

@@ -57,7 +57,7 @@ class ClassProgress(Gate[_Progress]):
         if self.mapping not in MAPPINGS:
             raise RecipeError(f"mapping is 'convex', 'linear' or 'concave', not {self.mapping!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Progress:
+    def start(self, model: nn.Module, args: BindArgs) -> _Progress:
         return _Progress()
 
     def prepare(self, state: _Progress, pool: GenerationData) -> None:
@@ -73,15 +73,15 @@ class ClassProgress(Gate[_Progress]):
         fractions = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]
         return self.threshold * fractions
 
-    def weigh(self, state: _Progress, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: _Progress, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         confidence, best = target.probabilities(student.shape[-1]).max(-1)
         certain = confidence > self.threshold if target.valid is None else (confidence > self.threshold) & target.valid
-        step.notes.setdefault(self.key(term), (certain, best, step.ids(term.view)))
+        forward.notes.setdefault(self.key(term), (certain, best, forward.ids(term.view)))
         return (confidence > self.thresholds(state, student.shape[-1]).to(confidence.device)[best]).to(student.dtype)
 
-    def update(self, state: _Progress, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in (step for step in steps if self.key(term) in step.notes):
-            certain, best, ids = step.notes[self.key(term)]
+    def update(self, state: _Progress, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in (forward for forward in forwards if self.key(term) in forward.notes):
+            certain, best, ids = forward.notes[self.key(term)]
             certain, best = certain.reshape(len(certain), -1), best.reshape(len(best), -1)
             previous, _ = state.read(ids, certain.shape[1])
             state.write(ids, torch.where(certain, best + 1.0, previous))
@@ -139,21 +139,23 @@ class _RunningGate(Gate[Running]):
     def __post_init__(self) -> None:
         averages(self.decay)
 
-    def start(self, model: nn.Module, given: BindArgs) -> Running:
+    def start(self, model: nn.Module, args: BindArgs) -> Running:
         return Running()
 
     def aligns(self) -> bool:
         """Does the confidence of aligned targets enter the means?"""
         return False
 
-    def running_means(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Running:
+    def running_means(
+        self, state: Running, student: Tensor, target: Target, forward: Forward, term: BaseTerm
+    ) -> Running:
         """The running means with the current batch."""
         p = spoken(target.probabilities(student.shape[-1]), target.valid)
-        step.notes.setdefault(self.key(term), p)
+        forward.notes.setdefault(self.key(term), p)
         return state.advance(p, self.decay, self.aligns())
 
-    def update(self, state: Running, steps: Sequence[Forward], term: BaseTerm) -> None:
-        batches = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
+    def update(self, state: Running, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        batches = [forward.notes[self.key(term)] for forward in forwards if self.key(term) in forward.notes]
         if batches:
             result = state.advance(torch.cat(batches), self.decay, self.aligns())
             for name in state._buffers:
@@ -173,8 +175,8 @@ class SelfAdaptive(_RunningGate):
         RecipeError: a decay outside [0, 1).
     """
 
-    def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        running = self.running_means(state, student, target, step, term)
+    def weigh(self, state: Running, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        running = self.running_means(state, student, target, forward, term)
         confidence, best = target.probabilities(student.shape[-1]).max(-1)
         return (confidence >= (running.mean * running.marginal / running.marginal.max())[best]).to(student.dtype)
 
@@ -204,8 +206,8 @@ class TruncatedGaussian(_RunningGate):
     def aligns(self) -> bool:
         return self.aligned
 
-    def weigh(self, state: Running, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        running = self.running_means(state, student, target, step, term)
+    def weigh(self, state: Running, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        running = self.running_means(state, student, target, forward, term)
         p = target.probabilities(student.shape[-1])
         deficit = ((running.align(p) if self.aligned else p).amax(-1) - running.mean).clamp(max=0.0)
         return torch.exp(-deficit.square() * self.narrow**2 / (2.0 * running.variance.clamp(min=1e-12))).to(

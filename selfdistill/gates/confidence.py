@@ -30,7 +30,7 @@ class Confident(Gate):
     threshold: float = 0.95
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return (_confidence(student, target) >= self.threshold).to(student.dtype)
 
 
@@ -40,7 +40,7 @@ class Confidence(Gate):
 
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return _confidence(student, target).to(student.dtype)
 
 
@@ -56,15 +56,15 @@ class Agreement(Gate):
     within: float = 1.0
     spaces: ClassVar[frozenset[str] | None] = frozenset({"values", "gaussian"})
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         """The confidence of each element: minus the distance. Of a head (m, log variance) beside values, m counts."""
         distance = (student[..., : target.value.shape[-1]] - target.value).abs()
         return -(
             distance[..., 0] * torch.exp(-target.value[..., 1] / 2) if target.space == "gaussian" else distance.mean(-1)
         )
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return (self.measures(student, target) >= -self.within).to(student.dtype)
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        return (self.confidence(student, target) >= -self.within).to(student.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Precision(Gate):
         if not self.variance > 0:
             raise RecipeError(f"Precision: variance (that of trust 1/2) is above 0, not {self.variance}")
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         """The confidence of each element: minus its log variance."""
         return -target.value[..., 1]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return torch.sigmoid(math.log(self.variance) + self.measures(student, target)).to(student.dtype)
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        return torch.sigmoid(math.log(self.variance) + self.confidence(student, target)).to(student.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Correct(Gate):
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
     prefers: ClassVar[str | None] = None  # the label decides
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        labels = Target(step.labels(term.view), "classes").spread(student).value
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        labels = Target(forward.labels(term.view), "classes").spread(student).value
         return torch.where(labels < 0, True, target.best() == labels).to(student.dtype)
 
 
@@ -134,9 +134,9 @@ class SmallLoss(Gate):
         if not 0.0 <= self.noise < 1.0:
             raise RecipeError(f"SmallLoss: noise is the share of wrong labels, in [0, 1), not {self.noise}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        epochs = self.ramp * step.clock.epochs
-        rate = self.noise * (min(1.0, step.clock.epoch / epochs) if epochs > 0 else 1.0)
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        epochs = self.ramp * forward.clock.epochs
+        rate = self.noise * (min(1.0, forward.clock.epoch / epochs) if epochs > 0 else 1.0)
         if term.loss is None:
             raise RecipeError("SmallLoss ranks rows by the loss of its term, and this term has none; give it one")
         loss = term.loss(student, target)
@@ -160,9 +160,9 @@ class Unanimous(Gate):
     spaces: ClassVar[frozenset[str] | None] = DISTRIBUTIONS
     prefers: ClassVar[str | None] = None  # the peers decide
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         votes, best = (
-            step.student(self.view or term.view, self.head).argmax(-1),
+            forward.student(self.view or term.view, self.head).argmax(-1),
             target.best(),
         )  # (rows, K), (rows, ...)
         agreement = votes.reshape(*votes.shape, *(1,) * (best.dim() - 1)) == best.unsqueeze(1)  # (rows, K, ...)
@@ -197,9 +197,11 @@ class LowVariance(Gate):
                 f"LowVariance: passes is at least 2 and spread at least 0, not {self.passes} and {self.spread}"
             )
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         view = self.view or term.view
-        logits = step.student(view, self.head) if self.head else step.dropout_outputs(view, term.head, self.passes)
+        logits = (
+            forward.student(view, self.head) if self.head else forward.dropout_outputs(view, term.head, self.passes)
+        )
         p, best = F.softmax(logits.detach(), dim=-1), target.best().clamp(min=0)  # (rows, passes, ..., classes)
         if p.dim() == 3 and best.dim() == 2:  # the passes of a row judge each of its exits or peers
             p = p.unsqueeze(2).expand(-1, -1, best.shape[1], -1)

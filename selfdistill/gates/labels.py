@@ -43,22 +43,24 @@ class Annealed(Gate):
         if self.schedule not in SCHEDULES:
             raise RecipeError(f"the schedule is 'linear', 'log' or 'exp', not {self.schedule!r}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        t, uniform = step.clock.progress, 1.0 / student.shape[-1]
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        t, uniform = forward.clock.progress, 1.0 / student.shape[-1]
         share = {"linear": t, "log": 1.0 - math.exp(-5.0 * t), "exp": math.exp(5.0 * (t - 1.0))}[self.schedule]
         best = target.best().clamp(min=0).unsqueeze(-1)
         probability = F.softmax(student, dim=-1).gather(-1, best).squeeze(-1)
         return (probability <= uniform + (1.0 - uniform) * share).to(student.dtype)
 
 
-def labelled_rows(step: Forward, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
+def labelled_rows(forward: Forward, view: str, head: str) -> tuple[Tensor, Tensor, Tensor] | None:
     """Ids (rows,), labels (rows,) and the student's log-probabilities (rows, ..., classes) of a view's labelled rows;
     None where the batch has no such view, or none of its rows a class."""
-    if not step.rows(view) or step.batch[view].y is None or step.labels(view).is_floating_point():
+    if not forward.rows(view) or forward.batch[view].y is None or forward.labels(view).is_floating_point():
         return None
-    labelled = step.labels(view) >= 0
-    log_p = F.log_softmax(step.student(view, head), dim=-1)
-    return (step.ids(view)[labelled], step.labels(view)[labelled], log_p[labelled]) if bool(labelled.any()) else None
+    labelled = forward.labels(view) >= 0
+    log_p = F.log_softmax(forward.student(view, head), dim=-1)
+    return (
+        (forward.ids(view)[labelled], forward.labels(view)[labelled], log_p[labelled]) if bool(labelled.any()) else None
+    )
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:
@@ -113,28 +115,28 @@ class FallingLoss(Gate[_Threshold]):
     def key(self, term: BaseTerm) -> Hashable:
         return FallingLoss, self.warm_up, self.labelled, term.head  # all that the stored losses depend on
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Threshold:
+    def start(self, model: nn.Module, args: BindArgs) -> _Threshold:
         return _Threshold()
 
-    def threshold(self, state: _Threshold, step: Forward) -> float | None:
+    def threshold(self, state: _Threshold, forward: Forward) -> float | None:
         """The largest loss that passes at this step; None in the warm-up."""
         first = float(state.first)
         if not first > 0:
             return None
-        periods = int(max(0.0, step.clock.progress - self.warm_up) / self.period)
+        periods = int(max(0.0, forward.clock.progress - self.warm_up) / self.period)
         return max(self.scale * first / self.base**periods, self.floor)
 
-    def weigh(self, state: _Threshold, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        loss, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, step)
+    def weigh(self, state: _Threshold, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        loss, limit = -target.log_probabilities(student.shape[-1]).amax(-1), self.threshold(state, forward)
         if limit is None or (self.phase != "both" and (self.phase == "floor") != (limit <= self.floor)):
             return torch.zeros_like(loss)
         return (loss <= limit).to(student.dtype)
 
-    def update(self, state: _Threshold, steps: Sequence[Forward], term: BaseTerm) -> None:
-        clock = steps[0].clock
+    def update(self, state: _Threshold, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        clock = forwards[0].clock
         if bool(state.first > 0):
             return
-        for rows in (labelled_rows(step, self.labelled, term.head) for step in steps):
+        for rows in (labelled_rows(forward, self.labelled, term.head) for forward in forwards):
             if rows is not None:
                 ids, labels, log_p = rows
                 state.write(ids, -at_label(log_p, labels).reshape(len(ids), -1).mean(1, keepdim=True))
@@ -162,8 +164,8 @@ class Spared(Gate):
         if not 0.0 <= self.share < 1.0:
             raise RecipeError(f"Spared: share lies in [0, 1), not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        trust = (~is_spared(step.ids(term.view), self.share)).to(student.dtype)
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        trust = (~is_spared(forward.ids(term.view), self.share)).to(student.dtype)
         return trust.reshape(len(trust), *(1,) * (student.dim() - 2)).expand(student.shape[:-1])
 
 
@@ -191,7 +193,7 @@ class Singleton(Gate[SampleMemory]):
         if not (0.0 < self.risk < 1.0 and 0.0 < self.share < 1.0):
             raise RecipeError(f"risk and share lie between 0 and 1, not {self.risk} and {self.share}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def limit(self, state: SampleMemory) -> float:
@@ -200,12 +202,12 @@ class Singleton(Gate[SampleMemory]):
         rank = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
         return float(scores[rank - 1]) if 0 < rank <= len(scores) else math.inf
 
-    def weigh(self, state: SampleMemory, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: SampleMemory, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         inside = 1.0 - target.probabilities(student.shape[-1]) <= self.limit(state)
         return (inside.sum(-1) == 1).to(student.dtype)
 
-    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for rows in (labelled_rows(step, self.labelled, term.head) for step in steps):
+    def update(self, state: SampleMemory, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for rows in (labelled_rows(forward, self.labelled, term.head) for forward in forwards):
             if rows is None or not bool((calibration := is_spared(rows[0], self.share)).any()):
                 continue
             ids, labels, log_p = (part[calibration] for part in rows)
@@ -233,14 +235,14 @@ class LabelledShare(Gate[_Share]):
 
     prefers: ClassVar[str | None] = None
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Share:
+    def start(self, model: nn.Module, args: BindArgs) -> _Share:
         return _Share()
 
     def prepare(self, state: _Share, pool: GenerationData) -> None:
         rows = len(pool.labelled) + len(pool.unlabelled)
         state.share = torch.full_like(state.share, len(pool.labelled) / max(1, rows))
 
-    def weigh(self, state: _Share, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: _Share, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return state.share.to(student).expand(element_shape(student))
 
 
@@ -253,11 +255,11 @@ class PeerShard(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
         peers = student.shape[1]
-        owner = step.ids(term.view) * 2654435761 % 2**32 // 2**16 % peers
+        owner = forward.ids(term.view) * 2654435761 % 2**32 // 2**16 % peers
         mask = owner[:, None] == torch.arange(peers, device=owner.device)
         return mask.to(student.dtype).expand(element_shape(student))
 
@@ -281,10 +283,10 @@ class Bagged(Gate):
         if not 0.0 < self.share <= 1.0:
             raise RecipeError(f"Bagged: share is that of the samples of a peer, in (0, 1], not {self.share}")
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         if student.dim() < 3:
             return student.new_ones(element_shape(student))
-        ids = step.ids(term.view)
+        ids = forward.ids(term.view)
         hashes = (
             ids[:, None] * 2654435761 + 668265263 * torch.arange(1, student.shape[1] + 1, device=ids.device)
         ) % 2**32

@@ -37,10 +37,10 @@ class AfterTokens(TokenGate):
 
     first: int = 3
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask & (torch.arange(mask.shape[1], device=mask.device) >= self.first)
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         mask = all_valid(student, target)
         return (mask & (torch.arange(mask.shape[1], device=mask.device) >= self.first)).float()
 
@@ -52,7 +52,7 @@ class HighEntropy(TokenGate):
     quantile: float = 0.5
     mixes: ClassVar[bool] = True
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         mask = all_valid(student, target)
         h = entropies(student, mask=mask)
         return (mask & (h >= h[mask].quantile(self.quantile))).float() if bool(mask.any()) else mask.float()
@@ -72,15 +72,15 @@ class ImportanceWeight(TokenGate):
         if self.per not in ("token", "sequence") or not self.cap > 0:
             raise RecipeError(f"ImportanceWeight is per 'token' or 'sequence' with a cap above 0, not {self}")
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
         return mask
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        mask, drawn = all_valid(student, target), step.batch[term.view].extra.get("log_prob")
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        mask, drawn = all_valid(student, target), forward.batch[term.view].extra.get("log_prob")
         if drawn is None:
             return mask.float()
         with torch.no_grad():
-            now = log_probabilities(student, step.labels(term.view).clamp(min=0), mask=mask)
+            now = log_probabilities(student, forward.labels(term.view).clamp(min=0), mask=mask)
         return importance(now, drawn[:, : mask.shape[1]], self.cap, mask=mask, per=self.per)
 
 
@@ -94,19 +94,19 @@ class Product(TokenGate):
     def mixes(self) -> bool:  # type: ignore[override]
         return any(gate.mixes for gate in self.gates)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        return nn.ModuleList([gate.start(model, given) for gate in self.gates])
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        return nn.ModuleList([gate.start(model, args) for gate in self.gates])
 
-    def keeps(self, mask: Tensor) -> Tensor | None:
-        kept = [gate.keeps(mask) for gate in self.gates]
+    def trust_mask(self, mask: Tensor) -> Tensor | None:
+        kept = [gate.trust_mask(mask) for gate in self.gates]
         known = [k for k in kept if k is not None]
         return reduce(torch.logical_and, known) if len(known) == len(kept) else None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         states = state if isinstance(state, nn.ModuleList) else [state] * len(self.gates)
-        trusts = [g.weigh(s, student, target, step, term) for g, s in zip(self.gates, states, strict=True)]
+        trusts = [g.weigh(s, student, target, forward, term) for g, s in zip(self.gates, states, strict=True)]
         return reduce(torch.mul, trusts)
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
         for gate, inner in zip(self.gates, state.children(), strict=True):
-            gate.update(inner, steps, term)
+            gate.update(inner, forwards, term)

@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` with a recipe for its loss; loop, data, evaluation and product stay as they are there.
+"""transformers' ``Trainer`` with a recipe for its loss; the rest of the training is that of the ``Trainer``.
 
 >>> import tempfile, torch, transformers
 >>> from selfdistill.methods import elr

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
+import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +16,32 @@ from .expressions import one_line
 
 FORMAT = 2  # of everything that is saved; 1: before the classes had their present names
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
+
+
+_TEMPORARY = re.compile(r"\.tmp-.+|\..+\.\d+\.tmp")  # a file that is renamed when it is whole: `tensors`, and `write`
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is one that a killed process did not finish.
+
+    >>> is_temporary(Path("run/.tmp-run.json")), is_temporary(Path(".t.csv.77.tmp")), is_temporary(Path("run.json"))
+    (True, True, False)
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files below a folder that no other process writes to."""
+    for path in [path for path in folder.rglob(".*") if is_temporary(path)]:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def share(folder: Path, beside: str = "config.json") -> None:
+    """Make the weights in a folder as readable as a file beside them: the safetensors library lets nobody else read."""
+    for path in folder.glob("*.safetensors"):
+        with suppress(OSError):
+            path.chmod((folder / beside).stat().st_mode & 0o777)
 
 
 def check_format(path: Path | str, version: object) -> None:
@@ -49,10 +78,11 @@ def writable(path: Path, option: str) -> None:
 def write(path: Path, text: str, option: str = "--out") -> None:
     """All of it or nothing: a file that was there before is replaced, never cut short; ``option`` named the file."""
     path = path.resolve()
+    remove_unfinished(path.parent, path.name)
     device = path.exists() and not path.is_file()  # a pipe or /dev/null is written to, not replaced
     unfinished = path if device else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name of a file need be no Unicode
         if not device:
             unfinished.replace(path)
     except OSError as error:
@@ -90,7 +120,27 @@ def free_memory() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration, ValueError):
-        return 1 << 40
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed have left of a file in a folder; of all files without a name."""
+    for unfinished in folder.glob(f".{glob.escape(name)}*.tmp"):
+        number = unfinished.name.split(".")[-2]
+        with suppress(OSError):  # there is no such process, or the file is gone
+            if number.isdecimal() and not _alive(int(number)):
+                unfinished.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
 
 
 def append_line(path: Path, line: str, option: str = "--out") -> None:
@@ -125,7 +175,7 @@ def append_line(path: Path, line: str, option: str = "--out") -> None:
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
                 os.ftruncate(handle, path.read_bytes().rfind(b"\n") + 1)
-            data = f"{line}\n".encode()
+            data = f"{line}\n".encode(errors="backslashreplace")
             if os.write(handle, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(handle)

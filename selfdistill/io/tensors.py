@@ -174,7 +174,7 @@ def stream(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 def canonical(value: object) -> bytes:
     """The one JSON text of a value: sorted keys, indented, no NaN."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+    return (text + "\n").encode(errors="backslashreplace")  # bytes of a path that are no Unicode: an escape of JSON
 
 
 def is_pickle(data: bytes) -> bool:

@@ -21,8 +21,18 @@ from ..core.step import Passes, TrainingClock
 from ..data.prompts import Prompts
 from ..errors import RecipeError
 from ..models.causal_lm import Causal, ModelView, check_length
-from .contexts import Context, Nothing, Rollout, completed, paired, rendered
-from .sampling import Beside, Engine, Referee, Sampling, Waiting, by_transformers, distinct, ends, roll
+from .contexts import Context, NoContext, Rollout, completed, paired, rendered
+from .sampling import (
+    Engine,
+    MixingTeacher,
+    RewardCheckers,
+    Sampling,
+    WritingProgress,
+    by_transformers,
+    distinct,
+    ends,
+    roll,
+)
 
 CONTEXT, AGAINST = "context", "against"  # the views of completions after a context, and after what is turned away from
 
@@ -124,7 +134,7 @@ class MixedPolicy(CompletionSource):
 
 
 @dataclass(frozen=True)
-class Once(CompletionSource):
+class OncePerGeneration(CompletionSource):
     """The model that a generation begins with writes all of them before its first step; each is kept once.
 
     Args:
@@ -136,7 +146,7 @@ class Once(CompletionSource):
 
     once: ClassVar[bool] = True
     sampling: Sampling = Sampling()
-    context: Context = Nothing()
+    context: Context = NoContext()
     threshold: float | tuple[float, ...] | None = None
     rescue: Context | None = None
     instead: bool = False
@@ -187,7 +197,7 @@ class Language(Method):
 
     terms: Mapping[str, BaseTerm]
     source: CompletionSource = OnPolicy()
-    context: Context = Nothing()
+    context: Context = NoContext()
     against: Context | None = None
     restart: bool = False
     advice: tuple[tuple[str, Any], ...] = ()
@@ -256,7 +266,7 @@ class Writer:
         hear: Callable[[str], None] | None = None,
     ) -> None:
         self.method, self.data, self.seed, self.engine, self.hear = method, data, seed, engine, hear
-        self.greedy, self.referee = Sampling(0.0, max_tokens=max_tokens), Referee()
+        self.greedy, self.referee = Sampling(0.0, max_tokens=max_tokens), RewardCheckers()
         self.drawn, self.passes, self.alike = 0, Passes(), False
 
     @property
@@ -274,15 +284,15 @@ class Writer:
         """The tokens that end a completion."""
         return ends(self.model)
 
-    def waiting(self, what: str, prompts: int) -> Waiting:
+    def waiting(self, what: str, prompts: int) -> WritingProgress:
         """The engine for so many prompts, telling how far it is."""
-        return Waiting(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
+        return WritingProgress(self.hear if distributed.rank() == 0 else None, what, prompts, self.engine)
 
     def prompt(self, example: int, context: Context | None = None) -> list[int]:
         """Token ids of an example's prompt, or of a context's; of the plain prompt where that has nothing to add."""
         row = self.data.rows[example]
         plain = rendered(self.tokenizer, row.messages)
-        if context is None or isinstance(context, Nothing):
+        if context is None or isinstance(context, NoContext):
             return plain
         return paired(self.tokenizer, context, row, [Rollout(example, tuple(plain), ())], 0) or plain
 
@@ -327,12 +337,12 @@ class Writer:
         engine = self.waiting("completions are written", len(prompts))
         with self.autocast():
             rollouts = roll(self.model, prompts, sampling, address, engine, by)
-        if context is not None and not isinstance(context, Nothing):
+        if context is not None and not isinstance(context, NoContext):
             # drawn from another distribution on purpose: nothing of it is to be corrected by importance weights
             rollouts = [replace(r, prompt=tuple(self.prompt(r.example)), log_probs=None) for r in rollouts]
         return [self.referee(r, self.data.rows[r.example]) for r in rollouts]
 
-    def _beside(self, examples: Sequence[int], share: float) -> Beside:
+    def _beside(self, examples: Sequence[int], share: float) -> MixingTeacher:
         """The teacher of a method that has one, reading its context as it is before any attempt.
 
         Raises:
@@ -345,7 +355,7 @@ class Writer:
             raise RecipeError(
                 f"a {type(term.teacher).__name__} cannot write; let a teacher with weights of its own do it"
             )
-        return Beside(state.module, share, [self.prompt(i, self.method.context) for i in examples])
+        return MixingTeacher(state.module, share, [self.prompt(i, self.method.context) for i in examples])
 
 
 def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -375,7 +385,7 @@ def views(writer: Writer, rollouts: Sequence[Rollout]) -> dict[str, Any]:
                 prompt = paired(writer.tokenizer, context, writer.data.rows[example], siblings, own)
                 if prompt is None:
                     continue
-                if writer.model.holds(len(prompt) + len(rollouts[row].ids)):
+                if writer.model.fits(len(prompt) + len(rollouts[row].ids)):
                     made[row] = (prompt, rollouts[row].ids)
                 else:
                     found["unread"] += 1

@@ -57,7 +57,7 @@ def filled(template: str, **parts: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoContext:
     """The prompt alone: a control, in which the teacher knows no more than the student."""
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -104,7 +104,7 @@ def rewriting() -> Demonstration:
 
 
 @dataclass(frozen=True)
-class Turns:
+class FewShotTurns:
     """The demonstration as an answer already given to the same question, in an earlier turn: small models follow what
     was done before rather than what they are told."""
 
@@ -143,7 +143,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Attempts:
+class SiblingAttempts:
     """A sibling's correct solution, and feedback on the own attempt where there is none; neither: nothing.
 
     The own attempt is not shown, nor what was thought in it. ``both`` adds the feedback beside a solution too.
@@ -168,7 +168,7 @@ class Attempts:
 
 
 @dataclass(frozen=True)
-class Wrong:
+class WrongSolution:
     """A wrong solution in the place of the demonstration: what a contrastive teacher turns away from."""
 
     like: Demonstration = Demonstration()

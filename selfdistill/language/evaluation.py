@@ -21,8 +21,8 @@ from ..models.causal_lm import Causal, check_length, completion_rows, completion
 from ..teachers import CurrentStudent, External
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
-from .contexts import Context, Nothing, Rollout, completed, paired, place, rendered
-from .sampling import Engine, Referee, Sampling, Waiting, by_transformers, roll
+from .contexts import Context, NoContext, Rollout, completed, paired, place, rendered
+from .sampling import Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, roll
 
 #: Words of doubt; a teacher that has read the solution stops saying them (arXiv 2603.24472).
 DOUBT = re.compile(r"\b(wait|hmm+|maybe|perhaps|actually|let me (re)?check|not sure|alternatively|i think)\b", re.I)
@@ -49,7 +49,7 @@ def checked(data: Prompts) -> bool:
     return bool(rows) and all(row.checker is not None for row in rows)
 
 
-def answered(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: Referee,
+def answered(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: RewardCheckers,
              engine: Engine = by_transformers) -> list[Rollout]:  # fmt: skip
     """What a model says to some rows, checked where a checker is."""
     prompts = [(i, rendered(model.tokenizer, data.rows[i].messages)) for i in ids]
@@ -74,13 +74,13 @@ def unlikely(model: Causal, data: Prompts, ids: Iterable[int]) -> list[float]:
     return found
 
 
-def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: Referee,
+def losses(model: Causal, data: Prompts, ids: Sequence[int], sampling: Sampling, referee: RewardCheckers,
            engine: Engine = by_transformers) -> list[float]:  # fmt: skip
     """The loss of each row: 1 minus the reward of its answer or, where rows have no checkers, the NLL of its
     demonstration."""
     if checked(data):
         return wrong(answered(model, data, ids, sampling, referee, engine))
-    return unlikely(model, data, engine.each(ids) if isinstance(engine, Waiting) else ids)
+    return unlikely(model, data, engine.each(ids) if isinstance(engine, WritingProgress) else ids)
 
 
 def figures(judged: dict[str, Any], right: bool) -> dict[str, float]:
@@ -112,10 +112,10 @@ def evaluate(writer: Writer, suite: Prompts | None, who: str) -> Evaluation:
 def read(model: Causal, x: Tensor) -> tuple[Logits, Tensor]:
     """What a model says at every completion token of some rows, and their ids; both in one row."""
     ids, real = completions(x)
-    return model.says(x), ids[real]
+    return model.completion_logits(x), ids[real]
 
 
-def look(writer: Writer) -> dict[str, Any]:
+def measure(writer: Writer) -> dict[str, Any]:
     """How the teacher fares, how far the student went, and what its answers are like.
 
     ``accuracy``, and ``teacher_accuracy`` of the same weights with the context before them; ``kl`` of teacher and
@@ -151,7 +151,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _to_start(writer: Writer, x: Tensor, source: Logits) -> float | None:
     """KL(student || start), where the start is at hand without loading it: under LoRA."""
-    if not writer.model.adapted:
+    if not writer.model.has_adapter:
         return None
     with writer.model.without_adapter():
         start, _ = read(writer.model, x)
@@ -159,7 +159,7 @@ def _to_start(writer: Writer, x: Tensor, source: Logits) -> float | None:
         return float(divergence(start, source, ForwardKL(), vocabulary=writer.model.vocabulary).values.mean())
 
 
-class Opinion(NamedTuple):
+class TeacherJudgement(NamedTuple):
     """A teacher of some answers: the rows that it judges, what it says and the KL from the student token by token, and
     the tokens' ids; all of the rows judged, in one row."""
 
@@ -170,7 +170,7 @@ class Opinion(NamedTuple):
 
 
 @torch.no_grad()
-def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | None:
+def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> TeacherJudgement | None:
     """What the teacher of a term says of the student's answers; None where its context adds to none of them."""
     pairs, rows = views(writer, answers)["context"]
     if not pairs:
@@ -181,14 +181,14 @@ def opinion(writer: Writer, name: str, answers: Sequence[Rollout]) -> Opinion | 
     batch = Batch({name: view.to(writer.device) for name, view in batch.items()})
     mask, term = batch["x"].extra["mask"], writer.method.distils[name]
     assert term.teacher is not None
-    with writer.model.asking():
-        step = Forward(
+    with writer.model.inference():
+        forward = Forward(
             writer.model, batch, TrainingClock(), ForwardPlan(*writer.method.student_views(), fused=False)
         ).run()
-        target = term.teacher.target(writer.objective.state_of(name, term.teacher), step, term)
-        source, teacher = (picked(logits, mask) for logits in (step.student("x"), target.value))
+        target = term.teacher.target(writer.objective.state_of(name, term.teacher), forward, term)
+        source, teacher = (picked(logits, mask) for logits in (forward.student("x"), target.value))
         kl = divergence(source, teacher, ForwardKL()).values
-    return Opinion(rows.tolist(), teacher, kl, step.labels("x")[mask])
+    return TeacherJudgement(rows.tolist(), teacher, kl, forward.labels("x")[mask])
 
 
 def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: Sequence[int]) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def possible_rollouts(writer: Writer, example: int) -> list[list[Rollout]]:
 
 def _adds(writer: Writer, context: Context) -> bool:
     """Is there a row for which it makes another prompt than the student's?"""
-    if isinstance(context, Nothing):
+    if isinstance(context, NoContext):
         return False
     for i in writer.data.labelled.tolist():
         row = writer.data.rows[i]

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..losses.chunked.divergences import TokenDivergence
 from . import evaluation
 from .completions import Writer
-from .contexts import Nothing, Rollout
+from .contexts import NoContext, Rollout
 from .run import LanguageRun, spread
 
 LEAST_KL = 1e-3  # nats a token, below which there is nothing to learn
@@ -49,7 +49,7 @@ def preflight(ready: LanguageRun, prompts: int = 32, device: torch.device | str 
     found: dict[str, Any] = {"prompts": len(ids), "student": _side(plain)}
     name = next(iter(method.distils), None)
     context = method.context if name else getattr(method.source, "context", None)
-    if context is not None and not isinstance(context, Nothing):
+    if context is not None and not isinstance(context, NoContext):
         shown = _shown(writer, ids, plain)
         told = [r for r in writer.roll(shown, writer.greedy, address, 1, context) if r.ids]
         found["student_with_context"] = _side(told) | {"shown": len(shown)}

@@ -19,8 +19,8 @@ from ..teachers import CurrentStudent, Ema, External, Frozen, Generation, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
 from . import contexts
-from .completions import CONTEXT, Demonstrations, Language, MixedPolicy, Once, OnPolicy, TeacherMixed
-from .contexts import Nothing, Rollout, difference
+from .completions import CONTEXT, Demonstrations, Language, MixedPolicy, OncePerGeneration, OnPolicy, TeacherMixed
+from .contexts import NoContext, Rollout, difference
 from .sampling import Sampling
 
 
@@ -28,7 +28,7 @@ def _named(teacher: str | None) -> tuple[Teacher, contexts.Context]:
     """A model of this name, or the pre-trained weights with a demonstration before them; and what they read."""
     if teacher is None:
         return Frozen(CONTEXT), contexts.Demonstration()
-    return External(CONTEXT, teacher), contexts.Nothing()
+    return External(CONTEXT, teacher), contexts.NoContext()
 
 
 def _likelihood() -> Term:
@@ -72,7 +72,7 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Siz
     gate = Product((AfterTokens(skip), ImportanceWeight(per="sequence")))
     term = Term(teacher, TokenDivergence(ForwardKL()), gate=gate, reduction=PerSequence())
     source = OnPolicy(1, Sampling(max_tokens=max_tokens))
-    context = contexts.Turns() if turns else contexts.Demonstration()
+    context = contexts.FewShotTurns() if turns else contexts.Demonstration()
     advice = (("batch_size", 32), ("clip", 1.0), ("lr", 2e-5))
     return Language({"distil": term}, source=source, context=context, advice=advice)
 
@@ -90,7 +90,7 @@ def sdft_2024(max_tokens: Size = 512) -> Language:
     >>> sdft_2024().source.instead
     True
     """
-    source = Once(1, Sampling(max_tokens=max_tokens), contexts.rewriting(), 1.0, instead=True)
+    source = OncePerGeneration(1, Sampling(max_tokens=max_tokens), contexts.rewriting(), 1.0, instead=True)
     advice = (("batch_size", 8), ("epochs", 2), ("lora", 8), ("lr", 1e-4))
     return Language({"label": _likelihood()}, source=source, advice=advice)
 
@@ -122,7 +122,7 @@ def sdpo(
     terms: dict[str, BaseTerm] = {"distil": Term(teacher, loss, gate=ImportanceWeight(), weight=1.0 - grpo)}
     if grpo:
         terms["advantage"] = PolicyGradient(weight=grpo)
-    source, context = OnPolicy(samples, Sampling(max_tokens=max_tokens)), contexts.Attempts()
+    source, context = OnPolicy(samples, Sampling(max_tokens=max_tokens)), contexts.SiblingAttempts()
     return Language(terms, source=source, context=context, advice=(("batch_size", 32), ("clip", 1.0), ("lr", 1e-5)))
 
 
@@ -158,7 +158,7 @@ def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_to
     >>> ssd().source.sampling.top_k
     20
     """
-    source = Once(1, Sampling(temperature, top_p, top_k, max_tokens))
+    source = OncePerGeneration(1, Sampling(temperature, top_p, top_k, max_tokens))
     return Language({"label": _likelihood()}, source=source, restart=True, advice=(("lr", 5e-6),))
 
 
@@ -195,7 +195,7 @@ def context_distillation(instruction: str | None = None, hard: bool = False, max
     TokenCrossEntropy()
     """
     context = contexts.Demonstration() if instruction is None else contexts.Instruction(instruction)
-    source = Once(1, Sampling(max_tokens=max_tokens), context)
+    source = OncePerGeneration(1, Sampling(max_tokens=max_tokens), context)
     distil = Term(Frozen(CONTEXT), TokenDivergence(ForwardKL()), gate=ImportanceWeight())
     terms = {"label": _likelihood()} if hard else {"distil": distil}
     return Language(terms, source=source, context=context, advice=(("lr", 1e-5),))
@@ -260,7 +260,7 @@ def star(generations: Count = 3, max_tokens: Size = 512) -> Language:
     >>> star().restart
     True
     """
-    source = Once(1, Sampling(max_tokens=max_tokens), threshold=1.0, rescue=contexts.Hint())
+    source = OncePerGeneration(1, Sampling(max_tokens=max_tokens), threshold=1.0, rescue=contexts.Hint())
     return Language({"label": _likelihood()}, generations=generations, source=source, restart=True)
 
 
@@ -277,7 +277,7 @@ def rest(generations: Count = 3, samples: Count = 4, max_tokens: Size = 512) -> 
     >>> rest().source.least(5)
     1.0
     """
-    source = Once(samples, Sampling(max_tokens=max_tokens), threshold=(0.5, 0.75, 1.0))
+    source = OncePerGeneration(samples, Sampling(max_tokens=max_tokens), threshold=(0.5, 0.75, 1.0))
     return Language({"label": _likelihood()}, generations=generations, source=source)
 
 
@@ -294,7 +294,7 @@ def rft(samples: Count = 8, temperature: Positive = 0.7, max_tokens: Size = 512)
     >>> rft().source.samples
     8
     """
-    source = Once(samples, Sampling(temperature, max_tokens=max_tokens), threshold=1.0)
+    source = OncePerGeneration(samples, Sampling(temperature, max_tokens=max_tokens), threshold=1.0)
     return Language({"label": _likelihood()}, source=source, restart=True)
 
 
@@ -311,7 +311,7 @@ def spin(lam: float = 0.1, generations: Count = 3, max_tokens: Size = 256) -> La
     >>> spin().terms["preferred"].lam
     0.1
     """
-    source, advice = Once(1, Sampling(max_tokens=max_tokens)), (("epochs", 2), ("lr", 5e-7))
+    source, advice = OncePerGeneration(1, Sampling(max_tokens=max_tokens)), (("epochs", 2), ("lr", 5e-7))
     terms = {"preferred": PreferenceTerm(Generation(), lam)}
     return Language(terms, generations=generations, source=source, advice=advice)
 
@@ -391,6 +391,6 @@ def example(method: Language, data: Prompts, number: int = 0) -> str:
     right = row.demonstration or row.answer or "(a right attempt)"
     tried = [Rollout(0, (), (), "(a wrong attempt)", 0.0, row.feedback or "(what the checker said of it)"),
              Rollout(0, (), (), right, 1.0)]  # fmt: skip
-    writing = next(iter(method.source.contexts), Nothing())
-    shown = method.context if isinstance(writing, Nothing) else writing
+    writing = next(iter(method.source.contexts), NoContext())
+    shown = method.context if isinstance(writing, NoContext) else writing
     return "\n".join(difference(shown, row, tried, 0))

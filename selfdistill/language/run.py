@@ -4,7 +4,7 @@
 
     rollouts/         what each generation wrote, where it writes before it learns
     control/          sft() for as many steps, where all prompts have demonstrations
-    model/            the product as plain transformers load it, and selfdistill's card of it
+    model/            the final model as plain transformers load it, and selfdistill's card of it
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..training.task_type import Listeners
 from . import evaluation
 from .completions import Language
 from .recipes import RECIPES, sft
-from .sampling import Referee, Sampling, Waiting, export
+from .sampling import RewardCheckers, Sampling, WritingProgress, export
 from .trainer import fit
 
 USUAL = "smollm2"  # the model where none is named
@@ -156,15 +156,15 @@ def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, A
     evaluator = Evaluator(ready, choose_device(request.device), tell)
     result = _result(ready, folder, trained, control, evaluator)
     if distributed.rank() == 0:
-        export(evaluator.product(trained), folder / "model")
+        export(evaluator.final_model(trained), folder / "model")
         card = {"format": FORMAT, "method": ready.expression, "model": str(ready.build), "max_tokens": ready.max_tokens}
         write_json(folder / "model" / "selfdistill.json", card)
     return result
 
 
-def product(trained: Result) -> dict[str, torch.Tensor] | None:
-    """The product's weights; None where that is the model before."""
-    return None if trained.product < 0 else trained.generations[trained.product].weights
+def final_weights(trained: Result) -> dict[str, torch.Tensor] | None:
+    """The weights of the final model; None where that is the model before training."""
+    return None if trained.final_generation < 0 else trained.generations[trained.final_generation].weights
 
 
 class Evaluator:
@@ -172,7 +172,7 @@ class Evaluator:
 
     def __init__(self, ready: LanguageRun, device: torch.device, hear: Callable[[str], None] | None = None) -> None:
         self.hear = hear if distributed.rank() == 0 else None
-        self.ready, self.referee, self.right = ready, Referee(), evaluation.checked(ready.data)
+        self.ready, self.referee, self.right = ready, RewardCheckers(), evaluation.checked(ready.data)
         self.model: Causal = ready.build().to(device).eval()
         self.start = {n: p.detach().clone() for n, p in self.model.learning().items()}
 
@@ -181,8 +181,8 @@ class Evaluator:
         self.model.load_state_dict(self.start if weights is None else weights)
         return self.model
 
-    def product(self, trained: Result) -> Causal:
-        return self.of(product(trained))
+    def final_model(self, trained: Result) -> Causal:
+        return self.of(final_weights(trained))
 
     def asked(self, weights: dict[str, torch.Tensor] | None, who: str = "the model") -> dict[str, Any]:
         """Losses by row on test and suite, and how long the first answers are; tells how far ``who`` is."""
@@ -190,7 +190,7 @@ class Evaluator:
         ids, suite = data.test.tolist(), self.ready.suite
         asked = ids if self.right else ids[:MEASURED]
         rows = len(asked) + (0 if self.right else len(ids)) + (0 if suite is None else len(suite.test))
-        wait = Waiting(self.hear, f"the final tests: {who} answers", rows)
+        wait = WritingProgress(self.hear, f"the final tests: {who} answers", rows)
         answers = evaluation.answered(model, data, asked, sampling, self.referee, wait)
         scores: dict[str, Any] = {
             "losses": evaluation.wrong(answers) if self.right else evaluation.unlikely(model, data, wait.each(ids)),
@@ -235,7 +235,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float], bounded: bool = True)
     verdict: statistics.Verdict | None = None
     if half is not None:
         p = partial(_p_value, bounded=bounded)
-        verdict = "TIES" if ours is theirs else statistics.compare_paired({"product": gains}, p)["product"].verdict
+        verdict = "TIES" if ours is theirs else statistics.compare_paired({"method": gains}, p)["method"].verdict
     return {"gain": mean, "half": half, "rows": len(gains), "verdict": verdict}
 
 
@@ -260,19 +260,20 @@ def _result(
 ) -> dict[str, Any]:
     before = evaluator.asked(None, "the model before")
     asked = [evaluator.asked(t.weights, f"generation {g}") for g, t in enumerate(trained.generations)]
-    product = before if trained.product < 0 else asked[trained.product]
+    answers = before if trained.final_generation < 0 else asked[trained.final_generation]
     result: dict[str, Any] = {
         "kind": "language", "run": str(folder), "method": ready.expression, "model": str(ready.build),
         "parameters": sum(p.numel() for p in evaluator.model.parameters()),
         "learning": sum(p.numel() for p in evaluator.model.learning().values()),
-        "data": ready.data.describe(), "seed": ready.request.seed, "product": trained.product, "chosen": "method",
-        "test": evaluator.figures(product), "before": evaluator.figures(before),
+        "data": ready.data.describe(), "seed": ready.request.seed,
+        "final_generation": trained.final_generation, "chosen": "method",
+        "test": evaluator.figures(answers), "before": evaluator.figures(before),
         "generations": [
             {"generation": g, "start": t.start, "audit": t.audit, "decision": t.decision, "test": evaluator.figures(a)}
             for g, (t, a) in enumerate(zip(trained.generations, asked, strict=True))
         ],
         "steps": trained.steps, "seconds": round(trained.seconds, 2), "passes": trained.passes._asdict(),
-        "against": {"before": _against(product, before, evaluator.right)},
+        "against": {"before": _against(answers, before, evaluator.right)},
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
     if control is not None:
@@ -281,7 +282,7 @@ def _result(
             "steps": control.steps, "seconds": round(control.seconds, 2), "from": "control",
             "passes": control.passes._asdict(), "end": evaluator.figures(theirs),
         }  # fmt: skip
-        result["against"]["sft"] = _against(product, theirs, evaluator.right)
+        result["against"]["sft"] = _against(answers, theirs, evaluator.right)
     return result
 
 
@@ -294,6 +295,7 @@ class Completions(NamedTuple):
     """What a language model answered: a row a prompt, with its reward where there is a checker."""
 
     rows: list[dict[str, Any]]
+    note: str = ""
 
     def text(self) -> str:
         """The rows as JSON lines."""
@@ -301,7 +303,7 @@ class Completions(NamedTuple):
 
 
 def predict(folder: Path, source: str) -> Completions:
-    """What the product of a run answers to new prompts.
+    """The final model's answers to new prompts.
 
     Raises:
         CheckpointError: the run has no model yet. DataError: the prompts.
@@ -317,6 +319,6 @@ def predict(folder: Path, source: str) -> Completions:
     check_format(place / "selfdistill.json", card.get("format"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
     sampling, every = Sampling(0.0, max_tokens=card.get("max_tokens", TOKENS)), range(len(data.rows))
-    answers = evaluation.answered(model, data, every, sampling, Referee())
+    answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
     rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

@@ -26,20 +26,20 @@ from .. import rng
 from ..data.examples import Example
 from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
-from ..io.files import line_due, seconds_left, write
+from ..io.files import line_due, seconds_left, share, write
 from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Rollout
 
 
 @dataclass(frozen=True)
-class Beside:
+class MixingTeacher:
     """Who writes beside the student: a teacher, its share, and what it reads for each prompt."""
 
     teacher: ModelView
     share: float
     prompts: Sequence[Sequence[int]]
 
-    def of(self, rows: Sequence[int]) -> Beside:
+    def of(self, rows: Sequence[int]) -> MixingTeacher:
         """The same for some of the prompts."""
         return replace(self, prompts=[self.prompts[row] for row in rows])
 
@@ -55,7 +55,7 @@ class TeacherMixture:
     ICLR 2024, teacher-mixed sampling.
     """
 
-    def __init__(self, model: Causal, by: Beside, pad: int, room: int) -> None:
+    def __init__(self, model: Causal, by: MixingTeacher, pad: int, room: int) -> None:
         device, longest = next(model.parameters()).device, max(map(len, by.prompts))
         with by.teacher.placed() as (who, _):
             for prompt in by.prompts:
@@ -73,7 +73,7 @@ class TeacherMixture:
             self.drew(ids[:, -1:])
             self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
         with self.by.teacher.placed() as (who, weights):
-            logits, self.cache = who.after(self.ids, self.mask, self.cache, weights)
+            logits, self.cache = who.next_logits(self.ids, self.mask, self.cache, weights)
         log_q = torch.full_like(scores, -math.inf, dtype=torch.float32)
         log_q[:, : self.model.vocabulary] = logits[:, : self.model.vocabulary].float().log_softmax(-1)
         log_p = scores.float().log_softmax(-1)
@@ -133,7 +133,7 @@ def ends(model: Causal) -> list[int]:
 
 
 def by_transformers(
-    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, by: Beside | None = None
+    model: Causal, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, by: MixingTeacher | None = None
 ) -> list[tuple[list[int], tuple[float, ...] | None]]:
     """Batched sampling by transformers' `generate`, with its cache of keys and values; ``by``: who writes beside it."""
     device, stop = next(model.parameters()).device, ends(model)
@@ -144,7 +144,7 @@ def by_transformers(
     padding = range(model.vocabulary, model.plain.get_output_embeddings().weight.shape[0])  # outputs that are no token
     devices = [device] if device.type == "cuda" else []
     mixture = None if by is None else TeacherMixture(model, by, pad, sampling.max_tokens)
-    with torch.random.fork_rng(devices), model.asking(), _plainly(model.plain):
+    with torch.random.fork_rng(devices), model.inference(), _plainly(model.plain):
         torch.manual_seed(seed)
         out = model.plain.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_tokens, pad_token_id=pad,
@@ -235,9 +235,10 @@ def export(model: Causal, folder: str | Path) -> None:
     from ..models.hub import quiet
 
     with quiet():
-        whole = copy.deepcopy(model.lm).merge_and_unload() if model.adapted else model.lm
+        whole = copy.deepcopy(model.lm).merge_and_unload() if model.has_adapter else model.lm
         whole.save_pretrained(folder, safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
+    share(Path(folder))
 
 
 def roll(
@@ -246,7 +247,7 @@ def roll(
     sampling: Sampling,
     address: rng.Address,
     engine: Engine = by_transformers,
-    by: Beside | None = None,
+    by: MixingTeacher | None = None,
 ) -> list[Rollout]:
     """One completion for each prompt, in their order. Batches are of similar length; an empty one stays empty.
 
@@ -267,7 +268,7 @@ def roll(
     return [found[i] for i in range(len(prompts))]
 
 
-class Referee:
+class RewardCheckers:
     """Checks rollouts by the checkers of their examples, and counts those that raise; none is fatal."""
 
     def __init__(self) -> None:
@@ -290,7 +291,7 @@ class Referee:
         ) or None  # fmt: skip
 
 
-class Written:
+class CompletionFile:
     """The completions of one generation in a file, a line each: cut off while it is made, it goes on where it was.
 
     ``of`` tells runs apart: parts that another run left in the file (other weights, prompts, settings) are not read.
@@ -357,11 +358,11 @@ def distinct(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return list(kept.values())
 
 
-class Waiting:
+class WritingProgress:
     """An engine that counts what another one writes, and tells of it now and then: so many of ``total``
     prompts, and the seconds left if all answers that are to come are as long as they may be.
 
-    >>> list(Waiting(print, "nobody answers", 2).each([3, 4]))
+    >>> list(WritingProgress(print, "nobody answers", 2).each([3, 4]))
     [3, 4]
     """
 

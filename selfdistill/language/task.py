@@ -40,12 +40,12 @@ from ..training.comparison import (
 from ..training.fit import Result, choose_device
 from ..training.task_type import Rows, TaskType, generation_name
 from . import evaluation, recipes
-from .completions import Language, Once
+from .completions import Language, OncePerGeneration
 from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
 from .recipes import sft
-from .run import Completions, Evaluator, LanguageRun, default_recipe, predict, prepare, product, read_recipe
+from .run import Completions, Evaluator, LanguageRun, default_recipe, final_weights, predict, prepare, read_recipe
 from .sampling import Sampling
 from .trainer import fit
 
@@ -113,7 +113,7 @@ def planned(settings: ComparisonSettings, steps: int, costs: Mapping[str, float]
 
 
 def train_job(job: Job, request: Request, folder: Path) -> dict[str, Any]:
-    """The record of a job: the method's product, or the control's last weights, or the model before."""
+    """The record of a job: the method's final model, or the control's last weights, or the model before."""
     steps = job.steps or None
     ready = prepare(replace(request, method=job.expression, seed=job.seed, steps=steps, epochs=None))
     trained = None if job.kind == START else _trained(ready, request, folder / "training")
@@ -170,7 +170,7 @@ def _teacher_cost(evaluator: Evaluator, trained: Result) -> float:
 
 def _method(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
     assert trained is not None
-    return {**_scored(evaluator, product(trained), trained), "product": trained.product}
+    return {**_scored(evaluator, final_weights(trained), trained), "final_generation": trained.final_generation}
 
 
 def _control(evaluator: Evaluator, trained: Result | None) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class LanguageDesign(ComparisonDesign):
         drawn = self.settings.budget == "completions"
         for name, method in recipes.items():
             check_method(method)
-            if drawn and isinstance(method.source, Once):
+            if drawn and isinstance(method.source, OncePerGeneration):
                 raise RecipeError(f"{name} writes once a generation, however many steps it takes, so --budget "
                                   "completions cannot match it; give steps or passes")  # fmt: skip
         if drawn and not any(method.sampling for method in recipes.values()):
@@ -421,7 +421,10 @@ class LanguageTaskType(TaskType):
     def rows(self, result: dict[str, Any]) -> Rows:
         """The model before, the control, and the generations."""
         table = [
-            (f"{result['model']}, before" + (", the final model" if result["product"] < 0 else ""), result["before"])
+            (
+                f"{result['model']}, before" + (", the final model" if result["final_generation"] < 0 else ""),
+                result["before"],
+            )
         ]
         if plain := result.get("plain"):
             table.append((f"{self.control}, after {plain['steps']} steps", plain["end"]))
@@ -431,7 +434,7 @@ class LanguageTaskType(TaskType):
         ]
 
     def verdict(self, result: dict[str, Any]) -> str:
-        """What the product gained over the model before and over the control, on the test prompts and prior tasks."""
+        """The gain of the final model over the model before training and the control, on prompts and prior tasks."""
         parts = []
         for name, split in itertools.product(("before", "sft"), ("test", "kept")):  # run.json is sorted by name
             if figures := result["against"].get(name, {}).get(split):
@@ -440,7 +443,7 @@ class LanguageTaskType(TaskType):
                 parts.append(_outcome(figures, against + " on prior tasks" * (split == "kept"), nats))
         kept = (
             " No generation was accepted, so the final model is the model before training."
-            if result["product"] < 0
+            if result["final_generation"] < 0
             else ""
         )
         trouble = f" {result['trouble']}." if result.get("trouble") else ""

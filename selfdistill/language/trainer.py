@@ -33,7 +33,7 @@ from ..training.trainer import Trainer
 from . import evaluation
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
-from .sampling import Engine, Vllm, Written, by_transformers
+from .sampling import CompletionFile, Engine, Vllm, by_transformers
 
 PART = 32  # prompts whose completions are written between two saves
 
@@ -132,7 +132,7 @@ class LanguageTask(Task):
             return distributed.replicated(state.model)
         distributed.shard_layers(state.model)
         with distributed.whole(state.model):  # FSDP takes the first module that is called for the outermost one
-            self.writer.model.look(packed([([0], [0])]).to(state.device))
+            self.writer.model.hidden_states(packed([([0], [0])]).to(state.device))
         return state.model
 
     # completions ------------------------------------------------------------------------------------------------------
@@ -179,13 +179,13 @@ class LanguageTask(Task):
         finally:
             writer.model, writer.alike, writer.passes = student, False, Passes()
 
-    def _file(self, state: RunState, generation: int) -> Written:
+    def _file(self, state: RunState, generation: int) -> CompletionFile:
         """Where the completions of a generation go, marked by the run and the weights that write them."""
         if state.folder is None:
-            return Written(None)
+            return CompletionFile(None)
         run = json.dumps([identity(state, self), digest(self.writer.model.state_dict())], sort_keys=True, default=str)
         mark = hashlib.sha256(run.encode()).hexdigest()[:16]
-        return Written(state.folder / "rollouts" / f"{generation}.jsonl", mark)
+        return CompletionFile(state.folder / "rollouts" / f"{generation}.jsonl", mark)
 
     def batches(self, state: RunState) -> list[Batch]:
         """The completions of a step; where all terms allow it in as many pieces as the memory wants."""
@@ -314,8 +314,8 @@ class LanguageChecks(Callback):
         if self.task.unread:
             state.warn(
                 f"warning: {self.task.unread} solutions or feedbacks of generation {state.clock.generation} did not "
-                f"fit into the model's context of {self.task.writer.model.longest} tokens, and taught nothing; lower "
-                "--max-tokens"
+                f"fit into the model's context of {self.task.writer.model.context_length} tokens, and "
+                "taught nothing; lower --max-tokens"
             )
 
     def _warn_of_checkers(self, state: RunState) -> None:
@@ -340,7 +340,7 @@ class LanguageVitals(Callback):
         if not state.settings.vitals or state.clock.step < state.clock.length:
             return
         with distributed.whole(state.model):
-            entry["language"] = evaluation.look(writer)
+            entry["language"] = evaluation.measure(writer)
         state.passes += Passes(evaluation=writer.drawn - drawn)
         writer.drawn, writer.passes = drawn, Passes()  # nothing is learnt from looks
 

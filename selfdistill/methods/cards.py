@@ -163,7 +163,7 @@ def targets(method: Method) -> str:
 
 def _rows(views: Views, view: str) -> float:
     """Rows of a view for each row of the batch."""
-    return views.ratio if any(v.name == view and v.rows == "unlabelled" for v in views.looks) else 1.0
+    return views.ratio if any(v.name == view and v.rows == "unlabelled" for v in views.views) else 1.0
 
 
 def cost(method: Method) -> dict[str, float]:
@@ -186,7 +186,7 @@ def cost(method: Method) -> dict[str, float]:
     without = 0.0 if fused else peers * sum(_rows(method.views, view) for view in ungraded)
     taught = {(t.teacher.key(t), t.teacher.view or t.view): t for t in method.terms.values() if t.teacher}
     rows_of = partial(_rows, method.views)
-    extra = [term.further(peers, rows_of) for term in method.terms.values()]
+    extra = [term.extra_passes(peers, rows_of) for term in method.terms.values()]
     teacher = sum(_teacher_passes(method, term) for term in taught.values())
     forward = with_graph + without + teacher + sum(passes[0] for passes in extra)
     backward = with_graph + sum(passes[1] for passes in extra)
@@ -203,7 +203,7 @@ def cached_cost(method: Method) -> dict[str, Any] | None:
     >>> cached_cost(recipes()["distil"]())
     {'of_plain': 1.0, 'epoch': 2, 'by_data': True}
     """
-    views = {view.name: view for view in fixed_views(method).looks}
+    views = {view.name: view for view in fixed_views(method).views}
     saved, reused = dict[Any, float](), list[View]()
     for term in method.terms.values():
         if term.teacher is None:
@@ -251,7 +251,7 @@ def terms(method: Method) -> list[dict[str, Any]]:
         {
             "term": name,
             "teacher": repr(term.teacher),
-            "loss": repr(term.loss) + f" {term.told()}".rstrip(),
+            "loss": repr(term.loss) + f" {term.loss_note()}".rstrip(),
             "gate": "" if term.gate is None or term.gate.full else repr(term.gate),
             "view": term.view,
             "head": term.head,
@@ -268,7 +268,7 @@ def explain(expression: str, method: Method) -> dict[str, Any]:
         **card(name),
         "expression": expression,
         "terms": terms(method),
-        "views": [_view_line(look) for look in method.views.looks] + _mixed_views(method),
+        "views": [_view_line(view) for view in method.views.views] + _mixed_views(method),
         "heads": sorted({term.head for term in method.terms.values()}),
         "forward": method.forward,
         "generations": method.generations,
@@ -284,19 +284,19 @@ def _mixed_views(method: Method) -> list[str]:
     return [f"{view}: mixed rows, default augmentation" for view in (MIXED, BETWEEN) if view in views]
 
 
-def _view_line(look: View) -> str:
+def _view_line(view: View) -> str:
     """A view in a line.
 
     >>> _view_line(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
     'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
     """
-    if not look.of:
-        return f"{look.name}: {look.rows} rows, {look.augment} augmentation"
-    least, most = (round(100 * (look.hidden + offset), 1) for offset in (-look.spread, look.spread))
-    share = f"{least:g} to {most:g} %" if look.spread else f"{most:g} %"
-    part = "half" if look.whole == 0.5 else f"{round(100 * (1 - look.whole), 1):g} %"
-    return f"{look.name}: what {look.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
-        look.whole > 0
+    if not view.of:
+        return f"{view.name}: {view.rows} rows, {view.augment} augmentation"
+    least, most = (round(100 * (view.hidden + offset), 1) for offset in (-view.spread, view.spread))
+    share = f"{least:g} to {most:g} %" if view.spread else f"{most:g} %"
+    part = "half" if view.whole == 0.5 else f"{round(100 * (1 - view.whole), 1):g} %"
+    return f"{view.name}: what {view.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
+        view.whole > 0
     )
 
 

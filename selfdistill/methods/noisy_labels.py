@@ -331,8 +331,8 @@ def co_teaching(noise: float = 0.4, ramp: Share = 0.05) -> Method:
         S_l = the int((1 - F) n) of the n rows of the batch with the smallest CE(y, p_l)
         F = noise x min(e / (ramp x epochs), 1) in epoch e (from 0)
 
-    The authors take the true noise, 0.2 to 0.5; `selfdistill doubts` of a run of `elr`, say, estimates it. The ramp is
-    10 of 200 epochs. The first network is the final model.
+    The authors take the true noise, 0.2 to 0.5; `selfdistill label-errors` of a run of `elr`, say, estimates it.
+    The ramp is 10 of 200 epochs. The first network is the final model.
 
     Args:
         noise: Share of wrong labels, in [0, 1).

@@ -210,8 +210,8 @@ def kdcl(
     teacher, loss = Combined(combination, views), KL(temperature)
     labels = {f"label{k}": supervised(view) for k, view in enumerate(views)}
     peer_terms = {f"peers{k}": Term(teacher, loss, view, weight=weight) for k, view in enumerate(views)}
-    looks = tuple(View(view, "labelled", "weak") for view in views)
-    return Method({**labels, **peer_terms}, views=Views(looks), wrap_model=Apart(peers))
+    augmented = tuple(View(view, "labelled", "weak") for view in views)
+    return Method({**labels, **peer_terms}, views=Views(augmented), wrap_model=Apart(peers))
 
 
 def codistillation(peers: Count = 2, weight: NonNegative = 1.0, every: Size = 50, burn_in: float = 0.1) -> Method:

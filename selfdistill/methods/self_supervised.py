@@ -144,7 +144,7 @@ def dino(
         )
         for v, w in pairs
     }
-    views = Views((*CROPS.looks, *(View(v, "all", "local") for v in small)))
+    views = Views((*CROPS.views, *(View(v, "all", "local") for v in small)))
     return Method(terms, views=views, wrap_model=heads, forward="separate")
 
 
@@ -204,4 +204,4 @@ def ibot(
         terms[f"patches_{view}"] = patches
     looks = [View(hidden_name, "all", "crop", 0, hidden, view, spread, whole) for view, hidden_name in masked.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.looks, *looks)), wrap_model=heads)
+    return replace(base, terms=terms, views=Views((*base.views.views, *looks)), wrap_model=heads)

@@ -80,7 +80,7 @@ class ModelView(WeightView):
 
     def forward(self, x: Tensor) -> dict[str, Projection | Tensor]:
         with self.placed() as (model, weights):
-            return {"logits": model.source(model.look(x, weights), weights)}
+            return {"logits": model.source(model.hidden_states(x, weights), weights)}
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[tuple[Causal, dict[str, Tensor] | None]]:
@@ -146,7 +146,7 @@ class Averaged(Swapped):
         """As any view; under LoRA, weights and updates are added up once for all micro-batches of a step."""
         model = self.student[0]
         together = next((xs for xs in model.micro_batches if any(x is other for other in xs)), None)
-        if together is None or not model.adapted or not model.linear:
+        if together is None or not model.has_adapter or not model.linear:
             return super().forward(x)
         if self._together is not together:
             self._together, self._answers = together, list(answers(together, self._looked))
@@ -213,16 +213,16 @@ class Causal(LargeModel):
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
     @property
-    def longest(self) -> int | None:
+    def context_length(self) -> int | None:
         """Tokens that it reads at most, prompt and completion together; None where it knows no end."""
         return getattr(self.plain.config, "max_position_embeddings", None)
 
-    def holds(self, tokens: int) -> bool:
+    def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
-        return self.longest is None or tokens <= self.longest
+        return self.context_length is None or tokens <= self.context_length
 
     @property
-    def adapted(self) -> bool:
+    def has_adapter(self) -> bool:
         """Whether the model has an adapter."""
         return self.plain is not self.lm
 
@@ -255,7 +255,7 @@ class Causal(LargeModel):
 
     def frozen(self) -> ModelView:
         """The pre-trained weights: under LoRA the adapter is switched off, otherwise a copy is held."""
-        if self.adapted:
+        if self.has_adapter:
             return AdapterOff(self)
         return Swapped(self, self.learning() if self.origin is None else self.origin())
 
@@ -293,18 +293,18 @@ class Causal(LargeModel):
         for name, layer in self.adapters().items():
             yield name, update_of(layer).detach()
         for name, value in self.learning().items():
-            if not self.adapted or "lora_" not in name:
+            if not self.has_adapter or "lora_" not in name:
                 yield name, value.detach()
 
     @torch.no_grad()
-    def look(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def hidden_states(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states in eval mode without gradient, with some weights put in place of its own: (rows, T, width)."""
-        with self.asking():
+        with self.inference():
             outputs: dict[str, Tensor] = functional_call(self, dict(weights), (x,)) if weights else self(x)
         return outputs["hidden"]
 
     @torch.no_grad()
-    def after(
+    def next_logits(
         self, ids: Tensor, mask: Tensor, cache: Any = None, weights: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Any]:
         """Logits (rows, vocabulary) of what follows left-padded rows, and a cache of what was read, to go on from.
@@ -319,13 +319,13 @@ class Causal(LargeModel):
         output = functional_call(_Whole(self.lm), dict(weights or {}), (), options)
         return output.logits[:, -1, : self.vocabulary], output[cache_name]
 
-    def says(self, x: Tensor) -> Logits:
-        """What `divergence` reads at every completion token of some rows, the tokens in one row; as `look`."""
+    def completion_logits(self, x: Tensor) -> Logits:
+        """What `divergence` reads at every completion token of some rows, the tokens in one row; as `hidden_states`."""
         _, real = completions(x)
-        return self.source(self.look(x)[real])
+        return self.source(self.hidden_states(x)[real])
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
         """Eval mode without gradient, for teachers and rollouts; the mode it was in comes back."""
         was_training = self.training
         self.eval()
@@ -338,7 +338,7 @@ class Causal(LargeModel):
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The pre-trained weights, for as long as it lasts; nothing changes where there is no adapter."""
-        with self.lm.disable_adapter() if self.adapted else contextlib.nullcontext():
+        with self.lm.disable_adapter() if self.has_adapter else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
@@ -388,7 +388,7 @@ class Causal(LargeModel):
 
     def _reads_linearly(self) -> bool:
         probe = torch.arange(1, 4, device=next(self.parameters()).device)[None]
-        with self.asking():  # dropout would differ between the two, and draw numbers that a resumed run draws again
+        with self.inference():  # dropout would differ between the two, and draw numbers that a resumed run draws again
             states = self.plain.get_decoder()(probe, use_cache=False).last_hidden_state
             return torch.allclose(self.plain.get_output_embeddings()(states), self.plain(probe).logits, atol=1e-4)
 
@@ -429,10 +429,10 @@ def check_length(prompt: Ids, model: Causal, completion: int, subject: str) -> N
     Raises:
         DataError: prompt and completion are longer than the model's context.
     """
-    if not model.holds(len(prompt) + completion):
+    if not model.fits(len(prompt) + completion):
         raise DataError(
             f"{subject} has {len(prompt)} tokens and a completion may have {completion}, more than the model's context "
-            f"of {model.longest}; shorten it, or lower --max-tokens"
+            f"of {model.context_length}; shorten it, or lower --max-tokens"
         )
 
 

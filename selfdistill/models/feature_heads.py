@@ -66,7 +66,7 @@ class Several(Extended):
 
 @dataclass(frozen=True)
 class Levels(Exits):
-    """Prepares a model factory for K classifiers side by side: see `Several`. The product is the model with exits."""
+    """Prepares a model factory for K classifiers side by side (`Several`). The final model is the model with exits."""
 
     fused: bool = False
 
@@ -178,7 +178,7 @@ class Patched(Projected):
 
 @dataclass(frozen=True)
 class Projectors(ModelWrapper):
-    """Prepares a model factory for heads that compare rows: see `Projected`. The product is the bare model.
+    """Prepares a model factory for heads that compare rows: see `Projected`. The final model is the bare model.
 
     ``projector`` and ``predictor`` are widths of layers (`perceptron`); the features' own comes first by itself. With
     ``patches`` the model is a transformer on patches of images, some of which may be hidden: see `Patched`.
@@ -248,7 +248,7 @@ class Rotated(Extended):
 
 @dataclass(frozen=True)
 class Rotations(ModelWrapper):
-    """Prepares a model factory for four rotations of each row: see `Rotated`. The product is the bare model."""
+    """Prepares a model factory for four rotations of each row: see `Rotated`. The final model is the bare model."""
 
     @property
     def maps(self) -> bool:

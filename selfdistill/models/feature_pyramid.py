@@ -97,7 +97,7 @@ class PyramidModel(Featured):
 
 @dataclass(frozen=True)
 class SelfTeacher(ModelWrapper):
-    """Prepares a model factory for a pyramid as teacher: see `PyramidModel`. The product is the bare model."""
+    """Prepares a model factory for a pyramid as teacher: see `PyramidModel`. The final model is the bare model."""
 
     layers: tuple[str, ...]
     width: int = 2

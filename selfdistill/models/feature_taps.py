@@ -78,7 +78,7 @@ class Reading(NamedTuple):
 
 
 class Hook:
-    """Belongs to what is put around a model; the product has none of them."""
+    """Belongs to what is put around a model; the final model has none of them."""
 
 
 class Tap(Hook):
@@ -104,11 +104,11 @@ class DenseTap(Tap):
 
 
 class Extended(Composite):
-    """A model and heads learnt beside it: the product is the model alone. In training it sees ``copies`` of a row."""
+    """A model with heads that learn beside it; the final model has none. In training it sees ``copies`` of a row."""
 
     model: nn.Module
 
-    def product(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The final model of a training."""
         model = copy.deepcopy(self.model)
         for module in model.modules():
@@ -266,7 +266,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Features(ModelWrapper):
-    """Prepares a model factory for heads that read its layers: see `Featured`. The product is the bare model."""
+    """Prepares a model factory for heads that read its layers: see `Featured`. The final model is the bare model."""
 
     heads: tuple[str, ...]
     maps: bool = True  # does it want a model whose stages say maps?

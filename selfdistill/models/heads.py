@@ -29,7 +29,7 @@ class Exits(ModelWrapper):
         return with_exits
 
     def single(self, build: Any) -> Any:
-        """The factory of the product, from the `models.Build` that was prepared."""
+        """The factory of the final model, from the `models.Build` that was prepared."""
         return build.having(exits=True) if build.accepts("exits") else build
 
 

@@ -22,6 +22,7 @@ import torch
 
 from ..errors import DataError
 from ..io.expressions import nearest, one_line
+from ..io.files import share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -312,3 +313,4 @@ def _dequantise(file: Path, folder: Path) -> None:
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
         library.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
+        share(folder)

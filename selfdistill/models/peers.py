@@ -49,7 +49,7 @@ class PeerModels(Composite):
         """The number of members that a row passes."""
         return len(self.members)
 
-    def product(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The final model of a training: the first member."""
         return self.members[0]
 
@@ -61,7 +61,7 @@ class PeerMean(PeerModels):
         heads = super().forward(x)
         return {**heads, "values" if self.values else "logits": heads["ensemble"]}
 
-    def product(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         return self
 
 
@@ -94,7 +94,7 @@ class Group(ModelWrapper):
 
 @dataclass(frozen=True)
 class JointGenerations(ModelWrapper):
-    """Leaves the factory as it is: all accepted generations are the product together, by their `PeerMean`."""
+    """Leaves the factory as it is: all accepted generations are the final model together, by their `PeerMean`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class GaussianPeers(PeerModels):
         heads = {"gaussian": gaussian, "values": gaussian[..., :1], "peer_gaussians": peers}
         return {**heads, "ensemble_gaussian": ensemble}
 
-    def product(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         return self if self.jointly else self.members[0]
 
 
@@ -135,8 +135,8 @@ class Branches(PeerModels):
 
     A model for this has its ``stages`` in an ``nn.ModuleList`` that its ``forward`` runs through in order, two or more,
     and ends in an ``nn.Linear`` whose output it returns; the default models do. Heads: ``peers`` (rows, K, classes),
-    ``ensemble``, and ``logits`` of the one that is deployed. The product is that one with the trunk: a model as `build`
-    makes it.
+    ``ensemble``, and ``logits`` of the one that is deployed. The final model is that one with the trunk: a model as
+    `build` makes it.
     """
 
     deployed = 0
@@ -164,7 +164,7 @@ class Branches(PeerModels):
         logits = self.branch_outputs(x)[2]
         return {"logits": logits[:, self.deployed], "peers": logits, "ensemble": _mean_logits(logits)}
 
-    def product(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The branch that is deployed, on the trunk: copies of the weights as they are now."""
         model = copy.deepcopy(self.members[self.deployed])
         for i, stage in enumerate(self.trunk):
@@ -239,7 +239,7 @@ class ApartPeers(PeerModels):
 
 class Pair(PeerModels):
     """A student and a teacher that learn side by side: ``logits`` are the student's, ``teacher`` (rows, classes) the
-    other's. The student is the product."""
+    other's. The student is the final model."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         heads = super().forward(x)
@@ -373,11 +373,11 @@ class Paired(ModelWrapper):
         raise SpaceError("Paired makes a teacher that classifies, and values have no classes")
 
 
-def product(model: nn.Module) -> nn.Module:
+def final_model(model: nn.Module) -> nn.Module:
     """The final model of a training: of a group of peers the first, or all that predict jointly; without the heads
     learnt beside it; else itself.
     """
-    return model.product() if isinstance(model, (PeerModels, Extended)) else model
+    return model.final_model() if isinstance(model, (PeerModels, Extended)) else model
 
 
 MOST_MEMBERS = 32  # of a `PeerMean` in a model folder
@@ -415,7 +415,7 @@ class _Wrapper(ModelWrapper):
         return _wrapped_factory(build, self.wrap, self.outputs)
 
     def single(self, build: Any) -> Any:
-        """The factory of the product."""
+        """The factory of the final model."""
         return self(build)
 
 
@@ -428,7 +428,7 @@ class Gaussian(_Wrapper):
 
 @dataclass(frozen=True)
 class GaussianPair(_Wrapper):
-    """Prepares a model factory for two models with a mean and a log variance each; both together are the product."""
+    """Prepares a model factory for two models with a mean and a log variance each; both are the final model."""
 
     wrap: ClassVar[str] = "gaussians"
 
@@ -447,14 +447,14 @@ class Ranked(_Wrapper):
 
 @dataclass(frozen=True)
 class GaussianGroup(Group):
-    """Prepares a model factory for K peers with a mean and a log variance each; the first is the product."""
+    """Prepares a model factory for K peers with a mean and a log variance each; the first is the final model."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         build_peer = self.single(build)
         return lambda: GaussianPeers([build_peer() for _ in range(self.peers)])
 
     def single(self, build: Any) -> Any:
-        """The factory of the product: that of one peer."""
+        """The factory of the final model: that of one peer."""
         return Gaussian()(build)
 
     def of_values(self) -> GaussianGroup:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, RecipeError, SelfdistillError
 from ..io import trust
 from ..io.expressions import Range, one_line
-from ..io.files import DATA_CARD, FORMAT, check_format
+from ..io.files import DATA_CARD, FORMAT, check_format, remove_unfinished
 from ..io.schema import Schema, find_fault, read_json, read_regular
 from .networks import Scaled
 from .peers import WRAPS
@@ -68,8 +68,10 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
     unfinished = [folder / f".{name}.{os.getpid()}.tmp" for name in (TENSORS, CONFIG)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
         safetensors.torch.save_file(stored, unfinished[0])
         unfinished[1].write_text(text)
+        unfinished[0].chmod(unfinished[1].stat().st_mode & 0o777)  # the safetensors library lets nobody else read it
         for path, name in zip(unfinished, (TENSORS, CONFIG), strict=True):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())

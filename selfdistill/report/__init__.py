@@ -6,6 +6,8 @@ comparison, or the JSON of a comparison.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, DataError
@@ -19,6 +21,16 @@ from . import comparison_page, run_page
 __all__ = ["render", "write"]
 
 COMPARISON = "comparison.json"
+PAGE = "report.html"
+
+
+@contextmanager
+def surviving(fault: str, remedy: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Report any error of a page in one line: what was trained is worth more than a text about it."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"warning: {fault} ({type(error).__name__}: {one_line(error)}); {remedy}")
 
 
 def render(source: str | Path, types: TaskTypes) -> str:
@@ -64,7 +76,7 @@ def write(source: str | Path, types: TaskTypes, out: str | Path | None = None) -
         DataError: the file cannot be written.
     """
     path = Path(source)
-    target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
+    target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / PAGE
     if out is None and target.is_symlink():
         raise DataError(f"{target} is a link, and what it leads to would be overwritten; remove it, or give --out")
     files.write(target, render(path, types))

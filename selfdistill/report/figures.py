@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from ..io.display import printable
+
 WIDTH, HEIGHT = 640, 300
 
 
@@ -17,6 +19,9 @@ MOST = 200  # points of a curve that a page shows
 
 
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")  # so that no line differs from another by its colour alone
+
+
+LARGEST, CLOSEST = 1e150, 1e-9  # of the numbers that are drawn, and the share of it by which they must differ
 
 
 CHARACTER = 7.6  # width of a digit in text of 13 px, at most
@@ -56,12 +61,20 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def spread(low: float, high: float) -> tuple[float, float]:
-    """The ends of an interval, moved apart by a tenth of the value where they are equal."""
-    margin = 0.0 if high > low else 0.1 * abs(low) or 0.5
+    """The ends of an interval, moved apart by a tenth of the value where a drawing could not tell them apart.
+
+    >>> spread(0.7, 0.7000000000000001)[0] < 0.64, spread(0.0, 5e-324)
+    (True, (-0.5, 0.5))
+    """
+    low, high = sorted(max(-LARGEST, min(LARGEST, value)) for value in (low, high))
+    size = max(abs(low), abs(high))
+    if size < 1 / LARGEST:
+        return -0.5, 0.5
+    margin = 0.0 if high - low > CLOSEST * size else 0.1 * size
     return low - margin, high + margin
 
 
@@ -80,10 +93,15 @@ def number(value: float) -> str:
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `MOST` finite points at even distances, the last one included."""
-    valid = [p for p in points if all(map(math.isfinite, p))]
+    valid = [p for p in points if drawable(*p)]
     if len(valid) <= MOST:
         return valid
     return [valid[round(i * (len(valid) - 1) / (MOST - 1))] for i in range(MOST)]
+
+
+def drawable(*values: float | None) -> bool:
+    """Whether a figure has a place for all of these numbers."""
+    return all(value is not None and abs(value) <= LARGEST for value in values)
 
 
 def style(index: int) -> str:
@@ -254,7 +272,9 @@ def _square(marks: list[float], x_label: str, y_label: str) -> Plane:
 
 def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str) -> str:
     """A scatter plot of true values against predicted ones, with the diagonal."""
-    values = [v for _, points in series for point in points for v in point]
+    values = [v for _, points in series for point in points for v in point if drawable(*point)]
+    if not values:
+        return ""
     plane = _square(ticks(min(values), max(values)), "predicted", "true")
     for i, (_, points) in enumerate(series):
         plane.dots([(point[0], point[1]) for point in points], i)
@@ -265,16 +285,18 @@ def scatter(series: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str)
 def reliability(series: Sequence[tuple[str, Sequence[dict[str, float]]]], title: str) -> str:
     """A reliability diagram: accuracy against confidence, with the diagonal; a dot's size is its share of the rows."""
     plane = _square(ticks(0, 1), "confidence", "accuracy")
-    for i, (_, bins) in enumerate(series):
+    for i, (_, measured) in enumerate(series):
+        bins = [b for b in measured if drawable(b["confidence"], b["accuracy"], b["share"])]
         points = [(b["confidence"], b["accuracy"]) for b in bins]
         plane.path(points, i)
-        plane.dots(points, i, [2 + 8 * math.sqrt(b["share"]) for b in bins])
+        plane.dots(points, i, [2 + 8 * math.sqrt(max(0.0, b["share"])) for b in bins])
     return plane.drawn(title) + legend([name for name, _ in series])
 
 
 def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_label: str) -> str:
     """A forest plot of differences with intervals: a row (name, low, mean, high, verdict) each, and a line at zero."""
-    finite = [v for _, low, mean, high, _ in rows for v in (low, mean, high) if math.isfinite(v)]
+    rows = [row for row in rows if drawable(row[2])]
+    finite = [v for _, low, mean, high, _ in rows for v in (low, mean, high) if drawable(v)]
     if not finite:
         return ""
     step = 40
@@ -287,19 +309,25 @@ def forest(rows: Sequence[tuple[str, float, float, float, str]], title: str, x_l
     for i, (name, low, mean, high, word) in enumerate(rows):
         y, kind = TOP + step * i + 28, {"BEATS": "good", "LOSES": "bad"}.get(word, "even")
         parts.append(text(LEFT, y - 12, f"{name}: {word}", "start", f"t {kind}"))
-        parts.append(f'<line class="span {kind}" x1="{plane.x(low):.1f}" x2="{plane.x(high):.1f}" y1="{y}" y2="{y}"/>')
+        left, right = (
+            value if drawable(value) else end for value, end in zip((low, high), plane.ends or (), strict=True)
+        )
+        parts.append(
+            f'<line class="span {kind}" x1="{plane.x(left):.1f}" x2="{plane.x(right):.1f}" y1="{y}" y2="{y}"/>'
+        )
         parts.append(f'<circle class="{kind}" cx="{plane.x(mean):.1f}" cy="{y}" r="4.5"/>')
     return drawing(WIDTH, height, title, parts)
 
 
 def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     """Horizontal bars, each below its label: (name, length, text)."""
-    longest = max((value for _, value, _ in rows), default=0.0)
+    longest = max((value for _, value, _ in rows if drawable(value)), default=0.0)
     if not longest > 0:
         return ""
     lines = []
     for name, value, words in rows:
-        bar = f'<div class="bar" style="width:{max(0.2, 100 * value / longest):.1f}%"></div>'
+        share = min(1.0, max(0.002, value / longest)) if drawable(value) else 0.0
+        bar = f'<div class="bar" style="width:{100 * share:.1f}%"></div>'
         lines.append(f"<li>{escape(f'{name}: {words}')}{bar}</li>")
     return f'<ul class="bars" aria-label="{escape(title, quote=True)}">{"".join(lines)}</ul>'
 
@@ -334,4 +362,4 @@ def standalone(svg: str) -> str:
     from .layout import STYLE
 
     head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:var(--bg);font-family:sans-serif" '
-    return svg.replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n"
+    return printable(svg).replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..io.display import printable
+
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c1e21;--soft:#5b626b;--rule:#d8dce1;--card:#f5f6f8;--good:#00684f;
 --bad:#a8380f;--c0:#0062a3;--c1:#b45309;--c2:#00735a;--c3:#9d3d7f;--c4:#6b5a00;--c5:#4b4fb3}
@@ -49,13 +51,14 @@ circle.good{fill:var(--good)}circle.bad{fill:var(--bad)}circle.even{fill:var(--s
 
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole HTML file, from a title in plain text and parts in HTML."""
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main></body></html>\n"
     )
+    return printable(text)
 
 
 def section(heading: str, *parts: str) -> str:

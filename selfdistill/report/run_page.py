@@ -35,22 +35,22 @@ def peers(lines: Lines, result: dict[str, Any] | None) -> list[str]:
     return [*paragraphs, figure(curves(series, "diversity of the peers", "epoch", "diversity", height=240), caption)]
 
 
-def doubted(result: dict[str, Any] | None, folder: Path) -> list[str]:
+def label_errors(result: dict[str, Any] | None, folder: Path) -> list[str]:
     """The most probable label errors."""
-    if not result or not result.get("doubts"):
+    if not result or not result.get("label_errors"):
         return []
     try:
         errors = read_label_errors(folder, SHOWN)
     except SelfdistillError:
         return []
     rows = [
-        (label["name"] or str(label["row"]), label["label"], label["believed"], f"{label['doubt']:.3f}")
+        (label["name"] or str(label["row"]), label["label"], label["suggested"], f"{label['score']:.3f}")
         for label in errors["labels"]
-        if label["label"] != label["believed"]
+        if label["label"] != label["suggested"]
     ]
-    summary = f"{errors['doubted']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
+    summary = f"{errors['errors']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
     head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
-    return [paragraph(summary), *([table((head, "label", "predicted", "error score"), rows)] if rows else [])]
+    return [paragraph(summary), *([table((head, "label", "suggested", "error score"), rows)] if rows else [])]
 
 
 VITALS = {
@@ -85,7 +85,7 @@ def render(folder: Path, task: TaskType) -> str:
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
-        section("Likely label errors", *doubted(result, folder)),
+        section("Likely label errors", *label_errors(result, folder)),
         section("Calibration", _calibration(result)),
         section("Predictions", _predicted(result)),
         section("Vitals", *vitals(lines)),
@@ -171,7 +171,12 @@ def _audit(result: dict[str, Any] | None, lines: Lines) -> list[str]:
         number, plain_chosen = g["generation"], result.get("chosen") == "plain"
         word = "accepted" if _accepted(g) else "rolled back"
         nodes.append(
-            (number, teacher, _accepted(g), "final model" if number == result["product"] and not plain_chosen else word)
+            (
+                number,
+                teacher,
+                _accepted(g),
+                "final model" if number == result["final_generation"] and not plain_chosen else word,
+            )
         )
         teacher = number if _accepted(g) else teacher
     drawing = figure(lineage(nodes, "which generation taught which"), "An arrow leads from the teacher.", "long")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..io.display import markdown
 from ..training.task_type import Rows, TaskType
 
 #: The metrics that are shown, by task, and their names.
@@ -79,18 +80,18 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
     if not plain or plain["from"] == "itself":
         return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
     plain_chosen = result.get("chosen") == "plain"
-    metrics = result["generations"][result["product"]]["test"] if plain_chosen else result["test"]
+    metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]
     gains = [_gain(metrics, plain[k]) for k in ("end", "early_stopped") if plain.get(k)]
-    product = " The final model is the baseline, which has the lower validation loss." if plain_chosen else ""
+    final = " The final model is the baseline, which has the lower validation loss." if plain_chosen else ""
     repeated = len(result["generations"]) > 1 or bool((result.get("folds") or {}).get("decisions"))
-    first_kept = repeated and result.get("product") == 0
+    first_kept = repeated and result.get("final_generation") == 0
     subject = "Generation 0 (no later one was accepted)" if first_kept else "Self-distillation"
     if result.get("probed"):
         subject = "A linear probe on self-supervised features"
     early = f", {gains[1].removesuffix(' points')} against the baseline with early stopping" if len(gains) > 1 else ""
     equal = " at equal steps" if task.equal_steps else ""
     return (
-        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{product} One seed "
+        f"{subject} against {task.baseline(result)}: {gains[0]}{equal}{early}.{nearest}{final} One seed "
         "proves little; repeat with other --seed values, or use `selfdistill compare`."
     )
 
@@ -115,13 +116,13 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
     """The model card: the facts of the run, the audit's decisions, and the limits of the model."""
     data = result["data"]
     tested = "and tested " if rows(result, task) else ""
-    decisions = [g["decision"]["why"] for g in result["generations"] if g.get("decision")]
+    decisions = [_prose(f"- {g['decision']['why']}") for g in result["generations"] if g.get("decision")]
     lines = [
         "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
         f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",
-        "", *_facts(result, record, task), "## Audit", "", *(f"- {why}" for why in decisions), "", "## Limits", "",
-        f"Trained {tested}on {data['name']} alone, with one seed: its scores on other data are unknown."
-        + (f" Classes: {', '.join(map(str, data['classes']))}." if data["classes"] else ""),
+        "", *_facts(result, record, task), "## Audit", "", *decisions, "", "## Limits", "",
+        f"Trained {tested}on {markdown(data['name'])} alone, with one seed: its scores on other data are unknown."
+        + (f" Classes: {', '.join(map(markdown, data['classes']))}." if data["classes"] else ""),
         "", *task.loading("."),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -129,20 +130,24 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
 
 def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time: str = "") -> list[str]:
     """The facts of a run; without ``time``, equal runs give equal text."""
-    data = result["data"]
+    data, name = result["data"], markdown(result["data"]["name"])
     counts, noise = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items()), 100 * data["noise"]
     return [
-        f"# {result['method']} on {data['name']}",
+        f"# {markdown(result['method'])} on {name}",
         "",
-        sentence(result, task),
+        _prose(sentence(result, task)),
         "",
         *_tested(result, task),
-        f"- data: {data['name']} ({counts}; {noise:.0f} % of the training and validation labels are wrong ones)",
-        *task.size(result, record, time),
-        *together(result),
+        f"- data: {name} ({counts}; {noise:.0f} % of the training and validation labels are wrong ones)",
+        *map(_prose, [*task.size(result, record, time), *together(result)]),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",
     ]
+
+
+def _prose(line: str) -> str:
+    """A line of our own words as Markdown, in which a name that a file gave is no markup."""
+    return markdown(line, kept="`")
 
 
 def _tested(result: dict[str, Any], task: TaskType) -> list[str]:
@@ -151,7 +156,7 @@ def _tested(result: dict[str, Any], task: TaskType) -> list[str]:
     if not names:
         return []
     head = [f"| on the test split | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    return [*head, *(f"| {name} | {' | '.join(figures)} |" for name, figures in lines), ""]
+    return [*head, *(f"| {markdown(name)} | {' | '.join(figures)} |" for name, figures in lines), ""]
 
 
 def together(result: dict[str, Any]) -> list[str]:

@@ -69,11 +69,11 @@ class CachedTeacher(Frozen):
     def stores(self) -> bool:
         return True
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        return self.teacher.module(model, given)
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        return self.teacher.module(model, args)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        state = super().start(model, given)
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        state = super().start(model, args)
         if isinstance(state, FrozenCopy) and self.folder is not None:
             from ..io.tensors import digest
 
@@ -81,8 +81,8 @@ class CachedTeacher(Frozen):
             folder = Path(self.folder, fingerprint) if isinstance(self.teacher, Generation) else Path(self.folder)
             metadata = {"teacher": fingerprint, "looks": str(self.views)}
             if isinstance(state.module, Scaled):
-                metadata["unit"] = repr(given.scale)
-            state.said = StoredTargets(folder, metadata, self.top, self.dtype)
+                metadata["unit"] = repr(args.scale)
+            state.cache = StoredTargets(folder, metadata, self.top, self.dtype)
         return state
 
     def space(self, head: str) -> str:
@@ -90,17 +90,17 @@ class CachedTeacher(Frozen):
             raise SpaceError(f"the most probable outputs are those of logits; the head {head!r} is of {space_of(head)}")
         return super().space(head)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         view = self.view or term.view
-        if isinstance(state, FrozenCopy) and view not in step.batch.fixed and (self.folder or self.views > 1):
+        if isinstance(state, FrozenCopy) and view not in forward.batch.fixed and (self.folder or self.views > 1):
             raise SpaceError(
                 f"view {view!r} has other augmentations in every epoch, and CachedTeacher stores outputs for equal "
                 "inputs; give the view no augmentation or CachedTeacher views=4, and in a loop of your own name it in "
                 "batch.fixed"
             )
-        if isinstance(state, FrozenCopy) and isinstance(state.said, StoredTargets):
-            state.said.show(step.addresses(view), step.batch[view].x, view, term.head)
-        return super().target(state, step, term)
+        if isinstance(state, FrozenCopy) and isinstance(state.cache, StoredTargets):
+            state.cache.show(forward.addresses(view), forward.batch[view].x, view, term.head)
+        return super().target(state, forward, term)
 
 
 def fixed_views(method: Method) -> Views:
@@ -122,8 +122,8 @@ def fixed_views(method: Method) -> Views:
                 raise RecipeError(
                     f"view {view!r} has {numbers[view]} and {teacher.views} fixed augmentations; give one number"
                 )
-    looks = method.views.looks
-    return replace(method.views, looks=tuple(replace(look, fixed=numbers.get(look.name, look.fixed)) for look in looks))
+    views = method.views.views
+    return replace(method.views, views=tuple(replace(view, fixed=numbers.get(view.name, view.fixed)) for view in views))
 
 
 def store_targets(method: Method, folder: str) -> Method:
@@ -166,7 +166,7 @@ def set_cache(objective: Objective, cache: bool) -> None:
             raise RecipeError(f"term {name!r} has a CachedTeacher, which needs the cache; leave it or --no-cache out")
     for state in objective.states.modules():
         if isinstance(state, FrozenCopy):
-            state.keeps = False
+            state.cacheable = False
 
 
 class StoredTargets(nn.Module):

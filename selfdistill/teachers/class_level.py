@@ -59,21 +59,21 @@ class ClassMean(Teacher[_ClassMeans]):
 
     even: ClassVar[bool] = True  # a uniform target is meant, not the sign of a second softmax
 
-    def start(self, model: nn.Module, given: BindArgs) -> _ClassMeans:
+    def start(self, model: nn.Module, args: BindArgs) -> _ClassMeans:
         return _ClassMeans()
 
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: _ClassMeans, step: Forward, term: BaseTerm) -> Target:
-        y = step.labels(term.view)
-        state.resize(step.student(term.view, term.head).detach())
+    def target(self, state: _ClassMeans, forward: Forward, term: BaseTerm) -> Target:
+        y = forward.labels(term.view)
+        state.resize(forward.student(term.view, term.head).detach())
         return Target(state.soft[y.clamp(min=0)], "probabilities", y >= 0)
 
-    def update(self, state: _ClassMeans, steps: Sequence[Forward], term: BaseTerm) -> None:
-        clock = steps[0].clock
-        for step in (step for step in steps if step.rows(term.view)):
-            p, y = F.softmax(step.student(term.view, term.head), dim=-1), step.labels(term.view)
+    def update(self, state: _ClassMeans, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        clock = forwards[0].clock
+        for forward in (forward for forward in forwards if forward.rows(term.view)):
+            p, y = F.softmax(forward.student(term.view, term.head), dim=-1), forward.labels(term.view)
             state.resize(p)
             correct = (p.argmax(-1) == y).to(p.dtype)
             sums = torch.zeros_like(state.sums).index_add_(0, y.clamp(min=0), p * correct[:, None])
@@ -96,8 +96,8 @@ class Virtual(Teacher):
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        y, classes = step.labels(term.view), step.student(term.view, term.head).shape[-1]
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        y, classes = forward.labels(term.view), forward.student(term.view, term.head).shape[-1]
         value = torch.full((len(y), classes), (1.0 - self.correct) / (classes - 1), device=y.device)
         return Target(value.scatter_(1, y.clamp(min=0)[:, None], self.correct), "probabilities", y >= 0)
 
@@ -128,7 +128,7 @@ class BetaRanked(Ema[_SeededCopy]):
         if not self.a > 0:
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _SeededCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> _SeededCopy:
         return _SeededCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -140,12 +140,12 @@ class BetaRanked(Ema[_SeededCopy]):
     def prepare(self, state: _SeededCopy, pool: GenerationData) -> None:
         state.seed.fill_(pool.seed)
 
-    def target(self, state: _SeededCopy, step: Forward, term: BaseTerm) -> Target:
-        y, clock = step.labels(term.view), step.clock
-        z = step.teacher_output(state.module, self.view or term.view, term.head)
+    def target(self, state: _SeededCopy, forward: Forward, term: BaseTerm) -> Target:
+        y, clock = forward.labels(term.view), forward.clock
+        z = forward.teacher_output(state.module, self.view or term.view, term.head)
         labelled = y >= 0
         address = (int(state.seed), "beta", clock.generation, clock.step)
-        draws = rng.uniform(address, step.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
+        draws = rng.uniform(address, forward.ids(term.view), 1)[:, 0] ** (1.0 / self.a)  # the inverse of x^a
         confidence = F.softmax(z, dim=-1).gather(-1, y.clamp(min=0)[:, None])[:, 0]
         correct = torch.zeros_like(draws)
         rows = labelled.nonzero().squeeze(1)
@@ -176,11 +176,11 @@ class Neighbours(Teacher):
         memory_space(self, head, values=False)
         return "logits"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        logits = step.student(term.view, term.head).detach()
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        logits = forward.student(term.view, term.head).detach()
         if len(logits) < 2:
             return Target(logits, "logits")
-        f = F.normalize(step.student(term.view, self.feature).detach(), dim=-1)
+        f = F.normalize(forward.student(term.view, self.feature).detach(), dim=-1)
         diagonal = torch.eye(len(f), dtype=torch.bool, device=f.device)
         affinity = (f @ f.T).masked_fill(diagonal, -torch.inf).softmax(-1)
         p = F.softmax(logits / self.temperature, dim=-1)
@@ -216,8 +216,11 @@ class ZipfRanks(Teacher):
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        maps, y = step.student(term.view, self.votes).detach(), step.labels(term.view)  # (rows, positions, classes)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        maps, y = (
+            forward.student(term.view, self.votes).detach(),
+            forward.labels(term.view),
+        )  # (rows, positions, classes)
         votes = F.one_hot(maps.argmax(-1), maps.shape[-1]).sum(1).float()
         return Target(zipf(votes, y, self.power), "probabilities", y >= 0)
 
@@ -234,10 +237,10 @@ class WeakRanks(Teacher):
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        y = step.labels(term.view)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        y = forward.labels(term.view)
         label, scores = y.clamp(min=0)[:, None], torch.zeros(())
         for head in (self.weak, term.head):
-            p = F.softmax(step.student(term.view, head).detach(), dim=-1)
+            p = F.softmax(forward.student(term.view, head).detach(), dim=-1)
             scores = scores.to(p) + p / (1.0 - p.gather(-1, label)).clamp(min=1e-6)
         return Target(zipf(scores, y), "probabilities", y >= 0)

@@ -103,7 +103,7 @@ class Combined(Teacher[_Weights]):
         if self.how not in HOW:
             raise RecipeError(f"Combined: how is one of {', '.join(map(repr, HOW))}, not {self.how!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> _Weights:
+    def start(self, model: nn.Module, args: BindArgs) -> _Weights:
         return _Weights(len(self.views))
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -114,11 +114,11 @@ class Combined(Teacher[_Weights]):
             raise SpaceError(f"Combined needs the head 'logits', not {head!r}")
         return "logits"
 
-    def target(self, state: _Weights, step: Forward, term: BaseTerm) -> Target:
-        z = torch.stack([step.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
+    def target(self, state: _Weights, forward: Forward, term: BaseTerm) -> Target:
+        z = torch.stack([forward.student(view, term.head).detach() for view in self.views], dim=1)  # (rows, K, classes)
         if self.how == "general":
             return Target(torch.einsum("k,nkc->nc", state.weights.to(z), z), "logits")
-        y = step.labels(term.view)
+        y = forward.labels(term.view)
         labelled, label = y >= 0, y.clamp(min=0)
         if self.how == "linear":
             value = (convex(z, label).unsqueeze(-1) * z).sum(1).to(z)
@@ -133,8 +133,8 @@ class Combined(Teacher[_Weights]):
         if self.how == "general":
             state.pool = (pool,)
 
-    def update(self, state: _Weights, steps: Sequence[Forward], term: BaseTerm) -> None:
-        clock, peers = steps[0].clock, steps[0].owner
+    def update(self, state: _Weights, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        clock, peers = forwards[0].clock, forwards[0].owner
         if not state.pool or not isinstance(peers, PeerModels) or (clock.step + 1) % clock.per_epoch:
             return
         pool = state.pool[0]

@@ -60,13 +60,13 @@ class Momentum(Ema[H]):
     def of_values(self) -> Teacher:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
-    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: H, forward: Forward, term: BaseTerm) -> Target:
         head = self.head or term.head
-        return Target(step.teacher_output(state.module, self.view or term.view, head), space_of(head))
+        return Target(forward.teacher_output(state.module, self.view or term.view, head), space_of(head))
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
-        clock, teacher, student = steps[0].clock, state.module, steps[0].owner
+    def update(self, state: H, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        clock, teacher, student = forwards[0].clock, state.module, forwards[0].owner
         parameters = list[Tensor](teacher.parameters())
         weights = [w.to(m.dtype) for m, w in zip(parameters, student.parameters(), strict=True)]
         torch._foreach_lerp_(parameters, weights, 1.0 - self.decay_at(clock.step, clock.length))
@@ -121,36 +121,36 @@ class CentredMomentum(Momentum[CentredCopy]):
         super().__post_init__()
         averages(self.centring)
 
-    def start(self, model: nn.Module, given: BindArgs) -> CentredCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> CentredCopy:
         return CentredCopy(copy.deepcopy(model).float(), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return super().key(term), self.centring
 
-    def target(self, state: CentredCopy, step: Forward, term: BaseTerm) -> Target:
-        result, head = super().target(state, step, term), self.head or term.head
-        step.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
+    def target(self, state: CentredCopy, forward: Forward, term: BaseTerm) -> Target:
+        result, head = super().target(state, forward, term), self.head or term.head
+        forward.notes.setdefault(self.key(term), set()).add((head, self.view or term.view))
         value = result.value - state.centres.of(head).to(result.value.device)
-        return result._replace(value=value, valid=_hidden(step, term, value) if self.hidden else None)
+        return result._replace(value=value, valid=_hidden(forward, term, value) if self.hidden else None)
 
     @torch.no_grad()
-    def update(self, state: CentredCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: CentredCopy, forwards: Sequence[Forward], term: BaseTerm) -> None:
         outputs = dict[str, list[Tensor]]()
-        for step in steps:
-            for head, view in sorted(step.notes.get(self.key(term), ())):
-                outputs.setdefault(head, []).append(step.teacher_output(state.module, view, head))
+        for forward in forwards:
+            for head, view in sorted(forward.notes.get(self.key(term), ())):
+                outputs.setdefault(head, []).append(forward.teacher_output(state.module, view, head))
         for head, values in outputs.items():
             state.centres.follow(head, torch.cat(values), self.centring)
-        super().update(state, steps, term)
+        super().update(state, forwards, term)
 
 
-def _hidden(step: Forward, term: BaseTerm, output: Tensor) -> Tensor:
+def _hidden(forward: Forward, term: BaseTerm, output: Tensor) -> Tensor:
     """The mask (rows, patches) of the patches that the student's view hides.
 
     Raises:
         SpaceError: the head's outputs are not those of patches of images.
     """
-    x = step.batch[term.view].x
+    x = forward.batch[term.view].x
     if x.dim() != 4 or output.dim() != 3:
         raise SpaceError(
             f"head {term.head!r} gives {tuple(output.shape)}; hidden=True needs outputs (rows, patches, components)"

@@ -38,8 +38,8 @@ class GenerationEnsemble(Generation):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers * (generations - 1)
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        previous = super().module(model, given)
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        previous = super().module(model, args)
         return previous if previous is None or isinstance(previous, PeerModels) else PeerModels([previous])
 
     def space(self, head: str) -> str:
@@ -47,21 +47,21 @@ class GenerationEnsemble(Generation):
             raise SpaceError(f"GenerationEnsemble needs the head 'logits' or 'values', not {head!r}")
         return space_of(head)
 
-    def has_target(self, state: nn.Module, step: Forward) -> bool:
+    def has_target(self, state: nn.Module, forward: Forward) -> bool:
         """Does this generation have a target?"""
-        last = step.clock.generation == step.clock.generations - 1
+        last = forward.clock.generation == forward.clock.generations - 1
         return isinstance(state, FrozenCopy) and (last or not self.at_last)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        if not self.has_target(state, step):
-            return _no_target(step.student(term.view, term.head), space_of(term.head))
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        if not self.has_target(state, forward):
+            return _no_target(forward.student(term.view, term.head), space_of(term.head))
         if isinstance(state, FrozenCopy) and isinstance(state.module, PeerModels):
             state.module.values = term.head == "values"  # the ensemble averages values or probabilities
-        return self.answer(state, step, term, "ensemble")._replace(space=space_of(term.head))
+        return self.answer(state, forward, term, "ensemble")._replace(space=space_of(term.head))
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if self.has_target(state, steps[0]):
-            super().update(state, steps, term)
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        if self.has_target(state, forwards[0]):
+            super().update(state, forwards, term)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Members(GenerationEnsemble):
             raise SpaceError(f"Members needs the head 'logits', not {head!r}")
         return "members"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        if not self.has_target(state, step) or not isinstance(state, FrozenCopy):
-            return _no_target(step.student(term.view, term.head), "members")
-        return Target(step.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        if not self.has_target(state, forward) or not isinstance(state, FrozenCopy):
+            return _no_target(forward.student(term.view, term.head), "members")
+        return Target(forward.teacher_output(state.module, self.view or term.view, "peers").flatten(1), "members")
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
         """Do nothing: outputs of members are not cached."""
 
 
@@ -126,31 +126,31 @@ class Snapshot(Teacher[_SnapshotCopy]):
     def cost_note(self) -> str:
         return f"without a teacher, at 1 x, in the first of {self.cycles} cycles"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _SnapshotCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> _SnapshotCopy:
         return _SnapshotCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles
 
-    def waits(self, clock: TrainingClock) -> bool:
+    def has_no_target(self, clock: TrainingClock) -> bool:
         """Whether the first cycle is under way, in which there is no snapshot."""
         return clock.step < clock.length // self.cycles
 
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: _SnapshotCopy, step: Forward, term: BaseTerm) -> Target:
-        student = step.student(term.view, term.head)
+    def target(self, state: _SnapshotCopy, forward: Forward, term: BaseTerm) -> Target:
+        student = forward.student(term.view, term.head)
         if not bool(state.taken):
             return Target(torch.zeros_like(student), "probabilities", torch.zeros_like(student[:, 0], dtype=torch.bool))
-        logits = step.teacher_output(state.module, term.view, term.head)
+        logits = forward.teacher_output(state.module, term.view, term.head)
         return Target(F.softmax(logits / self.temperature, dim=-1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: _SnapshotCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
-        clock = steps[0].clock
+    def update(self, state: _SnapshotCopy, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        clock = forwards[0].clock
         if clock.step + 1 in {k * clock.length // self.cycles for k in range(1, self.cycles)}:
-            student = steps[0].owner
+            student = forwards[0].owner
             source = (*student.parameters(), *student.buffers())
             for copied, tensor in zip((*state.module.parameters(), *state.module.buffers()), source, strict=True):
                 copied.copy_(tensor)
@@ -173,15 +173,15 @@ class Extrapolated(Generation):
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        classes = step.student(term.view, term.head).shape[-1]
-        label, labelled = label_target(step, term, classes)
-        previous = Generation(self.view).target(state, step, term)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        classes = forward.student(term.view, term.head).shape[-1]
+        label, labelled = label_target(forward, term, classes)
+        previous = Generation(self.view).target(state, forward, term)
         if previous.valid is not None:  # no generation before this one
             return Target(label, "probabilities", labelled)
         mixed = (self.xi * previous.probabilities(classes) + (1.0 - self.xi) * label).clamp(min=0.0)
         mixed = mixed / mixed.sum(-1, keepdim=True)
         return Target(torch.where(labelled[:, None], mixed, previous.probabilities(classes)), "probabilities")
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        Generation(self.view).update(state, steps, term)  # the cache by sample id holds the generation's outputs
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        Generation(self.view).update(state, forwards, term)  # the cache by sample id holds the generation's outputs

@@ -30,11 +30,11 @@ class MixedLabels(Teacher):
             raise SpaceError(f"MixedLabels mixes classes, and the head {head!r} speaks of something else")
         return "probabilities"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        y, classes = step.labels("x"), step.student(term.view, term.head).shape[-1]
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        y, classes = forward.labels("x"), forward.student(term.view, term.head).shape[-1]
         known = y >= 0
         return Target(
-            mixture_of(step).mix(F.one_hot(y.clamp(min=0), classes).float()), "probabilities", known & known.flip(0)
+            mixture_of(forward).mix(F.one_hot(y.clamp(min=0), classes).float()), "probabilities", known & known.flip(0)
         )
 
 
@@ -49,8 +49,8 @@ class JointLabels(Teacher):
             raise SpaceError(f"JointLabels are about the head 'joint', which tells copies apart, not {head!r}")
         return "classes"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        y = step.labels(term.view)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        y = forward.labels(term.view)
         which = torch.arange(self.transforms, device=y.device)
         return Target(self.transforms * y[:, None] + which, "classes", (y >= 0)[:, None].expand(-1, self.transforms))
 
@@ -79,8 +79,8 @@ class Labels(Teacher):
     def space(self, head: str) -> str:
         return _label_space(head)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        y = step.labels(term.view)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        y = forward.labels(term.view)
         if _label_space(term.head) == "classes":
             return Target(y, "classes", y >= 0)
         y = y if y.dim() > 1 else y.unsqueeze(-1)
@@ -103,9 +103,9 @@ class CurrentStudent(Teacher):
     def of_values(self) -> CurrentStudent:
         return replace(self, head=VALUES.get(self.head, self.head) if self.head else None)
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         view, head = self.view or term.view, self.head or term.head
-        return aligned_target(step, term, view, lambda: step.student(view, head).detach(), self.space(term.head))
+        return aligned_target(forward, term, view, lambda: forward.student(view, head).detach(), self.space(term.head))
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ class OtherPeers(Teacher):
             raise SpaceError(f"OtherPeers needs the head 'peers', 'peer_values' or 'peer_gaussians', not {head!r}")
         return spaces[head]
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        space, said = self.space(term.head), step.student(term.view, term.head).detach()  # (rows, K, components)
-        peers = said.shape[1]
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        space, outputs = self.space(term.head), forward.student(term.view, term.head).detach()  # (rows, K, components)
+        peers = outputs.shape[1]
         if peers < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {peers}")
         if space == "gaussian":
-            each = [matched(*said[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
+            each = [matched(*outputs[:, [j for j in range(peers) if j != k]].unbind(-1)) for k in range(peers)]
             return Target(torch.stack([torch.stack([m.mean, m.log_variance], -1) for m in each], dim=1), space)
-        said = memory_value(said, space)
-        return Target((said.sum(1, keepdim=True) - said) / (peers - 1), space)
+        outputs = memory_value(outputs, space)
+        return Target((outputs.sum(1, keepdim=True) - outputs) / (peers - 1), space)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,6 @@ class Sampled(Teacher):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers * self.passes
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        said = step.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
-        return Target(said.flatten(1, -2).mean(1), self.space(term.head))
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        outputs = forward.dropout_outputs(term.view, term.head, self.passes)  # (rows, passes, ..., 2)
+        return Target(outputs.flatten(1, -2).mean(1), self.space(term.head))

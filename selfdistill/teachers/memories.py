@@ -35,9 +35,9 @@ def memory_value(output: Tensor, space: str) -> Tensor:
     return output if space == "values" else F.softmax(output, dim=-1)
 
 
-def label_target(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
+def label_target(forward: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Tensor]:
     """The label as a distribution or a value, for samples without a history, and which rows have a label."""
-    y = step.labels(term.view)
+    y = forward.labels(term.view)
     if y.is_floating_point():
         y = y if y.dim() > 1 else y.unsqueeze(-1)
         return y.nan_to_num(), ~y.isnan().any(-1)
@@ -48,22 +48,22 @@ def label_target(step: Forward, term: BaseTerm, width: int) -> tuple[Tensor, Ten
 class LastEpoch(Teacher[SampleMemory]):
     """The student's prediction for the same sample one epoch ago, at first its label (PS-KD, Kim et al. 2021)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def space(self, head: str) -> str:
         return memory_space(self, head)
 
-    def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
-        width = step.student(term.view, term.head).shape[-1]
-        memory, stored = state.read(step.ids(term.view), width)
-        label, labelled = label_target(step, term, width)
+    def target(self, state: SampleMemory, forward: Forward, term: BaseTerm) -> Target:
+        width = forward.student(term.view, term.head).shape[-1]
+        memory, stored = state.read(forward.ids(term.view), width)
+        label, labelled = label_target(forward, term, width)
         return Target(torch.where(stored[:, None], memory, label), self.space(term.head), stored | labelled)
 
-    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in _with_rows(steps, term):
-            prediction = memory_value(step.student(term.view, term.head), self.space(term.head))
-            state.write(step.ids(term.view), prediction)
+    def update(self, state: SampleMemory, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in _with_rows(forwards, term):
+            prediction = memory_value(forward.student(term.view, term.head), self.space(term.head))
+            state.write(forward.ids(term.view), prediction)
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,21 @@ class History(Teacher[SampleMemory]):
         if self.start_from not in ("zero", "labels"):
             raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         return SampleMemory()
 
     def space(self, head: str) -> str:
         return memory_space(self, head)
 
-    def target(self, state: SampleMemory, step: Forward, term: BaseTerm) -> Target:
-        student = step.student(term.view, term.head).detach()
-        average, stored = state.read(step.ids(term.view), student.shape[-1])
+    def target(self, state: SampleMemory, forward: Forward, term: BaseTerm) -> Target:
+        student = forward.student(term.view, term.head).detach()
+        average, stored = state.read(forward.ids(term.view), student.shape[-1])
         valid = None
         if self.start_from == "labels":
-            label, labelled = label_target(step, term, student.shape[-1])
+            label, labelled = label_target(forward, term, student.shape[-1])
             average, valid = torch.where(stored[:, None], average, label), stored | labelled
         space = memory_space(self, term.head)
-        if step.clock.epoch < self.wait * step.clock.epochs:
+        if forward.clock.epoch < self.wait * forward.clock.epochs:
             return Target(average, space, valid)
         prediction = memory_value(student, space)
         if self.clamp and space == "probabilities":
@@ -108,15 +108,15 @@ class History(Teacher[SampleMemory]):
             prediction = prediction / prediction.sum(-1, keepdim=True)
         return Target(self.decay * average + (1.0 - self.decay) * prediction, space, valid)
 
-    def update(self, state: SampleMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in steps:
-            if step.rows(term.view) and step.clock.epoch >= self.wait * step.clock.epochs:
-                state.write(step.ids(term.view), self.target(state, step, term).value)
+    def update(self, state: SampleMemory, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in forwards:
+            if forward.rows(term.view) and forward.clock.epoch >= self.wait * forward.clock.epochs:
+                state.write(forward.ids(term.view), self.target(state, forward, term).value)
 
 
-def _with_rows(steps: Sequence[Forward], term: BaseTerm) -> list[Forward]:
+def _with_rows(forwards: Sequence[Forward], term: BaseTerm) -> list[Forward]:
     """The micro-batches that have rows of the term's view."""
-    return [step for step in steps if step.rows(term.view)]
+    return [forward for forward in forwards if forward.rows(term.view)]
 
 
 class _LastRows(Buffers):
@@ -133,22 +133,22 @@ class _LastRows(Buffers):
 class LastBatch(Teacher[_LastRows]):
     """The student's output for the same sample in the previous batch, before the last update (DLB 2022)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> _LastRows:
+    def start(self, model: nn.Module, args: BindArgs) -> _LastRows:
         return _LastRows()
 
-    def target(self, state: _LastRows, step: Forward, term: BaseTerm) -> Target:
-        ids = step.ids(term.view)
-        student = step.student(term.view, term.head)
+    def target(self, state: _LastRows, forward: Forward, term: BaseTerm) -> Target:
+        ids = forward.ids(term.view)
+        student = forward.student(term.view, term.head)
         if not len(state.ids):
             return Target(torch.zeros_like(student), space_of(term.head), torch.zeros_like(ids, dtype=torch.bool))
         same_id = ids[:, None] == state.ids.flip(0)[None, :]  # (rows, rows before, the last of them first)
         return Target(state.values.flip(0)[same_id.int().argmax(1)], space_of(term.head), same_id.any(1))
 
-    def update(self, state: _LastRows, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if not (steps := _with_rows(steps, term)):
+    def update(self, state: _LastRows, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        if not (forwards := _with_rows(forwards, term)):
             return
-        state.ids = distributed.gather(torch.cat([step.ids(term.view) for step in steps]))
-        state.values = distributed.gather(torch.cat([step.student(term.view, term.head) for step in steps]))
+        state.ids = distributed.gather(torch.cat([forward.ids(term.view) for forward in forwards]))
+        state.values = distributed.gather(torch.cat([forward.student(term.view, term.head) for forward in forwards]))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Stale(Teacher[FrozenCopy]):
     def forward_passes(self, peers: float, generations: int) -> float:
         return peers
 
-    def start(self, model: nn.Module, given: BindArgs) -> FrozenCopy:
+    def start(self, model: nn.Module, args: BindArgs) -> FrozenCopy:
         return FrozenCopy(copy.deepcopy(model).float())
 
     def key(self, term: BaseTerm) -> Hashable:
@@ -181,16 +181,16 @@ class Stale(Teacher[FrozenCopy]):
             raise SpaceError(f"Stale needs the head 'peers', not {head!r}")
         return "probabilities"
 
-    def target(self, state: FrozenCopy, step: Forward, term: BaseTerm) -> Target:
-        p = F.softmax(step.teacher_output(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
+    def target(self, state: FrozenCopy, forward: Forward, term: BaseTerm) -> Target:
+        p = F.softmax(forward.teacher_output(state.module, term.view, term.head), dim=-1)  # (rows, K, classes)
         if p.shape[1] < 2:
             raise SpaceError(f"Stale needs at least two peers, not {p.shape[1]}")
         return Target((p.sum(1, keepdim=True) - p) / (p.shape[1] - 1), "probabilities")
 
     @torch.no_grad()
-    def update(self, state: FrozenCopy, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if (steps[0].clock.step + 1) % self.every:
+    def update(self, state: FrozenCopy, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        if (forwards[0].clock.step + 1) % self.every:
             return
-        weights = steps[0].owner.state_dict()
+        weights = forwards[0].owner.state_dict()
         for name, copied in state.module.state_dict().items():
             copied.copy_(weights[name])

@@ -89,8 +89,8 @@ class ClassAligned(Teacher[_ClassShares]):
             )
         return "probabilities"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _ClassShares:
-        return _ClassShares(self.teacher.start(model, given))
+    def start(self, model: nn.Module, args: BindArgs) -> _ClassShares:
+        return _ClassShares(self.teacher.start(model, args))
 
     def prepare(self, state: _ClassShares, pool: GenerationData) -> None:
         self.teacher.prepare(state.inner, pool)
@@ -101,12 +101,12 @@ class ClassAligned(Teacher[_ClassShares]):
     def eligible_ids(self, state: _ClassShares) -> Tensor | None:
         return self.teacher.eligible_ids(state.inner)
 
-    def target(self, state: _ClassShares, step: Forward, term: BaseTerm) -> Target:
-        classes = step.student(term.view, term.head).shape[-1]
-        inner = self.teacher.target(state.inner, step, term).detached()
+    def target(self, state: _ClassShares, forward: Forward, term: BaseTerm) -> Target:
+        classes = forward.student(term.view, term.head).shape[-1]
+        inner = self.teacher.target(state.inner, forward, term).detached()
         p = inner.probabilities(classes)
         valid_rows = spoken(p, inner.valid)
-        step.notes.setdefault(self.key(term), valid_rows)
+        forward.notes.setdefault(self.key(term), valid_rows)
         ratio = p * self._class_shares(state, classes) / state.advance(valid_rows, self.decay).clamp(min=1e-6)
         return Target(ratio / ratio.sum(-1, keepdim=True).clamp(min=1e-12), "probabilities", inner.valid)
 
@@ -118,9 +118,9 @@ class ClassAligned(Teacher[_ClassShares]):
         missing = shares.wanted.new_zeros(max(0, classes - len(shares.wanted)))  # classes beyond the last label's
         return torch.cat([shares.wanted, missing])
 
-    def update(self, state: _ClassShares, steps: Sequence[Forward], term: BaseTerm) -> None:
-        self.teacher.update(state.inner, steps, term)
-        batches = [step.notes[self.key(term)] for step in steps if self.key(term) in step.notes]
+    def update(self, state: _ClassShares, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        self.teacher.update(state.inner, forwards, term)
+        batches = [forward.notes[self.key(term)] for forward in forwards if self.key(term) in forward.notes]
         if batches:
             state.marginal = state.advance(torch.cat(batches), self.decay)
 
@@ -193,8 +193,8 @@ class CertainLabels(Teacher[_CertainMemory]):
         space = memory_space(self, head, values=False)
         return "excluded" if self.excludes else space
 
-    def start(self, model: nn.Module, given: BindArgs) -> _CertainMemory:
-        return _CertainMemory(given.previous)
+    def start(self, model: nn.Module, args: BindArgs) -> _CertainMemory:
+        return _CertainMemory(args.previous)
 
     def eligible_ids(self, state: _CertainMemory) -> Tensor | None:
         return state.ids().cpu()  # rows are drawn where the data are
@@ -218,10 +218,10 @@ class CertainLabels(Teacher[_CertainMemory]):
                 predictions.append(F.softmax(pool.predict(WithDropout(previous), pool.unlabelled), dim=-1))
         return torch.stack(predictions).mean(0), torch.stack(predictions).std(0)
 
-    def target(self, state: _CertainMemory, step: Forward, term: BaseTerm) -> Target:
-        classes = step.student(term.view, term.head).shape[-1]
-        selection, _ = state.read(step.ids(term.view), 2 * classes)
-        label, labelled = label_target(step, term, classes)
+    def target(self, state: _CertainMemory, forward: Forward, term: BaseTerm) -> Target:
+        classes = forward.student(term.view, term.head).shape[-1]
+        selection, _ = state.read(forward.ids(term.view), 2 * classes)
+        label, labelled = label_target(forward, term, classes)
         positive, negative = selection.split(classes, dim=1)
         if self.excludes:
             return Target(negative, "excluded", negative.any(1) & ~labelled)
@@ -269,8 +269,8 @@ class PseudoLabels(Teacher[_PseudoLabelMemory]):
     def cost_note(self) -> str:
         return "one forward pass over the pool before each but the first"
 
-    def start(self, model: nn.Module, given: BindArgs) -> _PseudoLabelMemory:
-        return _PseudoLabelMemory(given.previous)
+    def start(self, model: nn.Module, args: BindArgs) -> _PseudoLabelMemory:
+        return _PseudoLabelMemory(args.previous)
 
     def space(self, head: str) -> str:
         return memory_space(self, head, values=False)
@@ -298,10 +298,10 @@ class PseudoLabels(Teacher[_PseudoLabelMemory]):
         state.write(pool.unlabelled, F.one_hot(best, p.shape[1]).float() if self.hard else p)
         state.ids = pool.unlabelled[rows]
 
-    def target(self, state: _PseudoLabelMemory, step: Forward, term: BaseTerm) -> Target:
-        classes = step.student(term.view, term.head).shape[-1]
-        pseudo, stored = state.read(step.ids(term.view), classes)
-        label, labelled = label_target(step, term, classes)
+    def target(self, state: _PseudoLabelMemory, forward: Forward, term: BaseTerm) -> Target:
+        classes = forward.student(term.view, term.head).shape[-1]
+        pseudo, stored = state.read(forward.ids(term.view), classes)
+        label, labelled = label_target(forward, term, classes)
         return Target(torch.where(labelled[:, None], label, pseudo), "probabilities", labelled | stored)
 
 
@@ -313,14 +313,14 @@ class _RankMemory(Buffers):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("labels", torch.zeros(0))
-        self.said, self.aligned = SampleMemory(), SampleMemory()
+        self.outputs, self.aligned = SampleMemory(), SampleMemory()
 
     def align(self) -> None:
         """Set the value of rank r of N to the labels' quantile r / (N - 1), by linear interpolation."""
-        ids = self.said.seen.nonzero().squeeze(1)
+        ids = self.outputs.seen.nonzero().squeeze(1)
         if not len(ids) or not len(self.labels):
             return
-        ranks = self.said.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
+        ranks = self.outputs.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
         position = ranks / max(1, len(ids) - 1) * (len(self.labels) - 1)
         lower = position.floor().long()
         labels = self.labels.double()
@@ -337,7 +337,7 @@ class Aligned(Teacher[_RankMemory]):
     epoch.
     """
 
-    def start(self, model: nn.Module, given: BindArgs) -> _RankMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> _RankMemory:
         return _RankMemory()
 
     def space(self, head: str) -> str:
@@ -348,13 +348,13 @@ class Aligned(Teacher[_RankMemory]):
     def prepare(self, state: _RankMemory, pool: GenerationData) -> None:
         state.labels = pool.targets.float().sort().values.to(state.labels.device)
 
-    def target(self, state: _RankMemory, step: Forward, term: BaseTerm) -> Target:
-        value, stored = state.aligned.read(step.ids(term.view), 1)
+    def target(self, state: _RankMemory, forward: Forward, term: BaseTerm) -> Target:
+        value, stored = state.aligned.read(forward.ids(term.view), 1)
         return Target(value, "values", stored)
 
-    def update(self, state: _RankMemory, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in (step for step in steps if step.rows(term.view)):
-            state.said.write(step.ids(term.view), step.student(term.view, term.head)[..., :1])
-        clock = steps[0].clock
+    def update(self, state: _RankMemory, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in (forward for forward in forwards if forward.rows(term.view)):
+            state.outputs.write(forward.ids(term.view), forward.student(term.view, term.head)[..., :1])
+        clock = forwards[0].clock
         if (clock.step + 1) % clock.per_epoch == 0:
             state.align()

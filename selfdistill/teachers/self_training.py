@@ -103,8 +103,8 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
     def cost_note(self) -> str:
         return f"one forward pass over {self.fresh} unlabelled rows before each but the first"
 
-    def start(self, model: nn.Module, given: BindArgs) -> PseudoLabelStore:
-        return PseudoLabelStore(given.previous, stays=self.keep == "accumulate")
+    def start(self, model: nn.Module, args: BindArgs) -> PseudoLabelStore:
+        return PseudoLabelStore(args.previous, stays=self.keep == "accumulate")
 
     def space(self, head: str) -> str:
         if not one_distribution(head):
@@ -129,6 +129,6 @@ class InheritedPseudoLabels(Teacher[PseudoLabelStore]):
         real = pool.labelled[torch.arange(copies) % max(len(pool.labelled), 1)]
         state.ids = torch.cat([real, state.labelled().cpu()])
 
-    def target(self, state: PseudoLabelStore, step: Forward, term: BaseTerm) -> Target:
-        labels, stored = state.read(step.ids(term.view), step.student(term.view, term.head).shape[-1])
+    def target(self, state: PseudoLabelStore, forward: Forward, term: BaseTerm) -> Target:
+        labels, stored = state.read(forward.ids(term.view), forward.student(term.view, term.head).shape[-1])
         return Target(labels, "probabilities", stored)

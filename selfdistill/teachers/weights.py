@@ -47,7 +47,7 @@ class Ema(Teacher[H]):
             return None
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
-    def start(self, model: nn.Module, given: BindArgs) -> H:
+    def start(self, model: nn.Module, args: BindArgs) -> H:
         module = model.average() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
         state: Any = FrozenCopy(module, self.train)  # an average with more to remember overrides this
         return state  # type: ignore[no-any-return]
@@ -55,15 +55,17 @@ class Ema(Teacher[H]):
     def key(self, term: BaseTerm) -> Hashable:
         return Ema, self.decay, self.train, self.warm_up
 
-    def target(self, state: H, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: H, forward: Forward, term: BaseTerm) -> Target:
         view, head = self.view or term.view, term.head
-        return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space_of(head))
+        return aligned_target(
+            forward, term, view, lambda: forward.teacher_output(state.module, view, head), space_of(head)
+        )
 
     @torch.no_grad()
-    def update(self, state: H, steps: Sequence[Forward], term: BaseTerm) -> None:
-        done = steps[0].clock.step + 1
+    def update(self, state: H, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        done = forwards[0].clock.step + 1
         decay = min(1.0 - 1.0 / (done + 1), self.decay) if self.warm_up else self.decay
-        teacher, student = state.module, steps[0].owner
+        teacher, student = state.module, forwards[0].owner
         if isinstance(teacher, WeightView):
             return teacher.follow(student, 1.0 - decay)
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
@@ -98,49 +100,49 @@ class Frozen(Teacher):
     def immovable(self) -> bool:
         return type(self).update is Frozen.update
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
         return model.frozen() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
-        module = self.module(model, given)
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
+        module = self.module(model, args)
         return nn.Module() if module is None else FrozenCopy(module)
 
     def key(self, term: BaseTerm) -> Hashable:
-        return self, term.head, self.view or term.view  # what is cached was said of one view
+        return self, term.head, self.view or term.view  # a cache belongs to one view
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-        return self.answer(state, step, term, term.head)
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+        return self.answer(state, forward, term, term.head)
 
-    def answer(self, state: nn.Module, step: Forward, term: BaseTerm, head: str) -> Target:
+    def answer(self, state: nn.Module, forward: Forward, term: BaseTerm, head: str) -> Target:
         """What it says at a head of its own for a term; nothing where it holds no weights yet."""
         view, space = self.view or term.view, space_of(head)
         if not isinstance(state, FrozenCopy):
-            student = step.student(term.view, term.head)
+            student = forward.student(term.view, term.head)
             return Target(torch.zeros_like(student), space, student.new_zeros(student.shape[:-1], dtype=torch.bool))
-        if view not in step.batch.fixed or not state.keeps:
-            return aligned_target(step, term, view, lambda: step.teacher_output(state.module, view, head), space)
-        keys = step.addresses(view)
-        cached, seen = state.said.read(keys, state.said.width)
+        if view not in forward.batch.fixed or not state.cacheable:
+            return aligned_target(forward, term, view, lambda: forward.teacher_output(state.module, view, head), space)
+        keys = forward.addresses(view)
+        cached, seen = state.cache.read(keys, state.cache.width)
         if not bool(distributed.add((~seen).any().float())):  # a sharded teacher computes on all processes or on none
-            step.skip(state.module, view)
+            forward.skip(state.module, view)
             return Target(cached, space)
-        fresh = state.said.rounded(step.teacher_output(state.module, view, head))
+        fresh = state.cache.rounded(forward.teacher_output(state.module, view, head))
         if fresh.dim() != 2 or cached.shape != fresh.shape:
             return Target(fresh, space)
         return Target(torch.where(seen[:, None], cached, fresh), space)
 
-    def update(self, state: nn.Module, steps: Sequence[Forward], term: BaseTerm) -> None:
-        if not isinstance(state, FrozenCopy) or not state.keeps:
+    def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        if not isinstance(state, FrozenCopy) or not state.cacheable:
             return
         view = self.view or term.view
-        for step in steps:
+        for forward in forwards:
             # several processes exchange what is new, so each takes part even where the cache knew all its rows
-            if view in step.batch.fixed and (distributed.size() > 1 or step.has_output(state.module, view)):
-                value = self.target(state, step, term).value
+            if view in forward.batch.fixed and (distributed.size() > 1 or forward.has_output(state.module, view)):
+                value = self.target(state, forward, term).value
                 if value.dim() == 2:
-                    state.said.write_new(step.addresses(view), value)
-        state.said.settle(steps[0].clock)
+                    state.cache.write_new(forward.addresses(view), value)
+        state.cache.settle(forwards[0].clock)
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ class Generation(Frozen):
     Of a language model, which is trained further and not anew, it is in generation 0 what training begins with.
     """
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        if given.previous is model:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        if args.previous is model:
             raise RecipeError("a generation learns from the one before it: bind a fresh model, not the previous one")
-        return model.holding(given.previous or model) if isinstance(model, LargeModel) else given.previous
+        return model.holding(args.previous or model) if isinstance(model, LargeModel) else args.previous
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,13 @@ class External(Frozen):
     def forward_passes(self, peers: float, generations: int) -> float:
         return 1.0
 
-    def module(self, model: nn.Module, given: BindArgs) -> nn.Module | None:
-        if given.external is model:
+    def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
+        if args.external is model:
             raise RecipeError("a model cannot be its own external teacher; use frozen weights of it, or ema")
         if isinstance(model, LargeModel):
-            return model.external(self.source, given.external)
-        if given.external is not None:
-            return given.external if given.scale is None else _in_units_of(given.external, given.scale)
+            return model.external(self.source, args.external)
+        if args.external is not None:
+            return args.external if args.scale is None else _in_units_of(args.external, args.scale)
         if self.source is None:
             raise RecipeError(
                 "this method needs a teacher: distil('RUN') on the command line, bind(external=model) in code"
@@ -180,7 +182,7 @@ class External(Frozen):
         from ..models.store import load_model
 
         loaded = load_model(self.source)
-        return loaded if given.scale is None else _in_units_of(loaded, given.scale)
+        return loaded if args.scale is None else _in_units_of(loaded, args.scale)
 
 
 @dataclass(frozen=True)
@@ -206,24 +208,24 @@ class GeometricMixture(Teacher[nn.ModuleList]):
     def student_view(self, term: BaseTerm) -> str | None:
         return self.first.student_view(term) or self.second.student_view(term)
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.ModuleList:
-        return nn.ModuleList([self.first.start(model, given), self.second.start(model, given)])
+    def start(self, model: nn.Module, args: BindArgs) -> nn.ModuleList:
+        return nn.ModuleList([self.first.start(model, args), self.second.start(model, args)])
 
     def prepare(self, state: nn.ModuleList, data: GenerationData) -> None:
         self.first.prepare(state[0], data)
         self.second.prepare(state[1], data)
 
-    def target(self, state: nn.ModuleList, step: Forward, term: BaseTerm) -> Target:
-        one, other = self.first.target(state[0], step, term), self.second.target(state[1], step, term)
+    def target(self, state: nn.ModuleList, forward: Forward, term: BaseTerm) -> Target:
+        one, other = self.first.target(state[0], forward, term), self.second.target(state[1], forward, term)
         if {one.space, other.space} != {"logits"}:
             raise SpaceError(f"GeometricMixture mixes logits, not {one.space} and {other.space}")
         value: Any = blended([(1.0 - self.share, one.value), (self.share, other.value)])
         valid = [v for v in (one.valid, other.valid) if v is not None]
         return Target(value, "logits", reduce(torch.logical_and, valid) if valid else None)
 
-    def update(self, state: nn.ModuleList, steps: Sequence[Forward], term: BaseTerm) -> None:
-        self.first.update(state[0], steps, term)
-        self.second.update(state[1], steps, term)
+    def update(self, state: nn.ModuleList, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        self.first.update(state[0], forwards, term)
+        self.second.update(state[1], forwards, term)
 
 
 def _in_units_of(module: nn.Module, scale: tuple[float, float]) -> nn.Module:

@@ -57,14 +57,14 @@ class Cooling(Term):
         end = float(getattr(self.loss, self.which))
         return end + (self.start - end) * remainder
 
-    def told(self) -> str:
+    def loss_note(self) -> str:
         """The description that `explain` adds to the loss."""
         return f"whose {self.which} goes from {self.start:g} to its own in the first {100 * self.share:g} %"
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
         loss: Any = self.loss
-        now = replace(loss, **{self.which: self.temperature(step.clock)})
-        return Term.tally(replace(self, loss=now), state_of, step)
+        now = replace(loss, **{self.which: self.temperature(forward.clock)})
+        return Term.tally(replace(self, loss=now), state_of, forward)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class RowMeanCooling(Cooling):
     Source: the patches of Zhou et al., iBOT, ICLR 2022, equation 2, as the authors compute it.
     """
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        result = super().tally(state_of, step)
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        result = super().tally(state_of, forward)
         if result.seen is None:
             return result
         loss, valid = result.seen.loss, result.seen.target.valid
@@ -117,16 +117,16 @@ class Fairness(Term):
         if not isinstance(self.gate, SelfAdaptive):
             raise RecipeError(f"Fairness needs the gate SelfAdaptive for its running means, not {self.gate}")
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        rows = torch.tensor(float(step.rows(self.view)), device=step.batch[self.view].x.device)
-        student = self.said(step) if rows else rows
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        rows = torch.tensor(float(forward.rows(self.view)), device=forward.batch[self.view].x.device)
+        student = self.student_output(forward) if rows else rows
         if not rows:
             return TermResult(Tally(rows, rows), rows, rows)
         gate, state = self.gate, state_of(self.gate)
-        target = self.teacher.target(state_of(self.teacher), step, self).spread(student)
-        trust = gate.weigh(state, student.detach(), target, step, self)
+        target = self.teacher.target(state_of(self.teacher), forward, self).spread(student)
+        trust = gate.weigh(state, student.detach(), target, forward, self)
         trust = trust if target.valid is None else trust.masked_fill(~target.valid, 0.0)
-        running: Running = gate.running_means(state, student.detach(), target, step, self)
+        running: Running = gate.running_means(state, student.detach(), target, forward, self)
         p, number = F.softmax(student, dim=-1), trust.sum()
         best = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)
         shares, counts = (
@@ -178,39 +178,41 @@ class Feedback(Term):
         if not self.gate.full:
             raise RecipeError(f"Feedback is a loss of the whole batch and takes no gate; leave out {self.gate}")
 
-    def told(self) -> str:
+    def loss_note(self) -> str:
         """The description that `explain` adds to the loss."""
         return f"of the student's step of {self.rate:g} on these rows, judged by labels of view {self.labelled!r}"
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
         """The student's forward and backward passes for the differentiated step."""
         unlabelled, labelled = rows_of(self.view), rows_of(self.labelled)
         return unlabelled + labelled, 2.0 * unlabelled + labelled
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        group, zero = step.owner, torch.zeros((), device=next(iter(step.batch.values())).x.device)
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        group, zero = forward.owner, torch.zeros((), device=next(iter(forward.batch.values())).x.device)
         if not isinstance(group, Pair):
             raise SpaceError(
                 f"Feedback needs a student with its teacher, not a {type(group).__name__}; give wrap_model=Paired()"
             )
         if distributed.is_sharded(group):
             raise RecipeError("Feedback needs unsharded weights; train under DDP: leave --parallel out")
-        if not step.rows(self.view) or not step.rows(self.labelled):
+        if not forward.rows(self.view) or not forward.rows(self.labelled):
             return TermResult(Tally(zero, zero), zero, zero)
-        z, y = step.student(self.view, self.head), step.labels(self.labelled)
-        x, x_labelled = step.batch[self.view].x, step.batch[self.labelled].x
+        z, y = forward.student(self.view, self.head), forward.labels(self.labelled)
+        x, x_labelled = forward.batch[self.view].x, forward.batch[self.labelled].x
         rows, logits = z.new_full((), float(len(z))), z.detach().requires_grad_()
         weights = {name: p.detach().requires_grad_() for name, p in group.student.named_parameters() if p.requires_grad}
         with torch.enable_grad():
-            loss = self.after(
-                lambda w, inputs: step.with_weights(group.student, w, inputs), weights, logits, x, x_labelled, y
+            loss = self.student_loss(
+                lambda w, inputs: forward.with_weights(group.student, w, inputs), weights, logits, x, x_labelled, y
             )
             (signal,) = torch.autograd.grad(loss, logits, materialize_grads=True)
-        step.passes = step.passes._replace(backward=step.passes.backward + len(x))  # once more through the step
+        forward.passes = forward.passes._replace(
+            backward=forward.passes.backward + len(x)
+        )  # once more through the step
         total = rows * (loss.detach() + (signal * (z - z.detach())).sum())
         return TermResult(Tally(total, rows), rows, rows)
 
-    def after(
+    def student_loss(
         self, apply: Apply, weights: Mapping[str, Tensor], z: Tensor, x: Tensor, x_labelled: Tensor, y: Tensor
     ) -> Tensor:
         """The labelled loss after the step, a scalar with a graph to z, the teacher's logits (rows, classes) for x."""
@@ -260,30 +262,30 @@ class Perturbed(Term):
                 f"Perturbed: size is above 0 and iterations at least 1, not {self.size} and {self.iterations}"
             )
 
-    def said(self, step: Forward) -> Tensor:
-        x = step.batch[self.view].x
+    def student_output(self, forward: Forward) -> Tensor:
+        x = forward.batch[self.view].x
         if not x.is_floating_point():
             raise SpaceError(f"Perturbed needs inputs of real numbers, and view {self.view!r} has {x.dtype}")
-        return step.answer(x + self.size * self.direction(step, x), self.head)
+        return forward.answer(x + self.size * self.direction(forward, x), self.head)
 
-    def further(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
+    def extra_passes(self, networks: float, rows_of: Callable[[str], float]) -> tuple[float, float]:
         """Forward and backward passes beyond those of the views."""
         rows = networks * rows_of(self.view)
         return rows * (1.0 + self.iterations), rows * (1.0 + 2.0 * self.iterations)
 
     @torch.enable_grad()
-    def direction(self, step: Forward, x: Tensor) -> Tensor:
+    def direction(self, forward: Forward, x: Tensor) -> Tensor:
         """The direction in which the student changes most, a unit vector for each row."""
-        clock = step.clock
+        clock = forward.clock
         # the seed of the step is that of dropout, so that runs with other seeds draw other directions
         address = (torch.initial_seed(), "direction", clock.generation, clock.step)
-        d = _unit(rng.normal(address, step.ids(self.view), x[0].numel()).view_as(x).to(x.dtype))
+        d = _unit(rng.normal(address, forward.ids(self.view), x[0].numel()).view_as(x).to(x.dtype))
         for _ in range(self.iterations):
             r = torch.zeros_like(x).requires_grad_()
-            output = step.answer(x + r, self.head, wrapped=False)
+            output = forward.answer(x + r, self.head, wrapped=False)
             distance = self.loss(output, Target(output.detach(), space_of(self.head))).sum()
             (slope,) = torch.autograd.grad(distance, r, create_graph=True)
             (curvature,) = torch.autograd.grad((slope * d).sum(), r)
-            step.passes += Passes(backward=members(step.owner) * len(x))  # the first was counted with its forward
+            forward.passes += Passes(backward=members(forward.owner) * len(x))  # the first was counted with its forward
             d = _unit(curvature)
         return d.detach()

@@ -89,9 +89,9 @@ def mask_of(batch: Batch, view: str) -> Tensor:
     return mask
 
 
-def token_log_probs(logits: Logits, step: Forward, view: str, mask: Tensor) -> Tensor:
+def token_log_probs(logits: Logits, forward: Forward, view: str, mask: Tensor) -> Tensor:
     """log p(y_t) of the tokens of a view, (rows, T), 0 where they are masked."""
-    return log_probabilities(logits, step.labels(view).clamp(min=0), mask=mask)
+    return log_probabilities(logits, forward.labels(view).clamp(min=0), mask=mask)
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class PolicyGradient(BaseTerm):
     def count_of(self, batch: Batch) -> Tensor:
         return self.reduction.count(self._elements(mask_of(batch, self.view)))
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        mask, extra = mask_of(step.batch, self.view), step.batch[self.view].extra
-        now = token_log_probs(step.student(self.view, self.head), step, self.view, mask)
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        mask, extra = mask_of(forward.batch, self.view), forward.batch[self.view].extra
+        now = token_log_probs(forward.student(self.view, self.head), forward, self.view, mask)
         old = extra["log_prob"][:, : mask.shape[1]] if "log_prob" in extra else now.detach()
         ratio = torch.exp(now - old)
         advantage = advantages(extra["reward"], extra["group"], self.scaled)[:, None]
@@ -147,18 +147,18 @@ class TeacherReturns(Term):
     def __post_init__(self) -> None:
         """There is no loss to be checked."""
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        student = step.student(self.view, self.head)
-        target = self.teacher.target(state_of(self.teacher), step, self)
-        valid = mask_of(step.batch, self.view) if target.valid is None else target.valid
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        student = forward.student(self.view, self.head)
+        target = self.teacher.target(state_of(self.teacher), forward, self)
+        valid = mask_of(forward.batch, self.view) if target.valid is None else target.valid
         number = valid.sum().float()
-        now = token_log_probs(student, step, self.view, valid)
+        now = token_log_probs(student, forward, self.view, valid)
         with torch.no_grad():
-            reward = (token_log_probs(target.value, step, self.view, valid) - now) * valid
+            reward = (token_log_probs(target.value, forward, self.view, valid) - now) * valid
         if not self.immediate:
             rest, count = (x.flip(1).cumsum(1).flip(1) - x for x in (reward, valid.float()))
             reward = rest / count.clamp(min=1)
-        trust = self.gate.weigh(state_of(self.gate), student.detach(), target, step, self).masked_fill(~valid, 0.0)
+        trust = self.gate.weigh(state_of(self.gate), student.detach(), target, forward, self).masked_fill(~valid, 0.0)
         elements = Elements(valid.shape, valid, trust, number, trust.sum())
         share = self.reduction.weights(elements)
         weight = trust if share is None else share * trust
@@ -187,15 +187,15 @@ class PreferenceTerm(BaseTerm):
     def count_of(self, batch: Batch) -> Tensor:
         return torch.tensor(float(len(batch[self.view].x)), device=batch[self.view].x.device)
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        margin = self._ratio(state_of, step, self.view) - self._ratio(state_of, step, self.over)
-        count = self.count_of(step.batch)
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        margin = self._ratio(state_of, forward, self.view) - self._ratio(state_of, forward, self.over)
+        count = self.count_of(forward.batch)
         return TermResult(Tally(softplus(-self.lam * margin).sum(), count), count, count)
 
-    def _ratio(self, state_of: StateOf, step: Forward, view: str) -> Tensor:
+    def _ratio(self, state_of: StateOf, forward: Forward, view: str) -> Tensor:
         """log p(y) - log q(y) of whole completions, (rows,)."""
-        mask = mask_of(step.batch, view)
-        target = self.teacher.target(state_of(self.teacher), step, replace(self, view=view))
+        mask = mask_of(forward.batch, view)
+        target = self.teacher.target(state_of(self.teacher), forward, replace(self, view=view))
         with torch.no_grad():
-            theirs = token_log_probs(target.value, step, view, mask)
-        return (token_log_probs(step.student(view, self.head), step, view, mask) - theirs).sum(1)
+            theirs = token_log_probs(target.value, forward, view, mask)
+        return (token_log_probs(forward.student(view, self.head), forward, view, mask) - theirs).sum(1)

@@ -111,7 +111,7 @@ def built(method: Method, seed: int) -> nn.Module:
 def batch_for(method: Method, step: int) -> Batch:
     """A batch with all views of the method."""
     batch = batch_of(views_of(method), step, numbers_of(method), maps=maps_of(method))
-    for look in (look for look in method.views.looks if look.hidden and look.name in batch):
+    for look in (look for look in method.views.views if look.hidden and look.name in batch):
         x, y, ids = batch[look.name][:3]
         assert ids is not None
         options: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,10 +48,10 @@ class CrossFit:
         return {**asdict(self), "passes": self.passes._asdict(), "seconds": round(self.seconds, 2)}
 
 
-def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = ()) -> Tensor:
+def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = (), groups: Tensor | None = None) -> Tensor:
     """A fold from 0 to ``folds`` - 1 for each label of ``y`` (rows,), every class spread over the folds evenly.
 
-    ``classes`` are the names of the labels, for the error.
+    ``classes`` are the names of the labels, for the error; rows of one of the ``groups`` (rows,) share a fold.
 
     Raises:
         DataError: a class with one row, or fewer than two folds.
@@ -60,6 +61,9 @@ def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = ()) -> Tens
     """
     if folds < 2:
         raise DataError(f"--audit-folds {folds} leaves nothing to train on; give 2 or more, 5 is usual")
+    if groups is not None and len(groups.unique()) < len(y):
+        _, first, inverse = np.unique(groups.numpy(), return_index=True, return_inverse=True)
+        return parts(y[torch.from_numpy(first)], folds, seed, classes)[torch.from_numpy(inverse)]
     fold = torch.empty(len(y), dtype=torch.int64)
     begin = 0
     for label in y.unique().tolist():
@@ -67,7 +71,8 @@ def parts(y: Tensor, folds: int, seed: int, classes: Sequence[str] = ()) -> Tens
         if len(rows) < 2:
             label_name = classes[int(label)] if classes else label
             raise DataError(
-                f"class {label_name} has one labelled row: no fold can both teach and audit it; label more rows"
+                f"class {label_name} has one labelled row (or copies of one): no fold can both teach and audit it; "
+                "label more rows"
             )
         order = rng.permutation((seed, "folds", int(label)), len(rows))
         fold[rows[order]] = (begin + torch.arange(len(rows))) % folds
@@ -128,7 +133,8 @@ def crossfit(
     if audit.policy == "off":
         raise DataError("--audit-folds audits and --audit off does not; leave one of them out")
     labels = y if data.task == "classify" else torch.zeros_like(y)  # values have no classes to spread
-    fold = parts(labels, folds, int(settings.get("seed", 0)), data.classes)
+    groups = None if data.groups is None else data.groups[ids]
+    fold = parts(labels, folds, int(settings.get("seed", 0)), data.classes, groups)
     losses = [[0.0] * len(ids) for _ in range(method.generations)]
     plain_losses = [0.0] * len(ids)
     results: list[Result] = []

@@ -216,7 +216,7 @@ def measure(state: RunState, first: nn.Module, data: Data, earlier: Sequence[flo
 def _learns_from_labels(state: RunState, data: Data) -> bool:
     """Whether the generation at hand learns from real labels."""
     ids = state.objective.eligible_ids()
-    selects = any(look.rows == "chosen" for look in state.method.views.looks)
+    selects = any(view.rows == "chosen" for view in state.method.views.views)
     return not selects or ids is None or bool(torch.isin(data.labelled, ids).any())
 
 

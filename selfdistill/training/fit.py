@@ -37,7 +37,7 @@ __all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit"]
 class Result:
     """The result of `fit`: the best audited generation's model (eval mode), every generation, and the cost.
 
-    ``product`` is that generation's number; without an audit it is the last one.
+    ``final_generation`` is that generation's number; without an audit it is the last one.
     """
 
     model: nn.Module
@@ -45,24 +45,25 @@ class Result:
     steps: int
     seconds: float
     history: list[dict[str, Any]] = field(repr=False)
-    product: int = 0
+    final_generation: int = 0
     passes: Passes = Passes()
     objective: Objective | None = field(default=None, repr=False)  # of the last generation, with its teachers
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; a second one ends the run at once."""
-    signalled = threading.Event()
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step under way; the same one again ends the run at once."""
+    signalled, seen = threading.Event(), set[int]()
     if threading.current_thread() is not threading.main_thread():
         yield signalled
         return
     handlers: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
-        if signalled.is_set():
+        if number in seen:  # a comparison passes a Ctrl-C on as SIGTERM, and the terminal may have sent it too
             signal.signal(number, handlers[number])
             signal.raise_signal(number)
+        seen.add(number)
         signalled.set()
 
     for asking in (signal.SIGINT, signal.SIGTERM):
@@ -205,12 +206,12 @@ def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> R
         trainer.run(stop, resume=resume, progress=progress)
     state = trainer.state
     return Result(
-        trainer.product_model(),
+        trainer.final_model(),
         state.generations,
         state.steps_done,
         state.seconds,
         state.history,
-        state.product,
+        state.final_generation,
         state.passes,
         state.objective,
     )

@@ -26,7 +26,7 @@ from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
 from ..io.expressions import one_line
-from ..io.files import refuse_links
+from ..io.files import refuse_links, share
 from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..losses import Squared
@@ -78,11 +78,11 @@ class HiddenWords(BaseTerm):
     head: str = "features"
     weight: float = 1.0
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        hidden = step.student(self.view, self.head)  # (rows, length, D), as long as the longest row
-        masked, whole = (step.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        hidden = forward.student(self.view, self.head)  # (rows, length, D), as long as the longest row
+        masked, whole = (forward.batch[view].x[:, : hidden.shape[1]] for view in ("masked", "whole"))
         hidden_words = masked != whole
-        logits = cast(Filler, step.owner).logits(hidden[hidden_words])
+        logits = cast(Filler, forward.owner).logits(hidden[hidden_words])
         total = F.cross_entropy(logits.float(), whole[hidden_words], reduction="sum")
         count = hidden_words.sum().to(total.dtype)
         return TermResult(Tally(total, count), count, count)
@@ -223,5 +223,6 @@ def _write(out: Path, model: nn.Module, text_reader: Reader, record: dict[str, A
     with hub.quiet():
         cast(Any, model).cpu().body.save_pretrained(out)
         text_reader.tokenizer.save_pretrained(out)
+    share(out)
     write_json(out / RECORD, record)
     shutil.rmtree(out / WORK)

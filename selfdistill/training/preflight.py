@@ -49,24 +49,24 @@ def dry_run(objective: Objective, batch: Batch, shape: tuple[int, ...], classes:
     with torch.no_grad(), kept_buffers(objective):
         reads = f"the model cannot read a batch of rows of shape {shape}"
         with _foreign_code(reads, "build it for that shape"):
-            step = objective.forward_views(batch)
-        _check_outputs(objective, step, classes)
-        _check_peers(objective.student, step)
+            forward = objective.forward_views(batch)
+        _check_outputs(objective, forward, classes)
+        _check_peers(objective.student, forward)
         weighs = f"a term of the method fails on rows of shape {shape}"
         with _foreign_code(weighs, "give a teacher and parts that fit the model's outputs"):
             objective.measure(batch)
         if objective.watched:
-            _check_sums(objective, step)
+            _check_sums(objective, forward)
 
 
-def _check_sums(objective: Objective, step: Forward) -> None:
+def _check_sums(objective: Objective, forward: Forward) -> None:
     """A tally of one's own adds up over the parts of a batch; a mean that is called a sum does not.
 
     The parts hold what the models said of the whole batch, so that batch norm and dropout change nothing. Only what is
     exactly a mean of the parts is refused: a term that compares the rows of a batch with each other need not add up.
     """
     for name, term in objective.method.terms.items():
-        if type(term).tally is Term.tally or step.rows(term.view) < 3:
+        if type(term).tally is Term.tally or forward.rows(term.view) < 3:
             continue
 
         def tally(part: Forward, seed: int = 0, name: str = name, term: BaseTerm = term) -> TermResult:
@@ -74,11 +74,11 @@ def _check_sums(objective: Objective, step: Forward) -> None:
                 torch.manual_seed(seed)
                 return term.tally(partial(objective.state_of, name), part)
 
-        batch_result, repeated = tally(step), tally(step, 1)  # asked first, teachers have spoken of all rows
+        batch_result, repeated = tally(forward), tally(forward, 1)  # asked first, teachers have spoken of all rows
         if not torch.equal(batch_result.tally.total, repeated.tally.total):
             continue  # it draws: nothing is known
         try:
-            steps = step.split(1 / 3)
+            steps = forward.split(1 / 3)
             parts = [tally(part) for part in steps]
         except Exception:  # it needs a whole batch, or a number of rows: its own affair
             continue
@@ -101,9 +101,9 @@ def _is_close(a: float, b: float, size: float) -> bool:
     return abs(a - b) <= 1e-4 * abs(size) + 1e-9
 
 
-def _check_peers(student: nn.Module, step: Forward) -> None:
+def _check_peers(student: nn.Module, forward: Forward) -> None:
     """Refuse peers with the same weights and the same rows: they stay equal and teach each other nothing."""
-    separate = isinstance(student, ApartPeers) and not step.batch.fixed
+    separate = isinstance(student, ApartPeers) and not forward.batch.fixed
     if not isinstance(student, PeerModels) or separate or distributed.is_sharded(student):
         return
     states = [list(member.state_dict().values()) for member in student.members]
@@ -116,10 +116,10 @@ def _check_peers(student: nn.Module, step: Forward) -> None:
             )
 
 
-def _output(objective: Objective, step: Forward, term: BaseTerm) -> Tensor:
+def _output(objective: Objective, forward: Forward, term: BaseTerm) -> Tensor:
     """The model's output for a term; the error names the wrapper's reason where it has none."""
     try:
-        return step.student(term.view, term.head)
+        return forward.student(term.view, term.head)
     except SpaceError as error:
         wrapper = objective.method.wrap_model
         reason = wrapper.lacking(objective.student) if wrapper else None
@@ -128,15 +128,15 @@ def _output(objective: Objective, step: Forward, term: BaseTerm) -> Tensor:
         raise SpaceError(reason) from error
 
 
-def _check_outputs(objective: Objective, step: Forward, classes: int) -> None:
+def _check_outputs(objective: Objective, forward: Forward, classes: int) -> None:
     for name, term in objective.method.terms.items():
-        if not step.rows(term.view):
+        if not forward.rows(term.view):
             continue
-        output = _output(objective, step, term)
-        if output.dim() < 2 or len(output) != step.rows(term.view):
+        output = _output(objective, forward, term)
+        if output.dim() < 2 or len(output) != forward.rows(term.view):
             raise SpaceError(
                 f"term {name!r}: the model's output {term.head!r} has shape {tuple(output.shape)} for "
-                f"{step.rows(term.view)} rows; return one row of outputs for each"
+                f"{forward.rows(term.view)} rows; return one row of outputs for each"
             )
         if space_of(term.head) == "values" and output.shape[-1] != 1:
             raise SpaceError(

@@ -244,7 +244,7 @@ class RunState:
         return [number for number, result in enumerate(self.generations) if result.decision["accepted"]]
 
     @property
-    def product(self) -> int:
+    def final_generation(self) -> int:
         """The best audited generation, -1 for the model before training; without an audit the last generation."""
         accepted = self.accepted
         if self.audit.policy == "off":

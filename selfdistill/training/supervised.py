@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from ..core.objective import Method, Objective, untaught
 from ..core.parts import GenerationData
 from ..core.step import Batch, Passes, members
 from ..data.dataset import Data
+from ..data.image_store import ImageStore
+from ..data.loading import Ahead
 from ..data.sampler import Drawn, Sampler
 from ..errors import DataError
 from ..evaluation.audit import row_losses
@@ -26,6 +29,17 @@ from .drift import DriftMonitor
 from .preflight import dry_run
 from .state import Evaluation, RunState
 from .task import Callback, Task, autocast
+
+
+class _Drawing(NamedTuple):
+    """The rows of a step: those of each view in each micro-batch."""
+
+    epoch: int
+    sets: list[dict[str, Drawn]]
+
+
+def _make_batches(sampler: Sampler, drawing: _Drawing, device: torch.device | str = "cpu") -> list[Batch]:
+    return [sampler.batch(sets, drawing.epoch, device) for sets in drawing.sets]
 
 
 class NetworkTask(Task):
@@ -45,6 +59,7 @@ class NetworkTask(Task):
         self.data, self.method, self.external = data, method, external
         self.problem, self.audit_rows = data.task, len(data.audit)
         self.sampler: Sampler
+        self._ahead: Ahead[_Drawing, list[Batch]]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -99,6 +114,7 @@ class NetworkTask(Task):
             generation=state.clock.generation,
             eligible=None if eligible is None else eligible.cpu(),
         )
+        self._ahead = self._read_ahead(state)
 
     def has_heads(self, state: RunState) -> bool:
         with torch.no_grad():
@@ -108,10 +124,23 @@ class NetworkTask(Task):
         return isinstance(output, Mapping)
 
     def batches(self, state: RunState) -> list[Batch]:
-        clock, parts = state.objective.clock, state.settings.accumulate
+        clock = state.objective.clock
+        if isinstance(self.data.x, ImageStore):
+            return [batch.to(state.device) for batch in self._ahead.result(clock.step, clock.length)]
+        return _make_batches(self.sampler, self._draw(state, clock.step), state.device)
+
+    def _read_ahead(self, state: RunState) -> Ahead[_Drawing, list[Batch]]:
+        """Batches of images on disk, which workers read while a step runs."""
+        rows = state.settings.batch_size * len(self.sampler.views.views)
+        workers = self.data.x.workers(rows, 4) if isinstance(self.data.x, ImageStore) else 0
+        return Ahead(partial(_make_batches, self.sampler), partial(self._draw, state), workers)
+
+    def _draw(self, state: RunState, step: int) -> _Drawing:
+        """The rows of this process in each micro-batch of a step."""
+        clock, parts = state.objective.clock.at(step), state.settings.accumulate
         sets = self.sampler.sample(clock.epoch, clock.step - clock.epoch * clock.per_epoch)
         if parts == 1 and distributed.size() == 1:
-            return [self.sampler.batch(sets, clock.epoch, state.device)]
+            return _Drawing(clock.epoch, [sets])
         rows = max(len(d.ids) for d in sets.values())
         if rows < parts * distributed.size():
             raise DataError(
@@ -123,10 +152,7 @@ class NetworkTask(Task):
         def micro(d: Drawn, i: int) -> Drawn:
             return d.part(slice(i * len(d.ids) // parts, (i + 1) * len(d.ids) // parts))
 
-        return [
-            self.sampler.batch({kind: micro(d, i) for kind, d in local_sets.items()}, clock.epoch, state.device)
-            for i in range(parts)
-        ]
+        return _Drawing(clock.epoch, [{kind: micro(d, i) for kind, d in local_sets.items()} for i in range(parts)])
 
     def evaluate(self, state: RunState) -> Evaluation:
         """Metrics and losses of the audit split; nothing without one."""

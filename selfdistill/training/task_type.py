@@ -62,7 +62,7 @@ class PreparedRun(Protocol):
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train the method and its control, from wherever they were cut; then read the test split, once.
 
-        Writes the product into ``folder / "model"``.
+        Writes the final model into ``folder / "model"``.
 
         Returns:
             The result, as run.json holds it.
@@ -70,7 +70,10 @@ class PreparedRun(Protocol):
 
 
 class Answers(Protocol):
-    """The predictions of a finished run for new data."""
+    """The predictions of a finished run for new data; ``note`` tells what was left out of them."""
+
+    @property
+    def note(self) -> str: ...
 
     def text(self) -> str:
         """The answers as `selfdistill predict` writes them."""
@@ -148,7 +151,7 @@ class TaskType(Protocol):
         """
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """The labels that a finished run doubts, the most doubted first.
+        """The likely label errors of a finished run, the highest score first.
 
         Raises:
             CheckpointError: the run is not finished, or its task type has no scores.
@@ -180,7 +183,7 @@ class TaskType(Protocol):
         """The rows of a run's table on the test split."""
 
     def baseline(self, result: dict[str, Any]) -> str:
-        """The reference of the product, in words."""
+        """The name of the model that the final model is compared with."""
         return self.control
 
     def verdict(self, result: dict[str, Any]) -> str | None:
@@ -195,7 +198,7 @@ class TaskType(Protocol):
         ]
 
     def loading(self, folder: str) -> list[str]:
-        """The instructions to load the product from a folder, as lines of Markdown."""
+        """The instructions to load the final model from a folder, as lines of Markdown."""
 
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
         """Curves by generation; None where metrics.jsonl has curves by step."""
@@ -221,7 +224,7 @@ def refuse_example(expression: str, example: str | None) -> None:
 def generation_name(result: dict[str, Any], generation: dict[str, Any]) -> str:
     """A generation's number, and its audit in words."""
     number = generation["generation"]
-    if number == result.get("product") and result.get("chosen") != "plain":
+    if number == result.get("final_generation") and result.get("chosen") != "plain":
         return f"generation {number}, the final model"
     rolled_back = not generation.get("decision", {}).get("accepted", True)
     return f"generation {number}{', rolled back' if rolled_back else ''}"

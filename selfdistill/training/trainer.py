@@ -276,7 +276,7 @@ class Trainer:
             callback.on_generation_end(state)
 
     def decide(self, result: GenerationResult) -> Decision:
-        """Whether a generation may teach and be the product: it must not be worse than the best one so far, nor, on
+        """Whether a generation may teach and be the final model: it must not be worse than the best one so far, nor, on
         prior tasks, than the model before training.
         """
         state, generation = self.state, len(self.state.generations)
@@ -286,7 +286,7 @@ class Trainer:
             reason = "generation 0 accepted: there is none before it"
             decision = Decision(0, True, reason, rows=len(result.losses))
         elif result.losses:
-            reference = state.product
+            reference = state.final_generation
             losses = baseline.losses if baseline and reference < 0 else state.generations[reference].losses
             decision = state.audit.decide(
                 generation, result.losses, losses, against=reference, audit=generation - offset
@@ -302,12 +302,12 @@ class Trainer:
             )
         return decision
 
-    def product_model(self) -> nn.Module:
+    def final_model(self) -> nn.Module:
         """The best audited generation's model as one process knows it, in eval mode."""
-        state, product = self.state, self.state.product
-        if product == len(state.generations) - 1 and not distributed.is_sharded(state.model):
+        state, number = self.state, self.state.final_generation
+        if number == len(state.generations) - 1 and not distributed.is_sharded(state.model):
             return state.model.eval()
-        return new_model(self.task, state, 0).eval() if product < 0 else self.task.restored_model(state, product)
+        return new_model(self.task, state, 0).eval() if number < 0 else self.task.restored_model(state, number)
 
     # the run --------------------------------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
         "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
-        "doubts.csv",
+        "label_errors.csv",
     }  # fmt: skip
     held = {path.name for path in Path("r/model").iterdir()}
     assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
@@ -284,6 +284,37 @@ def test_training_options_reach_the_run() -> None:
 
 
 # ---- a process of its own: signals and pipes --------------------------------------------------------
+
+
+HOSTILE = ("<script>alert(1)</script>", "x\x1b[31mred", "[red]", "[/]", "a|b\u202e", "*[a](http://a)*")
+
+
+@pytest.mark.parametrize("method", ["plain()", "self_distilled()"])
+def test_names_of_files_and_classes_steer_neither_terminal_nor_page(method: str, here: Path) -> None:
+    name = "\x1b[2J[red]<b>.csv"
+    rows = [f"{i % 6 + 0.1 * (i % 7):.2f},{i * 37 % 11},{HOSTILE[i % 6]}" for i in range(180)]
+    Path(name).write_text("\n".join(["a,b,y", *rows]) + "\n", encoding="utf-8")
+    model = ["--model", "linear" if method == "self_distilled()" else "mlp(width=8)"]
+    length = [] if method == "self_distilled()" else ["--steps", 4]
+    results = [passed("run", name, "--target", "y", *model, "--method", method, *length, "--out", "r")]
+    results.append(passed("report", "r"))
+    if method == "plain()":
+        results += [passed("label-errors", "r"), passed("vitals", "r")]
+    texts = [result.stdout + result.stderr for result in results]
+    texts += [Path("r", page).read_text(encoding="utf-8") for page in ("README.md", "model/README.md", "report.html")]
+    for text in texts:
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    for text in texts[-3:]:
+        assert "<script>" not in text
+        assert "[a](" not in text or "<html" in text
+    assert "[red]<b>" in texts[0].replace("\n", "")  # as it is, and no markup
+    assert "\x1b" not in passed("predict", "r", name).stdout
+
+
+def test_an_error_takes_one_line_whatever_it_names(here: Path) -> None:
+    line = refused("run", "a\nb\x1b[31m.csv", "--target", "y")
+    assert "\x1b" not in line
 
 
 def test_a_reader_that_leaves_early_costs_no_traceback() -> None:

@@ -47,7 +47,7 @@ class Says(Teacher):
     def space(self, head: str) -> str:
         return "values"
 
-    def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         valid = None if self.valid is None else torch.tensor(self.valid)
         return Target(torch.tensor(self.value), "values", valid)
 
@@ -58,7 +58,7 @@ class Trusts(Gate):
 
     trust: Any
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return torch.tensor(self.trust)
 
 
@@ -163,12 +163,12 @@ def test_no_gradient_reaches_a_teacher_or_goes_through_trust():
         def space(self, head: str) -> str:
             return "values"
 
-        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-            return Target(weight * step.student("x"), "values")
+        def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+            return Target(weight * forward.student("x"), "values")
 
     @dataclass(frozen=True)
     class Soft(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
             return torch.sigmoid(student).squeeze(-1)
 
     x = torch.tensor(WORDS, requires_grad=True)
@@ -223,8 +223,8 @@ def test_a_term_of_its_own_needs_the_protocol_only():
     class Norm(BaseTerm):
         weight: float = 0.5
 
-        def tally(self, state_of: Any, step: Forward) -> TermResult:
-            z = step.student(self.view, self.head)
+        def tally(self, state_of: Any, forward: Forward) -> TermResult:
+            z = forward.student(self.view, self.head)
             rows = z.new_tensor(float(len(z)))
             return TermResult(Tally(z.square().sum(), rows), rows, rows)
 
@@ -288,8 +288,8 @@ def test_each_teacher_sees_each_view_once():
 def test_a_model_of_half_precision_is_compared_in_float32():
     """Losses are computed in float32 whatever the model's precision."""
     model = nn.Linear(WIDTH, CLASSES, dtype=torch.bfloat16)
-    step = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
-    assert step.student("x").dtype == torch.float32
+    forward = plain().bind(model).forward_views({"x": inputs(torch.arange(3)).bfloat16(), "y": torch.arange(3)})
+    assert forward.student("x").dtype == torch.float32
 
 
 @pytest.mark.parametrize("output", [(torch.zeros(3, 2),), None, [1, 2]])

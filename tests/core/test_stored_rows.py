@@ -52,7 +52,7 @@ class Reservoir(Buffers):
 class Replay(Teacher[Reservoir]):
     """What the student said of past rows when they were shown (dark experience replay)."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> Reservoir:
+    def start(self, model: nn.Module, args: BindArgs) -> Reservoir:
         return Reservoir()
 
     def rows(self, state: Reservoir, batch: Batch, address: Address) -> Rows | None:
@@ -61,12 +61,12 @@ class Replay(Teacher[Reservoir]):
         places = rng.permutation(address, len(state.x))[:REPLAYED]
         return Rows(state.x[places], None, places)
 
-    def target(self, state: Reservoir, step: Forward, term: BaseTerm) -> Target:
-        return Target(state.logits[step.ids(term.view)], "logits")
+    def target(self, state: Reservoir, forward: Forward, term: BaseTerm) -> Target:
+        return Target(state.logits[forward.ids(term.view)], "logits")
 
-    def update(self, state: Reservoir, steps: Sequence[Forward], term: BaseTerm) -> None:
-        for step in steps:
-            state.take(step.batch["x"].x, step.student("x"))
+    def update(self, state: Reservoir, forwards: Sequence[Forward], term: BaseTerm) -> None:
+        for forward in forwards:
+            state.take(forward.batch["x"].x, forward.student("x"))
 
 
 METHOD = Method({"label": Term(Labels(), CrossEntropy()), "past": Term(Replay(), KL(), view="past")})

@@ -258,7 +258,7 @@ def broken(value, row, column):
     return x
 
 
-FINE, HALF = torch.zeros(40, 3), torch.arange(40) % 2
+FINE, HALF = torch.arange(120.0).view(40, 3), torch.arange(40) % 2
 UNLABELLED = torch.where(torch.arange(40) < 30, HALF, -1)
 UNSAID = torch.where(torch.arange(40) < 30, torch.rand(40), torch.nan)
 
@@ -310,7 +310,7 @@ def test_a_tested_class_must_be_taught():
     y = torch.arange(40) % 2
     y[:3] = 2
     with pytest.raises(DataError, match="class '2' is in the test split, but no labelled training row"):
-        dataset.from_tensors(torch.zeros(40, 2), y, test=torch.arange(3))
+        dataset.from_tensors(torch.arange(80.0).view(40, 2), y, test=torch.arange(3))
 
 
 # ---- requests ------------------------------------------------------------------------------------------

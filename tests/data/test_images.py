@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdistill.data import dataset, images
+from selfdistill.data import dataset, image_store, images
 from selfdistill.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -142,6 +142,91 @@ def test_digits_take_unlabelled_pictures_in_their_own_scale(tmp_path):
     assert digits.rows(digits.unlabelled).equal(torch.ones(1, 1, 8, 8))
 
 
+# ---- what is left out ----------------------------------------------------------------------------------
+
+
+def test_every_file_that_is_no_row_is_told_with_its_reason(tmp_path):
+    root = pets(tmp_path / "pets", 4)
+    truncated(root)
+    text(root)
+    (root / "dog" / "none.png").touch()
+    (root / "dog" / "notes.txt").write_text("not a picture")
+    (root / "dog" / ".hidden.png").write_text("a file of the file system")
+    (root / ".git").mkdir()
+    (root / "dog" / "phone.heic").write_bytes(b"?")
+    (root / "dog" / "lost.png").symlink_to(root / "nowhere.png")
+    (root / "dog" / "more").symlink_to(root / "cat")
+    loaded = load(root)
+    assert len(loaded.y) == 8
+    assert loaded.note == (
+        "pets: 9 files were left out: 2 hidden (.git, dog/.hidden.png), 1 no regular file (dog/lost.png), "
+        "1 a link to a folder (dog/more), 1 of unknown suffix .txt (dog/notes.txt), 1 of unknown suffix .heic "
+        "(dog/phone.heic), 1 truncated (cat/zz.png), 1 empty (0 bytes) (dog/none.png), "
+        "1 no image by its content (dog/zz.jpg)"
+    )
+
+
+def test_the_first_of_several_frames_is_read_and_told(tmp_path):
+    root = pets(tmp_path / "pets", 4)
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 200)]
+    frames[0].save(root / "cat" / "a.tif", save_all=True, append_images=frames[1:])
+    loaded = load(root, image_size=8)
+    assert loaded.note == "pets: 1 with several frames, of which the first is read (such as cat/a.tif)"
+    row = loaded.names.index(str(root / "cat" / "a.tif"))
+    assert loaded.x[row, 0].unique().tolist() == [10]
+
+
+@pytest.mark.parametrize("suffix", ["tif", "webp", "avif", "jfif", "ppm", "tga", "pcx", "ico", "jp2"])
+def test_what_pillow_reads_is_read(tmp_path, suffix):
+    root = pets(tmp_path / "pets", 4)
+    save(root / "cat" / f"x.{suffix}", size=(16, 16))
+    loaded = load(root)
+    assert len(loaded.y) == 9
+    assert not loaded.note
+
+
+def test_a_file_that_another_program_would_read_is_left_out_under_any_name(tmp_path):
+    root = pets(tmp_path / "pets", 4)
+    Image.new("RGB", (8, 8)).save(root / "cat" / "x.eps")
+    shutil.copy(root / "cat" / "x.eps", root / "cat" / "y.png")
+    assert "of unknown suffix .eps" in load(root).note
+    assert "1 no image by its content (cat/y.png)" in load(root).note
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_each_mode_is_read(tmp_path, mode):
+    values = np.full((8, 8), 128 * 256, np.uint16)
+    grey = Image.fromarray(values) if mode == "I;16" else Image.new("RGB", (8, 8), (128, 128, 128)).convert(mode)
+    grey.save(tmp_path / "x.tif")
+    x = images.read_images([tmp_path / "x.tif"], (1, 8, 8))
+    assert mode in {"1", "P"} or (x.int() - 128).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.zeros((8, 8), np.float32), "floating pixel values"),
+        (np.full((8, 8), 1 << 20, np.int32), "more than 16 bits"),
+    ],
+)
+def test_values_that_do_not_fit_eight_bits_are_left_out(tmp_path, values, reason):
+    root = pets(tmp_path / "pets", 4)
+    Image.fromarray(values).save(root / "cat" / "deep.tif")
+    assert reason in load(root).note
+
+
+def test_digests_are_of_pixels_not_of_files(tmp_path):
+    root = pets(tmp_path / "pets", 4)
+    with Image.open(root / "cat" / "00.png") as picture:
+        picture.save(root / "dog" / "copy.bmp")
+        picture.save(root / "dog" / "copy.tif")
+    loaded = load(root)
+    assert loaded.digests.shape == (10, 16)
+    assert len(loaded.digests.unique(dim=0)) == 8
+    files = [images.ImageFile(Path(name), name) for name in loaded.names]
+    assert b"".join(image_store.digests(files)) == loaded.digests.numpy().tobytes()
+
+
 # ---- refusals ------------------------------------------------------------------------------------------
 
 
@@ -156,6 +241,11 @@ def truncated(root):
 
 def text(root):
     (root / "dog" / "zz.jpg").write_text("hello")
+
+
+def unreadable(root):
+    for path in (root / "dog").iterdir():
+        path.write_text("hello")
 
 
 def loose(root):
@@ -194,8 +284,7 @@ def test_a_folder_around_the_class_folders_is_asked_about(tmp_path):
     ("spoil", "message"),
     [
         (empty, r"unlabelled: no image in it"),
-        (truncated, r"cat/zz\.png: not a readable image"),
-        (text, r"dog/zz\.jpg: not a readable image"),
+        (unreadable, r"no image of class 'dog' can be read \(4 files were left out: 4 no image by its content \(dog"),
         (loose, r"beside\.png: an image beside the class folders"),
         (hollow, r"fish: no image in it"),
         (single, r"class 'fish' has too few labelled rows to split \(1, needed 3\)"),

@@ -28,6 +28,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from selfdistill.errors import CheckpointError, DataError
 from selfdistill.estimators import (
+    NetworkClassifier,
     NetworkRegressor,
     PeerTaughtRegressor,
     SelfDistilledClassifier,
@@ -39,6 +40,7 @@ from selfdistill.estimators import (
 from selfdistill.estimators.generations import ClassTargets, RealTargets, fit_soft, train_next
 from selfdistill.estimators.pseudo_labels import PseudoLabels
 from selfdistill.estimators.tables import TrainingTable, assign_folds, stack
+from selfdistill.estimators.wrappers import ClassNames
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -308,7 +310,7 @@ def complaint(estimator: Any, X: Any, y: Any, **options: Any) -> str:
 def test_bad_input_gets_one_line_with_a_remedy() -> None:
     y = Y.copy()
     y[3] = np.nan
-    assert "X_unlabeled" in complaint(SelfDistilledRegressor(Ridge()), X, y)
+    assert "SelfDistilledRegressor" in complaint(NetworkRegressor(steps=1), X, y)
     assert "nothing to learn" in complaint(SelfDistilledRegressor(Ridge()), X, np.ones(len(X)))
     assert "one class only" in complaint(SelfDistilledClassifier(GaussianNB()), IRIS, np.zeros(len(IRIS)))
     assert "3 columns and X has 10" in complaint(SelfDistilledRegressor(Ridge()), X, Y, X_unlabeled=X[:, :3])
@@ -339,3 +341,70 @@ def test_classes_missing_from_a_model_have_probability_zero() -> None:
     said = ClassTargets(np.arange(3)).predict(model, IRIS)
     assert said.shape == (150, 3)
     assert (said[:, 2] == 0).all()
+
+
+# ---- rows without a label in y ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SelfDistilledClassifier, SelfTrainedClassifier])
+@pytest.mark.parametrize(
+    ("names", "mark"),
+    [
+        ((0, 1), -1),
+        ((0, 1), np.nan),
+        (("no", "yes"), "-1"),
+        (("no", "yes"), -1),
+        (("no", "yes"), None),
+        ((0, 1), pd.NA),
+    ],
+)
+def test_marked_rows_are_unlabelled_rows(kind: Any, names: Any, mark: Any) -> None:
+    """The same model as with the rows given apart."""
+    rows, labelled = IRIS[50:], np.arange(100) % 3 == 0
+    truth = np.array(names)[KINDS[50:] - 1]
+    y: Any = truth.astype(object) if isinstance(names[0], str) != isinstance(mark, str) or mark is pd.NA else truth
+    y = y.astype(float) if isinstance(mark, float) and not isinstance(names[0], str) else y.copy()
+    y[~labelled] = mark
+    learner = LogisticRegression()
+    model = kind(learner, random_state=0).fit(rows, y)
+    apart = kind(learner, random_state=0).fit(rows[labelled], truth[labelled], X_unlabeled=rows[~labelled])
+    assert model.classes_.tolist() == list(names)
+    assert (model.predict_proba(rows) == apart.predict_proba(rows)).all()
+    weights = np.ones(100)
+    weights[[0, 3]] = 0
+    assert len(kind(learner, random_state=0).fit(rows, y, sample_weight=weights).predict(rows)) == 100
+
+
+def test_one_argument_decides_whether_a_mark_is_a_class() -> None:
+    rows, y = IRIS, KINDS - 1
+    assert SelfDistilledClassifier(GaussianNB()).fit(rows, y).classes_.tolist() == [0, 1]
+    assert SelfDistilledClassifier(GaussianNB(), unlabelled=None).fit(rows, y).classes_.tolist() == [-1, 0, 1]
+    assert SelfDistilledClassifier(GaussianNB(), unlabelled=1).fit(rows, y).classes_.tolist() == [-1, 0]
+    two = np.where(KINDS == 0, -1, 1)
+    assert SelfDistilledClassifier(GaussianNB()).fit(rows, two).classes_.tolist() == [-1, 1]
+    words = np.array(["?", "a", "b"])[KINDS]
+    assert SelfDistilledClassifier(GaussianNB(), unlabelled="?").fit(rows, words).classes_.tolist() == ["a", "b"]
+    names = ClassNames(SelfTrainedClassifier(GaussianNB())).fit(rows, np.array(["-1", "a", "b"])[KINDS])
+    assert names.classes_.tolist() == ["a", "b"]
+    assert set(names.predict(rows)) == {"a", "b"}
+
+
+def test_values_that_are_missing_are_unlabelled_rows() -> None:
+    y = Y.copy()
+    y[100:] = np.nan
+    for kind in (SelfDistilledRegressor, PeerTaughtRegressor):
+        model = kind(Ridge(), random_state=0).fit(X[:300], y[:300])
+        apart = kind(Ridge(), random_state=0).fit(X[:100], Y[:100], X_unlabeled=X[100:300])
+        assert (model.predict(X) == apart.predict(X)).all()
+    objects = np.where(np.isnan(y), None, y)
+    assert len(SelfDistilledRegressor(Ridge()).fit(X[:300], objects[:300]).predict(X)) == len(X)
+
+
+def test_labels_that_cannot_be_used_get_one_line() -> None:
+    for kind in (SelfDistilledClassifier(GaussianNB()), NetworkClassifier(steps=1)):
+        assert "mixes" in complaint(kind, IRIS, np.array([*KINDS[:-1], "x"], dtype=object))
+    assert "none of 150 rows has a label" in complaint(SelfTrainedClassifier(GaussianNB()), IRIS, np.full(150, -1))
+    gaps = np.where(np.arange(150) == 7, np.nan, KINDS)
+    assert "no label in row 7" in complaint(NetworkClassifier(steps=1), IRIS, gaps)
+    assert "no label in row 7" in complaint(NetworkClassifier(steps=1), IRIS, gaps.astype(object))
+    assert "none of 442 rows has a label" in complaint(SelfDistilledRegressor(Ridge()), X, np.full(442, np.nan))

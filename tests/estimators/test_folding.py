@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from selfdistill.estimators import (
     PeerTaughtRegressor,
@@ -19,7 +19,7 @@ from selfdistill.estimators import (
     SelfTrainedClassifier,
     keeping,
 )
-from selfdistill.estimators.tables import assign_folds, resolve_folds
+from selfdistill.estimators.tables import LEFT_OUT, assign_folds, resolve_folds
 
 X, Y = load_diabetes(return_X_y=True)
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -114,3 +114,48 @@ def test_too_few_rows_to_leave_out_are_said() -> None:
     model = SelfDistilledRegressor(Ridge(), xi=0.5, audit_folds=0.01).fit(X[:100], Y[:100])
     assert model.generation_ == 0
     assert "too few rows to audit" in model.report()
+
+
+# ---- rows that belong together ---------------------------------------------------------------------------------------
+
+
+def test_equal_rows_with_different_targets_share_a_fold() -> None:
+    rows, y = np.repeat(X[:60], 2, 0), np.tile([0, 1], 60)
+    fold, distinct = assign_folds(rows, y, 5, 0, classes=True)
+    assert (fold[::2] == fold[1::2]).all()
+    assert distinct.max() + 1 == 120
+    assert np.bincount(fold).tolist() == [24] * 5
+
+
+def test_rows_of_a_group_share_a_fold_and_other_folds_stay_what_they_were() -> None:
+    owner = np.arange(len(X)) // 7
+    fold, _ = assign_folds(X, Y, 5, 0, classes=False, groups=owner)
+    assert all(len(np.unique(fold[owner == o])) == 1 for o in np.unique(owner))
+    assert np.bincount(fold).min() > 0.8 * len(X) / 5
+    alone = assign_folds(X, Y, 5, 0, classes=False, groups=np.arange(len(X)))[0]
+    assert (alone == assign_folds(X, Y, 5, 0, classes=False)[0]).all()
+
+
+def test_with_a_time_the_latest_rows_are_held_out() -> None:
+    time, owner = np.arange(len(X)), np.where(np.arange(len(X)) % 50 == 0, 0, np.arange(len(X)))
+    fold, _ = assign_folds(X, Y, 5, 0, classes=False, groups=owner, time=time)
+    assert time[fold == -1].max() < time[fold == 0].min()
+    assert (fold == 0).sum() == pytest.approx(len(X) / 5, abs=3)
+    assert (time[fold == LEFT_OUT] % 50 == 0).all()
+    model = SelfDistilledRegressor(Ridge(), xi=0.5).fit(X, Y, time=time, groups=owner)
+    assert model.residuals_ is not None
+    assert len(model.residuals_) == (fold == 0).sum()
+
+
+def test_copies_with_labels_by_chance_are_not_predicted_by_the_audit() -> None:
+    random = np.random.default_rng(0)
+    rows, labels = np.repeat(random.normal(size=(60, 4)), 4, 0), np.repeat(random.integers(0, 2, 60), 4)
+    noisy = np.where(random.random(240) < 0.1, 1 - labels, labels)
+    tree = DecisionTreeClassifier(random_state=0)
+    model = SelfDistilledClassifier(tree, xi=0.0, audit="strict").fit(rows, noisy)
+    assert model.history_[0]["loss"] > 0.35
+    owner = np.repeat(np.arange(60), 4)
+    jittered = rows + random.normal(scale=1e-3, size=rows.shape)
+    assert SelfDistilledClassifier(tree, xi=0.0).fit(jittered, labels, groups=owner).history_[0]["loss"] > 0.35
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        SelfDistilledClassifier(tree).fit(rows, labels, groups=owner[:9])

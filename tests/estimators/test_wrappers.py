@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from selfdistill.data.copies import category_codes, numeric_values, row_hashes
 from selfdistill.estimators import (
     PeerTaughtRegressor,
     SelfDistilledClassifier,
@@ -37,11 +38,8 @@ from selfdistill.estimators.pseudo_labels import PseudoLabels
 from selfdistill.estimators.tables import (
     BLOCK,
     TrainingTable,
-    category_codes,
     draw_rows,
-    numeric_values,
     predict_in_blocks,
-    row_hashes,
 )
 from selfdistill.estimators.wrappers import ClassNames, FrameEncoder, IndicatorEncoder, RowLimit
 

@@ -141,7 +141,7 @@ def test_a_rejected_generation_neither_teaches_nor_is_the_product(monkeypatch: p
     decisions = [g.decision for g in result.generations]
     assert [d["accepted"] for d in decisions] == [True, False, False]  # 60 steps of distillation gain nothing visible
     assert seen == [0, 0]
-    assert result.product == 0
+    assert result.final_generation == 0
     assert any("rolled back" in line for line in said)
     weights = result.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in result.generations[0].weights.items())
@@ -149,7 +149,7 @@ def test_a_rejected_generation_neither_teaches_nor_is_the_product(monkeypatch: p
 
 def test_off_takes_the_last_and_patience_ends_early() -> None:
     data = load("digits", labels=200)
-    assert train(data, 2, audit="off")[0].product == 1
+    assert train(data, 2, audit="off")[0].final_generation == 1
     result, said = train(data, 6, audit="strict", patience=1)
     assert len(result.generations) < 6
     assert any("no further gain" in line for line in said)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -44,11 +46,12 @@ def heard() -> Iterator[None]:
 @pytest.fixture
 def here() -> Iterator[None]:
     """This process as a worker; it is itself again afterwards."""
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     processes.listen()
     yield
     processes._asked.clear()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("here")
@@ -96,6 +99,51 @@ def test_while_processes_are_started_it_waits_though_another_thread_hears_it() -
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         over.set()
+
+
+def waits(place: Path) -> None:
+    place.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def alive(number: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return False
+
+
+def started_jobs(folder: Path) -> list[int]:
+    """The workers of two jobs, when both are at work."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pids = [path.read_text() for path in folder.glob("*")]
+        if len(pids) == 2 and all(pids):
+            return [int(pid) for pid in pids]
+        time.sleep(0.05)
+    raise AssertionError("the jobs did not begin")
+
+
+def run_two(folder: Path) -> None:
+    processes.run_jobs(
+        ["a", "b"], lambda job: (waits, (folder / job,)), lambda job, result: None, workers=2, folder=folder
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path, number: int) -> None:
+    """The signal reaches that process alone, as `kill` sends it."""
+    code = (
+        "import pathlib, sys; from tests.experiments.test_processes import run_two; run_two(pathlib.Path(sys.argv[1]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    workers = started_jobs(tmp_path)
+    parent.send_signal(number)
+    assert parent.wait(30) != 0
+    deadline = time.monotonic() + 5
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in workers if alive(pid)] == []
 
 
 def test_a_process_says_nothing_when_it_is_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request, differences
 from selfdistill.methods import recipes
 from selfdistill.methods.registry import read_method
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.store import load_model, model_card
 from selfdistill.training.fit import fit
 from tests.terminal import contents, write_images, write_tables
@@ -40,6 +41,50 @@ def silent(line: str) -> None:
 
 def done(request: Request, out: str) -> dict[str, Any]:
     return Run.create(request, out).execute(warn=silent)
+
+
+def test_a_kill_between_result_and_page_is_completed_by_the_same_command() -> None:
+    done(TINY, "run")
+    before = contents(Path("run"))
+    Path("run/report.html").unlink()
+    done(TINY, "run")
+    assert contents(Path("run")) == before
+
+
+def test_a_kill_while_the_first_record_is_written_is_completed_by_the_same_command() -> None:
+    Path("run").mkdir()
+    Path("run/.tmp-run.json").write_text('{"format"')
+    Path("run/.report.html.99999999.tmp").write_text("<!doc")
+    done(TINY, "run")
+    assert [path.name for path in Path("run").rglob(".*")] == []
+
+
+@pytest.mark.parametrize("part", ["readme", "model_card_text", "write_report"])
+def test_a_page_that_fails_costs_one_line_and_no_run(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> str:
+        raise ZeroDivisionError("flat\ncurve")
+
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(f"selfdistill.experiments.run.{part}", fail)
+        result = Run.create(TINY, "run").execute(warn=lines.append)
+    assert Run.open("run").result() == result
+    assert len(lines) == 1
+    assert "(ZeroDivisionError: flat curve)" in lines[0]
+
+
+def test_the_weights_are_as_readable_as_the_files_beside_them() -> None:
+    done(TINY, "run")
+    assert len({path.stat().st_mode for path in Path("run").rglob("*") if path.is_file()}) == 1
+
+
+def test_a_file_that_is_named_by_bytes_is_read_and_recorded() -> None:
+    name = os.fsdecode(b"t\xff.csv")
+    write_tables(Path.cwd())
+    Path("t.csv").rename(name)
+    done(replace(TINY, data=name, target="outcome"), "run")
+    assert Run.open("run").request.data == name
+    assert "t\\udcff.csv" in Path("run/report.html").read_text()
 
 
 # ---- requests --------------------------------------------------------------------------------------
@@ -306,8 +351,8 @@ def test_the_product_of_a_group_is_its_first_peer() -> None:
     from selfdistill.models.peers import PeerModels
 
     members = [nn.Linear(2, 2) for _ in range(3)]
-    assert product(PeerModels(list(members))) is members[0]
-    assert product(members[1]) is members[1]
+    assert final_model(PeerModels(list(members))) is members[0]
+    assert final_model(members[1]) is members[1]
 
 
 def test_predictions_have_a_row_a_class_and_probabilities() -> None:

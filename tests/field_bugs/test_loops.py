@@ -121,8 +121,8 @@ class Halves(Gate):
 
     prefers: ClassVar[str | None] = None
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
-        return (step.batch["x"].x[:, 0] > 0).float()
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
+        return (forward.batch["x"].x[:, 0] > 0).float()
 
 
 @pytest.mark.parametrize("unequal", ["labels", "gate", "rows"])
@@ -163,9 +163,9 @@ class Own(Term):
 
     how: str = "sum"
 
-    def tally(self, state_of: Any, step: Forward) -> TermResult:
-        (total, count), kept, valid, _ = super().tally(state_of, step)
-        z = step.student(self.view)
+    def tally(self, state_of: Any, forward: Forward) -> TermResult:
+        (total, count), kept, valid, _ = super().tally(state_of, forward)
+        z = forward.student(self.view)
         tallies: dict[str, Callable[[], Tally]] = {
             "sum": lambda: Tally(total, count),
             "mean": lambda: Tally(total / count, torch.ones(())),
@@ -213,7 +213,7 @@ def test_bug_11_a_batch_twice_has_the_loss_of_the_batch(make: Any) -> None:
     torch.manual_seed(0)
     method = make()
     model = (method.wrap_model or (lambda build: build))(lambda: nn.Linear(4, CLASSES))()
-    views = [look.name for look in method.views.looks]
+    views = [look.name for look in method.views.views]
     xs, y = [batch(i)["x"] for i in range(len(views))], batch()["y"]
     one = {view: Rows(x, y, torch.arange(ROWS)) for view, x in zip(views, xs, strict=True)}
     twice = {view: Rows(r.x.repeat(2, 1), y.repeat(2), torch.arange(2 * ROWS)) for view, r in one.items()}

@@ -54,9 +54,9 @@ def test_bug_03_a_target_softmaxed_twice_is_caught() -> None:
 def test_bug_13_a_teachers_pass_that_moves_the_students_buffers_is_caught() -> None:
     model = Net()
 
-    def through(step: Forward) -> Tensor:
+    def through(forward: Forward) -> Tensor:
         with torch.no_grad():
-            found: Tensor = model(step.batch["x"].x + 0.1)
+            found: Tensor = model(forward.batch["x"].x + 0.1)
         return found
 
     assert caught(Term(Says(through), KL()), steps=1, model=model).vital == "teacher-moved-buffers"
@@ -106,9 +106,9 @@ def test_bug_18_a_row_without_its_twin_is_refused() -> None:
     check_prompts([[1, 2]], [[3, 4, 2]], [[2]], suffix=0)
 
 
-def padded(step: Forward, columns: int, value: float = 0.0) -> Tensor:
+def padded(forward: Forward, columns: int, value: float = 0.0) -> Tensor:
     """A teacher's logits, right about the label, with constant last columns."""
-    logits = clear(step) + 0.1 * torch.randn(step.rows("x"), CLASSES)
+    logits = clear(forward) + 0.1 * torch.randn(forward.rows("x"), CLASSES)
     logits[:, CLASSES - columns :] = value
     return logits
 
@@ -152,9 +152,9 @@ def with_tail(logs: Tensor) -> Tensor:
     return torch.cat([logs, rest.log()], -1)
 
 
-def unsure(step: Forward) -> Tensor:
+def unsure(forward: Forward) -> Tensor:
     """Right about the label, and far from sure."""
-    return F.one_hot(step.labels("x"), CLASSES).float() + 0.5 * torch.randn(step.rows("x"), CLASSES)
+    return F.one_hot(forward.labels("x"), CLASSES).float() + 0.5 * torch.randn(forward.rows("x"), CLASSES)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["forward", "reverse"])
@@ -200,8 +200,8 @@ def test_bug_20_our_own_losses_are_sound(loss: Any, temperature: float) -> None:
         loss = replace(loss, temperature=1000.0 if temperature == 2.0 else loss.temperature)
     space = "logits" if "logits" in loss.target_spaces else "probabilities"
 
-    def said(step: Forward) -> Tensor:
-        z = unsure(step).roll(1, -1) / temperature
+    def said(forward: Forward) -> Tensor:
+        z = unsure(forward).roll(1, -1) / temperature
         return z.softmax(-1) if space == "probabilities" else z
 
     train({"label": LABEL, "fine": Term(Says(said, space), loss)}, lr=0.05)
@@ -224,7 +224,7 @@ class Keeps(Gate):
 
     rule: Callable[[Tensor], Tensor]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return self.rule((student - target.value).abs().mean(-1)).float()
 
 
@@ -232,10 +232,10 @@ class Keeps(Gate):
 class Asks(Keeps):
     """Says what it measures: here what the second value is."""
 
-    def measures(self, student: Tensor, target: Target) -> Tensor:
+    def confidence(self, student: Tensor, target: Target) -> Tensor:
         return target.value[:, 1]
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return self.rule(target.value[:, 1]).float()
 
 
@@ -254,8 +254,8 @@ RULES: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
 
 
 def regress(gate: Gate, head: str = "values", steps: int = 170, rows: int = 256) -> None:
-    def said(step: Forward) -> Tensor:
-        x = step.batch["x"].x
+    def said(forward: Forward) -> Tensor:
+        x = forward.batch["x"].x
         return torch.stack([x[:, 0] + 0.5 * torch.randn(len(x)), x[:, 1] - 1], 1)
 
     loss: Any = GaussianKL() if head == "gaussian" else Squared()
@@ -280,7 +280,7 @@ def test_bug_21_a_gate_on_values_that_does_not_follow_its_rule_is_caught(name: s
 def test_bug_21_a_gate_on_distributions_that_does_not_follow_its_rule_is_caught(name: str) -> None:
     @dataclass(frozen=True)
     class Odd(Gate):
-        def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+        def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
             return RULES[name][0](1.0 - target.probabilities(CLASSES).amax(-1)).float()
 
     if RULES[name][1] is None:
@@ -309,5 +309,5 @@ def test_bug_21_a_gate_that_claims_nothing_may_keep_what_it_likes() -> None:
 class Random(Gate):
     """Drops half."""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         return torch.randint(0, 2, student.shape[:-1]).float()

@@ -146,8 +146,8 @@ def test_bug_07_teachers_and_memories_are_in_the_state(make: Any) -> None:
 class Python(Teacher):
     """Remembers in a dictionary and adapts a number: neither is in a ``state_dict``."""
 
-    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
-        return Target(torch.zeros_like(step.student(term.view)), "logits")
+    def target(self, state: Any, forward: Forward, term: BaseTerm) -> Target:
+        return Target(torch.zeros_like(forward.student(term.view)), "logits")
 
     def start(self, model: nn.Module, given: Any) -> nn.Module:
         state: Any = nn.Module()

@@ -45,13 +45,13 @@ def a_step(
     return Forward(nn.Identity(), Batch({"x": Rows(rows, y, ids)}), clock or TrainingClock()).run()
 
 
-def asked(gate: Gate, state: nn.Module, step: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
+def asked(gate: Gate, state: nn.Module, forward: Forward, target: Tensor, valid: Tensor | None = None) -> Tensor:
     term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
-    return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), step, term)
+    return gate.weigh(state, torch.zeros_like(target), Target(target, "probabilities", valid), forward, term)
 
 
-def learns(gate: Gate, state: nn.Module, steps: list[Forward]) -> None:
-    gate.update(state, steps, Term(CurrentStudent(), CrossEntropy(), gate=gate))
+def learns(gate: Gate, state: nn.Module, forwards: list[Forward]) -> None:
+    gate.update(state, forwards, Term(CurrentStudent(), CrossEntropy(), gate=gate))
 
 
 @pytest.mark.parametrize("mapping", ["convex", "linear", "concave"])
@@ -282,14 +282,14 @@ def test_unanimous_peers_all_say_the_target() -> None:
 def test_steady_targets_deviate_little_between_peers() -> None:
     """The standard deviation of the target's class, by hand."""
     x = torch.randn(20, 4, C, generator=torch.Generator().manual_seed(0))
-    step = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), TrainingClock()).run()
+    forward = Forward(Voices(), Batch({"x": Rows(x, None, torch.arange(20))}), TrainingClock()).run()
     gate = LowVariance(0.2, head="peers")
     best = x.mean(1).argmax(1)
     p = [[x[i, k].softmax(0)[best[i]].item() for k in range(4)] for i in range(20)]
     wanted = [float(math.sqrt(sum((a - sum(row) / 4) ** 2 for a in row) / 3) <= 0.2) for row in p]
     assert 0 < sum(wanted) < 20
     term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
-    assert gate.weigh(nn.Module(), x.mean(1), Target(x.mean(1), "logits"), step, term).tolist() == wanted
+    assert gate.weigh(nn.Module(), x.mean(1), Target(x.mean(1), "logits"), forward, term).tolist() == wanted
 
 
 def test_steady_passes_need_dropout_to_deviate() -> None:
@@ -300,13 +300,13 @@ def test_steady_passes_need_dropout_to_deviate() -> None:
         batch = Batch(
             {"x": Rows(torch.randn(30, 6, generator=torch.Generator().manual_seed(1)), None, torch.arange(30))}
         )
-        step = Forward(model, batch, TrainingClock()).run()
+        forward = Forward(model, batch, TrainingClock()).run()
         for spread in (0.0, 0.05, 1.0):
             torch.manual_seed(0)
             gate = LowVariance(spread)
             term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
-            target = Target(step.student("x"), "logits")
-            kept[dropout, spread] = int(gate.weigh(nn.Module(), step.student("x"), target, step, term).sum())
+            target = Target(forward.student("x"), "logits")
+            kept[dropout, spread] = int(gate.weigh(nn.Module(), forward.student("x"), target, forward, term).sum())
     assert kept[0.0, 0.05] == 30
     assert kept[0.5, 0.0] == 0 < kept[0.5, 0.05] < kept[0.5, 1.0] == 30
 

@@ -25,10 +25,10 @@ GATES = [Always(), Confident(0.5), Confident(0.0), Confident(1.0), Confidence(),
 def weigh(gate: Gate, target: Target, y: torch.Tensor, inner: tuple[int, ...] = ()) -> torch.Tensor:
     rows = len(y)
     student = torch.zeros(rows, *inner, CLASSES)
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), TrainingClock()).run()
+    forward = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(rows, CLASSES), y)}), TrainingClock()).run()
     term = Term(CurrentStudent(), CrossEntropy(), gate=gate)
     model = nn.Identity()
-    return gate.weigh(gate.start(model, BindArgs()), student, target.spread(student), step, term)
+    return gate.weigh(gate.start(model, BindArgs()), student, target.spread(student), forward, term)
 
 
 rows = st.lists(st.lists(st.integers(1, 50), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)
@@ -93,31 +93,31 @@ def test_correct_keeps_where_the_best_class_is_the_label():
 
 def test_agreement_keeps_values_that_are_near():
     """The mean distance over the outputs, in units of the values; exactly at the limit is near enough."""
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), TrainingClock()).run()
+    forward = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(3, 2))}), TrainingClock()).run()
     term = Term(CurrentStudent(), CrossEntropy())
     student = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     target = Target(torch.tensor([[0.5, 1.0], [0.5, 0.5], [0.75, 0.5]]), "values")  # .25, .5 and .625 apart
-    assert Agreement(0.5).weigh(nn.Module(), student, target, step, term).tolist() == [1, 1, 0]
-    assert Agreement(0.5).measures(student, target).tolist() == [-0.25, -0.5, -0.625]
+    assert Agreement(0.5).weigh(nn.Module(), student, target, forward, term).tolist() == [1, 1, 0]
+    assert Agreement(0.5).confidence(student, target).tolist() == [-0.25, -0.5, -0.625]
 
 
 def test_agreement_counts_in_standard_deviations_of_a_normal_target():
     """|m_s - m_t| / sigma_t: the student's own variance does not count, and a vague target is easily met."""
-    step = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), TrainingClock()).run()
+    forward = Forward(nn.Identity(), Batch({"x": Rows(torch.zeros(2, 2))}), TrainingClock()).run()
     term = Term(CurrentStudent(), CrossEntropy())
     student = torch.tensor([[1.0, -9.0], [1.0, 9.0]])
     target = Target(torch.tensor([[0.0, 0.0], [0.0, math.log(4.0)]]), "gaussian")  # 1 of 1, and 1 of 2
-    assert Agreement().measures(student, target).tolist() == pytest.approx([-1.0, -0.5])
-    assert Agreement(0.75).weigh(nn.Module(), student, target, step, term).tolist() == [0, 1]
+    assert Agreement().confidence(student, target).tolist() == pytest.approx([-1.0, -0.5])
+    assert Agreement(0.75).weigh(nn.Module(), student, target, forward, term).tolist() == [0, 1]
     label = Target(torch.tensor([[0.5], [3.0]]), "values")  # a value beside a head (m, log variance): m counts
-    assert Agreement(0.75).weigh(nn.Module(), student, label, step, term).tolist() == [1, 0]
+    assert Agreement(0.75).weigh(nn.Module(), student, label, forward, term).tolist() == [1, 0]
 
 
 def test_agreement_of_a_row_does_not_depend_on_the_others():
     student, value = torch.randn(6, 2), torch.randn(6, 2)
     for space in ("values", "gaussian"):
-        whole = Agreement().measures(student, Target(value, space))
-        alone = [Agreement().measures(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
+        whole = Agreement().confidence(student, Target(value, space))
+        alone = [Agreement().confidence(student[i : i + 1], Target(value[i : i + 1], space)) for i in range(6)]
         assert torch.equal(whole, torch.cat(alone))
 
 
@@ -129,11 +129,11 @@ def test_small_loss_keeps_the_easy_rows_of_each_peer_or_of_the_next():
     for crossed in (False, True):
         gate, term = SmallLoss(0.5, 0.2, crossed), Term(Labels(), CrossEntropy(), head="peers")
         for epoch, forget in ((0, 0.0), (1, 0.25), (2, 0.5), (9, 0.5)):
-            step = Forward(
+            forward = Forward(
                 nn.Identity(), Batch({"x": Rows(torch.zeros(9, CLASSES), y)}), TrainingClock(epoch=epoch, epochs=10)
             ).run()
             target = Target(y, "classes", y >= 0).spread(student)
-            trust = gate.weigh(nn.Module(), student, target, step, term)
+            trust = gate.weigh(nn.Module(), student, target, forward, term)
             for k in (0, 1):
                 judge = 1 - k if crossed else k
                 known = [i for i in range(9) if y[i] >= 0]

@@ -27,21 +27,21 @@ def test_pieces_are_judged_as_each_alone(room: int, looks: int, monkeypatch: pyt
     state = judge.start(model, BindArgs())
     teacher = spoken(shaken(student(lora=4)).lm.eval(), [pair for some in PAIRS for pair in some], model.vocabulary)
     shaken(model, seed=2)  # the student has gone on, the teacher has not
-    look = Causal.look
+    look = Causal.hidden_states
 
     def counted(self: Causal, x: Tensor, weights: Any = None) -> Tensor:
         asked.append(x)
         return look(self, x, weights)
 
-    monkeypatch.setattr(Causal, "look", counted)
+    monkeypatch.setattr(Causal, "hidden_states", counted)
     batches = [batch_of(some, context=(some, range(len(some)))) for some in PAIRS]
     model.micro_batches = [[b["context"].x for b in batches]]
     found = []
     for piece in batches:
-        step = Forward(model, piece, TrainingClock(), ForwardPlan(fused=False)).run()
-        before = step.passes.teacher
-        target = judge.target(state, step, distil(judge))
-        assert step.passes.teacher - before == step.rows("context")
+        forward = Forward(model, piece, TrainingClock(), ForwardPlan(fused=False)).run()
+        before = forward.passes.teacher
+        target = judge.target(state, forward, distil(judge))
+        assert forward.passes.teacher - before == forward.rows("context")
         found.append(torch.log_softmax(dense(target.value)[target.valid], -1))
     assert len(asked) == looks
     torch.testing.assert_close(torch.cat(found), torch.cat(teacher), atol=1e-4, rtol=1e-4)

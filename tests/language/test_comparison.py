@@ -293,7 +293,7 @@ def record(accuracy: float, kept: float, audit: float, **more: Any) -> dict[str,
 def cells(last: int = 0) -> dict[str, dict[int, dict[str, Any]]]:
     """sdft() is 10 points above sft(), 50 above the model before, and forgets 20 points; ``last``: its last product."""
     return {
-        "sdft()": {s: record(0.7 + s / 100, 0.6, 0.5, product=last if s == 5 else 0) for s in range(6)},
+        "sdft()": {s: record(0.7 + s / 100, 0.6, 0.5, final_generation=last if s == 5 else 0) for s in range(6)},
         "before": {s: record(0.2 + s / 100, 0.8, 0.1) for s in range(6)},
         "sft()": {s: record(0.6 + s / 100, 0.6, 0.4) for s in range(6)},
     }

@@ -12,15 +12,15 @@ import torch
 from selfdistill.core.parts import Teacher
 from selfdistill.data.examples import Example
 from selfdistill.errors import DataError, SelfdistillError, VitalsError
-from selfdistill.language.completions import CONTEXT, Language, Once, OnPolicy
+from selfdistill.language.completions import CONTEXT, Language, OncePerGeneration, OnPolicy
 from selfdistill.language.contexts import (
-    Attempts,
     Demonstration,
     Hint,
     Instruction,
-    Nothing,
+    NoContext,
     Rollout,
-    Wrong,
+    SiblingAttempts,
+    WrongSolution,
     difference,
     filled,
     paired,
@@ -97,10 +97,10 @@ def test_a_broken_context_stops_before_step_0(kind: str, once: bool) -> None:
         asked.append(given)
         raise AssertionError("a completion was written first")
 
-    source = Once(1, sampling, context) if once else OnPolicy(1, sampling)
+    source = OncePerGeneration(1, sampling, context) if once else OnPolicy(1, sampling)
     terms: dict[str, Any] = {"label": label()} if once else {"distil": distil()}
     with pytest.raises(DataError, match="context context fails on line") as found:
-        tried(Language(terms, source=source, context=Nothing() if once else context), engine=engine)
+        tried(Language(terms, source=source, context=NoContext() if once else context), engine=engine)
     one_line(found.value, line)
     assert not asked
 
@@ -174,7 +174,7 @@ class Same:
         return list(example.messages)
 
 
-@pytest.mark.parametrize("context", [Nothing(), Same()])
+@pytest.mark.parametrize("context", [NoContext(), Same()])
 @pytest.mark.parametrize(
     "teacher", [LIVE, Frozen(CONTEXT), Ema(0.9, CONTEXT, warm_up=False), GeometricMixture(Frozen(CONTEXT), LIVE, 0.5)]
 )
@@ -231,7 +231,7 @@ def test_demonstration_and_hint() -> None:
     assert Demonstration("{prompt}|{demonstration}")(EXAMPLE, [], 0) == [("system", "S"), ("user", "Why?|So.")]
     assert Demonstration()(replace(EXAMPLE, demonstration=None), [], 0) is None
     assert Hint("{prompt}|{answer}")(EXAMPLE, [], 0) == [("system", "S"), ("user", "Why?|42")]
-    assert Wrong(Demonstration("{demonstration}"))(EXAMPLE, [], 0) == [("system", "S"), ("user", "No.")]
+    assert WrongSolution(Demonstration("{demonstration}"))(EXAMPLE, [], 0) == [("system", "S"), ("user", "No.")]
     assert Instruction("Rhyme.")(EXAMPLE, [], 0) == [("system", "Rhyme.\n\nS"), ("user", "Why?")]
 
 
@@ -241,7 +241,7 @@ def test_what_is_filled_in_is_never_read_as_a_template() -> None:
 
 def test_attempts_show_a_siblings_solution() -> None:
     group = [roll(1.0, "<think>hm</think> mine"), roll(0.0, "bad", "wrong!"), roll(1.0, "<think>x\ny</think>\nyours")]
-    said = [Attempts()(EXAMPLE, group, own) for own in range(3)]
+    said = [SiblingAttempts()(EXAMPLE, group, own) for own in range(3)]
     texts = [None if s is None else s[-1][1] for s in said]
     end = "\n\nCorrectly solve the original question."
     assert texts == [
@@ -249,12 +249,12 @@ def test_attempts_show_a_siblings_solution() -> None:
         "Why?\n\nCorrect solution:\n\nmine" + end,
         "Why?\n\nCorrect solution:\n\nmine" + end,  # not its own
     ]
-    alone = Attempts()(EXAMPLE, [roll(0.0, "bad", "wrong!")], 0)
+    alone = SiblingAttempts()(EXAMPLE, [roll(0.0, "bad", "wrong!")], 0)
     told = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\nwrong!"
     assert alone == [("system", "S"), ("user", f"Why?{told}{end}")]
-    assert Attempts()(EXAMPLE, [roll(1.0)], 0) is None  # solved, and nobody else did
-    assert Attempts()(EXAMPLE, [roll(0.0), roll(0.0)], 0) is None
-    both = Attempts(both=True)(EXAMPLE, group, 1)
+    assert SiblingAttempts()(EXAMPLE, [roll(1.0)], 0) is None  # solved, and nobody else did
+    assert SiblingAttempts()(EXAMPLE, [roll(0.0), roll(0.0)], 0) is None
+    both = SiblingAttempts(both=True)(EXAMPLE, group, 1)
     assert both is not None
     assert both[-1][1] == f"Why?\n\nCorrect solution:\n\nmine{told}{end}"
 
@@ -277,7 +277,7 @@ def test_a_pair_shares_its_completion() -> None:
 def test_the_difference_is_shown() -> None:
     shown = difference(Demonstration("{prompt}\n{demonstration}"), EXAMPLE, [roll()], 0)
     assert shown == ["  system: S", "  user: Why?", "+ user: So."]
-    assert difference(Attempts(), EXAMPLE, [roll(1.0)], 0) == ["(this context has nothing to add here)"]
+    assert difference(SiblingAttempts(), EXAMPLE, [roll(1.0)], 0) == ["(this context has nothing to add here)"]
 
 
 def begun(method: Language, rows: int = 20, **more: Any) -> tuple[Trainer, LanguageTask]:

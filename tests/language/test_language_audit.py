@@ -13,7 +13,7 @@ from selfdistill.data.prompts import Prompts, of_examples
 from selfdistill.language.completions import Demonstrations, Language
 from selfdistill.language.evaluation import losses
 from selfdistill.language.recipes import rest, spin
-from selfdistill.language.sampling import Referee, Sampling
+from selfdistill.language.sampling import RewardCheckers, Sampling
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.models.causal_lm import Causal
 from selfdistill.training.fit import Result
@@ -80,32 +80,32 @@ def test_worse_than_the_start_is_rolled_back(able: dict[str, Any], lora: int) ->
     said = list[str]()
     result = spoil(able, lora, generations=2, tell=said.append)
     first, second = (g.decision for g in result.generations)
-    assert (first["accepted"], second["accepted"], result.product) == (False, False, -1)
+    assert (first["accepted"], second["accepted"], result.final_generation) == (False, False, -1)
     assert "generation 0 rolled back" in first["why"]
     assert "the model before training" in first["why"]
     assert result.generations[0].start == result.generations[1].start or lora  # it begins again from the start
     start, product = build(able, lora), cast(Causal, result.model)
     x = torch.tensor([[[5, 6, 7, 8], [1, 1, 2, 2]]])
-    assert torch.equal(start.look(x), product.look(x))
+    assert torch.equal(start.hidden_states(x), product.hidden_states(x))
     assert not product.training
 
 
 def test_without_an_audit_the_last_is_the_product(able: dict[str, Any]) -> None:
     result = spoil(able, audit="off")
-    assert result.product == 0
+    assert result.final_generation == 0
     assert result.history[-1]["audit"]["accuracy"] < 0.5
 
 
 def test_what_is_no_worse_is_accepted(able: dict[str, Any]) -> None:
     result = spoil(able, data=copying(), lr=1e-4)
     assert result.generations[0].decision["accepted"]
-    assert result.product == 0
+    assert result.final_generation == 0
 
 
 def test_likelihood_audits_where_there_is_no_checker(able: dict[str, Any]) -> None:
     bad = copying(checked=False, wrong=True)
     result = spoil(able, data=bad)
-    assert result.product == -1
+    assert result.final_generation == -1
     assert "nll" in result.history[-1]["audit"]
     assert "nll" in result.generations[0].decision["why"]
 
@@ -119,22 +119,22 @@ def test_forgetting_is_rolled_back(able: dict[str, Any], audited: bool) -> None:
     """The new task is learnt, and the old one lost: with a suite of the old one the run keeps its start."""
     data = ODD if audited else replace(ODD, audit=ODD.audit[:0])
     free = spoil(able, data=data)
-    assert free.product == 0
+    assert free.final_generation == 0
     kept = spoil(able, data=data, suite=suite_of(copying()))
-    assert kept.product == -1
+    assert kept.final_generation == -1
     assert "it forgets what it knew" in kept.generations[0].decision["why"]
     assert len(kept.generations[0].guard) == 64
     if audited:
         assert kept.history[-1]["audit"]["accuracy"] > 0.9
         assert kept.history[-1]["audit"]["kept"] < 0.8
     unaudited = spoil(able, data=data, suite=suite_of(copying()), audit="off")
-    assert unaudited.product == 0
+    assert unaudited.final_generation == 0
 
 
 def test_what_is_kept_is_accepted(able: dict[str, Any]) -> None:
     result = spoil(able, data=copying(), lr=1e-4, suite=suite_of(copying()))
     assert result.generations[0].decision["accepted"]
-    assert result.product == 0
+    assert result.final_generation == 0
 
 
 def test_a_suite_is_judged_by_each_generations_own_weights(able: dict[str, Any]) -> None:
@@ -154,8 +154,8 @@ def test_audits_within_a_generation_roll_back(able: dict[str, Any]) -> None:
     assert result.history[-1]["decision"]["restored"]
     done, data, greedy = result.generations[-1], copying(wrong=True), Sampling(0.0, max_tokens=4)
     model, kept = build(done.weights), suite_of(copying())
-    assert done.losses == losses(model, data, data.audit.tolist(), greedy, Referee())
-    assert done.guard == losses(model, kept, kept.test.tolist(), greedy, Referee())
+    assert done.losses == losses(model, data, data.audit.tolist(), greedy, RewardCheckers())
+    assert done.guard == losses(model, kept, kept.test.tolist(), greedy, RewardCheckers())
     assert sum(done.losses) < (1 - result.history[-1]["audit"]["accuracy"]) * len(done.losses)  # of what was discarded
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfdistill.evaluation import statistics
 from selfdistill.language.completions import Language
-from selfdistill.language.contexts import Attempts, Demonstration
+from selfdistill.language.contexts import Demonstration, SiblingAttempts
 from selfdistill.language.recipes import opsd, sdft, sdpo, sft, ssd
 from selfdistill.language.sampling import Sampling, roll
 from selfdistill.language.trainer import fit
@@ -27,7 +27,7 @@ toys = pytest.importorskip("selfdistill.testing.toys")
 
 LEARNT = Demonstration("{prompt}\nExample: {demonstration}")
 SOLVED = Demonstration("{prompt}\nExample: {demonstration}.")
-SIBLING = Attempts(solution="\nExample: {solution}.", feedback="", closing="")
+SIBLING = SiblingAttempts(solution="\nExample: {solution}.", feedback="", closing="")
 TOKENS = 8
 
 

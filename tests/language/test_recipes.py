@@ -16,7 +16,7 @@ from selfdistill.errors import DataError, RecipeError
 from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
 from selfdistill.language import recipes
 from selfdistill.language.completions import Language
-from selfdistill.language.contexts import Attempts, Demonstration, Hint, Instruction, Nothing
+from selfdistill.language.contexts import Demonstration, Hint, Instruction, NoContext, SiblingAttempts
 from selfdistill.language.recipes import RECIPES
 from selfdistill.language.trainer import fit
 from selfdistill.losses.chunked.divergences import TokenDivergence
@@ -34,32 +34,38 @@ PAPERS: dict[str, dict[str, Any]] = {
              "mean_over": "sequence", "per": "sequence", "source": "OnPolicy", "samples": 1, "temperature": 1.0,
              "top_p": 1.0, "top_k": 0, "context": "Demonstration", "lr": 2e-5, "clip": 1.0, "batch_size": 32,
              "needs": ("demonstration",)},
-    "sdft_2024": {"label": "TokenCrossEntropy", "source": "Once", "samples": 1, "threshold": 1.0, "instead": True,
+    "sdft_2024": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
+             "samples": 1, "threshold": 1.0, "instead": True,
                   "writes_with": "Demonstration", "lora": 8, "lr": 1e-4, "batch_size": 8, "epochs": 2},
     "sdpo": {"teacher": "Ema", "rate": 0.01, "divergence": "JensenShannon", "beta": 0.5, "support": (100, "student"),
              "skip": 0, "mean_over": "token", "source": "OnPolicy", "samples": 8, "temperature": 1.0, "top_p": 1.0,
-             "context": "Attempts", "lr": 1e-5, "batch_size": 32, "needs": ("checker",)},
+             "context": "SiblingAttempts", "lr": 1e-5, "batch_size": 32, "needs": ("checker",)},
     "opsd": {"teacher": "Frozen", "divergence": "ForwardKL", "entries": 0.05, "support": None, "skip": 0,
              "mean_over": "token", "source": "OnPolicy", "samples": 1, "temperature": 1.1, "top_p": 0.95, "top_k": 20,
              "max_tokens": 1024, "context": "Demonstration", "lora": 64, "lr": 5e-6, "clip": 0.1, "batch_size": 32,
              "steps": 100, "needs": ("demonstration",)},
-    "ssd": {"label": "TokenCrossEntropy", "source": "Once", "samples": 1, "temperature": 1.6, "top_p": 0.8, "top_k": 20,
+    "ssd": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
+             "samples": 1, "temperature": 1.6, "top_p": 0.8, "top_k": 20,
             "threshold": None, "restart": True, "generations": 1, "lr": 5e-6, "needs": ()},
     "opcd": {"teacher": "Frozen", "divergence": "ReverseKL", "support": (100, "student"), "source": "OnPolicy",
              "samples": 1, "temperature": 1.0, "context": "Demonstration"},
-    "context_distillation": {"teacher": "Frozen", "divergence": "ForwardKL", "support": None, "source": "Once",
+    "context_distillation": {"teacher": "Frozen", "divergence": "ForwardKL", "support": None,
+             "source": "OncePerGeneration",
                              "context": "Demonstration", "writes_with": "Demonstration"},
     "gkd": {"teacher": "Frozen", "divergence": "JensenShannon", "beta": 0.5, "source": "MixedPolicy", "share": 0.5},
     "minillm": {"teacher": "Frozen", "divergence": "ReverseKL", "source": "TeacherMixed", "share": 0.2, "returns": 1.0,
                 "temperature": 1.0, "top_p": 1.0, "top_k": 0, "per": "token", "support": None},
-    "star": {"label": "TokenCrossEntropy", "source": "Once", "threshold": 1.0, "rescue": "Hint", "restart": True,
+    "star": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
+             "threshold": 1.0, "rescue": "Hint", "restart": True,
              "generations": 3, "needs": ("answer", "checker")},
-    "rest": {"label": "TokenCrossEntropy", "source": "Once", "threshold": (0.5, 0.75, 1.0), "restart": False,
+    "rest": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
+             "threshold": (0.5, 0.75, 1.0), "restart": False,
              "generations": 3, "needs": ("checker",)},
-    "rft": {"label": "TokenCrossEntropy", "source": "Once", "temperature": 0.7, "threshold": 1.0, "restart": True,
+    "rft": {"label": "TokenCrossEntropy", "source": "OncePerGeneration",
+             "temperature": 0.7, "threshold": 1.0, "restart": True,
             "generations": 1, "needs": ("checker",)},
     "spin": {"preferred": "PreferenceTerm", "lam": 0.1, "opponent": "Generation",
-             "source": "Once", "samples": 1, "generations": 3, "restart": False,
+             "source": "OncePerGeneration", "samples": 1, "generations": 3, "restart": False,
              "lr": 5e-7, "epochs": 2, "needs": ("demonstration",)},
     "grpo": {"advantage": "PolicyGradient", "ratio": 0.2, "scaled": True, "source": "OnPolicy", "samples": 8,
              "needs": ("checker",)},
@@ -172,10 +178,10 @@ def test_options_reach_their_parts() -> None:
     assert (hybrid["distil"].weight, hybrid["advantage"].weight) == (0.75, 0.25)
     assert named(MAKE["sdpo"](trust=True).terms["distil"].teacher) == "GeometricMixture"
     assert named(MAKE["gkd"]("smollm2").terms["distil"].teacher) == "External"
-    assert isinstance(MAKE["gkd"]("smollm2").context, Nothing)
+    assert isinstance(MAKE["gkd"]("smollm2").context, NoContext)
     assert isinstance(MAKE["opcd"]("Rhyme.").context, Instruction)
     assert isinstance(MAKE["opcd"]().context, Demonstration)
-    assert isinstance(MAKE["sdpo"]().context, Attempts)
+    assert isinstance(MAKE["sdpo"]().context, SiblingAttempts)
     assert isinstance(MAKE["star"]().source.rescue, Hint)
     assert set(MAKE["context_distillation"](hard=True).terms) == {"label"}
     with pytest.raises(RecipeError, match="at least 2 samples"):

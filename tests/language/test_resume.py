@@ -54,7 +54,7 @@ def everything(result: Result) -> dict[str, Any]:
     """What a run ends with."""
     assert result.objective is not None
     return {
-        "product": result.product,
+        "final_generation": result.final_generation,
         "weights": [g.weights for g in result.generations],
         "decisions": [g.decision for g in result.generations],
         "losses": [g.losses for g in result.generations],

@@ -20,10 +20,10 @@ from selfdistill.language import sampling as sampling_module
 from selfdistill.language.contexts import Rollout
 from selfdistill.language.recipes import sdft
 from selfdistill.language.sampling import (
-    Referee,
+    CompletionFile,
+    RewardCheckers,
     Sampling,
     Vllm,
-    Written,
     by_transformers,
     distinct,
     ends,
@@ -171,7 +171,7 @@ def written(path: Path, made: list[int], of: str = "run") -> list[Rollout]:
         made.append(part)
         return ROWS[part]
 
-    return Written(path, of).made(3, make)
+    return CompletionFile(path, of).made(3, make)
 
 
 def test_rollouts_are_read_back_as_they_were(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_parts_of_another_run_are_written_anew(tmp_path: Path) -> None:
 
 
 def test_a_referee_counts_what_fails() -> None:
-    referee = Referee()
+    referee = RewardCheckers()
     example = Example((("user", "?"),), answer="x", checker="tests.language.test_contexts:fragile", line=4)
     judged = referee(Rollout(0, (1,), (2,), "x"), example)
     assert judged.reward == 0.0

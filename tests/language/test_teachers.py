@@ -45,8 +45,8 @@ def trust_region(share: float, reference: Teacher = Frozen("context")) -> Geomet
 
 def said(judge: Teacher, state: nn.Module, model: Causal) -> Tensor:
     """What a teacher says of the rows, as log-probabilities (tokens, vocabulary)."""
-    step = Forward(model, batch(), TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
-    target = judge.target(state, step, distil(judge))
+    forward = Forward(model, batch(), TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    target = judge.target(state, forward, distil(judge))
     assert target.valid is not None
     return torch.log_softmax(dense(target.value)[target.valid].detach(), -1)
 
@@ -248,10 +248,10 @@ def test_nothing_flows_into_a_teacher(judge: Teacher, lora: int) -> None:
     assert all(not b.requires_grad for b in objective.states.buffers())
     assert set(found) == set(model.learning())
     model.zero_grad()
-    step = Forward(model, rows, TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
-    target = judge.target(objective.state_of("distil", judge), step, distil(judge))
+    forward = Forward(model, rows, TrainingClock(), ForwardPlan(("x",), ("context",), fused=False)).run()
+    target = judge.target(objective.state_of("distil", judge), forward, distil(judge))
     table = dense(target.value)[target.valid].detach().clone()
-    lines = [step.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]
+    lines = [forward.student("x", "hidden")[i, : len(c)] for i, (_, c) in enumerate(PAIRS)]
     z = nn.functional.linear(torch.cat(lines), model.plain.get_output_embeddings().weight)[:, : model.vocabulary]
     log_q = torch.log_softmax(table[:, : model.vocabulary], -1)
     (log_q.exp() * (log_q - torch.log_softmax(z, -1))).sum(-1).mean().backward()

@@ -15,7 +15,7 @@ from selfdistill.core.step import Batch
 from selfdistill.errors import SpaceError
 from selfdistill.gates import Confident
 from selfdistill.language.completions import Language
-from selfdistill.language.contexts import Nothing
+from selfdistill.language.contexts import NoContext
 from selfdistill.losses import KL
 from selfdistill.losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from selfdistill.losses.chunked.sweep import TopK
@@ -38,7 +38,7 @@ def model() -> Causal:
 
 def bound(model: Causal, **terms: Any) -> Any:
     """The objective, its teacher made; then the student has moved on."""
-    objective = Language(dict(terms), against=Nothing()).bind(model)
+    objective = Language(dict(terms), against=NoContext()).bind(model)
     shaken(model)
     return objective
 

@@ -16,7 +16,7 @@ from selfdistill.core.parts import BindArgs, Teacher
 from selfdistill.errors import DataError, RecipeError
 from selfdistill.language.completions import Language, TeacherMixed
 from selfdistill.language.recipes import minillm
-from selfdistill.language.sampling import Beside, Sampling, Vllm, by_transformers, roll
+from selfdistill.language.sampling import MixingTeacher, Sampling, Vllm, by_transformers, roll
 from selfdistill.language.trainer import LanguageTask, fit
 from selfdistill.losses.chunked.definitions import ReverseKL
 from selfdistill.models.causal_lm import Causal, ModelView
@@ -43,13 +43,13 @@ def view(state: Any) -> ModelView:
     return state.module
 
 
-def taught(lora: int, judge: Teacher) -> tuple[Causal, Beside, Any, Any]:
+def taught(lora: int, judge: Teacher) -> tuple[Causal, MixingTeacher, Any, Any]:
     """A student that has moved away from its teacher; who writes beside it; and both as plain models."""
     model = student(lora)
     outside = student(seed=8) if isinstance(judge, External) else None
     state, other = judge.start(model, BindArgs(None, outside)), doubled(outside or model)
     shaken(model, 0.2)
-    return model, Beside(view(state), 0.3, READ), doubled(model), other
+    return model, MixingTeacher(view(state), 0.3, READ), doubled(model), other
 
 
 @pytest.mark.parametrize(("lora", "judge"), [(0, Frozen()), (4, Frozen()), (0, HALF), (4, HALF), (0, External())])
@@ -159,6 +159,6 @@ def test_what_cannot_write_together_is_refused() -> None:
     with pytest.raises(RecipeError, match="GeometricMixture cannot write"):
         fit(student, prompts(20), Language({"a": distil(mixture)}, source=TeacherMixed()), device="cpu", steps=1)
     state = External().start(student(), BindArgs(None, student(context=16)))
-    by = Beside(view(state), 0.2, [[5] * 12])
+    by = MixingTeacher(view(state), 0.2, [[5] * 12])
     with pytest.raises(DataError, match="what the teacher reads has 12 tokens"):
         by_transformers(student(), [[5]], Sampling(max_tokens=6), 0, by)

@@ -12,7 +12,7 @@ import pytest
 from selfdistill.io.run_record import Request
 from selfdistill.language import sampling
 from selfdistill.language.run import prepare
-from selfdistill.language.sampling import Sampling, Waiting, export, roll
+from selfdistill.language.sampling import Sampling, WritingProgress, export, roll
 from selfdistill.training.task_type import Listeners
 from tests.language.tiny import student
 
@@ -39,7 +39,7 @@ def test_an_engine_that_counts_tells_prompts_and_the_seconds_left(said: list[str
     """40 prompts go as 32 and 8; a second a token, and nobody stops before the 4th: 4 x 32 + 4 x 8 parts in all."""
     model, sampling = student(), Sampling(0.0, max_tokens=4)
     prompts = [(i, (5 + i % 7, 6, 7)) for i in range(40)]
-    counted = Waiting(said.append, "it answers", 40)
+    counted = WritingProgress(said.append, "it answers", 40)
     assert roll(model, prompts, sampling, (0, "x"), counted) == roll(model, prompts, sampling, (0, "x"))
     done = [int(re.findall(r"\d+", line)[0]) for line in said]
     assert done == sorted(done)
@@ -50,7 +50,7 @@ def test_an_engine_that_counts_tells_prompts_and_the_seconds_left(said: list[str
 def test_nothing_is_told_within_the_first_seconds_or_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "time", Watch())
     lines: list[str] = []
-    assert list(Waiting(lines.append, "read", 12).each(range(12))) == list(range(12))
+    assert list(WritingProgress(lines.append, "read", 12).each(range(12))) == list(range(12))
     assert lines == [f"read: {n} of 12 prompts, at most about {12 - n} s left" for n in (4, 8)]
 
 

@@ -202,7 +202,7 @@ class Counter:
     def note(self, method: Method, clock: TrainingClock, batch: Batch) -> None:
         """Passes per row of this step. Before the first step of an epoch come dry run, labelling and scoring."""
         if clock.step % clock.per_epoch:
-            rows = len(batch[method.views.looks[0].name].x)
+            rows = len(batch[method.views.views[0].name].x)
             self.steps.setdefault(clock.generation, []).append((self.forward / rows, self.backward / rows))
         self.forward = self.backward = 0
 

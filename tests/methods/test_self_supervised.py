@@ -92,11 +92,11 @@ def test_images_without_classes(places: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_scores_nothing_and_keeps_the_last_weights(places: Path, done: Path) -> None:
-    """Its product are the weights that ``fit`` ends with; there is no control, no doubt, no figure of a test split."""
+    """The final model has the weights that ``fit`` ends with; it has no control, no label errors, no test figures."""
     result = Run.open(done).result()
     assert result is not None
     assert result["test"] == {} == result["generations"][0]["test"] == result["generations"][0]["audit"]
-    assert not {"plain", "doubts", "reliability"} & set(result)
+    assert not {"plain", "label_errors", "reliability"} & set(result)
     assert not (done / "control").exists()
     settings = json.loads((done / "run.json").read_text())["settings"]
     built = registry.parse("mlp(width=6)", (1, 8, 8), 1)
@@ -177,7 +177,7 @@ def test_what_needs_labels_is_refused_in_one_line(places: Path, done: Path, tmp_
     assert "leave --audit-epochs out" in refused("run", photos, "--method", BYOL, "--audit-epochs", "1", *out)
     assert "a number of labels was asked for" in refused("run", photos, "--method", BYOL, "--labels", "4", *out)
     assert "knows no classes" in refused("predict", str(done), photos)
-    assert "no label errors to list" in refused("doubts", str(done))
+    assert "no label errors to list" in refused("label-errors", str(done))
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from selfdistill.errors import SpaceError
 from selfdistill.models.feature_heads import Levels, Several
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.registry import parse
 from selfdistill.testing.specimens import tiny
 from tests.harness import build
@@ -26,7 +26,7 @@ def test_every_ordered_pair_of_classifiers_comes_once():
         assert torch.equal(said["pupils"][:, k], each[i])
         assert torch.equal(said["tutors"][:, k], each[j])
     assert torch.equal(said["levels"], torch.cat([said["features"], said["feature"][:, None]], 1))
-    assert product(model).state_dict().keys() == model.model.state_dict().keys()
+    assert final_model(model).state_dict().keys() == model.model.state_dict().keys()
 
 
 def test_what_is_fused_is_linear_in_the_features():

@@ -12,7 +12,7 @@ from selfdistill.core.objective import Objective
 from selfdistill.errors import SpaceError
 from selfdistill.methods import frskd
 from selfdistill.models.feature_pyramid import SelfTeacher
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.registry import parse
 
 
@@ -53,7 +53,7 @@ def test_every_map_keeps_its_size_and_has_unit_length():
             assert said[head].shape == (2, positions)
             assert torch.allclose(said[head].norm(dim=1), torch.ones(2), atol=1e-5)
     assert said["taught"].shape == (2, 3)
-    bare = product(model)
+    bare = final_model(model)
     assert bare.state_dict().keys() == parse("cnn(width=4)", (1, 8, 8), 3)().state_dict().keys()
 
 

@@ -17,7 +17,7 @@ from selfdistill.errors import SpaceError
 from selfdistill.losses import CrossEntropy, Squared
 from selfdistill.methods import recipes
 from selfdistill.models.feature_taps import Featured, Features, Reading, width_of
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.models.registry import parse
 from selfdistill.teachers import CurrentStudent, Ema, Labels
 from selfdistill.testing.specimens import same_bits
@@ -125,7 +125,7 @@ def test_an_average_teaches_a_layer_through_a_projector():
         objective.update()
     assert not torch.equal(model.state_dict()["learnt.0.weight"], before["learnt.0.weight"])
     assert float(objective.figures["past"].loss) > 0
-    bare = product(model)
+    bare = final_model(model)
     assert isinstance(bare, Net)
     assert bare.state_dict().keys() == Net().state_dict().keys()
     assert same_bits(dict(bare.state_dict()), {k.removeprefix("model."): v for k, v in model.state_dict().items()

@@ -134,13 +134,13 @@ def test_a_block_is_torchs_own_encoder_layer() -> None:
     torch.manual_seed(0)
     block = Block(12, 3, 0.0)
     theirs = nn.TransformerEncoderLayer(12, 3, 48, 0.0, nn.functional.gelu, batch_first=True, norm_first=True)
-    pairs = [(theirs.norm1, block.before), (theirs.norm2, block.between), (theirs.linear1, block.wide),
-             (theirs.linear2, block.narrow), (theirs.self_attn.out_proj, block.said)]  # fmt: skip
+    pairs = [(theirs.norm1, block.norm1), (theirs.norm2, block.norm2), (theirs.linear1, block.linear1),
+             (theirs.linear2, block.linear2), (theirs.self_attn.out_proj, block.projection)]  # fmt: skip
     with torch.no_grad():
         for copy, original in pairs:
             copy.load_state_dict(original.state_dict())
-        theirs.self_attn.in_proj_weight.copy_(block.asked.weight)
-        theirs.self_attn.in_proj_bias.copy_(block.asked.bias)
+        theirs.self_attn.in_proj_weight.copy_(block.qkv.weight)
+        theirs.self_attn.in_proj_bias.copy_(block.qkv.bias)
     x = torch.randn(4, 7, 12)
     torch.testing.assert_close(block(x), theirs.train()(x), atol=1e-6, rtol=1e-5)
 

@@ -49,11 +49,11 @@ def test_branches_share_their_first_stages_and_the_product_is_a_plain_model() ->
     before = [model(x) for model in whole]
     group = Branches(whole)
     torch.testing.assert_close(group(x)["peers"][:, 0], before[0])  # the first keeps its own trunk
-    shared, plain = group.product(), mlp((6,), 4, width=16, depth=3)
+    shared, plain = group.final_model(), mlp((6,), 4, width=16, depth=3)
     assert shared.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(shared(x), group(x)["logits"])
     assert sum(p.numel() for p in group.parameters()) < sum(p.numel() for m in models(3) for p in m.parameters())
-    group.product().classifier.weight.data.zero_()  # type: ignore[union-attr, operator]
+    group.final_model().classifier.weight.data.zero_()  # type: ignore[union-attr, operator]
     torch.testing.assert_close(shared(x), group(x)["logits"])
 
 
@@ -73,7 +73,7 @@ def test_the_leader_is_the_product_and_no_peer() -> None:
     group, x = AttendingBranches(models(4)), torch.randn(5, 6, generator=generator)
     said = group(x)
     assert said["peers"].shape == said["attended"].shape == (5, 3, 4)
-    torch.testing.assert_close(group.product()(x), said["logits"])
+    torch.testing.assert_close(group.final_model()(x), said["logits"])
     torch.testing.assert_close(said["mean"], said["peers"].mean(1))
 
 
@@ -239,7 +239,7 @@ def test_a_mean_over_rows_of_the_mean_over_a_rows_valid_elements() -> None:
     """By hand: rows of which two, one and no element are valid; the last counts as 0, and rows are divided by."""
 
     class Told(Teacher):
-        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
+        def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
             valid = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
             return Target(torch.zeros(3, 3, 1), "features", valid)
 

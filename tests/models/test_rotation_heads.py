@@ -13,7 +13,7 @@ from selfdistill.errors import SpaceError
 from selfdistill.losses import CrossEntropy
 from selfdistill.methods import sla_sd
 from selfdistill.models.feature_heads import Rotated
-from selfdistill.models.peers import product
+from selfdistill.models.peers import final_model
 from selfdistill.teachers import JointLabels
 from selfdistill.testing.specimens import batch_of
 from tests.harness import build
@@ -28,7 +28,7 @@ def test_in_eval_mode_only_the_image_as_it_is_is_looked_at():
     assert model.train()(x).keys() == {"logits", "joint", "aggregated"}
     assert seen == [3, 12]
     assert model.kept == {}
-    bare = product(model)
+    bare = final_model(model)
     assert torch.equal(bare.eval()(x), model.eval()(x)["logits"])
     assert len(list(bare.parameters())) == len(list(model.parameters())) - 2
 
@@ -59,8 +59,8 @@ def test_rotations_go_by_quarters_and_are_averaged_where_they_belong():
 
 def test_passes_are_counted_for_every_copy():
     model = Rotated(build())
-    step = Forward(model, batch_of({"x": "labelled"}, 0, maps=True), TrainingClock()).run()
-    assert step.passes == Passes(forward=48, backward=48)
+    forward = Forward(model, batch_of({"x": "labelled"}, 0, maps=True), TrainingClock()).run()
+    assert forward.passes == Passes(forward=48, backward=48)
 
 
 def test_a_joint_label_is_the_class_and_the_turn_and_a_row_without_one_has_none():

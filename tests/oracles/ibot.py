@@ -26,11 +26,11 @@ def tokens_of(wrapped: nn.Module, x: Tensor) -> Tensor:
     first = model.get_parameter("token").expand(len(x), -1, -1)
     h = torch.cat([first, patches], 1) + model.get_parameter("places")
     block = model.get_submodule("blocks.0")
-    q, k, v = block.get_submodule("asked")(block.get_submodule("before")(h)).view(len(x), 17, 3, 2, 4).unbind(2)
+    q, k, v = block.get_submodule("qkv")(block.get_submodule("norm1")(h)).view(len(x), 17, 3, 2, 4).unbind(2)
     weights = (torch.einsum("rihd,rjhd->rhij", q, k) / 2).softmax(-1)  # the root of four, a head's width
     seen = torch.einsum("rhij,rjhd->rihd", weights, v).flatten(2)
-    h = h + block.get_submodule("said")(seen)
-    h = h + block.get_submodule("narrow")(F.gelu(block.get_submodule("wide")(block.get_submodule("between")(h))))
+    h = h + block.get_submodule("projection")(seen)
+    h = h + block.get_submodule("linear2")(F.gelu(block.get_submodule("linear1")(block.get_submodule("norm2")(h))))
     out: Tensor = model.get_submodule("norm")(h)
     return out
 

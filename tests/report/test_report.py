@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,7 +20,18 @@ from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request
 from selfdistill.report import render, write
-from selfdistill.report.figures import Mark, Series, curves, forest, lineage, thinned, ticks
+from selfdistill.report.figures import (
+    Mark,
+    Series,
+    bars,
+    curves,
+    forest,
+    lineage,
+    reliability,
+    scatter,
+    thinned,
+    ticks,
+)
 from selfdistill.report.run_page import typed
 from selfdistill.report.summary import sentence
 from tests.experiments.compare.test_verdicts import cells
@@ -166,6 +179,24 @@ def test_the_axis_ends_with_the_data_and_figures_clear_the_label_beside_it() -> 
     assert max(len(e.text or "") for e in figures) == 5
     assert all(float(e.get("x", 0)) - 7.6 * len(e.text or "") >= 18 for e in figures), "the label's foot is at 18 px"
     assert [e.text for e in drawn.iter("text") if e.get("y") == "272.0"] == ["20", "40", "60", "80", "100", "120"]
+
+
+ODD = (0.0, 5e-324, 1e-308, 1e-17, 0.7, 0.7 + 1e-16, 1e20, 1e308, -1e308, math.nan, math.inf, -math.inf)
+
+
+@pytest.mark.parametrize("points", [(), *((value,) for value in ODD), *itertools.product(ODD, repeat=2)])
+def test_no_number_stops_a_drawing(points: tuple[float, ...]) -> None:
+    pairs = [(float(i), value) for i, value in enumerate(points)]
+    texts = [curves([Series("loss", pairs)], "t", "step", "loss", proportion=share) for share in (False, True)]
+    texts += [
+        scatter([("a", [(value, value) for value in points])], "t"),
+        reliability([("a", [dict.fromkeys(("confidence", "accuracy", "share"), value) for value in points])], "t"),
+        forest([("a", min(points), value, max(points), "TIES") for value in points], "t", "x"),
+        bars([("a", value, "b") for value in points], "t"),
+    ]
+    for text in texts:
+        assert not re.search(r"[\"' ,:](nan|-?inf)[\"' ,%]", text)
+        assert drawings(text) is not None
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.93, 1.0])

@@ -83,12 +83,12 @@ def test_the_sentence_compares_with_both_plain_models_whichever_way_it_falls(
 
 
 def test_a_product_that_no_generation_taught_is_not_called_self_distilled() -> None:
-    kept, taught = ({**result(0.97, 0.96), "product": number} for number in (0, 1))
-    folded = {**result(0.97), "product": 0, "folds": {"decisions": [{"accepted": False}]}}
+    kept, taught = ({**result(0.97, 0.96), "final_generation": number} for number in (0, 1))
+    folded = {**result(0.97), "final_generation": 0, "folds": {"decisions": [{"accepted": False}]}}
     for found in (kept, folded):
         assert said_of(found).startswith("Generation 0 (no later one was accepted) against plain")
     assert said_of(taught).startswith("Self-distillation against plain")
-    assert said_of({**result(0.97), "product": 0}).startswith("Self-distillation against plain")
+    assert said_of({**result(0.97), "final_generation": 0}).startswith("Self-distillation against plain")
 
 
 def test_without_a_control_nothing_is_compared() -> None:
@@ -107,7 +107,7 @@ def test_the_readme_has_the_figures_and_how_they_came() -> None:
 def test_a_column_without_a_figure_is_left_out() -> None:
     """Checked answers have no likelihood, and without --keep there are no prior tasks."""
     one = {"accuracy": 0.5, "length": 12.0}
-    spoken = {"kind": "language", "method": "sdft()", "model": "m", "product": 0, "data": {"task": "generate"},
+    spoken = {"kind": "language", "method": "sdft()", "model": "m", "final_generation": 0, "data": {"task": "generate"},
               "before": one, "generations": [{"generation": 0, "test": {**one, "accuracy": 0.75}}]}  # fmt: skip
     names, lines = table(spoken, LanguageTaskType())
     assert names == ["right", "tokens"]
@@ -121,7 +121,7 @@ def test_a_column_without_a_figure_is_left_out() -> None:
 def test_few_prompts_are_told_without_a_verdict() -> None:
     one = {"gain": 1.0, "half": None, "rows": 1, "verdict": None}
     many = {"gain": 0.5, "half": 0.125, "rows": 40, "verdict": "BEATS"}
-    spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
+    spoken = {"kind": "language", "final_generation": 0, "data": {"rows": {"test": 1}}, "test": {"accuracy": 1.0},
               "against": {"before": {"test": one, "kept": many}, "sft": {"test": {**one, "gain": -1.0}}}}  # fmt: skip
     assert said_of(spoken).startswith(
         "The final model has no verdict against the model before: +100 points over 1 prompt, and at least 3 show one; "
@@ -132,7 +132,7 @@ def test_few_prompts_are_told_without_a_verdict() -> None:
 def test_a_verdict_read_back_from_disk_is_the_same_sentence() -> None:
     """run.json is sorted by name, so "kept" comes before "test" there."""
     one, two = ({"gain": g, "half": 0.25, "rows": 40, "verdict": v} for g, v in ((0.1, "TIES"), (-0.5, "LOSES")))
-    spoken = {"kind": "language", "product": 0, "data": {"rows": {"test": 40}}, "test": {"accuracy": 1.0},
+    spoken = {"kind": "language", "final_generation": 0, "data": {"rows": {"test": 40}}, "test": {"accuracy": 1.0},
               "against": {name: {"test": one, "kept": two} for name in ("before", "sft")}}  # fmt: skip
     said = said_of(json.loads(json.dumps(spoken, sort_keys=True)))
     assert said == said_of(spoken)

@@ -265,7 +265,7 @@ def test_saving_the_state_brings_targets_to_the_disk(tmp_path):
     assert not list(tmp_path.glob("[0-9]*"))
     state = objective.state_dict()
     assert len(Store(tmp_path)) == 5
-    assert [int(v) for k, v in state.items() if k.endswith("said._extra_state")] == [5]
+    assert [int(v) for k, v in state.items() if k.endswith("cache._extra_state")] == [5]
 
 
 @pytest.mark.parametrize(

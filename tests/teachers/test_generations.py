@@ -131,5 +131,5 @@ def test_a_first_cycle_without_a_teacher_is_no_reason_for_a_warning():
     assert not any(line.get("warnings") for line in whole.history)
     assert whole.objective is not None
     assert whole.objective.vitals().terms["past"]["looks"] == 8
-    assert Snapshot(3).waits(TrainingClock(epochs=9).at(2))
-    assert not Snapshot(3).waits(TrainingClock(epochs=9).at(3))
+    assert Snapshot(3).has_no_target(TrainingClock(epochs=9).at(2))
+    assert not Snapshot(3).has_no_target(TrainingClock(epochs=9).at(3))

@@ -195,8 +195,8 @@ def test_two_fixed_views_do_not_share_a_cache():
     for _ in range(2):
         objective(batch)
         objective.update()
-    states: list[Any] = [state for state in objective.states.values() if hasattr(state, "said")]
-    one, other = (state.said.values[:24] for state in states)
+    states: list[Any] = [state for state in objective.states.values() if hasattr(state, "cache")]
+    one, other = (state.cache.values[:24] for state in states)
     assert not torch.allclose(one, other)
 
 

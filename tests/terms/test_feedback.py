@@ -82,7 +82,9 @@ def test_the_gradient_is_that_of_finite_differences_through_a_true_step(smoothin
     term = Feedback(loss=CrossEntropy(smoothing=smoothing), rate=rate)
     weights = {name: p.detach().requires_grad_() for name, p in student.named_parameters()}
     z = teacher(SEEN.double())
-    loss = term.after(lambda w, x: functional_call(student, dict(w), (x,)), weights, z, SEEN.double(), X.double(), Y)
+    loss = term.student_loss(
+        lambda w, x: functional_call(student, dict(w), (x,)), weights, z, SEEN.double(), X.double(), Y
+    )
     assert loss.item() == pytest.approx(stepped(student, teacher, rate, smoothing), rel=1e-12)
     found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(teacher.parameters()))])
     wanted, h = list[float](), 1e-5
@@ -108,7 +110,7 @@ def test_the_tally_carries_that_gradient_to_the_teacher_and_none_to_the_student(
     student, teacher = network(0).double(), network(1).double()
     weights = {name: p.detach().requires_grad_() for name, p in student.named_parameters()}
     speak = partial(lambda model, w, x: functional_call(model, dict(w), (x,)), student)
-    loss = term.after(speak, weights, teacher(SEEN.double()), SEEN.double(), X.double(), Y)
+    loss = term.student_loss(speak, weights, teacher(SEEN.double()), SEEN.double(), X.double(), Y)
     for got, wanted in zip(to_teacher, torch.autograd.grad(loss, list(teacher.parameters())), strict=True):
         assert got is not None
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-7)
@@ -137,7 +139,7 @@ def test_hard_labels_have_this_gradient_in_the_mean() -> None:
     def speak(w: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(student, dict(w), (x,))  # type: ignore[no-any-return]
 
-    soft = Feedback(rate=rate).after(speak, weights, z, row, X.double(), Y)  # type: ignore[arg-type]
+    soft = Feedback(rate=rate).student_loss(speak, weights, z, row, X.double(), Y)  # type: ignore[arg-type]
     (wanted,) = torch.autograd.grad(soft, z, retain_graph=True)
     each = []
     for c in range(CLASSES):

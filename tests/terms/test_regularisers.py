@@ -105,7 +105,7 @@ def test_no_weight_learns_from_the_search_and_no_statistic_moves() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert all(moved[name].equal(buffer) for name, buffer in model.named_buffers())
     assert step.passes.forward == 3 * ROWS
-    assert Perturbed().said(step).requires_grad
+    assert Perturbed().student_output(step).requires_grad
 
 
 @pytest.mark.parametrize("teacher", [CurrentStudent(), Ema(), Labels()], ids=str)
@@ -142,7 +142,7 @@ def test_what_cannot_be_perturbed_is_refused() -> None:
         Perturbed(iterations=0)
     step = a_step(nn.Embedding(9, CLASSES), torch.arange(4))
     with pytest.raises(SpaceError, match="real numbers"):
-        Perturbed().said(step)
+        Perturbed().student_output(step)
 
 
 # fairness -------------------------------------------------------------------------------------------------------------
@@ -178,13 +178,13 @@ def test_fairness_of_nothing_kept_is_zero() -> None:
     term = Fairness()
     objective = Method({"fair": term}).bind(nn.Identity())
     z = torch.zeros(0, 3)
-    step = Forward(
+    forward = Forward(
         nn.Identity(),
         Batch({"x": Rows(z, None, torch.arange(0)), "y": Rows(torch.zeros(2, 3))}),
         TrainingClock(),
         ForwardPlan(("x", "y")),
     ).run()
-    measured = term.tally(partial(objective.state_of, "fair"), step)
+    measured = term.tally(partial(objective.state_of, "fair"), forward)
     assert [float(part) for part in measured.tally] == [0.0, 0.0]
 
 

@@ -167,7 +167,7 @@ class Gated(Gate):
 
     fault: str = ""
 
-    def weigh(self, state: nn.Module, student: Tensor, target: Target, step: Forward, term: BaseTerm) -> Tensor:
+    def weigh(self, state: nn.Module, student: Tensor, target: Target, forward: Forward, term: BaseTerm) -> Tensor:
         ones = student.new_ones(student.shape[:-1])
         if self.fault == "large":
             return 2 * ones
@@ -180,7 +180,7 @@ class Gated(Gate):
         if self.fault == "by row":
             return ones.flatten(1).mean(-1) if ones.dim() > 1 else ones
         if self.fault == "learns":
-            return ones * torch.sigmoid(step.student(term.view, "values").sum())
+            return ones * torch.sigmoid(forward.student(term.view, "values").sum())
         return ones
 
 
@@ -211,7 +211,7 @@ class Taught(Teacher):
 
     fault: str = ""
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
         if self.fault == "alias":
             state = nn.Module()
             state.module = model
@@ -229,26 +229,26 @@ class Taught(Teacher):
     def space(self, head: str) -> str:
         return {"undeclared": "words", "other space": "probabilities"}.get(self.fault, "logits")
 
-    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
+    def target(self, state: Any, forward: Forward, term: BaseTerm) -> Target:
         module = getattr(state, "module", state)
-        value = step.teacher_output(module, term.view)
+        value = forward.teacher_output(module, term.view)
         if self.fault == "tensor":
             return value  # type: ignore[return-value]
         if self.fault == "leaks":
-            value = step.student(term.view) * 0.5
+            value = forward.student(term.view) * 0.5
         if self.fault == "one row":
             value = value[:1]
         if self.fault == "nan":
             value = value / 0.0 * 0.0
         if self.fault == "counts":
-            state.said.seen = torch.cat([state.said.seen, torch.ones(1, dtype=torch.bool)])
-            value = value + len(state.said.seen)
+            state.cache.seen = torch.cat([state.cache.seen, torch.ones(1, dtype=torch.bool)])
+            value = value + len(state.cache.seen)
         if self.fault == "unsaved":
             value = value + len(state.words)
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None
         return Target(value, "logits", valid)
 
-    def update(self, state: Any, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: Any, forwards: Sequence[Forward], term: BaseTerm) -> None:
         if self.fault == "unsaved":
             state.words.append(1)
 
@@ -298,8 +298,8 @@ class Nothing(Labels):
 class Summed(Term):
     """Divides by one whatever the batch: the loss grows with it."""
 
-    def tally(self, state_of: Any, step: Forward) -> Any:
-        found = super().tally(state_of, step)
+    def tally(self, state_of: Any, forward: Forward) -> Any:
+        found = super().tally(state_of, forward)
         return found._replace(tally=found.tally._replace(count=torch.ones(())))
 
 
@@ -307,8 +307,8 @@ class Summed(Term):
 class Mute(Term):
     """Its total reaches no weight of the student."""
 
-    def tally(self, state_of: Any, step: Forward) -> Any:
-        found = super().tally(state_of, step)
+    def tally(self, state_of: Any, forward: Forward) -> Any:
+        found = super().tally(state_of, forward)
         return found._replace(tally=found.tally._replace(total=found.tally.total.detach()))
 
 
@@ -316,17 +316,17 @@ class Mute(Term):
 class Secret(LastEpoch):
     """Keeps a count that its state_dict does not know of."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> SampleMemory:
+    def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
         table = SampleMemory()
         table.visits = [0]  # type: ignore[assignment]
         return table
 
-    def update(self, state: Any, steps: Sequence[Forward], term: BaseTerm) -> None:
+    def update(self, state: Any, forwards: Sequence[Forward], term: BaseTerm) -> None:
         state.visits[0] += 1
-        super().update(state, steps, term)
+        super().update(state, forwards, term)
 
-    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
-        found = super().target(state, step, term)
+    def target(self, state: Any, forward: Forward, term: BaseTerm) -> Target:
+        found = super().target(state, forward, term)
         return found._replace(value=found.value * 0.9 ** state.visits[0])
 
 
@@ -334,13 +334,13 @@ class Secret(LastEpoch):
 class Borrowed(Teacher):
     """Teaches by the student's own weights under another name."""
 
-    def start(self, model: nn.Module, given: BindArgs) -> nn.Module:
+    def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
         state = nn.Module()
         state.module = model
         return state
 
-    def target(self, state: Any, step: Forward, term: BaseTerm) -> Target:
-        return Target(step.teacher_output(state.module, term.view), "logits")
+    def target(self, state: Any, forward: Forward, term: BaseTerm) -> Target:
+        return Target(forward.teacher_output(state.module, term.view), "logits")
 
 
 @dataclass(frozen=True)

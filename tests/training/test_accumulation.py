@@ -85,7 +85,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 def train(method: Method, folder: Path | None = None, **options: Any) -> tuple[Result, list[float]]:
     """The result and the loss of every step."""
-    data = tiny_data(24 if any(look.rows != "labelled" for look in method.views.looks) else 0)
+    data = tiny_data(24 if any(look.rows != "labelled" for look in method.views.views) else 0)
     losses: list[float] = []
 
     def watch(clock: TrainingClock, batches: list[Batch], loss: float) -> None:

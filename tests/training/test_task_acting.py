@@ -32,9 +32,9 @@ PLACES, STEPS = 6, 24  # of the chain; of the walk between two updates
 class PolicyGradient(BaseTerm):
     """The mean of -(reward - mean reward) log p(action), over the steps of a walk; REINFORCE with a baseline."""
 
-    def tally(self, state_of: StateOf, step: Forward) -> TermResult:
-        rewards = step.batch["reward"].x
-        surprise = F.cross_entropy(step.student(self.view), step.labels(self.view), reduction="none")
+    def tally(self, state_of: StateOf, forward: Forward) -> TermResult:
+        rewards = forward.batch["reward"].x
+        surprise = F.cross_entropy(forward.student(self.view), forward.labels(self.view), reduction="none")
         count = rewards.new_tensor(float(len(rewards)))
         return TermResult(Tally(((rewards - rewards.mean()) * surprise).sum(), count), count, count)
 
@@ -142,7 +142,7 @@ def test_what_is_not_shown_to_be_better_is_rolled_back() -> None:
     """Nearly without learning the strict audit keeps the model before training."""
     result = train(lr=1e-9)
     assert [done.decision["accepted"] for done in result.generations] == [False, False]
-    assert result.product == -1
+    assert result.final_generation == -1
     assert "not shown to be better than the model before training" in result.generations[0].decision["why"]
 
 

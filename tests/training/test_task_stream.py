@@ -98,14 +98,14 @@ def test_the_second_part_is_learnt_and_the_reservoir_keeps_the_first() -> None:
     assert accuracy(result, 1, 1) > 0.9
     assert accuracy(result, 1, 0) > 0.9
     assert result.generations[1].decision["accepted"]
-    assert result.product == 1
+    assert result.final_generation == 1
 
 
 def test_without_a_reservoir_the_first_part_is_forgotten_and_an_audit_that_wants_a_gain_says_no() -> None:
     result = stream(keep=0, audit="strict")
     assert accuracy(result, 1, 0) < 0.5
     assert not result.generations[1].decision["accepted"]
-    assert result.product == 0
+    assert result.final_generation == 0
 
 
 @pytest.mark.parametrize("cut", [(0, 45), (1, 3), (1, 70)])

@@ -34,14 +34,14 @@ class Remembered:
         self.first: dict[int, int] = {}
         self.again, self.other = 0, 0
 
-    def see(self, terms: Mapping[str, BaseTerm], step: Forward) -> None:
+    def see(self, terms: Mapping[str, BaseTerm], forward: Forward) -> None:
         """Compare the labels of a step with those remembered, where a term uses ids.
 
         Raises:
             VitalsError: the same ids come with other labels, about as often as if they were drawn by chance.
         """
-        for view in step.keyed:
-            rows = step.batch[view]
+        for view in forward.keyed:
+            rows = forward.batch[view]
             if rows.y is None or rows.id is None or rows.y.is_floating_point() or rows.y.dim() != 1:
                 continue
             for i, label in zip(rows.id.tolist(), rows.y.tolist(), strict=True):
@@ -56,7 +56,7 @@ class Remembered:
         counts = Counter(self.first.values())
         chance = 1.0 - sum((n / len(self.first)) ** 2 for n in counts.values())
         if self.other > 0.5 * chance * self.again:  # a label that was corrected in between is no reason
-            name = _asking(terms, step)
+            name = _asking(terms, forward)
             fail(
                 "ids-misaligned",
                 name,
@@ -66,9 +66,9 @@ class Remembered:
             )
 
 
-def _asking(terms: Mapping[str, BaseTerm], step: Forward) -> str:
+def _asking(terms: Mapping[str, BaseTerm], forward: Forward) -> str:
     """The term that needs the ids: one on a view with ids, and rather not that of the labels."""
-    keyed = [name for name, term in terms.items() if term.view in step.keyed]
+    keyed = [name for name, term in terms.items() if term.view in forward.keyed]
     return next((n for n in keyed if not by_labels(terms[n])), [*keyed, *terms][0])
 
 
@@ -123,19 +123,19 @@ class StateWatch:
             self._loose = {key: _loose(self.states[key]) for key, _, _ in self.owners}
 
     @contextmanager
-    def over(self, steps: Sequence[Forward], pulses: Mapping[str, TermHealth]) -> Iterator[None]:
+    def over(self, forwards: Sequence[Forward], pulses: Mapping[str, TermHealth]) -> Iterator[None]:
         """Around the update of the states, after the optimizer's step.
 
         Raises:
             VitalsError: a frozen teacher has moved, an average stands still, or its statistics are lost.
         """
-        if self.opened is None or steps[0].module is None:
+        if self.opened is None or forwards[0].module is None:
             yield
             return
         entries, student, clock = (
             {key: _entries(m.parameters()) for key, _, m in self._held()},
-            steps[0].owner,
-            steps[0].clock,
+            forwards[0].owner,
+            forwards[0].clock,
         )
         for key, part, _ in self._held():
             self._frozen(key, part, entries[key])

@@ -210,7 +210,7 @@ def _note_gap(pulse: TermHealth, trust: Tensor, top: Tensor) -> None:
 
 def _sureness(gate: Gate, student: Tensor, target: Target, values: dict[str, Tensor]) -> Tensor | None:
     """The confidence of each element, (N,): the gate's measure, else the target's confidence, else the agreement."""
-    if (measured := gate.measures(student, target)) is not None:
+    if (measured := gate.confidence(student, target)) is not None:
         return measured.float()
     if "top" in values:
         return values["top"]
@@ -261,7 +261,7 @@ def _verdict(name: str, pulse: TermHealth) -> None:
             name,
             "what its gate keeps is no surer than what it drops (a kept one outranks a dropped "
             f"one in {0.5 + gap:.0%} of all pairs)",
-            "gate by the target's confidence, give the gate a method measures"
+            "gate by the target's confidence, give the gate a method confidence"
             "(student, target) that says how sure it is, or set prefers = None",
         )
 
@@ -451,8 +451,8 @@ def _count(histogram: dict[int, int], classes: Tensor) -> None:
 class Watch:
     """One look at one step of ``student``: `buffers` after each term's tally, and `read` before the graph is freed."""
 
-    def __init__(self, student: nn.Module, step: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
-        self.student, self.step, self.pulse, self.vigil = student, step, pulse, vigil
+    def __init__(self, student: nn.Module, forward: Forward, pulse: dict[str, TermHealth], vigil: StateWatch) -> None:
+        self.student, self.step, self.pulse, self.vigil = student, forward, pulse, vigil
         self._versions = _versions(student)
         vigil.open()
 
@@ -491,7 +491,7 @@ class Watch:
             new, pulse.last = pulse.last[1] != clock.step, (clock.generation, clock.step)
             pulse.looks += int(new)
             pulse.waiting = (clock.generation == 0 and clock.generations > 1) or (
-                term.teacher is not None and term.teacher.waits(clock)
+                term.teacher is not None and term.teacher.has_no_target(clock)
             )
             pulse.frozen = frozen
             weight = float(term.weight_at(clock))

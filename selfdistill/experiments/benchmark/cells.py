@@ -293,7 +293,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
         found, each = train_within(training, cell.setting.budget)
     else:
         found, each = training(known)[0], known
-    last = found.generations[found.product]
+    last = found.generations[found.final_generation]
     asked = probed if cell.setting.probing else split_outputs
     said, early = (asked(found.model, data, weights) for weights in (last.weights, last.best))
     spent = found.passes + training.taught
@@ -302,7 +302,7 @@ def _network(cell: Cell, data: Data, known: int | None) -> dict[str, Any]:
         "test": {"last": _scored(said.test(), data, data.test), "stopped": _scored(early.test(), data, data.test)},
         "best_epoch": last.best_epoch,
         "start": found.generations[0].start,
-        "product": found.product,
+        "final_generation": found.final_generation,
         "generations": len(found.generations),
         "steps": found.steps,
         "steps_each": each,

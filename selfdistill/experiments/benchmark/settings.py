@@ -196,7 +196,9 @@ def data_of(setting: Setting, seed: int) -> Data:
     if not setting.unlabelled:
         data = replace(data, unlabelled=data.unlabelled[:0])
     if setting.audit is not None and setting.audit < len(data.audit):
-        data = replace(data, audit=draw(data.audit, data.y, setting.audit, (seed, "benchmark audit")))
+        data = replace(
+            data, audit=draw(data.audit, data.y, setting.audit, (seed, "benchmark audit"), groups=data.groups)
+        )
     return replace(data, augment=setting.augment) if setting.augment else data
 
 

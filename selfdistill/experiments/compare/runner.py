@@ -25,11 +25,11 @@ from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError,
 from ...evaluation.statistics import reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
-from ...io.files import FORMAT, check_format, refuse_links
+from ...io.files import FORMAT, check_format, refuse_links, sweep
 from ...io.run_record import Request
 from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
-from ...report import COMPARISON
+from ...report import COMPARISON, PAGE, surviving
 from ...report import write as write_report
 from ...training import threads
 from ...training.comparison import ComparisonDesign, ComparisonSettings, Job, check, cost, of_seed
@@ -79,6 +79,7 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer, 
     ):  # a comparison that was killed may have left a worker there
         if (folder / "cell.json").exists():  # which may just have ended
             return
+        sweep(folder)
         peak, begun = Peak(), time.monotonic()
         record = train(job, request, folder)
         seconds = max(record.pop("seconds", 0.0), time.monotonic() - begun)
@@ -185,7 +186,7 @@ class Comparison:
         one_seed = [Job(**job) for job in plan["jobs"]]
         all_jobs = [job for seed in self.settings.seeds for job in of_seed(one_seed, seed)]
         self._train(all_jobs, count, tell, "cell")
-        return self._finish(plan, all_jobs, time.monotonic() - begun)
+        return self._finish(plan, all_jobs, time.monotonic() - begun, tell)
 
     def _reachable(self) -> str:
         return reachable(len(self.settings.seeds), len(self.design.judged(self.settings.methods)), self.settings.level)
@@ -229,7 +230,7 @@ class Comparison:
 
     # the result ----------------------------------------------------------------------------------------------------
 
-    def _finish(self, plan: dict[str, Any], done: list[Job], wall: float) -> dict[str, Any]:
+    def _finish(self, plan: dict[str, Any], done: list[Job], wall: float, tell: Tell) -> dict[str, Any]:
         cells: dict[str, dict[int, dict[str, Any]]] = {}
         times: dict[str, list[dict[str, float]]] = {}
         first = self._cell(done[0])
@@ -275,7 +276,9 @@ class Comparison:
             },
         }
         write_json(self.folder / COMPARISON, found)
-        write_report(self.folder, TASK_TYPES)
+        remedy = f"the comparison is finished, and `selfdistill report {self.folder}` draws it again"
+        with surviving(f"{self.folder / PAGE} was not drawn", remedy, tell):
+            write_report(self.folder, TASK_TYPES)
         return found
 
 

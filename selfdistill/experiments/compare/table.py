@@ -8,9 +8,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ...evaluation.metrics import POINTS, ordered
 from ...evaluation.statistics import SAME_ROWS, TIED
+from ...io.display import printable
 from ...training.comparison import BEFORE, PLAIN
 from .verdicts import called
 
@@ -19,14 +21,16 @@ MORE = {"kept": "prior", "length": "tokens"}  # metrics of language models that 
 
 def show(result: dict[str, Any]) -> None:
     """Print one row for each method and control, then the verdicts in words."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     data, metrics = result["data"], ordered(result["metrics"], result["task"])
     metric, more = metrics[0], [name for name in metrics if name in MORE]
     where = [name for name in (PLAIN, BEFORE, "best_control") if name in called(result["references"])]
     before = _has_before(result)
     table = Table(
-        title=f"{data['name']}, test split ({data['rows']['test']} rows), {len(result['seeds'])} seeds, "
-        f"{_short(result['budget']['amount'])} {result['budget']['kind']} each",
+        title=Text(
+            f"{printable(data['name'])}, test split ({data['rows']['test']} rows), {len(result['seeds'])} seeds, "
+            f"{_short(result['budget']['amount'])} {result['budget']['kind']} each"
+        ),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -40,15 +44,19 @@ def show(result: dict[str, Any]) -> None:
         left, widest = name in ("", *verdicts), max(len(line[i]) for line in (head, *lines))
         # figures are never cut: where the terminal is narrow, the names wrap
         table.add_column(
-            name, justify="left" if left else "right", no_wrap=i > 0, min_width=widest if i else 10, overflow="fold"
+            Text(printable(name)),
+            justify="left" if left else "right",
+            no_wrap=i > 0,
+            min_width=widest if i else 10,
+            overflow="fold",
         )
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(Text(printable(cell)) for cell in line))
     console.print(table)
-    console.print(f"{_legend(result, verdicts)} {TIED}", highlight=False)
+    console.print(printable(f"{_legend(result, verdicts)} {TIED}"), highlight=False)
     console.print(SAME_ROWS, highlight=False)
     for line in (*result["reachable"], *result["verdict"], *result["trouble"]):
-        console.print(line, highlight=False)
+        console.print(printable(line), highlight=False)
 
 
 def _has_before(result: dict[str, Any]) -> bool:

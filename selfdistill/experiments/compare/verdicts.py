@@ -130,7 +130,7 @@ def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: d
         "steps_to_plain": converged(cells, name, plain),
         "curve": _curve(records),
         "decisions": [r["decisions"] for r in records] if records[0]["decisions"] else None,
-        "products": [r["product"] for r in records] if "product" in records[0] else None,
+        "final_generations": [r["final_generation"] for r in records] if "final_generation" in records[0] else None,
         "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
     }
     if "drawn" in records[0]:
@@ -178,7 +178,7 @@ def pooled(several: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, f
 
 
 def _retained(rows: list[dict[str, Any]], cells: Cells, ensemble: str, metric: str) -> None:
-    """Where peers teach: what share of the undistilled ensemble's gain over plain does the one product keep?"""
+    """Where peers teach: what share of the undistilled ensemble's gain over plain does the one final model keep?"""
     usual, sign = values(cells[PLAIN], metric), 1 if metric == "accuracy" else -1
     whole = paired(values(cells[ensemble], metric), usual)
     for row in rows:
@@ -240,13 +240,13 @@ def _sentence(
 
 
 def _untaught(row: Mapping[str, Any], before: bool) -> str:
-    """In how many seeds the method taught the product nothing; ``before``: the model before may be the product."""
-    products = row["products"] or []
-    of = len(products)
+    """The number of seeds in which the method did not change the final model; ``before``: it trains further."""
+    finals = row["final_generations"] or []
+    of = len(finals)
     if before:
-        kept = products.count(-1)
+        kept = finals.count(-1)
         return f"; in {kept} of {of} seeds the final model is the model before training" if kept else ""
-    untaught = products.count(0) if row["decisions"] else 0
+    untaught = finals.count(0) if row["decisions"] else 0
     return f"; in {untaught} of {of} seeds the final model is generation 0, which had no teacher" if untaught else ""
 
 

@@ -74,8 +74,8 @@ def test_probabilities_called_logits_are_caught():
 
 
 def test_what_is_no_distribution_is_caught():
-    def top(step: Forward) -> Tensor:
-        p = clear(step).softmax(-1)
+    def top(forward: Forward) -> Tensor:
+        p = clear(forward).softmax(-1)
         return torch.where(p == p.amax(-1, keepdim=True), 0.9 * p, torch.zeros_like(p))
 
     assert caught(Term(Says(top, "probabilities"), CrossEntropy()), steps=1).vital == "not-a-distribution"
@@ -92,8 +92,8 @@ def test_a_term_of_weight_0_is_left_alone():
 def test_warnings():
     @dataclass(frozen=True)
     class Nothing(Teacher):
-        def target(self, state: nn.Module, step: Forward, term: BaseTerm) -> Target:
-            z = step.student(term.view)
+        def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
+            z = forward.student(term.view)
             return Target(z, "logits", torch.zeros(len(z), dtype=torch.bool))
 
     first = Says(lambda s: torch.tensor([5.0, 0.0, 0.0, 0.0]).expand(s.rows("x"), 4))

@@ -47,7 +47,7 @@ def test_no_generation_is_rolled_back(out: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cells, "fit", watched)
     found = cells.run(Cell(NOISE, "born_again(generations=3)", 0), out)
-    assert (found["product"], found["generations"]) == (2, 3)
+    assert (found["final_generation"], found["generations"]) == (2, 3)
     assert {(one["accepted"], one["rows"]) for one in said} == {(True, 0)}, "accepted, for nothing was audited"
 
 

@@ -78,7 +78,7 @@ def test_the_sentence_says_which_way_and_whether_so_few_seeds_could_say_more() -
 def test_products_that_no_generation_taught_are_told() -> None:
     made = cells()
     for seed, one in made["good()"].items():
-        one |= {"decisions": [True, seed > 2], "product": int(seed > 2)}
+        one |= {"decisions": [True, seed > 2], "final_generation": int(seed > 2)}
     result = judge(made, ["good()", "same()"])
     assert "in 3 of 8 seeds the final model is generation 0, which had no teacher" in result["verdict"][0]
     assert "generation 0" not in result["verdict"][1]

@@ -1,0 +1,251 @@
+"""Rows that belong together: equal inputs share a split, and so do the rows of a group.
+
+A copy of a training row in the test split measures memory, so `splits.make_splits` draws whole groups. Near-copies of
+images are counted and stay where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+Ints = NDArray[np.int64]
+
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads values that differ in a few bits
+
+
+MOST_LISTED = 1000  # inputs with different labels that a record names
+
+
+MOST_EXAMPLES = 5
+
+
+# hashes of rows -------------------------------------------------------------------------------------------------------
+
+
+def numeric_values(column: Any) -> Floats | None:
+    """A column of numbers, booleans or times (in seconds) as float64 (rows,), nan where missing; else None."""
+    if hasattr(column, "to_physical"):
+        return _polars_values(column)
+    letter = column.dtype.kind if hasattr(column.dtype, "kind") else "O"
+    if letter in "mM":
+        times = column.to_numpy(dtype="timedelta64[ns]" if letter == "m" else "datetime64[ns]")
+        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1e9)
+    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan)) if letter in "iufb" else None
+
+
+def _polars_values(column: Any) -> Floats | None:
+    import polars
+
+    kind, unit = column.dtype.base_type(), 1.0
+    if kind in (polars.Date, polars.Datetime):
+        column, unit = column.dt.epoch("us"), 1e6
+    elif kind == polars.Duration:
+        column, unit = column.dt.total_microseconds(), 1e6
+    elif kind == polars.Time:
+        column, unit = column.cast(polars.Int64), 1e9
+    elif not (column.dtype.is_numeric() or kind == polars.Boolean):
+        return None
+    return np.asarray(column.cast(polars.Float64).to_numpy()) / unit
+
+
+def category_codes(column: Any) -> tuple[Ints, list[str]]:
+    """The index (rows,) of each value's text among the sorted distinct texts, -1 where missing; and those texts.
+
+    >>> import pandas as pd
+    >>> codes, texts = category_codes(pd.Series(["b", None, "a", "b"]))
+    >>> codes.tolist(), texts
+    ([1, -1, 0, 1], ['a', 'b'])
+    """
+    if hasattr(column, "to_physical"):
+        import polars
+
+        texts = column.cast(polars.String)
+        names = texts.unique().drop_nulls().sort()
+        codes = texts.cast(polars.Enum(names)).to_physical().cast(polars.Int64).fill_null(-1)
+        return np.asarray(codes.to_numpy()), names.to_list()
+    if hasattr(column, "cat"):
+        codes, values = np.asarray(column.cat.codes, dtype=np.int64), column.cat.categories
+    else:
+        codes, values = column.factorize()
+    texts = [str(value) for value in values]
+    names = sorted(set(texts))
+    index = {text: number for number, text in enumerate(names)}
+    return np.array([*(index[text] for text in texts), -1], dtype=np.int64)[codes], names
+
+
+def column_bits(values: Any) -> NDArray[np.uint64]:
+    """Each value as 64 bits, equal where the values are equal."""
+    column: Any = numeric_values(values) if hasattr(values, "to_numpy") else np.asarray(values)
+    if column is None:
+        column = category_codes(values)[0]
+    if column.dtype.kind in "biuf":
+        return np.asarray((column.astype(np.float64) + 0.0).view(np.uint64))  # + 0.0: there are two zeros
+    return np.unique(column.astype(str), return_inverse=True)[1].astype(np.uint64)
+
+
+def row_hashes(X: Any, seed: int) -> NDArray[np.uint64]:
+    """A hash of each row (rows,), the same for equal rows; of an array (rows, ...), a frame or a sparse matrix."""
+    hashes = np.full(X.shape[0], np.uint64(seed) + MULTIPLIER, dtype=np.uint64)
+    if hasattr(X, "tocsr"):
+        columns: list[Any] = [np.asarray(X.tocsr() @ np.random.default_rng(seed).random(X.shape[1]))]
+    elif hasattr(X, "columns"):
+        columns = [X[name] for name in X.columns]
+    else:
+        columns = list(np.asarray(X).reshape(len(hashes), -1).T)
+    with np.errstate(over="ignore"):
+        for column in columns:
+            hashes = (hashes ^ column_bits(column)) * MULTIPLIER
+            hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+# groups of rows -------------------------------------------------------------------------------------------------------
+
+
+class RowGroups(NamedTuple):
+    """The rows that share a split: numbers of groups (n,) int64, in the order of their first rows."""
+
+    copies: Tensor  # equal where the inputs are equal
+    groups: Tensor  # equal where rows are connected by equal inputs and by equal values of a user's group
+    time: Tensor | None = None  # (n,) float64; the splits follow it, the earliest rows teach
+
+
+def row_groups(inputs: Any, groups: Any = None, time: Any = None) -> RowGroups | None:
+    """The groups of rows; None where every row is alone and nothing orders them.
+
+    Args:
+        inputs: rows as of `row_hashes`.
+        groups: the group of each row (n,), values of any type without a missing one.
+        time: the time of each row (n,) as numbers.
+
+    >>> row_groups(np.array([[1.0], [2.0], [1.0], [3.0]]), groups=["a", "b", "c", "c"]).groups.tolist()
+    [0, 1, 0, 0]
+    """
+    copies = numbered(row_hashes(inputs, 0))
+    codes = connect(copies, groups)
+    if time is None and int(codes.max(initial=-1)) + 1 == len(codes):
+        return None
+    moment = None if time is None else torch.as_tensor(np.asarray(time, dtype=np.float64))
+    return RowGroups(torch.from_numpy(copies), torch.from_numpy(codes), moment)
+
+
+def numbered(values: NDArray[Any]) -> Ints:
+    """Values (n,) as numbers from 0 on, in the order of their first rows."""
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(rank[codes.reshape(-1)], dtype=np.int64)
+
+
+def connect(copies: Ints, groups: Any = None) -> Ints:
+    """The groups of rows (n,) that are connected by equal numbers of ``copies`` or equal values of ``groups``."""
+    if groups is None:
+        return copies
+    codes = numbered(np.asarray(groups))
+    if int(copies.max(initial=-1)) + 1 == len(copies):
+        return codes
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    shift = int(copies.max()) + 1
+    size = shift + int(codes.max()) + 1
+    edges = coo_array((np.ones(len(copies), dtype=np.int8), (copies, shift + codes)), shape=(size, size))
+    return numbered(connected_components(edges, directed=False)[1][copies])
+
+
+# what a run says of copies --------------------------------------------------------------------------------------------
+
+
+class Conflict(NamedTuple):
+    """Equal inputs with different labels: the numbers of their rows, from 1, and the label of each."""
+
+    rows: list[int]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """The copies among the rows of a data set.
+
+    Attributes:
+        rows: the number of rows with an equal one; distinct: of different inputs among them.
+        conflicts: equal inputs with different labels, at most `MOST_LISTED`; conflicting: the number of their rows.
+        across: ids of test rows that equal a row outside of the test split (of the user's own split).
+        validated: the number of validation rows that equal a training row (of the user's own split).
+        near: pairs of images in different splits that differ little, at most `MOST_EXAMPLES`; nearly: rows with one.
+        left_out: rows in no split, since their group is in another one.
+    """
+
+    rows: int = 0
+    distinct: int = 0
+    conflicting: int = 0
+    conflicts: tuple[Conflict, ...] = ()
+    across: Tensor = torch.zeros(0, dtype=torch.int64)
+    validated: int = 0
+    nearly: int = 0
+    near: tuple[tuple[str, str], ...] = ()
+    left_out: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The entries of a run's record, as JSON values; empty where there is nothing to say."""
+        numbers = {
+            "rows": self.rows,
+            "distinct": self.distinct,
+            "conflicting": self.conflicting,
+            "conflicts": [conflict._asdict() for conflict in self.conflicts],
+            "across": len(self.across),
+            "validated": self.validated,
+            "near": {"rows": self.nearly, "examples": [list(pair) for pair in self.near]} if self.nearly else None,
+            "left_out": self.left_out,
+        }
+        entries = {name: value for name, value in numbers.items() if value}
+        return {"copies": entries} if entries else {}
+
+
+def conflict_text(conflict: dict[str, Any]) -> str:
+    """The first row of each label among equal inputs, in words; at most `MOST_EXAMPLES`.
+
+    >>> conflict_text({"rows": [1, 3, 4], "labels": ["no", "yes", "yes"]})
+    "rows 1 (label 'no') and 3 (label 'yes')"
+    """
+    first = dict(zip(conflict["labels"][::-1], conflict["rows"][::-1], strict=True))
+    shown = [f"{row} (label '{label}')" for row, label in sorted((r, label) for label, r in first.items())]
+    return f"rows {', '.join(shown[: MOST_EXAMPLES - 1][: len(shown) - 1])} and {shown[-1]}"
+
+
+def notices(name: str, record: dict[str, Any]) -> list[str]:
+    """Copies in sentences, from the entries of a record of data."""
+    copies, lines = record.get("copies", {}), list[str]()
+    if copies.get("rows"):
+        lines.append(
+            f"{name}: {copies['rows']} rows are copies of each other ({copies['distinct']} distinct inputs); copies "
+            "share a split"
+        )
+    if copies.get("across"):
+        lines.append(
+            f"{name}: {copies['across']} rows of the test split are copies of training or validation rows; the test is "
+            "scored with and without them"
+        )
+    if copies.get("validated"):
+        lines.append(f"{name}: {copies['validated']} rows of the validation split are copies of training rows")
+    if copies.get("conflicting"):
+        lines.append(
+            f"{name}: {copies['conflicting']} rows are copies with different labels, such as "
+            f"{conflict_text(copies['conflicts'][0])}; `selfdistill label-errors` lists them"
+        )
+    if near := copies.get("near"):
+        pairs = "; ".join(" and ".join(pair) for pair in near["examples"])
+        lines.append(f"{name}: {near['rows']} validation or test images are nearly those of another split: {pairs}")
+    if copies.get("left_out"):
+        lines.append(f"{name}: {copies['left_out']} rows are in no split, since their group or time is in another one")
+    return lines
