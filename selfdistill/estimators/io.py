@@ -31,6 +31,8 @@ TYPES = frozenset(
         "scipy.interpolate._bsplines.BSpline",
         "scipy.sparse._csc.csc_matrix",
         "scipy.sparse._csr.csr_matrix",
+        "selfdistill.estimators.network.NetworkClassifier",
+        "selfdistill.estimators.network.NetworkRegressor",
         "selfdistill.estimators.self_distillation.PeerTaughtRegressor",
         "selfdistill.estimators.self_distillation.SelfDistilledClassifier",
         "selfdistill.estimators.self_distillation.SelfDistilledRegressor",

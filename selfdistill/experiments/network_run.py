@@ -431,6 +431,7 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     place = Path(folder) / "model"
     if not place.is_dir():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
+    store.read_config(place)  # the gravest fault first: a model that is not trusted
     card = model_card(place, {"task": str, "classes": [str], "half?": (float, None)})
     if card["task"] == "features":
         raise DataError(

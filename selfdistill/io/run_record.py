@@ -87,7 +87,7 @@ _RESULT = {
     "steps": int,
     "seconds": float,
     "test": _FIGURES,
-    "product": int,
+    "final_generation": int,
     "chosen": str,
     "kind?": str,
     "passes?": _PASSES,
@@ -97,7 +97,7 @@ _RESULT = {
     "probed?": bool,
     "reliability?": {str: [{"confidence": float, "accuracy": float, "share": float}]},
     "predicted?": {str: [[float]]},
-    "doubts?": ({"from": str, "rows": int, "doubted": int, "auroc?": float}, None),
+    "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "trouble?": (str, None),
@@ -155,12 +155,12 @@ class Request:
     target: str | None = None
     text: str | None = None
     unlabelled: str | None = None
-    labels: Annotated[int, Range(1), Range(-math.inf, 10**12)] | None = None
+    labels: Annotated[int, Range(1, limit=10**12)] | None = None
     label_noise: float = 0.0
-    image_size: Annotated[int, Range(1), Range(-math.inf, 4096)] | None = None
+    image_size: Annotated[int, Range(1, limit=4096)] | None = None
     augment: str | None = None
     keep: str | None = None
-    lora: Annotated[int, Range(0), Range(-math.inf, 8192)] | None = None
+    lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
     model: str | None = None

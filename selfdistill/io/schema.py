@@ -43,7 +43,10 @@ def find_fault(value: Any, schema: Schema, place: str = "it") -> str | None:
     match schema:
         case Range():  # itself a tuple
             wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or value not in schema
-            return f"{place} is a number, {schema}, not {_short(value)}" if wrong else None
+            if not wrong:
+                return None
+            allowed = schema.fault(value) if isinstance(value, (int, float)) else schema
+            return f"{place} is a number, {allowed}, not {_short(value)}"
         case tuple():
             faults = [find_fault(value, one, place) for one in schema]
             nested = [fault for fault in faults if fault and not fault.startswith(f"{place} is")]

@@ -76,16 +76,16 @@ def require_trust(place: str, name: str, file: Path | str, folder: Path | None =
     selfdistill.errors.CheckpointError: model/config.json names net:build, code that is not part of selfdistill and \
 could do anything; if you trust it, allow it by --trust-code (in Python, trust_code=True)
     """
-    named = f"{file} names {one_line(f'{place}:{name}', 80)}"
-    if place.partition(".")[0] in sys.stdlib_module_names:
-        raise CheckpointError(f"{named}, which is of Python's own library, and is never run: it makes no model")
+    named, never = f"{file} names {one_line(f'{place}:{name}', 80)}", "is never run, not even with --trust-code"
     if folder is not None and _lies_in(place, folder.resolve()):
-        raise CheckpointError(f"{named}, which lies in {folder} itself; code in a model's or run's folder is never run")
+        raise CheckpointError(f"{named}, which lies in {folder} itself; code in a model's or run's folder {never}")
     if not is_trusted():
         raise CheckpointError(
             f"{named}, code that is not part of selfdistill and could do anything; if you trust it, allow it by "
             "--trust-code (in Python, trust_code=True)"
         )
+    if place.partition(".")[0] in sys.stdlib_module_names:
+        raise CheckpointError(f"{named}, which is of Python's own library and makes no model; it {never}")
 
 
 def _lies_in(place: str, folder: Path) -> bool:
