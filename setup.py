@@ -7,15 +7,16 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithOracles(build_py):
-    """Copy tests/oracles/NAME.py to selfdistill/methods/oracles/NAME.py.txt, which `explain --code` prints.
+    """Copy tests/oracles/NAME.py to selfdistill/methods/oracles/NAME.py.txt, which `explain --code` prints, and those
+    in folders below it likewise.
 
     They are no modules of the package: a recipe and its oracle share no code, and the oracles import the tests.
     """
 
     def _oracles(self) -> dict[str, str]:
-        folder = Path(self.build_lib, "selfdistill", "methods", "oracles")
-        sources = sorted(Path("tests", "oracles").glob("[!_]*.py"))
-        return {str(folder / f"{source.name}.txt"): str(source) for source in sources}
+        folder, oracles = Path(self.build_lib, "selfdistill", "methods", "oracles"), Path("tests", "oracles")
+        sources = sorted(oracles.glob("**/[!_]*.py"))
+        return {str(folder / f"{source.relative_to(oracles)}.txt"): str(source) for source in sources}
 
     def run(self) -> None:
         super().run()

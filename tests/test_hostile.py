@@ -112,9 +112,8 @@ def test_some_code_is_never_run(spec: str, evil: Path, monkeypatch: pytest.Monke
 
 
 def test_code_of_ones_own_runs_where_it_is_trusted(evil: Path) -> None:
-    Path("own.py").write_text(
-        "from torch import nn\ndef net(shape, outputs):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))\n"
-    )  # noqa: E501
+    layers = "nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))"
+    Path("own.py").write_text(f"from torch import nn\ndef net(shape, outputs):\n    return {layers}\n")
     made = ("digits", "--labels", 60, "--steps", 2, "--model", "own:net", "--method", "plain()", "--no-control")
     passed("run", *made, "--out", "mine", "--quiet")
     assert "--trust-code" in refused("predict", "mine", "digits")

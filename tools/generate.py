@@ -29,7 +29,14 @@ FACES: tuple[str, ...] = (
     ".terms",
     ".models",
 )
-FACES += (".estimators", ".testing", ".integrations.huggingface", ".integrations.lightning")
+FACES += (
+    ".estimators",
+    ".language.recipes",
+    ".language.trainer",
+    ".testing",
+    ".integrations.huggingface",
+    ".integrations.lightning",
+)
 
 TREE_BEGINS = "<!-- tree: written by `python tools/generate.py docs/design.md` -->\n"
 TREE_ENDS = "<!-- end of the tree -->\n"

@@ -99,8 +99,8 @@ def main() -> None:
     "--audit-folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="For few labels: cross-validate in K folds (K more trainings), so that all labels validate and all "
-    "labels teach the final model.",
+    help="For few labels: audit by cross-validation in K folds (K more trainings) in place of a validation split. "
+    "The final model is then trained on all labels.",
 )
 @click.option(
     "--targets",
@@ -117,12 +117,12 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
 
     DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
-    of prompts, or reasoning-gym:TASK. Without DATA, digits: 1,797 small images that come with scikit-learn.
+    of prompts, or reasoning-gym:TASK. Without DATA it uses digits: 1,797 small images that come with scikit-learn.
 
     An interrupted run resumes when the same command is given again, or by `selfdistill resume`.
 
     Self-supervised recipes, such as byol(), also train on a folder of images without classes and on a table without
-    --target. Nothing is scored then; another run can start from the trained features by --init.
+    --target. Such a run has no scores. Another run can start from its weights with --init.
     """
     from ..experiments.run import Run
     from ..io.run_record import Request
@@ -200,7 +200,13 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.argument("data")
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
-@click.option("--exit", "exit_number", type=click.IntRange(min=1), metavar="N", help="Predict at early exit N (byot).")
+@click.option(
+    "--exit",
+    "exit_number",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Predict with early exit N of a model of byot().",
+)
 @trust_option
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:

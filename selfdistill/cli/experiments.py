@@ -50,15 +50,15 @@ class ManyMethods(click.Command):
     "--seeds",
     type=click.IntRange(max=1000),
     metavar="N",
-    help="Number of seeds, counted from --seed on; at least 3 [default: the fewest that can reach a verdict: 6 for one "
-    "method, 7 for two].",
+    help="Number of seeds from --seed upwards, at least 3 [default: the fewest with which a verdict is possible: 6 for "
+    "one method, 7 for two].",
 )
 @click.option(
     "--budget",
     type=click.Choice(["passes", "steps", "seconds", "completions"]),
-    help="What is matched: sample passes (a forward pass counts 1, a backward pass 2), optimizer steps, seconds, "
-    "or for "
-    "prompts the sampled completions [default: passes; steps for prompts; always trainings for scikit-learn].",
+    help="The compute that is equal for all methods: sample passes (a forward pass counts 1, a backward pass 2), "
+    "optimizer steps, seconds, or for prompts the sampled completions [default: passes; steps for prompts]. For "
+    "scikit-learn it is the number of trainings.",
 )
 @click.option(
     "--level", type=Finite(min=0, max=1, min_open=True, max_open=True), default=0.05, show_default=True,
@@ -82,8 +82,9 @@ def compare(
 ) -> None:
     """Compare methods on DATA with baselines at matched compute, paired over seeds.
 
-    Each method BEATS, TIES or LOSES to the plain baseline and the best baseline (prompts: sft() and the model before
-    training). An interrupted comparison resumes when the same command is given again. Without DATA, digits.
+    The verdict on a method is BEATS, TIES or LOSES, against plain training and against the best baseline; for prompts
+    against sft() and the model before training. An interrupted comparison resumes when the same command is given again.
+    Without DATA it uses digits.
 
     Baselines of networks: plain training, plain training for longer, label smoothing, EMA weights, early stopping,
     tuned weight decay, an average of independent models, and distillation from a larger teacher.

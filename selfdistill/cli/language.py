@@ -33,6 +33,8 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_op
     help="Prompts to test on.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
+@click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
+@click.option("--skip-long", is_flag=True, help="Leave out the rows that are longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -41,8 +43,8 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_op
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
     """Test on a few PROMPTS whether the teacher of a language model is better than the student.
 
-    Scores the student, the student with the teacher's context, and the teacher, and prints "go" or "no-go" (exit "
-    "code 1).
+    It scores the student, the student that reads the teacher's context, and the teacher. Then it prints "go", or
+    "no-go" with exit code 1.
     """
     from ..experiments.task_types import TASK_TYPES
     from ..io.run_record import Request
@@ -59,7 +61,7 @@ def preflight(data: str, prompts: int, device: str | None, as_json: bool, **opti
 @click.argument("data")
 @click.option("--text", required=True, metavar="COL", help="Column of texts.")
 @click.option("--model", default="gt-minilm", show_default=True, metavar="SPEC", help="Encoder, as for `run`.")
-@click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; `run --model DIR` takes it.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the encoder; for `run --model DIR`.")
 @click.option("--weight", type=Finite(min=0), default=1.0, show_default=True, help="Weight of the distillation term.")
 @click.option(
     "--epochs", type=click.IntRange(min=1), metavar="N", help="Epochs of each of the two trainings [default: 3]."

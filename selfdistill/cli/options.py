@@ -90,23 +90,44 @@ class Finite(click.FloatRange):
         return number
 
 
+def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The types of columns from the command line, by name."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        name, equals, kind = value.rpartition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is no NAME=TYPE, such as size=numeric")
+        if pairs.setdefault(name, kind) != kind:
+            raise click.BadParameter(f"{name!r} has two types, {pairs[name]} and {kind}; give one")
+    return tuple(sorted(pairs.items()))
+
+
 DATA_OPTIONS = [
     click.argument("data", default="digits"),
     click.option("--target", metavar="COL", help="Tables: column to predict; rows where it is empty are unlabelled."),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="NAME=TYPE",
+        callback=lambda context, option, values: _column_types(values),
+        help="Tables: the type of a column where the inferred one is wrong: numeric, categorical, date, text or "
+        "identifier; the last two are left out. May be repeated.",
+    ),
     click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
     click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
     click.option(
         "--labels",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Keep the labels of N training rows, and of at most N validation rows.",
+        help="Use the labels of N training rows and of at most N validation rows only; the rest is unlabelled.",
     ),
     click.option(
         "--label-noise",
         type=float,
         default=0.0,
         metavar="F",
-        help="Share of the training and validation labels that is replaced by wrong ones, for experiments.",
+        help="For experiments: replace this share of the training and validation labels by wrong ones.",
     ),
     click.option(
         "--image-size",
@@ -117,7 +138,8 @@ DATA_OPTIONS = [
     click.option(
         "--augment",
         type=click.Choice(["none", "weak", "strong"]),
-        help="Augmentation of the default view [default: weak for folders of images and fashion-mnist, else none].",
+        help="Augmentation where the recipe names none [default: weak for folders of images and fashion-mnist, else "
+        "none].",
     ),
     click.option(
         "--model",
@@ -135,6 +157,17 @@ DATA_OPTIONS = [
         "--keep",
         metavar="SUITE",
         help="Prompts: prior tasks that must not be forgotten (.jsonl, reasoning-gym:TASK).",
+    ),
+    click.option(
+        "--checker",
+        metavar="SPEC",
+        help="Prompts: checker of the rows that have an answer and name no checker (exact, numeric, regex, "
+        "module:function).",
+    ),
+    click.option(
+        "--skip-long",
+        is_flag=True,
+        help="Prompts: leave out the rows that are longer than the model's context, and count them.",
     ),
     click.option(
         "--lora",
@@ -205,9 +238,8 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit",
         type=click.Choice(["safe", "strict", "off"]),
-        help="Test on the validation split that a generation must pass to teach the next one or be the final "
-        "model: "
-        "not worse (safe), significantly better (strict), or no test (off) [default: safe].",
+        help="Test on the validation split. Only a generation that passes teaches the next one or is the final model. "
+        "safe: not worse than the one before; strict: significantly better; off: no test [default: safe].",
     ),
     click.option(
         "--audit-level",
@@ -217,7 +249,7 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit-delta",
         type=Finite(min=0, min_open=True),
-        help="How much worse `safe` lets a generation be: a share of rows, or in the unit of the measure "
+        help="The loss of accuracy that `safe` accepts, as a share of rows, or of another measure in its unit "
         "[default: the smallest change that the validation split can detect].",
     ),
     click.option(
@@ -228,7 +260,7 @@ TRAINING_OPTIONS = [
     click.option(
         "--audit-epochs",
         type=click.IntRange(min=1),
-        help="Audit also every N epochs within a generation, and restore the best weights if they got worse.",
+        help="Audit also every N epochs within a generation, and restore the best weights if the model got worse.",
     ),
     click.option(
         "--patience", type=click.IntRange(min=1), help="Stop after this many generations without improvement."
@@ -236,12 +268,23 @@ TRAINING_OPTIONS = [
     click.option(
         "--vitals/--no-vitals",
         default=None,
-        help="Check the training signal at a few steps; stop if it is dead [default: vitals].",
+        help="Check at a few steps that each loss term gives a training signal; stop the run if one does not "
+        "[default: vitals].",
     ),
     click.option(
         "--cache/--no-cache",
         default=None,
         help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
+    ),
+    click.option(
+        "--memory",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Precision of remembered predictions, for many rows and classes [default: float32].",
+    ),
+    click.option(
+        "--memory-top",
+        type=click.IntRange(min=1),
+        help="Remember the N largest probabilities of each prediction; the others share the rest [default: all].",
     ),
     click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
     click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
@@ -258,7 +301,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
     "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "cache", "save_seconds", "save_steps",
+    "cache", "memory", "memory_top", "save_seconds", "save_steps",
 )  # fmt: skip
 
 

@@ -34,7 +34,11 @@ def report(source: str, out: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @one_line_errors
 def vitals(run_folder: str, as_json: bool) -> None:
-    """Show whether each loss term gave a training signal: gradient, disagreement, entropy, share kept, warnings."""
+    """Show whether each loss term gave a training signal.
+
+    The columns are the size of the gradient, the disagreement of teacher and student, the entropy of the targets, and
+    the share of the targets that the gate kept. Warnings follow.
+    """
     from ..experiments.run import Run
 
     run = Run.open(run_folder)

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..io.expressions import one_line
+
 Floats = NDArray[np.float64]
 
 
@@ -163,14 +165,46 @@ def connect(copies: Ints, groups: Any = None) -> Ints:
     return numbered(connected_components(edges, directed=False)[1][copies])
 
 
+# near-copies of images ------------------------------------------------------------------------------------------------
+
+
+NEAR = 8  # bits of 256 in which the hashes of near-copies differ at most
+
+
+WINDOW = 8  # neighbours in the order of a band that are compared
+
+
+def near_copies(gradients: Tensor, parts: Tensor) -> NDArray[np.int64]:
+    """Pairs (pairs, 2) of rows in different ``parts`` (n,), -1 for none, whose hashes (n, 32) uint8 differ in few bits.
+
+    Hashes are cut into 16 bands of 16 bits. A near-copy has most bands of its original, so rows are sorted by each band
+    and compared with the next ones: the cost follows the number of rows.
+    """
+    order = np.random.RandomState(0).permutation(256)  # neighbouring cells are alike, so a band takes distant ones
+    bits = np.ascontiguousarray(np.packbits(np.unpackbits(gradients.numpy(), axis=1)[:, order], axis=1))
+    words, part, pairs = bits.view(np.uint64), parts.numpy(), [np.zeros((0, 2), dtype=np.int64)]
+    for band in bits.view(np.uint16).T:
+        rows = np.argsort((band.astype(np.uint64) << np.uint64(48)) | (words[:, 0] >> np.uint64(16)))
+        sorted_band, sorted_part = band[rows], part[rows]
+        for step in range(1, min(WINDOW, len(rows) - 1) + 1):
+            equal = np.flatnonzero(sorted_band[:-step] == sorted_band[step:])
+            equal = equal[(sorted_part[equal] != sorted_part[equal + step])]
+            one, other = rows[equal], rows[equal + step]
+            near = np.unpackbits(bits[one] ^ bits[other], axis=1).sum(axis=1) <= NEAR
+            pairs.append(np.stack([one[near], other[near]], axis=1))
+    distinct = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+    return distinct[(part[distinct] >= 0).all(axis=1)]
+
+
 # what a run says of copies --------------------------------------------------------------------------------------------
 
 
 class Conflict(NamedTuple):
-    """Equal inputs with different labels: the numbers of their rows, from 1, and the label of each."""
+    """Equal inputs with different labels: the rows, from 1, their labels and, where rows are files, their names."""
 
     rows: list[int]
     labels: list[str]
+    names: list[str]
 
 
 @dataclass(frozen=True)
@@ -215,12 +249,15 @@ class CopyReport:
 def conflict_text(conflict: dict[str, Any]) -> str:
     """The first row of each label among equal inputs, in words; at most `MOST_EXAMPLES`.
 
-    >>> conflict_text({"rows": [1, 3, 4], "labels": ["no", "yes", "yes"]})
+    >>> conflict_text({"rows": [1, 3, 4], "labels": ["no", "yes", "yes"], "names": []})
     "rows 1 (label 'no') and 3 (label 'yes')"
     """
-    first = dict(zip(conflict["labels"][::-1], conflict["rows"][::-1], strict=True))
-    shown = [f"{row} (label '{label}')" for row, label in sorted((r, label) for label, r in first.items())]
-    return f"rows {', '.join(shown[: MOST_EXAMPLES - 1][: len(shown) - 1])} and {shown[-1]}"
+    first: dict[str, Any] = {}
+    for name, label in zip(conflict["names"] or conflict["rows"], conflict["labels"], strict=True):
+        first.setdefault(label, name)
+    shown = [f"{one_line(name)} (label '{one_line(label, 40)}')" for label, name in first.items()][:MOST_EXAMPLES]
+    listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return listed if conflict["names"] else f"rows {listed}"
 
 
 def notices(name: str, record: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,13 @@ from ..errors import DataError
 from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
-from . import images, sources, splits, tables
+from . import column_types, images, sources, splits, tables
 from .augment import Tokens
+from .column_types import Column
 from .copies import CopyReport, notices, row_groups
 from .image_store import ImageStore
 from .sources import NAMES, RawData
+from .table_files import SHOWN, is_table, read_table
 
 PREPROCESSOR = "preprocessor.skops"
 
@@ -61,6 +63,8 @@ class Data:
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
     groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
     copies: CopyReport = CopyReport()
+    columns: tuple[Column, ...] = ()  # tables: how each column was read
+    title: str = ""  # of the report on them
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
     skip_note: str = ""  # files that are no rows, and why
 
@@ -103,22 +107,22 @@ class Data:
     @property
     def note(self) -> str:
         """A notice about these rows for the user, to print before training; mostly empty."""
-        skipped = f"{self.name}: {self.skip_note}" if self.skip_note else ""
-        return "; ".join(filter(None, (skipped, self._task_note, *notices(self.name, self.copies.describe()))))
-
-    @property
-    def _task_note(self) -> str:
+        lines = [column_types.report(self.title, self.columns)] if self.columns else []
+        if self.skip_note:
+            lines.append(f"{self.name}: {self.skip_note}")
+        lines += notices(self.name, self.copies.describe())
         if self.task == "features":
-            columns = tables.columns(self.preprocessor)[0] if self.preprocessor is not None else []
-            inputs = f" (inputs: {', '.join(columns[:12])}{', ...' * (len(columns) > 12)})" if columns else ""
-            return (
-                f"{self.name}: no row has a label{inputs}; nothing can be scored; the last weights are the final model"
+            inputs = tables.feature_names(self.preprocessor) if self.preprocessor is not None else []
+            told = f" (inputs: {', '.join(inputs[:12])}{', ...' * (len(inputs) > 12)})" if inputs else ""
+            lines.append(
+                f"{self.name}: no row has a label{told}; nothing can be scored; the last weights are the final model"
             )
-        if not self.cut:
-            return ""
-        return (
-            f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {self.shape[0]} tokens and were cut there"
-        )
+        if self.cut:
+            lines.append(
+                f"{self.name}: {self.cut} of {len(self.x)} texts are longer than {self.shape[0]} tokens and were cut "
+                "there"
+            )
+        return "\n".join(lines)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -158,6 +162,7 @@ class Data:
             "augment": self.augment,
             "fingerprint": self.fingerprint,
             **({"text": self.reader.column, "cut": self.cut} if self.reader is not None else {}),
+            **({column_types.RECORD: [column.to_json() for column in self.columns]} if self.columns else {}),
             **self.copies.describe(),
         }
 
@@ -175,14 +180,16 @@ def load(
     image_size: int | None = None,
     reader: Any = None,
     labelled: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> Data:
-    """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, a CSV or Parquet file.
+    """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, or the file of a table.
 
     ``target`` names a table's target column; rows without one teach unlabelled, as those of ``unlabelled``.
     ``labels`` keeps that many training labels, ``label_noise`` makes that share of them wrong, ``test`` is a
     share of the labelled rows and ``audit`` one of the rest. The test split does not depend on ``seed``. A
     ``reader`` (`text.reader`) makes token ids of a table's column of texts. Unless they must be ``labelled``, a folder
-    may have no classes and a table no target: such data teach features.
+    may have no classes and a table no target: such data teach features. ``columns`` are the types of a table's columns
+    where they are not to be inferred: numeric, categorical, date, text or identifier (both are left out).
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -193,9 +200,11 @@ def load(
     folder = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
     if reader is None:
-        raw = sources.read_source(source, target=target, unlabelled=folder, image_size=image_size, labelled=labelled)
+        raw = sources.read_source(
+            source, target=target, unlabelled=folder, image_size=image_size, labelled=labelled, types=columns
+        )
         return _assemble(raw, audit, test, **options)
-    raw, cut = reader.source(source, target, folder)
+    raw, cut = reader.source(source, target, folder, columns)
     return replace(_assemble(raw, audit, test, **options), reader=reader, cut=cut)
 
 
@@ -244,7 +253,7 @@ def write_card(data: Data, folder: Path) -> None:
     card: dict[str, Any] = {"format": FORMAT, **data.describe()}
     if data.preprocessor is not None:
         tables.save(data.preprocessor, folder / PREPROCESSOR)
-        card["columns"] = tables.columns(data.preprocessor)[0]
+        card["columns"] = tables.feature_names(data.preprocessor)
     if data.reader is not None:
         card |= data.reader.save(folder)
     write(folder / DATA_CARD, json.dumps(card, indent=2) + "\n")
@@ -265,18 +274,18 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
         from . import text
 
         return text.inputs(source, card, model_folder)
-    if tables.is_table(source) and kind != "table":
+    if is_table(source) and kind != "table":
         raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
     x: Tensor | ImageStore
-    if tables.is_table(source):
-        input_kind, x, names = "table", *_table_inputs(Path(source), model_folder)
+    if kind == "table" and is_table(source, named=True):
+        input_kind, x, names = "table", *_table_inputs(sources.existing(source), model_folder, card)
     elif source in NAMES or len(images.idx_files(Path(source))) == len(images.IDX_STEMS):
         if source in sources.TABLES and kind == "table":
             return _known_inputs(source, model_folder)
         data = load(source)
         input_kind, x, names = data.kind, data.rows(data.test), [f"test/{i + 1}" for i in data.test.tolist()]
     elif kind != "image":
-        raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
+        raise DataError(f"{source}: the model was trained on a table; give one ({SHOWN})")
     else:
         root = sources.existing(source)
         paths = [root] if root.is_file() else images.find_images(root)
@@ -323,6 +332,9 @@ def _assemble(
         bare=raw.bare,
         groups=groups,
     )
+    copies = splits.report_copies(column, groups, parts, raw.names)
+    if raw.gradients is not None and not raw.bare:
+        copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)
     (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
     if raw.features is not None:
         preprocessor = tables.fit(raw.features, torch.cat([parts.labelled, parts.unlabelled]))
@@ -339,12 +351,14 @@ def _assemble(
         preprocessor=preprocessor,
         white=raw.white,
         names=raw.names,
+        columns=raw.columns,
+        title=raw.title,
         digests=raw.digests,
         skip_note=raw.skip_note,
         center=center,
         scale=scale,
         groups=None if groups is None else groups.groups,
-        copies=splits.report_copies(column, groups, parts),
+        copies=copies,
         **parts._asdict(),
     )
 
@@ -439,15 +453,16 @@ def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:
     return x, [f"test/{i + 1}" for i in test.tolist()]
 
 
-def _table_inputs(path: Path, model_folder: Path) -> tuple[Tensor, list[str]]:
+def _table_inputs(path: Path, model_folder: Path, card: dict[str, Any]) -> tuple[Tensor, list[str]]:
     """Through the saved preprocessing; a model trained on bare tensors takes the numbers as they are."""
-    frame = tables.read_frame(path)
-    names = [str(row + 1) for row in range(len(frame))]
-    if (model_folder / PREPROCESSOR).exists():
-        preprocessor = tables.load(model_folder / PREPROCESSOR)
-        return tables.transform(preprocessor, frame, str(path)), names
-    columns = list(frame.columns)
-    values = tables.prepare(frame, columns, columns, str(path)).to_numpy(np.float32)
+    saved = (model_folder / PREPROCESSOR).exists()
+    specs = column_types.from_json(card.get(column_types.RECORD), str(model_folder / DATA_CARD)) if saved else []
+    table = read_table(path, (), tables.literal_names(specs))
+    names = [str(row + 1) for row in range(table.rows)]
+    if saved:
+        features = tables.prepare(table, specs)
+        return tables.transform(tables.load(model_folder / PREPROCESSOR), features, str(path)), names
+    values = tables.prepare(table, [Column(name, "numeric") for name in table.names]).to_numpy(np.float32)
     x = torch.tensor(values)
     _check_inputs(x, torch.zeros(len(x)), str(path))
     return x, names

@@ -1,18 +1,28 @@
-"""Examples for language models, and the JSON Lines files that hold them; an error names the line and the remedy."""
+"""Examples for language models, and the fields of files that hold them; an error names the line and the remedy."""
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from ..errors import DataError
 from ..io.expressions import one_line
+from .prompt_files import SPLITS, Place, Record, kind_of, read_records
 
-FIELDS = ("demonstration", "answer", "checker", "feedback", "wrong")  # text that a row may have beside its prompt
+#: Text that a row may have beside its prompt.
+FIELDS = ("demonstration", "answer", "checker", "feedback", "wrong", "privileged_context")
+
+
+#: field -> the names that other tools have for it, which stand in where the field is not there
+ALIASES = {
+    "prompt": ("question", "instruction", "problem", "query"),
+    "messages": ("conversations",),
+    "demonstration": ("completion", "response", "output", "chosen"),
+    "answer": ("ground_truth",),
+    "wrong": ("rejected",),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Example:
     checker: str | None = None  # see `checkers.Checker`
     feedback: str | None = None  # what was said about an attempt
     wrong: str | None = None  # a wrong solution, for contrastive contexts
+    privileged_context: str | None = None  # what the teacher alone reads, where it is no demonstration
     entry: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)  # reasoning-gym's own record
     line: int = 0  # in its file, from 1
 
@@ -38,15 +49,14 @@ class Example:
         return self.messages[-1][1]
 
     @property
+    def shown(self) -> str | None:
+        """The text that the teacher alone reads: the privileged context or else the demonstration."""
+        return self.demonstration if self.privileged_context is None else self.privileged_context
+
+    @property
     def user_text(self) -> str:
         """The user's text in all turns, without repeated spaces: examples that share it are the same prompt."""
         return "\n".join(" ".join(content.split()) for role, content in self.messages if role == "user")
-
-
-SUFFIX = ".jsonl"
-
-
-SPLITS = ("train", "audit", "test")
 
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -55,33 +65,25 @@ ROLES = ("system", "user", "assistant", "tool")
 _READ = ("prompt", "messages", "split", "entry", *FIELDS)
 
 
-_KINDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    str: "text",
-}
+_SHARED_GPT = {"human": "user", "gpt": "assistant", "system": "system"}  # roles of {"from": ..., "value": ...}
 
 
 class PromptRow(NamedTuple):
-    """An example, the split that its file puts it in, and the fields that have no meaning here."""
+    """An example, the split that its file puts it in, the fields without a use here, and those read as others."""
 
     example: Example
     split: str | None
-    extra: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()  # (name in the file, field)
 
 
 def read_rows(path: Path) -> list[PromptRow]:
-    """The rows of a file.
+    """The rows of a file, or of a folder that `save_to_disk` of the library datasets wrote.
 
     Raises:
-        DataError: no such file, not UTF-8, not JSON lines, or a row that is none; file, line and remedy are named.
+        DataError: no such file, not UTF-8, damaged, or a row that is none; file, line and remedy are named.
     """
-    if path.suffix.lower() != SUFFIX or path.is_dir():
-        raise DataError(f"{path}: prompts are read from a {SUFFIX} file, one JSON object a line; write one")
-    return [_row(path, number, line) for number, line in _lines(path)]
+    return [_row(record) for record in read_records(path)]
 
 
 def write_rows(rows: Sequence[Example], path: Path, splits: Sequence[str | None] | None = None) -> None:
@@ -100,75 +102,66 @@ def write_rows(rows: Sequence[Example], path: Path, splits: Sequence[str | None]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, numbered from 1; only a line feed ends one, whatever else JSON text may hold."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        candidates = [str(entry) for entry in path.parent.glob(f"*{SUFFIX}")]
-        matches = difflib.get_close_matches(str(path), candidates, n=1)
-        hint = f" (did you mean '{matches[0]}'?)" if matches else ""
-        raise DataError(f"no prompts called '{path}'{hint}; give the path of a {SUFFIX} file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            fault = f"byte {error.object[error.start]:#04x} is not UTF-8"
-            raise DataError(f"{path}:{number}: {fault}; save the file as UTF-8") from None
-        if line:
-            yield number, line
-
-
-class _Place(NamedTuple):
-    path: Path
-    line: int
-
-    def refuse(self, fault: str) -> NoReturn:
-        raise DataError(f"{self.path}:{self.line}: {fault}")
-
-
-def _row(path: Path, number: int, line: str) -> PromptRow:
-    place = _Place(path, number)
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        reason = one_line(error.msg if isinstance(error, json.JSONDecodeError) else error, 80)
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        place.refuse(f'not JSON ({reason}{column}); write one object a line, such as {{"prompt": "..."}}')
-    except RecursionError:
-        place.refuse("nested too deeply; write one flat object a line")
-    if not isinstance(record, dict):
-        place.refuse(f'{_json_kind(record)} instead of an object; write one a line, such as {{"prompt": "..."}}')
-    fields = {name: _text(record[name], f'"{name}"', place) for name in FIELDS if record.get(name) is not None}
-    for name, text in fields.items():
+def _row(record: Record) -> PromptRow:
+    place, (fields, renamed) = record.place, _named(record.fields)
+    messages, demonstration, extra = _messages(fields, place)
+    if demonstration is not None:
+        fields["demonstration"] = demonstration
+        renamed += [("the last turn of messages", "demonstration")]
+    texts = {name: _spoken(fields[name], name, place) for name in FIELDS if fields.get(name) is not None}
+    for name, text in texts.items():
         if not text.strip():
             subject = "empty completion: the demonstration" if name == "demonstration" else f'the field "{name}"'
             place.refuse(f"{subject} has no text; write it, or leave the field out")
-    entry, split = record.get("entry"), record.get("split")
+    entry, split = fields.get("entry"), record.split or fields.get("split")
     if entry is not None and not isinstance(entry, dict):
-        place.refuse(f'the field "entry" is {_json_kind(entry)}; give the object that reasoning-gym made')
-    if split is not None and split not in SPLITS:
-        place.refuse(f'the split is {one_line(json.dumps(split), 40)}; use "train", "audit" or "test"')
-    extra = tuple(name for name in record if name not in _READ)
-    return PromptRow(Example(_messages(record, place), entry=entry, line=number, **fields), split, extra)
+        place.refuse(f'the field "entry" is {kind_of(entry)}; give the object that reasoning-gym made')
+    if split is not None and (not isinstance(split, str) or split not in SPLITS):
+        place.refuse(f'the split is {one_line(json.dumps(split), 40)}; use "train", "validation" or "test"')
+    extra += [name for name in fields if name not in _READ]
+    example = Example(messages, entry=entry, line=place.line, **texts)
+    return PromptRow(example, None if split is None else SPLITS[split], tuple(extra), tuple(renamed))
 
 
-def _messages(record: dict[str, Any], place: _Place) -> tuple[tuple[str, str], ...]:
-    """The conversation of a row: text, or turns of which the last is the user's."""
+def _named(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The fields by the names that they have here, and which were renamed. An instruction's input follows it."""
+    fields, renamed = dict(record), list[tuple[str, str]]()
+    has_prompt = fields.get("prompt") is not None or fields.get("messages") is not None
+    for field_name, others in ALIASES.items():
+        other = next((name for name in others if fields.get(name) is not None), None)
+        if other is None or fields.get(field_name) is not None or (has_prompt and field_name in ("prompt", "messages")):
+            continue
+        fields[field_name] = fields.pop(other)
+        renamed.append((other, field_name))
+        if other == "instruction" and isinstance(fields.get("input"), str) and isinstance(fields["prompt"], str):
+            following = fields.pop("input").strip()
+            fields["prompt"] += f"\n\n{following}" if following else ""
+            renamed.append(("input", "prompt"))
+    return fields, renamed
+
+
+def _messages(record: dict[str, Any], place: Place) -> tuple[tuple[tuple[str, str], ...], str | None, list[str]]:
+    """The conversation of a row, its demonstration where the assistant's turn ends it, and keys that are not read."""
     names = [name for name in ("prompt", "messages") if record.get(name) is not None]
     if not names:
-        matches = difflib.get_close_matches("prompt", list(record), n=1)
-        hint = f' (it has "{matches[0]}")' if matches else ""
-        place.refuse(f'no prompt{hint}; add the field "prompt", text or a list of messages')
+        others = ", ".join(f'"{one_line(name, 30)}"' for name in list(record)[:6])
+        place.refuse(f'no prompt{f" (it has {others})" if others else ""}; add the field "prompt", text or a list of '
+                     "messages")  # fmt: skip
     if len(names) == 2:
         place.refuse('both "prompt" and "messages" are given; keep one of them')
-    name, content = names[0], record[names[0]]
+    name, content, extra = names[0], record[names[0]], list[str]()
+    if name == "messages" and isinstance(content, str) and content.lstrip().startswith("["):  # a cell of a CSV file
+        content = _parsed(content, place)
     if not isinstance(content, list):
         messages = [("user", _text(content, f'"{name}"', place))]
     else:
         messages = [_message(message, name, number, place) for number, message in enumerate(content, 1)]
+        keys = {key for message in content for key, value in message.items() if value is not None}
+        extra = [f"{name}[].{key}" for key in sorted(keys - {"role", "content", "from", "value"})]
+    demonstration = None
+    ended = name == "messages" and len(messages) > 1 and messages[-1][0] == "assistant"
+    if ended and record.get("demonstration") is None:
+        demonstration = messages.pop()[1]
     if not messages or messages[-1][0] != "user":
         fault = f"the last turn is the {messages[-1][0]}'s" if messages else "there is no turn"
         place.refuse(
@@ -176,10 +169,20 @@ def _messages(record: dict[str, Any], place: _Place) -> tuple[tuple[str, str], .
         )
     if not messages[-1][1].strip():
         place.refuse("the prompt is empty; write it, or remove the line")
-    return tuple(messages)
+    return tuple(messages), demonstration, extra
 
 
-def _message(message: Any, name: str, number: int, place: _Place) -> tuple[str, str]:
+def _parsed(content: str, place: Place) -> Any:
+    """Messages that stand as JSON in a text."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        place.refuse('the field "messages" is a text that is not JSON; write a list of {"role": ..., "content": ...}')
+
+
+def _message(message: Any, name: str, number: int, place: Place) -> tuple[str, str]:
+    if isinstance(message, dict) and {"from", "value"} <= set(message) and isinstance(message["from"], str):
+        message = {"role": _SHARED_GPT.get(message["from"], message["from"]), "content": message["value"]}
     if not (isinstance(message, dict) and "role" in message and "content" in message):
         place.refuse(
             f'message {number} of "{name}" is not of the form {{"role": "user", "content": "..."}}; write it so'
@@ -192,17 +195,24 @@ def _message(message: Any, name: str, number: int, place: _Place) -> tuple[str, 
     return role, _text(message["content"], f'the content of message {number} of "{name}"', place)
 
 
-def _text(value: Any, subject: str, place: _Place) -> str:
+def _spoken(value: Any, name: str, place: Place) -> str:
+    """A text, also where it is given as the assistant's only message."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        role, text = _message(value[0], name, 1, place)
+        if role == "assistant" or name == "privileged_context":
+            return text
+    return _text(value, f'"{name}"', place)
+
+
+def _text(value: Any, subject: str, place: Place) -> str:
     subject = subject if subject.startswith("the ") else f"the field {subject}"
     if not isinstance(value, str):
         remedy = f'; write "{value}"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-        place.refuse(f"{subject} is {_json_kind(value)} and not text{remedy or '; write it as text'}")
+        place.refuse(f"{subject} is {kind_of(value)} and not text{remedy or '; write it as text'}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         place.refuse(f"{subject} has half a character, {value[error.start]!a}; remove it")
+    if "\0" in value:
+        place.refuse(f"{subject} has the character NUL in it; remove it")
     return value
-
-
-def _json_kind(value: Any) -> str:
-    return _KINDS.get(type(value), "null")

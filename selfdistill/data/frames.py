@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..io.files import DATA_CARD, FORMAT, write
-from . import sources, splits, tables
+from . import column_types, sources, splits, tables
+from .column_types import Column
 from .copies import CopyReport, notices, row_groups
+from .table_files import SHOWN, is_table, read_table
 
 KINDS = ("number", "category")
 
@@ -40,6 +43,8 @@ class Frame:
     fingerprint: str  # SHA-256 over features, target and splits: a run resumes on the same data only
     groups: NDArray[np.int64] | None = None  # (n,): rows of one number share a split and a fold
     copies: CopyReport = CopyReport()
+    columns: tuple[Column, ...] = ()  # how each column of the file was read
+    title: str = ""  # of the report on them
 
     @property
     def task(self) -> str:
@@ -75,8 +80,8 @@ class Frame:
 
     @property
     def note(self) -> str:
-        """A notice about copies for the user, to print before training; mostly empty."""
-        return "; ".join(notices(self.name, self.copies.describe()))
+        """The report on the columns, and a notice about copies, to print before training."""
+        return "\n".join([column_types.report(self.title, self.columns), *notices(self.name, self.copies.describe())])
 
     def describe(self) -> dict[str, Any]:
         """The description of the data for a run's record."""
@@ -92,6 +97,7 @@ class Frame:
             "flips": False,
             "augment": "none",
             "fingerprint": self.fingerprint,
+            column_types.RECORD: [column.to_json() for column in self.columns],
             **self.copies.describe(),
         }
 
@@ -115,16 +121,16 @@ def _fingerprint(features: Any, *values: Any) -> str:
     return digest.hexdigest()
 
 
-def _cut(features: Any, splits_: dict[str, NDArray[np.int64]]) -> dict[str, SplitRows]:
+def _cut(features: dict[str, Any], splits_: dict[str, NDArray[np.int64]]) -> dict[str, SplitRows]:
     """Each split's rows, column by column, so that the whole goes as the parts come."""
     import pandas as pd
 
-    columns: dict[str, dict[str, Any]] = {name: {} for name in splits_}
-    for column in list(features.columns):
+    parts: dict[str, dict[str, Any]] = {name: {} for name in splits_}
+    for column in list(features):  # not out of a frame, where taking a column costs as much as all the others
         values = features.pop(column)
         for name, ids in splits_.items():
-            columns[name][column] = values.take(ids).reset_index(drop=True)
-    return {name: SplitRows(ids, pd.DataFrame(columns[name], copy=False)) for name, ids in splits_.items()}
+            parts[name][column] = values.take(ids).reset_index(drop=True)
+    return {name: SplitRows(ids, pd.DataFrame(parts[name], copy=False)) for name, ids in splits_.items()}
 
 
 def load(
@@ -135,6 +141,7 @@ def load(
     labels: int | None = None,
     label_noise: float = 0.0,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> Frame:
     """A table by name or path for learners; arguments as of `data.load`.
 
@@ -146,7 +153,7 @@ def load(
     (60, 294, 88)
     """
     folder = Path(unlabelled) if unlabelled is not None else None
-    raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True)
+    raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True, types=columns)
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
     column, groups = splits.LabelColumn(raw.name, raw.y, raw.classes), row_groups(raw.features)
@@ -167,7 +174,9 @@ def load(
         )
     ids = {name: getattr(parts, name).numpy() for name in ("labelled", "unlabelled", "test")}
     mark = _fingerprint(raw.features, repr(raw.classes), y, *ids.values())
-    parts_of_frame = _cut(raw.features, ids)
+    features = dict(raw.features.items())
+    raw = replace(raw, features=None)  # or the whole would stay as its parts are made
+    parts_of_frame = _cut(features, ids)
     _trim()
     return Frame(
         raw.name,
@@ -178,6 +187,8 @@ def load(
         mark,
         None if groups is None else groups.groups.numpy(),
         splits.report_copies(column, groups, parts),
+        raw.columns,
+        raw.title,
     )
 
 
@@ -208,8 +219,7 @@ def rows_for(source: str, card: dict[str, Any]) -> Any:
     if source in sources.TABLES:
         frame = load(source)
         return frame.rows(frame.test)
-    if not tables.is_table(source):
-        raise DataError(f"{source}: the model was trained on a table; give one ({', '.join(tables.SUFFIXES)})")
-    kinds: dict[str, str] = card["kinds"]
-    numeric = [name for name, kind in kinds.items() if kind == KINDS[0]]
-    return tables.prepare(tables.read_frame(sources.existing(source)), list(kinds), numeric, source, compact=True)
+    if not is_table(source, named=True):
+        raise DataError(f"{source}: the model was trained on a table; give one ({SHOWN})")
+    specs = column_types.from_json(card.get(column_types.RECORD), f"the card of the model of {source}")
+    return tables.prepare(read_table(sources.existing(source), (), tables.literal_names(specs)), specs, compact=True)

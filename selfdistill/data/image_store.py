@@ -90,6 +90,7 @@ class Reading(NamedTuple):
     rows: list[int]  # positions among the sources
     x: Tensor | ImageStore  # (n, channels, side, side) uint8
     digests: Tensor  # (n, 16) uint8, of the pixels as they were before resizing
+    gradients: Tensor  # (n, 32) uint8, of `gradient_hash`
     skipped: list[Skipped]
     animated: list[str]
 
@@ -191,6 +192,20 @@ def digest(picture: Picture) -> bytes:
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
 
 
+GRADIENT_SIDE, GRADIENT_MARGIN = 16, 3  # cells a side, and shades that noise of an encoder does not pass
+
+
+def gradient_hash(picture: Picture) -> bytes:
+    """256 bits that differ little for images that look alike: where a coarse image gets lighter from left to right.
+
+    Source: dHash (Krawetz, Kind of Like That, 2013), with more cells and a margin.
+    """
+    size = (GRADIENT_SIDE + 1, GRADIENT_SIDE)
+    coarse = picture.image.convert("L").resize(size, pillow().Resampling.BOX)
+    shades = np.asarray(coarse, dtype=np.int16)
+    return np.packbits(shades[:, 1:] - shades[:, :-1] > GRADIENT_MARGIN).tobytes()
+
+
 def digests(sources: Iterable[Source]) -> Iterator[bytes]:
     """The `digest` of each image, one after another.
 
@@ -275,6 +290,7 @@ class _Facts(NamedTuple):
     grey: bool = True
     animated: bool = False
     digest: bytes = b""
+    gradient: bytes = b""
     pixels: Tensor | None = None
 
 
@@ -287,7 +303,8 @@ def _check(sources: Sequence[Source], side: int, keep: bool) -> list[_Facts]:
             facts.append(_Facts(str(error)))
             continue
         pixels = torch.from_numpy(np.ascontiguousarray(_resized(picture.image, (3, side, side)))) if keep else None
-        facts.append(_Facts("", picture.grey, picture.animated, digest(picture), pixels))
+        hashes = digest(picture), gradient_hash(picture)
+        facts.append(_Facts("", picture.grey, picture.animated, *hashes, pixels))
     return facts
 
 
@@ -300,7 +317,8 @@ def read_all(sources: Sequence[Source], side: int) -> Reading:
     keep = 3 * side * side * len(sources) <= min(IN_MEMORY, free_memory() // 4)
     chunks = [sources[i : i + TOGETHER] for i in range(0, len(sources), TOGETHER)]
     workers = loading.num_workers(TOGETHER * 3 * side * side if keep else 1 << 20) if len(sources) > FEW else 0
-    rows, digests, skipped, animated, grey = list[int](), list[bytes](), list[Skipped](), list[str](), True
+    rows, skipped, animated, grey = list[int](), list[Skipped](), list[str](), True
+    digests, gradients = list[bytes](), list[bytes]()
     x = torch.empty(len(sources) if keep else 0, 3, side, side, dtype=torch.uint8)
     facts = (fact for part in loading.in_order(partial(_check, side=side, keep=keep), chunks, workers) for fact in part)
     for position, (source, fact) in enumerate(zip(sources, facts, strict=True)):
@@ -311,6 +329,7 @@ def read_all(sources: Sequence[Source], side: int) -> Reading:
             x[len(rows)] = fact.pixels
         rows.append(position)
         digests.append(fact.digest)
+        gradients.append(fact.gradient)
         grey = grey and fact.grey
         if fact.animated:
             animated.append(source.name)
@@ -318,7 +337,11 @@ def read_all(sources: Sequence[Source], side: int) -> Reading:
     kept: Tensor | ImageStore = x[: len(rows), :channels].contiguous()
     if not keep:
         kept = ImageStore([sources[row] for row in rows], (channels, side, side))
-    table = (
-        torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16) if rows else torch.zeros(0, 16)
-    )
-    return Reading(rows, kept, table.to(torch.uint8), skipped, animated)
+    return Reading(rows, kept, _table(digests, 16), _table(gradients, 32), skipped, animated)
+
+
+def _table(hashes: list[bytes], width: int) -> Tensor:
+    """Hashes as (n, width) uint8."""
+    if not hashes:
+        return torch.zeros(0, width, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, width)

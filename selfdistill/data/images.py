@@ -55,6 +55,7 @@ class Pictures(NamedTuple):
     audit: Tensor | None = None  # likewise
     names: tuple[str, ...] = ()  # the file of each, where they are files
     digests: Tensor | None = None  # (n, 16) uint8: equal for equal pixels, where they are files
+    gradients: Tensor | None = None  # (n, 32) uint8: nearly equal for images that look alike
     note: str = ""  # what was left out, and why
 
 
@@ -249,6 +250,7 @@ def read_listed(
         ids("audit"),
         tuple(names),
         reading.digests,
+        reading.gradients,
         "; ".join(filter(None, note)),
     )
 

@@ -55,6 +55,8 @@ class Prompts:
     audit: Tensor  # that accept and choose
     test: Tensor  # that are asked once at the end
     extra: tuple[str, ...] = ()  # fields of the file that have no meaning here
+    renamed: tuple[tuple[str, str], ...] = ()  # fields of the file that were read as others
+    left_out: int = 0  # rows in no split, because they are too long for the model
 
     @property
     def unlabelled(self) -> Tensor:
@@ -102,6 +104,7 @@ class Prompts:
             "shape": list(self.shape),
             "classes": list(self.classes),
             "rows": parts,
+            **({"left_out": self.left_out} if self.left_out else {}),
             "fields": {name: len(self.has(name)) for name in ("demonstration", "answer", "checker")},
             "noise": 0.0,
             "flips": self.flips,
@@ -128,7 +131,7 @@ def load_prompts(
     checker: str | None = None,
     trust_code: bool = False,
 ) -> Prompts:
-    """The prompts of a ``.jsonl`` file, or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value, ...)``.
+    """The prompts of a file (see `prompt_files`), or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value)``.
 
     ``test`` is a share of the rows (0.2, at most 500 rows) that does not depend on ``seed``, and ``audit`` one of the
     rest (0.2, at most 200); a row's own "split" is obeyed. The same prompt is never in two splits. ``labels`` keeps
@@ -148,7 +151,9 @@ def load_prompts(
     return _assembled(name, rows, SplitRequest(test, audit, labels, seed))
 
 
-def load_seeds(source: str, seeds: Iterable[int], *, labels: int | None = None) -> list[Prompts]:
+def load_seeds(
+    source: str, seeds: Iterable[int], *, labels: int | None = None, checker: str | None = None
+) -> list[Prompts]:
     """The prompts as each seed splits them, read once; the arguments are those of `load_prompts`.
 
     Raises:
@@ -158,7 +163,7 @@ def load_seeds(source: str, seeds: Iterable[int], *, labels: int | None = None) 
     >>> one.test.equal(other.test), one.audit.equal(other.audit)
     (True, False)
     """
-    rows, name = _read_prompts(source, None, reasoning.ROWS)
+    rows, name = _read_prompts(source, checker, reasoning.ROWS)
     return [_assembled(name, rows, SplitRequest(None, None, labels, seed)) for seed in seeds]
 
 
@@ -176,7 +181,7 @@ def of_examples(
     >>> len(of_examples(Example((("user", f"{i} + 1 = ?"),)) for i in range(10)).test)
     2
     """
-    return _assembled(name, [PromptRow(row, None, ()) for row in rows], SplitRequest(test, audit, labels, seed))
+    return _assembled(name, [PromptRow(row, None) for row in rows], SplitRequest(test, audit, labels, seed))
 
 
 def load_suite(source: str, *, checker: str | None = None) -> Prompts:
@@ -197,19 +202,21 @@ def load_suite(source: str, *, checker: str | None = None) -> Prompts:
             f'{name}: none of its {len(rows)} rows can be checked; add the fields "answer" and "checker" to keep it'
         )
     no_ids = checked[:0]
-    return Prompts(name, tuple(row.example for row in rows), no_ids, no_ids, checked, _extra(rows))
+    return Prompts(name, tuple(row.example for row in rows), no_ids, no_ids, checked, *_fields(rows))
 
 
-def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> None:
+def need(data: Prompts, field: str, recipe: str, instead: str | None = None, *, alternative: str | None = None) -> None:
     """Refuse prompts that lack a field which a recipe needs on each training row; ``instead`` names a recipe that needs
-    less.
+    less, ``alternative`` a field that can stand in.
 
     Raises:
         DataError: some rows that teach have no ``field``.
 
     >>> need(load_prompts("reasoning-gym:chain_sum(size=50)"), "answer", "opsd")
     """
-    lacking = [data.rows[i] for i in data.labelled.tolist() if getattr(data.rows[i], field) is None]
+    fields = (field,) if alternative is None else (field, alternative)
+    teaching = [data.rows[i] for i in data.labelled.tolist()]
+    lacking = [row for row in teaching if all(getattr(row, name) is None for name in fields)]
     if not lacking:
         return
     article = "an" if field[0] in "aeiou" else "a"
@@ -229,7 +236,7 @@ def need(data: Prompts, field: str, recipe: str, instead: str | None = None) -> 
 def _read_prompts(source: str, checker: str | None, size: int) -> tuple[list[PromptRow], str]:
     """The rows with valid checkers, and the name of the data."""
     if reasoning.is_task(source):
-        rows = [PromptRow(row, None, ()) for row in reasoning.make_examples(source, size)]
+        rows = [PromptRow(row, None) for row in reasoning.make_examples(source, size)]
         if checker is not None:
             rows = [row._replace(example=replace(row.example, checker=None)) for row in rows]
         return _checked(rows, source.strip(), checker), source.strip()
@@ -270,11 +277,13 @@ def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> lis
 
 def _assembled(name: str, rows: Sequence[PromptRow], request: SplitRequest) -> Prompts:
     parts = split_prompts(rows, request, name)
-    return Prompts(name, tuple(row.example for row in rows), *parts, _extra(rows))
+    return Prompts(name, tuple(row.example for row in rows), *parts, *_fields(rows))
 
 
-def _extra(rows: Sequence[PromptRow]) -> tuple[str, ...]:
-    return tuple(sorted({name for row in rows for name in row.extra}))
+def _fields(rows: Sequence[PromptRow]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The fields without a use here, and those that were read as others."""
+    renamed = dict.fromkeys(pair for row in rows for pair in row.renamed)
+    return tuple(sorted({name for row in rows for name in row.extra})), tuple(renamed)
 
 
 TEST_SHARE, AUDIT_SHARE = 0.2, 0.2  # of the rows; of what the test leaves

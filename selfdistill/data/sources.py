@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import images, splits, tables
+from .column_types import Column
 from .image_store import ImageStore
+from .table_files import HUB, SHOWN, is_table
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
 
@@ -49,7 +52,10 @@ class RawData:
     white: int = 255
     names: tuple[str, ...] = ()  # of the files that the rows are, if they are files
     bare: bool = False  # no row has a label, and that is as it should be
+    columns: tuple[Column, ...] = ()  # of a table: how each was read
+    title: str = ""  # of the report on them
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
+    gradients: Tensor | None = None  # (n, 32) uint8 of image files: nearly equal for images that look alike
     skip_note: str = ""  # files that are no rows, and why
 
     @property
@@ -71,6 +77,7 @@ def read_source(
     image_size: int | None,
     compact: bool = False,
     labelled: bool = True,
+    types: Mapping[str, str] | None = None,
 ) -> RawData:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
 
@@ -79,10 +86,10 @@ def read_source(
     Raises:
         DataError: there is no such data, they cannot be read, or an argument does not apply to them.
     """
-    if tables.is_table(source):
+    if is_table(source, named=target is not None):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
-        table = tables.read(existing(source), target, unlabelled, compact, labelled)
+        table = tables.read(existing(source), target, unlabelled, compact, labelled, types)
         return RawData(
             Path(source).name,
             "table",
@@ -90,7 +97,11 @@ def read_source(
             table.classes,
             features=table.features,
             bare=_is_unlabelled(table, labelled),
+            columns=table.columns,
+            title=table.title,
         )
+    if types:
+        raise DataError(f"{source}: the types of columns are for tables that you have as a file; leave columns out")
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if target is not None:
@@ -115,7 +126,9 @@ def _known_table(name: str, target: str | None, unlabelled: Path | None, image_s
         if value is not None:
             raise DataError(f"{name}: its {option} is given already; leave {option} out")
     table = tables.sklearn_table(name)
-    return RawData(name, "table", table.y, table.classes, features=table.features)
+    return RawData(
+        name, "table", table.y, table.classes, features=table.features, columns=table.columns, title=table.title
+    )
 
 
 def existing(source: str) -> Path:
@@ -125,14 +138,14 @@ def existing(source: str) -> Path:
         DataError: there is none; the message lists the names that exist and the nearest one.
     """
     path = Path(source)
-    if path.exists():
+    if path.exists() or source.startswith(HUB):
         return path
     siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     matches = difflib.get_close_matches(source, [*NAMES, *siblings], n=1)
     hint = f" (did you mean '{matches[0]}'?)" if matches else ""
     raise DataError(
         f"no data called '{source}'{hint}; use {', '.join(NAMES[:-1])} or {NAMES[-1]}, or the path of a folder of "
-        "images by class, of a CSV file or of a Parquet file"
+        f"images by class, or of a table ({SHOWN})"
     )
 
 
@@ -175,8 +188,8 @@ def _idx(folder: Path) -> RawData:
 def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> RawData:
     if not root.is_dir():
         raise DataError(
-            f"{root}: neither a folder nor a table; use a folder of images by class, or a file ending in "
-            f"{', '.join(tables.SUFFIXES)}"
+            f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
+            "with --target)"
         )
     if image_size is not None and image_size < 8:
         raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
@@ -199,6 +212,7 @@ def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
         names=pictures.names,
         bare=_is_unlabelled(pictures, labelled),
         digests=pictures.digests,
+        gradients=pictures.gradients,
         skip_note=pictures.note,
     )
 

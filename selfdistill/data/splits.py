@@ -6,6 +6,8 @@ together (`copies.RowGroups`) share a split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
-from .copies import MOST_LISTED, Conflict, CopyReport, RowGroups
+from .copies import MOST_EXAMPLES, MOST_LISTED, Conflict, CopyReport, RowGroups, near_copies
 
 Address = tuple[int | str, ...]
 
@@ -229,15 +231,15 @@ def _unlabelled_splits(rows: LabelColumn, labels: int | None, label_noise: float
     return Splits(rows.y, every[:0], every, every[:0], every[:0], torch.zeros(len(every), dtype=torch.bool))
 
 
-def report_copies(rows: LabelColumn, groups: RowGroups | None, parts: Splits) -> CopyReport:
-    """The copies among rows, by their labels before removal and noise, and their splits.
+def report_copies(rows: LabelColumn, groups: RowGroups | None, parts: Splits, names: Sequence[str] = ()) -> CopyReport:
+    """The copies among rows, by their labels before removal and noise, and their splits; ``names`` are their files.
 
     >>> rows = LabelColumn("mine", torch.tensor([0, 0, 1, 1]), ("no", "yes"))
     >>> parts = make_splits(rows, test=torch.tensor([2]), audit=0)
     >>> groups = RowGroups(torch.tensor([0, 1, 0, 2]), torch.tensor([0, 1, 0, 2]))
     >>> report = report_copies(rows, groups, parts)
     >>> report.conflicts, report.across.tolist()
-    ((Conflict(rows=[1, 3], labels=['no', 'yes']),), [2])
+    ((Conflict(rows=[1, 3], labels=['no', 'yes'], names=[]),), [2])
     """
     if groups is None:
         return CopyReport()
@@ -250,9 +252,11 @@ def report_copies(rows: LabelColumn, groups: RowGroups | None, parts: Splits) ->
     labelled = labelled[(low < high)[copies[labelled]]]
     order = labelled[np.argsort(copies[labelled], kind="stable")]
     inputs = np.split(order, np.flatnonzero(np.diff(copies[order])) + 1) if len(order) else []
+    labels = [rows.classes[code] if rows.classes else f"{code:.6g}" for code in y[order]]
+    place = dict(zip(order.tolist(), labels, strict=True))
     conflicts = [
-        Conflict([int(i) + 1 for i in ids], [rows.classes[y[i]] if rows.classes else f"{y[i]:.6g}" for i in ids])
-        for ids in inputs[:MOST_LISTED]
+        Conflict([i + 1 for i in ids], [place[i] for i in ids], [names[i] for i in ids] if names else [])
+        for ids in (part.tolist() for part in inputs[:MOST_LISTED])
     ]
     teach = torch.cat([parts.labelled, parts.unlabelled])
     others = torch.cat([teach, parts.audit])
@@ -265,6 +269,18 @@ def report_copies(rows: LabelColumn, groups: RowGroups | None, parts: Splits) ->
         validated=int(torch.isin(groups.copies[parts.audit], groups.copies[teach]).sum()),
         left_out=len(rows.y) - len(others) - len(parts.test),
     )
+
+
+def report_near_copies(report: CopyReport, gradients: Tensor, names: Sequence[str], parts: Splits) -> CopyReport:
+    """The report with the near-copies of images (hashes (n, 32)) that lie in different splits."""
+    part = torch.full((len(gradients),), -1)
+    for number, ids in enumerate((torch.cat([parts.labelled, parts.unlabelled]), parts.audit, parts.test)):
+        part[ids] = number
+    across = set(report.across.tolist())
+    pairs = [pair for pair in near_copies(gradients, part).tolist() if not across & set(pair)]
+    judged = {i for pair in pairs for i in pair if part[i] > 0}
+    examples = tuple((names[i], names[k]) for i, k in pairs[:MOST_EXAMPLES])
+    return replace(report, nearly=len(judged), near=examples)
 
 
 def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:

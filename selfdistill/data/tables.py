@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet in, standardised float32 out; the preprocessing is scikit-learn's, saved by skops.
+"""Tables: their columns in, standardised float32 out; the preprocessing is scikit-learn's, saved by skops.
 
 Numbers: median for the missing, an indicator column where any were missing, mean 0 and deviation 1.
 Categories: "missing" is a category of its own, then one column per category, the rare ones beyond 64 sharing
@@ -8,7 +8,8 @@ one; a category never seen in training is all zeros.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,15 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..io.expressions import one_line
+from . import column_types
+from .column_types import DISTINCT, INFINITE_REMEDY, USED, Column
+from .table_files import Table, pandas, read_table
 
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-
-
-MOST_CLASSES = 20  # a numeric target with more distinct values is a value, not a class
+MOST_CLASSES = DISTINCT  # a numeric target with more distinct values is a value, not a class
 
 
 MOST_CATEGORIES = 64
-
-
-INFINITE_REMEDY = "remove the row, or leave the cell empty if the value is unknown"
 
 
 # What scikit-learn's imputer stores besides what skops already trusts; nothing else is loaded.
@@ -40,48 +39,8 @@ class RawTable(NamedTuple):
     features: Any  # pandas.DataFrame: numbers as float64, categories as object with nan for missing
     y: Tensor  # (n,) int64 with -1, or float32 with nan, where there is no target
     classes: tuple[str, ...]  # empty for regression
-
-
-def is_table(source: str) -> bool:
-    """Does this name end like a table's?"""
-    return source.lower().endswith(SUFFIXES)
-
-
-def pandas() -> Any:
-    """The pandas module, or the name of the extra that brings it."""
-    try:
-        import pandas as module
-    except ImportError:
-        raise DataError("reading tables needs pandas: pip install 'selfdistill[tables]'") from None
-    return module
-
-
-def read_frame(path: Path) -> Any:
-    """The table in a CSV, TSV or Parquet file as a pandas frame with at least one row.
-
-    Raises:
-        DataError: the file is missing, empty, or not of the format its name says.
-    """
-    library, name = pandas(), path.name.lower()
-    if not path.is_file():
-        raise DataError(f"{path}: no such table; give the path of an existing {', '.join(SUFFIXES)} file")
-    try:
-        if name.endswith(".parquet"):
-            frame = library.read_parquet(path).reset_index(drop=True)
-        else:
-            frame = _read_text(path)
-    except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'selfdistill[tables]'") from None
-    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: cannot be read as a table ({reason}); repair or export it again") from None
-    if frame.empty:
-        raise DataError(f"{path}: the table has no rows; add some")
-    frame.columns = [str(column) for column in frame.columns]
-    if not frame.columns.is_unique:
-        duplicate = frame.columns[frame.columns.duplicated()][0]
-        raise DataError(f"{path}: two columns are called '{duplicate}'; rename one")
-    return frame
+    columns: tuple[Column, ...] = ()  # how each column of the file was read
+    title: str = ""  # of the report on them: rows and target
 
 
 def sklearn_table(name: str) -> RawTable:
@@ -97,144 +56,163 @@ def sklearn_table(name: str) -> RawTable:
     library = pandas()
     if name == "friedman1":
         x, y = datasets.make_friedman1(600, noise=1.0, random_state=0)
-        frame = library.DataFrame(x, columns=[f"x{i + 1}" for i in range(x.shape[1])])
-        return RawTable(frame, torch.from_numpy(y.astype(np.float32)), ())
-    bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
-    frame = library.DataFrame(bunch.data, columns=[str(column) for column in bunch.feature_names])
-    if name == "diabetes":
-        return RawTable(frame, torch.from_numpy(bunch.target.astype(np.float32)), ())
-    return RawTable(frame, torch.from_numpy(bunch.target.astype(np.int64)), tuple(map(str, bunch.target_names)))
-
-
-def _read_text(path: Path, **options: Any) -> Any:
-    library, separator = pandas(), "\t" if ".tsv" in path.name.lower() else ","
-    with warnings.catch_warnings():
-        # A surplus cell would become the row's name or, with index_col=False, be dropped with this warning.
-        warnings.simplefilter("error", library.errors.ParserWarning)
-        try:
-            return library.read_csv(path, sep=separator, low_memory=False, index_col=False, **options)
-        except library.errors.ParserWarning:
-            raise ValueError("rows have more cells than the header has names") from None
-
-
-class _OneByOne:
-    """A Parquet file whose columns are read one at a time: read at once, it takes three times its size."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            from pyarrow.parquet import ParquetFile
-
-            self.file = ParquetFile(path)
-        except Exception:  # whatever it is, reading it as a whole says what is wrong and what helps
-            read_frame(path)
-            raise
-        if not self.file.metadata.num_rows:
-            read_frame(path)
-        schema = self.file.schema_arrow
-        index = (schema.pandas_metadata or {}).get("index_columns", [])  # names, or a range that is no column
-        self.columns = pandas().Index([str(name) for name in schema.names if name not in index])
-
-    def __getitem__(self, name: str) -> Any:
-        from pyarrow import default_memory_pool
-
-        table = self.file.read(columns=[name], use_threads=False)
-        column = table.to_pandas(split_blocks=True, self_destruct=True, ignore_metadata=True)[name]
-        del table
-        default_memory_pool().release_unused()  # it keeps what it has, and that would be a frame more
-        return column
-
-    pop = __getitem__
+        frame, classes = library.DataFrame(x, columns=[f"x{i + 1}" for i in range(x.shape[1])]), None
+    else:
+        bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
+        frame = library.DataFrame(bunch.data, columns=[str(column) for column in bunch.feature_names])
+        y, classes = bunch.target, None if name == "diabetes" else tuple(map(str, bunch.target_names))
+    specs = tuple(Column(str(column), "numeric", "numbers") for column in frame.columns)
+    labels = torch.from_numpy(y.astype(np.float32 if classes is None else np.int64))
+    title = _title(name, labels, classes or (), None)
+    return RawTable(frame, labels, classes or (), specs, title)
 
 
 def read(
-    path: Path, target: str | None, unlabelled: Path | None, compact: bool = False, labelled: bool = True
+    path: Path,
+    target: str | None,
+    unlabelled: Path | None,
+    compact: bool = False,
+    labelled: bool = True,
+    types: Mapping[str, str] | None = None,
 ) -> RawTable:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
 
     ``compact`` features have categories in place of text, and no column is held twice while they are made. Unless it
-    must be ``labelled``, a table may have no target, or nothing in it; all its labels are -1 then.
+    must be ``labelled``, a table may have no target, or nothing in it; all its labels are -1 then. ``types`` are types
+    of columns that a person chose.
 
     Raises:
         DataError: no such target, no other columns, infinite values, other columns in ``unlabelled``.
     """
-    frame = _OneByOne(path) if compact and path.name.lower().endswith(".parquet") else read_frame(path)
-    if not labelled and (target is None or (target in frame.columns and frame[target].isna().all())):
-        y, classes = torch.full((len(frame[frame.columns[0]]),), -1), tuple[str, ...]()
+    types = dict(types or {})
+    literal = [name for name, kind in types.items() if kind != "numeric"]
+    table = read_table(path, () if target is None else (target,), literal)
+    column_types.requested(types, table.names, str(path))
+    bare = torch.full((table.rows,), -1)
+    if not labelled and (target is None or (target in table.columns and table.columns[target]().isna().all())):
+        y, classes = bare, tuple[str, ...]()
+        table.columns.pop(str(target), None)
     else:
-        y, classes = labels(path, frame, target)
-    names = [column for column in frame.columns if column != target]
-    if not names:
+        y, classes = labels(table, target, types.get(str(target)))
+    if not table.columns:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
-    numeric = [name for name in names if is_number(frame[name])]
-    features = prepare(frame, names, numeric, str(path), compact)
+    specs, features = _infer(table, types, compact)
+    title = _title(str(path.name), y, classes, target) + (f" ({table.note})" if table.note else "")
     if unlabelled is not None:
-        extra = prepare(read_frame(unlabelled), names, numeric, str(unlabelled), compact)
+        extra = prepare(read_table(unlabelled, (), literal_names(specs)), specs, compact)
         features = _concatenate(features, extra)
         y = torch.cat([y, y.new_full((len(extra),), torch.nan if y.is_floating_point() else -1)])
-    return RawTable(features, y, classes)
+    return RawTable(features, y, classes, tuple(specs), title)
 
 
-def labels(path: Path, frame: Any, target: str | None) -> tuple[Tensor, tuple[str, ...]]:
-    """The target of a table and the names of its classes; of values there are none.
+def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> str:
+    """Rows and target of a table in a line."""
+    missing = int((torch.isnan(y) if y.is_floating_point() else y < 0).sum())
+    if missing == len(y):
+        return f"{name}: {len(y)} rows without a target"
+    some = ", ".join(one_line(c, 20) for c in classes[:6]) + (", ..." if len(classes) > 6 else "")
+    what = f"{len(classes)} classes ({some})" if classes else "a number (regression)"
+    known = f"the target '{one_line(target, 40)}'" if target is not None else "the target"
+    return f"{name}: {len(y)} rows; {known} is {what}" + (f"; {missing} rows have none" if missing else "")
+
+
+def _infer(table: Table, types: Mapping[str, str], compact: bool) -> tuple[list[Column], Any]:
+    """The type of every column, and the features.
+
+    Raises:
+        DataError: a column cannot be read, or none is left.
+    """
+    specs, features = list[Column](), dict[str, Any]()
+    for name in table.names:
+        place, column = f"{table.path}: column '{name}'", table.take(name)
+        spec = column_types.infer(name, column, place, table.comma, types.get(name))
+        specs.append(spec)
+        if spec.type in USED:
+            _add(features, spec, column, place, compact)
+    if not features:
+        told = "; ".join(f"'{one_line(spec.name, 30)}' is {spec.type}" for spec in specs[:4])
+        raise DataError(
+            f"{table.path}: no column is left to predict from ({told}{'; ...' if len(specs) > 4 else ''}); add some, "
+            "use one by --column NAME=categorical, or read a column of texts by --text NAME"
+        )
+    return specs, pandas().DataFrame(features, copy=False)
+
+
+def _add(features: dict[str, Any], spec: Column, column: Any, place: str, compact: bool) -> None:
+    """Add the features of a column to those of the others."""
+    library = pandas()
+    for name, values in column_types.convert(spec, column, place).items():
+        if name in features:
+            raise DataError(f"{place} makes the feature '{name}', and another column has that name; rename one")
+        if spec.type != "categorical":
+            features[name] = library.Series(values)
+        elif compact:
+            features[name] = library.Series(_categories(values))
+        else:
+            features[name] = library.Series(_texts(values), dtype=object)
+
+
+def prepare(table: Table, specs: Sequence[Column], compact: bool = False) -> Any:
+    """The features of a table whose columns are read as those of another one were; further columns are ignored.
+
+    Numbers and dates become float64; categories text with nan where a cell is empty, or ``compact`` categories.
+
+    Raises:
+        DataError: a column is missing, or one of numbers has text or an infinite value in a named row.
+    """
+    features: dict[str, Any] = {}
+    names = table.names
+    for spec in specs:
+        if spec.type not in USED:
+            continue
+        if spec.name not in table.columns:
+            raise DataError(f"{table.path}: column '{spec.name}' is missing; it has: {', '.join(names)}")
+        _add(features, spec, table.take(spec.name), f"{table.path}: column '{spec.name}'", compact)
+    return pandas().DataFrame(features, copy=False)
+
+
+def literal_names(specs: Sequence[Column]) -> list[str]:
+    """The columns whose cells must be read as they are written."""
+    return [spec.name for spec in specs if spec.literal]
+
+
+def labels(table: Table, target: str | None, kind: str | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """The target of a table and the names of its classes; of values there are none. The column is taken out.
+
+    Args:
+        table: it keeps the cells of the target as they are written.
+        target: the column.
+        kind: "categorical" or "numeric", where a person says which.
 
     Raises:
         DataError: no such column, or nothing in it.
     """
-    columns = ", ".join(frame.columns)
+    names = ", ".join(table.names)
     if target is None:
         raise DataError(
-            f"{path}: say which column is the target (target=, --target), one of: {columns}; without one `run` learns "
-            "features, by --method 'byol()' or its like"
+            f"{table.path}: say which column is the target (target=, --target), one of: {names}; without one `run` "
+            "learns features, by --method 'byol()' or its like"
         )
-    if target not in frame.columns:
-        raise DataError(f"{path}: no column is called '{target}'; choose one of: {columns}")
-    column = frame[target]
-    return _targets(column if is_number(column) else text_column(path, column), f"{path}: column '{target}'")
-
-
-def text_column(path: Path, column: Any) -> Any:
-    """A column of words as it is written: "None" or "NA" may be one of them, and only an empty cell is missing."""
-    if path.name.lower().endswith(".parquet"):
-        return column
-    return _read_text(path, usecols=[column.name], keep_default_na=False, na_values=[""])[column.name]
+    if target not in table.columns:
+        raise DataError(f"{table.path}: no column is called '{target}'; choose one of: {names}")
+    place = f"{table.path}: column '{target}'"
+    if kind not in (None, "categorical", "numeric"):
+        raise DataError(f"{place} is the target, and is categorical or numeric, not {kind}; leave --column out for it")
+    return _targets(table.take(target), place, table.comma, kind)
 
 
 def _concatenate(features: Any, extra: Any) -> Any:
     """Two frames as one; categories are those of both."""
     from pandas.api.types import union_categoricals
 
-    columns = {}
+    columns_ = {}
     for name in features.columns:
         pair = [features[name], extra[name]]
         if str(features[name].dtype) == "category":
-            columns[name] = pandas().Series(union_categoricals(pair, sort_categories=True))
+            columns_[name] = pandas().Series(union_categoricals(pair, sort_categories=True))
         else:
-            columns[name] = pandas().concat(pair, ignore_index=True)
-    return pandas().DataFrame(columns)
-
-
-def prepare(frame: Any, names: Sequence[str], numeric: Sequence[str], place: str, compact: bool = False) -> Any:
-    """The columns ``names``: the numeric ones as float64, all others as text, nan where a cell is empty.
-
-    ``compact`` makes the others categories, and takes the columns out of ``frame``, which is of no use afterwards.
-
-    Raises:
-        DataError: a column is missing, or one of numbers has text or an infinite value in a named row.
-    """
-    library = pandas()
-    absent = [name for name in names if name not in frame.columns]
-    if absent:
-        raise DataError(f"{place}: column '{absent[0]}' is missing; it has: {', '.join(frame.columns)}")
-    columns = {}
-    for name in names:
-        column = frame.pop(name) if compact else frame[name]
-        if name in numeric:
-            columns[name] = library.Series(_numbers(column, f"{place}: column '{name}'"))
-        elif compact:
-            columns[name] = library.Series(_categories(column))
-        else:
-            columns[name] = library.Series(_texts(column), dtype=object)
-    return library.DataFrame(columns, copy=False)
+            columns_[name] = pandas().concat(pair, ignore_index=True)
+    return pandas().DataFrame(columns_, copy=False)
 
 
 def _categories(column: Any) -> Any:
@@ -247,37 +225,6 @@ def _categories(column: Any) -> Any:
     return library.Categorical.from_codes(placed, categories=names)
 
 
-def is_number(column: Any) -> bool:
-    """Numbers, decimals and times; also a column with nothing in it."""
-    types = pandas().api.types
-    if types.is_bool_dtype(column):
-        return False
-    if types.is_numeric_dtype(column) or types.is_datetime64_any_dtype(column) or column.isna().all():
-        return True
-    return bool(types.infer_dtype(column, skipna=True) == "decimal")
-
-
-def _numbers(column: Any, place: str) -> Any:
-    library = pandas()
-    if library.api.types.is_datetime64_any_dtype(column):  # seconds, so that times can be compared
-        column = (column - library.Timestamp(0, tz=column.dt.tz)).dt.total_seconds()
-    values = library.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    broken = np.isnan(values) & column.notna().to_numpy()
-    if broken.any():
-        row = int(broken.argmax())
-        raise DataError(f"{place}, row {row + 1}: '{column.iloc[row]}' is no number; correct the cell or empty it")
-    _finite(values, place)
-    return values
-
-
-def _finite(values: np.ndarray[Any, Any], place: str) -> None:
-    # beyond float32 a value is as good as infinite
-    infinite = np.abs(values) > np.finfo(np.float32).max
-    if infinite.any():
-        row = int(infinite.argmax())
-        raise DataError(f"{place}, row {row + 1} (the first is 1): infinite value {values[row]}; {INFINITE_REMEDY}")
-
-
 def _texts(column: Any) -> np.ndarray[Any, Any]:
     filled = column.notna().to_numpy()
     texts = np.full(len(column), np.nan, dtype=object)
@@ -285,35 +232,45 @@ def _texts(column: Any) -> np.ndarray[Any, Any]:
     return texts
 
 
-def _targets(column: Any, place: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels and class names, or values and no names, by the column's kind; an empty cell is no label."""
-    if is_number(column):
-        values = _numbers(column, place)
-        distinct = np.unique(values[~np.isnan(values)])
-        if len(distinct) > MOST_CLASSES:
-            return torch.from_numpy(values.astype(np.float32)), ()
-        names = [str(int(value)) if value == int(value) else str(value) for value in distinct]
-        codes = np.where(np.isnan(values), -1, np.searchsorted(distinct, np.nan_to_num(values)))
-    else:
-        texts = [value.strip() if isinstance(value, str) else "" for value in _texts(column)]
-        names = sorted({text for text in texts if text})
-        _mostly_numbers(texts, names, place)
-        number = {name: code for code, name in enumerate(names)}
-        codes = np.array([number.get(text, -1) for text in texts])
-    if not names:
+def _targets(column: Any, place: str, comma: bool, kind: str | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels and class names as they are written, or values and no names; an empty cell is no label."""
+    cells = column_types.cells_of(column, place)
+    values = np.full(len(cells.texts), np.nan)
+    if kind != "categorical":
+        parsed = column_types.parse_numbers(cells.texts, cells.counts, comma)
+        values = np.where([text.lower() in ("inf", "-inf", "infinity") for text in cells.texts], np.inf, parsed.values)
+        _mostly_numbers(cells, values, place, kind)
+    numbers = bool(len(values)) and not np.isnan(values).any()
+    if numbers and (len(np.unique(values)) > MOST_CLASSES or kind == "numeric"):
+        column_values = cells.spread(values)
+        column_types.refuse_infinite(column_values, place)
+        return torch.from_numpy(column_values.astype(np.float32)), ()
+    if not cells.texts:
         raise DataError(f"{place} is empty in every row; fill in the target of some")
-    return torch.from_numpy(codes.astype(np.int64)), tuple(names)
+    order = sorted(range(len(cells.texts)), key=lambda i: _rank(cells.texts[i], numbers))
+    place_of = np.empty(len(order) + 1, dtype=np.int64)
+    place_of[order], place_of[-1] = np.arange(len(order)), -1
+    return torch.from_numpy(place_of[cells.codes]), tuple(cells.texts[i] for i in order)
 
 
-def _mostly_numbers(texts: list[str], names: list[str], place: str) -> None:
+def _rank(text: str, number: bool) -> tuple[Any, str]:
+    """The order of class names: numbers by their exact value, others as texts."""
+    try:
+        return (Decimal(text) if number else 0, text)
+    except InvalidOperation:  # 1,5 or 5 kg
+        return (Decimal(0), text)
+
+
+def _mostly_numbers(cells: column_types.Cells, values: np.ndarray[Any, Any], place: str, kind: str | None) -> None:
     """Refuse a column of values with a few cells of text: each of its numbers would be a class of its own."""
-    values = pandas().to_numeric(pandas().Series(names, dtype=object), errors="coerce").to_numpy(np.float64)
-    words = {name for name, broken in zip(names, np.isnan(values), strict=True) if broken}
-    if words and len(names) - len(words) > max(MOST_CLASSES, 9 * len(words)):
-        row = next(row for row, text in enumerate(texts) if text in words)
+    words = {text for text, value in zip(cells.texts, values, strict=True) if np.isnan(value)}
+    numbers = len(cells.texts) - len(words)
+    if words and (kind == "numeric" or numbers > max(MOST_CLASSES, 9 * len(words))):
+        text = next(text for text in cells.texts if text in words)
+        row = cells.first(cells.texts.index(text))
         raise DataError(
-            f"{place}, row {row + 1} (the first is 1): {texts[row]!r} is no number, and the others are; correct "
-            "the cell or empty it"
+            f"{place}, row {row} (the first is 1): {one_line(text, 40)!r} is no number, "
+            "and the others are; correct the cell or empty it"
         )
 
 
@@ -341,23 +298,20 @@ def fit(features: Any, train: Tensor) -> Any:
     return transformer.fit(features.iloc[train.numpy()])
 
 
-def columns(preprocessor: Any) -> tuple[list[str], list[str]]:
-    """The columns this preprocessing was fitted on, and those of them that are numbers."""
-    numeric = [name for part, _, names in preprocessor.transformers_ if part == "numbers" for name in names]
-    return [str(name) for name in preprocessor.feature_names_in_], numeric
+def feature_names(preprocessor: Any) -> list[str]:
+    """The features that this preprocessing was fitted on."""
+    return [str(name) for name in preprocessor.feature_names_in_]
 
 
-def transform(preprocessor: Any, frame: Any, place: str = "table") -> Tensor:
-    """Model input for a frame: (n, features) float32; columns it was not fitted on are ignored.
+def transform(preprocessor: Any, features: Any, place: str = "table") -> Tensor:
+    """Model input for features as `prepare` makes them: (n, features) float32.
 
     Raises:
-        DataError: a column is missing or holds what cannot be used (as in ``prepare``).
+        DataError: a value is too far from those that the preprocessing was fitted on.
     """
-    names, numeric = columns(preprocessor)
-    prepared_frame = prepare(frame, names, numeric, place)
     with warnings.catch_warnings():  # that an unknown category becomes zeros is what was asked for
         warnings.filterwarnings("ignore", message="Found unknown categories")
-        values = preprocessor.transform(prepared_frame)
+        values = preprocessor.transform(features[feature_names(preprocessor)])
     x = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     if not bool(torch.isfinite(x).all()):
         row, column = (int(i) for i in (~torch.isfinite(x)).nonzero()[0])

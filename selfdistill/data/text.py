@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
 from ..io.expressions import nearest, one_line
 from ..models import hub, text_encoder
-from . import tables
+from . import column_types, tables
 from .augment import Tokens
 from .sources import RawData, existing
+from .table_files import SHOWN, Table, is_table, read_table
 
 FOLDER = "tokenizer"  # in a model folder
 
@@ -53,37 +55,41 @@ class Reader:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
-    def source(self, name: str, target: str | None, unlabelled: Path | None) -> tuple[RawData, int]:
+    def source(
+        self, name: str, target: str | None, unlabelled: Path | None, types: Mapping[str, str] | None = None
+    ) -> tuple[RawData, int]:
         """The rows of a table, those of ``unlabelled`` after its own, and how many were cut.
 
         Raises:
             DataError: no such column, a cell without text, or no target.
         """
-        path, frame, texts = self.table(name)
         if target == self.column:
-            raise DataError(f"{path}: '{target}' is both --text and --target; give another column as one of them")
-        y, classes = tables.labels(path, frame, target)
+            raise DataError(f"{name}: '{target}' is both --text and --target; give another column as one of them")
+        table = self._table(name, target)
+        y, classes = tables.labels(table, target, (types or {}).get(str(target)))
+        texts = column(table, self.column)
         if unlabelled is not None:
-            extra = column(unlabelled, tables.read_frame(unlabelled), self.column)
+            extra = column(read_table(unlabelled, (self.column,)), self.column)
             texts = [*texts, *extra]
             y = torch.cat([y, y.new_full((len(extra),), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
-        return RawData(path.name, "text", y, classes, x=x), cut
+        return RawData(table.path.name, "text", y, classes, x=x), cut
 
-    def table(self, name: str) -> tuple[Path, Any, list[str]]:
-        """A table's path, its frame, and the texts of the column.
+    def table(self, name: str) -> tuple[str, list[str]]:
+        """The name of a table's file, and the texts of the column.
 
         Raises:
             DataError: it is no table, or has no such column of texts.
         """
-        if not tables.is_table(name):
-            raise DataError(
-                f"{name}: --text {self.column} names a column, and this is no table; give a file ending in "
-                f"{', '.join(tables.SUFFIXES)}"
-            )
-        path = existing(name)
-        frame = tables.read_frame(path)
-        return path, frame, column(path, frame, self.column)
+        table = self._table(name, None)
+        return table.path.name, column(table, self.column)
+
+    def _table(self, name: str, target: str | None) -> Table:
+        if not is_table(name, named=True):
+            raise DataError(f"{name}: --text {self.column} names a column, and this is no table; give a file ({SHOWN})")
+        table = read_table(existing(name), (self.column,) if target is None else (self.column, target))
+        _check_column(table, self.column)
+        return table
 
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, int]:
         """Token ids (n, length) int32 of texts, and how many of them were longer."""
@@ -122,20 +128,28 @@ def reader(model: str | None, name: str) -> Reader:
     return Reader(name, tokenizer, min(int(options.get("length", text_encoder.LENGTH)), limit))
 
 
-def column(path: Path, frame: Any, name: str) -> list[str]:
-    """The texts of a column.
+def _check_column(table: Table, name: str) -> None:
+    if name not in table.columns:
+        names = table.names
+        matches = nearest(name, names)
+        hint = f"nearest: {matches}" if matches else f"it has: {', '.join(names)}"
+        raise DataError(f"{table.path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
+
+
+def column(table: Table, name: str) -> list[str]:
+    """The texts of a column, which is taken out of a table.
 
     Raises:
         DataError: there is no such column, it holds numbers, or a cell has no text.
     """
-    if name not in frame.columns:
-        names = [str(label) for label in frame.columns]
-        matches = nearest(name, names)
-        hint = f"nearest: {matches}" if matches else f"it has: {', '.join(names)}"
-        raise DataError(f"{path}: no column is called '{one_line(name, 60)}' (--text); {hint}")
-    if frame[name].notna().any() and tables.is_number(frame[name]):
+    path = table.path
+    _check_column(table, name)
+    cells = column_types.cells_of(table.take(name), f"{path}: column '{name}'")
+    numbers = column_types.parse_numbers(cells.texts, cells.counts, table.comma).values
+    if len(numbers) and not np.isnan(numbers).any():
         raise DataError(f"{path}: column '{name}' is of numbers; --text takes a column of words")
-    texts = [str(text).strip() for text in tables.text_column(path, frame[name]).fillna("")]
+    texts = [*cells.texts, ""]
+    texts = [texts[code] for code in cells.codes.tolist()]
     empty = [row + 1 for row, text in enumerate(texts) if not text]
     if empty:
         rest = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
@@ -152,12 +166,10 @@ def inputs(source: str, card: dict[str, Any], folder: Path) -> tuple[Tensor, lis
     Raises:
         DataError: no such table or column, or the folder has no readable tokenizer.
     """
-    if not tables.is_table(source):
+    if not is_table(source, named=True):
         raise DataError(
-            f"{source}: the model was trained on text; give a table ({', '.join(tables.SUFFIXES)}) with a "
-            f"column '{card['text']}'"
+            f"{source}: the model was trained on text; give a table ({SHOWN}) with a column '{card['text']}'"
         )
-    path = existing(source)
-    texts = column(path, tables.read_frame(path), card["text"])
+    texts = column(read_table(existing(source), (card["text"],)), card["text"])
     table_reader = Reader(card["text"], hub.tokenizer(folder / FOLDER), int(card["shape"][0]))
     return table_reader.ids(texts)[0].long(), [str(row + 1) for row in range(len(texts))]

@@ -89,7 +89,8 @@ def usual_peers(frame: Any, classify: bool = False) -> list[Any]:
         ]
 
     def standardise() -> Any:
-        return make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
+        impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+        return make_pipeline(impute, StandardScaler())
 
     return [RowLimit(make_pipeline(standardise(), peer), most_rows=PEER_ROWS) for peer in (trees, linear)]
 
@@ -246,7 +247,8 @@ def _for_columns(learner: BaseLearner, classify: bool, frame: Any, rows: int | N
     if learner.columns == "indicators":
         return make_pipeline(IndicatorEncoder(), bare)
     if learner.columns == "codes":
-        return make_pipeline(FrameEncoder(), SimpleImputer(strategy="median", add_indicator=True), bare)
+        impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+        return make_pipeline(FrameEncoder(), impute, bare)
     estimator = usual_learner(classify, frame)
     options = {name: getattr(bare, name) for name in ("max_iter", "learning_rate")}
     if rows is not None:

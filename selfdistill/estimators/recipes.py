@@ -53,7 +53,10 @@ class EstimatorRecipe:
 
 
 def plain() -> EstimatorRecipe:
-    """The learner alone, on the labels.
+    """Supervised training of the learner on the labels: the baseline.
+
+    Returns:
+        The recipe.
 
     Source: the control of every paper.
     """
@@ -63,14 +66,20 @@ def plain() -> EstimatorRecipe:
 def self_distilled(
     generations: Count = 2, xi: float | str = "auto", peers: str | int | None = "usual"
 ) -> EstimatorRecipe:
-    """Each generation learns the labels mixed with what its peers, or the last generation, say.
+    """Self-distillation: each generation learns the labels mixed with predictions of peers or of the last generation.
 
     Equation::
 
         t = xi f(x) + (1 - xi) y  on labelled rows,  t = f(u)  on unlabelled ones;  f: the mean of the others
 
-    ``xi="auto"`` is chosen from rows left out; 0 is an answer. ``peers`` are "usual" (extremely randomised trees and a
-    linear model), a number of copies, or None: then f is the last generation.
+    Args:
+        generations: Number of trainings one after another; the first learns the labels alone.
+        xi: Weight of the predictions; "auto" chooses it, also 0, by cross-validation.
+        peers: Learners whose mean prediction f is: "usual" (extremely randomised trees and a linear model), a number of
+            copies, or None, with which f is the last generation.
+
+    Returns:
+        The recipe.
 
     Source: Mobahi, Farajtabar and Bartlett, NeurIPS 2020; xi by Dang, Patil and Rinaldo, ICML 2026.
     """
@@ -78,11 +87,17 @@ def self_distilled(
 
 
 def peer_taught(generations: Count = 2) -> EstimatorRecipe:
-    """Learners of different kinds label the unlabelled rows for each other, never for themselves.
+    """Co-training: learners of different kinds label the unlabelled rows for each other.
 
     Equation::
 
         f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones
+
+    Args:
+        generations: Number of trainings one after another; the first learns the labels alone.
+
+    Returns:
+        The recipe.
 
     Needs: unlabelled rows.
 
@@ -98,11 +113,21 @@ def self_trained(
     calibrate: bool = True,
     peers: str | int | None = None,
 ) -> EstimatorRecipe:
-    """Curriculum of own labels: stage s of S learns the labels and the surest s / S of the unlabelled rows, afresh.
+    """Curriculum labelling: self-training on the most confident pseudo-labels, more of them in each stage.
 
     Equation::
 
         f_s learns (x, y) and (u, argmax p(u)) for the most confident s / S of the rows, of each class as many
+
+    Args:
+        generations: Number S of stages after the first, which learns the labels alone.
+        hard: Learn the most probable class of a row, and not its probabilities.
+        balanced: Take as many rows of each class.
+        calibrate: Choose rows by calibrated probabilities.
+        peers: Learners that label together with this one: "usual", a number of copies, or None.
+
+    Returns:
+        The recipe.
 
     Needs: unlabelled rows; classes.
 
@@ -155,10 +180,12 @@ def explain(expression: str) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """The same for people."""
+    from ..methods.cards import argument_lines
+
     options = ", ".join(f"{name} = {value}" for name, value in found["options"].items())
     return "\n".join([
         found["expression"], found["summary"], "", *(f"    {line}" for line in found["equation"].splitlines()), "",
         f"options:     {options}", f"for:         {found['for']}, {found['targets']}", f"needs:       {found['needs']}",
         "cost:        each training once more for every fold that audits it, and for every peer",
-        f"source:      {found['source']}",
+        f"source:      {found['source']}", *argument_lines(found["arguments"]),
     ])  # fmt: skip

@@ -114,7 +114,7 @@ def prepare(request: Request) -> TableRun:
     _refuse_network_options(request)
     data = frames.load(
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
-        label_noise=request.label_noise, seed=request.seed,
+        label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
@@ -234,12 +234,15 @@ def residuals(run: TableRun, model: Any, seed: int) -> Tensor | None:
     return y - cross_predict(run, getattr(model, "estimator_", model), seed)
 
 
-def score_test(run: TableRun, model: Any, errors: Tensor | None) -> tuple[dict[str, float], Tensor, float | None]:
-    """Metrics on the test split, the outputs and, for values whose errors on rows left out are known, half the width of
-    an interval of 90 %."""
+def score_test(
+    run: TableRun, model: Any, errors: Tensor | None, ids: NDArray[np.int64] | None = None
+) -> tuple[dict[str, float], Tensor, float | None]:
+    """Metrics on the test split, or on some of its rows, the outputs and, for values whose errors on rows left out are
+    known, half the width of an interval of 90 %."""
     data = run.data
-    y = torch.from_numpy(data.y[data.test])
-    outputs = predict_frame(model, data.rows(data.test), len(data.classes))
+    ids = data.test if ids is None else ids
+    y = torch.from_numpy(data.y[ids])
+    outputs = predict_frame(model, data.rows(ids), len(data.classes))
     figures = scored(outputs, y, data.task)
     if errors is None:
         return figures, outputs, None
@@ -301,14 +304,20 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
         "seconds": round(seconds, 2), shown: {},
     }  # fmt: skip
     names = {f"generation {result['final_generation']}, the final model": model} if self_taught(model) else {}
+    rest = data.test[~np.isin(data.test, data.copies.across.numpy())]
+    apart: dict[str, Any] = {"rows": len(rest)} if 0 < len(rest) < len(data.test) else {}
     for name, one in {"the learner alone": alone, **names}.items():
-        figures, outputs, half = score_test(run, one, residuals(run, one, seed))
+        errors = residuals(run, one, seed)
+        figures, outputs, half = score_test(run, one, errors)
+        if apart:
+            scores = score_test(run, one, errors, rest)[0]
+            apart |= {**({"plain": scores} if one is alone else {}), **({"test": scores} if one is model else {})}
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
         if one is alone:
-            result["plain"] = {"steps": 1, "end": figures, "from": "itself" if one is model else "control"}
+            result["plain"] = {"steps": 1, "end": figures, "from": "method" if one is model else "control"}
         if one is model:
             result |= {"test": figures, "half": half}
-    return result
+    return {**result, **({"without_copies": apart} if apart else {})}
 
 
 def _history_row(row: dict[str, Any], model: Any) -> dict[str, Any]:

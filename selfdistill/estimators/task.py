@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import sources, tables
+from ..data import sources
+from ..data.table_files import SHOWN, is_table
 from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.label_errors import read_conflicts
 from ..evaluation.predict import Predictions
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request
@@ -40,7 +42,7 @@ class TableTaskType(TaskType):
         """
         if request.text is not None:  # read by an encoder
             return False
-        table = tables.is_table(request.data) or request.data in sources.TABLES
+        table = is_table(request.data, request.target is not None) or request.data in sources.TABLES
         model, method = request.model, None if request.method is None else expression_name(request.method)
         learner = model is not None and (
             base_learners.is_named(model) or base_learners.from_function(model) is not None
@@ -55,8 +57,8 @@ class TableTaskType(TaskType):
         if not table:
             if learner or ours:
                 raise DataError(
-                    f"{request.data}: {model if learner else request.method} learns tables, and this is none; give a "
-                    "CSV or Parquet file, or leave it out"
+                    f"{request.data}: {model if learner else request.method} learns tables, and this is none; give "
+                    f"one ({SHOWN}), or leave it out"
                 )
             return False
         if learner and method is not None and not known:
@@ -97,7 +99,9 @@ class TableTaskType(TaskType):
         return predict(folder, source, exit_number)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Refused: a learner keeps no history of the rows."""
+        """Equal rows with different labels; without any it is refused: a learner keeps no history of the rows."""
+        if conflicts := read_conflicts(folder, top):
+            return conflicts
         raise CheckpointError(f"{folder} trained a learner of scikit-learn, which remembers no rows; give --model mlp")
 
     def vitals(self, folder: Path) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class TableTaskType(TaskType):
         """The learner alone, and the final model where it is another one."""
         plain = result["plain"]
         table = [(self.baseline(result), plain["end"])]
-        if plain["from"] == "itself":
+        if plain["from"] == "method":
             return table
         return [
             *table,

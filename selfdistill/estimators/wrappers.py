@@ -166,6 +166,15 @@ class IndicatorEncoder(FrameEncoder):
         return sparse.hstack(parts, format="csr")
 
 
+def _without_empty_columns(X: Any) -> Any:
+    """An array whose columns without any value are 0: boosting of histograms finds no bins in them, and never splits a
+    constant."""
+    if not isinstance(X, np.ndarray) or X.dtype.kind != "f":
+        return X
+    empty = np.array([np.isnan(X[:, i]).all() for i in range(X.shape[1])], dtype=bool)
+    return np.where(empty, 0.0, X) if empty.any() else X
+
+
 # around another estimator ---------------------------------------------------------------------------------------------
 
 
@@ -257,7 +266,7 @@ class RowLimit(Wrapper):
             X = self.encoder_.transform(X)
             if self.encoder_.categorical().any() and "categorical_features" in learner.get_params():
                 learner.set_params(categorical_features=self.encoder_.categorical())
-        self.estimator_ = learner.fit(X, y, **weight_arguments(learner, weights))
+        self.estimator_ = learner.fit(_without_empty_columns(X), y, **weight_arguments(learner, weights))
         return self
 
     def _inputs(self, X: Any) -> Any:

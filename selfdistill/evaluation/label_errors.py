@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..core.memory import SampleMemory
 from ..core.objective import Objective
+from ..data.copies import conflict_text
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
 from ..io.display import printable
@@ -242,7 +243,23 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
         labels = [_parse_row(row) for row in rows]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{folder / FILE} is damaged ({type(error).__name__}); run it again") from error
-    return {"run": str(folder), **summary, "labels": [asdict(label) for label in labels]}
+    return {"run": str(folder), **summary, "labels": [asdict(label) for label in labels], **conflicts_of(record, top)}
+
+
+def read_conflicts(folder: Path, top: int | None = None) -> dict[str, Any]:
+    """The same of a run that scores no labels: its equal inputs with different labels; empty without any."""
+    conflicts = conflicts_of(read_record(folder / "run.json")[0], top)
+    if not conflicts:
+        return {}
+    return {"run": str(folder), "source": None, "rows": 0, "errors": 0, "labels": [], **conflicts}
+
+
+def conflicts_of(record: dict[str, Any], top: int | None = None) -> dict[str, Any]:
+    """The equal inputs with different labels that the record of a run lists; empty without any."""
+    copies = record["data"].get("copies", {})
+    if not copies.get("conflicting"):
+        return {}
+    return {"conflicting": copies["conflicting"], "conflicts": copies["conflicts"][:top]}
 
 
 def _parse_row(row: dict[str, str]) -> LabelError:
@@ -251,7 +268,10 @@ def _parse_row(row: dict[str, str]) -> LabelError:
 
 
 def label_error_table(summary: dict[str, Any]) -> str:
-    """The label errors of `read_label_errors` as a table of text."""
+    """The label errors of `read_label_errors` as a table of text, and equal inputs with different labels."""
+    conflicts = conflict_lines(summary)
+    if summary["source"] is None:
+        return "\n".join(conflicts)
     has_names = any(label["name"] for label in summary["labels"])
     table = [["row (from 1)", *(["file"] if has_names else []), "label", "suggested", "error score"]]
     for label in summary["labels"]:
@@ -273,4 +293,14 @@ def label_error_table(summary: dict[str, Any]) -> str:
         lines.append(
             f"--label-noise made labels wrong; the score detects these with an AUROC of {summary['auroc']:.3f}."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if conflicts else []), *conflicts])
+
+
+def conflict_lines(summary: dict[str, Any]) -> list[str]:
+    """The conflicts of `conflicts_of` in lines."""
+    if not summary.get("conflicting"):
+        return []
+    head = (
+        f"{summary['conflicting']} rows are copies of others with another label; at least one label of each is wrong:"
+    )
+    return [head, *(printable(f"  {conflict_text(conflict)}", kept="") for conflict in summary["conflicts"])]

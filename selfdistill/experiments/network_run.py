@@ -20,6 +20,7 @@ from ..data import text
 from ..data.dataset import Data, inputs_for, load, unread, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
+from ..data.splits import difference
 from ..errors import CheckpointError, DataError, RecipeError, SpaceError
 from ..evaluation import label_errors
 from ..evaluation.linear_probe import by_neighbours
@@ -255,7 +256,7 @@ class NetworkRun:
             return {**facts, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
-        against, name = (trained, "itself") if self.method == plain() else (control, "control")
+        against, name = (trained, "method") if self.method == plain() else (control, "control")
         result: dict[str, Any] = {
             "run": str(folder),
             "method": self.expression,
@@ -293,11 +294,25 @@ class NetworkRun:
             one.model.load_state_dict(weights)
             outputs = task_outputs(final_model(one.model), data, test)
             result[shown][name] = reliability(outputs, data.y[test]) if data.classes else points(outputs, data.y[test])
+        result |= self._without_copies(shown_models, preferred)
         for one in filter(None, (trained, control)):
             one.model.load_state_dict(one.generations[one.final_generation].weights)
         if untaught(self.method):
             result |= {"probed": True, "nearest": by_neighbours(trained.model, data)}
         return with_ensemble(result, self, trained)
+
+    def _without_copies(self, models: dict[str, tuple[Result, dict[str, Tensor]]], preferred: bool) -> dict[str, Any]:
+        """The scores of the shown models on the test rows that are no copies of others; empty where no row is one."""
+        data = self.data
+        rest = replace(data, test=difference(data.test, data.copies.across))
+        if len(rest.test) in (0, len(data.test)):
+            return {}
+        scores = []
+        for trained, weights in models.values():
+            trained.model.load_state_dict(weights)
+            scores.append(final_score(final_model(trained.model), rest))
+        plain = {"plain": scores[0]} if len(scores) > 1 else {}
+        return {"without_copies": {"rows": len(rest.test), "test": scores[0 if preferred else -1], **plain}}
 
     def _save_final_model(self, folder: Path, trained: Result, result: dict[str, Any]) -> None:
         """Write the final model, what builds it, and the card of its data."""
@@ -335,6 +350,7 @@ def prepare(request: Request) -> NetworkRun:
         seed=request.seed,
         reader=reader,
         labelled=not bare,
+        columns=dict(request.columns),
     )
     if data.task == "features":
         _refuse_judging(request, data)

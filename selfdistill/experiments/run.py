@@ -25,6 +25,7 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
+from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
@@ -138,8 +139,8 @@ class Run:
 
     def _train(self, listeners: Listeners) -> dict[str, Any]:
         """Train what is not trained yet, and return the result."""
-        if self._recorded and (function := trust.split_function(self.request.model or "")):
-            trust.require_trust(*function[:2], self._folder.record, self.folder)
+        if self._recorded:
+            self._require_trust()
         refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
@@ -161,6 +162,16 @@ class Run:
                 if first:
                     self._withdraw()
                 raise
+
+    def _require_trust(self) -> None:
+        """Refuse functions that run.json names, unless they are trusted."""
+        model, checker = self.request.model or "", self.request.checker or ""
+        named = [function[:2] for function in [trust.split_function(model)] if function]
+        if names_function(checker):
+            place, _, name = checker.strip().partition(":")
+            named.append((place, name))
+        for place, name in named:
+            trust.require_trust(place, name, self._folder.record, self.folder)
 
     def _claim(self, task: TaskType, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""

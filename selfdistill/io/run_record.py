@@ -145,10 +145,11 @@ class Request:
     (about 2,000 steps), the device (a CUDA device if there is one). ``text`` names a table's column of texts, which a
     pretrained encoder reads, in batches of 32 and about 500 steps. ``audit_folds`` audits on all labels, by so many
     trainings more. ``init`` is a finished run, with whose layers, all but the classifier, the models begin. ``keep``,
-    ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that must not be forgotten, the
+    ``checker``, ``skip_long``, ``lora``, ``max_tokens`` and ``checkpointing`` are for language models: prior tasks that
+    must not be forgotten, the checker of rows that name none, whether rows beyond the model's context are left out, the
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
-    ``training`` are further fields of `Settings`.
+    ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     """
 
     data: str = "digits"
@@ -160,6 +161,8 @@ class Request:
     image_size: Annotated[int, Range(1, limit=4096)] | None = None
     augment: str | None = None
     keep: str | None = None
+    checker: str | None = None
+    skip_long: bool = False
     lora: Annotated[int, Range(0, limit=8192)] | None = None
     max_tokens: Size | None = None
     checkpointing: bool = False
@@ -175,6 +178,7 @@ class Request:
     audit_folds: Count | None = None
     targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -185,15 +189,21 @@ class Request:
             "text",
             "init",
             "targets",
+            "checker",
+            "skip_long",
         }  # unsaid where not asked for: what was asked before they existed is the same
-        unsaid = {name for name in later if getattr(self, name) is None}
-        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training)}
+        unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
+        types = {"columns": dict(self.columns)} if self.columns else {}
+        return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
+        pairs = {name: tuple(sorted(value.get(name, {}).items())) for name in ("training", "columns")}
+        if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
+            raise ValueError("columns")
         try:
-            return cls(**{**value, "training": tuple(sorted(value["training"].items()))})
+            return cls(**{**value, **pairs})
         except DataError as error:
             raise ValueError(str(error)) from None
 

@@ -18,7 +18,7 @@ from ..core.memory import FrozenCopy
 from ..core.objective import Method, Objective
 from ..core.parts import BaseTerm
 from ..core.step import Passes, TrainingClock
-from ..data.prompts import Prompts
+from ..data.prompts import Prompts, need
 from ..errors import RecipeError
 from ..models.causal_lm import Causal, ModelView, check_length
 from .contexts import Context, NoContext, Rollout, completed, paired, rendered
@@ -214,6 +214,32 @@ class Language(Method):
         if self.source.checked:
             wanted.append("checker")
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields that it reads where they are there, beside the prompt."""
+        contexts = (self.context, self.against, *self.source.contexts)
+        return tuple(dict.fromkeys([*self.needs, *(name for part in contexts for name in getattr(part, "reads", ()))]))
+
+    @property
+    def imitates(self) -> bool:
+        """Whether demonstrations themselves are learnt, for which no other context can stand in."""
+        parts = (self.source, *self.terms.values())
+        return any("demonstration" in getattr(part, "needs", ()) for part in parts)
+
+    def check_fields(self, data: Prompts, recipe: str) -> None:
+        """Refuse prompts that lack a field.
+
+        Args:
+            data: The prompts.
+            recipe: The method's name, for the message.
+
+        Raises:
+            DataError: Some rows that teach lack a field that the method needs.
+        """
+        for field in self.needs:
+            stands_in = "privileged_context" if field == "demonstration" and not self.imitates else None
+            need(data, field, recipe, alternative=stands_in)
 
     @property
     def distils(self) -> dict[str, BaseTerm]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from ..data.examples import Example
@@ -80,8 +81,13 @@ class Demonstration:
     def needs(self) -> tuple[str, ...]:
         return (self.field,)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields that it shows, where they are there."""
+        return (self.field, "privileged_context") if self.field == "demonstration" else (self.field,)
+
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
-        known = getattr(example, self.field)
+        known = example.shown if self.field == "demonstration" else getattr(example, self.field)
         text = filled(self.template, prompt=example.prompt, **{self.field: known})
         return None if known is None else asked(example, text)
 
@@ -109,11 +115,12 @@ class FewShotTurns:
     was done before rather than what they are told."""
 
     needs: ClassVar[tuple[str, ...]] = ("demonstration",)
+    reads: ClassVar[tuple[str, ...]] = ("demonstration", "privileged_context")
 
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
-        if example.demonstration is None:
+        if example.shown is None:
             return None
-        return [*example.messages, ("assistant", example.demonstration), example.messages[-1]]
+        return [*example.messages, ("assistant", example.shown), example.messages[-1]]
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ class SiblingAttempts:
     feedback: str = "\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     closing: str = "\n\nCorrectly solve the original question."
     needs: ClassVar[tuple[str, ...]] = ("checker",)
+    reads: ClassVar[tuple[str, ...]] = ("checker", "feedback")
 
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
         mine = rollouts[own]
@@ -177,23 +185,82 @@ class WrongSolution:
     def __call__(self, example: Example, rollouts: Sequence[Rollout], own: int) -> Sequence[Message] | None:
         if example.wrong is None:
             return None
-        return self.like(replace(example, demonstration=example.wrong, answer=example.wrong), rollouts, own)
+        wrong = replace(example, demonstration=example.wrong, answer=example.wrong, privileged_context=None)
+        return self.like(wrong, rollouts, own)
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token ids of messages by the tokenizer's own chat template, with the turn of the assistant begun; a tokenizer
-    without one gets the contents, a line each."""
+    without one gets the contents, a line each.
+
+    Raises:
+        DataError: the template refuses the messages.
+    """
     if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": role, "content": content} for role, content in messages]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = _by_template(tokenizer, messages, begin=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer("\n".join(content for _, content in messages) + "\n")["input_ids"])
 
 
+def _by_template(tokenizer: Any, messages: Sequence[Message], begin: bool) -> str:
+    turns = [{"role": role, "content": content} for role, content in messages]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=begin, tokenize=False)
+    except Exception as error:  # a template is code of its own: jinja2's errors and any other
+        roles = [role for role, _ in messages]
+        if "system" in roles or "developer" in roles:
+            remedy = "move the system text into the user's turn, or take a model whose template has a system turn"
+        elif any(one == other for one, other in pairwise(roles)):
+            remedy = "join neighbouring turns of one role, or take a model with another template"
+        else:
+            remedy = "write turns that it takes, or take a model with another template"
+        raise DataError(
+            f"the model's chat template refuses the turns {', '.join(roles)} ({one_line(error, 100)}); {remedy}"
+        ) from error
+    return text
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token with which the chat template ends a turn of the assistant; without one the tokenizer's end of text."""
+    token = _turn_end(tokenizer, getattr(tokenizer, "chat_template", None))
+    return tokenizer.eos_token_id if token is None else token
+
+
+@lru_cache(maxsize=8)
+def _turn_end(tokenizer: Any, template: str | None) -> int | None:
+    answer = "0answer0"
+    if not template:
+        return None
+    try:
+        text = _by_template(tokenizer, [("user", "0"), ("assistant", answer)], begin=False)
+    except DataError:
+        return None
+    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return after[0] if after and after[0] in special else None
+
+
 def completed(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a given text as a completion, ended as the model ends its own."""
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+    """Token ids of a given text as a completion, ended as the chat template ends a turn."""
+    end = turn_end(tokenizer)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+
+
+def template_notes(tokenizer: Any) -> list[str]:
+    """What is unusual in how a model's chat template begins and ends a turn, a line each."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ["the model has no chat template: a prompt is the contents of its turns, a line each"]
+    notes, end, eos = list[str](), turn_end(tokenizer), tokenizer.eos_token_id
+    if end is not None and end != eos:
+        name, other = (repr(tokenizer.decode([token])) for token in (end, eos if eos is not None else end))
+        tells = f"and the tokenizer calls {other} the end" if eos is not None else "and the tokenizer names no end"
+        notes.append(
+            f"the chat template ends a turn with {name} {tells}; demonstrations end, and answers stop, at {name}"
+        )
+    turns = [("user", "0")]
+    if _by_template(tokenizer, turns, begin=True) == _by_template(tokenizer, turns, begin=False):
+        notes.append("the chat template does not begin the assistant's turn: completions follow the user's text")
+    return notes
 
 
 def suffix(tokenizer: Any) -> list[int]:
@@ -225,11 +292,14 @@ def paired(
         if messages is None:
             return None
         _conversation(messages, example.messages[-1][0])
-        prompt = rendered(tokenizer, messages)
     except Exception as error:  # a context may be anybody's code
         why = one_line(f"{type(error).__name__}: {error}", 120)
         raise DataError(f"context {name} fails on {where} ({why}); it takes (example, rollouts, own) and returns "
                         "messages (role, content), or None") from error  # fmt: skip
+    try:
+        prompt = rendered(tokenizer, messages)
+    except DataError as error:
+        raise DataError(f"context {name}, {where}: {error}") from error
     said = list(rollouts[own].ids)
     try:
         check_prompts([[*rollouts[own].prompt, *said]], [[*prompt, *said]], [said], suffix=suffix(tokenizer))

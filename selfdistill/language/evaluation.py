@@ -17,11 +17,12 @@ from ..data.prompts import Prompts
 from ..errors import VitalsError
 from ..losses.chunked.definitions import ForwardKL
 from ..losses.chunked.divergences import divergence, entropies, log_probabilities
-from ..models.causal_lm import Causal, check_length, completion_rows, completions, packed
+from ..models.causal_lm import Causal, completion_rows, completions, packed
 from ..teachers import CurrentStudent, External
 from ..training.state import Evaluation
 from .completions import CONTEXT, Writer, views
-from .contexts import Context, NoContext, Rollout, completed, paired, place, rendered
+from .contexts import Context, NoContext, Rollout, completed, paired, rendered
+from .prompt_check import possible_rollouts
 from .sampling import Engine, RewardCheckers, Sampling, WritingProgress, by_transformers, roll
 
 #: Words of doubt; a teacher that has read the solution stops saying them (arXiv 2603.24472).
@@ -212,32 +213,6 @@ def _teacher(writer: Writer, context: Context, answers: Sequence[Rollout], ids: 
 # ---- before step 0 -----------------------------------------------------------------------------------
 
 
-def check_prompts(writer: Writer, suite: Prompts | None) -> None:
-    """Make all prompts and contexts, of rows that teach, audit or are kept.
-
-    Raises:
-        DataError: one is longer than the model's context allows, or a context is broken.
-        VitalsError: student and teacher would not read the same completion.
-    """
-    method, data = writer.method, writer.data
-    room = method.sampling.max_tokens if method.sampling else 0
-    written = method.source.contexts
-    judged = [c for c in (method.context, method.against) if c is not None] if method.distils else []
-    for i in data.labelled.tolist():
-        _fit(writer, data, i, rendered(writer.tokenizer, data.rows[i].messages), room, "the prompt")
-        for context in written:
-            _fit(writer, data, i, writer.prompt(i, context), room, "the prompt with its context")
-        for context in judged:
-            for rollouts in possible_rollouts(writer, i):
-                prompt = paired(writer.tokenizer, context, data.rows[i], rollouts, 0)
-                if prompt is not None:
-                    _fit(writer, data, i, prompt, room, "what the teacher reads")
-    for rows, ids in ((data, data.audit), *([(suite, suite.test)] if suite else [])):
-        room = writer.greedy.max_tokens if checked(rows) else 0
-        for i in ids.tolist():
-            _fit(writer, rows, i, rendered(writer.tokenizer, rows.rows[i].messages), room, "the prompt")
-
-
 def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
     """Can the teacher say anything that the student does not?
 
@@ -260,27 +235,18 @@ def check_teachers(writer: Writer, warn: Callable[[str], None]) -> None:
         )
 
 
-def possible_rollouts(writer: Writer, example: int) -> list[list[Rollout]]:
-    """Rollouts that a context may read: a wrong one alone, and beside a right one where a prompt has siblings."""
-    row = writer.data.rows[example]
-    prompt, end = tuple(rendered(writer.tokenizer, row.messages)), tuple(writer.stop[:1])
-    wrong = Rollout(example, prompt, end, "", 0.0, row.feedback or "not correct")
-    right = Rollout(example, prompt, end, row.demonstration or row.answer or "", 1.0)
-    return [[wrong], [wrong, right]] if writer.method.source.samples > 1 else [[wrong]]
-
-
 def _adds(writer: Writer, context: Context) -> bool:
     """Is there a row for which it makes another prompt than the student's?"""
     if isinstance(context, NoContext):
         return False
+    reader = writer.model.reader
     for i in writer.data.labelled.tolist():
         row = writer.data.rows[i]
         plain = rendered(writer.tokenizer, row.messages)
-        made = [paired(writer.tokenizer, context, row, rollouts, 0) for rollouts in possible_rollouts(writer, i)]
+        made = [
+            paired(writer.tokenizer, context, row, rollouts, 0)
+            for rollouts in possible_rollouts(reader, writer.method, writer.data, i, plain)
+        ]
         if any(prompt is not None and prompt != plain for prompt in made):
             return True
     return False
-
-
-def _fit(writer: Writer, data: Prompts, i: int, prompt: Sequence[int], room: int, what: str) -> None:
-    check_length(prompt, writer.model, room, f"{what} ({place(data.rows[i])} of {data.name})")

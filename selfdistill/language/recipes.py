@@ -14,7 +14,7 @@ from ..io.expressions import Count, Positive, Size, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
-from ..methods.cards import describe
+from ..methods.cards import argument_lines, describe
 from ..teachers import CurrentStudent, Ema, External, Frozen, Generation, Labels
 from ..teachers.weights import GeometricMixture
 from ..terms.tokens import PerSequence, PolicyGradient, PreferenceTerm, TeacherReturns
@@ -37,13 +37,20 @@ def _likelihood() -> Term:
 
 
 def sft(epochs: Count = 1) -> Language:
-    """Learn the demonstrations: the control of all others.
+    """Supervised fine-tuning: cross-entropy on the tokens of the demonstrations. The usual baseline.
 
     Equation::
 
         L = -mean_t log p(c_t | x, c_<t)
 
+    Args:
+        epochs: Passes over the demonstrations, where the run names neither steps nor epochs.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration on each prompt.
+
     Source: maximum likelihood.
 
     >>> list(sft().terms)
@@ -53,15 +60,23 @@ def sft(epochs: Count = 1) -> Language:
 
 
 def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Size = 1024) -> Language:
-    """Write answers, and judge them by your slow average that has read a demonstration.
+    """Self-distillation fine-tuning (SDFT): own answers, taught by the student's average that reads a demonstration.
 
     Equation::
 
         L = mean_i mean_{t >= skip} KL(q_t || p_t),  y ~ p(.|x),  q = p_ema(. | x, c, y_<t),  ema <- (1 - r) ema + r w
 
+    Args:
+        rate: Rate at which the teacher's weights follow the student's; 0 keeps the pre-trained weights as the teacher.
+        skip: First tokens of a completion that the loss leaves out.
+        turns: Show the demonstration as an earlier turn of the conversation, which small models follow better, and not
+            by the paper's template.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration on each prompt.
-    ``turns`` shows the demonstration as an earlier turn, which small models follow better than the template;
-    ``rate`` 0 keeps the teacher as it began.
 
     Source: SDFT, arXiv 2601.19897, 2026. Eq. 1 has KL(p || q); all results were made with KL(q || p).
 
@@ -78,13 +93,20 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Siz
 
 
 def sdft_2024(max_tokens: Size = 512) -> Language:
-    """Retell each demonstration in your own words, keep what is still right, and learn that.
+    """Self-distillation before fine-tuning: learn the demonstrations as the model itself rewrites them.
 
     Equation::
 
         y ~ p_0(. | x, c);  y := c if the checker refuses y;  L = -mean_t log p(y_t | x, y_<t)
 
+    Args:
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration on each prompt; a checker and an answer decide what is kept.
+
     Source: Self-Distillation Bridges Distribution Gap, arXiv 2402.13669, 2024.
 
     >>> sdft_2024().source.instead
@@ -103,13 +125,25 @@ def sdpo(
     trust: bool = False,
     max_tokens: Size = 1024,
 ) -> Language:
-    """Try several times; your average that has seen a right attempt or the feedback judges each token of the others.
+    """Self-distillation policy optimisation: own answers, taught by the model that reads a right one or feedback.
 
     Equation::
 
         L = (1 - g) mean_t JS(q_t, p_t) + g L_GRPO,  q = p_ema(. | x, solution or feedback, y_<t), top k of p and tail
 
+    Args:
+        samples: Completions of each prompt.
+        rate: Rate at which the teacher's weights follow the student's.
+        k: Number of the student's most probable tokens that the divergence compares; the rest is one entry.
+        grpo: Weight g of the policy-gradient term of `grpo`, from 0 to 1.
+        trust: Mix the teacher's distribution with the pre-trained model's, in place of averaging weights.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a checker on each prompt.
+
     Source: SDPO, arXiv 2601.20802, 2026; JS at 1/2 in its experiments, the reverse KL in eq. 1; ``grpo``: sec. 4.5.
 
     >>> sdpo().terms["distil"].loss.support
@@ -127,13 +161,21 @@ def sdpo(
 
 
 def opsd(clip: float = 0.05, max_tokens: Size = 1024) -> Language:
-    """Write solutions, and judge each token by the model you were, which has read the reference solution.
+    """On-policy self-distillation: own solutions, taught by the pre-trained weights that read the reference solution.
 
     Equation::
 
         L = mean_t sum_v min(q_v (log q_v - log p_v), c),  q = p_0(. | x, reference, y_<t),  y ~ p at T 1.1
 
+    Args:
+        clip: Largest contribution c of a vocabulary entry to the divergence.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration (the reference solution) on each prompt.
+
     Source: OPSD, arXiv 2601.18734 v3, 2026.
 
     >>> opsd().terms["distil"].loss.divergence.clip
@@ -146,13 +188,23 @@ def opsd(clip: float = 0.05, max_tokens: Size = 1024) -> Language:
 
 
 def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: Size = 1024) -> Language:
-    """Learn your own samples, drawn once with truncation: at temperature 1 without it nothing would change.
+    """Simple self-distillation: cross-entropy on own samples, drawn once at high temperature with truncation.
 
     Equation::
 
         y ~ truncate(p_0(. | x)^(1/T));  L = -mean_t log p(y_t | x, y_<t)
 
+    Args:
+        temperature: Sampling temperature T.
+        top_k: Number of most probable tokens that are sampled from; 0 is all.
+        top_p: Probability mass that is sampled from.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: prompts alone.
+
     Source: simple self-distillation, arXiv 2604.01193, 2026.
 
     >>> ssd().source.sampling.top_k
@@ -163,13 +215,22 @@ def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_to
 
 
 def opcd(instruction: str | None = None, k: Size = 100, max_tokens: Size = 512) -> Language:
-    """Follow an instruction, or a demonstration, without being given it: on-policy context distillation.
+    """On-policy context distillation: answer without an instruction or demonstration as the model does with it.
 
     Equation::
 
         L = mean_t KL(p_t || q_t),  y ~ p(. | x),  q = p_0(. | context, x, y_<t), top k of the student and tail
 
+    Args:
+        instruction: System text that the teacher reads; without it, each prompt's demonstration.
+        k: Number of the student's most probable tokens that the divergence compares; the rest is one entry.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: an instruction, or a demonstration on each prompt.
+
     Source: on-policy context distillation, arXiv 2602.12275, 2026.
 
     >>> opcd("Answer in rhyme.").needs
@@ -182,13 +243,22 @@ def opcd(instruction: str | None = None, k: Size = 100, max_tokens: Size = 512) 
 
 
 def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: Size = 512) -> Language:
-    """Learn what you write with a context, without it: its tokens, or the distributions behind them.
+    """Context distillation: learn the answers that the model wrote with an instruction or demonstration.
 
     Equation::
 
         y ~ p_0(. | c, x);  soft: L = mean_t KL(p_0(. | c, x, y_<t) || p_t);  hard: L = -mean_t log p(y_t | x, y_<t)
 
+    Args:
+        instruction: System text that the teacher reads; without it, each prompt's demonstration.
+        hard: Learn the tokens of the answers, and not the teacher's distributions of them.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: an instruction, or a demonstration on each prompt.
+
     Source: Snell, Klein and Zhong, arXiv 2209.15189, 2022; Askell et al., arXiv 2112.00861, 2021.
 
     >>> context_distillation("Be brief.", hard=True).terms["label"].loss
@@ -202,13 +272,23 @@ def context_distillation(instruction: str | None = None, hard: bool = False, max
 
 
 def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: Size = 512) -> Language:
-    """Traditional distillation on what the student writes; without a teacher's name its own weights, with the context.
+    """Generalised knowledge distillation (GKD): divergence from a teacher on the student's own answers.
 
     Equation::
 
         L = mean_t JS_beta(q_t, p_t),  y ~ p with probability lambda, else from the data
 
+    Args:
+        teacher: Name or folder of the teacher; without it, the pre-trained weights with the demonstration as context.
+        share: Probability lambda that a batch is written by the student, and not taken from the demonstrations.
+        beta: Weight of the teacher in the mixture of the divergence, between 0 and 1.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration on each prompt.
+
     Source: GKD, Agarwal et al., ICLR 2024. JS is divided by beta (1 - beta) here, which scales the learning rate alone.
 
     >>> gkd().source.share
@@ -221,15 +301,22 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
 
 
 def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: Size = 512) -> Language:
-    """Descend the reverse KL of whole answers, step by step exactly over the vocabulary.
+    """MiniLLM: policy gradient of the reverse KL divergence from a teacher, over whole answers.
 
     Equation::
 
         L = mean_t w_t [KL(p_t || q_t) - sg(R_t) log p(y_t)],  R_t = mean_{s > t} log q_s(y_s) / p_s(y_s),
         y ~ m = a q + (1 - a) p token by token,  w_t = sg(p(y_t) / m(y_t))
 
+    Args:
+        teacher: Name or folder of the teacher; without it, the pre-trained weights with the demonstration as context.
+        share: Share a of the teacher in each sampled token; at 0 the student samples alone.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a teacher, or a demonstration on each prompt.
-    ``share`` is a; at 0 the student writes alone.
 
     Source: MiniLLM, Gu et al., ICLR 2024, eq. 3 to 6. Its clip bounds several steps on the same samples; here each
     step writes its own, so that there is nothing to clip. Its loss on a pre-training corpus is left out.
@@ -248,13 +335,21 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: Size = 5
 
 
 def star(generations: Count = 3, max_tokens: Size = 512) -> Language:
-    """Learn your own reasoning where it led to the answer; where not, reason again with the answer as a hint.
+    """Self-taught reasoner (STaR): fine-tuning on own reasoning that led to the right answer, over generations.
 
     Equation::
 
         y ~ p_k(. | x), or p_k(. | x, answer) if wrong; keep the right ones; p_{k+1} = CE from p_0 on them
 
+    Args:
+        generations: Number of rounds of sampling and training.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: an answer and a checker on each prompt.
+
     Source: STaR, Zelikman et al., NeurIPS 2022, algorithm 1.
 
     >>> star().restart
@@ -265,13 +360,22 @@ def star(generations: Count = 3, max_tokens: Size = 512) -> Language:
 
 
 def rest(generations: Count = 3, samples: Count = 4, max_tokens: Size = 512) -> Language:
-    """Grow a set of your own answers, learn those above a bar that rises, and repeat.
+    """Reinforced self-training (ReST): fine-tuning on own samples above a reward threshold that rises by generation.
 
     Equation::
 
         y ~ p_k(. | x);  keep r(y) >= tau_k, tau = 0.5, 0.75, 1;  p_{k+1} = CE from p_k on them
 
+    Args:
+        generations: Number of rounds of sampling and training.
+        samples: Completions of each prompt.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a checker on each prompt.
+
     Source: ReST, Gulcehre et al., arXiv 2308.08998, 2023.
 
     >>> rest().source.least(5)
@@ -282,13 +386,22 @@ def rest(generations: Count = 3, samples: Count = 4, max_tokens: Size = 512) -> 
 
 
 def rft(samples: Count = 8, temperature: Positive = 0.7, max_tokens: Size = 512) -> Language:
-    """Sample many answers, keep the distinct right ones, and learn them once from the pre-trained weights.
+    """Rejection-sampling fine-tuning (RFT): fine-tuning on the distinct right answers among many own samples.
 
     Equation::
 
         y_1..k ~ p_0(. | x)^(1/T);  L = -mean_t log p(y_t | x, y_<t) over the distinct right ones
 
+    Args:
+        samples: Completions of each prompt.
+        temperature: Sampling temperature T.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a checker on each prompt.
+
     Source: RFT, Yuan et al., arXiv 2308.01825, 2023; T 0.7 there, with 100 samples a prompt.
 
     >>> rft().source.samples
@@ -299,13 +412,22 @@ def rft(samples: Count = 8, temperature: Positive = 0.7, max_tokens: Size = 512)
 
 
 def spin(lam: float = 0.1, generations: Count = 3, max_tokens: Size = 256) -> Language:
-    """Tell the given answer from the one that your previous generation wrote.
+    """Self-play fine-tuning (SPIN): a preference loss for demonstrations over the previous generation's answers.
 
     Equation::
 
         L = mean log(1 + exp(-lam (log p(c)/p_k(c) - log p(y')/p_k(y')))),  y' ~ p_k(. | x)
 
+    Args:
+        lam: Scale of the log-ratios.
+        generations: Number of rounds of sampling and training.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a demonstration on each prompt.
+
     Source: SPIN, Chen et al., ICML 2024, eq. 4.7; lam 0.1.
 
     >>> spin().terms["preferred"].lam
@@ -317,13 +439,22 @@ def spin(lam: float = 0.1, generations: Count = 3, max_tokens: Size = 256) -> La
 
 
 def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Language:
-    """Reinforce what was better than your other attempts at the same prompt: the control with a reward and no teacher.
+    """Group relative policy optimisation (GRPO): policy gradient with rewards. The baseline without a teacher.
 
     Equation::
 
         L = -mean_t min(r A, clip(r, 1 - e, 1 + e) A),  A = (reward - mean) / (std + 1e-4) over the samples of a prompt
 
+    Args:
+        samples: Completions of each prompt, whose rewards are compared with each other.
+        clip: How far e the probability ratio may move.
+        max_tokens: Longest completion that is sampled, in tokens.
+
+    Returns:
+        The recipe.
+
     Needs: a checker on each prompt.
+
     Source: DeepSeekMath, Shao et al., arXiv 2402.03300, 2024; no KL term.
 
     >>> grpo().source.samples
@@ -378,6 +509,7 @@ def text(found: dict[str, Any]) -> str:
         f"cost:        {found['cost']['of_plain']:g} x a step of sft(), and sampling",
         f"needs:       {found['needs']}",
         f"source:      {found['source']}",
+        *argument_lines(found["arguments"]),
     ]  # fmt: skip
     return "\n".join(lines)
 

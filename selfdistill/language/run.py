@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core import distributed
+from ..data.examples import FIELDS
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
@@ -30,12 +31,14 @@ from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.registry import read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
-from ..models.hub import ENCODERS, causal, locate
+from ..models.hub import ENCODERS, causal
 from ..training import threads
 from ..training.fit import Result, choose_device
 from ..training.task_type import Listeners
 from . import evaluation
 from .completions import Language
+from .contexts import template_notes
+from .prompt_check import check_answers, check_prompts, long_prompts, without
 from .recipes import RECIPES, sft
 from .sampling import RewardCheckers, Sampling, WritingProgress, export
 from .trainer import fit
@@ -75,7 +78,7 @@ class LanguageRun:
     settings: dict[str, Any]
     suite: Prompts | None
     max_tokens: int
-    note = ""
+    note: str = ""
 
     def threads(self) -> int:
         """The threads that torch has."""
@@ -97,19 +100,23 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
-    data = load_prompts(request.data, labels=request.labels, seed=request.seed)
-    suite = None if request.keep is None else load_suite(request.keep)
+    data = load_prompts(request.data, labels=request.labels, seed=request.seed, checker=request.checker)
+    suite = None if request.keep is None else load_suite(request.keep, checker=request.checker)
     expression = request.method or _default_recipe(data)
     method = read_recipe(expression)
+    method.check_fields(data, f"{expression_name(expression)}()")
     most = request.max_tokens or TOKENS
     method = method.drawing(lambda s: replace(s, max_tokens=min(s.max_tokens, most)))
     advice = dict(method.advice)
     model = request.model or USUAL
     if model in ENCODERS:
         raise DataError(f"{model} reads texts and writes none; give a language model, such as smollm2 or a folder")
-    locate(model)
     lora = advice.get("lora", 0) if request.lora is None else request.lora
     build = Pretrained(model, lora=lora, checkpointing=request.checkpointing)
+    reader = build.check()
+    if request.skip_long:
+        data = without(data, list(long_prompts(reader, method, data, most)))
+    check_prompts(reader, method, data, suite, most)
     settings = {**dict(request.training), "seed": request.seed, "steps": request.steps or advice.get("steps")}
     settings["batch_size"] = min(request.batch_size or advice.get("batch_size", 8), len(data.labelled))
     settings["epochs"] = request.epochs or advice.get("epochs", 1)
@@ -117,18 +124,54 @@ def prepare(request: Request) -> LanguageRun:
         settings["steps"] = None
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
-    return LanguageRun(request, data, method, expression, build, settings, suite, most)
+    note = "\n".join([*_field_notes(request, data, expression, method), *template_notes(reader.tokenizer)])
+    return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
 
 
 def default_recipe(request: Request) -> str:
     """The recipe that a request is trained with where it names none."""
-    return request.method or _default_recipe(load_prompts(request.data, labels=request.labels, seed=request.seed))
+    if request.method:
+        return request.method
+    return _default_recipe(
+        load_prompts(request.data, labels=request.labels, seed=request.seed, checker=request.checker)
+    )
 
 
 def _default_recipe(data: Prompts) -> str:
     """Demonstrations are distilled; where there are only checkers, attempts are; else samples."""
-    have = [field for field in ("demonstration", "checker") if len(data.has(field)) == len(data.rows)]
-    return "sdft()" if "demonstration" in have else "sdpo()" if "checker" in have else "ssd()"
+    demonstrated, checked = _counts(data)
+    return "sdft()" if demonstrated == len(data.rows) else "sdpo()" if checked == len(data.rows) else "ssd()"
+
+
+def _counts(data: Prompts) -> tuple[int, int]:
+    """How many rows have something that the teacher alone reads, and how many a checker."""
+    return sum(row.shown is not None for row in data.rows), len(data.has("checker"))
+
+
+def _field_notes(request: Request, data: Prompts, expression: str, method: Language) -> list[str]:
+    """How the fields of the prompts were read, and which of them are not used, a line each."""
+    rows, present = len(data.rows), {name: len(data.has(name)) for name in FIELDS if len(data.has(name))}
+    counts = "".join(f", {name} ({count})" for name, count in present.items())
+    notes = [f"{data.name}: {rows} prompts{counts}"]
+    if data.renamed:
+        notes[0] += "; read " + ", ".join(f"{name} as {field}" for name, field in data.renamed)
+    if data.left_out:
+        notes.append(f"{data.left_out} of {rows} rows are longer than the model's context and are left out")
+    if request.method is None:
+        demonstrated, checked = _counts(data)
+        notes.append(
+            f"method: {expression}, as {demonstrated} of {rows} prompts have a demonstration or privileged context, "
+            f"and {checked} a checker"
+        )
+    used = {*method.reads, *(("checker", "answer") if "checker" in present else ())}
+    if request.control or not evaluation.checked(data):  # sft() beside it, or the likelihood that is measured
+        used.add("demonstration")
+    unused = [*(name for name in present if name not in used), *data.extra]
+    if unused:
+        notes.append(f"fields not used by {expression}: {', '.join(one_line(name, 40) for name in unused)}")
+    if "answer" in present and "checker" not in present and "answer" not in method.needs:
+        notes.append("answers are not compared, as no row has a checker; add the field checker, or --checker exact")
+    return notes
 
 
 def train(ready: LanguageRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
@@ -318,7 +361,9 @@ def predict(folder: Path, source: str) -> Completions:
         raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
-    sampling, every = Sampling(0.0, max_tokens=card.get("max_tokens", TOKENS)), range(len(data.rows))
+    most = card.get("max_tokens", TOKENS)
+    check_answers(model.reader, data, most)
+    sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))
     answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
     rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

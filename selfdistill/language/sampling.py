@@ -28,7 +28,7 @@ from ..data.rewards import Checker
 from ..errors import DataError, RecipeError
 from ..io.files import line_due, seconds_left, share, write
 from ..models.causal_lm import Causal, ModelView, check_length
-from .contexts import Rollout
+from .contexts import Rollout, turn_end
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Engine(Protocol):
 
 
 def ends(model: Causal) -> list[int]:
-    """The tokens that end a completion."""
-    known = [model.plain.generation_config.eos_token_id, model.tokenizer.eos_token_id]
+    """The tokens that end a completion: those of model and tokenizer, and the end of a turn of the chat template."""
+    known = [model.plain.generation_config.eos_token_id, model.tokenizer.eos_token_id, turn_end(model.tokenizer)]
     return sorted({i for one in known if one is not None for i in (one if isinstance(one, list) else [one])})
 
 
@@ -229,7 +229,8 @@ def _read(output: Any) -> tuple[list[int], tuple[float, ...] | None]:
 
 
 def export(model: Causal, folder: str | Path) -> None:
-    """The model as plain transformers load it, its adapter merged in a copy, with its tokenizer; safetensors only."""
+    """The model as plain transformers load it, its adapter merged in a copy, with its tokenizer and the tokens that end
+    an answer; safetensors only."""
     import copy
 
     from ..models.hub import quiet
@@ -238,6 +239,10 @@ def export(model: Causal, folder: str | Path) -> None:
         whole = copy.deepcopy(model.lm).merge_and_unload() if model.has_adapter else model.lm
         whole.save_pretrained(folder, safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
+        config = copy.deepcopy(whole.generation_config)
+        if turn_end(model.tokenizer) not in (config.eos_token_id, model.tokenizer.eos_token_id):
+            config.eos_token_id = ends(model)  # so that plain transformers stop where training stopped
+            config.save_pretrained(folder)
     share(Path(folder))
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.step import Passes
-from ..data.examples import SUFFIX
-from ..data.prompts import Prompts, load_prompts, load_seeds, need
+from ..data.prompt_files import columns, is_file_of_prompts, may_hold_prompts
+from ..data.prompts import Prompts, load_prompts, load_seeds
 from ..data.reasoning import is_task
 from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.label_errors import read_conflicts
 from ..evaluation.statistics import FEWEST
 from ..io.expressions import expression_name, nearest
 from ..io.run_record import Request, read_lines
@@ -235,7 +236,8 @@ class LanguageDesign(ComparisonDesign):
 
     @cached_property
     def _every_seed(self) -> list[Prompts]:
-        return load_seeds(self.request.data, self.settings.seeds, labels=self.request.labels)
+        request = self.request
+        return load_seeds(request.data, self.settings.seeds, labels=request.labels, checker=request.checker)
 
     def check(self) -> None:
         """What a method lacks on some seed, and what cannot be matched."""
@@ -251,8 +253,7 @@ class LanguageDesign(ComparisonDesign):
         for data in self._every_seed:
             _require_scores(data)
             for name, method in recipes.items():
-                for field in method.needs:
-                    need(data, field, f"{expression_name(name)}()")
+                method.check_fields(data, f"{expression_name(name)}()")
 
     def threads(self) -> int:
         """For a batch of prompts; a small model takes one, and trainings then run side by side."""
@@ -290,9 +291,23 @@ class LanguageDesign(ComparisonDesign):
 # ---- the task type -------------------------------------------------------------------------------------------------
 
 
-def holds_prompts(data: str) -> bool:
-    """Is it a file of prompts, or a task of reasoning-gym?"""
-    return data.endswith((SUFFIX, ".ndjson")) or is_task(data)
+def holds_prompts(request: Request) -> bool:
+    """Whether the data are prompts: a task of reasoning-gym or a file of prompts; or a table or saved data set whose
+    columns say so, or that a recipe for prompts is to learn.
+
+    Args:
+        request: The request; one that names a target or a column of texts means a table.
+    """
+    if request.target is not None or request.text is not None:
+        return False
+    if is_task(request.data) or is_file_of_prompts(request.data):
+        return True
+    if not may_hold_prompts(request.data):
+        return False
+    if request.method is not None:
+        name = expression_name(request.method)
+        return name in recipes.RECIPES and name not in network_recipes()
+    return bool({"prompt", "messages"} & set(columns(request.data)))
 
 
 #: The vitals of language models, in words.
@@ -335,12 +350,12 @@ class LanguageTaskType(TaskType):
         return LanguageDesign
 
     def serves(self, request: Request) -> bool:
-        """Prompts: a .jsonl file or a task of reasoning-gym.
+        """Prompts: see `holds_prompts`.
 
         Raises:
             RecipeError: the method is for prompts and the data are none, or the other way round.
         """
-        prompts = holds_prompts(request.data)
+        prompts = holds_prompts(request)
         name = None if request.method is None else expression_name(request.method)
         networks = network_recipes()
         if prompts and name is not None and name not in self.recipes():
@@ -392,7 +407,9 @@ class LanguageTaskType(TaskType):
         return predict(folder, source)
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Refused: prompts have no labels."""
+        """Equal prompts with different answers; without any it is refused: prompts have no labels."""
+        if conflicts := read_conflicts(folder, top):
+            return conflicts
         raise CheckpointError(f"{folder} trained a language model, and prompts have no labels to check")
 
     def vitals(self, folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.objective import Objective
 from ..core.step import Batch, Passes, TrainingClock
-from ..data.prompts import Prompts, need
+from ..data.prompts import Prompts
 from ..data.sampler import Order
 from ..errors import DataError
 from ..io.tensors import digest
@@ -33,6 +33,7 @@ from ..training.trainer import Trainer
 from . import evaluation
 from .completions import AGAINST, CONTEXT, Language, TeacherMixed, Writer, check, views
 from .contexts import Rollout
+from .prompt_check import check_prompts
 from .sampling import CompletionFile, Engine, Vllm, by_transformers
 
 PART = 32  # prompts whose completions are written between two saves
@@ -266,7 +267,8 @@ class LanguageTask(Task):
 
     def baseline(self, state: RunState) -> Evaluation:
         """The pre-trained model, once all prompts and contexts were made and are known to fit."""
-        evaluation.check_prompts(self.writer, self.suite)
+        writer = self.writer
+        check_prompts(writer.model.reader, self.method, self.data, self.suite, writer.greedy.max_tokens)
         return evaluation.evaluate(self.writer, self.suite, "the model before")
 
     def evaluate(self, state: RunState) -> Evaluation:
@@ -360,45 +362,87 @@ def fit(
     warn: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     tell: Callable[[str], None] | None = None,
     hear: Callable[[str], None] | None = None,
-    **settings: Any,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+    optimizer: str = "adamw",
+    lr: float | None = None,
+    weight_decay: float = 1e-4,
+    schedule: str = "cosine",
+    clip: float | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    parallel: str = "ddp",
+    seed: int = 0,
+    audit: str = "safe",
+    audit_level: float = 0.05,
+    audit_delta: float | None = None,
+    audit_measure: str | None = None,
+    audit_epochs: int | None = None,
+    patience: int | None = None,
+    vitals: bool = True,
+    cache: bool = True,
+    save_seconds: float = 30.0,
+    save_steps: int | None = None,
 ) -> Result:
-    """Train a method on prompts; as `selfdistill.fit`, with a ``suite`` of prior tasks that must not be forgotten.
+    """Train a language model on prompts.
 
     Args:
-        build: a factory of students: `Pretrained`, or any function that returns a `Causal`.
-        engine: what writes completions; ``max_tokens`` bounds the greedy answers that are judged.
-        hear: called now and then with how far the model is with its answers [default: tell].
-        settings: fields of `Settings`; the method's advice takes the place of their defaults.
+        build: A factory of students: `Pretrained`, or any function that returns a `Causal`.
+        data: The prompts; see `load_prompts` and `of_examples`.
+        method: The recipe.
+        out: Folder for checkpoints, metrics and generations; nothing is written without it.
+        resume: Go on from the newest intact checkpoint in ``out``, if there is one.
+        device: Where to train; a CUDA device by default, if there is one.
+        suite: Prior tasks, on which a generation must not get worse than the model before training.
+        engine: What writes completions.
+        max_tokens: The longest greedy answer that is judged.
+        progress: Called a few times a second with the clock and the step's figures.
+        warn: Called with each line about trouble that the run survives.
+        tell: Called with the decisions of the audit, in words.
+        hear: Called now and then with how far the model is with its answers [default: tell].
+        epochs, steps, batch_size, lr, clip: Those that are left out are the method's advice; without advice 1 epoch, 8
+            prompts, a rate of 1e-5 and a gradient norm of 1. Epochs that are given take the place of advised steps.
+
+    The other arguments are the fields of `Settings`.
+
+    Returns:
+        The model of the best audited generation, and what all of them took.
 
     Raises:
         DataError: prompts lack what the method needs, or do not fit the model's context; vLLM under FSDP.
         VitalsError: a context is broken, so that student and teacher would not read the same completion.
         Stopped: asked to stop; the run is saved and resumes, also in the midst of its rollouts.
     """
+    arguments = locals()
     check(method)
-    if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
-        raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
-    for field in method.needs:
-        need(data, field, "this method")
+    method.check_fields(data, "this method")
     device = choose_device(device)
     join(device)
-    if distributed.size() > 1 and settings.get("parallel") == "fsdp" and isinstance(engine, Vllm):
-        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
+    _check_engine(engine, method, parallel)
     folder = run_folder(out, resume)
-    if not evaluation.checked(data.sealed()):
-        settings.setdefault("audit_measure", "nll")
-    advice = {name: value for name, value in method.advice if name in {f.name for f in fields(Settings)}}
-    defaults = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **advice}
-    chosen = Settings(**{**defaults, **settings})
-    task = LanguageTask(
-        build,
-        data.sealed(),
-        method,
-        suite=suite,
-        seed=chosen.seed,
-        max_tokens=max_tokens,
-        engine=engine,
-        hear=hear or tell,
-    )
+    chosen = _settings({field.name: arguments[field.name] for field in fields(Settings)}, method, data)
+    options: dict[str, Any] = {"suite": suite, "max_tokens": max_tokens, "engine": engine, "hear": hear or tell}
+    task = LanguageTask(build, data.sealed(), method, seed=seed, **options)
     trainer = Trainer(task, method, chosen, folder=folder, device=device, warn=warn, tell=tell)
     return drive(trainer, resume, progress)
+
+
+def _check_engine(engine: Engine, method: Language, parallel: str) -> None:
+    """Refuse an engine that the method or the processes cannot use."""
+    if isinstance(method.source, TeacherMixed) and engine is not by_transformers:
+        raise DataError("student and teacher write together by transformers alone; leave the engine out, or the share")
+    if distributed.size() > 1 and parallel == "fsdp" and isinstance(engine, Vllm):
+        raise DataError("vLLM cannot be handed weights that FSDP has sharded; leave --parallel or vLLM away")
+
+
+def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:
+    """The settings that are given, and the method's advice for those that are not."""
+    defaults: dict[str, Any] = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **dict(method.advice)}
+    if given["epochs"] is not None:
+        defaults.pop("steps", None)
+    if not evaluation.checked(data.sealed()):
+        defaults["audit_measure"] = "nll"
+    chosen: dict[str, Any] = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    return Settings(**chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def code(name: str, recipe: Callable[..., Any]) -> dict[str, str | None]:
         docstrings; and ``oracle``, the same method as a plain training loop, or None if there is none yet.
     """
     sources = [_without_docstring(function) for function in _with_helpers(recipe)]
-    oracle = next((path for path in _oracle_paths(name) if path.is_file()), None)
+    oracle = _oracle_path(name, recipe)
     return {
         "recipe": "\n\n\n".join(source.strip() for source in sources) + "\n",
         "oracle": None if oracle is None else oracle.read_text(encoding="utf-8"),
@@ -107,16 +107,21 @@ def code_text(name: str, recipe: Callable[..., Any]) -> str:
     if pages["oracle"] is None:
         return "\n".join([*page, f"There is no oracle page of {name} yet, the same method as a plain training loop."])
     page += [
-        "The same method as a plain training loop, its oracle. It imports nothing of selfdistill: ``run`` gives it the",
-        "initial weights, the batches and the optimizer of a real run, and a test compares losses and final weights.",
+        "The same method as a plain training loop, its oracle. It shares no code with the recipe: ``run`` is part of",
+        "the tests and gives it the weights and batches of a real run; a test compares losses and final weights.",
     ]
     return "\n".join([*page, "", pages["oracle"].rstrip()])
 
 
-def _oracle_paths(name: str) -> tuple[Path, Path]:
-    """The paths of a recipe's oracle: in an installed package, and in a checkout."""
-    packaged = Path(__file__).with_name("oracles") / f"{name}.py.txt"
-    return packaged, Path(__file__).parents[2] / "tests" / "oracles" / f"{name}.py"
+def _oracle_path(name: str, recipe: Callable[..., Any]) -> Path | None:
+    """The path of a recipe's oracle, in an installed package or in a checkout; None if there is none."""
+    folder = recipe.__module__.removeprefix("selfdistill.").split(".")[
+        0
+    ]  # language and estimators have folders of their own
+    packaged, checkout = Path(__file__).with_name("oracles"), Path(__file__).parents[2] / "tests" / "oracles"
+    below = folder if folder in ("language", "estimators") else ""
+    paths = (packaged / below / f"{name}.py.txt", checkout / below / f"{name}.py")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _with_helpers(recipe: Callable[..., Any]) -> list[Any]:
@@ -287,16 +292,16 @@ def _mixed_views(method: Method) -> list[str]:
 def _view_line(view: View) -> str:
     """A view in a line.
 
-    >>> _view_line(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    >>> _view_line(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, unmasked=0.5))
     'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
     """
     if not view.of:
         return f"{view.name}: {view.rows} rows, {view.augment} augmentation"
     least, most = (round(100 * (view.hidden + offset), 1) for offset in (-view.spread, view.spread))
     share = f"{least:g} to {most:g} %" if view.spread else f"{most:g} %"
-    part = "half" if view.whole == 0.5 else f"{round(100 * (1 - view.whole), 1):g} %"
+    part = "half" if view.unmasked == 0.5 else f"{round(100 * (1 - view.unmasked), 1):g} %"
     return f"{view.name}: what {view.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
-        view.whole > 0
+        view.unmasked > 0
     )
 
 
@@ -345,9 +350,11 @@ def text(data: dict[str, Any]) -> str:
         f"needs:       {data['needs']}",
         f"source:      {data['source']}",
         *([f"departs:     {data['departs']}"] if data["departs"] else []),
-        *(
-            f"{'arguments:' if not i else '':<12} {n}: {about}"
-            for i, (n, about) in enumerate(data["arguments"].items())
-        ),
+        *argument_lines(data["arguments"]),
     ]
     return "\n".join(lines)
+
+
+def argument_lines(arguments: Mapping[str, str]) -> list[str]:
+    """The arguments of a recipe as lines of its page."""
+    return [f"{'' if i else 'arguments:':<12} {n}: {about}" for i, (n, about) in enumerate(arguments.items())]

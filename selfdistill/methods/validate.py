@@ -69,7 +69,7 @@ def _check_external(name: str, source: str, data: Data) -> None:
         card = model_card(source)
     except CheckpointError as error:
         raise RecipeError(f"term {name!r}: {error}") from error
-    columns = tuple(tables.columns(data.preprocessor)[0]) if data.preprocessor is not None else ()
+    columns = tuple(tables.feature_names(data.preprocessor)) if data.preprocessor is not None else ()
     required = {"rows of shape": data.shape, "classes": data.classes, "columns": columns}
     available = {"rows of shape": card["shape"], "classes": card.get("classes"), "columns": card.get("columns", ())}
     if data.reader is not None:  # the same numbers under another tokenizer are other words

@@ -10,6 +10,7 @@ It holds its teachers as other weights that answer through the student's own lay
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..core.logits import Logits, Projection, product
 from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
-from .hub import causal, quiet
+from .hub import causal, description, quiet
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
@@ -220,6 +221,11 @@ class Causal(LargeModel):
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens fits the model's context."""
         return self.context_length is None or tokens <= self.context_length
+
+    @property
+    def reader(self) -> Reader:
+        """What it reads by."""
+        return Reader(self.tokenizer, self.context_length)
 
     @property
     def has_adapter(self) -> bool:
@@ -423,17 +429,36 @@ def _learning_only(module: Causal, state: dict[str, Any], prefix: str, metadata:
         del state[name]
 
 
-def check_length(prompt: Ids, model: Causal, completion: int, subject: str) -> None:
+class PromptLengthError(DataError):
+    """A prompt leaves no room for its completion in the model's context."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a model reads by: its tokenizer, and how many tokens it reads at most (None: it knows no end)."""
+
+    tokenizer: Any
+    context_length: int | None
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens fits the model's context."""
+        return self.context_length is None or tokens <= self.context_length
+
+
+def check_length(prompt: Ids, model: Causal | Reader, completion: int, subject: str) -> None:
     """Refuse a prompt that leaves no room for its completion: nothing is ever cut off.
 
     Raises:
-        DataError: prompt and completion are longer than the model's context.
+        PromptLengthError: prompt and completion are longer than the model's context.
     """
     if not model.fits(len(prompt) + completion):
-        raise DataError(
+        raise PromptLengthError(
             f"{subject} has {len(prompt)} tokens and a completion may have {completion}, more than the model's context "
             f"of {model.context_length}; shorten it, or lower --max-tokens"
         )
+
+
+NEEDS_PEFT = "LoRA needs peft: pip install 'selfdistill[language]', or give --lora 0, which trains all weights"
 
 
 #: Where LoRA goes: all linear layers of the blocks.
@@ -457,6 +482,17 @@ class Pretrained:
     def __call__(self) -> Causal:
         lm, tokenizer = causal(self.name)
         return of_model(lm, tokenizer, self, lambda: of_model(*causal(self.name)).learning())
+
+    def check(self) -> Reader:
+        """What the model reads by, without its weights.
+
+        Raises:
+            DataError: there is no such model, or a package that it needs is not installed.
+        """
+        if self.lora and importlib.util.find_spec("peft") is None:
+            raise DataError(NEEDS_PEFT)
+        tokenizer, config = description(self.name)
+        return Reader(tokenizer, getattr(config, "max_position_embeddings", None))
 
     def __str__(self) -> str:
         return f"{self.name}{f', LoRA r{self.lora}' if self.lora else ''}"
@@ -484,7 +520,7 @@ def _adapted(lm: Any, how: Pretrained) -> Any:
     try:
         import peft
     except ImportError:
-        raise DataError("LoRA needs peft: pip install 'selfdistill[language]', or leave --lora out") from None
+        raise DataError(NEEDS_PEFT) from None
     targets = how.targets if how.targets == EVERYWHERE else how.targets.split(",")
     config = peft.LoraConfig(
         r=how.lora, lora_alpha=how.alpha or 2 * how.lora, target_modules=targets, task_type="CAUSAL_LM"

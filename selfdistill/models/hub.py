@@ -134,13 +134,22 @@ def reading(name: str) -> tuple[PreTrainedTokenizerBase, int]:
     Raises:
         DataError: no such model.
     """
+    tokenizer, config = description(name)
+    most = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return tokenizer, min(int(most), int(tokenizer.model_max_length))
+
+
+def description(name: str) -> tuple[PreTrainedTokenizerBase, Any]:
+    """The tokenizer of a model, and its configuration; no weights are loaded.
+
+    Raises:
+        DataError: no such model.
+    """
     place = unpacked(locate(name), None)
     options = {"local_files_only": isinstance(place, Path), "trust_remote_code": False}
     with _readable(name), quiet() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(place, **options)
-        config = library.AutoConfig.from_pretrained(place, **options)
-    most = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return tokenizer, min(int(most), int(tokenizer.model_max_length))
+        return tokenizer, library.AutoConfig.from_pretrained(place, **options)
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.copies import notices
 from ..errors import SelfdistillError
-from ..evaluation.label_errors import FILE, read_label_errors
+from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
 from ..io.run_record import Lines, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
@@ -36,13 +37,14 @@ def peers(lines: Lines, result: dict[str, Any] | None) -> list[str]:
 
 
 def label_errors(result: dict[str, Any] | None, folder: Path) -> list[str]:
-    """The most probable label errors."""
+    """The most probable label errors, and equal inputs with different labels."""
+    conflicts = [paragraph(line) for line in conflict_lines(conflicts_of(result, SHOWN))] if result else []
     if not result or not result.get("label_errors"):
-        return []
+        return conflicts
     try:
         errors = read_label_errors(folder, SHOWN)
     except SelfdistillError:
-        return []
+        return conflicts
     rows = [
         (label["name"] or str(label["row"]), label["label"], label["suggested"], f"{label['score']:.3f}")
         for label in errors["labels"]
@@ -50,7 +52,8 @@ def label_errors(result: dict[str, Any] | None, folder: Path) -> list[str]:
     ]
     summary = f"{errors['errors']} of {errors['rows']} labels contradict the model and may be wrong; see {FILE}."
     head = "file" if any(label["name"] for label in errors["labels"]) else "row (from 1)"
-    return [paragraph(summary), *([table((head, "label", "suggested", "error score"), rows)] if rows else [])]
+    listed = [table((head, "label", "suggested", "error score"), rows)] if rows else []
+    return [paragraph(summary), *listed, *conflicts]
 
 
 VITALS = {
@@ -266,7 +269,8 @@ def data(description: dict[str, Any]) -> list[str]:
     """Splits and label noise."""
     counts = [(kind, f"{n:,}") for kind, n in description["rows"].items()]
     noise = f"{100 * description['noise']:.0f} % of the training and audit labels are wrong on purpose."
-    return [table(("rows", "number"), counts), paragraph(noise if description["noise"] else "")]
+    copies = [paragraph(line) for line in notices(description["name"], description)]
+    return [table(("rows", "number"), counts), paragraph(noise if description["noise"] else ""), *copies]
 
 
 def typed(command: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.copies import notices
 from ..io.display import markdown
 from ..training.task_type import Rows, TaskType
 
@@ -19,7 +20,12 @@ COLUMNS = {
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
     """The rows (name, metrics on the test split) of a run's table; empty if no row of the data has a label."""
-    return task.rows(result) if COLUMNS[result["data"]["task"]] else []
+    if not COLUMNS[result["data"]["task"]]:
+        return []
+    apart = result.get("without_copies", {})
+    names = {"plain": task.baseline(result), "before": "the model before", "test": "the final model"}
+    copies = [(f"{name}, on {apart['rows']} rows without copies", apart[k]) for k, name in names.items() if k in apart]
+    return [*task.rows(result), *copies]
 
 
 def ensemble_name(ensemble: dict[str, Any]) -> str:
@@ -77,7 +83,7 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
     nearest = (
         f" A nearest-neighbour classifier on features scores {100 * nearest:.1f} %." if nearest is not None else ""
     )
-    if not plain or plain["from"] == "itself":
+    if not plain or plain["from"] == "method":
         return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
     plain_chosen = result.get("chosen") == "plain"
     metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]
@@ -138,6 +144,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
         _prose(sentence(result, task)),
         "",
         *_tested(result, task),
+        *(f"- {markdown(line)}" for line in notices(data["name"], data)),
         f"- data: {name} ({counts}; {noise:.0f} % of the training and validation labels are wrong ones)",
         *map(_prose, [*task.size(result, record, time), *together(result)]),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",

@@ -124,15 +124,15 @@ def texts(source: str, text_reader: Reader) -> tuple[Data, int]:
     Raises:
         DataError: no such table or column, or a model that cannot hide words.
     """
-    path, _, column_texts = text_reader.table(source)
+    file, column_texts = text_reader.table(source)
     if text_reader.tokens.mask is None:
         raise DataError("the tokenizer of this model has no mask token, so that no words can be hidden; give another "
                         "model")  # fmt: skip
     x, cut = text_reader.ids(column_texts)
     no_ids, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(x))
     data = Data(
-        name=path.name, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(), labelled=every,
-        unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
+        name=file, kind="text", task="classify", x=x, y=torch.full((len(x),), -1), classes=(),
+        labelled=every, unlabelled=no_ids, audit=no_ids, test=no_ids, flips=False, augment="none",
         noisy=torch.zeros(len(x), dtype=torch.bool), reader=text_reader, cut=cut,
     )  # fmt: skip
     return data, cut

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from ..errors import DataError, RecipeError
 from ..evaluation.audit import Audit, measure_for
-from ..io.expressions import BatchSize, Epochs, NonNegative, Positive, Seed, Steps, field_fault
+from ..io.expressions import BatchSize, Epochs, NonNegative, Positive, Range, Seed, Steps, field_fault
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,6 +29,8 @@ class Settings:
     `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
     audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
     what a frozen teacher says of inputs that do not change, so that it is asked once.
+    ``memory`` is the precision of remembered predictions, and ``memory_top`` how many of the largest probabilities of
+    each are kept (0: all), while the others share the rest of their sum.
     """
 
     epochs: Epochs = 30
@@ -51,6 +54,8 @@ class Settings:
     patience: Epochs | None = None
     vitals: bool = True
     cache: bool = True
+    memory: str = "float32"
+    memory_top: Annotated[int, Range(0, limit=2**20)] = 0
     save_seconds: NonNegative = 30.0
     save_steps: Steps | None = None
 
@@ -61,6 +66,7 @@ class Settings:
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
+            "memory": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
         }
         for name, allowed in choices.items():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from selfdistill.data import dataset, frames, splits
-from selfdistill.data.copies import conflict_text, connect, numbered, row_groups
+from selfdistill.data.copies import conflict_text, connect, near_copies, numbered, row_groups
 from selfdistill.errors import DataError
 from selfdistill.training.cross_fitting import parts as folds_of
 
@@ -178,3 +179,59 @@ def test_a_group_stays_in_the_split_where_it_begins():
     same = row_groups(x.numpy(), time=np.zeros(100))
     with pytest.raises(DataError, match="have one time"):
         splits.make_splits(rows, test=0.2, audit=0.15, groups=same)
+
+
+def photo(seed, side=48):
+    """A smooth image of a few waves."""
+    random = np.random.default_rng(seed)
+    grid = np.mgrid[0:side, 0:side] / side
+    waves = sum(
+        np.sin(np.tensordot(random.normal(size=2) * 3 * k, grid, 1) + random.uniform(0, 6)) / k for k in range(1, 7)
+    )
+    shades = (waves - waves.min()) / (waves.max() - waves.min()) * 255
+    return Image.fromarray(shades.astype(np.uint8)).convert("RGB")
+
+
+def test_equal_pixels_share_a_split_and_near_copies_are_told(tmp_path):
+    for i in range(24):
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        photo(i).save(folder / f"{i}.png")
+        if i < 8:
+            photo(i).save(folder / f"{i}-again.bmp")
+        if i >= 16:
+            photo(i).save(folder / f"{i}-small.jpg", quality=80)
+    photo(0).save(tmp_path / "b" / "wrong.webp", lossless=True)
+    data = dataset.load(str(tmp_path))
+    _, codes = np.unique(data.digests.numpy(), axis=0, return_inverse=True)
+    assert not divided(data, codes.reshape(-1))
+    assert (data.copies.rows, data.copies.distinct) == (17, 8)
+    (conflict,) = data.copies.conflicts
+    assert sorted(conflict.labels) == ["a", "a", "b"]
+    assert any(name.endswith("wrong.webp") for name in conflict.names)
+    side = {int(i): name for name in PARTS for i in getattr(data, name)}
+    names = {name: i for i, name in enumerate(data.names)}
+    pairs = [(tmp_path / "ab"[i % 2] / f"{i}.png", tmp_path / "ab"[i % 2] / f"{i}-small.jpg") for i in range(16, 24)]
+    pairs = [pair for pair in pairs if len({side[names[str(path)]] for path in pair}) == 2]
+    assert data.copies.nearly >= len(pairs) > 0
+    assert all(side[names[one]] != side[names[other]] for one, other in data.copies.near)
+    assert "are nearly those of another split" in data.note
+    assert all("small" in one or "small" in other for one, other in data.copies.near)
+
+
+def test_near_copies_are_found_as_by_comparing_all_pairs():
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 256, (300, 32)).astype(np.uint8)
+    for i in range(40):
+        hashes[100 + i] = hashes[i]
+        for bit in random.choice(256, i % 12, replace=False):
+            hashes[100 + i, bit // 8] ^= 1 << (bit % 8)
+    part = torch.arange(300) % 3 - 1
+    bits = np.unpackbits(hashes, axis=1).astype(int)
+    near = [
+        [i, k]
+        for i in range(300)
+        for k in range(i + 1, 300)
+        if (bits[i] != bits[k]).sum() <= 8 and part[i] != part[k] and min(part[i], part[k]) >= 0
+    ]
+    assert near_copies(torch.from_numpy(hashes), part).tolist() == near

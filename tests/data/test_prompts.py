@@ -53,7 +53,9 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
     assert [row.prompt for row in load_prompts(str(path)).rows] == [f"{text}{i}" for i in range(3)]
 
 
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8).filter(
+    str.strip
+)
 maybe = st.none() | words
 turns = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.just("") | words), max_size=2)
 examples = st.builds(
@@ -83,6 +85,64 @@ def test_examples_are_values():
     one = Example((("user", "?"),), answer="1", entry={"a": []})
     assert one == Example((("user", "?"),), answer="1", entry=None)
     assert len({one, Example((("user", "?"),), answer="2")}) == 2
+
+
+# ---- the fields of other tools ------------------------------------------------------------------------
+
+TALK = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "renamed"),
+    [
+        ({"prompt": "Q", "completion": "A"}, {"demonstration": "A"}, [("completion", "demonstration")]),
+        ({"prompt": TALK[1:2], "completion": TALK[2:]}, {"demonstration": "A"}, [("completion", "demonstration")]),
+        ({"question": "Q", "answer": "A"}, {"answer": "A"}, [("question", "prompt")]),
+        ({"problem": "Q", "ground_truth": "A"}, {"answer": "A"}, [("problem", "prompt"), ("ground_truth", "answer")]),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            {"demonstration": "A", "wrong": "B"},
+            [("chosen", "demonstration"), ("rejected", "wrong")],
+        ),
+        (
+            {"instruction": "Q", "input": "", "output": "A"},
+            {"demonstration": "A"},
+            [("instruction", "prompt"), ("input", "prompt"), ("output", "demonstration")],
+        ),
+        ({"messages": TALK[1:]}, {"demonstration": "A"}, [("the last turn of messages", "demonstration")]),
+        (
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+            {"demonstration": "A"},
+            [("conversations", "messages"), ("the last turn of messages", "demonstration")],
+        ),
+        ({"prompt": "Q", "privileged_context": "P"}, {"privileged_context": "P"}, []),
+    ],
+)
+def test_fields_of_other_tools_are_read_by_their_meaning(file, row, fields, renamed):
+    loaded = load_prompts(file(*many(3), row))
+    last = loaded.rows[-1]
+    assert last.messages == (("user", "Q"),)
+    assert {name: getattr(last, name) for name in FIELDS if getattr(last, name) is not None} == fields
+    assert list(loaded.renamed) == renamed
+    assert loaded.extra == ()
+
+
+def test_an_own_field_comes_before_another_tools_and_what_is_not_read_is_named(file):
+    talk = [{"role": "user", "content": "Q", "name": "me", "tool_calls": None}]
+    loaded = load_prompts(file(*many(3), {"messages": talk, "question": "?", "demonstration": "A", "output": "B"}))
+    assert (loaded.rows[-1].demonstration, loaded.renamed) == ("A", ())
+    assert loaded.extra == ("messages[].name", "output", "question")
+
+
+def test_an_instruction_is_followed_by_its_input(file):
+    loaded = load_prompts(file(*many(3), {"instruction": "Add.", "input": "1 1", "output": "2"}))
+    assert loaded.rows[-1].prompt == "Add.\n\n1 1"
+
+
+def test_names_of_the_validation_split(file):
+    names = ["train"] * 3 + ["audit", "validation", "val", "valid", "dev", "test"]
+    loaded = load_prompts(file(*[ask(f"{i}", split=name) for i, name in enumerate(names)]))
+    assert [len(getattr(loaded, split)) for split in SPLITS] == [3, 5, 1]
 
 
 # ---- splits ----------------------------------------------------------------------------------------
@@ -276,7 +336,7 @@ GOOD = many(3)
         (ask("  \n"), r"the prompt is empty"),
         (ask([]), r"a prompt ends with the user's turn, and there is no turn"),
         (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
             r"the last turn is the assistant's; move what comes after it to the field \"demonstration\"",
         ),
         (
@@ -287,6 +347,14 @@ GOOD = many(3)
         ({"messages": ["a"]}, r'message 1 of "messages" is not of the form'),
         ({"messages": [{"role": "user"}]}, r"is not of the form"),
         ({"messages": [{"role": "user", "content": [1]}]}, r'the content of message 1 of "messages" is a list and not'),
+        ('{"prompt": "a", "prompt": "b"}', r'the key "prompt" is there twice in one object; keep one'),
+        ('{"messages": [{"role": "user", "role": "user", "content": "a"}]}', r'the key "role" is there twice'),
+        ('{"prompt": "a\\u0000b"}', r"has the character NUL in it; remove it"),
+        ('{"prompt": "a\x00b"}', r"not JSON \(Invalid control character at"),
+        ({"text": "a", "id": 3}, r'no prompt \(it has "text", "id"\); add the field "prompt"'),
+        (ask("a", completion=[{"role": "user", "content": "b"}]), r'the field "demonstration" is a list and not text'),
+        (ask("a", demonstration={"role": "assistant"}), r'the field "demonstration" is an object and not text'),
+        ({"messages": "[{'role': 'user'}]"}, r'the field "messages" is a text that is not JSON; write a list'),
         ('{"prompt": "\\ud800"}', r"half a character, '\\ud800'; remove it"),
         (ask("a", answer=42), r'the field "answer" is a number and not text; write "42"'),
         (ask("a", wrong=["b"]), r'the field "wrong" is a list and not text'),
@@ -296,7 +364,7 @@ GOOD = many(3)
         (ask("a", answer="1", checker="exat"), r"unknown checker 'exat'; nearest: exact"),
         (ask("a", answer="one", checker="numeric"), r"finds no number in the answer 'one'"),
         (ask("a", answer="(", checker="regex"), r"'\(' is no regular expression"),
-        (ask("a", split="val"), r'the split is "val"; use "train", "audit" or "test"'),
+        (ask("a", split="holdout"), r'the split is "holdout"; use "train", "validation" or "test"'),
         (ask("a", split=[1]), r"the split is \[1\]"),
         (ask("a", entry="x"), r'the field "entry" is text; give the object'),
     ],
@@ -319,7 +387,7 @@ def test_a_byte_that_is_no_text_is_told_with_its_line(tmp_path):
         load_prompts(str(path))
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.json", "folder.jsonl", "x"])
+@pytest.mark.parametrize("name", ["x.txt", "x.yaml", "folder.jsonl", "x"])
 def test_a_file_of_another_kind_is_refused(file, tmp_path, name):
     (tmp_path / "folder.jsonl").mkdir()
     path = str(tmp_path / name) if name.startswith("folder") else file(*GOOD, name=name)

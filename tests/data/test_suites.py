@@ -46,6 +46,6 @@ def test_need_tells_fields_that_were_not_read(file):
     loaded = load_prompts(file(*many(5, demonstation="so", id="1")))
     with pytest.raises(DataError, match=r'add the field "demonstration" \(not read: demonstation\), or'):
         need(loaded, "demonstration", "sdft")
-    loaded = load_prompts(file(*many(5, completion="so", id="1")))
-    with pytest.raises(DataError, match=r"\(not read: completion, id\)"):
+    loaded = load_prompts(file(*many(5, reply="so", id="1")))
+    with pytest.raises(DataError, match=r"\(not read: id, reply\)"):
         need(loaded, "demonstration", "sdft")

@@ -75,8 +75,8 @@ REFUSED = {
     "a way of learners for a network": (
         "diabetes --model mlp --method self_distilled()", ["mlp is a network", "boosting"]),
     "a way that is misspelt": ("diabetes --method self_distiled()", ["'self_distiled'", "nearest: self_distilled"]),
-    "a learner for images": ("digits --model boosting", ["digits", "CSV or Parquet"]),
-    "a way for images": ("digits --method self_distilled()", ["digits", "CSV or Parquet"]),
+    "a learner for images": ("digits --model boosting", ["digits", "CSV", "Parquet"]),
+    "a way for images": ("digits --method self_distilled()", ["digits", "CSV", "Parquet"]),
     "steps of a learner": ("diabetes --steps 5", ["--steps is for networks", "--model mlp"]),
     "no cache of a learner": ("diabetes --no-cache", ["--no-cache is for networks", "--model mlp"]),
     "learning rate of a learner": ("diabetes --lr 0.1", ["--lr is for networks", "--model mlp"]),

@@ -158,7 +158,7 @@ def test_audit_prompts_must_fit_too() -> None:
     data = prompts(20)
     long = int(data.audit[-1])
     rows = tuple(replace(r, messages=(("user", "x" * 60),)) if i == long else r for i, r in enumerate(data.rows))
-    with pytest.raises(DataError, match=f"line {rows[long].line} of prompts") as found:
+    with pytest.raises(DataError, match=f"^prompts:{rows[long].line}: the prompt") as found:
         fit(lambda: student(context=60), replace(data, rows=rows), ssd(max_tokens=4), device="cpu", max_tokens=4)
     one_line(found.value)
 

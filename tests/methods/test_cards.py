@@ -61,9 +61,9 @@ def test_what_a_view_hides_is_said() -> None:
     shown = text(explain("ibot()", recipes()["ibot"]()))
     assert "x_hidden: what x shows, less 10 to 50 % of its patches in half of the rows" in shown
     assert "sharp=0.07) whose sharp goes from 0.04 to its own in the first 10 %" in shown
-    plainly = recipes()["ibot"](hidden=0.25, spread=0.0, whole=0.0)
+    plainly = recipes()["ibot"](hidden=0.25, spread=0.0, unmasked=0.0)
     assert "other_hidden: what other shows, less 25 % of its patches" in explain("ibot()", plainly)["views"]
-    seldom = recipes()["ibot"](whole=0.9)
+    seldom = recipes()["ibot"](unmasked=0.9)
     assert explain("ibot()", seldom)["views"][-1].endswith("less 10 to 50 % of its patches in 10 % of the rows")
 
 
@@ -304,11 +304,12 @@ def test_the_code_has_the_functions_that_a_recipe_calls() -> None:
     assert "def supervised(" in page
 
 
-def test_the_code_of_other_recipes_says_that_there_is_no_oracle() -> None:
-    for expression, name in (("sdft(rate=0.1)", "sdft"), ("self_trained()", "self_trained")):
+def test_the_code_of_other_recipes_has_their_oracles() -> None:
+    others = (("sdft(rate=0.1)", "sdft", "language"), ("self_trained()", "self_trained", "estimators"))
+    for expression, name, module in others:
         done = CliRunner().invoke(main, ["explain", expression, "--code"])
         assert f"def {name}(" in done.output
-        assert done.output.splitlines()[-1].startswith(f"There is no oracle page of {name} yet")
+        assert done.output.endswith((ORACLES / module / f"{name}.py").read_text())
     wrong = CliRunner().invoke(main, ["explain", "elrr()", "--code"])
     assert wrong.exit_code
     assert "nearest: elr" in wrong.output

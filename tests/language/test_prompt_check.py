@@ -1,0 +1,172 @@
+"""Before a model is loaded: what does not fit or is refused by the chat template is told, or left out and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfdistill.errors import DataError
+from selfdistill.io.run_record import Request
+from selfdistill.language import run as run_module
+from selfdistill.language.contexts import completed, rendered, template_notes, turn_end
+from selfdistill.language.prompt_check import check_prompts, long_prompts, without
+from selfdistill.language.recipes import context_distillation, opcd, sdft, sdpo, sft, ssd
+from selfdistill.language.sampling import ends, export
+from selfdistill.models.causal_lm import Reader
+from tests.language.tiny import EOS, TEMPLATE, prompts, student, tokenizer
+
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<u>{{ m['content'] }}<eos>{% endfor %}<a>"
+)
+
+
+def reader(longest: int | None = 80, template: str | None = TEMPLATE) -> Reader:
+    return Reader(tokenizer(template=template), longest)
+
+
+@pytest.mark.parametrize("method", [sft(), ssd(), sdft(turns=True), sdpo()])
+@pytest.mark.parametrize("split", ["labelled", "audit", "test"])
+def test_a_long_prompt_of_any_split_is_named_and_can_be_left_out(method: Any, split: str) -> None:
+    data = prompts(20)
+    i = int(getattr(data, split)[1])
+    rows = list(data.rows)
+    rows[i] = type(rows[i])((("user", "a" * 290),), "b", "b", "exact", line=i + 1)
+    data = type(data)(data.name, tuple(rows), data.labelled, data.audit, data.test)
+    method = method.drawing(lambda sampling: type(sampling)(max_tokens=4))
+    assert list(long_prompts(reader(200), method, prompts(20), 4)) == []
+    with pytest.raises(
+        DataError, match=rf"^prompts:{i + 1}: the prompt \(line {i + 1}\) has 29\d tokens .*--skip-long"
+    ):
+        check_prompts(reader(200), method, data, None, 4)
+    assert i in long_prompts(reader(200), method, data, 4)
+    rest = without(data, [i])
+    assert (len(getattr(rest, split)), rest.left_out) == (len(getattr(data, split)) - 1, 1)
+    assert rest.describe()["left_out"] == 1
+    assert rest.fingerprint != data.fingerprint
+
+
+def test_a_demonstration_that_is_too_long_is_named() -> None:
+    with pytest.raises(DataError, match=r"has 8 tokens and its demonstration 71, more than the model's context of 60"):
+        check_prompts(reader(60), sft(), prompts(20, demonstration="a" * 70), None, 4)
+
+
+def test_a_split_of_long_prompts_alone_is_refused() -> None:
+    data = prompts(20)
+    with pytest.raises(DataError, match="all 4 rows of the test split are too long"):
+        without(data, data.test.tolist())
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (
+            ("system", "user"),
+            r"refuses the turns system, user \(System role not supported\); move the system text into",
+        ),
+        (("user", "user"), r"refuses the turns user, user \(roles must alternate\); join neighbouring turns"),
+        (
+            ("assistant", "user"),
+            r"refuses the turns assistant, user \(roles must alternate\); write turns that it takes",
+        ),
+    ],
+)
+def test_turns_that_a_template_refuses_are_told_with_line_and_remedy(roles: tuple[str, ...], message: str) -> None:
+    data = prompts(20)
+    i = int(data.labelled[0])
+    rows = list(data.rows)
+    rows[i] = type(rows[i])(tuple((role, "a") for role in roles), "b", "b", "exact", line=i + 1)
+    data = type(data)(data.name, tuple(rows), data.labelled, data.audit, data.test)
+    with pytest.raises(DataError, match=rf"^prompts:{i + 1}: the model's chat template {message}"):
+        check_prompts(reader(None, STRICT), sft(), data, None, 4)
+
+
+@pytest.mark.parametrize("method", [opcd("Be brief."), context_distillation("Be brief.")])
+def test_a_context_that_a_template_refuses_is_told(method: Any) -> None:
+    with pytest.raises(DataError, match=r"^prompts:\d+: context Instruction, line \d+: .*System role not supported"):
+        check_prompts(reader(None, STRICT), method, prompts(20), None, 4)
+
+
+def test_a_completion_ends_as_the_template_ends_a_turn() -> None:
+    words = tokenizer()
+    assert (turn_end(words), completed(words, "ab")[-1], template_notes(words)) == (EOS, EOS, [])
+    words.eos_token = "<s>"
+    start = words.convert_tokens_to_ids("<s>")
+    assert (words.eos_token_id, completed(words, "ab")[-1]) == (start, EOS)
+    assert "ends a turn with '<eos>' and the tokenizer calls '<s>' the end" in template_notes(words)[0]
+    bare = tokenizer(template=None)
+    assert (turn_end(bare), template_notes(bare)[0][:31]) == (EOS, "the model has no chat template:")
+    lines = tokenizer(template="{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}")
+    assert turn_end(lines) == EOS
+    assert "does not begin the assistant's turn" in template_notes(lines)[-1]
+
+
+def test_answers_stop_at_the_end_of_a_turn_also_in_plain_transformers(tmp_path: Path) -> None:
+    model = student()
+    model.tokenizer.eos_token = "<s>"
+    model.plain.generation_config.eos_token_id = start = model.tokenizer.convert_tokens_to_ids("<s>")
+    assert ends(model) == sorted([EOS, start])
+    export(model, tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == sorted([EOS, start])
+    assert model.plain.generation_config.eos_token_id == start
+
+
+# ---- what is told before a run -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    export(student(), tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def prepared(folder: Path, model: str, rows: list[dict[str, Any]], **more: Any) -> Any:
+    path = folder / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run_module.prepare(Request(data=str(path), model=model, max_tokens=4, **more))
+
+
+def rows(count: int = 10, **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"{i}+1?", **more} for i in range(count)]
+
+
+def test_the_fields_that_are_read_and_those_that_are_not_are_told(tmp_path: Path, model: str) -> None:
+    note = prepared(tmp_path, model, rows(completion="ab", wrong="c", id=3)).note.splitlines()
+    assert note == [
+        "p.jsonl: 10 prompts, demonstration (10), wrong (10); read completion as demonstration",
+        "method: sdft(), as 10 of 10 prompts have a demonstration or privileged context, and 0 a checker",
+        "fields not used by sdft(): wrong, id",
+    ]
+    note = prepared(tmp_path, model, rows(answer="1")).note.splitlines()
+    assert note[-1].startswith("answers are not compared, as no row has a checker; add the field checker, or --checker")
+    assert "fields not used by ssd(): answer" in note
+    ready = prepared(tmp_path, model, rows(answer="1"), checker="exact")
+    assert (ready.expression, len(ready.data.has("checker"))) == ("sdpo()", 10)
+    some = prepared(tmp_path, model, [*rows(9, demonstration="a"), {"prompt": "last"}])
+    assert "method: ssd(), as 9 of 10 prompts have a demonstration" in some.note
+    assert (
+        prepared(tmp_path, model, rows(feedback="no", answer="1"), method="ssd()", control=False).note.count("\n") == 2
+    )
+
+
+def test_a_privileged_context_teaches_and_is_no_demonstration(tmp_path: Path, model: str) -> None:
+    ready = prepared(tmp_path, model, rows(privileged_context="the rule is x"))
+    assert ready.expression == "sdft()"
+    messages = ready.method.context(ready.data.rows[0], [], 0)
+    assert "the rule is x" in messages[-1][1]
+    assert len(rendered(tokenizer(), messages)) > 20
+    with pytest.raises(DataError, match="sft\\(\\) needs a demonstration on each prompt"):
+        prepared(tmp_path, model, rows(privileged_context="x"), method="sft()")
+
+
+def test_long_rows_are_left_out_when_asked_for(tmp_path: Path, model: str) -> None:
+    given = [*rows(), {"prompt": "a" * 600}]
+    with pytest.raises(DataError, match=r"p.jsonl:11: the prompt \(line 11\) has 602 tokens"):
+        prepared(tmp_path, model, given, method="ssd()")
+    ready = prepared(tmp_path, model, given, method="ssd()", skip_long=True)
+    assert "1 of 11 rows are longer than the model's context and are left out" in ready.note
