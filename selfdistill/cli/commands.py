@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..io.display import printable
-from ..io.files import write
+from ..io.files import writable, write
 from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
@@ -217,15 +217,16 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     """
     from ..experiments.run import Run
 
+    if out is not None:
+        writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
     answers = run.task.predict(run.folder, data, exit_number)
     text = answers.text()
     if answers.note:
-        click.echo(answers.note, err=True)
+        echo(answers.note, err=True)
     if out is None:
-        click.echo(
-            printable(text) if sys.stdout.isatty() else text, nl=False
-        )  # a file or a pipe gets names as they are
+        shown = printable(text) if sys.stdout.isatty() else text  # a file or a pipe gets names as they are
+        click.echo(shown, nl=False)
     else:
         write(Path(out), text)
 

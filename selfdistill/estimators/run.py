@@ -254,10 +254,12 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from threadpoolctl import threadpool_limits
 
+    from ..data.tables import skops
     from .io import save
     from .resume import keeping
     from .wrappers import ClassNames
 
+    skops()  # the model is saved with it: without it nothing is worth a training
     begun, seed, data = time.monotonic(), int(run.settings["seed"]), run.data
     done = [0]
     learner = run.estimator(seed)  # what it imports is no part of the first training's time

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, untaught
-from ..data import text
+from ..data import tables, text
 from ..data.dataset import Data, inputs_for, load, unread, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
@@ -198,6 +198,8 @@ class NetworkRun:
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
         request = self.request
+        if self.data.preprocessor is not None:
+            tables.skops()  # which the model is saved with, after hours perhaps
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None

@@ -310,6 +310,9 @@ def holds_prompts(request: Request) -> bool:
     return bool({"prompt", "messages"} & set(columns(request.data)))
 
 
+_PROMPT_OPTIONS = ("keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing")
+
+
 #: The vitals of language models, in words.
 VITALS = {
     "accuracy": "answers that are right",
@@ -354,6 +357,7 @@ class LanguageTaskType(TaskType):
 
         Raises:
             RecipeError: the method is for prompts and the data are none, or the other way round.
+            DataError: an option has a meaning for prompts alone, and the data are none.
         """
         prompts = holds_prompts(request)
         name = None if request.method is None else expression_name(request.method)
@@ -370,10 +374,16 @@ class LanguageTaskType(TaskType):
                 f"{', '.join(self.recipes())}"
             )
         if not prompts and name in self.recipes() and name not in networks:
+            if is_file_of_prompts(request.data):
+                option = "--text" if request.target is None else "--target"
+                raise RecipeError(f"{option} has no meaning for prompts, which {name}() learns; leave it out")
             raise RecipeError(
                 f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a line, or "
                 "reasoning-gym:TASK"
             )
+        for option in _PROMPT_OPTIONS:
+            if not prompts and getattr(request, option):
+                raise DataError(f"--{option.replace('_', '-')} has a meaning for prompts alone; leave it out")
         return prompts
 
     def prepare(self, request: Request) -> LanguageRun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -120,6 +121,24 @@ def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Genera
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------
+
+
+def check_space(state: RunState) -> None:
+    """Refuse a disk that cannot hold the checkpoints of a run, before it is trained.
+
+    Raises:
+        CheckpointError: less space is free than the next checkpoint takes.
+    """
+    if state.folder is None or distributed.rank():
+        return
+    weights = sum(value.nbytes for value in state.model.state_dict().values() if isinstance(value, Tensor))
+    memories = sum(value.nbytes for value in state.objective.state_dict().values() if isinstance(value, Tensor))
+    needed, free = 4 * weights + memories, shutil.disk_usage(state.folder).free  # with the optimizer's moments
+    if needed > free:
+        raise CheckpointError(
+            f"{state.folder}: a checkpoint takes about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; free "
+            "some space, or give another --out"
+        )
 
 
 def save(state: RunState, task: Task) -> None:
