@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..io.expressions import one_line
+from .images import path_column
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
 
@@ -87,6 +88,8 @@ def is_table(source: str, named: bool = False) -> bool:
         named: whether one of its columns was named, so that JSON lines are rows and no prompts.
     """
     name = source.lower()
+    if path_column(source) is not None:
+        return False
     return name.endswith(SUFFIXES) or (named and name.endswith(LINES)) or source.startswith(HUB) or _is_dataset(source)
 
 
