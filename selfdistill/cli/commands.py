@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..io.display import printable
 from ..io.files import writable, write
+from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -26,6 +27,7 @@ from .options import (
     raw_csv_option,
     training_options,
     training_settings,
+    trust_option,
 )
 from .report import label_errors, report, theory, vitals
 
@@ -111,6 +113,7 @@ def main() -> None:
 @click.option("--quiet", is_flag=True, help="No progress.")
 @raw_csv_option
 @training_options
+@trust_option
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
@@ -135,6 +138,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@trust_option
 @one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     """Continue an interrupted run. It ends with the same weights as without the interruption."""
@@ -160,7 +164,8 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; resume by `selfdistill resume {run.folder}`" if begun else ""
+        trusting = " --trust-code" if split_function(run.request.model or "") else ""
+        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return
@@ -205,6 +210,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     help="Predict with early exit N of a model of byot().",
 )
 @raw_csv_option
+@trust_option
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
     """Predict new DATA with the final model of RUN.

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
+from ..io.schema import read_json
 from . import column_types, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
@@ -464,15 +466,23 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 # ---- inputs for a trained model --------------------------------------------------------------------
 
 
+_CARD = {
+    "format?": Any,
+    "kind": frozenset({"image", "table", "text"}),
+    "shape": [Range(1, 2**31)],
+    "text?": str,
+    "columns?": [str],
+}
+
+
 def _read_card(path: Path) -> dict[str, Any]:
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        typed = {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
-        check_format(path, card.get("format"))
-        return typed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = type(error).__name__
+        card: dict[str, Any] = read_json(path, _CARD)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error, 120)
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
+    check_format(path, card.get("format"))
+    return card
 
 
 def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..io.files import free_memory
 from . import loading
 
 if TYPE_CHECKING:
@@ -345,16 +345,6 @@ def _table(hashes: list[bytes], width: int) -> Tensor:
     if not hashes:
         return torch.zeros(0, width, dtype=torch.uint8)
     return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, width)
-
-
-def free_memory() -> int:
-    """Bytes of memory that programs can have; without such a figure, much."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration, ValueError):
-        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-        return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
 
 
 def row_sources(dataset: Any, name: str) -> tuple[Tensor | list[DatasetImage], Tensor]:
