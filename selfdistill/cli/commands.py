@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..io.display import printable
 from ..io.files import writable, write
+from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -23,8 +24,10 @@ from .options import (
     echo,
     first_process,
     one_line_errors,
+    raw_csv_option,
     training_options,
     training_settings,
+    trust_option,
 )
 from .report import label_errors, report, theory, vitals
 
@@ -108,7 +111,9 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@raw_csv_option
 @training_options
+@trust_option
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
@@ -133,6 +138,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@trust_option
 @one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     """Continue an interrupted run. It ends with the same weights as without the interruption."""
@@ -158,7 +164,8 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; resume by `selfdistill resume {run.folder}`" if begun else ""
+        trusting = " --trust-code" if split_function(run.request.model or "") else ""
+        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return
@@ -202,8 +209,10 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     metavar="N",
     help="Predict with early exit N of a model of byot().",
 )
+@raw_csv_option
+@trust_option
 @one_line_errors
-def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
+def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
@@ -215,7 +224,7 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
         writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
     answers = run.task.predict(run.folder, data, exit_number)
-    text = answers.text()
+    text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)
     if out is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
+from ..io import trust
 from ..io.expressions import nearest, one_line
 from . import reasoning, rewards
 from .examples import FIELDS, Example, PromptRow, read_rows
@@ -128,22 +129,25 @@ def load_prompts(
     test: float | None = None,
     seed: int = 0,
     checker: str | None = None,
+    trust_code: bool = False,
 ) -> Prompts:
     """The prompts of a file (see `prompt_files`), or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value)``.
 
     ``test`` is a share of the rows (0.2, at most 500 rows) that does not depend on ``seed``, and ``audit`` one of the
     rest (0.2, at most 200); a row's own "split" is obeyed. The same prompt is never in two splits. ``labels`` keeps
     that many teaching rows, and at most as many for the audit. ``checker`` is for rows that name none, and instead of
-    a task's own.
+    a task's own. ``trust_code`` allows checkers that the file names as ``module:function``.
 
     Raises:
         DataError: anything in the file or the request that cannot be used; the message names it and a remedy.
+        CheckpointError: the file names a function as a checker, and is not trusted.
 
     >>> rows = load_prompts("reasoning-gym:chain_sum(size=50)", labels=6)
     >>> len(rows.labelled), len(rows.audit), rows.rows[0].checker
     (6, 6, 'reasoning-gym:chain_sum(size=50)')
     """
-    rows, name = _read_prompts(source, checker, reasoning.ROWS)
+    with trust.trust_code(trust_code):
+        rows, name = _read_prompts(source, checker, reasoning.ROWS)
     return _assembled(name, rows, SplitRequest(test, audit, labels, seed))
 
 
@@ -257,6 +261,9 @@ def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> lis
             checked.append(row._replace(example=replace(example, checker=default if judged else None)))
             continue
         if example.checker not in resolved:
+            if rewards.names_function(example.checker):
+                place, _, name = example.checker.strip().partition(":")
+                trust.require_trust(place, name, location)
             try:
                 rewards.resolve(example.checker)
             except DataError as error:

@@ -344,7 +344,7 @@ def predict(folder: Path, source: str, exit_number: int | None = None) -> Predic
     place = model_folder(folder)
     if exit_number is not None:
         raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
-    card = model_card(place)
+    card = model_card(place, {"kinds": dict, "classes": [str], "half?": (float, None)})
     model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
     with threadpool_limits(threads.for_table(*rows.shape)):
         outputs = predict_frame(

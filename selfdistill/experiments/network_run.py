@@ -36,6 +36,7 @@ from ..evaluation.predict import (
     task_outputs,
     with_interval,
 )
+from ..io.files import DATA_CARD
 from ..io.run_record import Request
 from ..methods.controls import plain
 from ..methods.registry import read_method
@@ -186,8 +187,9 @@ class NetworkRun:
 
     def threads(self) -> int:
         """Threads for this model and batch; where the model does not run, the dry run will say why."""
-        some = torch.cat([self.data.labelled, self.data.unlabelled])[:1]
-        x = self.data.rows(some).repeat(self.settings["batch_size"], *[1] * len(self.data.shape))
+        rows = torch.cat([self.data.labelled, self.data.unlabelled])
+        batch = min(self.settings["batch_size"], len(rows))
+        x = self.data.rows(rows[:1]).repeat(batch, *[1] * len(self.data.shape))
         try:
             return threads.for_model(self.build(), x)
         except Exception:  # another's code may raise anything
@@ -228,7 +230,7 @@ class NetworkRun:
         if distributed.rank() == 0:
             if taught:
                 errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
-                label_errors.save(errors, folder)
+                label_errors.save(errors, folder, self.request.raw_csv)
             ready._save_final_model(folder / "model", control if control and preferred else trained, result)
         return result
 
@@ -447,8 +449,9 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     place = Path(folder) / "model"
     if not place.is_dir():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card = model_card(place)
-    if card.get("task") == "features":
+    store.read_config(place)  # the gravest fault first: a model that is not trusted
+    card = model_card(place, {"task": str, "classes": [str], "half?": (float, None)})
+    if card["task"] == "features":
         raise DataError(
             f"{folder} was trained without any label and knows no classes; learn some from its layers by `selfdistill "
             f"run LABELLED --init {folder}`"
@@ -457,6 +460,10 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
     outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    if head == "logits" and outputs.shape[-1] != len(card["classes"]):
+        raise CheckpointError(
+            f"{place / DATA_CARD} has {len(card['classes'])} classes and the model {outputs.shape[-1]}; train it again"
+        )
     note = unread(source, names) if card["kind"] == "image" else ""
     if head == "values":
         return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import glob
+import io
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,6 +95,38 @@ def write(path: Path, text: str, option: str = "--out") -> None:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with links that lead out of it, pipes or devices: writing there would change something else.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    home = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise CheckpointError(
+                    f"{path} is a link that leads out of {folder}, and what is written there would change other files; "
+                    "put a copy in its place"
+                )
+            if not (path.is_symlink() or path.is_dir() or path.is_file()):
+                raise CheckpointError(f"{path} is no regular file (a pipe or a device); remove it")
+
+
+def free_memory() -> int:
+    """The bytes of memory that a program can have; without such a figure, much.
+
+    >>> free_memory() > 0
+    True
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration, ValueError):
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
+
+
 def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what processes that were killed have left of a file in a folder; of all files without a name."""
     for unfinished in folder.glob(f".{glob.escape(name)}*.tmp"):
@@ -168,6 +203,45 @@ def read_lines(path: Path) -> tuple[list[str], bool]:
         raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read (it is not UTF-8); repair or remove it") from error
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r].+|'+[=+\-@\t\r]", re.DOTALL)
+
+
+def csv_text(rows: Iterable[Iterable[object]], raw: bool = False) -> str:
+    """Rows as CSV that no spreadsheet takes for a formula: such a cell begins with an apostrophe.
+
+    Args:
+        rows: rows of cells.
+        raw: leave all cells as they are.
+
+    >>> csv_text([["=1+1", "-1.5", "+"]]), csv_text([["=1+1"]], raw=True)
+    ("'=1+1,-1.5,+\\n", '=1+1\\n')
+    """
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
+    for row in rows:
+        writer.writerow(row if raw else [escape_formula(str(cell)) for cell in row])
+    return lines.getvalue()
+
+
+def escape_formula(text: str) -> str:
+    """A text that no spreadsheet takes for a formula; numbers stay.
+
+    >>> escape_formula("=HYPERLINK(1)"), escape_formula("-1.5e3"), unescape_formula(escape_formula("'=1"))
+    ("'=HYPERLINK(1)", '-1.5e3', "'=1")
+    """
+    if _FORMULA.fullmatch(text) is None:
+        return text
+    with suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
+
+
+def unescape_formula(text: str) -> str:
+    """The text that `escape_formula` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.fullmatch(text) else text
 
 
 def line_due(time: float, start: float, previous: float) -> bool:

@@ -24,9 +24,10 @@ from ..data.examples import FIELDS
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
-from ..io.expressions import expression_name, one_line
+from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
 from ..io.run_record import Request
+from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.registry import read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
@@ -51,7 +52,7 @@ MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 
 
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns")
 
 
 def read_recipe(expression: str) -> Language:
@@ -95,7 +96,7 @@ def prepare(request: Request) -> LanguageRun:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
     for name in _NETWORKS:
-        if getattr(request, name) is not None:
+        if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
@@ -339,8 +340,8 @@ class Completions(NamedTuple):
     rows: list[dict[str, Any]]
     note: str = ""
 
-    def text(self) -> str:
-        """The rows as JSON lines."""
+    def text(self, raw: bool = False) -> str:
+        """The rows as JSON lines, which have no formulas."""
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
@@ -353,11 +354,16 @@ def predict(folder: Path, source: str) -> Completions:
     place = folder / "model"
     if not (place / "selfdistill.json").exists():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
+    try:
+        card = read_json(place / "selfdistill.json", {"format?": Any, "max_tokens?": Range(1, 2**20)})
+    except (OSError, ValueError) as error:
+        why = one_line(error, 120)
+        raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
-    check_answers(model.reader, data, card["max_tokens"])
-    sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
+    most = card.get("max_tokens", TOKENS)
+    check_answers(model.reader, data, most)
+    sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))
     answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
     rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

@@ -32,6 +32,7 @@ from ...evaluation import linear_probe
 from ...evaluation.predict import scored
 from ...io.expressions import one_line
 from ...io.files import append_line, read_lines, writable
+from ...io.schema import parse_json
 from ...methods.controls import plain
 from ...methods.registry import read_method
 from ...training import threads
@@ -110,7 +111,7 @@ def records_of(setting: Setting, out: Path, tell: Tell = lambda line: None) -> R
 
 def _parse(line: str, place: str, setting: Setting) -> dict[str, Any]:
     try:
-        record = dict(json.loads(line))
+        record = dict(parse_json(line, {"setting": dict}))
         was, seed, status = record["setting"], record["seed"], record["status"]
         if not isinstance(record["method"], str) or type(seed) is not int or status not in ("finished", "failed"):
             raise ValueError("method, seed or status is missing")
