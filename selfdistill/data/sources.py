@@ -15,6 +15,7 @@ from ..errors import DataError
 from . import images, splits, tables
 from .column_types import Column
 from .image_store import ImageStore
+from .split_columns import NO_REQUEST, SplitColumns, SplitRequest
 from .table_files import HUB, SHOWN, is_table
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
@@ -57,6 +58,13 @@ class RawData:
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
     gradients: Tensor | None = None  # (n, 32) uint8 of image files: nearly equal for images that look alike
     skip_note: str = ""  # files that are no rows, and why
+    groups: Any = None  # (n,) rows of one value share a split
+    time: Any = None  # (n,) the splits follow it
+
+    def split_by(self, split: SplitColumns) -> RawData:
+        """The same rows with the splits that columns and files give."""
+        given = {name: ids for name, ids in (("test", split.test), ("audit", split.audit)) if ids is not None}
+        return replace(self, groups=split.groups, time=split.time, **given)
 
     @property
     def inputs(self) -> Any:
@@ -78,6 +86,7 @@ def read_source(
     compact: bool = False,
     labelled: bool = True,
     types: Mapping[str, str] | None = None,
+    request: SplitRequest = NO_REQUEST,
 ) -> RawData:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
 
@@ -89,7 +98,7 @@ def read_source(
     if is_table(source, named=target is not None):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
-        table = tables.read(existing(source), target, unlabelled, compact, labelled, types)
+        table = tables.read(existing(source), target, unlabelled, compact, labelled, types, request)
         return RawData(
             Path(source).name,
             "table",
@@ -99,9 +108,11 @@ def read_source(
             bare=_is_unlabelled(table, labelled),
             columns=table.columns,
             title=table.title,
-        )
+        ).split_by(table.split)
     if types:
         raise DataError(f"{source}: the types of columns are for tables that you have as a file; leave columns out")
+    if source in (*NAMES, *TABLES) or images.idx_files(Path(source)):
+        request.refuse(source, "its rows have no such columns, and its test split is given")
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if target is not None:
@@ -115,7 +126,7 @@ def read_source(
     elif images.idx_files(Path(source)):
         raw = _idx(Path(source))
     else:
-        return _folder(existing(source), unlabelled, image_size, labelled)
+        return _folder(existing(source), unlabelled, image_size, labelled, request)
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
     return _with_images(raw, unlabelled) if unlabelled is not None else raw
@@ -185,7 +196,9 @@ def _idx(folder: Path) -> RawData:
     )
 
 
-def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> RawData:
+def _folder(
+    root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
+) -> RawData:
     if not root.is_dir():
         raise DataError(
             f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
@@ -193,9 +206,9 @@ def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelle
         )
     if image_size is not None and image_size < 8:
         raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
-    return _of_files(
-        root.resolve().name, images.read_folder(root, unlabelled, image_size or IMAGE_SIZE, labelled), labelled
-    )
+    request._replace(test=None, validation=None).refuse(str(root), "images in folders have no columns")
+    side, own = image_size or IMAGE_SIZE, {"test": request.test, "audit": request.validation}
+    return _of_files(root.resolve().name, images.read_folder(root, unlabelled, side, labelled, own), labelled)
 
 
 def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
