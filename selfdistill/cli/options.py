@@ -264,6 +264,16 @@ TRAINING_OPTIONS = [
         default=None,
         help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
     ),
+    click.option(
+        "--memory",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Precision of remembered predictions, for many rows and classes [default: float32].",
+    ),
+    click.option(
+        "--memory-top",
+        type=click.IntRange(min=1),
+        help="Remember the N largest probabilities of each prediction; the others share the rest [default: all].",
+    ),
     click.option("--save-seconds", type=Finite(min=0), help="Seconds between checkpoints [default: 30]."),
     click.option("--save-steps", type=click.IntRange(min=1), help="Steps between checkpoints, instead of seconds."),
 ]
@@ -279,7 +289,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
     "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "cache", "save_seconds", "save_steps",
+    "cache", "memory", "memory_top", "save_seconds", "save_steps",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import partial, reduce
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RecipeError, SpaceError
+from ..errors import DataError, RecipeError, SpaceError
 from ..views import Views
 from . import distributed
 from .logits import tensors
-from .memory import LargeModel
+from .memory import LargeModel, SampleMemory
 from .mixing import BETWEEN, MIXED, Mixing
 from .outputs import ModelWrapper, space_of
 from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
@@ -92,6 +92,7 @@ class Objective(nn.Module):
         scale: (center, scale) of standardised values, for external teachers that answer in their unit.
         clock: length and position of the run, for schedules; ``update()`` moves it on.
         autocast: context for the forward passes (mixed precision).
+        memory, memory_top: precision of remembered predictions, and how many of the largest probabilities are kept.
         vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
 
     >>> from selfdistill.methods import plain
@@ -112,6 +113,8 @@ class Objective(nn.Module):
         clock: TrainingClock | None = None,
         autocast: Callable[[], Any] = nullcontext,
         vitals: bool = True,
+        memory: torch.dtype = torch.float32,
+        memory_top: int = 0,
     ) -> None:
         super().__init__()
         self.method, self.autocast, self.watched, self.pulse = method, autocast, vitals, dict[str, TermHealth]()
@@ -136,12 +139,16 @@ class Objective(nn.Module):
                     self.states[shared[key]] = part.start(model, BindArgs(previous, external, scale))
                     self._owners.append((shared[key], part, term))
                 self._keys[name, part] = shared[key]
+        for state in self.states.modules():
+            if isinstance(state, SampleMemory):
+                state.compact(memory, memory_top)
         self._plan = ForwardPlan(*method.student_views(), method.forward == "fused", autocast, method.mixing)
         self._followers = [owner for owner in self._owners if type(owner[1]).update is not Part.update]
         self._suppliers = [owner for owner in self._owners if type(owner[1]).rows is not Part.rows]
+        self.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]
         self._seed = 0  # of the rows that parts supply; `prepare` brings that of the run
 
-    def forward_views(self, batch: Mapping[str, Any]) -> Forward:
+    def forward_views(self, batch: Mapping[str, Any] | Sequence[Any]) -> Forward:
         """Forward every view that the method names, once."""
         views = batch if isinstance(batch, Batch) else Batch.of(batch)
         if self._suppliers:
@@ -164,7 +171,7 @@ class Objective(nn.Module):
     def state_of(self, name: str, part: Part) -> Any:  # of a part, in the term of this name
         return self.states[self._keys[name, part]]
 
-    def measure(self, batch: Mapping[str, Any]) -> dict[str, TermResult]:
+    def measure(self, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, TermResult]:
         """Every term's tally on a batch, not yet divided: add them over micro-batches and ranks, then `combine`.
 
         Raises:
@@ -179,7 +186,11 @@ class Objective(nn.Module):
             watch = Watch(self._student[0], forward, self.pulse, self._vigil)
         measured = dict[str, TermResult]()
         for name, term in self.method.terms.items():
-            measured[name] = term.tally(partial(self.state_of, name), forward)
+            try:
+                measured[name] = term.tally(partial(self.state_of, name), forward)
+            except (IndexError, RuntimeError):
+                _refuse_labels(name, term, forward)
+                raise
             if watch is not None:
                 watch.buffers(name, term)
         if watch is not None:
@@ -206,7 +217,7 @@ class Objective(nn.Module):
             parts.append(weight * mean if weight else mean.detach() * 0.0)
         return reduce(torch.add, parts)
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Mapping[str, Any] | Sequence[Any]) -> Tensor:
         """The loss of one batch, a scalar."""
         return self.combine(self.measure(batch))
 
@@ -270,6 +281,42 @@ class Objective(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.clock = TrainingClock(*state.tolist())
+
+
+def _refuse_labels(name: str, term: BaseTerm, step: Forward) -> None:
+    """Refuse labels that are none of the model's classes, where a term has failed on them.
+
+    Raises:
+        DataError: there are some.
+    """
+    if not step.rows(term.view) or (y := step.batch[term.view].y) is None or y.is_floating_point() or not y.numel():
+        return
+    try:
+        classes = step.student(term.view, term.head).shape[-1]
+    except SpaceError:
+        return
+    if int(y.max()) >= classes:
+        start = "; they seem to be counted from 1: subtract 1" if int(y.min()) == 1 and int(y.max()) == classes else ""
+        raise DataError(
+            f"term {name!r}: the batch has the label {int(y.max())}, and the model has {classes} outputs: labels are "
+            f"0 to {classes - 1}, and -1 where there is none{start}"
+        ) from None
+
+
+def _unprefixed(name: str) -> str:
+    """The name of a state without what `torch.compile` and DDP put before the names of a model."""
+    return name.replace("_orig_mod.", "").replace(".module.module.", ".module.")
+
+
+def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Load what was saved of a wrapped model into that of a bare one."""
+    prefixed = {name: _unprefixed(name) for name in state if name.startswith(prefix) and _unprefixed(name) != name}
+    if not prefixed:
+        return
+    own = {prefix + name for name in module.state_dict()}
+    for name, bare in prefixed.items():
+        if name not in own and bare in own:
+            state[bare] = state.pop(name)
 
 
 def _refuse_unless_lazy(name: str, term: BaseTerm) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import SpaceError
+from ..errors import DataError, SpaceError
 from .logits import Projection
 from .memory import LargeModel
 from .outputs import MAIN, Composite, output_of
@@ -56,10 +56,26 @@ class Batch(dict[str, Rows]):
     addresses: Mapping[str, Tensor] = MappingProxyType({})
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> Batch:
-        """A flat batch as views; one that is a `Batch` already is returned as it is."""
+    def of(cls, batch: Mapping[str, Any] | Sequence[Any]) -> Batch:
+        """A flat batch as views; one that is a `Batch` already is returned as it is.
+
+        A pair or triple, as most loaders give it, is ``x``, ``y`` and ``id``. Arrays and lists become tensors.
+
+        Raises:
+            DataError: something else, or labels or ids that are no numbers.
+
+        >>> Batch.of([torch.ones(2, 3), [0, 1]])["x"].y
+        tensor([0, 1])
+        """
         if isinstance(batch, Batch):
             return batch
+        if isinstance(batch, Sequence) and 1 <= len(batch) <= 3:
+            batch = dict(zip(("x", "y", "id"), batch, strict=False))
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"a batch is a {type(batch).__name__}; give (x, y), (x, y, ids) or a mapping such as "
+                "{'x': inputs, 'y': labels, 'id': ids}"
+            )
         y, ids = batch.get("y"), batch.get("id")
         views = {name: value for name, value in batch.items() if name not in ("y", "id")}
         return cls({name: cls._rows(v, y, ids) for name, v in views.items()})
@@ -72,11 +88,42 @@ class Batch(dict[str, Rows]):
         return moved
 
     @staticmethod
-    def _rows(view: Any, y: Tensor | None, ids: Tensor | None) -> Rows:
+    def _rows(view: Any, y: Any, ids: Any) -> Rows:
         """A view's rows; one with labels and ids of its own is a mapping ``{"x": ..., "y": ..., "id": ...}``."""
+        if isinstance(view, Rows):
+            return view
         if isinstance(view, Mapping):
-            return Rows(view["x"], view.get("y"), view.get("id"))
-        return view if isinstance(view, Rows) else Rows(view, y, ids)
+            if "x" not in view:
+                raise DataError(f"a view of the batch has {', '.join(map(repr, view)) or 'nothing'}; give it its 'x'")
+            view, y, ids = view["x"], view.get("y"), view.get("id")
+        return Rows(_tensor(view, "inputs"), _tensor(y, "labels"), _tensor(ids, "sample ids"))
+
+
+def _tensor(value: Any, what: str) -> Any:
+    """An array or a list as a tensor; doubles become float32, as the weights are.
+
+    Raises:
+        DataError: it holds no numbers.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value if what == "inputs" else _whole(value)
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the {what} of a batch are no numbers ({type(error).__name__}: {str(error).splitlines()[0]}); give a "
+            f"tensor, an array or a list of numbers{', classes counted from 0' if what == 'labels' else ''}"
+        ) from None
+    if tensor.dtype == torch.float64:
+        return tensor.float()
+    return tensor if what == "inputs" else _whole(tensor)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Whole numbers of any kind as int64, which indexing needs."""
+    return value if value.dtype == torch.int64 or value.is_floating_point() else value.long()
 
 
 @dataclass(frozen=True)
@@ -413,7 +460,7 @@ class Forward:
             )
         if rows.y.dim() == 0 or len(rows.y) != len(rows.x):
             raise self._uneven(view, "labels", rows.y)
-        return rows.y
+        return _whole(rows.y)
 
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
@@ -428,7 +475,7 @@ class Forward:
         if rows.id.dim() == 0 or len(rows.id) != len(rows.x):
             raise self._uneven(view, "sample ids", rows.id)
         self.keyed.add(view)
-        return rows.id
+        return _whole(rows.id)
 
     def addresses(self, view: str) -> Tensor:
         """What a fixed view's rows are remembered by: their sample ids, or the numbers of sample and way."""

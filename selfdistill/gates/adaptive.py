@@ -65,9 +65,9 @@ class ClassProgress(Gate[_Progress]):
 
     def thresholds(self, progress: _Progress, classes: int) -> Tensor:
         """The threshold of each class, (classes,)."""
-        counts = progress.values.long().flatten().bincount(minlength=classes + 1)[1:].float()
-        rows = torch.maximum(progress.rows, progress.seen.sum())  # outside `fit` the number of rows is not known
-        undecided = rows * max(1, progress.values.shape[1]) - counts.sum()
+        counts = progress.stored.long().flatten().bincount(minlength=classes + 1)[1:].float()
+        rows = progress.rows.clamp(min=len(progress))  # outside `fit` the number of rows is not known
+        undecided = rows * max(1, progress.width) - counts.sum()
         largest = torch.maximum(counts.max(), undecided) if self.warm_up else counts.max()
         b = counts / largest.clamp(min=1.0)
         fractions = {"convex": b / (2.0 - b), "linear": b, "concave": torch.log1p(b) / math.log(2.0)}[self.mapping]

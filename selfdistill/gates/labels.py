@@ -140,8 +140,8 @@ class FallingLoss(Gate[_Threshold]):
             if rows is not None:
                 ids, labels, log_p = rows
                 state.write(ids, -at_label(log_p, labels).reshape(len(ids), -1).mean(1, keepdim=True))
-        if clock.at(clock.step + 1).progress >= self.warm_up and bool(state.seen.any()):
-            state.first = state.values[state.seen].mean()
+        if clock.at(clock.step + 1).progress >= self.warm_up and len(state):
+            state.first = state.stored.mean()
 
 
 def is_spared(ids: Tensor, share: float) -> Tensor:
@@ -198,7 +198,7 @@ class Singleton(Gate[SampleMemory]):
 
     def limit(self, state: SampleMemory) -> float:
         """The score up to which a class belongs to the set; infinite with too few calibration rows."""
-        scores = state.values[state.seen].flatten().sort().values
+        scores = state.stored.flatten().sort().values
         rank = math.ceil((len(scores) + 1) * (1.0 - self.risk) - 1e-9)
         return float(scores[rank - 1]) if 0 < rank <= len(scores) else math.inf
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..core import distributed
-from ..core.memory import Buffers, FrozenCopy
+from ..core.memory import Buffers, FrozenCopy, copy_model
 from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
 from ..core.targets import Target
@@ -129,7 +128,7 @@ class BetaRanked(Ema[_SeededCopy]):
             raise RecipeError(f"a of Beta(a, 1) is above 0, not {self.a}")
 
     def start(self, model: nn.Module, args: BindArgs) -> _SeededCopy:
-        return _SeededCopy(copy.deepcopy(model).float(), self.train)
+        return _SeededCopy(copy_model(model), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return self, term.view, term.head

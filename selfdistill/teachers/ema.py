@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Buffers, FrozenCopy, averages
+from ..core.memory import Buffers, FrozenCopy, averages, copy_model
 from ..core.outputs import VALUES, space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Forward
@@ -122,7 +121,7 @@ class CentredMomentum(Momentum[CentredCopy]):
         averages(self.centring)
 
     def start(self, model: nn.Module, args: BindArgs) -> CentredCopy:
-        return CentredCopy(copy.deepcopy(model).float(), self.train)
+        return CentredCopy(copy_model(model), self.train)
 
     def key(self, term: BaseTerm) -> Hashable:
         return super().key(term), self.centring

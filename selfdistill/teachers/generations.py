@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.memory import FrozenCopy
+from ..core.memory import FrozenCopy, copy_model
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Forward, TrainingClock
@@ -127,7 +126,7 @@ class Snapshot(Teacher[_SnapshotCopy]):
         return f"without a teacher, at 1 x, in the first of {self.cycles} cycles"
 
     def start(self, model: nn.Module, args: BindArgs) -> _SnapshotCopy:
-        return _SnapshotCopy(copy.deepcopy(model).float())
+        return _SnapshotCopy(copy_model(model))
 
     def key(self, term: BaseTerm) -> Hashable:
         return Snapshot, self.cycles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.memory import Buffers, FrozenCopy, SampleMemory
+from ..core.memory import Buffers, FrozenCopy, SampleMemory, copy_model, unwrapped
 from ..core.outputs import one_distribution, space_of
 from ..core.parts import BaseTerm, BindArgs, Teacher
 from ..core.step import Forward
@@ -49,7 +48,7 @@ class LastEpoch(Teacher[SampleMemory]):
     """The student's prediction for the same sample one epoch ago, at first its label (PS-KD, Kim et al. 2021)."""
 
     def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
-        return SampleMemory()
+        return SampleMemory(predictions=True, distributions=True)
 
     def space(self, head: str) -> str:
         return memory_space(self, head)
@@ -87,7 +86,7 @@ class History(Teacher[SampleMemory]):
             raise RecipeError(f"a history starts from 'zero' or 'labels', not {self.start_from!r}")
 
     def start(self, model: nn.Module, args: BindArgs) -> SampleMemory:
-        return SampleMemory()
+        return SampleMemory(predictions=True, distributions=True)
 
     def space(self, head: str) -> str:
         return memory_space(self, head)
@@ -171,7 +170,7 @@ class Stale(Teacher[FrozenCopy]):
         return peers
 
     def start(self, model: nn.Module, args: BindArgs) -> FrozenCopy:
-        return FrozenCopy(copy.deepcopy(model).float())
+        return FrozenCopy(copy_model(model))
 
     def key(self, term: BaseTerm) -> Hashable:
         return self
@@ -191,6 +190,6 @@ class Stale(Teacher[FrozenCopy]):
     def update(self, state: FrozenCopy, forwards: Sequence[Forward], term: BaseTerm) -> None:
         if (forwards[0].clock.step + 1) % self.every:
             return
-        weights = forwards[0].owner.state_dict()
+        weights = unwrapped(forwards[0].owner).state_dict()
         for name, copied in state.module.state_dict().items():
             copied.copy_(weights[name])

@@ -152,7 +152,7 @@ class _CertainMemory(SampleMemory):
 
     def ids(self) -> Tensor:
         """The ids (rows,) with a pseudo-label or an excluded class."""
-        return self.values.any(1).nonzero().squeeze(1)
+        return self.keys[self.stored.any(1)]
 
 
 @dataclass(frozen=True)
@@ -317,10 +317,10 @@ class _RankMemory(Buffers):
 
     def align(self) -> None:
         """Set the value of rank r of N to the labels' quantile r / (N - 1), by linear interpolation."""
-        ids = self.outputs.seen.nonzero().squeeze(1)
+        ids = self.outputs.keys
         if not len(ids) or not len(self.labels):
             return
-        ranks = self.outputs.values[ids, 0].argsort(stable=True).argsort(stable=True).double()
+        ranks = self.outputs.stored[:, 0].argsort(stable=True).argsort(stable=True).double()
         position = ranks / max(1, len(ids) - 1) * (len(self.labels) - 1)
         lower = position.floor().long()
         labels = self.labels.double()

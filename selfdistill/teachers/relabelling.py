@@ -144,10 +144,10 @@ class Window(PseudoLabelStore):
         self.memory.write(ids, torch.cat([window[:, p.shape[-1] : -1], p, count], dim=1))
 
     def carry(self) -> dict[str, Tensor]:
-        ids = torch.nonzero(self.memory.seen).squeeze(1)
+        ids = self.memory.keys
         if not len(ids):  # a generation with inherited labels passes them on
             return super().carry()
-        classes = (self.memory.values.shape[1] - 1) // self.length
+        classes = (self.memory.width - 1) // self.length
         return {"ids": ids.cpu(), "labels": self.mean(ids, classes)[0].cpu()}
 
 

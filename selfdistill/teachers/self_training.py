@@ -35,12 +35,12 @@ class PseudoLabelStore(SampleMemory):
 
     def labelled(self) -> Tensor:
         """The ids (rows,) that have a pseudo-label."""
-        return torch.nonzero(self.seen).squeeze(1)
+        return self.keys
 
     def carry(self) -> dict[str, Tensor]:
         """The ids (rows,) and labels (rows, classes) that later generations inherit, on the CPU."""
         ids = self.labelled()
-        return {"ids": ids.cpu(), "labels": self.values[ids].cpu()} if self.stays and len(ids) else {}
+        return {"ids": ids.cpu(), "labels": self.stored.cpu()} if self.stays and len(ids) else {}
 
 
 def fresh_rows(pool: GenerationData, fresh: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +13,7 @@ from typing_extensions import TypeVar
 
 from ..core import distributed
 from ..core.logits import blended
-from ..core.memory import FrozenCopy, LargeModel, WeightView
+from ..core.memory import FrozenCopy, LargeModel, WeightView, copy_model
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher, aligned_target
 from ..core.step import Forward
@@ -48,7 +47,7 @@ class Ema(Teacher[H]):
         return 1.0 - (min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay)
 
     def start(self, model: nn.Module, args: BindArgs) -> H:
-        module = model.average() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
+        module = model.average() if isinstance(model, LargeModel) else copy_model(model)
         state: Any = FrozenCopy(module, self.train)  # an average with more to remember overrides this
         return state  # type: ignore[no-any-return]
 
@@ -102,7 +101,7 @@ class Frozen(Teacher):
 
     def module(self, model: nn.Module, args: BindArgs) -> nn.Module | None:
         """The weights to hold; None if there are none yet."""
-        return model.frozen() if isinstance(model, LargeModel) else copy.deepcopy(model).float()
+        return model.frozen() if isinstance(model, LargeModel) else copy_model(model)
 
     def start(self, model: nn.Module, args: BindArgs) -> nn.Module:
         module = self.module(model, args)

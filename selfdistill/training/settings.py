@@ -27,6 +27,8 @@ class Settings:
     `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
     audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
     what a frozen teacher says of inputs that do not change, so that it is asked once.
+    ``memory`` is the precision of remembered predictions, and ``memory_top`` how many of the largest probabilities of
+    each are kept (0: all), while the others share the rest of their sum.
     """
 
     epochs: int = 30
@@ -50,6 +52,8 @@ class Settings:
     patience: int | None = None
     vitals: bool = True
     cache: bool = True
+    memory: str = "float32"
+    memory_top: int = 0
     save_seconds: float = 30.0
     save_steps: int | None = None
 
@@ -58,6 +62,7 @@ class Settings:
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
+            "memory": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
         }
         for name, allowed in choices.items():
@@ -67,6 +72,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is at least 1, not {value}")
+        if self.memory_top < 0:
+            raise DataError(f"memory_top is at least 0, not {self.memory_top}")
         Audit(self.audit, self.audit_level, self.audit_delta, 1, self.patience, self.audit_measure or "accuracy")
 
     def make_audit(self, generations: int, task: str = "classify") -> Audit:

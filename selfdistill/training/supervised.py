@@ -27,6 +27,7 @@ from ..teachers.self_training import InheritedPseudoLabels
 from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
 from .drift import DriftMonitor
 from .preflight import dry_run
+from .settings import PRECISIONS
 from .state import Evaluation, RunState
 from .task import Callback, Task, autocast
 
@@ -85,6 +86,8 @@ class NetworkTask(Task):
             scale=(self.data.center, self.data.scale),
             autocast=autocast(state),
             vitals=state.settings.vitals,
+            memory=PRECISIONS[state.settings.memory] or torch.float32,
+            memory_top=state.settings.memory_top,
         )
 
     def begin(self, state: RunState) -> int:

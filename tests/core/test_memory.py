@@ -7,21 +7,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfdistill.core import memory
 from selfdistill.core.memory import Buffers, SampleMemory
 from selfdistill.errors import DataError
 
-IDS = st.lists(st.integers(0, 400), max_size=6, unique=True)
+IDS = st.lists(st.integers(0, 400) | st.integers(0, 1 << 62), max_size=6, unique=True)
 ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "write_new", "read", "save"]), IDS), max_size=25)
 
 
 @settings(deadline=None)
-@given(ACTIONS)
-def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions):
+@given(ACTIONS, st.sampled_from([64, 1 << 26]))
+def test_any_sequence_of_writes_and_reads_equals_a_dictionary(actions, block):
     """Growth, first words that stay, and saving and loading in between change nothing."""
+    memory.BLOCK, whole = block, memory.BLOCK  # rows in many blocks too
+    try:
+        _compare_with_dictionary(actions)
+    finally:
+        memory.BLOCK = whole
+
+
+def _compare_with_dictionary(actions):
     table = SampleMemory()
     reference: dict[int, list[float]] = {}
     for number, (action, ids) in enumerate(actions):
-        values = [[float(number), float(i)] for i in ids]
+        values = [[float(number), float(i % 1009)] for i in ids]
         keys, rows = torch.tensor(ids, dtype=torch.int64), torch.tensor(values).reshape(-1, 2)
         if action == "write":
             table.write(keys, rows)
@@ -51,8 +60,8 @@ def test_values_are_kept_in_float32():
     """What a half-precision student said is kept in float32."""
     table = SampleMemory()
     table.write(torch.tensor([1]), torch.tensor([[0.1, 0.9]], dtype=torch.bfloat16))
-    assert table.values.dtype == torch.float32
-    assert table.values[1].tolist() == torch.tensor([0.1, 0.9], dtype=torch.bfloat16).float().tolist()
+    assert table.stored.dtype == torch.float32
+    assert table.stored[0].tolist() == torch.tensor([0.1, 0.9], dtype=torch.bfloat16).float().tolist()
 
 
 def test_growing_is_rare():
@@ -60,9 +69,9 @@ def test_growing_is_rare():
     table, sizes = SampleMemory(), set()
     for i in range(1000):
         table.write(torch.tensor([i]), torch.tensor([[float(i)]]))
-        sizes.add(len(table.seen))
+        sizes.add(len(table.blocks[0].blocks[0]))
     assert len(sizes) < 15
-    assert table.values[:1000, 0].tolist() == [float(i) for i in range(1000)]
+    assert table.stored[:, 0].tolist() == [float(i) for i in range(1000)]
 
 
 def test_negative_ids_are_refused():
@@ -81,8 +90,8 @@ def test_loading_takes_the_saved_size_and_copies():
     fresh = SampleMemory()
     fresh.load_state_dict(state)
     fresh.write(torch.tensor([9]), torch.zeros(1, 4))
-    assert table.values[9].tolist() == [1, 1, 1, 1]
-    assert fresh.values.shape == table.values.shape
+    assert table.stored.tolist() == [[1, 1, 1, 1]]
+    assert fresh.stored.shape == table.stored.shape
 
 
 def test_buffers_of_any_name_take_their_saved_size():
@@ -98,3 +107,50 @@ def test_buffers_of_any_name_take_their_saved_size():
     fresh = torch.nn.ModuleDict({"a": Rows()})
     fresh.load_state_dict(saved.state_dict())
     assert fresh.state_dict()["a.rows"].tolist() == [0, 1, 2]
+
+
+def memory_bytes(table):
+    """Of all tensors that a memory holds."""
+    index = [] if table.index.table is None else [table.index.table]
+    index += [part for run in table.index.runs for part in run]
+    return sum(t.nbytes for t in [*index, *(block for part in table.blocks for block in part.blocks)])
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 60), (torch.float16, 40)])
+def test_memory_follows_the_number_of_ids_not_their_size(dtype, most, monkeypatch):
+    """Database keys of up to 62 bits; the last block is not full, which counts for less the more rows there are."""
+    monkeypatch.setattr(memory, "BLOCK", 1 << 18)
+    table, ids = SampleMemory(predictions=True), torch.randint(0, 1 << 62, (100_000,))
+    table.compact(dtype)
+    for part in ids.split(1000):
+        table.write(part, torch.ones(len(part), 10))
+    assert memory_bytes(table) / len(ids) <= most
+    assert bool(table.read(ids, 10)[1].all())
+    assert len(table) == len(ids)
+
+
+def test_the_largest_probabilities_keep_the_sum_of_a_row():
+    table = SampleMemory(predictions=True, distributions=True)
+    table.compact(torch.float32, top=2)
+    table.write(torch.tensor([7]), torch.tensor([[0.1, 0.5, 0.0, 0.3]]))
+    fresh = SampleMemory(predictions=True, distributions=True)
+    fresh.load_state_dict(table.state_dict())
+    for one in (table, fresh):
+        values, seen = one.read(torch.tensor([7, 8]), 4)
+        assert torch.allclose(values[0], torch.tensor([0.05, 0.5, 0.05, 0.3]))
+        assert seen.tolist() == [True, False]
+        assert values[1].tolist() == [0, 0, 0, 0]
+
+
+def test_only_predictions_are_compact():
+    """Numbers of classes, say, are kept as they are."""
+    table = SampleMemory()
+    table.compact(torch.float16, top=1)
+    table.write(torch.tensor([0]), torch.tensor([[2049.0, 1.0]]))
+    assert table.stored.tolist() == [[2049.0, 1.0]]
+
+
+def test_a_memory_by_id_is_read():
+    fresh = SampleMemory()
+    fresh.load_state_dict({"values": torch.tensor([[0.0], [3.0]]), "seen": torch.tensor([False, True])})
+    assert (fresh.keys.tolist(), fresh.stored.tolist()) == ([1], [[3.0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from selfdistill.core.objective import Method, Objective
 from selfdistill.core.parts import Term
 from selfdistill.core.step import Batch, Rows, TrainingClock
-from selfdistill.errors import RecipeError, SpaceError
+from selfdistill.errors import DataError, RecipeError, SpaceError
 from selfdistill.losses import KL
-from selfdistill.methods import fixmatch, plain, ps_kd
-from selfdistill.teachers import Ema
+from selfdistill.methods import elr, fixmatch, plain, ps_kd
+from selfdistill.teachers import Ema, Frozen
 from selfdistill.testing.specimens import CLASSES, WIDTH, inputs
 
 
@@ -87,9 +88,9 @@ def test_looking_without_gradient_teaches_no_memory():
     batch = {"x": inputs(torch.arange(4)), "y": torch.arange(4), "id": torch.arange(4)}
     with torch.no_grad():
         objective(batch)
-    seen = [value for name, value in objective.state_dict().items() if name.endswith("seen")]
-    assert seen
-    assert not any(bool(value.any()) for value in seen)
+    keys = [value for name, value in objective.state_dict().items() if name.endswith("keys")]
+    assert keys
+    assert not any(len(value) for value in keys)
 
 
 def test_the_outputs_are_let_go_of_after_the_step():
@@ -110,9 +111,9 @@ def test_micro_batches_are_remembered_together():
     for ids in (torch.tensor([0, 1]), torch.tensor([7, 3, 2])):
         objective.measure({"x": inputs(ids), "y": ids % CLASSES, "id": ids})
     objective.update()
-    state: Any = next(s for s in objective.states.values() if hasattr(s, "seen"))
-    assert state.seen.nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 7]
-    torch.testing.assert_close(state.values[7], model(inputs(torch.tensor([7])))[0].softmax(-1).detach())
+    state: Any = next(s for s in objective.states.values() if hasattr(s, "stored"))
+    assert state.keys.tolist() == [0, 1, 2, 3, 7]
+    torch.testing.assert_close(state.stored[4], model(inputs(torch.tensor([7])))[0].softmax(-1).detach())
     assert objective.clock.step == 1
 
 
@@ -171,3 +172,107 @@ def test_views_may_have_labels_and_ids_of_their_own():
     objective = fixmatch(confidence=0.0).bind(model)
     pseudo = F.cross_entropy(model(unlabelled["x"]), model(unlabelled["x"]).argmax(-1))
     assert torch.allclose(objective(batch), F.cross_entropy(model(x), y) + pseudo)
+
+
+# ---- what loops of other people give -------------------------------------------------------------------
+
+
+def one_loss(method: Any, batch: Any) -> float:
+    torch.manual_seed(0)
+    return float(method.bind(nn.Linear(WIDTH, CLASSES))(batch).detach())
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+def test_a_pair_and_a_triple_of_a_loader_are_a_batch(form):
+    x, y = inputs(torch.arange(4)), torch.arange(4) % CLASSES
+    expected = one_loss(plain(), {"x": x, "y": y})
+    assert one_loss(plain(), form([x, y])) == expected
+    assert one_loss(elr(), form([x, y, torch.arange(4)])) == one_loss(elr(), {"x": x, "y": y, "id": torch.arange(4)})
+    with pytest.raises(SpaceError, match="give the batch its 'id'"):
+        one_loss(elr(), form([x, y]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.to(torch.int32), lambda y: y.to(torch.uint8), lambda y: y.to(torch.int16), lambda y: y.numpy(),
+        lambda y: y.numpy().astype("uint16"), lambda y: y.tolist(),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", [plain(), elr(), ps_kd()])
+def test_whole_numbers_of_any_kind_are_labels_and_ids(change, method):
+    x, y, ids = inputs(torch.arange(4)), torch.arange(4) % CLASSES, torch.arange(4)
+    expected = one_loss(method, {"x": x, "y": y, "id": ids})
+    assert one_loss(method, {"x": x, "y": change(y), "id": change(ids)}) == expected
+    assert one_loss(method, {"x": x.numpy(), "y": change(y), "id": change(ids)}) == expected
+
+
+@pytest.mark.parametrize("method", [plain(), ps_kd(), elr()])
+def test_labels_from_one_are_named(method):
+    y = torch.arange(4) % CLASSES + 1
+    with pytest.raises(DataError, match=rf"has the label {CLASSES}, .* they seem to be counted from 1") as caught:
+        one_loss(method, {"x": inputs(torch.arange(4)), "y": y, "id": torch.arange(4)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (3, "a batch is a int; give"),
+        ({"x": inputs(torch.arange(2)), "y": ["cat", "dog"]}, "the labels of a batch are no numbers"),
+        ({"x": {"y": torch.arange(2)}}, "give it its 'x'"),
+    ],
+)
+def test_what_is_no_batch_is_named(batch, message):
+    with pytest.raises(DataError, match=message):
+        one_loss(plain(), batch)
+
+
+def freeze() -> Method:
+    return Method({"t": Term(Frozen(), KL())})
+
+
+class Locked(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.lock = threading.Lock()
+
+
+def test_a_model_that_cannot_be_copied_is_named():
+    with pytest.raises(RecipeError, match=r"Locked cannot be copied .*lock") as caught:
+        freeze().bind(Locked())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_teacher_follows_a_model_whose_weights_a_hook_computes():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(WIDTH, CLASSES)))
+    model(inputs(torch.arange(4))).sum().backward()
+    model.zero_grad()
+    objective = freeze().bind(model)
+    batch = {"x": inputs(torch.arange(4)), "y": torch.arange(4) % CLASSES}
+    objective(batch).backward()
+    with torch.no_grad():
+        model[0].weight_g += 1
+    objective.update()
+    (state,) = [state for state in objective.states.values() if hasattr(state, "module")]
+    assert not torch.allclose(state.module(batch["x"]), model(batch["x"]))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_model_has_the_state_of_a_bare_one(wrap):
+    bare, wrapped = freeze().bind(nn.Linear(WIDTH, CLASSES)), freeze().bind(wrap(nn.Linear(WIDTH, CLASSES)))
+    assert bare.state_dict().keys() == wrapped.state_dict().keys()
+    bare.load_state_dict(wrapped.state_dict())
+    prefixed = {name.replace(".module.", ".module._orig_mod."): value for name, value in bare.state_dict().items()}
+    bare.load_state_dict(prefixed)
+
+
+def test_predictions_are_remembered_in_half_precision():
+    objective = ps_kd().bind(nn.Linear(WIDTH, CLASSES), memory=torch.float16, memory_top=1)
+    objective({"x": inputs(torch.arange(4)), "y": torch.arange(4) % CLASSES, "id": torch.arange(4) + (1 << 61)})
+    objective.update()
+    saved = {name.rpartition(".")[2]: value for name, value in objective.state_dict().items()}
+    assert saved["values"].dtype == torch.float16
+    assert saved["columns"].shape == (4, 1)
+    assert saved["keys"].tolist() == [(1 << 61) + i for i in range(4)]

@@ -241,8 +241,8 @@ class Taught(Teacher):
         if self.fault == "nan":
             value = value / 0.0 * 0.0
         if self.fault == "counts":
-            state.cache.seen = torch.cat([state.cache.seen, torch.ones(1, dtype=torch.bool)])
-            value = value + len(state.cache.seen)
+            state.cache.write(torch.tensor([10_000 + len(state.cache)]), value[:1].detach())
+            value = value + len(state.cache)
         if self.fault == "unsaved":
             value = value + len(state.words)
         valid = torch.ones(len(value)) if self.fault == "weights for a mask" else None

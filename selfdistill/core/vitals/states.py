@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..memory import FrozenCopy, WeightView
+from ..memory import FrozenCopy, SampleMemory, WeightView
 from ..parts import BaseTerm, Part, Teacher
 from ..step import Forward
 from .summary import TermHealth, fail
@@ -323,9 +323,13 @@ def _loose(state: nn.Module) -> dict[str, Any]:
             continue  # a model keeps what it likes
         module_type = type(module)
         saves = (module_type.get_extra_state, module_type.state_dict, module_type._save_to_state_dict)
-        if saves != (nn.Module.get_extra_state, nn.Module.state_dict, nn.Module._save_to_state_dict):
+        memory = module_type._save_to_state_dict is SampleMemory._save_to_state_dict
+        saving = SampleMemory if memory else nn.Module
+        if saves != (saving.get_extra_state, saving.state_dict, saving._save_to_state_dict):
             continue  # it says itself what it saves
-        loose = {n: v for n, v in vars(module).items() if n not in _ITS_OWN}
+        loose = {
+            n: v for n, v in vars(module).items() if n not in _ITS_OWN and not (memory and n in SampleMemory.SAVED)
+        }
         loose |= {n: module._buffers[n] for n in module._non_persistent_buffers_set}
         for name, value in loose.items():
             if isinstance(value, Tensor) and not value.is_inference():
