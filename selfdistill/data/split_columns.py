@@ -16,15 +16,13 @@ from ..errors import DataError
 from ..io.expressions import one_line
 from . import column_types
 from .column_types import Column
+from .prompt_files import SPLITS
 from .table_files import Table, pandas, read_table
 
 COLUMN = "split"  # a column of this name with these words alone names the split of each row
 
 
-WORDS = {
-    "train": "train", "training": "train", "validation": "audit", "valid": "audit", "val": "audit", "dev": "audit",
-    "audit": "audit", "test": "test",
-}  # fmt: skip
+WORDS = {**SPLITS, "training": "train"}
 
 
 class SplitRequest(NamedTuple):
