@@ -185,7 +185,7 @@ def peers(seeds: int = 20) -> None:
                 both = {
                     "peers": PeerTaughtRegressor(base, random_state=seed),
                     "peers, nothing made up": PeerTaughtRegressor(base, random_state=seed, synthetic=0),
-                    "peers and itself": PeerTaughtRegressor(base, random_state=seed, itself=True),
+                    "peers and itself": PeerTaughtRegressor(base, random_state=seed, include_self=True),
                     "peers, audit off": PeerTaughtRegressor(base, random_state=seed, audit="off"),
                     "own labels": SelfDistilledRegressor(base, xi=0.0, random_state=seed),
                 }

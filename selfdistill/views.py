@@ -35,7 +35,7 @@ class View:
     ``fixed`` is the number of fixed augmentations of each sample, one an epoch in turn, equal in every run; 0 draws new
     ones. ``hidden`` is the share of an image's patches that is masked, in blocks drawn anew each time, in the view
     ``of``, which comes before and has the same rows and ``augment``. Each image's share lies within ``spread`` of
-    ``hidden``; a share ``whole`` of the images is not masked.
+    ``hidden``; a share ``unmasked`` of the images is not masked.
     """
 
     name: str
@@ -45,7 +45,7 @@ class View:
     hidden: float = 0.0
     of: str = ""
     spread: float = 0.0
-    whole: float = 0.0
+    unmasked: float = 0.0
 
     def __post_init__(self) -> None:
         for value, options in ((self.rows, ROWS), (self.augment, AUGMENT)):
@@ -54,13 +54,13 @@ class View:
         if not 0.0 <= self.hidden < 1.0 or bool(self.of) != (self.hidden > 0.0):
             raise RecipeError(f"a view hides a share in (0, 1) of another one, not {self.hidden} of {self.of!r}")
         largest = min(self.hidden, 1.0 - self.hidden)
-        if not 0.0 <= self.spread <= largest or not 0.0 <= self.whole < 1.0:
+        if not 0.0 <= self.spread <= largest or not 0.0 <= self.unmasked < 1.0:
             raise RecipeError(
                 f"view {self.name!r}: spread lies in [0, {largest:g}] for hidden={self.hidden}, not {self.spread}, "
-                f"and whole in [0, 1), not {self.whole}"
+                f"and unmasked in [0, 1), not {self.unmasked}"
             )
-        if (self.spread or self.whole) and not self.of:
-            raise RecipeError(f"view {self.name!r} hides nothing; leave spread and whole out")
+        if (self.spread or self.unmasked) and not self.of:
+            raise RecipeError(f"view {self.name!r} hides nothing; leave spread and unmasked out")
         if self.of and self.fixed:
             raise RecipeError(f"view {self.name!r} hides parts of view {self.of!r} anew each time; leave fixed out")
         if self.fixed < 0:

@@ -67,12 +67,18 @@ def test_a_view_hides_parts_of_another_one_of_the_same_rows():
     for options in ({"hidden": 0.3}, {"of": "x"}, {"of": "x", "hidden": 1.0}, {"of": "x", "hidden": -0.1}):
         with pytest.raises(RecipeError, match="hides a share"):
             View("y", **options)
-    check_value(View("y", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
-    for share, spread, whole in ((0.3, 0.4, 0.0), (0.3, -0.1, 0.0), (0.3, 0.0, 1.0), (0.3, 0.0, -0.1), (0.9, 0.2, 0.0)):
+    check_value(View("y", "all", "crop", hidden=0.3, of="x", spread=0.2, unmasked=0.5))
+    for share, spread, unmasked in (
+        (0.3, 0.4, 0.0),
+        (0.3, -0.1, 0.0),
+        (0.3, 0.0, 1.0),
+        (0.3, 0.0, -0.1),
+        (0.9, 0.2, 0.0),
+    ):
         with pytest.raises(RecipeError, match="spread lies in"):
-            View("y", hidden=share, of="x", spread=spread, whole=whole)
-    with pytest.raises(RecipeError, match="'y' hides nothing; leave spread and whole out"):
-        View("y", whole=0.5)
+            View("y", hidden=share, of="x", spread=spread, unmasked=unmasked)
+    with pytest.raises(RecipeError, match="'y' hides nothing; leave spread and unmasked out"):
+        View("y", unmasked=0.5)
     with pytest.raises(RecipeError, match="anew each time; leave fixed out"):
         View("y", hidden=0.3, of="x", fixed=2)
     hiding = View("y", hidden=0.3, of="x")

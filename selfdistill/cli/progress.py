@@ -40,12 +40,12 @@ class Reporter:
     def __init__(self, bar: Progress | None) -> None:
         self.bar, self.printed = bar, -math.inf
 
-    def begin(self, name: str) -> Shown:
+    def begin(self, name: str) -> ProgressLine:
         """A callback for the training of this name."""
-        return Shown(self, name)
+        return ProgressLine(self, name)
 
 
-class Shown:
+class ProgressLine:
     """One training: call it with clock and figures; or `count` where there are no steps."""
 
     def __init__(self, reporter: Reporter, name: str) -> None:

@@ -63,14 +63,14 @@ class RowSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledRows:
     """Rows of a step: sample ids and, where a sample comes again within the epoch, which visit this is."""
 
     ids: Tensor
     visits: Tensor
 
-    def part(self, rows: slice) -> Drawn:
-        return Drawn(self.ids[rows], self.visits[rows])
+    def part(self, rows: slice) -> SampledRows:
+        return SampledRows(self.ids[rows], self.visits[rows])
 
 
 class Sampler:
@@ -127,27 +127,27 @@ class Sampler:
     def __getstate__(self) -> dict[str, object]:  # of one that makes batches elsewhere; the cache stays here
         return {name: value for name, value in vars(self).items() if name != "_order"}
 
-    def _epoch_order(self, kind: str, epoch: int, rows: int) -> Drawn:
+    def _epoch_order(self, kind: str, epoch: int, rows: int) -> SampledRows:
         """``rows`` rows of a set: as many fresh shuffles of it as that takes."""
         members = self._sets[kind]
         if not len(members):
-            return Drawn(members, members)
+            return SampledRows(members, members)
         cycles = math.ceil(rows / len(members))
         orders = [rng.permutation((self.seed, kind, self.generation, epoch, c), len(members)) for c in range(cycles)]
         order = torch.cat(orders)[:rows]
         repeats = _occurrences(members)
         cycle = torch.arange(cycles).repeat_interleave(len(members))[:rows]
-        return Drawn(members[order], cycle * (1 + int(repeats.max())) + repeats[order])
+        return SampledRows(members[order], cycle * (1 + int(repeats.max())) + repeats[order])
 
-    def sample(self, epoch: int, step: int) -> dict[str, Drawn]:
+    def sample(self, epoch: int, step: int) -> dict[str, SampledRows]:
         """Sample ids of each set of rows in a step of an epoch (counted from 0)."""
         main = self._chunk(self._main, epoch, step, self._per_epoch)
         if self.views.overlap:
             previous = (epoch, step - 1) if step else (epoch - 1, self.steps_per_epoch - 1)
             if previous[0] >= 0:
                 overlap = self._chunk(self._main, *previous, self._per_epoch)
-                repeated = Drawn(overlap.ids, overlap.visits + 1)
-                main = Drawn(torch.cat([repeated.ids, main.ids]), torch.cat([repeated.visits, main.visits]))
+                repeated = SampledRows(overlap.ids, overlap.visits + 1)
+                main = SampledRows(torch.cat([repeated.ids, main.ids]), torch.cat([repeated.visits, main.visits]))
         if self.views.mates:
             main = self._with_mates(main, epoch, step)
         sets = {self._main: main}
@@ -157,13 +157,13 @@ class Sampler:
             sets["pair"] = self._partners(main, epoch)
         return sets
 
-    def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> Drawn:
+    def _chunk(self, kind: str, epoch: int, step: int, rows: int) -> SampledRows:
         order = self._order(kind, epoch, rows)
         total, steps = len(order.ids), self.steps_per_epoch
         part = slice(step * total // steps, (step + 1) * total // steps)
-        return Drawn(order.ids[part], order.visits[part])
+        return SampledRows(order.ids[part], order.visits[part])
 
-    def _partners(self, main: Drawn, epoch: int) -> Drawn:
+    def _partners(self, main: SampledRows, epoch: int) -> SampledRows:
         """For each row another row of its class; a class of one row, or a row without a class, pairs with itself."""
         u = rng.uniform((self.seed, "pair", self.generation, epoch), main.ids + (main.visits << 40), 1)[:, 0]
         partners = []
@@ -172,9 +172,9 @@ class Sampler:
             candidates = max(1, len(members) - 1)
             skip = 1 + int(number * candidates) if len(members) > 1 else 0
             partners.append(members[(position[i] + skip) % len(members)])
-        return Drawn(torch.tensor(partners, dtype=torch.int64), main.visits)
+        return SampledRows(torch.tensor(partners, dtype=torch.int64), main.visits)
 
-    def _with_mates(self, main: Drawn, epoch: int, step: int) -> Drawn:
+    def _with_mates(self, main: SampledRows, epoch: int, step: int) -> SampledRows:
         """The first rows of a batch, each followed by others of its class in the place of the rest.
 
         The mates of a row differ from each other where its class has enough rows; each is augmented in its own way.
@@ -191,9 +191,9 @@ class Sampler:
             ids += [i, *(members[(position[i] + skip + offset) % len(members)] for offset in offsets)]
             first = 1 + (step * rows + group * mates)
             visits += [visit, *(range(first, first + mates))]
-        return Drawn(torch.tensor(ids[:rows], dtype=torch.int64), torch.tensor(visits[:rows], dtype=torch.int64))
+        return SampledRows(torch.tensor(ids[:rows], dtype=torch.int64), torch.tensor(visits[:rows], dtype=torch.int64))
 
-    def batch(self, sets: dict[str, Drawn], epoch: int, device: torch.device | str = "cpu") -> Batch:
+    def batch(self, sets: dict[str, SampledRows], epoch: int, device: torch.device | str = "cpu") -> Batch:
         """The tensors of every view for the rows of a step (or of a part of it)."""
         batch, fixed, addresses, inputs = Batch(), set[str](), dict[str, Tensor](), dict[str, Tensor]()
         for look in self.views.views:
@@ -216,13 +216,13 @@ class Sampler:
         batch.fixed, batch.addresses = frozenset(fixed), addresses
         return batch
 
-    def _augmented(self, augmentation: str, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _augmented(self, augmentation: str, look: View, x: Tensor, rows: SampledRows, epoch: int) -> Tensor:
         address = (self.seed, "augment", look.name, self.generation, epoch)
         key = rows.ids + (rows.visits << 40)
         data = self.data
         return augment.apply(augmentation, x, key, address, kind=data.kind, flips=data.flips, tokens=data.tokens)
 
-    def _with_hidden(self, look: View, x: Tensor, rows: Drawn, epoch: int) -> Tensor:
+    def _with_hidden(self, look: View, x: Tensor, rows: SampledRows, epoch: int) -> Tensor:
         """The rows of another view with some patches hidden, others in every epoch."""
         address = (self.seed, "augment", look.of, self.generation, epoch, "hidden")
         return patch_masking.hide(
@@ -232,7 +232,7 @@ class Sampler:
             look.hidden,
             kind=self.data.kind,
             spread=look.spread,
-            whole=look.whole,
+            unmasked=look.unmasked,
         )
 
     def _fixed(self, augmentation: str, look: View, x: Tensor, key: Tensor) -> Tensor:

@@ -320,7 +320,7 @@ class BaseSelfDistillation(Wrapper):
         history = [{**first, "xi": None, "labelled_by": [], "temperature": None}]
         for number, (xi, labels) in enumerate(zip(plan.xis, plan.pseudo_labels, strict=True), 1):
             by = f"generation {number - 1}" if self._peers() is None else "its peers"
-            what = f"trusts {by}{' and itself' if labels.itself else ''} by xi = {xi + 0.0:.3g}"
+            what = f"trusts {by}{' and itself' if labels.include_self else ''} by xi = {xi + 0.0:.3g}"
             if table.n_unlabelled:
                 what += f", and by their labels for {table.n_unlabelled} rows"
                 what += f" ({table.synthetic} of them synthetic)" if table.synthetic else ""
@@ -330,7 +330,7 @@ class BaseSelfDistillation(Wrapper):
                     "generation": number,
                     "what": what,
                     "xi": xi,
-                    "labelled_by": self._teachers(labels.itself) if table.n_unlabelled else [],
+                    "labelled_by": self._teachers(labels.include_self) if table.n_unlabelled else [],
                     "temperature": labels.temperature,
                 }
             )
@@ -340,14 +340,14 @@ class BaseSelfDistillation(Wrapper):
                 row["decision"] = asdict(decision) if row["generation"] else None
         return history
 
-    def _teachers(self, itself: bool) -> list[str]:
+    def _teachers(self, include_self: bool) -> list[str]:
         """The names of the learners whose predictions label unlabelled rows."""
         own, peers = type(innermost(self._base())).__name__, self._peers()
         if peers is None:
             return [own]
         copies = isinstance(peers, (int, np.integer))
         names = [own] * int(peers) if copies else [type(innermost(peer)).__name__ for peer in peers]
-        return [own, *names] if itself else names
+        return [own, *names] if include_self else names
 
     def report(self) -> str:
         """The history in lines: each generation, its mixing weight, its score, and the decision of the audit.

@@ -19,13 +19,13 @@ class PseudoLabels:
     """How the predictions of teachers for unlabelled rows, (rows, classes) or (rows,), become targets and weights.
 
     Probabilities are first tempered by ``temperature``; then ``selection`` weighs the rows; ``hard`` targets are the
-    most probable class. The teacher of a member is the mean of the other members, or of all of them if ``itself``.
+    most probable class. The teacher of a member is the mean of the others, or of all members if ``include_self``.
     """
 
     selection: Selection = None
     hard: bool = False
     temperature: float = 1.0
-    itself: bool = False
+    include_self: bool = False
 
     def targets(self, prediction: Floats) -> tuple[Floats, Floats | None]:
         """Targets, and a weight in [0, 1] for each row (None: all of them count in full).
@@ -42,7 +42,7 @@ class PseudoLabels:
 
     def teacher(self, predictions: Sequence[Floats], member: int) -> Floats:
         """The prediction that a member learns: the mean of its peers, or its own where it has none."""
-        others = [p for number, p in enumerate(predictions) if self.itself or number != member] or predictions
+        others = [p for number, p in enumerate(predictions) if self.include_self or number != member] or predictions
         return np.asarray(np.mean(others, axis=0)) if len(others) > 1 else others[0]
 
     def _weights(self, prediction: Floats) -> Floats | None:

@@ -320,7 +320,7 @@ def _result(run: TableRun, model: Any, alone: Any, trainings: int, seconds: floa
             apart |= {**({"plain": scores} if one is alone else {}), **({"test": scores} if one is model else {})}
         result[shown][name] = metrics.reliability(outputs, y) if run.classify else points(outputs, y)
         if one is alone:
-            result["plain"] = {"steps": 1, "end": figures, "from": "itself" if one is model else "control"}
+            result["plain"] = {"steps": 1, "end": figures, "from": "method" if one is model else "control"}
         if one is model:
             result |= {"test": figures, "half": half}
     return {**result, **({"without_copies": apart} if apart else {})}

@@ -234,7 +234,7 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
     Equation::
 
         f_m learns (x, y) on labelled rows and (u, mean of f_j(u) over j != m) on unlabelled ones;  over all j with
-        ``itself``
+        ``include_self``
 
     There is no confidence gate: in measurements, keeping only the rows that peers agree on was worse than keeping all,
     because agreement is largest where there is least to learn. Few rows cannot carry what the peers know, so synthetic
@@ -245,8 +245,8 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
         peers: a list of estimators, the more different the better, or a number of copies; by default extremely
             randomised trees and ridge regression.
         generations: rounds of labelling, the first training included.
-        itself: include a learner's own prediction in the mean that it learns. That helps where the learner is the best
-            of them, and hurts where it is the worst.
+        include_self: include a learner's own prediction in the mean that it learns. That helps where the learner is
+            the best of them, and hurts where it is the worst.
         synthetic: number of synthetic rows, as of `SelfDistilledRegressor`; by default as many as make 3,500 of all.
         selection: a function of the mean (rows,) that gives each unlabelled row a weight in [0, 1].
         audit, audit_folds, n_jobs, random_state: as of `SelfDistilledRegressor`.
@@ -270,13 +270,13 @@ class PeerTaughtRegressor(SelfDistilledRegressor):
     _needs_unlabelled = True
 
     xi: float | str = field(default=0.0, init=False)  # labels are trusted: peers teach on unlabelled rows alone
-    itself: bool = False
+    include_self: bool = False
     synthetic: int | str = "auto"
 
     def _pseudo_labels(
         self, generation: int, last: int, prediction: Floats | None, y: NDArray[Any], rows: RowWeights
     ) -> PseudoLabels:
-        return PseudoLabels(self.selection, itself=bool(self.itself))
+        return PseudoLabels(self.selection, include_self=bool(self.include_self))
 
     def _peers(self) -> Any:
         return usual_peers(hasattr(self, "feature_names_in_")) if self.peers is None else self.peers

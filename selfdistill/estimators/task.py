@@ -115,7 +115,7 @@ class TableTaskType(TaskType):
         """The learner alone, and the final model where it is another one."""
         plain = result["plain"]
         table = [(self.baseline(result), plain["end"])]
-        if plain["from"] == "itself":
+        if plain["from"] == "method":
             return table
         return [
             *table,

@@ -254,7 +254,7 @@ class NetworkRun:
             return {**facts, "decision": t.decision, "drift": t.drift, "test": tested(t.weights, trained.model)}
 
         generations = [judged(number, t) for number, t in enumerate(trained.generations)]
-        against, name = (trained, "itself") if self.method == plain() else (control, "control")
+        against, name = (trained, "method") if self.method == plain() else (control, "control")
         result: dict[str, Any] = {
             "run": str(folder),
             "method": self.expression,

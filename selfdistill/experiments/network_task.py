@@ -434,7 +434,7 @@ class NetworkTaskType(TaskType):
             table.append((f"plain, after {plain['steps']} steps{note}", plain["end"]))
             if stopped := plain.get("early_stopped"):
                 table.append((f"plain, stopped early (epoch {stopped['epoch'] + 1})", stopped))
-            if plain["from"] == "itself":
+            if plain["from"] == "method":
                 return table
         for generation in generations:
             name = f", {generation_name(result, generation)}" if len(generations) > 1 else ""

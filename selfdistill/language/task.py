@@ -313,6 +313,9 @@ def holds_prompts(request: Request) -> bool:
     return bool({"prompt", "messages"} & set(columns(request.data)))
 
 
+_PROMPT_OPTIONS = ("keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing")
+
+
 #: The vitals of language models, in words.
 VITALS = {
     "accuracy": "answers that are right",
@@ -357,6 +360,7 @@ class LanguageTaskType(TaskType):
 
         Raises:
             RecipeError: the method is for prompts and the data are none, or the other way round.
+            DataError: an option has a meaning for prompts alone, and the data are none.
         """
         prompts = holds_prompts(request)
         name = None if request.method is None else expression_name(request.method)
@@ -377,6 +381,9 @@ class LanguageTaskType(TaskType):
                 f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a line, or "
                 "reasoning-gym:TASK"
             )
+        for option in _PROMPT_OPTIONS:
+            if not prompts and getattr(request, option):
+                raise DataError(f"--{option.replace('_', '-')} has a meaning for prompts alone; leave it out")
         return prompts
 
     def prepare(self, request: Request) -> LanguageRun:

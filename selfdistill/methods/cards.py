@@ -292,16 +292,16 @@ def _mixed_views(method: Method) -> list[str]:
 def _view_line(view: View) -> str:
     """A view in a line.
 
-    >>> _view_line(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, whole=0.5))
+    >>> _view_line(View("blind", "all", "crop", hidden=0.3, of="x", spread=0.2, unmasked=0.5))
     'blind: what x shows, less 10 to 50 % of its patches in half of the rows'
     """
     if not view.of:
         return f"{view.name}: {view.rows} rows, {view.augment} augmentation"
     least, most = (round(100 * (view.hidden + offset), 1) for offset in (-view.spread, view.spread))
     share = f"{least:g} to {most:g} %" if view.spread else f"{most:g} %"
-    part = "half" if view.whole == 0.5 else f"{round(100 * (1 - view.whole), 1):g} %"
+    part = "half" if view.unmasked == 0.5 else f"{round(100 * (1 - view.unmasked), 1):g} %"
     return f"{view.name}: what {view.of} shows, less {share} of its patches" + f" in {part} of the rows" * (
-        view.whole > 0
+        view.unmasked > 0
     )
 
 

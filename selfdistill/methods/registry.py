@@ -41,7 +41,7 @@ def recipes() -> dict[str, Recipe]:
     return dict(sorted(by_name.items()))
 
 
-def read_method(expression: str, known: Mapping[str, Recipe] | None = None) -> Method:
+def read_method(expression: str, available: Mapping[str, Recipe] | None = None) -> Method:
     """Read a recipe's expression, such as ``ps_kd(alpha=0.8)``, without evaluating code.
 
     Args:
@@ -57,7 +57,7 @@ def read_method(expression: str, known: Mapping[str, Recipe] | None = None) -> M
     >>> read_method("ps_kd(alpha=0.5)") == recipes()["ps_kd"](alpha=0.5)
     True
     """
-    known = recipes() if known is None else known
-    method = expressions.parse_expression(expression, {name: checked(recipe) for name, recipe in known.items()})
+    available = recipes() if available is None else available
+    method = expressions.parse_expression(expression, {name: checked(recipe) for name, recipe in available.items()})
     assert isinstance(method, Method)
     return method

@@ -151,7 +151,7 @@ def dino(
 def ibot(
     decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
     centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
-    whole: float = 0.5,
+    unmasked: float = 0.5,
 ) -> Method:  # fmt: skip
     """iBOT: DINO, whose student also predicts the teacher's prototypes of patches that are masked for it.
 
@@ -175,7 +175,7 @@ def ibot(
         crops: Number of small crops of a row, 0 or more.
         hidden: Mean share of a crop's patches that are masked, in (0, 1).
         spread: Half the width of the range of that share, 0 or more; the range stays inside 0 to 1.
-        whole: Share of the crops that mask nothing, in [0, 1).
+        unmasked: Share of the crops that mask nothing, in [0, 1).
 
     Returns:
         The method, with the terms ``x_from_other``, ``other_from_x``, ``small1_from_x``, ``small1_from_other``,
@@ -202,6 +202,8 @@ def ibot(
         teacher = CentredMomentum(decay, view, centring=centring, hidden=True)
         patches = RowMeanCooling(teacher, loss, hidden_name, "patch_prototypes", weight=0.5, **schedule)
         terms[f"patches_{view}"] = patches
-    looks = [View(hidden_name, "all", "crop", 0, hidden, view, spread, whole) for view, hidden_name in masked.items()]
+    looks = [
+        View(hidden_name, "all", "crop", 0, hidden, view, spread, unmasked) for view, hidden_name in masked.items()
+    ]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
     return replace(base, terms=terms, views=Views((*base.views.views, *looks)), wrap_model=heads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from ..core.logits import Logits, Projection, product
 from ..core.memory import LargeModel, WeightView
 from ..core.step import Rows
 from ..errors import DataError, RecipeError
-from .hub import causal, description, quiet
+from .hub import causal, description, parameter_count, quiet
 
 PROMPT, COMPLETION = 1, 2  # roles; 0 is padding
 
@@ -487,11 +488,20 @@ class Pretrained:
         """What the model reads by, without its weights.
 
         Raises:
-            DataError: there is no such model, or a package that it needs is not installed.
+            DataError: there is no such model, a package that it needs is not installed, or the memory of the machine is
+                too small for its weights, and on a CPU for gradients and moments where all of them learn.
         """
         if self.lora and importlib.util.find_spec("peft") is None:
             raise DataError(NEEDS_PEFT)
         tokenizer, config = description(self.name)
+        parameters, memory = parameter_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        needed = 4 * parameters * (1 if self.lora or torch.cuda.is_available() else 4)
+        if needed > memory:
+            remedy = "take a smaller model" if self.lora else "take a smaller model, or --lora 16"
+            raise DataError(
+                f"{self.name} has {parameters / 1e9:.2g} billion parameters, which need {needed / 2**30:.0f} GiB to be "
+                f"trained, and this machine has {memory / 2**30:.0f} GiB; {remedy}"
+            )
         return Reader(tokenizer, getattr(config, "max_position_embeddings", None))
 
     def __str__(self) -> str:

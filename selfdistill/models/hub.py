@@ -152,6 +152,13 @@ def description(name: str) -> tuple[PreTrainedTokenizerBase, Any]:
         return tokenizer, library.AutoConfig.from_pretrained(place, **options)
 
 
+def parameter_count(config: Any) -> int:
+    """The number of parameters of a language model with this configuration, without making any of them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet() as library:
+        model = library.AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that `save_pretrained` wrote into a folder.
 

@@ -27,11 +27,11 @@ TRIES = 10  # blocks in a row that find no place, and no more are tried
 
 
 def hide(
-    x: Tensor, ids: Tensor, address: Address, share: float, *, kind: str, spread: float = 0.0, whole: float = 0.0
+    x: Tensor, ids: Tensor, address: Address, share: float, *, kind: str, spread: float = 0.0, unmasked: float = 0.0
 ) -> Tensor:
     """Images with blocks of their patches (`networks.patch_of` a side) filled with `HIDDEN`.
 
-    A share ``whole`` of the images is left as it is; of each other one about a share drawn evenly from ``share`` -
+    A share ``unmasked`` of the images is left as it is; of each other one about a share drawn evenly from ``share`` -
     ``spread`` to ``share`` + ``spread`` is hidden.
 
     Raises:
@@ -45,7 +45,7 @@ def hide(
     patch, (height, width) = patch_of(*x.shape[2:]), x.shape[2:]
     grid = (height // patch, width // patch)
     u = rng.uniform((*address, "share"), ids, 2)
-    target = (share + spread * (2.0 * u[:, 1] - 1.0)) * (u[:, 0] >= whole) * (grid[0] * grid[1])
+    target = (share + spread * (2.0 * u[:, 1] - 1.0)) * (u[:, 0] >= unmasked) * (grid[0] * grid[1])
     hidden = blocks(target, grid, ids, address)[:, None]
     return x.masked_fill(hidden.repeat_interleave(patch, 2).repeat_interleave(patch, 3), HIDDEN)
 

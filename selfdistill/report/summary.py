@@ -83,7 +83,7 @@ def sentence(result: dict[str, Any], task: TaskType) -> str:
     nearest = (
         f" A nearest-neighbour classifier on features scores {100 * nearest:.1f} %." if nearest is not None else ""
     )
-    if not plain or plain["from"] == "itself":
+    if not plain or plain["from"] == "method":
         return f"{metric[0].upper()}{metric[1:]} on the test split: {cells(result['test'])[0]}.{nearest}"
     plain_chosen = result.get("chosen") == "plain"
     metrics = result["generations"][result["final_generation"]]["test"] if plain_chosen else result["test"]

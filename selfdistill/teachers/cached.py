@@ -229,7 +229,7 @@ class StoredTargets(nn.Module):
     def _is_stored(self) -> Tensor:
         if self.store is None:
             return torch.zeros(len(self._keys), dtype=torch.bool)
-        return torch.from_numpy(self.store.known(self._keys.numpy()))
+        return torch.from_numpy(self.store.contains(self._keys.numpy()))
 
     def read(self, keys: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Values (rows, width) and a mask (rows,) of the stored ones."""

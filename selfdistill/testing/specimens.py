@@ -114,7 +114,7 @@ def batch_for(method: Method, step: int) -> Batch:
     for look in (look for look in method.views.views if look.hidden and look.name in batch):
         x, y, ids = batch[look.name][:3]
         assert ids is not None
-        options: dict[str, Any] = {"kind": "image", "spread": look.spread, "whole": look.whole}
+        options: dict[str, Any] = {"kind": "image", "spread": look.spread, "unmasked": look.unmasked}
         batch[look.name] = Rows(hide(x, ids, ("testing", step), look.hidden, **options), y, ids)
     return batch
 

@@ -16,7 +16,7 @@ from ..core.step import Batch, Passes, members
 from ..data.dataset import Data
 from ..data.image_store import ImageStore
 from ..data.loading import Ahead
-from ..data.sampler import Drawn, Sampler
+from ..data.sampler import SampledRows, Sampler
 from ..errors import DataError
 from ..evaluation.audit import row_losses
 from ..evaluation.predict import predict_rows, scored, task_outputs
@@ -36,7 +36,7 @@ class _Drawing(NamedTuple):
     """The rows of a step: those of each view in each micro-batch."""
 
     epoch: int
-    sets: list[dict[str, Drawn]]
+    sets: list[dict[str, SampledRows]]
 
 
 def _make_batches(sampler: Sampler, drawing: _Drawing, device: torch.device | str = "cpu") -> list[Batch]:
@@ -150,9 +150,11 @@ class NetworkTask(Task):
                 f"a batch of {rows} rows cannot be split into {parts} micro-batches "
                 f"on {distributed.size()} processes; raise --batch-size or lower --accumulate"
             )
-        local_sets = {kind: Drawn(distributed.share(d.ids), distributed.share(d.visits)) for kind, d in sets.items()}
+        local_sets = {
+            kind: SampledRows(distributed.share(d.ids), distributed.share(d.visits)) for kind, d in sets.items()
+        }
 
-        def micro(d: Drawn, i: int) -> Drawn:
+        def micro(d: SampledRows, i: int) -> SampledRows:
             return d.part(slice(i * len(d.ids) // parts, (i + 1) * len(d.ids) // parts))
 
         return _Drawing(clock.epoch, [{kind: micro(d, i) for kind, d in local_sets.items()} for i in range(parts)])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfdistill.data.sampler import Drawn, Sampler
+from selfdistill.data.sampler import SampledRows, Sampler
 from selfdistill.errors import DataError
 from selfdistill.models.patch_masking import HIDDEN
 from selfdistill.views import View, Views, overlapping, pairs, two, weak_strong
@@ -246,7 +246,7 @@ def test_pixels_do_not_depend_on_batch_or_rank(kind, view):
         assert part.x.equal(whole.x[rows])
         assert part.id.equal(whole.id[rows])
     order = torch.arange(23, -1, -1)
-    turned = {kind: Drawn(d.ids.flip(0), d.visits.flip(0)) for kind, d in drawn.items()}
+    turned = {kind: SampledRows(d.ids.flip(0), d.visits.flip(0)) for kind, d in drawn.items()}
     assert sampler.batch(turned, 2)[view].x.equal(whole.x[order])
 
 
@@ -263,7 +263,7 @@ def test_views_epochs_visits_seeds_and_generations_are_augmented_apart():
     def seen(seed=0, generation=0, epoch=0, visit=0, view="x"):
         sampler = Sampler(data, two(), 30, seed=seed, generation=generation)
         ids = torch.arange(30)
-        return sampler.batch({"labelled": Drawn(ids, torch.full_like(ids, visit))}, epoch)[view].x
+        return sampler.batch({"labelled": SampledRows(ids, torch.full_like(ids, visit))}, epoch)[view].x
 
     first = seen()
     assert first.equal(seen())

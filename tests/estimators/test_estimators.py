@@ -120,12 +120,12 @@ def test_peers_label_for_each_other_and_never_for_themselves() -> None:
 
 def test_peers_may_count_the_learner_among_them() -> None:
     """A member that says 1 beside one that says 4, taught by the mean of both or by the other alone."""
-    for itself, wanted in ((True, 2.5), (False, 4.0)):
-        model = PeerTaughtRegressor(Says(1.0), peers=[Says(4.0)], itself=itself, synthetic=0, audit="off")
+    for include_self, wanted in ((True, 2.5), (False, 4.0)):
+        model = PeerTaughtRegressor(Says(1.0), peers=[Says(4.0)], include_self=include_self, synthetic=0, audit="off")
         model.fit(X[:4], Y[:4], X_unlabeled=X[4:7])
         assert model.estimator_.taught_[4:].tolist() == [wanted] * 3
-        assert ("and itself" in model.report()) == itself
-        assert model.history_[1]["labelled_by"] == ["Says"] * (1 + itself)
+        assert ("and itself" in model.report()) == include_self
+        assert model.history_[1]["labelled_by"] == ["Says"] * (1 + include_self)
 
 
 def test_a_harmful_generation_is_rolled_back_and_a_good_one_kept() -> None:

@@ -147,7 +147,7 @@ def test_a_learner_has_no_vitals_and_says_so(done: Path) -> None:
 
 def test_plain_is_the_learner_alone(tmp_path: Path) -> None:
     result = Run.create(Request("iris", model="linear", method="plain()"), tmp_path / "r").execute()
-    assert result["plain"]["from"] == "itself"
+    assert result["plain"]["from"] == "method"
     assert result["plain"]["end"] == result["test"]
     model: Any = load(tmp_path / "r/model/estimator.skops")
     assert type(model.estimator_).__name__ == "Pipeline"

@@ -203,7 +203,7 @@ def test_the_control_is_the_plain_run_of_as_many_steps() -> None:
     assert found["plain"]["steps"] == alone["steps"] == 40
     assert found["plain"]["end"] == alone["test"] == alone["plain"]["end"]
     assert found["plain"]["early_stopped"] == alone["plain"]["early_stopped"]
-    assert (found["plain"]["from"], alone["plain"]["from"]) == ("control", "itself")
+    assert (found["plain"]["from"], alone["plain"]["from"]) == ("control", "method")
 
 
 def test_early_stopping_takes_the_best_epoch_by_the_audit_split_alone() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from selfdistill.errors import DataError
+from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request
 from selfdistill.language import run as run_module
 from selfdistill.language.contexts import completed, rendered, template_notes, turn_end
 from selfdistill.language.prompt_check import check_prompts, long_prompts, without
 from selfdistill.language.recipes import context_distillation, opcd, sdft, sdpo, sft, ssd
 from selfdistill.language.sampling import ends, export
+from selfdistill.models import causal_lm
 from selfdistill.models.causal_lm import Reader
 from tests.language.tiny import EOS, TEMPLATE, prompts, student, tokenizer
 
@@ -170,3 +172,25 @@ def test_long_rows_are_left_out_when_asked_for(tmp_path: Path, model: str) -> No
         prepared(tmp_path, model, given, method="ssd()")
     ready = prepared(tmp_path, model, given, method="ssd()", skip_long=True)
     assert "1 of 11 rows are longer than the model's context and are left out" in ready.note
+
+
+def test_what_a_run_needs_is_told_before_the_model_is_loaded(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = list[str]()
+    monkeypatch.setattr(causal_lm, "causal", loaded.append)
+    monkeypatch.setattr(causal_lm, "parameter_count", lambda config: 10**15)
+    with pytest.raises(DataError, match=r"1e\+06 billion parameters, which need \d+ GiB .*or --lora 16$"):
+        prepared(tmp_path, model, rows(), method="ssd()")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"^LoRA needs peft: pip install 'selfdistill\[language\]', or give --lora 0"):
+        prepared(tmp_path, model, rows(), method="ssd()", lora=4)
+    assert not loaded
+
+
+@pytest.mark.parametrize("option", [{"max_tokens": 4}, {"lora": 4}, {"checker": "exact"}, {"skip_long": True}])
+def test_options_of_prompts_are_refused_for_other_data(option: dict[str, Any]) -> None:
+    request = Request(data="digits", **option)
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(DataError, match=f"^--{name} has a meaning for prompts alone; leave it out$"):
+        TASK_TYPES.of_request(request)

@@ -143,7 +143,7 @@ def test_preflight_says_no_where_there_is_nothing_to_learn(place: Path) -> None:
         (("run", "digits", "--method", "sdft()"), "learns prompts"),
         (("run", "bare.jsonl", "--model", "tiny", "--method", "sdft()"), "needs a demonstration"),
         (("run", "p.jsonl", "--model", "minilm"), "writes none"),
-        (("run", "p.jsonl", "--target", "x"), 
+        (("run", "p.jsonl", "--target", "x"), "no column is called"),
         (("compare", "digits", "--methods", "sdft()", "--quiet"), "learns prompts"),
         (("preflight", "digits"), "holds no prompts"),
     ],

@@ -61,9 +61,9 @@ def test_what_a_view_hides_is_said() -> None:
     shown = text(explain("ibot()", recipes()["ibot"]()))
     assert "x_hidden: what x shows, less 10 to 50 % of its patches in half of the rows" in shown
     assert "sharp=0.07) whose sharp goes from 0.04 to its own in the first 10 %" in shown
-    plainly = recipes()["ibot"](hidden=0.25, spread=0.0, whole=0.0)
+    plainly = recipes()["ibot"](hidden=0.25, spread=0.0, unmasked=0.0)
     assert "other_hidden: what other shows, less 25 % of its patches" in explain("ibot()", plainly)["views"]
-    seldom = recipes()["ibot"](whole=0.9)
+    seldom = recipes()["ibot"](unmasked=0.9)
     assert explain("ibot()", seldom)["views"][-1].endswith("less 10 to 50 % of its patches in 10 % of the rows")
 
 

@@ -93,7 +93,7 @@ def test_shares_are_spread_and_some_images_are_whole() -> None:
     ids = torch.arange(2000)
     x = torch.zeros(2000, 1, 28, 28)
     shares = (
-        patch_masking.hide(x, ids, ADDRESS, 0.3, kind="image", spread=0.2, whole=0.4)
+        patch_masking.hide(x, ids, ADDRESS, 0.3, kind="image", spread=0.2, unmasked=0.4)
         .eq(-1.0)
         .flatten(1)
         .float()

@@ -13,7 +13,7 @@ from tests.harness import Recorded
 
 OTHER = {
     "decay": 0.7, "temperature": 0.2, "sharp": 0.1, "settled": 0.15, "warm_up": 0.6, "centring": 0.5, "prototypes": 24,
-    "crops": 1, "hidden": 0.5, "spread": 0.1, "whole": 0.25,
+    "crops": 1, "hidden": 0.5, "spread": 0.1, "unmasked": 0.25,
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def oracle(
     crops: int = 2,
     hidden: float = 0.3,
     spread: float = 0.2,
-    whole: float = 0.5,
+    unmasked: float = 0.5,
 ) -> tuple[list[float], nn.Module]:
     model = run.model()
     assert [type(layer).__name__ for layer in model.get_submodule("projector").children()][1::2] == ["GELU"] * 2
@@ -98,6 +98,6 @@ def oracle(
             for mean, here in zip(teacher.parameters(), model.parameters(), strict=True):
                 mean.copy_(d * mean + (1 - d) * here)
     unseen = hides.count(0.0) / len(hides)
-    assert abs(unseen - whole) < 0.1
+    assert abs(unseen - unmasked) < 0.1
     assert hidden + spread - 0.125 < max(hides) <= hidden + spread  # of sixteen patches two more or fewer
     return losses, run.settled(model)

@@ -53,7 +53,7 @@ def test_rows_are_plain_at_the_end_plain_stopped_early_and_every_generation() ->
         "elr(), generation 1",
     ]
     assert [name for name, _ in rows_of(result(0.5, plain=None))] == ["elr()"]
-    assert len(rows_of(result(0.9, source="itself"))) == 2
+    assert len(rows_of(result(0.9, source="method"))) == 2
 
 
 def test_cells_are_per_cent_and_three_digits() -> None:
@@ -92,7 +92,7 @@ def test_a_product_that_no_generation_taught_is_not_called_self_distilled() -> N
 
 
 def test_without_a_control_nothing_is_compared() -> None:
-    for found in (result(0.97, plain=None), result(0.97, source="itself")):
+    for found in (result(0.97, plain=None), result(0.97, source="method")):
         assert said_of(found) == "Accuracy on the test split: 97.0 %."
 
 

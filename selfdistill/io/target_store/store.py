@@ -155,7 +155,7 @@ class Store:
         self._check(keys, columns, lengths, marks)
         starts = np.concatenate([[0], lengths.cumsum()])
         _, new = np.unique(keys, return_index=True)
-        new = np.sort(new[~self.known(keys[new])])
+        new = np.sort(new[~self.contains(keys[new])])
         if not len(new):
             return
         if len(new) < len(keys):
@@ -208,7 +208,7 @@ class Store:
 
     # reading ---------------------------------------------------------------------------------------------------------
 
-    def known(self, keys: ArrayLike) -> Flags:
+    def contains(self, keys: ArrayLike) -> Flags:
         """A mask of the keys that have a target, (records,)."""
         keys = np.asarray(keys, np.int64)
         on_disk = self._find(keys)[1]

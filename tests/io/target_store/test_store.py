@@ -62,7 +62,7 @@ def test_records_of_any_length_come_back_in_any_order(records, seed):
             assert np.array_equal(columns["values"], np.concatenate([wanted[key] for key in keys.tolist()]))
             assert np.diff(bounds).tolist() == [len(wanted[key]) for key in keys.tolist()]
             assert again.marks(keys).tolist() == [key // 3 for key in keys.tolist()]
-            assert again.known([*wanted, 2**62 + 1]).tolist() == [True] * len(wanted) + [False]
+            assert again.contains([*wanted, 2**62 + 1]).tolist() == [True] * len(wanted) + [False]
 
 
 def test_a_batch_of_new_and_known_records_adds_the_new_ones(tmp_path):
@@ -257,9 +257,9 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="the disk is full"):
         store.flush()
     monkeypatch.undo()
-    assert store.known([1]).all()
+    assert store.contains([1]).all()
     store.flush()
-    assert Store(tmp_path).known([1]).all()
+    assert Store(tmp_path).contains([1]).all()
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):

@@ -24,7 +24,7 @@ def target(key: int) -> torch.Tensor:
 def fill(folder: str, keys: range, each: int) -> None:
     """Write what is missing, a shard for so many records."""
     store = Store(folder, Top(WIDTH, K), {"teacher": "a", "data": "b", "view": "x"})
-    missing = [key for key in keys if not store.known([key])[0]]
+    missing = [key for key in keys if not store.contains([key])[0]]
     print(len(missing), flush=True)
     for start in range(0, len(missing), each):
         for key in missing[start : start + each]:
