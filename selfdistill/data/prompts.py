@@ -183,8 +183,8 @@ def load_seeds(
                 raise DataError(f'{name}: its field "split" names {split} rows, and {part} is given too; leave one out')
             further = _checked(read_rows(Path(part), groups, time), str(part), checker)
             rows += [row._replace(split=split, own=True) for row in further]
-    shares = [None if isinstance(part, str | Path) else part for part in (test, audit)]
-    return [_assembled(name, rows, SplitRequest(*shares, labels, seed)) for seed in seeds]
+    tested, audited = (None if isinstance(part, str | Path) else part for part in (test, audit))
+    return [_assembled(name, rows, SplitRequest(tested, audited, labels, seed)) for seed in seeds]
 
 
 def of_examples(

@@ -63,8 +63,9 @@ class RawData:
 
     def split_by(self, split: SplitColumns) -> RawData:
         """The same rows with the splits that columns and files give."""
-        given = {name: ids for name, ids in (("test", split.test), ("audit", split.audit)) if ids is not None}
-        return replace(self, groups=split.groups, time=split.time, **given)
+        test = self.test if split.test is None else split.test
+        audit = self.audit if split.audit is None else split.audit
+        return replace(self, groups=split.groups, time=split.time, test=test, audit=audit)
 
     @property
     def inputs(self) -> Any:

@@ -113,9 +113,9 @@ def take_split_columns(
         columns.append(Column(COLUMN, "identifier", f"names the split of each row: {counts}"))
     groups = None if request.groups is None else _groups(request.groups, main, rest, features)
     time = None if request.time is None else _times(request.time, main, rest, features)
-    for name, why in ((request.groups, "groups the rows"), (request.time, "orders the rows")):
-        if name is not None:
-            columns.append(Column(name, "identifier", f"{why} for the splits"))
+    for column, why in ((request.groups, "groups the rows"), (request.time, "orders the rows")):
+        if column is not None:
+            columns.append(Column(column, "identifier", f"{why} for the splits"))
     return SplitColumns(tuple(columns), groups, time, parts.get("test"), parts.get("audit"))
 
 

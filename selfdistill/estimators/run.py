@@ -117,7 +117,7 @@ def prepare(request: Request) -> TableRun:
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
         label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
         request=SplitRequest(
-            request.groups, request.time, *(path and Path(path) for path in (request.test, request.validation))
+            request.groups, request.time, *(p if p is None else Path(p) for p in (request.test, request.validation))
         ),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)

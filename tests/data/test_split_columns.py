@@ -1,6 +1,7 @@
 """Splits that a person chooses for a table: groups, time, a split column, files of test and validation rows."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,7 @@ def test_a_split_column_is_taken(table):
     assert dataset.load(table(frame), target="t").shape == (5,)
     learners = frames.load(table(frame.assign(split=["train", "validation", "test"] * 40)), target="t")
     assert len(learners.test) == 40
+    assert learners.time is not None
     assert learners.time[learners.labelled].tolist() == [0.0, 1.0] * 40
 
 
@@ -122,7 +124,8 @@ def test_what_cannot_be_split_so_gets_one_line(options, message, table, tmp_path
 
 
 def test_named_data_and_folders_have_no_columns(tmp_path):
-    for options in ({"groups": "a"}, {"test": "t.csv"}):
+    refused: list[dict[str, Any]] = [{"groups": "a"}, {"test": "t.csv"}]
+    for options in refused:
         with pytest.raises(DataError, match=r"leave (groups|test) out"):
             dataset.load("digits", **options)
 
@@ -154,7 +157,7 @@ def test_a_run_records_its_splits_and_scores_the_test_with_and_without_copies(ta
     table(frame[:90], "tr.csv")
     table(pd.concat([frame[90:], frame[10:20]]), "te.csv")
     usual = ["--target", "t", "--test", "te.csv", "--json", "--quiet"]
-    trained = {
+    trained: dict[str, list[Any]] = {
         "n": ["--model", "mlp", "--method", "elr()", "--steps", 4, "--no-control"],
         "l": ["--model", "linear", "--method", "plain()"],
     }
