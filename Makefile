@@ -35,7 +35,7 @@ demo-unlabelled: $(DEMO) ## the same with 100 labelled rows and the others unlab
 test: lint house ## all checks: lint, house and the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules selfdistill tests
 
-test-slow: $(DEV) ## tests that take long: 200 kills, learning runs
+test-slow: $(DEV) ## tests that take long: 480 kills, 5,000 mutated inputs, learning runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 lint: $(DEV) ## formatting, style, types and the layers of the package

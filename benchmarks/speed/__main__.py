@@ -19,6 +19,8 @@ def main() -> None:
 
 def _more(name: str) -> Callable[[Any], Any]:
     """What one of the measurements can be told beside the usual."""
+    if name == "images":
+        return click.option("--count", type=click.IntRange(min=200), default=5000, show_default=True, help="Files.")
     if name != "language":
         return lambda command: command
     return click.option("--peer", metavar="PYTHON", help="An interpreter that has trl, transformers and peft.")
@@ -45,6 +47,8 @@ for _name, _what, _quick in (
     ("divergence", "What a divergence over a large vocabulary costs in time and memory, against holding all logits.",
      "A small vocabulary"),
     ("language", "What a teacher adds to a language model's step, and a whole SDFT step beside TRL's.", "Small sizes"),
+    ("images", "What a step with images on disk takes, against a bare loop over a DataLoader, and the memory of both.",
+     "Few files and steps"),
     ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
      "Small sizes"),
 ):  # fmt: skip

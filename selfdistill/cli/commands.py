@@ -13,7 +13,8 @@ import click
 
 from .. import __version__
 from ..io.display import printable
-from ..io.files import write
+from ..io.files import writable, write
+from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
@@ -25,6 +26,7 @@ from .options import (
     one_line_errors,
     training_options,
     training_settings,
+    trust_option,
 )
 from .report import label_errors, report, theory, vitals
 
@@ -109,6 +111,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
+@trust_option
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
@@ -133,6 +136,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.argument("run_folder", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@trust_option
 @one_line_errors
 def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     """Continue an interrupted run. It ends with the same weights as without the interruption."""
@@ -158,7 +162,8 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from
-        hint = f"; resume by `selfdistill resume {run.folder}`" if begun else ""
+        trusting = " --trust-code" if split_function(run.request.model or "") else ""
+        hint = f"; resume by `selfdistill resume {run.folder}{trusting}`" if begun else ""
         raise KeyboardInterrupt(f"{str(stopped) or 'stopped'}{hint}") from None
     if distributed.rank() != 0:
         return
@@ -202,6 +207,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     metavar="N",
     help="Predict with early exit N of a model of byot().",
 )
+@trust_option
 @one_line_errors
 def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
     """Predict new DATA with the final model of RUN.
@@ -211,15 +217,16 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
     """
     from ..experiments.run import Run
 
+    if out is not None:
+        writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
     answers = run.task.predict(run.folder, data, exit_number)
     text = answers.text()
     if answers.note:
-        click.echo(answers.note, err=True)
+        echo(answers.note, err=True)
     if out is None:
-        click.echo(
-            printable(text) if sys.stdout.isatty() else text, nl=False
-        )  # a file or a pipe gets names as they are
+        shown = printable(text) if sys.stdout.isatty() else text  # a file or a pipe gets names as they are
+        click.echo(shown, nl=False)
     else:
         write(Path(out), text)
 

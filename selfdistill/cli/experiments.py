@@ -17,6 +17,7 @@ from .options import (
     one_line_errors,
     training_options,
     training_settings,
+    trust_option,
 )
 
 
@@ -47,7 +48,7 @@ class ManyMethods(click.Command):
 )
 @click.option(
     "--seeds",
-    type=int,
+    type=click.IntRange(max=1000),
     metavar="N",
     help="Number of seeds from --seed upwards, at least 3 [default: the fewest with which a verdict is possible: 6 for "
     "one method, 7 for two].",
@@ -67,6 +68,7 @@ class ManyMethods(click.Command):
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @training_options
+@trust_option
 @one_line_errors
 def compare(
     methods: tuple[str, ...],
@@ -148,7 +150,7 @@ def benchmark() -> None:
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1000),
     metavar="N",
     help="Number of seeds [default: 10 on digits, 5 on Fashion-MNIST].",
 )
@@ -164,7 +166,9 @@ def benchmark() -> None:
     help="Page to write [default: docs/benchmark.md; quick: runs/benchmark-quick/benchmark.md].",
 )
 @click.option("--only-page", is_flag=True, help="Train nothing; write the page from the finished cells.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, one thread each.")
+@click.option(
+    "--workers", type=click.IntRange(min=1, max=1024), default=1, show_default=True, help="Processes, one thread each."
+)
 @click.option(
     "--minutes", type=Finite(min=0), metavar="N", help="Stop within N minutes; the same command resumes later."
 )

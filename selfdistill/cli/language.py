@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import Finite, echo, one_line_errors, refuse_two_lengths
+from .options import Finite, echo, one_line_errors, refuse_two_lengths, trust_option
 
 
 @click.command()
@@ -25,7 +25,12 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths
     help="A recipe for language models [default: sdft() with demonstrations, sdpo() with checkers, else ssd()].",
 )
 @click.option(
-    "--prompts", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Prompts to test on."
+    "--prompts",
+    type=click.IntRange(min=2, max=100_000),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Prompts to test on.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens [default: 256].")
 @click.option("--checker", metavar="SPEC", help="Checker of the rows that have an answer and name no checker.")
@@ -33,6 +38,7 @@ from .options import Finite, echo, one_line_errors, refuse_two_lengths
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--device", metavar="NAME", help="cpu, cuda [default: a CUDA device if there is one].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@trust_option
 @one_line_errors
 def preflight(data: str, prompts: int, device: str | None, as_json: bool, **options: Any) -> None:
     """Test on a few PROMPTS whether the teacher of a language model is better than the student.

@@ -13,7 +13,9 @@ import click
 from click.core import ParameterSource
 
 from ..errors import SelfdistillError
+from ..io import trust
 from ..io.display import printable
+from ..io.expressions import one_line
 
 
 def echo(text: str, err: bool = False) -> None:
@@ -42,11 +44,38 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more
             sys.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_of_memory(error):
+                raise
+            complain(f"the memory is too small ({one_line(error, 120)}); make model or batch smaller")
+            sys.exit(2)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             why = error.strerror or type(error).__name__
             complain(f"{place}{why}; check the place, its free space and its permissions")
             sys.exit(2)
+
+    return wrapped
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there; torch has no type for that on a CPU."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
+
+
+def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--trust-code`` for a command that loads folders or files of others; within it the trust holds."""
+
+    @click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Run functions that the loaded folders and files name (models, checkers). Only for files you trust.",
+    )
+    @wraps(command)
+    def wrapped(*args: Any, trust_code: bool, **kwargs: Any) -> Any:
+        with trust.trust_code(trust_code):
+            return command(*args, **kwargs)
 
     return wrapped
 

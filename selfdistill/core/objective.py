@@ -22,6 +22,8 @@ from .parts import BaseTerm, BindArgs, GenerationData, Part, Teacher, TermResult
 from .step import Batch, Forward, ForwardPlan, Passes, TrainingClock
 from .vitals import StateWatch, TermHealth, Vitals, Watch, summarise
 
+MOST_GENERATIONS = 1000
+
 
 @dataclass(frozen=True)
 class Method:
@@ -43,6 +45,8 @@ class Method:
             raise SpaceError(f"forward is 'fused' or 'separate', not {self.forward!r}")
         if not isinstance(self.generations, int) or self.generations < 1:
             raise SpaceError(f"generations counts trainings: a whole number from 1 on, not {self.generations}")
+        if self.generations > MOST_GENERATIONS:
+            raise SpaceError(f"generations counts trainings: at most {MOST_GENERATIONS}")
         if not self.terms:
             raise SpaceError("a method needs at least one term")
         odd = [name for name in self.terms if not (isinstance(name, str) and name.isidentifier())]

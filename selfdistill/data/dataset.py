@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
+from ..io.schema import read_json
 from . import column_types, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
-from .image_store import ImageStore
+from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
 from .split_columns import SplitRequest
 from .table_files import SHOWN, is_table, read_table
@@ -167,7 +170,7 @@ class Data:
 
 
 def load(
-    source: str = "digits",
+    source: str | os.PathLike[str] = "digits",
     *,
     target: str | None = None,
     unlabelled: str | None = None,
@@ -203,6 +206,7 @@ def load(
     >>> load("digits", labels=100, label_noise=0.4).noisy.sum().item()  # 40 of training, 40 of audit
     80
     """
+    source = os.fspath(source)
     folder = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
     files = [Path(part) if isinstance(part, str | Path) else None for part in (test, audit)]
@@ -265,6 +269,43 @@ def from_tensors(
     moments = None if time is None else time_values(check_values(time, len(y), f"{name}: time"), f"{name}: time")
     raw = RawData(name, kind, y, names, x=x, flips=flips, augment=augment, groups=owners, time=moments)
     return _assemble(raw, audit, test, labels=labels, label_noise=label_noise, seed=seed)
+
+
+def from_dataset(
+    dataset: Any,
+    classes: Sequence[str] | None = None,
+    *,
+    name: str = "dataset",
+    image_size: int | None = None,
+    labels: int | None = None,
+    label_noise: float = 0.0,
+    audit: float | Tensor | None = None,
+    test: float | Tensor | None = None,
+    seed: int = 0,
+) -> Data:
+    """Data from a `torch.utils.data.Dataset` or any sequence of rows ``(x, y)``, as those of torchvision.
+
+    A row may be a mapping too, with its only image or ``x`` and its ``label``. Pillow's images are those of a folder:
+    ``image_size`` pixels a side, and read again in each epoch where they do not fit in memory. Tensors and arrays go
+    through `from_tensors`. The data set must not augment: views do.
+
+    Raises:
+        DataError: it has no length, its rows are something else, or as `from_tensors`.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> data = from_dataset(TensorDataset(torch.rand(100, 3), torch.arange(100) % 2))
+    >>> data.kind, len(data.test)
+    ('table', 20)
+    """
+    options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
+    x, y = row_sources(dataset, name)
+    if isinstance(x, Tensor):
+        return from_tensors(x, y, classes, name=name, audit=audit, test=test, **options)
+    names = tuple(classes) if classes is not None else tuple(map(str, range(int(y.max()) + 1)))
+    _check_targets(y, names, name)
+    listed = [images.Listed(source, label) for source, label in zip(x, y.tolist(), strict=True)]
+    pictures = images.read_listed(Path(name), listed, names, image_size or sources.IMAGE_SIZE)
+    return _assemble(sources.of_pictures(name, pictures, True), audit, test, **options)
 
 
 def write_card(data: Data, folder: Path) -> None:
@@ -447,15 +488,23 @@ def _check_targets(y: Tensor, classes: tuple[str, ...], name: str) -> None:
 # ---- inputs for a trained model --------------------------------------------------------------------
 
 
+_CARD = {
+    "format?": Any,
+    "kind": frozenset({"image", "table", "text"}),
+    "shape": [Range(1, 2**31)],
+    "text?": str,
+    "columns?": [str],
+}
+
+
 def _read_card(path: Path) -> dict[str, Any]:
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        typed = {**card, "kind": str(card["kind"]), "shape": tuple(int(side) for side in card["shape"])}
-        check_format(path, card.get("format"))
-        return typed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = type(error).__name__
+        card: dict[str, Any] = read_json(path, _CARD)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error, 120)
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
+    check_format(path, card.get("format"))
+    return card
 
 
 def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..io.files import free_memory
 from . import loading
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def read_all(sources: Sequence[Source], side: int) -> Reading:
     All of them are decoded once, by workers where they are many. They are kept if they take at most 1 GiB and a
     quarter of the free memory; otherwise each is decoded again when it is needed. Pixels are the same either way.
     """
-    keep = 3 * side * side * len(sources) <= min(IN_MEMORY, _free_memory() // 4)
+    keep = 3 * side * side * len(sources) <= min(IN_MEMORY, free_memory() // 4)
     chunks = [sources[i : i + TOGETHER] for i in range(0, len(sources), TOGETHER)]
     workers = loading.num_workers(TOGETHER * 3 * side * side if keep else 1 << 20) if len(sources) > FEW else 0
     rows, skipped, animated, grey = list[int](), list[Skipped](), list[str](), True
@@ -347,11 +347,55 @@ def _table(hashes: list[bytes], width: int) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, width)
 
 
-def _free_memory() -> int:
-    """Bytes of memory that programs can have; without such a figure, much."""
+def row_sources(dataset: Any, name: str) -> tuple[Tensor | list[DatasetImage], Tensor]:
+    """The inputs of a data set's rows, tensors in one and images to be read, and their labels.
+
+    Raises:
+        DataError: the data set has no length, or its rows are no pairs of an input and a label.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
+        raise DataError(f"{name}: a {type(dataset).__name__} has no rows by number; give a data set with a length")
+    first = _row(dataset, 0, name)[0]
+    if isinstance(first, pillow().Image):
+        sources = [DatasetImage(f"{name}[{i}]", i, partial(_image_of, dataset, name)) for i in range(len(dataset))]
+        return sources, _labels(dataset, name)
+    rows = [_row(dataset, i, name) for i in range(len(dataset))]
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration, ValueError):
-        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-        return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
+        x = torch.stack([torch.as_tensor(row[0]) for row in rows])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: rows with {type(first).__name__} for inputs are no tensors of one shape "
+            f"({str(error).splitlines()[0]}); give images of Pillow, or tensors of one shape"
+        ) from None
+    return x, torch.tensor([row[1] for row in rows])
+
+
+def _image_of(dataset: Any, name: str, number: int) -> Image.Image:
+    return _row(dataset, number, name)[0].copy()  # type: ignore[no-any-return]  # it will be closed
+
+
+def _labels(dataset: Any, name: str) -> Tensor:
+    """The labels, without an image being decoded where the data set has them apart."""
+    targets = vars(dataset).get("targets") if hasattr(dataset, "__dict__") else None
+    if targets is None:
+        targets = [_row(dataset, i, name)[1] for i in range(len(dataset))]
+    return torch.as_tensor(targets).long()
+
+
+def _row(dataset: Any, number: int, name: str) -> tuple[Any, Any]:
+    """Input and label of a row: those of a pair, or the only image (or ``x``) and label of a mapping."""
+    row = dataset[number]
+    if isinstance(row, dict):
+        inputs = [row[key] for key in row if key == "x" or isinstance(row[key], pillow().Image)]
+        labels = [row[key] for key in ("label", "labels", "y", "target") if key in row]
+    elif isinstance(row, tuple | list) and len(row) >= 2:
+        inputs, labels = [row[0]], [row[1]]
+    else:
+        inputs, labels = [], []
+    label = labels[0].item() if labels and hasattr(labels[0], "item") else next(iter(labels), None)
+    if len(inputs) != 1 or not isinstance(label, int | float):
+        raise DataError(
+            f"{name}: row {number} is a {type(row).__name__} without one input and a number for its label; give rows "
+            "(x, y), or mappings with one image and its 'label'"
+        )
+    return inputs[0], label

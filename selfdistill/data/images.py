@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 import os
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -357,3 +361,164 @@ def _unlabelled_images(root: Path, folder: Path | None) -> list[Path]:
             if (parent / name).is_dir():
                 return find_images(parent / name)
     return []
+
+
+# ---- archives ---------------------------------------------------------------------------------------
+
+
+def archives(source: Path) -> list[Path]:
+    """The tar files that a path is, or that a folder holds and nothing else."""
+    if source.is_file():
+        return [source] if ".tar" in source.suffixes[-2:] or source.suffix == ".tgz" else []
+    if not source.is_dir():
+        return []
+    files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    return files if files and all(path.is_file() and path.suffix == ".tar" for path in files) else []
+
+
+def read_archives(paths: Sequence[Path], root: Path, size: int) -> Pictures:
+    """Images of tar files in the manner of WebDataset: beside ``key.jpg``, ``key.cls`` or ``key.json`` has the label.
+
+    Without such a file the folder of an image is its class, and without a folder it has none. Files called ``test*``
+    and ``val*`` beside ``train*`` are splits. Images stay in their archives.
+
+    Raises:
+        DataError: an archive is compressed or damaged, or no image of a class can be read.
+    """
+    found, labels, skipped = (
+        list[tuple[ImageFile, tuple[str, str], str]](),
+        dict[tuple[str, str], str](),
+        list[Skipped](),
+    )
+    trained = any(path.name.startswith("train") for path in paths)
+    for path in paths:
+        split = next((word for word in ("test", *AUDIT) if trained and path.name.startswith(word)), "train")
+        for name, offset, length in _members(path, skipped):
+            folder, _, base = name.rpartition("/")
+            key, _, ending = base.partition(".")
+            address = (str(path), f"{folder}/{key}")
+            if ending in {"cls", "json"}:
+                labels |= {address: label} if (label := _member_label(path, name, ending, offset, length)) else {}
+            elif Path(base).suffix.lower() in suffixes():
+                file = ImageFile(path, f"{path}/{name}", offset, length)
+                found.append((file, address, {"train": "train", "test": "test"}.get(split, "audit")))
+            elif ending != "txt":  # a caption
+                skipped.append(Skipped(f"{path}/{name}", f"of unknown suffix .{ending}"))
+    if not found:
+        raise DataError(f"{root}: no image in it; a tar file has members such as 0001.jpg and 0001.cls")
+    named = [labels.get(address) or address[1].rpartition("/")[0].rpartition("/")[2] for _, address, _ in found]
+    classes = class_names(named)
+    number = {label: i for i, label in enumerate(classes)}
+    rows = [Listed(file, number.get(label, -1), split) for (file, _, split), label in zip(found, named, strict=True)]
+    return read_listed(root, rows, classes, size, skipped)
+
+
+def _members(path: Path, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of the files of an archive; nothing is unpacked."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                if not member.isfile() or Path(member.name).name.startswith("."):
+                    skipped.append(Skipped(f"{path}/{member.name}", "hidden" if member.isfile() else "no regular file"))
+                    continue
+                yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a readable tar file ({reason}); unpack a compressed one by gunzip") from None
+
+
+def _member_label(path: Path, name: str, ending: str, offset: int, length: int) -> str:
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read(min(length, 1 << 20)).decode("utf-8", "replace").strip()
+    if ending == "cls":
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(f'{path}/{name}: not JSON ({error}); write {{"label": ...}}') from None
+    keys = [key for key in ("label", "cls", "class") if isinstance(values, dict) and key in values]
+    return str(values[keys[0]]) if keys else ""
+
+
+def class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different labels that are not empty: numbers by their value, else in alphabetical order.
+
+    >>> class_names(["10", "9", "", "9"]), class_names(["b", "a", "10"])
+    (('9', '10'), ('10', 'a', 'b'))
+    """
+    names = {label for label in labels if label}
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+
+
+# ---- tables of paths --------------------------------------------------------------------------------
+
+
+def path_column(source: str) -> str | None:
+    """The column of a CSV or TSV file that holds paths of images, from its first rows; None if there is none."""
+    if not source.lower().endswith((".csv", ".tsv")) or not Path(source).is_file():
+        return None
+    header, rows = _table(Path(source), 20)
+    for name in header:
+        paths = [row[name] for row in rows if row.get(name)]
+        if (
+            paths
+            and all(Path(path).suffix.lower() in PLAIN for path in paths)
+            and _image_path(source, paths[0]).is_file()
+        ):
+            return name
+    return None
+
+
+PLAIN = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif", ".ppm", ".pgm"})
+
+
+def _image_path(source: str, path: str) -> Path:
+    return Path(source).parent / path  # an absolute path stays
+
+
+def _table(path: Path, most: int | None = None) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max("\t;,", key=first.count))
+            return list(reader.fieldnames or []), list(islice(reader, most))
+    except (OSError, ValueError, csv.Error):
+        return [], []
+
+
+def read_path_table(source: str, target: str | None, size: int) -> Pictures:
+    """Images of a table of paths, which count from the folder of the table, and their labels.
+
+    A column ``split`` with ``train``, ``test`` and ``val`` names the split of each; an empty label is none.
+
+    Raises:
+        DataError: the column of labels is not given and not the only other one, or no image of a class can be read.
+    """
+    column, (header, rows) = path_column(source), _table(Path(source))
+    others = [name for name in header if name not in {column, "split"}]
+    if target is None and len(others) != 1:
+        raise DataError(
+            f"{source}: which column has the labels ({', '.join(others) or 'there is none'})? Give --target"
+        )
+    label = others[0] if target is None else target
+    if label not in others:
+        raise DataError(f"{source}: no column '{label}' beside the paths; use one of {', '.join(others)}")
+    named = [(row[label] or "").strip() for row in rows]
+    classes = class_names(named)
+    number = {name: i for i, name in enumerate(classes)}
+    splits = ["audit" if (word := (row.get("split") or "").lower()) in AUDIT else word or "train" for row in rows]
+    odd = next((i for i, split in enumerate(splits) if split not in {"train", "test", "audit"}), None)
+    if odd is not None:
+        raise DataError(f"{source}: row {odd + 1} has the split '{splits[odd]}'; write train, val or test")
+    files = [_image_path(source, row[str(column)] or "") for row in rows]
+    listed = [
+        Listed(ImageFile(path, str(path)), number.get(name, -1), split)
+        for path, name, split in zip(files, named, splits, strict=True)
+    ]
+    pictures = read_listed(Path(source), listed, classes, size)
+    told = f"images by column '{column}', labels by column '{label}'"
+    return pictures._replace(note="; ".join(filter(None, (told, pictures.note))))

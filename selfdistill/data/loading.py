@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -90,6 +93,17 @@ class Ahead(Generic[T, R]):
         return self._last[1]
 
 
+PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+
+
+def _follow_parent(worker: int) -> None:
+    """Let Ctrl-C and SIGTERM stop the run alone, which still needs its workers, and end with it on Linux."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def _unchanged(result: R) -> R:
     return result
 
@@ -114,6 +128,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int = 0) -
         num_workers=workers,
         prefetch_factor=AHEAD,
         collate_fn=_unchanged,
+        worker_init_fn=_follow_parent,
         multiprocessing_context=context,
         generator=torch.Generator(),  # else the loader would draw from the run's own
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
+from ..io import trust
 from ..io.expressions import nearest, one_line
 from . import reasoning, rewards
 from .copies import MOST_LISTED, Conflict, CopyReport, connect, numbered, time_values
@@ -135,6 +136,7 @@ def load_prompts(
     checker: str | None = None,
     groups: str | None = None,
     time: str | None = None,
+    trust_code: bool = False,
 ) -> Prompts:
     """The prompts of a file (see `prompt_files`), or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value)``.
 
@@ -142,18 +144,21 @@ def load_prompts(
     rest (0.2, at most 200); a row's own "split" is obeyed, and either may be a file of the rows of that split. Rows of
     the same prompt share a split that is drawn, and so do those with one value of the field ``groups``; by the field
     ``time`` the latest rows test and the earliest teach. ``labels`` keeps that many teaching rows, and at most as many
-    for the audit. ``checker`` is for rows that name none, and instead of a task's own.
+    for the audit. ``checker`` is for rows that name none, and instead of a task's own. ``trust_code`` allows checkers
+    that the file names as ``module:function``.
 
     Raises:
         DataError: anything in the file or the request that cannot be used; the message names it and a remedy.
+        CheckpointError: the file names a function as a checker, and is not trusted.
 
     >>> rows = load_prompts("reasoning-gym:chain_sum(size=50)", labels=6)
     >>> len(rows.labelled), len(rows.audit), rows.rows[0].checker
     (6, 6, 'reasoning-gym:chain_sum(size=50)')
     """
-    return load_seeds(
-        source, (seed,), labels=labels, audit=audit, test=test, checker=checker, groups=groups, time=time
-    )[0]
+    with trust.trust_code(trust_code):
+        return load_seeds(
+            source, (seed,), labels=labels, audit=audit, test=test, checker=checker, groups=groups, time=time
+        )[0]
 
 
 def load_seeds(
@@ -285,6 +290,9 @@ def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> lis
             checked.append(row._replace(example=replace(example, checker=default if judged else None)))
             continue
         if example.checker not in resolved:
+            if rewards.names_function(example.checker):
+                place, _, name = example.checker.strip().partition(":")
+                trust.require_trust(place, name, location)
             try:
                 rewards.resolve(example.checker)
             except DataError as error:

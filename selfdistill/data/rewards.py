@@ -120,7 +120,7 @@ def resolve(spec: str) -> Judge:
     if reasoning.is_task(text):
         return _of_task(text)
     name = expression_name(text)
-    if ":" in name:
+    if names_function(text):
         return _of_function(text)
     if name not in _KINDS and name in reasoning.tasks():
         return _of_task(reasoning.PREFIX + text)
@@ -131,6 +131,16 @@ def resolve(spec: str) -> Judge:
     except RecipeError as error:
         raise DataError(str(error)) from None
     return judge
+
+
+def names_function(spec: str) -> bool:
+    """Whether a checker is a ``module:function``, which runs code that is not of this package.
+
+    >>> names_function("grading:score"), names_function("regex:a:b"), names_function("numeric")
+    (True, False, False)
+    """
+    text = spec.strip()
+    return not text.startswith(PATTERN) and not reasoning.is_task(text) and ":" in expression_name(text)
 
 
 def unusable_reason(spec: str, answer: str | None, *, entry: bool = False) -> str | None:

@@ -100,37 +100,56 @@ def read_source(
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
         table = tables.read(existing(source), target, unlabelled, compact, labelled, types, request)
-        return RawData(
-            Path(source).name,
-            "table",
-            table.y,
-            table.classes,
-            features=table.features,
-            bare=_is_unlabelled(table, labelled),
-            columns=table.columns,
-            title=table.title,
-        ).split_by(table.split)
+        return _of_table(source, table, labelled).split_by(table.split)
     if types:
         raise DataError(f"{source}: the types of columns are for tables that you have as a file; leave columns out")
     if source in (*NAMES, *TABLES) or images.idx_files(Path(source)):
         request.refuse(source, "its rows have no such columns, and its test split is given")
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
+    if images.path_column(source) is not None:
+        request.refuse(source, "a table of paths names its splits in a column 'split'")
+        return of_pictures(
+            Path(source).name, images.read_path_table(source, target, _side(source, image_size)), labelled
+        )
     if target is not None:
         if source not in NAMES:
             existing(source)
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
+    return _images(source, unlabelled, image_size, labelled, request)
+
+
+def _images(
+    source: str, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
+) -> RawData:
     if source == "digits":
         raw = _digits()
     elif source == images.FASHION:
         raw = _idx(images.fashion_folder())
     elif images.idx_files(Path(source)):
         raw = _idx(Path(source))
+    elif shards := images.archives(Path(source)):
+        request.refuse(source, "archives name their splits themselves")
+        pictures = images.read_archives(shards, Path(source), _side(source, image_size))
+        return of_pictures(Path(source).name, pictures, labelled)
     else:
         return _folder(existing(source), unlabelled, image_size, labelled, request)
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
     return _with_images(raw, unlabelled) if unlabelled is not None else raw
+
+
+def _of_table(source: str, table: tables.RawTable, labelled: bool) -> RawData:
+    return RawData(
+        Path(source).name,
+        "table",
+        table.y,
+        table.classes,
+        features=table.features,
+        bare=_is_unlabelled(table, labelled),
+        columns=table.columns,
+        title=table.title,
+    )
 
 
 def _known_table(name: str, target: str | None, unlabelled: Path | None, image_size: int | None) -> RawData:
@@ -205,14 +224,19 @@ def _folder(
             f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
             "with --target)"
         )
-    if image_size is not None and image_size < 8:
-        raise DataError(f"{root}: images of {image_size} pixels a side are too small; use image_size=8 or more")
     request._replace(test=None, validation=None).refuse(str(root), "images in folders have no columns")
-    side, own = image_size or IMAGE_SIZE, {"test": request.test, "audit": request.validation}
-    return _of_files(root.resolve().name, images.read_folder(root, unlabelled, side, labelled, own), labelled)
+    side, own = _side(str(root), image_size), {"test": request.test, "audit": request.validation}
+    return of_pictures(root.resolve().name, images.read_folder(root, unlabelled, side, labelled, own), labelled)
 
 
-def _of_files(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
+def _side(source: str, image_size: int | None) -> int:
+    if image_size is not None and image_size < 8:
+        raise DataError(f"{source}: images of {image_size} pixels a side are too small; use image_size=8 or more")
+    return image_size or IMAGE_SIZE
+
+
+def of_pictures(name: str, pictures: images.Pictures, labelled: bool) -> RawData:
+    """Images that were read, with the splits that they bring."""
     return RawData(
         name,
         "image",

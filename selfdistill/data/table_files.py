@@ -11,7 +11,8 @@ import csv
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..io.expressions import one_line
+from .images import path_column
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
 
@@ -69,8 +71,13 @@ class Table:
         return list(self.columns)
 
     def take(self, name: str) -> Any:
-        """A column, which the table then forgets."""
-        return self.columns.pop(name)()
+        """A column, which the table then forgets.
+
+        Raises:
+            DataError: the file is damaged where the column lies.
+        """
+        with _readable(self.path, f"column '{one_line(name, 40)}' cannot be read"):
+            return self.columns.pop(name)()
 
 
 def is_table(source: str, named: bool = False) -> bool:
@@ -81,6 +88,8 @@ def is_table(source: str, named: bool = False) -> bool:
         named: whether one of its columns was named, so that JSON lines are rows and no prompts.
     """
     name = source.lower()
+    if path_column(source) is not None:
+        return False
     return name.endswith(SUFFIXES) or (named and name.endswith(LINES)) or source.startswith(HUB) or _is_dataset(source)
 
 
@@ -114,8 +123,18 @@ def read_table(path: Path, written: Iterable[str] = (), literal: Iterable[str] =
     pandas()
     if not path.exists() and not str(path).startswith(HUB):
         raise DataError(f"{path}: no such table; give the path of an existing file ({SHOWN})")
-    try:
+    with _readable(path, "cannot be read as a table"):
         table = _reader(path)(path, frozenset(written), frozenset(literal))
+    if not table.rows or not table.columns:
+        raise DataError(f"{path}: the table has no rows; add some")
+    return table
+
+
+@contextmanager
+def _readable(path: Path, fault: str) -> Iterator[None]:
+    """Turn what the library of a format raises into one line."""
+    try:
+        yield
     except DataError:
         raise
     except ImportError as error:
@@ -124,10 +143,7 @@ def read_table(path: Path, written: Iterable[str] = (), literal: Iterable[str] =
         raise DataError(f"{path}: the table does not fit into memory; give fewer rows or columns") from None
     except Exception as error:  # each library has errors of its own
         reason = one_line(error, 160) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as a table ({reason}); repair or export it again") from None
-    if not table.rows or not table.columns:
-        raise DataError(f"{path}: the table has no rows; add some")
-    return table
+        raise DataError(f"{path}: {fault} ({reason}); repair or export it again") from None
 
 
 def _package(error: ImportError) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import RecipeError
-from ..io.expressions import expression_name, one_line, parse_expression
+from ..io.expressions import Count, Positive, Range, Size, checked, expression_name, one_line, parse_expression
 from ..models.registry import function_of, parse
 
 NETWORKS = "mlp"  # what --model names where a network is asked for in place of a learner
@@ -115,7 +115,7 @@ class BaseLearner:
     columns: str = "indicators"
 
 
-def boosting(iterations: int = 100, rate: float = 0.1) -> BaseLearner:
+def boosting(iterations: Count = 100, rate: Positive = 0.1) -> BaseLearner:
     """Gradient boosting over histograms; takes categories and missing values as they are."""
 
     def make(classify: bool) -> Any:
@@ -134,21 +134,21 @@ def boosting(iterations: int = 100, rate: float = 0.1) -> BaseLearner:
     return BaseLearner(make, settings, "all")
 
 
-def forest(trees: int = 200) -> BaseLearner:
+def forest(trees: Annotated[int, Range(1, 100_000)] = 200) -> BaseLearner:
     """A random forest."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     return _trees(RandomForestClassifier, RandomForestRegressor, trees)
 
 
-def extra_trees(trees: int = 200) -> BaseLearner:
+def extra_trees(trees: Annotated[int, Range(1, 100_000)] = 200) -> BaseLearner:
     """Extremely randomised trees."""
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 
     return _trees(ExtraTreesClassifier, ExtraTreesRegressor, trees)
 
 
-def _trees(classifier: Any, regressor: Any, trees: int) -> BaseLearner:
+def _trees(classifier: Any, regressor: Any, trees: Annotated[int, Range(1, 100_000)]) -> BaseLearner:
     settings = {
         "min_samples_leaf": (1, 2, 3, 5, 10),
         "max_features": (0.2, 0.33, 0.5, 0.75, 1.0),
@@ -157,7 +157,7 @@ def _trees(classifier: Any, regressor: Any, trees: int) -> BaseLearner:
     return BaseLearner(lambda classify: (classifier if classify else regressor)(trees), settings, "codes")
 
 
-def linear(penalty: float = 1.0) -> BaseLearner:
+def linear(penalty: Positive = 1.0) -> BaseLearner:
     """Ridge regression, or logistic regression for classes, on standardised columns."""
 
     def make(classify: bool) -> Any:
@@ -169,7 +169,7 @@ def linear(penalty: float = 1.0) -> BaseLearner:
     return BaseLearner(make, {"C": powers, "alpha": powers})
 
 
-def neighbours(number: int = 5) -> BaseLearner:
+def neighbours(number: Size = 5) -> BaseLearner:
     """The nearest rows."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
@@ -198,7 +198,7 @@ def base_learner(spec: str) -> BaseLearner:
     Raises:
         RecipeError: no such learner, or an option that it has not.
     """
-    learner = parse_expression(spec, LEARNERS, kind="model")
+    learner = parse_expression(spec, {name: checked(known) for name, known in LEARNERS.items()}, kind="model")
     assert isinstance(learner, BaseLearner)
     return learner
 

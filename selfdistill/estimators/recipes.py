@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..io.expressions import checked, parse_expression
+from ..io.expressions import Count, checked, parse_expression
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def plain() -> EstimatorRecipe:
 
 
 def self_distilled(
-    generations: int = 2, xi: float | str = "auto", peers: str | int | None = "usual"
+    generations: Count = 2, xi: float | str = "auto", peers: str | int | None = "usual"
 ) -> EstimatorRecipe:
     """Self-distillation: each generation learns the labels mixed with predictions of peers or of the last generation.
 
@@ -86,7 +86,7 @@ def self_distilled(
     return EstimatorRecipe("self_distilled", (("generations", generations), ("xi", xi), ("peers", peers)))
 
 
-def peer_taught(generations: int = 2) -> EstimatorRecipe:
+def peer_taught(generations: Count = 2) -> EstimatorRecipe:
     """Co-training: learners of different kinds label the unlabelled rows for each other.
 
     Equation::
@@ -107,7 +107,7 @@ def peer_taught(generations: int = 2) -> EstimatorRecipe:
 
 
 def self_trained(
-    generations: int = 6,
+    generations: Count = 6,
     hard: bool = True,
     balanced: bool = True,
     calibrate: bool = True,

@@ -260,10 +260,12 @@ def train(run: TableRun, folder: Path, listeners: Listeners) -> dict[str, Any]:
     """Train the learner that teaches itself and, to compare, the learner alone; then read the test split, once."""
     from threadpoolctl import threadpool_limits
 
+    from ..data.tables import skops
     from .io import save
     from .resume import keeping
     from .wrappers import ClassNames
 
+    skops()  # the model is saved with it: without it nothing is worth a training
     begun, seed, data = time.monotonic(), int(run.settings["seed"]), run.data
     done = [0]
     learner = run.estimator(seed)  # what it imports is no part of the first training's time
@@ -348,7 +350,7 @@ def predict(folder: Path, source: str, exit_number: int | None = None) -> Predic
     place = model_folder(folder)
     if exit_number is not None:
         raise DataError(f"the model of {folder} is a learner and has no early exits; leave out --exit")
-    card = model_card(place)
+    card = model_card(place, {"kinds": dict, "classes": [str], "half?": (float, None)})
     model, rows = load(place / ESTIMATOR), frames.rows_for(source, card)
     with threadpool_limits(threads.for_table(*rows.shape)):
         outputs = predict_frame(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.objective import Method, untaught
-from ..data import text
+from ..data import tables, text
 from ..data.dataset import Data, inputs_for, load, unread, write_card
 from ..data.image_store import ImageStore
 from ..data.sampler import Sampler
@@ -36,6 +36,7 @@ from ..evaluation.predict import (
     task_outputs,
     with_interval,
 )
+from ..io.files import DATA_CARD
 from ..io.run_record import Request
 from ..methods.controls import plain
 from ..methods.registry import read_method
@@ -186,8 +187,9 @@ class NetworkRun:
 
     def threads(self) -> int:
         """Threads for this model and batch; where the model does not run, the dry run will say why."""
-        some = torch.cat([self.data.labelled, self.data.unlabelled])[:1]
-        x = self.data.rows(some).repeat(self.settings["batch_size"], *[1] * len(self.data.shape))
+        rows = torch.cat([self.data.labelled, self.data.unlabelled])
+        batch = min(self.settings["batch_size"], len(rows))
+        x = self.data.rows(rows[:1]).repeat(batch, *[1] * len(self.data.shape))
         try:
             return threads.for_model(self.build(), x)
         except Exception:  # another's code may raise anything
@@ -196,6 +198,8 @@ class NetworkRun:
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The folds of the audit, if any, the method, then its control; each goes on from its own checkpoints."""
         request = self.request
+        if self.data.preprocessor is not None:
+            tables.skops()  # which the model is saved with, after hours perhaps
         taught = len(self.data.labelled) > 0
         beside = request.control and self.method != plain() and taught
         ready, folds = self, None
@@ -449,8 +453,9 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     place = Path(folder) / "model"
     if not place.is_dir():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card = model_card(place)
-    if card.get("task") == "features":
+    store.read_config(place)  # the gravest fault first: a model that is not trusted
+    card = model_card(place, {"task": str, "classes": [str], "half?": (float, None)})
+    if card["task"] == "features":
         raise DataError(
             f"{folder} was trained without any label and knows no classes; learn some from its layers by `selfdistill "
             f"run LABELLED --init {folder}`"
@@ -459,6 +464,10 @@ def predict_source(folder: str | Path, source: str, exit_number: int | None = No
     x, names = inputs_for(source, place)
     head = "logits" if card["task"] == "classify" else "values"
     outputs = predict(model, x, head) if exit_number is None else _at_exit(model, x, exit_number, folder, head)
+    if head == "logits" and outputs.shape[-1] != len(card["classes"]):
+        raise CheckpointError(
+            f"{place / DATA_CARD} has {len(card['classes'])} classes and the model {outputs.shape[-1]}; train it again"
+        )
     note = unread(source, names) if card["kind"] == "image" else ""
     if head == "values":
         return ValuePredictions(names, *with_interval(outputs, card.get("half")), note)

@@ -19,6 +19,7 @@ from .. import rng
 from ..core.objective import Method
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term
+from ..core.regression import for_task
 from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
@@ -32,6 +33,7 @@ from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
+from ..methods.validate import check_method
 from ..models.peers import PeerModels, final_model
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
@@ -362,7 +364,8 @@ class NetworkDesign(ComparisonDesign):
         """Every seed's audit split must be able to choose, and every method must be readable."""
         first = self.settings.seeds[0]
         for expression in self.settings.methods:
-            prepare(replace(self.request, method=expression, seed=first))
+            ready = prepare(replace(self.request, method=expression, seed=first))
+            check_method(for_task(ready.method, ready.data.task), ready.data)
         for seed in self.settings.seeds:
             data = self.ready.data if seed == first else prepare(replace(self.request, seed=seed)).data
             require_splits(data)

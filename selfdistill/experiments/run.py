@@ -25,12 +25,12 @@ import torch
 
 from ..core import distributed
 from ..core.step import TrainingClock
+from ..data.rewards import names_function
 from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
-from ..io import checkpoint
-from ..io.files import FORMAT, sweep, write
-from ..io.run_record import Request, differences, read_record
-from ..io.tensors import write_json
+from ..io import checkpoint, trust
+from ..io.files import FORMAT, refuse_links, sweep, write
+from ..io.run_record import Request, differences, read_record, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
@@ -52,25 +52,35 @@ BUSY = "another process is training this run; wait for it or end it, or give ano
 class Run:
     """A run folder. `create` makes or finds it, `open` goes back to it, `execute` trains what is not trained yet."""
 
-    def __init__(self, folder: Path, request: Request) -> None:
-        self.folder, self.request = folder, request
+    def __init__(self, folder: Path, request: Request, trust_code: bool = False) -> None:
+        self.folder, self.request, self.trust_code = folder, request, trust_code
         self._folder = Folder(folder, "run.json", "run")
+        self._recorded = False  # whether the request was read from the folder, and not made here
 
     @classmethod
-    def create(cls, request: Request, out: str | Path | None = None) -> Run:
+    def create(cls, request: Request, out: str | Path | None = None, trust_code: bool = False) -> Run:
         """The folder for a request; an existing one is taken up again if it was made for the same request.
+
+        Args:
+            request: what to train; its model is the caller's own code.
+            out: the folder; by default one below ``runs``.
+            trust_code: whether functions that other folders and files name, such as a teacher's, may be run.
 
         Raises:
             DataError: the folder holds another run, or something that is no run.
         """
-        run = cls(Path(out) if out is not None else Path("runs") / request.name(), request)
+        run = cls(Path(out) if out is not None else Path("runs") / request.name(), request, trust_code)
         if run._folder.begun():
             run._folder.refuse(differences(cls.open(run.folder).request, request))
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path, trust_code: bool = False) -> Run:
         """Go back to a run.
+
+        Args:
+            folder: the run folder.
+            trust_code: whether functions that its files name, such as its model, may be run.
 
         Raises:
             CheckpointError: the folder is no run, or its run.json cannot be read.
@@ -80,7 +90,9 @@ class Run:
             raise CheckpointError(f"{folder} is a comparison; give the same compare command again to resume it")
         if not (path / "run.json").exists():
             raise CheckpointError(f"{folder} is no run folder (it has no run.json); give the folder that `run` printed")
-        return cls(path, read_record(path / "run.json")[1])
+        run = cls(path, read_record(path / "run.json")[1], trust_code)
+        run._recorded = True
+        return run
 
     @property
     def task(self) -> TaskType:
@@ -122,14 +134,21 @@ class Run:
             if not (self.folder / PAGE).exists():  # the run was killed between its result and its page
                 self._draw(warn)
             return done
+        with trust.trust_code(self.trust_code):
+            return self._train(Listeners(progress or (lambda name: None), warn, tell or (lambda line: None)))
+
+    def _train(self, listeners: Listeners) -> dict[str, Any]:
+        """Train what is not trained yet, and return the result."""
+        if self._recorded:
+            self._require_trust()
+        refuse_links(self.folder)
         join(choose_device(self.request.device))  # now, so that one process alone takes the folder's lock
         task = self.task
         prepared = task.prepare(self.request)
-        listeners = Listeners(progress or (lambda name: None), warn, tell or (lambda line: None))
         if prepared.note:
             listeners.tell(prepared.note)
         with threads.limited_to(self._record().get("threads") or prepared.threads()):
-            self._claim(task, prepared, warn)
+            self._claim(task, prepared, listeners.warn)
             first = distributed.rank() == 0
             try:
                 with locked(self.folder, BUSY) if first else contextlib.nullcontext():
@@ -137,12 +156,22 @@ class Run:
                         sweep(self.folder)
                     result = prepared.train(self.folder, listeners)
                     if first:
-                        self._finish(task, result, warn)
+                        self._finish(task, result, listeners.warn)
                     return result
             except (DataError, RecipeError, NotFiniteError):
                 if first:
                     self._withdraw()
                 raise
+
+    def _require_trust(self) -> None:
+        """Refuse functions that run.json names, unless they are trusted."""
+        model, checker = self.request.model or "", self.request.checker or ""
+        named = [function[:2] for function in [trust.split_function(model)] if function]
+        if names_function(checker):
+            place, _, name = checker.strip().partition(":")
+            named.append((place, name))
+        for place, name in named:
+            trust.require_trust(place, name, self._folder.record, self.folder)
 
     def _claim(self, task: TaskType, prepared: PreparedRun, warn: Callable[[str], None]) -> None:
         """Write run.json before training; refuse to go on with other data."""
@@ -155,7 +184,7 @@ class Run:
         self._folder.create()
         if before and before["versions"] != versions():
             warn(f"{self.folder} was begun with {before['versions']}; bits are the same within one version only")
-        write_json(
+        write_record(
             self._folder.record,
             {
                 "format": FORMAT,
@@ -187,7 +216,7 @@ class Run:
         for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
             with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
                 write(self.folder / place, text(result, record, task))
-        write_json(self._folder.record, {**record, "result": result})
+        write_record(self._folder.record, {**record, "result": result})
         self._draw(warn)
 
     def _draw(self, warn: Callable[[str], None]) -> None:
@@ -206,7 +235,8 @@ class Run:
             CheckpointError: the run has no model yet.
             DataError: the data do not fit the model, it has no such exit, or it is a language model.
         """
-        answers = self.task.predict(self.folder, source, exit_number)
+        with trust.trust_code(self.trust_code):
+            answers = self.task.predict(self.folder, source, exit_number)
         if not isinstance(answers, Predictions):
             raise DataError(f"the model of {self.folder} writes texts; use `selfdistill predict`")
         return answers

@@ -12,7 +12,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -21,20 +21,33 @@ from ..errors import RecipeError
 
 
 class Range(NamedTuple):
-    """Numbers from ``least`` to ``most``, without ``least`` itself where ``above``."""
+    """Numbers from ``least`` to ``most``, without ``least`` itself where ``above``.
+
+    ``limit`` is a technical end: what is larger has a meaning, but no machine has room or time for it.
+    """
 
     least: float
     most: float = math.inf
     above: bool = False
+    limit: float = math.inf
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, (int, float)):
             return False
-        return (self.least < value if self.above else self.least <= value) and value <= self.most
+        low = self.least < value if self.above else self.least <= value
+        return low and value <= self.most and value <= self.limit
 
     def __str__(self) -> str:
-        start = f"{'above' if self.above else 'at least'} {self.least:g}"
-        return start if math.isinf(self.most) else f"{start} and at most {self.most:g}"
+        start = f"{'above' if self.above else 'at least'} {self.least:.15g}"
+        return start if math.isinf(self.most) else f"{start} and at most {self.most:.15g}"
+
+    def fault(self, value: float) -> str:
+        """The allowed numbers in words, for a value that is not among them.
+
+        >>> Range(1, limit=1000).fault(0), Range(1, limit=1000).fault(5000)
+        ('at least 1', 'at most 1000')
+        """
+        return f"at most {self.limit:.15g}" if value > self.limit else str(self)
 
 
 # What the parameters of recipes are annotated with: an editor sees the number, `checked` sees the range too.
@@ -42,7 +55,16 @@ Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Ratio = Annotated[float, Range(0, 100, above=True)]  # beyond, one batch is more than most memories hold
-Count = Annotated[int, Range(1)]
+# Whole numbers, and how large they can be.
+Count = Annotated[int, Range(1, limit=1000)]  # of trainings, models and passes
+Size = Annotated[int, Range(1, limit=2**20)]  # of layers, windows and texts
+Epochs = Annotated[int, Range(1, limit=10**6)]
+Steps = Annotated[int, Range(1, limit=10**9)]
+BatchSize = Annotated[int, Range(1, limit=10**7)]
+Seed = Annotated[int, Range(-(2**63), limit=2**63 - 1)]
+
+
+WHOLE = Range(-(2**20), limit=2**20)  # of a whole number that declares no range
 
 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -77,7 +99,7 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in signature.bind(*args, **options).arguments.items():
             fault = _fault(value, hints.get(name))
             if fault:
-                raise RecipeError(f"{name} is {fault}, not {value!r}")
+                raise RecipeError(f"{name} is {fault}, not {one_line(repr(value), 60)}")
         return recipe(*args, **options)
 
     return careful
@@ -95,11 +117,30 @@ def _fault(value: Any, kind: Any) -> str | None:
     if kind not in _KINDS:
         return None
     form, types = _KINDS[kind]
+    if kind is int and not ranges:
+        ranges = [WHOLE]
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
         return form
     if isinstance(value, float) and not math.isfinite(value):
         return form
-    return next((str(limits) for limits in ranges if value not in limits), None)
+    return next((limits.fault(value) for limits in ranges if value not in limits), None)
+
+
+def field_fault(instance: Any) -> str | None:
+    """The first field of a dataclass whose value its annotation does not allow, in words.
+
+    >>> @dataclass
+    ... class Plan:
+    ...     epochs: Count = 1
+    >>> field_fault(Plan(epochs=0)), field_fault(Plan())
+    ('epochs is at least 1, not 0', None)
+    """
+    hints = get_type_hints(type(instance), include_extras=True)
+    for name in (field.name for field in fields(instance)):
+        value = vars(instance)[name]
+        if fault := _fault(value, hints[name]):
+            return f"{name.replace('_', ' ')} is {fault}, not {one_line(repr(value), 60)}"
+    return None
 
 
 MAX_LENGTH = 10_000

@@ -92,6 +92,38 @@ def write(path: Path, text: str, option: str = "--out") -> None:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another {option}") from error
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with links that lead out of it, pipes or devices: writing there would change something else.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    home = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise CheckpointError(
+                    f"{path} is a link that leads out of {folder}, and what is written there would change other files; "
+                    "put a copy in its place"
+                )
+            if not (path.is_symlink() or path.is_dir() or path.is_file()):
+                raise CheckpointError(f"{path} is no regular file (a pipe or a device); remove it")
+
+
+def free_memory() -> int:
+    """The bytes of memory that a program can have; without such a figure, much.
+
+    >>> free_memory() > 0
+    True
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration, ValueError):
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
+
+
 def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what processes that were killed have left of a file in a folder; of all files without a name."""
     for unfinished in folder.glob(f".{glob.escape(name)}*.tmp"):

@@ -4,18 +4,136 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
-from ..errors import CheckpointError
-from .expressions import one_line
+from ..errors import CheckpointError, DataError
+from .expressions import BatchSize, Count, Epochs, Range, Seed, Size, Steps, field_fault, one_line
 from .files import check_format
+from .schema import find_fault, parse_json, read_json, read_regular
+from .tensors import canonical, write_json
+from .trust import require_trust, split_function
 
 Lines = list[dict[str, Any]]
 
 
-_RESULT = {"data", "generations", "method", "model", "parameters", "run", "seed", "steps", "seconds", "test"}
+_FIGURES = {str: (float, None)}
+
+
+_COUNTS = {str: int}
+
+
+_PASSES = {"forward": int, "backward": int, "teacher": int, "saved?": int}
+
+
+_DECISION = {"accepted": bool, "why": str}
+
+
+_TASKS = frozenset({"classify", "regress", "generate", "features"})
+
+
+_DATA = {"name": str, "task": _TASKS, "rows": _COUNTS, "classes": [str], "noise": float, "fingerprint": str}
+
+
+_PLAIN = {
+    "steps": int,
+    "from": str,
+    "end": _FIGURES,
+    "seconds?": float,
+    "passes?": _PASSES,
+    "early_stopped?": (_FIGURES, None),
+}
+
+
+_DRIFT = {
+    **dict.fromkeys(("generation", "looked", "missed", "missed_before", "labels", "lost", "won", "audited"), int),
+    **dict.fromkeys(("moved", "p_lost", "level"), float),
+    **dict.fromkeys(("growth", "p_missed"), (float, None)),
+    "follows": (str, None),
+    "alarm": bool,
+}
+
+
+_GENERATION = {
+    "generation": int,
+    "decision?": (_DECISION, None),
+    "test?": _FIGURES,
+    "drift?": ({"moved?": None}, _DRIFT),
+    "loss?": (float, None),
+    "measure?": str,
+}
+
+
+_ENSEMBLE = {
+    "test": _FIGURES,
+    "single": _FIGURES,
+    "peers?": int,
+    "generations?": [int],
+    **dict.fromkeys(("gain?", "kept?", "disagreement?", "distance?"), (float, None)),
+}
+
+
+_RESULT = {
+    "data": _DATA,
+    "generations": [_GENERATION],
+    "method": str,
+    "model": str,
+    "parameters": (int, None),
+    "run": str,
+    "seed": int,
+    "steps": int,
+    "seconds": float,
+    "test": _FIGURES,
+    "final_generation": int,
+    "chosen": str,
+    "kind?": str,
+    "passes?": _PASSES,
+    "plain?": (_PLAIN, None),
+    "before?": _FIGURES,
+    "nearest?": (float, None),
+    "probed?": bool,
+    "reliability?": {str: [{"confidence": float, "accuracy": float, "share": float}]},
+    "predicted?": {str: [[float]]},
+    "label_errors?": ({"source": str, "rows": int, "errors": int, "auroc?": float}, None),
+    "ensemble?": _ENSEMBLE,
+    "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
+    "trouble?": (str, None),
+    "against?": {str: {str: {"gain": float, "half": (float, None), "rows": int, "verdict": (str, None)}}},
+}
+
+
+_RECORD = {
+    "format": Any,
+    "request": {"training": dict},
+    "kind?": str,
+    "method": str,
+    "model": str,
+    "settings": dict,
+    "data": _DATA,
+    "command": [str],
+    "versions": {str: str},
+    "threads": Range(1, 4096),
+    "result?": _RESULT,
+    "sha256": {"run": str, "result?": str},
+}
+
+
+_LINE = {
+    "generation": int,
+    "epoch": int,
+    "step": int,
+    "loss": Range(-math.inf),
+    "terms": {str: dict},
+    "audit?": dict,
+    "vitals?": {str: dict},
+    "warnings?": [str],
+    "decision?": ({"why": str}, None),
+    "diversity?": (dict, None),
+    "language?": (dict, None),
+}
 
 
 @dataclass(frozen=True)
@@ -40,26 +158,26 @@ class Request:
     target: str | None = None
     text: str | None = None
     unlabelled: str | None = None
-    labels: int | None = None
+    labels: Annotated[int, Range(1, limit=10**12)] | None = None
     label_noise: float = 0.0
-    image_size: int | None = None
+    image_size: Annotated[int, Range(1, limit=4096)] | None = None
     augment: str | None = None
     keep: str | None = None
     checker: str | None = None
     skip_long: bool = False
-    lora: int | None = None
-    max_tokens: int | None = None
+    lora: Annotated[int, Range(0, limit=8192)] | None = None
+    max_tokens: Size | None = None
     checkpointing: bool = False
     model: str | None = None
     init: str | None = None
     method: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
+    epochs: Epochs | None = None
+    steps: Steps | None = None
+    batch_size: BatchSize | None = None
+    seed: Seed = 0
     device: str | None = None
     control: bool = True
-    audit_folds: int | None = None
+    audit_folds: Count | None = None
     targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
@@ -67,6 +185,10 @@ class Request:
     time: str | None = None
     test: str | None = None
     validation: str | None = None
+
+    def __post_init__(self) -> None:
+        if fault := field_fault(self):
+            raise DataError(fault)
 
     def to_json(self) -> dict[str, Any]:
         later = {
@@ -90,12 +212,10 @@ class Request:
         pairs = {name: tuple(sorted(value.get(name, {}).items())) for name in ("training", "columns")}
         if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
             raise ValueError("columns")
-        request = cls(**{**value, **pairs})
-        kinds = get_type_hints(cls)
-        for name, kind in ((name, kind) for name, kind in kinds.items() if name not in pairs):
-            if not isinstance(getattr(request, name), kind):
-                raise ValueError(f"{name} is {getattr(request, name)!r}")
-        return request
+        try:
+            return cls(**{**value, **pairs})
+        except DataError as error:
+            raise ValueError(str(error)) from None
 
     def name(self) -> str:
         """A folder name from data, method, seed and a digest of the request."""
@@ -112,14 +232,24 @@ def differences(saved: Request, current: Request) -> str:
 
 
 def read_lines(path: Path) -> Lines:
-    """The lines of a metrics log; one that is being written now is left out."""
+    """The lines of a metrics log; one that is being written now is left out.
+
+    Raises:
+        CheckpointError: it cannot be read, or a line is none that a run writes.
+    """
+    try:
+        whole = read_regular(path).split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     lines: Lines = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+    for number, line in enumerate(whole, 1):
+        try:
+            lines.append(parse_json(line, _LINE, nan=True))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number} is damaged or foreign ({one_line(error, 120)}); resume the run, which writes "
+                "its lines again, or run it in a new --out"
+            ) from error
     return lines
 
 
@@ -130,12 +260,33 @@ def read_record(path: Path) -> tuple[dict[str, Any], Request]:
         CheckpointError: it is damaged, or of another format.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_format(path, record["format"])
-        missing = _RESULT - record["result"].keys() if "result" in record else set()
-        if missing or not isinstance(record["data"]["fingerprint"], str):
-            raise ValueError(f"no {', '.join(sorted(missing)) or 'fingerprint'} in it")
-        return dict(record), Request.from_json(record["request"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        record = read_json(path, {"format": Any})
+        check_format(path, record.get("format"))
+        if fault := find_fault(record, _RECORD):
+            raise ValueError(fault)
+        request = Request.from_json(record["request"])
+        if any(record["sha256"].get(part) != digest for part, digest in _digests(record).items()):
+            if function := split_function(request.model or ""):  # the graver fault, if it was written by a stranger
+                require_trust(*function[:2], path, path.parent)
+            raise ValueError("it was changed after it was written: its digest is another")
+        return record, request
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = one_line(error, 120)
         raise CheckpointError(f"{path} is damaged or foreign ({reason}); start the run again in a new --out") from error
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json with its digests: one of the run, and one of its result.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    body = json.loads(canonical({name: value for name, value in record.items() if name != "sha256"}))
+    write_json(path, {**body, "sha256": _digests(body)})
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of what was asked for and, in a finished run, one of the result."""
+    begun = {name: value for name, value in record.items() if name not in ("result", "sha256")}
+    parts = {"run": begun, **({"result": record["result"]} if "result" in record else {})}
+    return {name: hashlib.sha256(canonical(part)).hexdigest() for name, part in parts.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import Count, Positive, expression_name
+from ..io.expressions import Count, Positive, Size, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
@@ -36,7 +36,7 @@ def _likelihood() -> Term:
     return Term(Labels(), TokenCrossEntropy())
 
 
-def sft(epochs: int = 1) -> Language:
+def sft(epochs: Count = 1) -> Language:
     """Supervised fine-tuning: cross-entropy on the tokens of the demonstrations. The usual baseline.
 
     Equation::
@@ -59,7 +59,7 @@ def sft(epochs: int = 1) -> Language:
     return Language({"label": _likelihood()}, source=Demonstrations(), advice=(("epochs", epochs), ("lr", 2e-5)))
 
 
-def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int = 1024) -> Language:
+def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: Size = 1024) -> Language:
     """Self-distillation fine-tuning (SDFT): own answers, taught by the student's average that reads a demonstration.
 
     Equation::
@@ -92,7 +92,7 @@ def sdft(rate: float = 0.01, skip: int = 3, turns: bool = False, max_tokens: int
     return Language({"distil": term}, source=source, context=context, advice=advice)
 
 
-def sdft_2024(max_tokens: int = 512) -> Language:
+def sdft_2024(max_tokens: Size = 512) -> Language:
     """Self-distillation before fine-tuning: learn the demonstrations as the model itself rewrites them.
 
     Equation::
@@ -118,7 +118,12 @@ def sdft_2024(max_tokens: int = 512) -> Language:
 
 
 def sdpo(
-    samples: int = 8, rate: float = 0.01, k: int = 100, grpo: float = 0.0, trust: bool = False, max_tokens: int = 1024
+    samples: Count = 8,
+    rate: float = 0.01,
+    k: Size = 100,
+    grpo: float = 0.0,
+    trust: bool = False,
+    max_tokens: Size = 1024,
 ) -> Language:
     """Self-distillation policy optimisation: own answers, taught by the model that reads a right one or feedback.
 
@@ -155,7 +160,7 @@ def sdpo(
     return Language(terms, source=source, context=context, advice=(("batch_size", 32), ("clip", 1.0), ("lr", 1e-5)))
 
 
-def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
+def opsd(clip: float = 0.05, max_tokens: Size = 1024) -> Language:
     """On-policy self-distillation: own solutions, taught by the pre-trained weights that read the reference solution.
 
     Equation::
@@ -182,7 +187,7 @@ def opsd(clip: float = 0.05, max_tokens: int = 1024) -> Language:
     return Language({"distil": term}, source=source, context=contexts.reference(), advice=advice)
 
 
-def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: int = 1024) -> Language:
+def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_tokens: Size = 1024) -> Language:
     """Simple self-distillation: cross-entropy on own samples, drawn once at high temperature with truncation.
 
     Equation::
@@ -209,7 +214,7 @@ def ssd(temperature: Positive = 1.6, top_k: int = 20, top_p: float = 0.8, max_to
     return Language({"label": _likelihood()}, source=source, restart=True, advice=(("lr", 5e-6),))
 
 
-def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) -> Language:
+def opcd(instruction: str | None = None, k: Size = 100, max_tokens: Size = 512) -> Language:
     """On-policy context distillation: answer without an instruction or demonstration as the model does with it.
 
     Equation::
@@ -237,7 +242,7 @@ def opcd(instruction: str | None = None, k: int = 100, max_tokens: int = 512) ->
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: int = 512) -> Language:
+def context_distillation(instruction: str | None = None, hard: bool = False, max_tokens: Size = 512) -> Language:
     """Context distillation: learn the answers that the model wrote with an instruction or demonstration.
 
     Equation::
@@ -266,7 +271,7 @@ def context_distillation(instruction: str | None = None, hard: bool = False, max
     return Language(terms, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: int = 512) -> Language:
+def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_tokens: Size = 512) -> Language:
     """Generalised knowledge distillation (GKD): divergence from a teacher on the student's own answers.
 
     Equation::
@@ -295,7 +300,7 @@ def gkd(teacher: str | None = None, share: float = 0.5, beta: float = 0.5, max_t
     return Language({"distil": term}, source=source, context=context, advice=(("lr", 1e-5),))
 
 
-def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 512) -> Language:
+def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: Size = 512) -> Language:
     """MiniLLM: policy gradient of the reverse KL divergence from a teacher, over whole answers.
 
     Equation::
@@ -329,7 +334,7 @@ def minillm(teacher: str | None = None, share: float = 0.2, max_tokens: int = 51
     return Language(terms, source=source, context=context, advice=(("lr", 5e-6),))
 
 
-def star(generations: Count = 3, max_tokens: int = 512) -> Language:
+def star(generations: Count = 3, max_tokens: Size = 512) -> Language:
     """Self-taught reasoner (STaR): fine-tuning on own reasoning that led to the right answer, over generations.
 
     Equation::
@@ -354,7 +359,7 @@ def star(generations: Count = 3, max_tokens: int = 512) -> Language:
     return Language({"label": _likelihood()}, generations=generations, source=source, restart=True)
 
 
-def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Language:
+def rest(generations: Count = 3, samples: Count = 4, max_tokens: Size = 512) -> Language:
     """Reinforced self-training (ReST): fine-tuning on own samples above a reward threshold that rises by generation.
 
     Equation::
@@ -380,7 +385,7 @@ def rest(generations: Count = 3, samples: int = 4, max_tokens: int = 512) -> Lan
     return Language({"label": _likelihood()}, generations=generations, source=source)
 
 
-def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) -> Language:
+def rft(samples: Count = 8, temperature: Positive = 0.7, max_tokens: Size = 512) -> Language:
     """Rejection-sampling fine-tuning (RFT): fine-tuning on the distinct right answers among many own samples.
 
     Equation::
@@ -406,7 +411,7 @@ def rft(samples: int = 8, temperature: Positive = 0.7, max_tokens: int = 512) ->
     return Language({"label": _likelihood()}, source=source, restart=True)
 
 
-def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Language:
+def spin(lam: float = 0.1, generations: Count = 3, max_tokens: Size = 256) -> Language:
     """Self-play fine-tuning (SPIN): a preference loss for demonstrations over the previous generation's answers.
 
     Equation::
@@ -433,7 +438,7 @@ def spin(lam: float = 0.1, generations: Count = 3, max_tokens: int = 256) -> Lan
     return Language(terms, generations=generations, source=source, advice=advice)
 
 
-def grpo(samples: int = 8, clip: float = 0.2, max_tokens: int = 512) -> Language:
+def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Language:
     """Group relative policy optimisation (GRPO): policy gradient with rewards. The baseline without a teacher.
 
     Equation::

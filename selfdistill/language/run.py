@@ -25,9 +25,10 @@ from ..data.examples import FIELDS
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
-from ..io.expressions import expression_name, one_line
+from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
 from ..io.run_record import Request
+from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.registry import read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
@@ -376,11 +377,16 @@ def predict(folder: Path, source: str) -> Completions:
     place = folder / "model"
     if not (place / "selfdistill.json").exists():
         raise CheckpointError(f"{folder} has no model yet; finish it by `selfdistill resume {folder}`")
-    card = json.loads((place / "selfdistill.json").read_text(encoding="utf-8"))
+    try:
+        card = read_json(place / "selfdistill.json", {"format?": Any, "max_tokens?": Range(1, 2**20)})
+    except (OSError, ValueError) as error:
+        why = one_line(error, 120)
+        raise CheckpointError(f"{place / 'selfdistill.json'} is damaged or foreign ({why}); run it again") from error
     check_format(place / "selfdistill.json", card.get("format"))
     data, model = load_prompts(source), of_model(*causal(str(place))).eval()
-    check_answers(model.reader, data, card["max_tokens"])
-    sampling, every = Sampling(0.0, max_tokens=card["max_tokens"]), range(len(data.rows))
+    most = card.get("max_tokens", TOKENS)
+    check_answers(model.reader, data, most)
+    sampling, every = Sampling(0.0, max_tokens=most), range(len(data.rows))
     answers = evaluation.answered(model, data, every, sampling, RewardCheckers())
     rows = [{"prompt": data.rows[r.example].prompt, "completion": r.text, "reward": r.reward} for r in answers]
     return Completions(rows)

@@ -377,6 +377,9 @@ class LanguageTaskType(TaskType):
                 f"{', '.join(self.recipes())}"
             )
         if not prompts and name in self.recipes() and name not in networks:
+            if is_file_of_prompts(request.data):
+                option = "--text" if request.target is None else "--target"
+                raise RecipeError(f"{option} has no meaning for prompts, which {name}() learns; leave it out")
             raise RecipeError(
                 f"{name}() learns prompts and {request.data} holds none; give a .jsonl file with a prompt a line, or "
                 "reasoning-gym:TASK"

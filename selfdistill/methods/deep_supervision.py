@@ -7,7 +7,7 @@ from itertools import pairwise
 from ..core.objective import Method
 from ..core.parts import PerRow, Term
 from ..errors import RecipeError
-from ..io.expressions import NonNegative, Positive, Share
+from ..io.expressions import NonNegative, Positive, Share, Size
 from ..losses import KL, CrossEntropy, Squared
 from ..models.feature_heads import Levels
 from ..models.feature_pyramid import SelfTeacher
@@ -62,7 +62,7 @@ def sad(weight: NonNegative = 0.1, wait: Share = 0.5, layers: tuple[str, ...] = 
 
 
 def frskd(
-    weight: NonNegative = 2.0, feature: NonNegative = 100.0, temperature: Positive = 4.0, width: int = 2,
+    weight: NonNegative = 2.0, feature: NonNegative = 100.0, temperature: Positive = 4.0, width: Size = 2,
     layers: tuple[str, ...] = STAGES,
 ) -> Method:  # fmt: skip
     """Feature refinement: a pyramid fuses the model's feature maps, learns the labels, and teaches the model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import Loss, PerView, Term
 from ..errors import RecipeError
-from ..io.expressions import Count, NonNegative, Positive, Share
+from ..io.expressions import Count, NonNegative, Positive, Share, Size
 from ..losses import KL, CrossEntropy, DirichletNLL, Squared
 from ..models.peers import JointGenerations
 from ..schedules import AtLast, ByCycle, ByGeneration
@@ -16,7 +16,7 @@ from ..views import View, Views
 from .controls import supervised
 
 
-def snapshot_distillation(cycles: int = 4, temperature: Positive = 2.0, weight: NonNegative = 1.0) -> Method:
+def snapshot_distillation(cycles: Count = 4, temperature: Positive = 2.0, weight: NonNegative = 1.0) -> Method:
     """Snapshot distillation: within one training, the model at the end of a cycle teaches the next cycle.
 
     Equation::
@@ -299,7 +299,7 @@ def mixed(xi: float = 0.5, generations: Count = 2) -> Method:
 
 
 def self_training(
-    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Count = 120, weight: NonNegative = 1.0
+    generations: Count = 11, keep: str = "accumulate", hard: bool = False, fresh: Size = 120, weight: NonNegative = 1.0
 ) -> Method:
     """Repeated self-training: each generation starts afresh and learns pseudo-labels of the last accepted one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerTrust, PerView, Term
 from ..gates import Confidence, LabelledShare, SmallLoss
-from ..io.expressions import Count, NonNegative, Positive, Share
+from ..io.expressions import Count, NonNegative, Positive, Share, Size
 from ..losses import KL, ClassPrior, CrossEntropy, Entropy, LogOneMinusInner, Squared
 from ..models.peers import Group
 from ..schedules import ByGeneration, EpochRamp, Linear
@@ -247,7 +247,7 @@ def temporal_ensembling(weight: NonNegative = 30.0, decay: Share = 0.6, ramp: Sh
 
 
 def selfie(
-    noise: float = 0.2, generations: Count = 3, history: int = 15, threshold: float = 0.05, wait: Share = 0.25
+    noise: float = 0.2, generations: Count = 3, history: Size = 15, threshold: float = 0.05, wait: Share = 0.25
 ) -> Method:
     """SELFIE: a class that is predicted steadily replaces the label; of other samples those with a small loss teach.
 
@@ -283,7 +283,7 @@ def selfie(
     )
 
 
-def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: int = 10, wait: Share = 0.35) -> Method:
+def joint_optimisation(prior: float = 1.2, entropy: float = 0.8, window: Size = 10, wait: Share = 0.35) -> Method:
     """Joint optimisation: a first training learns weights and labels in turn, a second one learns the final labels.
 
     Equation::

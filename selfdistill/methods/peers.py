@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.objective import Method
 from ..core.parts import PerRow, PerTrust, Term
 from ..gates import Bagged, Confident, PeerShard, Unanimous
-from ..io.expressions import NonNegative, Positive, Ratio, Share
+from ..io.expressions import Count, NonNegative, Positive, Ratio, Share, Size
 from ..losses import KL, CrossEntropy, KLFromStudent
 from ..models.peers import Apart, Attending, Gated, Group
 from ..schedules import After, EpochRamp
@@ -94,7 +94,7 @@ def _each_other(peers: int, gate: Confident | Unanimous, weight: float, share: f
     )
 
 
-def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
+def one(branches: Count = 3, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
     """ONE: branches on a shared trunk learn from their weighted sum, whose weights a gate computes from the trunk.
 
     Equation::
@@ -132,7 +132,9 @@ def one(branches: int = 3, temperature: Positive = 3.0, weight: NonNegative = 1.
     )
 
 
-def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300) -> Method:
+def okddip(
+    branches: Count = 4, temperature: Positive = 3.0, weight: NonNegative = 1.0, ramp: Share = 80 / 300
+) -> Method:
     """OKDDip: each peer learns a mean of the others that it weighs itself, and a leader learns from the plain mean.
 
     Equation::
@@ -175,7 +177,9 @@ def okddip(branches: int = 4, temperature: Positive = 3.0, weight: NonNegative =
     )
 
 
-def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0) -> Method:
+def kdcl(
+    combination: str = "naive", peers: Count = 2, weight: NonNegative = 1.0, temperature: Positive = 2.0
+) -> Method:
     """KDCL: peers see a sample each in an augmentation of its own, and learn one target combined from all of them.
 
     Equation::
@@ -210,7 +214,7 @@ def kdcl(combination: str = "naive", peers: int = 2, weight: NonNegative = 1.0, 
     return Method({**labels, **peer_terms}, views=Views(augmented), wrap_model=Apart(peers))
 
 
-def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, burn_in: float = 0.1) -> Method:
+def codistillation(peers: Count = 2, weight: NonNegative = 1.0, every: Size = 50, burn_in: float = 0.1) -> Method:
     """Codistillation: peers with data of their own learn from old copies of each other.
 
     Equation::
@@ -252,7 +256,7 @@ def codistillation(peers: int = 2, weight: NonNegative = 1.0, every: int = 50, b
     )
 
 
-def mutual(peers: int = 2, weight: NonNegative = 1.0) -> Method:
+def mutual(peers: Count = 2, weight: NonNegative = 1.0) -> Method:
     """Deep mutual learning: K networks train together, each taught by the mean of the others.
 
     Equation::

@@ -69,7 +69,7 @@ def gaussian_born_again(generations: Count = 2, xi: float = 1.0, beta: float = 0
     return Method({"label": label, "past": teacher}, wrap_model=Gaussian(), generations=generations)
 
 
-def gaussian_mutual(peers: int = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
+def gaussian_mutual(peers: Count = 2, weight: NonNegative = 1.0, beta: float = 0.5) -> Method:
     """Deep mutual learning for values: each peer learns the normal distribution that matches the others' mixture.
 
     Equation::
@@ -145,7 +145,7 @@ def heteroscedastic(
     )
 
 
-def ucvme(weight: NonNegative = 10.0, passes: int = 5, ratio: Ratio = 1.0) -> Method:
+def ucvme(weight: NonNegative = 10.0, passes: Count = 5, ratio: Ratio = 1.0) -> Method:
     """UCVME: two networks agree on the variance, and learn the mean of dropout passes of both on unlabelled rows.
 
     Equation::

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.objective import Method
 from ..core.parts import Term
-from ..io.expressions import Positive, Share
+from ..io.expressions import Count, Positive, Share, Size
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, CurrentStudent, Momentum
@@ -19,7 +19,7 @@ WIDTHS = (512, 512, 128)  # of the projection of dino and ibot
 PAIRS = (("x", "other"), ("other", "x"))  # who learns from which
 
 
-def simsiam(width: int = 256) -> Method:
+def simsiam(width: Size = 256) -> Method:
     """SimSiam: predict the projection of another view, whose branch has no gradient.
 
     Equation::
@@ -53,7 +53,7 @@ def simsiam(width: int = 256) -> Method:
     return Method(terms, views=CROPS, wrap_model=heads, forward="separate")
 
 
-def byol(decay: Share = 0.99, hidden: int = 512, width: int = 128) -> Method:
+def byol(decay: Share = 0.99, hidden: Size = 512, width: Size = 128) -> Method:
     """BYOL: predict the projection that an average of the model's weights gives of another view.
 
     Equation::
@@ -97,8 +97,8 @@ def dino(
     temperature: Positive = 0.1,
     sharp: float = 0.04,
     centring: float = 0.9,
-    prototypes: int = 1024,
-    crops: int = 2,
+    prototypes: Size = 1024,
+    crops: Count = 2,
     norm: bool = True,
 ) -> Method:
     """DINO: learn which prototypes an average of the model's weights assigns to another view.
@@ -150,7 +150,7 @@ def dino(
 
 def ibot(
     decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
-    centring: float = 0.9, prototypes: int = 1024, crops: int = 2, hidden: float = 0.3, spread: float = 0.2,
+    centring: float = 0.9, prototypes: Size = 1024, crops: Count = 2, hidden: float = 0.3, spread: float = 0.2,
     unmasked: float = 0.5,
 ) -> Method:  # fmt: skip
     """iBOT: DINO, whose student also predicts the teacher's prototypes of patches that are masked for it.

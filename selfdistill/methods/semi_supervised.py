@@ -90,7 +90,7 @@ def ups(
     spread: float = 0.05,
     negative: float = 0.05,
     negative_spread: float = 0.005,
-    passes: int = 10,
+    passes: Count = 10,
 ) -> Method:
     """Uncertainty-aware pseudo-labels: dropout passes decide which classes a row certainly has or has not.
 
@@ -174,7 +174,7 @@ def pi_model(weight: NonNegative = 100.0, ramp: Share = 80 / 300) -> Method:
 
 
 def vat(
-    size: float = 8.0, weight: NonNegative = 1.0, iterations: int = 1, entropy: float = 0.0, ratio: Ratio = 4.0
+    size: float = 8.0, weight: NonNegative = 1.0, iterations: Count = 1, entropy: float = 0.0, ratio: Ratio = 4.0
 ) -> Method:
     """Virtual adversarial training: predictions stay the same under the small perturbation that changes them most.
 

@@ -9,8 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..io.expressions import one_line
 
 _SMALLEST_SIDE = 4  # maps are not made smaller than this
+
+
+MOST_WIDTH = 2**20
+
+
+_MOST = {"depth": 1000, "blocks": 1000, "heads": 1000}
 
 
 class Scaled(nn.Module):
@@ -320,5 +327,8 @@ def _check(name: str, dropout: float, image: tuple[int, ...] | None = None, norm
     for size, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RecipeError(f"{name} needs a whole number from 1 on as {size}, not {value!r}")
+        if value > _MOST.get(size, MOST_WIDTH):
+            most = _MOST.get(size, MOST_WIDTH)
+            raise RecipeError(f"{name} takes at most {most} as {size}, not {one_line(value, 40)}")
     if not 0 <= dropout < 1:
         raise RecipeError(f"{name} needs dropout in [0, 1), not {dropout!r}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.outputs import Composite, ModelWrapper, output_of
 from ..core.targets import matched
 from ..errors import SpaceError
+from ..io.expressions import one_line
 from .feature_taps import Extended
 from .heads import WithRanks, WithVariance
 
@@ -64,6 +65,14 @@ class PeerMean(PeerModels):
         return self
 
 
+MOST_PEERS = 1000
+
+
+def _refuse_crowd(peers: int) -> None:
+    if peers > MOST_PEERS:
+        raise SpaceError(f"all peers are in memory at once: at most {MOST_PEERS}, not {one_line(peers, 40)}")
+
+
 @dataclass(frozen=True)
 class Group(ModelWrapper):
     """Prepares a model factory for K peers, each with its own initialisation."""
@@ -73,6 +82,7 @@ class Group(ModelWrapper):
     def __post_init__(self) -> None:
         if self.peers < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {self.peers}")
+        _refuse_crowd(self.peers)
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return lambda: PeerModels([build() for _ in range(self.peers)])
@@ -324,6 +334,7 @@ class Attending(_Branched):
             raise SpaceError(
                 f"a leader follows two peers or more: at least three branches are needed, not {self.peers}"
             )
+        _refuse_crowd(self.peers)
 
     def _combine(self, models: list[nn.Module]) -> nn.Module:
         return AttendingBranches(models)
@@ -338,6 +349,7 @@ class Apart(ModelWrapper):
     def __post_init__(self) -> None:
         if self.members < 2:
             raise SpaceError(f"peers teach each other: at least two are needed, not {self.members}")
+        _refuse_crowd(self.members)
 
     def __call__(self, build: Factory) -> Factory:
         return lambda: ApartPeers([build() for _ in range(self.members)])

@@ -16,10 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import RecipeError, SelfdistillError
 from ..io.expressions import check_arguments, nearest, one_line, parse_expression
+from ..io.files import free_memory
+from ..io.trust import require_trust, split_function
 from .networks import cnn, mlp, resnet, vit
 from .peers import WRAPS
 
@@ -31,12 +34,6 @@ _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KE
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-_KNOWN = re.compile(r"\s*\w+\s*(\(.*\))?\s*", re.DOTALL)
-
-
-_FOREIGN = re.compile(r"\s*(?P<place>.+?):(?P<name>[^\W\d]\w*)\s*(?P<options>\(.*\))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,23 @@ class Build:
             raise RecipeError(f"model {self} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
 
+    def check_memory(self) -> None:
+        """Refuse a model of this package whose weights are larger than the memory; nothing is allocated.
+
+        Raises:
+            RecipeError: it is, or its options are out of their range.
+        """
+        if self.spec not in MODELS:
+            return
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = replace(self, wrap="")()
+        needed, free = sum(p.numel() * p.itemsize for p in model.parameters()), free_memory()
+        if needed > free:
+            raise RecipeError(
+                f"the weights of {one_line(self, 80)} for rows of shape {self.shape} take {needed / 1e9:,.0f} GB and "
+                f"{free / 1e9:,.1f} GB of memory are free; make it smaller"
+            )
+
     def accepts(self, name: str) -> bool:
         """Whether the function has an option of this name; a bare ``**options`` does not count."""
         return name in _options_of(function_of(self.spec), self.spec).parameters
@@ -115,14 +129,35 @@ def parse(spec: str, shape: Iterable[int], outputs: int) -> Build:
         RecipeError: no such model, module, function or option; the message has the nearest names.
     """
     shape = tuple(int(side) for side in shape)
-    foreign = None if _KNOWN.fullmatch(spec) else _FOREIGN.fullmatch(spec)
+    foreign = split_function(spec)
     if foreign is None:
         name, options = _read_known(spec)
-        return Build(name, shape, outputs).having(**options)
-    name = f"{foreign['place']}:{foreign['name']}"
+        build = Build(name, shape, outputs).having(**options)
+        build.check_memory()
+        return build
+    place, function, given = foreign
+    name = f"{place}:{function}"
     reader = _Options(_options_of(function_of(name), name))
-    options = parse_expression(foreign["name"] + (foreign["options"] or ""), {foreign["name"]: reader}, kind="model")
+    options = parse_expression(function + given, {function: reader}, kind="model")
     return Build(name, shape, outputs).having(**options)
+
+
+def check_source(spec: str, file: Path, folder: Path) -> None:
+    """Refuse the ``spec`` of a `Build` that a file names, unless it is a model of this package or trusted.
+
+    Args:
+        spec: the model, without options.
+        file: the file that names it.
+        folder: the run or model folder that the file belongs to.
+
+    Raises:
+        CheckpointError: see `io.trust.require_trust`.
+    """
+    from .text_encoder import SPEC
+
+    place, _, name = spec.rpartition(":")
+    if place and spec != SPEC:
+        require_trust(place, name, file, folder)
 
 
 class _Options:
@@ -141,7 +176,7 @@ def _read_known(spec: str) -> tuple[str, dict[str, Any]]:
 
     if name not in MODELS and (text := text_encoder.named(spec)) is not None:
         return text_encoder.SPEC, text
-    if not _KNOWN.fullmatch(spec) and re.search(r"[./\\:]", name):
+    if re.search(r"[./\\:]", name):
         raise RecipeError(f"model {one_line(spec, 80)!r} names no function; write module:function or file.py:function")
     readers = {known: _Options(_options_of(function, known)) for known, function in MODELS.items()}
     return name, parse_expression(spec, readers, kind="model")

@@ -14,17 +14,29 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, SelfdistillError
-from ..io.expressions import one_line
+from ..errors import CheckpointError, RecipeError, SelfdistillError
+from ..io import trust
+from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, remove_unfinished
+from ..io.schema import Schema, find_fault, read_json, read_regular
 from .networks import Scaled
 from .peers import WRAPS
-from .registry import Build, _tuples
+from .registry import Build, _tuples, check_source
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 
 
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+
+
+_CONFIG = {
+    "spec": str,
+    "shape": [Range(0, 2**31)],
+    "outputs": Range(0, 2**24),
+    "options": dict,
+    "scale?": ([float], None),
+    "wrap?": frozenset({"", *WRAPS}),
+}
 
 
 def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, object] | None = None) -> None:
@@ -73,16 +85,20 @@ def save(model: nn.Module, folder: Path, build: Build, extra: Mapping[str, objec
         ) from error
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(folder: Path | str, trust_code: bool = False) -> nn.Module:
     """The model of a folder, on the CPU and in eval mode; one of values returns them in the unit of the target.
 
-    A "module:function" model runs that function of *your* code, never code in the folder.
+    Args:
+        folder: the model folder.
+        trust_code: whether a "module:function" that the folder names may be run; code in the folder never is.
 
     Raises:
-        CheckpointError: the folder holds no such model, or something foreign, damaged or pickled.
+        CheckpointError: the folder holds no such model, names code that is not trusted, or holds something foreign,
+            damaged or pickled.
     """
     folder = Path(folder)
-    build = read_config(folder)
+    with trust.trust_code(trust_code):
+        build = read_config(folder)
     tensors = read_tensors(folder)
     try:
         with torch.random.fork_rng(devices=[]):  # nor must loading change it
@@ -90,6 +106,7 @@ def load(folder: Path | str) -> nn.Module:
     except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
+    _check_numbers(model, tensors, folder / TENSORS)
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
         model.to(kinds.pop())  # half or double stays what it was
@@ -131,26 +148,41 @@ def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None
         raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
 
 
+def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers of another kind than the model's, and weights that are no numbers."""
+    weights = {name for name, _ in model.named_parameters()}  # a buffer may be infinite: a causal mask
+    for name, own in model.state_dict().items():
+        tensor = tensors.get(name, own)
+        if (tensor.is_floating_point(), tensor.is_complex()) != (own.is_floating_point(), own.is_complex()):
+            raise CheckpointError(f"{path}: {name} holds {tensor.dtype}, not {own.dtype}; train that model again")
+        if name in weights and not bool(torch.isfinite(tensor.float() if tensor.is_floating_point() else tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds a number that is nan or infinite; train that model again")
+
+
 def read_config(folder: Path) -> Build:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
-        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG}") from error
-    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is no model folder: it has no readable {CONFIG} ({error.strerror})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged or foreign: it is not JSON ({one_line(error, 80)})") from error
     check_format(path, config.get("format") if isinstance(config, dict) else None)
-    spec, shape, outputs = (config.get(key) for key in ("spec", "shape", "outputs"))
-    options, scale, wrap = config.get("options"), config.get("scale"), config.get("wrap", "")
-    scaled = (scale is None or _is_scale(scale)) and wrap in ("", *WRAPS)
-    sizes = isinstance(spec, str) and isinstance(shape, list)
-    if sizes and isinstance(outputs, int) and isinstance(options, dict) and scaled:
-        return Build(str(spec), _tuples(shape), outputs, scale=_tuples(scale), wrap=wrap).having(**options)
-    raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are needed")
-
-
-def _is_scale(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value) and value[1] > 0
+    spec, scale, wrap = config.get("spec"), config.get("scale"), config.get("wrap", "")
+    if isinstance(spec, str):
+        check_source(spec, path, home(folder))
+    fault = find_fault(config, _CONFIG)
+    if fault is None and scale is not None and not (len(scale) == 2 and scale[1] > 0):
+        fault = "scale is a centre and a positive number"
+    if fault:
+        raise CheckpointError(f"{path} is damaged or foreign: spec, shape, outputs and options are needed ({fault})")
+    build = Build(str(spec), _tuples(config["shape"]), config["outputs"], scale=_tuples(scale), wrap=wrap)
+    try:
+        build = build.having(**config["options"])
+        build.check_memory()
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return build
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -159,10 +191,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if pickled:
         raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
     try:
+        read_regular(path, 1)  # safetensors says of a file that may not be read that there is none
         return safetensors.torch.load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} has no {TENSORS}") from error
-    except (OSError, SafetensorError, ValueError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read ({error.strerror}); ask its owner for `chmod a+r`") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is damaged, pickled or foreign: no safetensors ({one_line(error, 80)})"
         ) from error
@@ -171,35 +206,51 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, which no network's config describes
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path, trust_code: bool = False) -> nn.Module:
     """The model of a run folder or of its ``model`` folder, in eval mode.
 
+    Args:
+        folder: the run folder or the model folder.
+        trust_code: whether a "module:function" that the folder names may be run; see `load`.
+
     Raises:
-        CheckpointError: there is no model there, or it is damaged or of a foreign format.
+        CheckpointError: there is no model there, it names code that is not trusted, or it is damaged or of a foreign
+            format.
     """
-    return load(model_folder(folder))
+    return load(model_folder(folder), trust_code)
 
 
-def model_card(folder: str | Path) -> dict[str, Any]:
+def model_card(folder: str | Path, schema: Schema = Any) -> dict[str, Any]:
     """The description of a model: shape, outputs, classes and, for tables, columns.
 
+    Args:
+        folder: the run folder or the model folder.
+        schema: what must be in it beside the shape; see `io.schema`.
+
     Raises:
-        CheckpointError: there is no model there.
+        CheckpointError: there is no model there, or the description lacks something.
     """
     path = model_folder(folder)
     card: dict[str, Any] = {}
     for name in (DATA_CARD, CONFIG):
         try:
-            card |= json.loads((path / name).read_text(encoding="utf-8"))
+            card |= read_json(path / name, {"format?": Any})
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError) as error:
-            why = one_line(error, 80)
+        except (OSError, ValueError) as error:
+            why = one_line(error, 120)
             raise CheckpointError(f"{path / name} cannot be read ({why}); train that model again") from error
         check_format(path / name, card.get("format"))
     if "shape" not in card:
         raise CheckpointError(f"{path} holds no model (it has no {CONFIG}); give the folder of a finished run")
+    if fault := find_fault(card, {"shape": [Range(0, 2**31)]}) or find_fault(card, schema):
+        raise CheckpointError(f"{path / DATA_CARD} is damaged or foreign ({fault}); train that model again")
     return card
+
+
+def home(folder: Path) -> Path:
+    """The run folder that a model folder belongs to; the model folder itself where it is of no run."""
+    return folder.parent if (folder.parent / "run.json").exists() else folder
 
 
 def model_folder(folder: str | Path) -> Path:

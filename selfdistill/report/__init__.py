@@ -6,15 +6,15 @@ comparison, or the JSON of a comparison.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
 from ..io import files
 from ..io.expressions import one_line
 from ..io.run_record import read_record
+from ..io.schema import read_json, refuse_misfits
 from ..training.task_type import TaskTypes
 from . import comparison_page, run_page
 
@@ -46,17 +46,17 @@ def render(source: str | Path, types: TaskTypes) -> str:
     path = Path(source)
     if path.is_dir() and (path / "run.json").exists():
         record, _ = read_record(path / "run.json")
-        return run_page.render(path, types.of_record(record))
+        with refuse_misfits(path, "run it again in a new --out"):
+            return run_page.render(path, types.of_record(record))
     file = path / COMPARISON if path.is_dir() else path
     if not file.is_file():
         unfinished = "; finish it by the same compare command" if (path / "plan.json").exists() else ""
         raise CheckpointError(f"{path} is no run and no finished comparison{unfinished}; give the folder of one")
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if result["kind"] != "comparison":
-            raise ValueError(f"it is a {result['kind']}")
-        return comparison_page.render(result, types)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        result = read_json(file, {"kind": frozenset({"comparison"})})
+        with refuse_misfits(file, "run it again"):
+            return comparison_page.render(result, types)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged or foreign ({one_line(error, 80)}); run it again") from error
 
 
@@ -77,5 +77,7 @@ def write(source: str | Path, types: TaskTypes, out: str | Path | None = None) -
     """
     path = Path(source)
     target = Path(out) if out is not None else (path if path.is_dir() else path.parent) / PAGE
+    if out is None and target.is_symlink():
+        raise DataError(f"{target} is a link, and what it leads to would be overwritten; remove it, or give --out")
     files.write(target, render(path, types))
     return target

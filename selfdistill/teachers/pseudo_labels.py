@@ -24,13 +24,13 @@ class _ClassShares(Buffers):
     """The running mean of the inner teacher's targets, the desired class shares, and the inner teacher's state."""
 
     marginal: Tensor
-    wanted: Tensor
+    class_shares: Tensor
     inner: nn.Module
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        for name in ("marginal", "wanted"):
+        for name in ("marginal", "class_shares"):
             self.register_buffer(name, torch.zeros(0))
 
     def advance(self, p: Tensor, decay: float) -> Tensor:
@@ -96,7 +96,7 @@ class ClassAligned(Teacher[_ClassShares]):
         self.teacher.prepare(state.inner, pool)
         if self.to == "labels" and not pool.targets.is_floating_point():
             counts = pool.targets.flatten().bincount().float()
-            state.wanted = (counts / counts.sum()).to(state.wanted.device)
+            state.class_shares = (counts / counts.sum()).to(state.class_shares.device)
 
     def eligible_ids(self, state: _ClassShares) -> Tensor | None:
         return self.teacher.eligible_ids(state.inner)
@@ -112,11 +112,13 @@ class ClassAligned(Teacher[_ClassShares]):
 
     def _class_shares(self, shares: _ClassShares, classes: int) -> Tensor:
         if self.to == "uniform":
-            return torch.full((classes,), 1.0 / classes, device=shares.wanted.device)
-        if not len(shares.wanted):
+            return torch.full((classes,), 1.0 / classes, device=shares.class_shares.device)
+        if not len(shares.class_shares):
             raise RecipeError("aligning to the labels needs their shares: objective.prepare(pool), or to='uniform'")
-        missing = shares.wanted.new_zeros(max(0, classes - len(shares.wanted)))  # classes beyond the last label's
-        return torch.cat([shares.wanted, missing])
+        missing = shares.class_shares.new_zeros(
+            max(0, classes - len(shares.class_shares))
+        )  # for classes without labels
+        return torch.cat([shares.class_shares, missing])
 
     def update(self, state: _ClassShares, forwards: Sequence[Forward], term: BaseTerm) -> None:
         self.teacher.update(state.inner, forwards, term)

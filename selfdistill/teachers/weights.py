@@ -70,13 +70,13 @@ class Ema(Teacher[H]):
         weights: list[tuple[Tensor, Tensor]] = list(zip(teacher.parameters(), student.parameters(), strict=True))
         buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
         if weights:
-            theirs = [w.to(mine.dtype) for mine, w in weights]
-            torch._foreach_lerp_([mine for mine, _ in weights], theirs, 1.0 - decay)
-        for mine, now in buffers:
-            if mine.is_floating_point():  # equal entries stay: infinite ones (a causal mask) have no mean
-                mine.copy_(torch.where(mine == now, mine, mine.lerp(now.to(mine.dtype), 1.0 - decay)))
+            theirs = [w.to(average.dtype) for average, w in weights]
+            torch._foreach_lerp_([average for average, _ in weights], theirs, 1.0 - decay)
+        for average, now in buffers:
+            if average.is_floating_point():  # equal entries stay: infinite ones (a causal mask) have no mean
+                average.copy_(torch.where(average == now, average, average.lerp(now.to(average.dtype), 1.0 - decay)))
             else:
-                mine.copy_(now)
+                average.copy_(now)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from ..core.step import Passes
 from ..core.vitals import TermHealth
 from ..errors import CheckpointError, NotFiniteError
 from ..io import checkpoint, tensors
+from ..io.schema import refuse_misfits
 from ..io.tensors import digest
 from .state import BestEpoch, Evaluation, GenerationResult, RunState, cannot_write
 from .task import Task, new_model
@@ -68,9 +70,12 @@ def _generation_file(folder: Path, index: int, name: str) -> Path:
     return folder / "generations" / f"{index}-{name}.safetensors"
 
 
+_FILES = ("final", "best", "pseudo-labels")
+
+
 def _files(result: GenerationResult) -> dict[str, dict[str, Tensor]]:
     """The tensors of a generation by the names of their files; without pseudo-labels there is no file of them."""
-    files = {"final": result.weights, "best": result.best, "pseudo-labels": result.pseudo_labels}
+    files = dict(zip(_FILES, (result.weights, result.best, result.pseudo_labels), strict=True))
     return {name: weights for name, weights in files.items() if weights}
 
 
@@ -101,6 +106,8 @@ def _row(result: GenerationResult) -> dict[str, Any]:
 def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> GenerationResult:
     weights: dict[str, dict[str, Tensor]] = {}
     for name, expected in row["files"].items():
+        if name not in _FILES:
+            raise ValueError(f"a generation has no file {name!r}")
         path = _generation_file(folder, index, name)
         weights[name] = tensors.read_tensors(path)
         if digest(weights[name]) != expected:
@@ -114,6 +121,24 @@ def _read_generation(folder: Path, index: int, row: Mapping[str, Any]) -> Genera
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------
+
+
+def check_space(state: RunState) -> None:
+    """Refuse a disk that cannot hold the checkpoints of a run, before it is trained.
+
+    Raises:
+        CheckpointError: less space is free than the next checkpoint takes.
+    """
+    if state.folder is None or distributed.rank():
+        return
+    weights = sum(value.nbytes for value in state.model.state_dict().values() if isinstance(value, Tensor))
+    memories = sum(value.nbytes for value in state.objective.state_dict().values() if isinstance(value, Tensor))
+    needed, free = 4 * weights + memories, shutil.disk_usage(state.folder).free  # with the optimizer's moments
+    if needed > free:
+        raise CheckpointError(
+            f"{state.folder}: a checkpoint takes about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; free "
+            "some space, or give another --out"
+        )
 
 
 def save(state: RunState, task: Task) -> None:
@@ -136,7 +161,7 @@ def save(state: RunState, task: Task) -> None:
             "start": state.start,
             "sums": _per_rank(state.sums),
             "scaler": state.scaler.state_dict(),
-            "log_bytes": state.log.size if state.log else 0,
+            "log": state.log.to_tensor() if state.log else None,
             "steps_done": state.steps_done,
             "elapsed": state.seconds,
             "passes": list(state.passes),
@@ -178,12 +203,27 @@ def restore(state: RunState, task: Task, begin: Callable[[int], None]) -> bool:
         log.path.unlink(missing_ok=True)
         return False
     saved = checkpoint.read(newest)
+    remedy = "start again in a new --out"
+    current = identity(state, task)
+    with refuse_misfits(newest, remedy):
+        progress = saved["progress"]
+        _refuse_another(state, current, progress["run"])
+        state.generations = [_read_generation(folder, index, row) for index, row in enumerate(progress["done"])]
+        state.baseline = Evaluation.from_dict(progress["baseline"]) if progress["baseline"] else None
+        task.load_state_dict(saved["task"]["start"])
+        generation = int(progress["generation"])
+    begin(generation)
+    with refuse_misfits(newest, remedy):
+        _fill(state, saved)
+        state.history = log.restore(progress["log"].numpy().tobytes(), warn)
+        task.load_state_dict(saved["task"]["now"])
+    task.resume(state)
+    return True
+
+
+def _fill(state: RunState, saved: Mapping[str, Any]) -> None:
+    """Put what was saved in the place of a generation that has just begun."""
     progress = saved["progress"]
-    _refuse_another(state, identity(state, task), progress["run"])
-    state.generations = [_read_generation(folder, index, row) for index, row in enumerate(progress["done"])]
-    state.baseline = Evaluation.from_dict(progress["baseline"]) if progress["baseline"] else None
-    task.load_state_dict(saved["task"]["start"])
-    begin(progress["generation"])
     state.start = progress["start"]
     distributed.load_module(state.model, saved["student"])
     distributed.load_module(state.objective, saved["objective"])
@@ -192,10 +232,6 @@ def restore(state: RunState, task: Task, begin: Callable[[int], None]) -> bool:
     state.scaler.load_state_dict(progress["scaler"])
     state.best, state.rollback = BestEpoch(**saved["best"]), saved["rollback"]
     state.sums = _process_sums(progress["sums"], state.device)
-    state.history = log.cut(progress["log_bytes"])
     state.previous_seconds, state.steps_done = progress["elapsed"], progress["steps_done"]
     state.passes = Passes(*progress["passes"])
     state.objective.pulse.update({name: TermHealth(**pulse) for name, pulse in progress["pulse"].items()})
-    task.load_state_dict(saved["task"]["now"])
-    task.resume(state)
-    return True

@@ -85,9 +85,9 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         if device is None:
             local = int(os.environ.get("LOCAL_RANK", "0"))
             return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        torch.zeros(0, device=device)
+        torch.ones(1, device=device).item()  # a device without numbers, such as "meta", has none to give
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # the back ends of torch raise all kinds
         raise DataError(f"device {str(device)!r} cannot be used ({one_line(error)}); leave --device out") from error
 
 

@@ -8,7 +8,6 @@ Source: Lee, Kang, Lee, Hwang, Kawaguchi, Self-Distillation for Further Pre-trai
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from ..core.step import Forward
 from ..data.dataset import Data
 from ..data.text import SETTINGS, Reader, reader
 from ..errors import DataError
-from ..io.files import share
+from ..io.expressions import one_line
+from ..io.files import refuse_links, share
+from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..losses import Squared
 from ..models import hub, text_encoder
@@ -199,10 +200,14 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
         DataError: it holds something else, or is finished.
     """
     marker = out / WORK / RECORD
+    refuse_links(out)
     if (out / RECORD).exists():
         raise DataError(f"{out} is finished: take it as --model {out}, or give another --out")
     if marker.exists():
-        saved = json.loads(marker.read_text(encoding="utf-8"))
+        try:
+            saved = read_json(marker, {})
+        except (OSError, ValueError) as error:
+            raise DataError(f"{marker} is damaged ({one_line(error, 80)}); give another --out") from error
         differs = [key for key in request if saved.get(key) != request[key]]
         if differs:
             raise DataError(f"{out} was begun with another {', '.join(differs)}; give another --out")

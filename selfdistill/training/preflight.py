@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
+from ..core.memory import SampleMemory
 from ..core.objective import Objective
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term, TermResult
 from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
-from ..errors import RecipeError, SelfdistillError, SpaceError
+from ..data.image_store import free_memory
+from ..errors import DataError, RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
 from ..models.peers import ApartPeers, PeerModels
 from .task import kept_buffers
@@ -149,3 +151,21 @@ def _check_outputs(objective: Objective, forward: Forward, classes: int) -> None
                 f"term {name!r}: the model's output {term.head!r} has width {output.shape[-1]} and the data "
                 f"have {classes} classes; build the model with {classes} outputs"
             )
+
+
+def check_memory(objective: Objective, rows: int, classes: int, device: torch.device) -> None:
+    """Refuse predictions to be remembered that will not fit in memory; called after a `dry_run`.
+
+    Raises:
+        DataError: they take more than is free.
+    """
+    need = 0
+    for state in objective.states.modules():
+        if isinstance(state, SampleMemory) and state.predictions and state.width:
+            need += rows * state.row_bytes(state.width)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if need > free:
+        raise DataError(
+            f"the method remembers predictions of {rows:,} rows for {classes:,} classes: {need / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; give --memory float16 or --memory-top 10, or fewer rows"
+        )

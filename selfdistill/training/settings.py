@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from ..errors import DataError, RecipeError
 from ..evaluation.audit import Audit, measure_for
+from ..io.expressions import BatchSize, Epochs, NonNegative, Positive, Range, Seed, Steps, field_fault
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,33 +33,35 @@ class Settings:
     each are kept (0: all), while the others share the rest of their sum.
     """
 
-    epochs: int = 30
-    steps: int | None = None
-    batch_size: int = 64
-    accumulate: int = 1
+    epochs: Epochs = 30
+    steps: Steps | None = None
+    batch_size: BatchSize = 64
+    accumulate: BatchSize = 1
     optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1e-4
     schedule: str = "cosine"
-    clip: float | None = None
+    clip: Positive | None = None
     precision: str = "float32"
     compile: bool = False
     parallel: str = "ddp"
-    seed: int = 0
+    seed: Seed = 0
     audit: str = "safe"
     audit_level: float = 0.05
     audit_delta: float | None = None
     audit_measure: str | None = None
-    audit_epochs: int | None = None
-    patience: int | None = None
+    audit_epochs: Epochs | None = None
+    patience: Epochs | None = None
     vitals: bool = True
     cache: bool = True
     memory: str = "float32"
-    memory_top: int = 0
-    save_seconds: float = 30.0
-    save_steps: int | None = None
+    memory_top: Annotated[int, Range(0, limit=2**20)] = 0
+    save_seconds: NonNegative = 30.0
+    save_steps: Steps | None = None
 
     def __post_init__(self) -> None:
+        if fault := field_fault(self):
+            raise DataError(fault)
         choices = {
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),
@@ -68,12 +72,6 @@ class Settings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise DataError(f"{name} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {getattr(self, name)!r}")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "audit_epochs", "save_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DataError(f"{name} is at least 1, not {value}")
-        if self.memory_top < 0:
-            raise DataError(f"memory_top is at least 0, not {self.memory_top}")
         Audit(self.audit, self.audit_level, self.audit_delta, 1, self.patience, self.audit_measure or "accuracy")
 
     def make_audit(self, generations: int, task: str = "classify") -> Audit:

@@ -20,6 +20,7 @@ from ..core.objective import Method, Objective
 from ..core.step import Passes, TrainingClock
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
+from ..io.files import write
 from ..teachers.self_training import PseudoLabelStore
 from .settings import Settings
 
@@ -87,22 +88,29 @@ class BestEpoch:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one line an epoch. Rank 0 writes it; a resumed run cuts it to what the checkpoint knows."""
+    """``metrics.jsonl``: one line an epoch. Rank 0 writes it; a resumed run brings it back to what the checkpoint has.
+
+    ``content`` is what was written, which checkpoints hold too: so a change in the file is seen, and undone.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.size = folder / "metrics.jsonl", 0
+        self.path, self.content = folder / "metrics.jsonl", bytearray()
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line."""
         if distributed.rank():
             return
+        line = (json.dumps(entry, sort_keys=True) + "\n").encode()
         try:
-            with self.path.open("a") as log:
-                log.write(json.dumps(entry, sort_keys=True) + "\n")
-                log.flush()
-                self.size = log.tell()
+            with self.path.open("ab") as log:
+                log.write(line)
+            self.content += line
         except OSError as error:
             raise cannot_write(self.path, error) from error
+
+    def to_tensor(self) -> Tensor:
+        """The bytes that were written, (bytes,) uint8, as a checkpoint holds them."""
+        return torch.frombuffer(bytearray(self.content), dtype=torch.uint8) if self.content else torch.zeros(0).byte()
 
     def flush(self) -> None:
         """Bring the lines to the disk: a checkpoint must never know of more lines than the disk has."""
@@ -114,18 +122,33 @@ class MetricsLog:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def cut(self, size: int) -> list[dict[str, Any]]:
-        """Drop the entries written after the checkpoint, in one system call; returns the entries that stay."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        if len(text) < size:
-            raise CheckpointError(
-                f"{self.path} has {len(text)} bytes and the checkpoint knows of {size}; it was cut; "
-                "start again in a new --out"
-            )
-        if distributed.rank() == 0 and len(text) > size:
-            os.truncate(self.path, size)
-        self.size = size
-        return [json.loads(line) for line in text[:size].decode().splitlines()]
+    def restore(self, content: bytes, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Drop the entries written after the checkpoint, in one system call, and undo any change of those before.
+
+        Args:
+            content: what the checkpoint knows of.
+            warn: hears of a change.
+
+        Returns:
+            The entries that stay.
+
+        Raises:
+            CheckpointError: lines that the checkpoint knows of are gone.
+        """
+        self.content = bytearray(content)
+        if distributed.rank() == 0:
+            text = self.path.read_bytes() if self.path.exists() else b""
+            if len(text) < len(content):
+                raise CheckpointError(
+                    f"{self.path} has {len(text)} bytes and the checkpoint knows of {len(content)}; it was cut; "
+                    "start again in a new --out"
+                )
+            if not text.startswith(content):
+                warn(f"{self.path} was changed since it was written; its lines are written again from the checkpoint")
+                write(self.path, content.decode())
+            elif len(text) > len(content):
+                os.truncate(self.path, len(content))
+        return [json.loads(line) for line in content.decode().splitlines()]
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:

@@ -26,7 +26,7 @@ from ..teachers.generations import ensemble_teacher
 from ..teachers.self_training import InheritedPseudoLabels
 from .callbacks import AuditedClasses, AuditNotice, ChanceCheck, Diversity, FreshStart, LinearProbe
 from .drift import DriftMonitor
-from .preflight import dry_run
+from .preflight import check_memory, dry_run
 from .settings import PRECISIONS
 from .state import Evaluation, RunState
 from .task import Callback, Task, autocast
@@ -196,6 +196,8 @@ class DryRun(Callback):
     def before_training(self, state: RunState) -> None:
         data = self.task.data
         dry_run(state.objective, self.task.batches(state)[0], data.shape, len(data.classes))
+        rows = len(data.labelled) + len(data.unlabelled)
+        check_memory(state.objective, rows, len(data.classes), state.device)
 
 
 class PoolNotice(Callback):

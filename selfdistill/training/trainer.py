@@ -325,6 +325,7 @@ class Trainer:
         state = self.state
         if not (resume and checkpointing.restore(state, self.task, self.begin)):
             self.begin(0)
+            checkpointing.check_space(state)
             for callback in self.callbacks:
                 callback.before_training(state)
         while self._train_generation(stop, progress):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +104,53 @@ def test_a_refused_run_says_why_in_one_line_and_leaves_no_folder(case: str, here
         assert phrase in line, line
     assert contents(here) == before
     assert not Path("runs").exists()  # the corrected command may use the same --out
+
+
+@pytest.mark.parametrize(
+    ("package", "args"),
+    [
+        ("skops.io", "run t.csv --target outcome --method plain() --model mlp --steps 2"),
+        ("skops.io", "run t.csv --target outcome --model linear"),
+        ("pandas", "run t.csv --target outcome"),
+        ("PIL", "run pets"),
+        ("transformers", "run p.jsonl --model tiny"),
+        ("transformers", "run t.csv --target outcome --text kind"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_before_training(
+    package: str, args: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not hours later, when the model is saved with it."""
+    lines = [f'{{"prompt": "{number}?", "demonstration": "b"}}\n' for number in range(9)]
+    Path("p.jsonl").write_text("".join(lines))
+    Path("tiny").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("tiny", name).write_text("{}")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("selfdistill.training.trainer.Trainer.step", lambda self: pytest.fail("it trains"))
+    monkeypatch.setattr("selfdistill.estimators.run.fit", lambda run, learner: pytest.fail("it trains"))
+    line = refused(*args.split(), "--out", "left", "--quiet")
+    assert "pip install" in line
+    assert not Path("left").exists()
+
+
+def test_what_one_of_several_methods_lacks_is_told_before_any_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdistill.training.trainer.Trainer.step", lambda self: pytest.fail("it trains"))
+    args = ("compare", "t.csv", "--target", "outcome", "--model", "mlp", "--seeds", 3, "--steps", 2, "--out", "left")
+    assert "unlabelled" in refused(*args, "--quiet", "--methods", "elr()", "fixmatch()")
+    assert not Path("left").exists()
+
+
+def test_a_disk_that_cannot_hold_a_checkpoint_is_told_before_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("selfdistill.training.trainer.Trainer.step", lambda self: pytest.fail("it trains"))
+    line = refused("run", "digits", "--steps", 2, "--method", "plain()", "--out", "left", "--quiet")
+    assert "a checkpoint takes about" in line
+    assert "give another --out" in line
 
 
 def test_an_unknown_command_is_refused_in_one_line() -> None:

@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from selfdistill.core import memory
 from selfdistill.core.memory import Buffers, SampleMemory
 from selfdistill.errors import DataError
+from selfdistill.methods import elr, plain
+from selfdistill.training import preflight
+from selfdistill.training.fit import fit
+from tests.harness import build, tiny_data
 
 IDS = st.lists(st.integers(0, 400) | st.integers(0, 1 << 62), max_size=6, unique=True)
 ACTIONS = st.lists(st.tuples(st.sampled_from(["write", "write_new", "read", "save"]), IDS), max_size=25)
@@ -154,3 +158,10 @@ def test_a_memory_by_id_is_read():
     fresh = SampleMemory()
     fresh.load_state_dict({"values": torch.tensor([[0.0], [3.0]]), "seen": torch.tensor([False, True])})
     assert (fresh.keys.tolist(), fresh.stored.tolist()) == ([1], [[3.0]])
+
+
+def test_predictions_that_will_not_fit_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(preflight, "free_memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"GB are free; give --memory float16 or --memory-top 10"):
+        fit(build, tiny_data(0), elr(), steps=1, batch_size=8)
+    fit(build, tiny_data(0), plain(), steps=1, batch_size=8)

@@ -1,5 +1,6 @@
 """Images that are read while a run trains: the same numbers as in memory, for any number of workers."""
 
+import os
 import pickle
 
 import pytest
@@ -101,3 +102,13 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch, value):
 def test_workers_have_room_for_their_results(monkeypatch):
     monkeypatch.setenv(loading.VARIABLE, "2")
     assert loading.num_workers(1 << 60) == 0
+
+
+def group(item):
+    return os.getpgrp()
+
+
+def test_signals_to_the_group_of_a_run_spare_its_workers():
+    """Ctrl-C reaches a whole group, and the run still finishes its step."""
+    (worker,) = loading.in_order(group, [0], 1)
+    assert worker != os.getpgrp()

@@ -1,8 +1,11 @@
 """Images from folders and IDX files: what is read, in which shape, and what is refused."""
 
 import gzip
+import io
+import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +228,114 @@ def test_digests_are_of_pixels_not_of_files(tmp_path):
     assert len(loaded.digests.unique(dim=0)) == 8
     files = [images.ImageFile(Path(name), name) for name in loaded.names]
     assert b"".join(image_store.digests(files)) == loaded.digests.numpy().tobytes()
+
+
+# ---- archives, tables of paths, data sets ----------------------------------------------------------------
+
+
+def shards(root, folder, by="cls", names=("train-0.tar", "train-1.tar")):
+    """The pictures of a folder as archives, every second one in the second archive."""
+    root.mkdir()
+    for number, name in enumerate(names):
+        with tarfile.open(root / name, "w") as archive:
+            for i, path in enumerate(sorted(folder.rglob("*.png"))):
+                if i % len(names) != number:
+                    continue
+                key = f"{i:04}" if by else f"{path.parent.name}/{i:04}"
+                archive.add(path, f"{key}.png")
+                label = path.parent.name if by == "cls" else json.dumps({"label": path.parent.name})
+                if by:
+                    info = tarfile.TarInfo(f"{key}.{by}")
+                    info.size = len(label)
+                    archive.addfile(info, io.BytesIO(label.encode()))
+    return root
+
+
+@pytest.mark.parametrize("by", ["cls", "json", ""])
+def test_archives_are_read_in_place(tmp_path, by):
+    folder = load(pets(tmp_path / "pets", 6))
+    archived = load(shards(tmp_path / "tars", tmp_path / "pets", by))
+    assert archived.classes == ("cat", "dog")
+    order = [int(Path(name).stem) for name in archived.names]
+    assert archived.x.equal(folder.x[order])
+    assert archived.y.equal((torch.tensor(order) >= 6).long())
+    assert not archived.note
+
+
+def test_archives_by_split(tmp_path):
+    pets(tmp_path / "pets", 12)
+    loaded = load(shards(tmp_path / "tars", tmp_path / "pets", "cls", ("train-0.tar", "val-0.tar", "test-0.tar")))
+    assert [len(part) for part in (loaded.labelled, loaded.audit, loaded.test)] == [8, 8, 8]
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    root = shards(tmp_path / "tars", pets(tmp_path / "pets", 6))
+    (root / "train-1.tar").write_bytes(gzip.compress((root / "train-1.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"train-1\.tar: not a readable tar file"):
+        load(root)
+
+
+def test_a_table_of_paths(tmp_path):
+    folder = load(pets(tmp_path / "pets", 6))
+    lines = [f"pets/{p.parent.name}/{p.name},{p.parent.name}" for p in sorted((tmp_path / "pets").rglob("*.png"))]
+    (tmp_path / "list.csv").write_text("\n".join(["file,kind", *lines, "pets/cat/gone.png,cat", ""]))
+    loaded = load(tmp_path / "list.csv")
+    assert loaded.x.equal(folder.x)
+    assert loaded.y.equal(folder.y)
+    assert loaded.note.startswith("list.csv: images by column 'file', labels by column 'kind'; 1 file was left out")
+    assert load(tmp_path / "list.csv", target="kind").classes == ("cat", "dog")
+    with pytest.raises(DataError, match="no column 'sort' beside the paths; use one of kind"):
+        load(tmp_path / "list.csv", target="sort")
+
+
+def test_a_table_of_paths_with_splits(tmp_path):
+    pets(tmp_path / "pets", 6)
+    words = {0: "test", 1: "val"}
+    lines = [
+        f"pets/{p.parent.name}/{p.name};{p.parent.name};{words.get(i % 6, 'train')}"
+        for i, p in enumerate(sorted((tmp_path / "pets").rglob("*.png")))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["file;kind;split", *lines]))
+    loaded = load(tmp_path / "list.csv")
+    assert [len(part) for part in (loaded.labelled, loaded.audit, loaded.test)] == [8, 2, 2]
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+
+def test_data_sets_of_python(tmp_path, monkeypatch):
+    folder = load(pets(tmp_path / "pets", 6))
+    files = [Image.open(name) for name in folder.names]
+    pairs = dataset.from_dataset(Rows(list(zip(files, folder.y.tolist(), strict=True))), ("cat", "dog"))
+    assert pairs.x.equal(folder.x)
+    assert pairs.y.equal(folder.y)
+    rows = Rows([{"image": image, "label": label} for image, label in zip(files, folder.y.tolist(), strict=True)])
+    monkeypatch.setattr(image_store, "IN_MEMORY", 0)
+    assert dataset.from_dataset(rows).x[torch.arange(12)].equal(folder.x)
+    tensors = torch.utils.data.TensorDataset(folder.x.float() / 255, folder.y)
+    assert dataset.from_dataset(tensors).rows(torch.arange(12)).equal(folder.rows(torch.arange(12)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no rows by number"),
+        ([3, 4], "row 0 is a int without one input"),
+        ([(torch.ones(2), "cat")], "without one input and a number for its label"),
+        ([(torch.ones(2), 0), (torch.ones(3), 1)], "no tensors of one shape"),
+    ],
+)
+def test_other_rows_are_refused(rows, message):
+    with pytest.raises(DataError, match=message):
+        dataset.from_dataset(Rows(rows))
 
 
 # ---- refusals ------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_checkpoint_with_pickled_content_is_never_read(pickle: str, here: Path
     for path in Path("cut/checkpoints").glob("ckpt-*"):
         (path / "student.safetensors").write_bytes(PICKLES[pickle])
     before = contents(here / "cut")
-    line = refused("resume", "cut", "--quiet")
+    line = refused("resume", "cut", "--quiet", "--trust-code")
     assert "student.safetensors" in line
     assert contents(here / "cut") == before
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_with_pickled_content_is_never_read(pickle: str, here: Path
 @pytest.mark.parametrize("name", ["model.pt", "state.pkl"])
 def test_a_foreign_file_among_the_checkpoints_is_refused(name: str, here: Path) -> None:
     (Path("cut/checkpoints") / name).write_bytes(PICKLES["protocol 4"])
-    line = refused("resume", "cut", "--quiet")
+    line = refused("resume", "cut", "--quiet", "--trust-code")
     assert f"cut/checkpoints/{name}" in line
     assert "could run code" in line
 
@@ -80,7 +80,7 @@ def test_when_no_checkpoint_is_intact_all_are_named(here: Path) -> None:
     for path in paths:
         with (path / "student.json").open("a") as file:
             file.write("x")
-    line = refused("resume", "cut", "--quiet")
+    line = refused("resume", "cut", "--quiet", "--trust-code")
     assert "no intact checkpoint" in line
     assert all(path.name in line for path in paths)
 
@@ -88,7 +88,7 @@ def test_when_no_checkpoint_is_intact_all_are_named(here: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_with_one_line(here: Path) -> None:
     earlier, newest = sorted(Path("cut/checkpoints").glob("ckpt-*"))
     (newest / "optimizer.json").unlink()
-    lines = invoke("resume", "cut", "--quiet").stderr.splitlines()
+    lines = invoke("resume", "cut", "--quiet", "--trust-code").stderr.splitlines()
     assert len(lines) == 2  # and then the model's own fault
     assert newest.name in lines[0]
     assert f"{earlier.name} is used instead" in lines[0]
@@ -102,10 +102,10 @@ def test_data_that_changed_since_are_refused(here: Path) -> None:
     text = Path("t.csv").read_text()
     Path("t.csv").write_text(text.replace(",u,", ",v,", 1))
     before = contents(here / "cut2")
-    assert "t.csv has changed since cut2 was begun" in refused("resume", "cut2")
+    assert "t.csv has changed since cut2 was begun" in refused("resume", "cut2", "--trust-code")
     assert contents(here / "cut2") == before
     Path("t.csv").write_text(text)
-    assert "nan" in refused("resume", "cut2", "--quiet")
+    assert "nan" in refused("resume", "cut2", "--quiet", "--trust-code")
 
 
 # ---- full disks ------------------------------------------------------------------------------------

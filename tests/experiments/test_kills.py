@@ -7,9 +7,12 @@ the log or a generation's weights, where the run announces itself and waits for 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +21,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
-from tests.workers.runs import GENERATIONS, STEPS, bits, differences, run
+from selfdistill.estimators.io import load as load_estimator
+from selfdistill.io import checkpoint
+from selfdistill.io.files import is_temporary
+from tests.language.tiny import write_prompts
+from tests.terminal import write_tables
+from tests.workers.runs import GENERATIONS, STEPS, bits, differences, flat, leaf_bits, run
 from tests.workers.train import PLACES, STOPPED
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("SELFDISTILL_KILLS", "40"))
 SAVING = [place for place in PLACES if place != "log cut"]
 
 
@@ -31,7 +41,7 @@ class Server:
     """The process that trains in forked children."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.workers.train"], cwd=ROOT, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -47,6 +57,10 @@ class Server:
     def start(self, **order: Any) -> int:
         """Begin or go on with a run; its pid, which stays its own until `end`."""
         return self._ask(json.dumps(order))
+
+    def warm(self, **order: Any) -> int:
+        """Run a command in the server itself; its exit code."""
+        return self._ask(json.dumps({**order, "warm": True}))
 
     def end(self) -> int:
         """Wait for the child: its exit code, or minus the signal that ended it."""
@@ -212,3 +226,123 @@ def test_asked_to_stop_it_saves_and_goes_on(
     life = Life(server, tmp_path / "run", tmp_path / "announced", **rare)
     assert life.server.end() == 0
     assert differences(uninterrupted, bits(tmp_path / "run")) == []
+
+
+# ---- whole commands ------------------------------------------------------------------------------------------------
+
+LENGTH = ["--steps", "8", "--save-steps", "1", "--quiet", "--out", "out"]
+TABLE = ["t.csv", "--target", "outcome"]
+COMMANDS = {
+    "network": ["run", *TABLE, "--model", "mlp(width=8)", "--method", "born_again(generations=2)", *LENGTH],
+    "learner": ["run", *TABLE, "--model", "linear", "--method", "self_distilled()", "--quiet", "--out", "out"],
+    "language": ["run", "p.jsonl", "--model", "tiny", "--method", "sdft(max_tokens=4)", "--batch-size", "4", *LENGTH],
+    "default": ["run", *TABLE, "--quiet", "--out", "out"],
+    "python": ["tests.workers.runs:distil", "out"],
+    "compare": ["compare", *TABLE, "--model", "mlp(width=4)", "--methods", "elr()", "--seeds", "3", *LENGTH],
+    "benchmark": [
+        *("benchmark", "methods", "--quick", "--settings", "digits-100", "--methods", "plain()", "--seeds", "2"),
+        *("--workers", "2", "--out", "out/cells", "--page", "page.md", "--quiet"),
+    ],
+}
+TIMES = {"seconds", "elapsed", "wall_seconds", "times"}  # what no two runs share
+
+
+def _timeless(node: Any) -> Any:
+    """JSON without the times in it."""
+    if isinstance(node, dict):
+        return {key: _timeless(value) for key, value in node.items() if key not in TIMES}
+    return [_timeless(value) for value in node] if isinstance(node, list) else node
+
+
+def _content(path: Path) -> str:
+    """A file without its times; the lines of two workers come in any order."""
+    if path.suffix == ".json":
+        return json.dumps(_timeless(json.loads(path.read_text())), sort_keys=True)
+    if path.parent.name == "cells":
+        lines = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        return "\n".join(sorted(json.dumps(line, sort_keys=True) for line in lines))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def remains(place: Path) -> dict[str, str]:
+    """Everything that a command left, by file: figures, weights, records, checkpoints, predictions."""
+    found = dict[str, str]()
+    for path in sorted((place / "out").rglob("*")):
+        name = str(path.relative_to(place))
+        if path.name == "checkpoints":
+            newest = checkpoint.newest(path)
+            assert newest is not None
+            leaves = flat(checkpoint.read(newest)).items()
+            found |= {f"{name} {leaf}": leaf_bits(value) for leaf, value in leaves if leaf != "progress/elapsed"}
+        elif path.name == "model" and (path / "estimator.skops").exists():  # its file holds addresses
+            model = load_estimator(path / "estimator.skops")
+            found[name] = repr(model.predict_proba(pandas.read_csv(place / "t.csv").drop(columns="outcome")).tolist())
+        elif path.is_file() and "checkpoints" not in path.parts and path.suffix not in (".md", ".html", ".skops"):
+            found |= {} if path.name == "times.json" else {name: _content(path)}
+    return found
+
+
+def _session(leader: int) -> list[int]:
+    """The processes that are left of a session."""
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                left.append(int(stat.parent.name))
+    return left
+
+
+class Kitchen:
+    """Folders with the same inputs in each, and the server that runs a command there."""
+
+    def __init__(self, server: Server, folder: Path, words: list[str]) -> None:
+        self.server, self.folder, self.words = server, folder, words
+        (folder / "inputs").mkdir()
+        write_tables(folder / "inputs")
+        if "tiny" in words:
+            write_prompts(folder / "inputs")
+
+    def fresh(self, name: str) -> Path:
+        shutil.copytree(self.folder / "inputs", self.folder / name)
+        return self.folder / name
+
+    def live(self, place: Path, seconds: float | None, group: bool = True) -> int:
+        """Run the command, and kill it after some seconds; its exit code. No process may be left."""
+        pid = self.server.start(words=self.words, place=str(place))
+        deadline = time.monotonic() + (600 if seconds is None else seconds)
+        while time.monotonic() < deadline and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+            time.sleep(0.002)
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(pid, signal.SIGKILL)
+        patience = time.monotonic() + 10
+        while (left := _session(pid)) and time.monotonic() < patience:
+            time.sleep(0.05)
+        code = self.server.end()
+        assert left == [], f"{len(left)} processes are left"
+        return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_40_times_ends_as_if_it_had_not_been(name: str, server: Server, tmp_path: Path) -> None:
+    """SIGKILL at random moments, to the process or to all of its group; the same command completes every folder."""
+    rng, kitchen = random.Random(f"kills {name}"), Kitchen(server, tmp_path, COMMANDS[name])
+    if name not in ("compare", "benchmark"):
+        assert server.warm(words=COMMANDS[name], place=str(kitchen.fresh("warm"))) == 0
+    place, begun = kitchen.fresh("uninterrupted"), time.monotonic()
+    assert kitchen.live(place, None) == 0
+    span, expected, kills, attempt = time.monotonic() - begun, remains(place), 0, 0
+    assert expected
+    while kills < KILLS:
+        attempt += 1
+        place = kitchen.fresh(str(attempt))
+        for _ in range(rng.randint(2, 6)):
+            code = kitchen.live(place, rng.uniform(0, 1.05) * span, rng.random() < 0.5)
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+        assert kitchen.live(place, None) == 0, f"{place} cannot be completed"
+        assert differences(expected, remains(place)) == []
+        assert [path for path in place.rglob(".*") if is_temporary(path)] == []
+        shutil.rmtree(place)
+    print(f"{name}: {kills} kills in {attempt} runs of {span:.1f} s")

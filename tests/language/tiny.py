@@ -4,8 +4,10 @@ the papers say of it, one row at a time, in float64, with plain transformers alo
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from selfdistill.core.step import Batch, Rows
 from selfdistill.data.examples import Example
 from selfdistill.data.prompts import Prompts, of_examples
 from selfdistill.gates.tokens import AfterTokens, HighEntropy, ImportanceWeight, Product
+from selfdistill.language.sampling import export
 from selfdistill.losses.chunked.definitions import Divergence, ForwardKL
 from selfdistill.losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from selfdistill.losses.chunked.sweep import TopK
@@ -78,6 +81,14 @@ def prompts(rows: int = 40, checker: str | None = "exact", seed: int = 0, **more
         known = {"demonstration": word[::-1], "answer": word[::-1], "wrong": word} | more
         made.append(Example((("user", f"{word} {i}?"),), checker=checker, line=i + 1, **known))
     return of_examples(made)
+
+
+def write_prompts(folder: Path) -> None:
+    """p.jsonl, and the folder of the model, as plain transformers load it."""
+    lines = [{"prompt": f"{i}+1?", "demonstration": str(i + 1), "answer": str(i + 1)} for i in range(24)]
+    text = "".join(json.dumps({**line, "checker": "exact"}) + "\n" for line in lines)
+    (folder / "p.jsonl").write_text(text, encoding="utf-8")
+    export(student(), folder / "tiny")
 
 
 def rows_of(pairs: Sequence[Pair]) -> Tensor:

@@ -209,7 +209,7 @@ def test_a_saved_model_loads_bit_for_bit_in_eval_mode(here, spec, dtype):
     assert (config["spec"], config["shape"], config["outputs"]) == (build.spec, list(IMAGE), 5)
     assert config["classes"] == ["x", "y"]
     state = torch.get_rng_state()
-    loaded = load(here / "a" / "model")
+    loaded = load(here / "a" / "model", trust_code=":" in spec)
     save(model, here / "a" / "model", build, {})  # over an existing one
     assert torch.equal(torch.get_rng_state(), state), "saving and loading must not change later draws"
     assert not loaded.training
@@ -224,7 +224,7 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path):
     save(model, tmp_path, build, {})
     stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert "b.weight" not in stored
-    loaded: Any = load(tmp_path)
+    loaded: Any = load(tmp_path, trust_code=True)
     assert loaded.a.weight is loaded.b.weight
     assert same(bits(loaded), bits(model))
     assert loaded.part.data_ptr() != model.part.data_ptr()
@@ -312,7 +312,7 @@ def spoil(folder: Path, how: str) -> None:
         ("newer", "is of format 3; this version of selfdistill reads format 2"),
         ("no shape", "spec, shape, outputs and options are needed"),
         ("unknown model", "config.json: unknown model 'cnm'; known: cnn, mlp, resnet"),
-        ("no module", "config.json: there is no module 'nothing_such'"),
+        ("no module", "names nothing_such:net, code that is not part of selfdistill .* --trust-code"),
         ("unknown option", "config.json: mlp has no argument 'wdth'"),
     ],
 )
@@ -347,8 +347,9 @@ def test_code_in_the_model_folder_is_not_what_is_loaded(here):
     save(build(), here / "m", build, {})
     sys.modules.pop("mynets")
     (here / "mynets.py").rename(here / "m" / "mynets.py")
-    with pytest.raises(CheckpointError, match="there is no module 'mynets'"):
-        load(here / "m")
+    for trust_code in (False, True):
+        with pytest.raises(CheckpointError, match="mynets"):
+            load(here / "m", trust_code)
 
 
 def test_what_cannot_be_saved_leaves_the_old_folder_whole(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from selfdistill.errors import CheckpointError
 from selfdistill.experiments.compare import judge
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
-from selfdistill.io.run_record import Request
+from selfdistill.io.run_record import Request, write_record
 from selfdistill.report import render, write
 from selfdistill.report.figures import (
     Mark,
@@ -213,7 +213,7 @@ def test_a_language_runs_control_is_called_by_its_recipe(run: Path, tmp_path: Pa
     record = json.loads((run / "run.json").read_text())
     assert "plain, the baseline" in render(tmp_path / "r", TASK_TYPES)
     del record["result"]
-    (tmp_path / "r" / "run.json").write_text(json.dumps(record | {"kind": "language"}))
+    write_record(tmp_path / "r" / "run.json", record | {"kind": "language"})
     page = render(tmp_path / "r", TASK_TYPES)
     assert "sft(), the baseline" in page
     assert "plain, the baseline" not in page

@@ -118,7 +118,7 @@ def test_a_finished_run_gives_its_result_again(snapshots: Snapshots, tmp_path: P
 
 CHANGING = ("average_ema", "noisy_ema", "memory_lastepoch", "history_history", "before_lastbatch")
 GIVEN = ("pseudo_pseudolabels", "past_generation")  # made when the generation begins; they do not change in it
-PROGRESS = ("generation", "start", "sums", "log_bytes", "steps_done", "done", "pulse")
+PROGRESS = ("generation", "start", "sums", "log", "steps_done", "done", "pulse")
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], None]
 
@@ -163,7 +163,7 @@ CONTROLS: dict[str, Edit] = {
     **{name: _forgets(name) for name in ("student", "objective", "optimizer", "scheduler", "best", "progress")},
     "clock": _forgets("objective", "_extra_state"),
     "progress/sums": _forgets("progress", "sums"),
-    "progress/log_bytes": _forgets("progress", "log_bytes"),
+    "progress/log": _forgets("progress", "log"),
     "progress/steps_done": _forgets("progress", "steps_done"),
     "progress/pulse": _forgets("progress", "pulse"),
     "progress/generation": _sets("generation", 0),

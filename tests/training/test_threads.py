@@ -13,7 +13,7 @@ from torch import nn
 from selfdistill.estimators import run
 from selfdistill.estimators.run import TableRun
 from selfdistill.experiments.run import Run
-from selfdistill.io.run_record import Request
+from selfdistill.io.run_record import Request, write_record
 from selfdistill.training import threads
 
 
@@ -76,6 +76,6 @@ def test_a_run_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> Non
     assert record["threads"] == 1, "an MLP on digits is small"
     del record["result"]
     record["threads"] = 2
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    write_record(tmp_path / "run" / "run.json", record)
     Run.open(tmp_path / "run").execute()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ def run(folder: Path, **options: Any) -> Result:
     return fit(Net, data(), everything(), out=folder, **{**defaults, **options})
 
 
+def distil(folder: str) -> None:
+    """Train a self-distilled learner of scikit-learn that keeps its trainings, and write what it predicts."""
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    from selfdistill.estimators import SelfDistilledClassifier, keeping
+
+    x, y = load_iris(return_X_y=True)
+    with keeping(Path(folder) / "fits"):
+        model = SelfDistilledClassifier(LogisticRegression(), generations=3, random_state=0).fit(x, y)
+    (Path(folder) / "predictions.bin").write_bytes(model.predict_proba(x).tobytes())
+    (Path(folder) / "history.json").write_text(json.dumps(model.history_, default=str))
+
+
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
     """The leaves of nested dicts, lists and tuples, by path."""
     pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
@@ -80,7 +95,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _bits(leaf: Any) -> str:
+def leaf_bits(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
         return repr(leaf)
     plain = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -91,7 +106,7 @@ def bits(folder: Path) -> dict[str, str]:
     """Everything a run left on disk, hashed leaf by leaf; only the time it took is left out."""
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
-    left = {name: _bits(leaf) for name, leaf in flat(checkpoint.read(newest)).items() if name != "progress/elapsed"}
+    left = {name: leaf_bits(leaf) for name, leaf in flat(checkpoint.read(newest)).items() if name != "progress/elapsed"}
     files = [folder / "metrics.jsonl", *sorted((folder / "generations").glob("*.safetensors"))]
     return left | {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

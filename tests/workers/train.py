@@ -5,11 +5,18 @@ GENERATION STEP`` after every checkpoint) and, to be killed at a known place, ``
 ``beyond``: the generation and step that a completed checkpoint must have passed first, and ``at``: which visit of the
 place from then on. At that visit the child appends ``held PLACE`` and waits for its end. The server prints the
 child's pid and, when asked by another line, waits for its end and prints its wait status.
+
+An object with ``words`` has the child run that command line in the folder ``place``, in a session of its own; the
+first word may be a "module:function" that is called with the other words. With ``warm`` the server does so itself, so
+that its children need not import what the command does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -99,7 +106,35 @@ class Announcer:
                 time.sleep(60)
 
 
+def _command(order: dict[str, Any]) -> int:
+    """Run a command line, or call a function, in a folder."""
+    from selfdistill.cli import main as command
+
+    os.chdir(order["place"])
+    function, *words = order["words"]
+    if ":" in function:
+        module, name = function.split(":")
+        getattr(importlib.import_module(module), name)(*words)
+        return 0
+    sys.argv = ["selfdistill", *order["words"]]
+    with open(os.devnull, "w", encoding="utf-8") as silent, contextlib.redirect_stdout(silent):
+        try:
+            command(order["words"], prog_name="selfdistill")
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def _forked(method: str | None = None, get_context: Callable[..., Any] = multiprocessing.get_context) -> Any:
+    """Workers as forks: they have the imports already. What they are started with is tested in `test_processes`."""
+    return get_context("fork" if method == "spawn" else method)
+
+
 def _child(order: dict[str, Any]) -> int:
+    if "words" in order:
+        os.setsid()
+        setattr(multiprocessing, "get_context", _forked)  # noqa: B010
+        return _command(order)
     Announcer(order).install()
     try:
         run(Path(order["out"]), resume=True, **order.get("options", {}))
@@ -114,11 +149,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as warm:  # what is imported late is imported here, once for all children
         run(Path(warm), steps=1)
     for line in sys.stdin:
+        order = json.loads(line)
+        if order.get("warm"):
+            print(_command(order), flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                code = _child(json.loads(line))
+                code = _child(order)
             finally:
                 sys.stderr.flush()
                 os._exit(code)

@@ -31,7 +31,8 @@ from ...errors import CheckpointError, DataError, RecipeError
 from ...evaluation import linear_probe
 from ...evaluation.predict import scored
 from ...io.expressions import one_line
-from ...io.files import append_line, read_lines
+from ...io.files import append_line, read_lines, writable
+from ...io.schema import parse_json
 from ...methods.controls import plain
 from ...methods.registry import read_method
 from ...training import threads
@@ -110,7 +111,7 @@ def records_of(setting: Setting, out: Path, tell: Tell = lambda line: None) -> R
 
 def _parse(line: str, place: str, setting: Setting) -> dict[str, Any]:
     try:
-        record = dict(json.loads(line))
+        record = dict(parse_json(line, {"setting": dict}))
         was, seed, status = record["setting"], record["seed"], record["status"]
         if not isinstance(record["method"], str) or type(seed) is not int or status not in ("finished", "failed"):
             raise ValueError("method, seed or status is missing")
@@ -416,6 +417,10 @@ def run_cells(
     """
     done = {setting: records_of(setting, out, tell) for setting in dict.fromkeys(cell.setting for cell in wanted)}
     left = [cell for cell in wanted if cell.seed not in done[cell.setting].get(cell.method, {})]
+    for setting in dict.fromkeys(cell.setting for cell in left):  # what is missing is told before anything is trained
+        data_of(setting, 0)
+        out.mkdir(parents=True, exist_ok=True)
+        writable(setting.path(out), "--out")
     progress = Progress(len(left), len(wanted) - len(left), minutes, tell)
 
     def choose(queue: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:

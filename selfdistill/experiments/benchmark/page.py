@@ -9,7 +9,6 @@ no difference whatever would pass it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -22,6 +21,7 @@ from ...errors import DataError
 from ...evaluation.statistics import SAME_ROWS, TIED, PairedComparison, compare_paired, paired, two_sided_t
 from ...io.expressions import one_line
 from ...io.files import write as write_file
+from ...io.schema import read_json
 from ...report.figures import forest, standalone
 from .cells import Records, Tell, plan, records_of, spans
 from .settings import (
@@ -188,11 +188,8 @@ def findings(cells: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(text, str) for text in found.values()):
-            raise ValueError("texts by name are wanted")
-        return dict(found)
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(read_json(path, {str: str}))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error, 80)}); make it a JSON object of texts") from error
 
 

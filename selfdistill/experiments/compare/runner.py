@@ -23,9 +23,11 @@ import torch
 
 from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError, VitalsError
 from ...evaluation.statistics import reachable
-from ...io.expressions import one_line
-from ...io.files import FORMAT, check_format, sweep
+from ...io import trust
+from ...io.expressions import Range, one_line
+from ...io.files import FORMAT, check_format, refuse_links, sweep
 from ...io.run_record import Request
+from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
 from ...report import COMPARISON, PAGE, surviving
 from ...report import write as write_report
@@ -42,7 +44,28 @@ Tell = Callable[[str], None]
 Trainer = Callable[[Job, Request, Path], dict[str, Any]]  # trains a job, in a folder of its own; gives its record
 
 
-def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) -> None:
+_JOB = {"name": str, "kind": str, "steps": int, "seed": int, "expression": (str, None), "count": int}
+
+
+_PLAN = {
+    "format": Any,
+    "asked": dict,
+    "threads": Range(1, 4096),
+    "jobs": ([_JOB], None),
+    "command": [str],
+    "versions": {str: str},
+    "teacher": bool,
+    "amount?": float,
+}
+
+
+_FILES = {
+    "cell.json": {"rows": {str: dict}, "data": {"task": str}, "model": str, "parameters": (int, None)},
+    "times.json": {"seconds": float, "peak_memory_mb": float},
+}
+
+
+def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer, trusted: bool) -> None:
     """Train a job on so many threads and write its record: ``cell.json``, and ``times.json``, which no two runs share.
 
     The record may say the ``seconds`` of earlier sittings.
@@ -50,6 +73,7 @@ def _work(job: Job, request: Request, folder: Path, count: int, train: Trainer) 
     folder.mkdir(parents=True, exist_ok=True)
     with (
         named(job),
+        trust.trust_code(trusted),
         threads.limited_to(count),
         locked(folder),
     ):  # a comparison that was killed may have left a worker there
@@ -114,10 +138,12 @@ class Comparison:
 
     def plan(self) -> dict[str, Any]:
         try:
-            plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
-            check_format(self.plan_file, plan["format"])
+            plan = read_json(self.plan_file, {"format?": Any})
+            check_format(self.plan_file, plan.get("format"))
+            if fault := find_fault(plan, _PLAN):
+                raise ValueError(fault)
             return dict(plan)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             why = one_line(error, 120)
             raise CheckpointError(f"{self.plan_file} is damaged or foreign ({why}); give another --out") from error
 
@@ -131,6 +157,7 @@ class Comparison:
             KeyboardInterrupt: asked to stop; the finished cells stay, and so do checkpoints of the others.
         """
         begun = time.monotonic()
+        refuse_links(self.folder)
         design = self.design.load(self.request, self.settings)
         tell(self._reachable())
         fresh = not self.plan_file.exists()
@@ -170,8 +197,8 @@ class Comparison:
     def _read(self, job: Job, name: str) -> dict[str, Any]:
         path = self.place(job) / name
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return dict(read_json(path, _FILES[name]))
+        except (OSError, ValueError) as error:
             why = one_line(error, 80)
             raise CheckpointError(f"{path} is damaged ({why}); delete {path.parent} and go on") from error
 
@@ -197,7 +224,7 @@ class Comparison:
             tell(f"{name}, about {each * (len(left) - number):.0f} s left")
 
         def call(job: Job) -> tuple[Callable[..., None], tuple[Any, ...]]:
-            return _work, (job, self.request, self.place(job), count, self.design.run)
+            return _work, (job, self.request, self.place(job), count, self.design.run, trust.is_trusted())
 
         run_jobs(left, call, finished, workers=workers, folder=self.folder)
 
@@ -214,6 +241,8 @@ class Comparison:
                 times.setdefault(name, []).append(spent)
         task = first["data"]["task"]
         methods, plain = self.design.judged(self.settings.methods), self.design.plain(plan["teacher"])
+        with refuse_misfits(self.folder / "cells", f"delete {self.folder} and run the comparison again"):
+            judged = judge(cells, methods, task=task, level=self.settings.level, plain=plain)
         found = {
             "format": FORMAT,
             "kind": "comparison",
@@ -228,7 +257,7 @@ class Comparison:
             "budget": {"kind": self.settings.budget, "amount": plan["amount"], "unit": _unit(self.settings.budget)},
             "level": self.settings.level,
             "reachable": [self._reachable()],
-            **judge(cells, methods, task=task, level=self.settings.level, plain=plain),
+            **judged,
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
                 for name, records in cells.items()
@@ -262,6 +291,9 @@ def _short(value: Any) -> str:
     return one_line(repr(value), 60)
 
 
+MOST_SEEDS = 1000
+
+
 def compare(
     request: Request,
     methods: Sequence[str],
@@ -271,6 +303,7 @@ def compare(
     level: float = 0.05,
     out: str | Path | None = None,
     tell: Tell = lambda line: None,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Compare methods with controls and with each other at matched compute.
 
@@ -283,6 +316,7 @@ def compare(
         level: of the verdicts, over the methods.
         out: the comparison's folder; the same call there goes on with what was cut.
         tell: called with lines about what is done and what is left.
+        trust_code: whether functions that folders and files name, such as a teacher's, may be run.
 
     Returns:
         What ``comparison.json`` holds; all of it but ``times`` is the same when it is run again.
@@ -290,9 +324,12 @@ def compare(
     Raises:
         DataError: nothing can be compared so, or the folder holds another comparison.
     """
+    if seeds > MOST_SEEDS:
+        raise DataError(f"a comparison has at most {MOST_SEEDS} seeds, not {one_line(seeds, 40)}")
     matched = design_for(request, methods).matched_budget(budget)
     settings = ComparisonSettings(tuple(methods), tuple(range(request.seed, request.seed + seeds)), matched, level)
-    return Comparison.create(request, settings, out).execute(tell)
+    with trust.trust_code(trust_code):
+        return Comparison.create(request, settings, out).execute(tell)
 
 
 def design_for(request: Request, methods: Sequence[str]) -> type[ComparisonDesign]:

@@ -74,14 +74,14 @@ class MaskedComparison(NamedTuple):
     def weight(self, weight: Tensor | float, name: str, differentiable: bool) -> Tensor:
         """A weight for every kept token."""
         like = tensors(self.comparison.student)[0]
-        given = torch.as_tensor(weight, dtype=self.comparison.dtype, device=like.device)
-        if given.requires_grad and not differentiable:
+        weights = torch.as_tensor(weight, dtype=self.comparison.dtype, device=like.device)
+        if weights.requires_grad and not differentiable:
             raise RecipeError(f"{name} is a constant of a divergence: detach it, or set recompute=True")
         try:
-            given = given.expand(self.shape).reshape(-1)
+            weights = weights.expand(self.shape).reshape(-1)
         except RuntimeError:
-            raise DataError(f"{name} {tuple(given.shape)} does not fit tokens {tuple(self.shape)}") from None
-        return given if self.keep is None else given[self.keep]
+            raise DataError(f"{name} {tuple(weights.shape)} does not fit tokens {tuple(self.shape)}") from None
+        return weights if self.keep is None else weights[self.keep]
 
     def back(self, values: Tensor) -> Tensor:
         """Values of the kept tokens at their places, 0 elsewhere."""
@@ -159,11 +159,11 @@ def _check(kind: Divergence, teacher: object, support: TopK | Tensor | None, siz
         raise RecipeError(f"chunk counts tokens, from 1 on, not {chunk}")
 
 
-def _fits(name: str, given: Tensor, shape: torch.Size) -> None:
-    if given.shape != shape:
-        raise DataError(f"{name} {tuple(given.shape)} do not fit {tuple(shape)}")
-    if name == "mask" and given.dtype != torch.bool:
-        raise DataError(f"a mask is True or False for each token, not {given.dtype}")
+def _fits(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise DataError(f"{name} {tuple(tensor.shape)} do not fit {tuple(shape)}")
+    if name == "mask" and tensor.dtype != torch.bool:
+        raise DataError(f"a mask is True or False for each token, not {tensor.dtype}")
 
 
 def _ids(ids: Tensor, shape: torch.Size, size: int, kind: Divergence) -> Tensor:
@@ -233,9 +233,9 @@ def divergence(
         RecipeError: a setting is out of range, or the support does not fit the kind.
 
     >>> head = Projection(torch.randn(5, 8), torch.randn(11, 8).requires_grad_())
-    >>> found = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=TopK(3))
-    >>> found.mean.backward()
-    >>> found.values.shape, head.matrix.grad.shape
+    >>> result = divergence(head, torch.randn(5, 11), JensenShannon(0.5), support=TopK(3))
+    >>> result.mean.backward()
+    >>> result.values.shape, head.matrix.grad.shape
     (torch.Size([5]), torch.Size([11, 8]))
     """
     task = matched(student, teacher, kind, support, mask, labels, vocabulary, chunk)
@@ -246,8 +246,8 @@ def divergence(
         values, entropies = _Values.apply(task.comparison, *parts)  # type: ignore[no-untyped-call]
         total = (w * values).sum() + (0.0 if v is None else (v * entropies).sum())
     else:
-        given = (task.comparison, Weights(w, v), torch.is_grad_enabled())
-        total, values, entropies = _Total.apply(*given, *parts)  # type: ignore[no-untyped-call]
+        settings = (task.comparison, Weights(w, v), torch.is_grad_enabled())
+        total, values, entropies = _Total.apply(*settings, *parts)  # type: ignore[no-untyped-call]
     return Compared(total, task.back(values), None if v is None else task.back(entropies), len(values))
 
 
@@ -256,8 +256,8 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, comparison: TokenComparison, weights: Weights, learning: bool, *parts: Tensor | None) -> Any:
-        wanted = ctx.needs_input_grad[3:] if learning else (False,) * 3
-        values, entropies, ctx.gradients = comparison.sweep(weights, wanted)
+        needs_gradient = ctx.needs_input_grad[3:] if learning else (False,) * 3
+        values, entropies, ctx.gradients = comparison.sweep(weights, needs_gradient)
         total = (weights.divergence * values).sum()
         if entropies is not None and weights.label is not None:
             total += (weights.label * entropies).sum()
@@ -335,8 +335,8 @@ class TokenDivergence(Loss):
     def total(self, student: Logits, target: Target, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         size, (mask, weight) = min(outputs(student), outputs(target.value)), _weighed(student, target, weight)
         support = self.support and replace(self.support, k=min(self.support.k, size))
-        found = divergence(student, target.value, self.divergence, support=support, weight=weight, mask=mask)
-        return found.total, found.values
+        result = divergence(student, target.value, self.divergence, support=support, weight=weight, mask=mask)
+        return result.total, result.values
 
 
 @dataclass(frozen=True)
@@ -414,6 +414,6 @@ def importance(
     return weights
 
 
-def _same(name: str, given: Tensor, log_p: Tensor) -> None:
-    if given.shape != log_p.shape:
-        raise DataError(f"{name} {tuple(given.shape)} does not fit log_p {tuple(log_p.shape)}")
+def _same(name: str, tensor: Tensor, log_p: Tensor) -> None:
+    if tensor.shape != log_p.shape:
+        raise DataError(f"{name} {tuple(tensor.shape)} does not fit log_p {tuple(log_p.shape)}")

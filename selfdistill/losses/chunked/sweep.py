@@ -46,7 +46,7 @@ class TokenComparison:
     chunk: int | None
 
     @torch.no_grad()
-    def sweep(self, weights: Weights | None = None, wanted: Wanted = (False, False, False)) -> Swept:
+    def sweep(self, weights: Weights | None = None, needs_gradient: Wanted = (False, False, False)) -> Swept:
         """Values, and gradients of what is wanted where weights are given."""
         first = tensors(self.student)[0]
         tokens, device = len(first), first.device
@@ -55,7 +55,8 @@ class TokenComparison:
         values = torch.zeros(tokens, dtype=self.dtype, device=device)
         entropies = None if self.labels is None else torch.zeros_like(values)
         room = [torch.empty(min(chunk, tokens), self.vocabulary, dtype=self.dtype, device=device) for _ in range(2)]
-        grads = Gradients(self.student, wanted, self.vocabulary, self.dtype) if weights and any(wanted) else None
+        learns = weights and any(needs_gradient)
+        grads = Gradients(self.student, needs_gradient, self.vocabulary, self.dtype) if learns else None
         with torch.autocast(device.type, enabled=False):
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))

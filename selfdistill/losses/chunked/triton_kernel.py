@@ -38,10 +38,10 @@ def rows(kind: Divergence, z: Tensor, t: Tensor, weights: Weights | None, label:
     beta = kind.beta if isinstance(kind, JensenShannon) else float(isinstance(kind, ReverseKL))
     what = _JS if 0.0 < beta < 1.0 else _REVERSE if beta else _FORWARD
     values = torch.empty(len(z), dtype=z.dtype, device=z.device)
-    given = values if weights is None else weights.divergence.contiguous()
+    scale = values if weights is None else weights.divergence.contiguous()
     learning = weights is not None
     _row[len(z),](
-        z, t, given, values, z.stride(0), t.stride(0), 1.0 / kind.temperature, beta, z.shape[1], what, beta > 0.5,
+        z, t, scale, values, z.stride(0), t.stride(0), 1.0 / kind.temperature, beta, z.shape[1], what, beta > 0.5,
         learning, min(BLOCK, triton.next_power_of_2(z.shape[1])), MOST, num_warps=16,
     )  # fmt: skip
     return Swept(values.clamp_(min=0.0), None)

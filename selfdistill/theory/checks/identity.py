@@ -50,24 +50,24 @@ class Identity:
         }
 
 
-def relative_error(found: ArrayLike, wanted: ArrayLike) -> float:
+def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
     """Largest difference, relative to the largest entry wanted (to 1 where all of these are smaller than 1e-300).
 
     >>> relative_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
     scale = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / (scale if scale > 1e-300 else 1.0)
 
 
-def each_error(found: ArrayLike, wanted: ArrayLike) -> float:
+def each_error(value: ArrayLike, reference: ArrayLike) -> float:
     """Largest relative difference, entry by entry.
 
     >>> each_error([1.0, 2.0], [1.0, 4.0])
     0.5
     """
-    a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    a, b = np.asarray(value, np.float64), np.asarray(reference, np.float64)
     return float(np.abs(a / b - 1.0).max())
 
 

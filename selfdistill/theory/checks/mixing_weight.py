@@ -33,10 +33,10 @@ def held_out(rng: np.random.Generator) -> float:
             return float(((y_v - X_v @ distilled(X, y, lam, [xi])[-1]) ** 2).sum())
 
         teacher, student = distilled(X, y, lam, [1.0])
-        found = mixing_weight.held_out_weight(y_v, X_v @ teacher, X_v @ student)
-        grid = min(error(float(found + shift)) for shift in np.linspace(-2, 2, 81))
+        weight = mixing_weight.held_out_weight(y_v, X_v @ teacher, X_v @ student)
+        grid = min(error(float(weight + shift)) for shift in np.linspace(-2, 2, 81))
         worst = max(
-            worst, broken(error(found) <= grid * (1 + 1e-12)), relative_error(found, vertex(*map(error, (-1, 0, 1))))
+            worst, broken(error(weight) <= grid * (1 + 1e-12)), relative_error(weight, vertex(*map(error, (-1, 0, 1))))
         )
     return worst
 
@@ -101,8 +101,8 @@ def risks(rng: np.random.Generator) -> float:
     for lam in PENALTIES:
         first, second = (b - p.beta for b in distilled(p.X, p.y, lam, [1.0]))
         cross = float(first @ p.M @ second) + 1.0
-        found = mixing_weight.weight_from_risks(p.teacher(lam), p.student(lam, 1.0), cross)
-        worst = max(worst, relative_error(found, p.best(lam)))
+        weight = mixing_weight.weight_from_risks(p.teacher(lam), p.student(lam, 1.0), cross)
+        worst = max(worst, relative_error(weight, p.best(lam)))
     return worst
 
 
@@ -110,9 +110,9 @@ def gain(rng: np.random.Generator) -> float:
     """Relative to the teacher's risk, not to the gain: this may be small."""
     p, worst = Population(rng), 0.0
     for lam in PENALTIES:
-        told = mixing_weight.risk_gain(p.slope(lam), p.distance(lam), lam)
-        found = p.teacher(lam) - p.student(lam, p.best(lam))
-        worst = max(worst, abs(told - found) / p.teacher(lam))
+        formula = mixing_weight.risk_gain(p.slope(lam), p.distance(lam), lam)
+        simulated = p.teacher(lam) - p.student(lam, p.best(lam))
+        worst = max(worst, abs(formula - simulated) / p.teacher(lam))
     return worst
 
 
@@ -207,10 +207,10 @@ def noisy(rng: np.random.Generator) -> float:
     for variance in (0.05, 1.0, 20.0):
         for lam in (0.5, 3.0):
             three = [expected(X, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
-            told = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
+            formula = [mixing_weight.parameter_error(s, a, variance, lam, xi) for xi in (-1.0, 0.0, 1.0)]
             worst = max(
                 worst,
-                relative_error(told, three),
+                relative_error(formula, three),
                 relative_error(mixing_weight.noise_weight(s, a, variance, lam), vertex(*three)),
             )
     return worst
