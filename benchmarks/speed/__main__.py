@@ -51,6 +51,8 @@ for _name, _what, _quick in (
      "Few files and steps"),
     ("store", "What targets on disk take and cost: bytes, reading, the gradient's error, a training step.",
      "Small sizes"),
+    ("tables", "How the time to read a table grows with its columns, and the memory of a run on a long one.",
+     "Small sizes"),
 ):  # fmt: skip
     _benchmark(_name, _what, _quick)
 

@@ -24,6 +24,7 @@ from .options import (
     echo,
     first_process,
     one_line_errors,
+    raw_csv_option,
     training_options,
     training_settings,
     trust_option,
@@ -110,6 +111,7 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@raw_csv_option
 @training_options
 @trust_option
 @one_line_errors
@@ -207,9 +209,10 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
     metavar="N",
     help="Predict with early exit N of a model of byot().",
 )
+@raw_csv_option
 @trust_option
 @one_line_errors
-def predict(run_folder: str, data: str, out: str | None, exit_number: int | None) -> None:
+def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
@@ -221,7 +224,7 @@ def predict(run_folder: str, data: str, out: str | None, exit_number: int | None
         writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
     answers = run.task.predict(run.folder, data, exit_number)
-    text = answers.text()
+    text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)
     if out is None:

@@ -90,6 +90,13 @@ class Finite(click.FloatRange):
         return number
 
 
+raw_csv_option = click.option(
+    "--raw-csv",
+    is_flag=True,
+    help="Write cells of CSV files as they are [default: an apostrophe before what a spreadsheet takes for a formula].",
+)
+
+
 def _column_types(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """The types of columns from the command line, by name."""
     pairs: dict[str, str] = {}

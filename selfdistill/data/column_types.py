@@ -249,6 +249,8 @@ def parse_numbers(texts: Sequence[str], counts: NDArray[np.int64], comma: bool) 
         return Parsed(nothing)
     parts = [_split_number(text) for text in texts]
     best, masks = None, {}
+    # "480" beside "1,060" is a whole number: with three decimals it would be "480,000"
+    comma = comma and all("," in body for _, body, _ in parts if body)
     order = sorted(_FORMATS, key=lambda f: (f != (".", ""), comma and f[0] != ","))
     for marks in order:
         masks[marks] = np.array([bool(body) and _FORMATS[marks].fullmatch(body) is not None for _, body, _ in parts])

@@ -218,9 +218,9 @@ def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> 
     """A CSV or TSV file, read by pandas in chunks."""
     dialect = _dialect(path)
     columns, mixed = _chunks(path, dialect, written, literal)
-    rows = len(next(iter(columns.values()), ()))
     if mixed:
         columns |= _chunks(path, dialect, written, literal | mixed, mixed)[0]
+    rows = max((len(column) for column in columns.values() if column is not None), default=0)
     separator = {";": "semicolons", "\t": "tabs", "|": "bars"}.get(dialect.separator, "")
     note = f"cells separated by {separator}" if separator and ".tsv" not in path.name.lower() else ""
     return Table(path, {name: partial(_same, columns.pop(name)) for name in list(columns)}, rows, note, bool(separator))
@@ -256,7 +256,7 @@ def _chunks(
 
 def _one_type(chunks: list[Any]) -> bool:
     """Whether chunks are all numbers or all texts; truth values are none of both."""
-    kinds = {chunk.dtype.kind if isinstance(chunk.dtype, np.dtype) else "O" for chunk in chunks}
+    kinds = {chunk.dtype.kind for chunk in chunks}
     return kinds <= set("iuf") or kinds == {"O"}
 
 
@@ -348,7 +348,7 @@ def _read_excel(path: Path, written: frozenset[str], literal: frozenset[str]) ->
     with library.ExcelFile(path, engine="openpyxl") as book:
         sheets = list(book.sheet_names)
         for sheet in sheets:
-            cells = book.parse(sheet, header=None, dtype=object)
+            cells = library.read_excel(book, sheet_name=sheet, header=None, dtype=object)
             if cells.shape[0] > 1:
                 break
     cells = cells.dropna(how="all").dropna(axis=1, how="all")

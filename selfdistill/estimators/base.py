@@ -30,6 +30,7 @@ from .tables import (
     stack,
     take,
     target_column,
+    text_rows,
 )
 from .wrappers import Wrapper, innermost, seeded_clone, weight_arguments
 
@@ -145,10 +146,17 @@ class BaseSelfDistillation(Wrapper):
     # input ------------------------------------------------------------------------------------------------------------
 
     def _inputs(self, X: Any, reset: bool = False) -> Any:
-        """Checked rows: a frame stays a frame, lists and arrays become arrays, a sparse matrix becomes CSR."""
+        """Checked rows: a frame stays a frame, lists and arrays become arrays, a sparse matrix becomes CSR; texts an
+        array (rows,) of strings."""
         if hasattr(X, "columns"):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
+        texts = text_rows(X)
+        if texts is not None:
+            if self.estimator is None:
+                raise ValueError("X is a list of texts; give an estimator that reads them, such as "
+                                 "make_pipeline(TfidfVectorizer(), LogisticRegression())")  # fmt: skip
+            return texts
         tags = get_tags(self)
         finite: bool | str = "allow-nan" if tags.input_tags.allow_nan else True
         sparse = "csr" if tags.input_tags.sparse else False

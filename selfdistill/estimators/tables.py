@@ -32,6 +32,28 @@ BLOCK = 50_000  # rows
 # rows -----------------------------------------------------------------------------------------------------------------
 
 
+def text_rows(X: Any) -> NDArray[Any] | None:
+    """Texts in a list, a series or an array (rows,) as an array of strings; None where the rows are no texts.
+
+    Raises:
+        ValueError: some of them are texts and others are not.
+
+    >>> text_rows(["good", "bad"]).tolist(), text_rows([[1.0]])
+    (['good', 'bad'], None)
+    """
+    rows = X if isinstance(X, (list, tuple)) else X.to_numpy() if hasattr(X, "to_numpy") else X
+    if isinstance(rows, np.ndarray) and (rows.ndim != 1 or rows.dtype.kind not in "OUT"):
+        return None
+    if not isinstance(rows, (list, tuple, np.ndarray)) or not any(isinstance(row, str) for row in rows):
+        return None
+    odd = next((i for i, row in enumerate(rows) if not isinstance(row, str)), None)
+    if odd is not None:
+        raise ValueError(f"X has texts, but row {odd} (from 0) is {rows[odd]!r}; give a text, '' for an empty one")
+    texts = np.empty(len(rows), dtype=object)
+    texts[:] = list(rows)
+    return texts
+
+
 def take(X: Any, rows: NDArray[Any]) -> Any:
     """Rows by their indices, in the container of ``X``."""
     return _safe_indexing(X, rows)
@@ -67,6 +89,8 @@ def crossover_rows(X: Any, number: int, seed: int) -> Any:
     """
     if sparse.issparse(X):
         raise ValueError("synthetic rows are made of dense columns, and X is sparse; give synthetic=0, or dense rows")
+    if not hasattr(X, "columns") and np.ndim(X) == 1:
+        raise ValueError("synthetic rows are made of columns, and X has texts; give synthetic=0")
     random = np.random.RandomState(seed)
     first, second = random.randint(X.shape[0], size=(2, number, 1))
     rows = np.where(random.random_sample((number, X.shape[1])) < 0.5, first, second)

@@ -34,6 +34,7 @@ from ..data.copies import conflict_text
 from ..data.dataset import Data
 from ..errors import CheckpointError, DataError
 from ..io.display import printable
+from ..io.files import csv_text, unescape_formula
 from ..io.files import write as write_text
 from ..io.run_record import read_record
 from ..models.peers import PeerModels
@@ -205,15 +206,13 @@ def score_labels(trained: TrainedModel, data: Data) -> tuple[list[LabelError], d
 # on disk, and back ----------------------------------------------------------------------------------------------------
 
 
-def save(errors: list[LabelError], folder: Path) -> None:
-    """Write label_errors.csv into the run folder, the highest score first."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def save(errors: list[LabelError], folder: Path, raw: bool = False) -> None:
+    """Write label_errors.csv into the run folder, the highest score first; ``raw`` as of `csv_text`."""
+    rows: list[Sequence[object]] = [COLUMNS]
     for error in errors:
         confidence = "" if error.confidence is None else f"{error.confidence:.6g}"
-        writer.writerow([error.row, error.name, error.label, f"{error.score:.6g}", error.suggested, confidence])
-    write_text(folder / FILE, text.getvalue())
+        rows.append([error.row, error.name, error.label, f"{error.score:.6g}", error.suggested, confidence])
+    write_text(folder / FILE, csv_text(rows, raw))
 
 
 def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, Any]:
@@ -228,7 +227,7 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
         raise DataError(f"top counts rows, from 1 on, not {top}")
     if not (folder / "run.json").exists():
         raise CheckpointError(f"{folder} is no run folder: it has no run.json; give one that `selfdistill run` wrote")
-    record, _ = read_record(folder / "run.json")
+    record, request = read_record(folder / "run.json")
     if "result" not in record:
         raise CheckpointError(f"{folder} is not finished; finish it by `selfdistill resume {folder}`")
     summary = record["result"].get("label_errors")
@@ -240,7 +239,7 @@ def read_label_errors(folder: str | Path, top: int | None = None) -> dict[str, A
         raise CheckpointError(f"{folder} has no {FILE}: it was made by an older version; run it again in a new --out")
     try:
         rows = list(csv.DictReader(io.StringIO((folder / FILE).read_text(encoding="utf-8"))))[:top]
-        labels = [_parse_row(row) for row in rows]
+        labels = [_parse_row(row if request.raw_csv else _unescape(row)) for row in rows]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{folder / FILE} is damaged ({type(error).__name__}); run it again") from error
     return {"run": str(folder), **summary, "labels": [asdict(label) for label in labels], **conflicts_of(record, top)}
@@ -260,6 +259,10 @@ def conflicts_of(record: dict[str, Any], top: int | None = None) -> dict[str, An
     if not copies.get("conflicting"):
         return {}
     return {"conflicting": copies["conflicting"], "conflicts": copies["conflicts"][:top]}
+
+
+def _unescape(row: dict[str, str]) -> dict[str, str]:
+    return {**row, **{name: unescape_formula(row[name]) for name in ("name", "label", "suggested")}}
 
 
 def _parse_row(row: dict[str, str]) -> LabelError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from ..core.outputs import output_of
 from ..data.image_store import ImageStore
 from ..data.sampler import RowSource
+from ..io.files import csv_text
 from . import metrics
 from .audit import row_losses
 
@@ -159,14 +158,17 @@ class Predictions(NamedTuple):
     columns: list[str]
     note: str = ""  # files that are no rows, and why
 
-    def text(self) -> str:
-        """The predictions as CSV: the class and the probability of each class, or the values."""
-        lines = io.StringIO(newline="")
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["row", *self._header()])
-        for name, numbers in zip(self.names, self.numbers.tolist(), strict=True):
-            writer.writerow([name, *self._best(numbers), *(f"{number:.6g}" for number in numbers)])
-        return lines.getvalue()
+    def text(self, raw: bool = False) -> str:
+        """The predictions as CSV: the class and the probability of each class, or the values.
+
+        Args:
+            raw: leave cells as they are that a spreadsheet takes for formulas.
+        """
+        rows = (
+            [name, *self._best(numbers), *(f"{number:.6g}" for number in numbers)]
+            for name, numbers in zip(self.names, self.numbers.tolist(), strict=True)
+        )
+        return csv_text([["row", *self._header()], *rows], raw)
 
     def _header(self) -> list[str]:
         return ["prediction", *(f"p({name})" for name in self.columns)]

@@ -230,7 +230,7 @@ class NetworkRun:
         if distributed.rank() == 0:
             if taught:
                 errors, result["label_errors"] = label_errors.score_labels(trained, ready.data)
-                label_errors.save(errors, folder)
+                label_errors.save(errors, folder, self.request.raw_csv)
             ready._save_final_model(folder / "model", control if control and preferred else trained, result)
         return result
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import glob
+import io
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -200,6 +203,45 @@ def read_lines(path: Path) -> tuple[list[str], bool]:
         raise DataError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read (it is not UTF-8); repair or remove it") from error
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r].+|'+[=+\-@\t\r]", re.DOTALL)
+
+
+def csv_text(rows: Iterable[Iterable[object]], raw: bool = False) -> str:
+    """Rows as CSV that no spreadsheet takes for a formula: such a cell begins with an apostrophe.
+
+    Args:
+        rows: rows of cells.
+        raw: leave all cells as they are.
+
+    >>> csv_text([["=1+1", "-1.5", "+"]]), csv_text([["=1+1"]], raw=True)
+    ("'=1+1,-1.5,+\\n", '=1+1\\n')
+    """
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
+    for row in rows:
+        writer.writerow(row if raw else [escape_formula(str(cell)) for cell in row])
+    return lines.getvalue()
+
+
+def escape_formula(text: str) -> str:
+    """A text that no spreadsheet takes for a formula; numbers stay.
+
+    >>> escape_formula("=HYPERLINK(1)"), escape_formula("-1.5e3"), unescape_formula(escape_formula("'=1"))
+    ("'=HYPERLINK(1)", '-1.5e3', "'=1")
+    """
+    if _FORMULA.fullmatch(text) is None:
+        return text
+    with suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
+
+
+def unescape_formula(text: str) -> str:
+    """The text that `escape_formula` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.fullmatch(text) else text
 
 
 def line_due(time: float, start: float, previous: float) -> bool:

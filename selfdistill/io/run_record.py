@@ -185,6 +185,7 @@ class Request:
     time: str | None = None
     test: str | None = None
     validation: str | None = None
+    raw_csv: bool = False
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -201,6 +202,7 @@ class Request:
             "time",
             "test",
             "validation",
+            "raw_csv",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         types = {"columns": dict(self.columns)} if self.columns else {}
@@ -209,7 +211,8 @@ class Request:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Request:
         """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
-        pairs = {name: tuple(sorted(value.get(name, {}).items())) for name in ("training", "columns")}
+        given = {"training": value["training"], "columns": value.get("columns", {})}
+        pairs = {name: tuple(sorted(entries.items())) for name, entries in given.items()}
         if not all(isinstance(kind, str) for _, kind in pairs["columns"]):
             raise ValueError("columns")
         try:

@@ -53,7 +53,7 @@ MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 
 
-_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets")
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns")
 
 
 def read_recipe(expression: str) -> Language:
@@ -97,7 +97,7 @@ def prepare(request: Request) -> LanguageRun:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
     for name in _NETWORKS:
-        if getattr(request, name) is not None:
+        if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
@@ -363,8 +363,8 @@ class Completions(NamedTuple):
     rows: list[dict[str, Any]]
     note: str = ""
 
-    def text(self) -> str:
-        """The rows as JSON lines."""
+    def text(self, raw: bool = False) -> str:
+        """The rows as JSON lines, which have no formulas."""
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 

@@ -208,11 +208,17 @@ def peers_fixed_point(smoother: ArrayLike, peer: ArrayLike, y: ArrayLike, xi: fl
     array([1.])
 
     Raises:
-        DataError: shapes that do not belong together.
+        DataError: shapes that do not belong together, or rounds that do not contract.
     """
     first, labels = design(smoother, y)
     second, _ = design(peer, y)
     if first.shape != second.shape or first.shape[0] != first.shape[1]:
         raise DataError(f"smoothers have shapes {first.shape} and {second.shape}; give two of (n, n)")
+    factor = xi**2 * float(np.abs(np.linalg.eigvals(first @ second)).max(initial=0.0))
+    if not factor < 1:
+        raise DataError(
+            f"xi is {xi}, and two rounds multiply the distance from the fixed point by {factor:.3g}: they move away "
+            "from it; take an xi nearer to 0"
+        )
     target = (1 - xi) * labels + xi * (1 - xi) * second @ labels
     return np.asarray(np.linalg.solve(np.eye(len(labels)) - xi**2 * first @ second, first @ target))

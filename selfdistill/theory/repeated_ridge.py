@@ -205,8 +205,14 @@ def fixed_point(X: ArrayLike, y: ArrayLike, lam: float, xi: float) -> Array:
     array([1.])
 
     Raises:
-        DataError: shapes that do not belong together, lam not above 0, or xi not below 1.
+        DataError: shapes that do not belong together, lam not above 0, xi not below 1, or rounds that do not contract.
     """
     if not xi < 1:
         raise DataError(f"xi is {xi}; without any label in the target (xi from 1 on) there is no fixed point but zero")
+    factor = contraction(X, lam, xi)
+    if not factor < 1:
+        raise DataError(
+            f"xi is {xi}, and each round multiplies the distance from the fixed point by {factor:.3g}: the rounds move "
+            "away from it; take an xi nearer to 0, or a larger lam"
+        )
     return ridge(X, y, positive(lam, "lam") / (1.0 - xi))

@@ -17,9 +17,9 @@ from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term, TermResult
 from ..core.step import Batch, Forward
 from ..core.vitals.summary import fail
-from ..data.image_store import free_memory
 from ..errors import DataError, RecipeError, SelfdistillError, SpaceError
 from ..io.expressions import one_line
+from ..io.files import free_memory
 from ..models.peers import ApartPeers, PeerModels
 from .task import kept_buffers
 

@@ -75,8 +75,8 @@ class Answers(Protocol):
     @property
     def note(self) -> str: ...
 
-    def text(self) -> str:
-        """The answers as `selfdistill predict` writes them."""
+    def text(self, raw: bool = False) -> str:
+        """The answers as `selfdistill predict` writes them; ``raw`` cells of CSV may be formulas of a spreadsheet."""
 
 
 class GenerationCurve(NamedTuple):

@@ -408,3 +408,25 @@ def test_labels_that_cannot_be_used_get_one_line() -> None:
     assert "no label in row 7" in complaint(NetworkClassifier(steps=1), IRIS, gaps)
     assert "no label in row 7" in complaint(NetworkClassifier(steps=1), IRIS, gaps.astype(object))
     assert "none of 442 rows has a label" in complaint(SelfDistilledRegressor(Ridge()), X, np.full(442, np.nan))
+
+
+@pytest.mark.parametrize("form", [list, pd.Series, lambda texts: np.array(texts, dtype=object), np.array])
+def test_texts_go_into_estimators_over_text_pipelines(form: Any) -> None:
+    """As scikit-learn takes them: a list, a series or an array of strings."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["good", "bad", "film", "plot"], 5)) for _ in range(80)]
+    y = np.array([text.count("good") > text.count("bad") for text in texts])
+    learner = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    for estimator in (SelfTrainedClassifier, SelfDistilledClassifier):
+        model = estimator(learner, random_state=0).fit(form(texts[:60]), y[:60], X_unlabeled=form(texts[60:]))
+        assert model.score(form(texts), y) > 0.8
+        assert model.predict_proba(form(texts)).shape == (80, 2)
+
+
+def test_what_is_no_text_among_texts_is_named() -> None:
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\) is None"):
+        SelfTrainedClassifier(LogisticRegression()).fit(["a", None] * 9, [0, 1] * 9)
+    with pytest.raises(ValueError, match="give an estimator that reads them"):
+        SelfTrainedClassifier().fit(["a", "b"] * 9, [0, 1] * 9)

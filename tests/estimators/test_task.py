@@ -16,6 +16,7 @@ from selfdistill.estimators.recipes import read_recipe
 from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.estimators.run import prepare
 from selfdistill.estimators.task import TableTaskType
+from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.methods import recipes
 from tests.terminal import passed, refused
@@ -189,3 +190,18 @@ def test_the_frame_keeps_categories_and_splits_like_networks_do(tables: Path) ->
     assert both.fingerprint == frames.load("t.csv", target="price", unlabelled="more.csv").fingerprint
     with pytest.raises(SelfdistillError, match="images"):
         frames.load("digits")
+
+
+@pytest.mark.parametrize("filled", [[], [7]])
+def test_a_column_that_is_empty_or_nearly_so_never_ends_a_run(tmp_path: Path, filled: list[int]) -> None:
+    """Histograms of boosting find no bins in a column that is empty in a fold."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": random.normal(size=80).round(3), "void": None, "t": ["no", "yes"] * 40})
+    frame.loc[filled, "void"] = 5
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for model in ("boosting(iterations=5)", "forest(trees=5)", "linear"):
+        method = None if model.startswith("boosting") else "plain()"
+        request = Request(str(tmp_path / "t.csv"), target="t", model=model, method=method)
+        result = Run.create(request, tmp_path / model.partition("(")[0]).execute(tell=print)
+        kinds = {column["name"]: column["type"] for column in result["data"]["column_types"]}
+        assert kinds == {"a": "numeric", "void": "numeric" if filled else "empty"}

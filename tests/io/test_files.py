@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill.errors import DataError
-from selfdistill.io.files import append_line, read_lines
+from selfdistill.io.files import append_line, csv_text, escape_formula, read_lines, unescape_formula
 
 
 def _append(path: Path, mark: str) -> None:
@@ -50,3 +50,15 @@ def test_what_cannot_be_read_or_written_is_told_in_a_line(tmp_path: Path) -> Non
     (tmp_path / "lines.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_lines(tmp_path / "lines.jsonl")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|x", "-2+3", "@x", "\tx", "\r=x", "'=1", "''@", "=\nx"])
+def test_formulas_are_escaped_and_come_back(text: str) -> None:
+    assert escape_formula(text) == f"'{text}"
+    assert unescape_formula(escape_formula(text)) == text
+    assert csv_text([[text]], raw=True) != csv_text([[text]])
+
+
+@pytest.mark.parametrize("text", ["-1.5", "+3", "1e-3", "-inf", "+", "-", "", "plain", "p(=1)", "it's", "'x"])
+def test_numbers_and_other_texts_stay_as_they_are(text: str) -> None:
+    assert escape_formula(text) == text == unescape_formula(text)

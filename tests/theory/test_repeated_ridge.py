@@ -73,6 +73,10 @@ def test_t04_a_constant_weight_ends_at_ridge_with_a_larger_penalty(xi):
         close(theory.fixed_point(X, y, lam, xi), taught(X, y, lam, [xi] * rounds), 1e-7 if xi == 0.9 else 1e-8)
     with pytest.raises(DataError, match="no fixed point"):
         theory.fixed_point(X, y, 1.0, 1.0)
+    with pytest.raises(DataError, match="move away"):
+        theory.fixed_point(X, y, 1e-3, -50.0)
+    with pytest.raises(DataError, match="move away"):
+        theory.peers_fixed_point([[0.5]], [[0.5]], [3.0], -2.0)
 
 
 def test_t06_several_steps_are_a_polynomial_and_its_numbers_tell_the_weights():
