@@ -124,6 +124,23 @@ DATA_OPTIONS = [
     click.option("--text", metavar="COL", help="Tables: column of texts, read by a text encoder (--model)."),
     click.option("--unlabelled", metavar="PATH", help="More unlabelled data: a folder of images, or a table."),
     click.option(
+        "--groups",
+        metavar="COL",
+        help="Keep the rows of one value of this column, such as a patient, in one split. Equal rows always share one.",
+    ),
+    click.option(
+        "--time",
+        metavar="COL",
+        help="Split in the order of this column: the latest rows test, the ones before validate, the earliest teach.",
+    ),
+    click.option(
+        "--test",
+        metavar="PATH",
+        help="Your own test split: a table, a folder of images by class, or prompts. A column `split` (train, "
+        "validation, test) does the same.",
+    ),
+    click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),
+    click.option(
         "--labels",
         type=click.IntRange(min=1),
         metavar="N",

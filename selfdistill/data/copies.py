@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import DataError
 from ..io.expressions import one_line
 
 Floats = NDArray[np.float64]
@@ -141,6 +142,43 @@ def row_groups(inputs: Any, groups: Any = None, time: Any = None) -> RowGroups |
     return RowGroups(torch.from_numpy(copies), torch.from_numpy(codes), moment)
 
 
+def check_values(values: Any, rows: int, name: str) -> NDArray[Any]:
+    """Values of rows (n,) as an array.
+
+    Raises:
+        DataError: they are of another number, or one is missing.
+    """
+    array = np.asarray(values)
+    if array.shape != (rows,):
+        raise DataError(f"{name} of shape {array.shape} for {rows} rows; give one value for each")
+    if array.dtype.kind in "fcmM":
+        missing = np.isnat(array) if array.dtype.kind in "mM" else np.isnan(array)
+    else:
+        missing = np.array([value is None or str(value) in ("nan", "NaT", "<NA>") for value in array], dtype=bool)
+    if missing.any():
+        raise DataError(f"{name}: row {int(missing.argmax())} (from 0) has none; fill it in, or leave the row out")
+    return array
+
+
+def time_values(times: NDArray[Any], name: str) -> Floats:
+    """Times (n,), numbers or dates, as numbers in their order.
+
+    Raises:
+        DataError: they are neither.
+
+    >>> time_values(np.array(["2024-03-01", "2024-02-01"]), "time").tolist()
+    [1709251200.0, 1706745600.0]
+    """
+    try:
+        if times.dtype.kind not in "biuf":
+            times = times.astype("datetime64[ns]").astype(np.int64) / 1e9
+        return np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{name}: {one_line(times[0], 40)!r} is no time; give numbers, dates or ISO 8601 texts"
+        ) from None
+
+
 def numbered(values: NDArray[Any]) -> Ints:
     """Values (n,) as numbers from 0 on, in the order of their first rows."""
     _, first, codes = np.unique(values, return_index=True, return_inverse=True)
@@ -266,7 +304,7 @@ def notices(name: str, record: dict[str, Any]) -> list[str]:
     if copies.get("rows"):
         lines.append(
             f"{name}: {copies['rows']} rows are copies of each other ({copies['distinct']} distinct inputs); copies "
-            "share a split"
+            "share a split that is drawn"
         )
     if copies.get("across"):
         lines.append(

@@ -22,9 +22,10 @@ from ..io.schema import read_json
 from . import column_types, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
-from .copies import CopyReport, notices, row_groups
+from .copies import CopyReport, check_values, notices, row_groups, time_values
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
+from .split_columns import SplitRequest
 from .table_files import SHOWN, is_table, read_table
 
 PREPROCESSOR = "preprocessor.skops"
@@ -175,13 +176,15 @@ def load(
     unlabelled: str | None = None,
     labels: int | None = None,
     label_noise: float = 0.0,
-    audit: float | None = None,
-    test: float | None = None,
+    audit: float | str | Path | None = None,
+    test: float | str | Path | None = None,
     seed: int = 0,
     image_size: int | None = None,
     reader: Any = None,
     labelled: bool = True,
     columns: Mapping[str, str] | None = None,
+    groups: str | None = None,
+    time: str | None = None,
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, or the file of a table.
 
@@ -192,6 +195,11 @@ def load(
     may have no classes and a table no target: such data teach features. ``columns`` are the types of a table's columns
     where they are not to be inferred: numeric, categorical, date, text or identifier (both are left out).
 
+    Equal inputs share a split. So do, of a table, the rows of one value of the column ``groups``; by the column
+    ``time`` the latest rows test and the earliest teach. ``test`` and ``audit`` may be files or folders with the rows
+    of these splits, and a column ``split`` of the words train, validation and test names the split of each row: such
+    splits are taken as they are.
+
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
 
@@ -201,12 +209,21 @@ def load(
     source = os.fspath(source)
     folder = Path(unlabelled) if unlabelled is not None else None
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
+    files = [Path(part) if isinstance(part, str | Path) else None for part in (test, audit)]
+    test, audit = (None if isinstance(part, str | Path) else part for part in (test, audit))
+    request = SplitRequest(groups, time, *files)
     if reader is None:
         raw = sources.read_source(
-            source, target=target, unlabelled=folder, image_size=image_size, labelled=labelled, types=columns
+            source,
+            target=target,
+            unlabelled=folder,
+            image_size=image_size,
+            labelled=labelled,
+            types=columns,
+            request=request,
         )
         return _assemble(raw, audit, test, **options)
-    raw, cut = reader.source(source, target, folder, columns)
+    raw, cut = reader.source(source, target, folder, columns, request)
     return replace(_assemble(raw, audit, test, **options), reader=reader, cut=cut)
 
 
@@ -223,11 +240,14 @@ def from_tensors(
     seed: int = 0,
     flips: bool = False,
     augment: str = "none",
+    groups: Any = None,
+    time: Any = None,
 ) -> Data:
     """Data from inputs (n, features) or images (n, 1 or 3, height, width), and labels (n,).
 
     Integer labels are classes, -1 for none; floating labels are values, nan for none. Images are uint8, or
-    floating in [0, 1]. ``audit`` and ``test`` are shares (0 for none), sample ids, or masks (n,).
+    floating in [0, 1]. ``audit`` and ``test`` are shares (0 for none), sample ids, or masks (n,). Rows with equal
+    inputs or one value of ``groups`` (n,) share a split; by ``time`` (n,), numbers or dates, the latest rows test.
 
     Raises:
         DataError: values that are not finite, labels outside the classes, shapes that do not fit, ids of ``audit``
@@ -245,7 +265,9 @@ def from_tensors(
         names = tuple(classes) if classes is not None else tuple(map(str, range(int(y.max()) + 1)))
     _check_targets(y, names, name)
     kind = "image" if x.ndim == 4 else "table"
-    raw = RawData(name, kind, y, names, x=x, flips=flips, augment=augment)
+    owners = None if groups is None else check_values(groups, len(y), f"{name}: groups")
+    moments = None if time is None else time_values(check_values(time, len(y), f"{name}: time"), f"{name}: time")
+    raw = RawData(name, kind, y, names, x=x, flips=flips, augment=augment, groups=owners, time=moments)
     return _assemble(raw, audit, test, labels=labels, label_noise=label_noise, seed=seed)
 
 
@@ -360,7 +382,7 @@ def _assemble(
 ) -> Data:
     """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
     column = splits.LabelColumn(raw.name, raw.y, raw.classes)
-    groups = None if raw.bare else row_groups(raw.inputs)
+    groups = None if raw.bare else row_groups(raw.inputs, raw.groups, raw.time)
     parts = splits.make_splits(
         column,
         test=_requested_split(raw, "test", raw.test, test),

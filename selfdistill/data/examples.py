@@ -69,21 +69,25 @@ _SHARED_GPT = {"human": "user", "gpt": "assistant", "system": "system"}  # roles
 
 
 class PromptRow(NamedTuple):
-    """An example, the split that its file puts it in, the fields without a use here, and those read as others."""
+    """An example, the split that its file puts it in, the fields without a use here, and those read as others; its
+    group and its time, where fields of them were named."""
 
     example: Example
     split: str | None
     extra: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()  # (name in the file, field)
+    group: str | None = None
+    time: Any = None
+    own: bool = False  # of a file that is a split itself: no other row follows it
 
 
-def read_rows(path: Path) -> list[PromptRow]:
+def read_rows(path: Path, groups: str | None = None, time: str | None = None) -> list[PromptRow]:
     """The rows of a file, or of a folder that `save_to_disk` of the library datasets wrote.
 
     Raises:
         DataError: no such file, not UTF-8, damaged, or a row that is none; file, line and remedy are named.
     """
-    return [_row(record) for record in read_records(path)]
+    return [_placed(_row(record), record, groups, time) for record in read_records(path)]
 
 
 def write_rows(rows: Sequence[Example], path: Path, splits: Sequence[str | None] | None = None) -> None:
@@ -100,6 +104,22 @@ def write_rows(rows: Sequence[Example], path: Path, splits: Sequence[str | None]
             json.dumps({**prompt, **fields, **entry, **({"split": split} if split else {})}, ensure_ascii=False)
         )
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _placed(row: PromptRow, record: Record, groups: str | None, time: str | None) -> PromptRow:
+    """The row with the fields of its group and its time, which are then used.
+
+    Raises:
+        DataError: one is not there.
+    """
+    for name, option in ((groups, "groups"), (time, "time")):
+        if name is not None and record.fields.get(name) is None:
+            record.place.refuse(f'no field "{one_line(name, 40)}", which --{option} names; add it')
+    return row._replace(
+        extra=tuple(name for name in row.extra if name not in (groups, time)),
+        group=None if groups is None else str(record.fields[groups]),
+        time=None if time is None else record.fields[time],
+    )
 
 
 def _row(record: Record) -> PromptRow:

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import DataError
 from ..io.files import DATA_CARD, FORMAT, write
 from . import column_types, sources, splits, tables
 from .column_types import Column
 from .copies import CopyReport, notices, row_groups
+from .split_columns import NO_REQUEST, SplitRequest
 from .table_files import SHOWN, is_table, read_table
 
 KINDS = ("number", "category")
@@ -45,6 +48,7 @@ class Frame:
     copies: CopyReport = CopyReport()
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them
+    time: NDArray[np.float64] | None = None  # (n,): the audit leaves the latest rows out
 
     @property
     def task(self) -> str:
@@ -142,6 +146,7 @@ def load(
     label_noise: float = 0.0,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
+    request: SplitRequest = NO_REQUEST,
 ) -> Frame:
     """A table by name or path for learners; arguments as of `data.load`.
 
@@ -153,19 +158,32 @@ def load(
     (60, 294, 88)
     """
     folder = Path(unlabelled) if unlabelled is not None else None
-    raw = sources.read_source(source, target=target, unlabelled=folder, image_size=None, compact=True, types=columns)
+    raw = sources.read_source(
+        source,
+        target=target,
+        unlabelled=folder,
+        image_size=None,
+        compact=True,
+        types=columns,
+        request=request,
+    )
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")
-    column, groups = splits.LabelColumn(raw.name, raw.y, raw.classes), row_groups(raw.features)
+    column, groups = splits.LabelColumn(raw.name, raw.y, raw.classes), row_groups(raw.features, raw.groups, raw.time)
+    held_out = raw.audit if isinstance(raw.audit, Tensor) else None
     parts = splits.make_splits(
         column,
         test=raw.test,
-        audit=0,
+        audit=0 if held_out is None else held_out,
         labels=labels,
         label_noise=label_noise,
         seed=seed,
         groups=groups,
     )
+    moments = _moments(raw.time, held_out, len(column.y))
+    copies = splits.report_copies(column, groups, parts)
+    if held_out is not None:  # the audit leaves them out, and the final model learns from all labels
+        parts = parts._replace(labelled=torch.cat([parts.labelled, parts.audit]).sort().values)
     y = parts.y.numpy() if raw.classes else parts.y.double().numpy()
     if not raw.classes and len(np.unique(y[parts.labelled.numpy()])) == 1:
         raise DataError(
@@ -185,11 +203,21 @@ def load(
         raw.classes,
         parts.noisy.numpy(),
         mark,
-        None if groups is None else groups.groups.numpy(),
-        splits.report_copies(column, groups, parts),
+        None if groups is None or held_out is not None else groups.groups.numpy(),
+        copies,
         raw.columns,
         raw.title,
+        moments,
     )
+
+
+def _moments(time: Any, held_out: Tensor | None, rows: int) -> NDArray[np.float64] | None:
+    """The time of each row (rows,) for the audit, which leaves the latest out: those of a given validation split."""
+    if held_out is None:
+        return None if time is None else np.asarray(time, dtype=np.float64)
+    moments = np.zeros(rows)
+    moments[held_out.numpy()] = 1.0
+    return moments
 
 
 def _trim() -> None:

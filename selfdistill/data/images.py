@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,15 +262,19 @@ def read_listed(
 # ---- a folder of images by class -------------------------------------------------------------------
 
 
-def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool = True) -> Pictures:
+def read_folder(
+    root: Path, unlabelled: Path | None, size: int, labelled: bool = True, own: Mapping[str, Path | None] | None = None
+) -> Pictures:
     """Images by class: each sub-folder is a class; ``train/``, ``test/`` and ``val/`` are splits if present.
 
     A folder called ``unlabelled`` in or beside ``root`` holds images without a class; ``unlabelled`` names
     another one. Images become RGB unless every one is grey, and ``size`` x ``size`` pixels. Unless they must be
-    ``labelled``, the images may lie in ``root`` itself: then no class is known, and all labels are -1.
+    ``labelled``, the images may lie in ``root`` itself: then no class is known, and all labels are -1. ``own`` are
+    folders of images by class for the splits ``test`` and ``audit``.
 
     Raises:
-        DataError: no class folders, images beside them, a class or an unlabelled folder without a readable image.
+        DataError: no class folders, images beside them, a split given twice, a class or an unlabelled folder without a
+            readable image.
     """
     splits = {"train": _by_class(root / "train"), "test": {}, "audit": {}}
     if splits["train"]:
@@ -284,6 +288,13 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
                 f"{root}: no sub-folder with images in it; put each class into a folder of its own"
                 + ("; without classes `run` learns features, by --method 'byol()' or its like" if extra else "")
             )
+    folders = {split: path for split, path in (own or {}).items() if path is not None}
+    for split, folder in folders.items():
+        if splits[split]:
+            raise DataError(f"{root}: it has a folder of the {split} split, and {folder} is given too; leave one out")
+        splits[split] = _by_class(folder)
+        if not splits[split]:
+            raise DataError(f"{folder}: no sub-folder with images in it; put each class into a folder of its own")
     classes = tuple(sorted(set().union(*splits.values())))
     if len(classes) == 1 and len(_by_class(root / classes[0])) > 1:
         raise DataError(
@@ -303,6 +314,7 @@ def read_folder(root: Path, unlabelled: Path | None, size: int, labelled: bool =
     images += [Listed(_file(path)) for path in extra]
     used = [image.source.name for image in images]
     others = left_out(root, used) + (left_out(unlabelled, used) if unlabelled is not None else [])
+    others += [skipped for folder in folders.values() for skipped in left_out(folder, used)]
     return read_listed(root, images, classes, size, others)
 
 

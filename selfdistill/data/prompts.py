@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,9 @@ from ..errors import DataError
 from ..io import trust
 from ..io.expressions import nearest, one_line
 from . import reasoning, rewards
+from .copies import MOST_LISTED, Conflict, CopyReport, connect, numbered, time_values
 from .examples import FIELDS, Example, PromptRow, read_rows
+from .splits import latest
 
 __all__ = ["Example", "Prompts", "load_prompts", "load_seeds", "load_suite", "need", "of_examples"]
 
@@ -56,6 +59,7 @@ class Prompts:
     test: Tensor  # that are asked once at the end
     extra: tuple[str, ...] = ()  # fields of the file that have no meaning here
     renamed: tuple[tuple[str, str], ...] = ()  # fields of the file that were read as others
+    copies: CopyReport = CopyReport()
     left_out: int = 0  # rows in no split, because they are too long for the model
 
     @property
@@ -105,6 +109,7 @@ class Prompts:
             "classes": list(self.classes),
             "rows": parts,
             **({"left_out": self.left_out} if self.left_out else {}),
+            **self.copies.describe(),
             "fields": {name: len(self.has(name)) for name in ("demonstration", "answer", "checker")},
             "noise": 0.0,
             "flips": self.flips,
@@ -125,18 +130,22 @@ def load_prompts(
     source: str,
     *,
     labels: int | None = None,
-    audit: float | None = None,
-    test: float | None = None,
+    audit: float | str | Path | None = None,
+    test: float | str | Path | None = None,
     seed: int = 0,
     checker: str | None = None,
+    groups: str | None = None,
+    time: str | None = None,
     trust_code: bool = False,
 ) -> Prompts:
     """The prompts of a file (see `prompt_files`), or of ``reasoning-gym:TASK`` or ``reasoning-gym:TASK(key=value)``.
 
     ``test`` is a share of the rows (0.2, at most 500 rows) that does not depend on ``seed``, and ``audit`` one of the
-    rest (0.2, at most 200); a row's own "split" is obeyed. The same prompt is never in two splits. ``labels`` keeps
-    that many teaching rows, and at most as many for the audit. ``checker`` is for rows that name none, and instead of
-    a task's own. ``trust_code`` allows checkers that the file names as ``module:function``.
+    rest (0.2, at most 200); a row's own "split" is obeyed, and either may be a file of the rows of that split. Rows of
+    the same prompt share a split that is drawn, and so do those with one value of the field ``groups``; by the field
+    ``time`` the latest rows test and the earliest teach. ``labels`` keeps that many teaching rows, and at most as many
+    for the audit. ``checker`` is for rows that name none, and instead of a task's own. ``trust_code`` allows checkers
+    that the file names as ``module:function``.
 
     Raises:
         DataError: anything in the file or the request that cannot be used; the message names it and a remedy.
@@ -147,12 +156,21 @@ def load_prompts(
     (6, 6, 'reasoning-gym:chain_sum(size=50)')
     """
     with trust.trust_code(trust_code):
-        rows, name = _read_prompts(source, checker, reasoning.ROWS)
-    return _assembled(name, rows, SplitRequest(test, audit, labels, seed))
+        return load_seeds(
+            source, (seed,), labels=labels, audit=audit, test=test, checker=checker, groups=groups, time=time
+        )[0]
 
 
 def load_seeds(
-    source: str, seeds: Iterable[int], *, labels: int | None = None, checker: str | None = None
+    source: str,
+    seeds: Iterable[int],
+    *,
+    labels: int | None = None,
+    audit: float | str | Path | None = None,
+    test: float | str | Path | None = None,
+    checker: str | None = None,
+    groups: str | None = None,
+    time: str | None = None,
 ) -> list[Prompts]:
     """The prompts as each seed splits them, read once; the arguments are those of `load_prompts`.
 
@@ -163,8 +181,15 @@ def load_seeds(
     >>> one.test.equal(other.test), one.audit.equal(other.audit)
     (True, False)
     """
-    rows, name = _read_prompts(source, checker, reasoning.ROWS)
-    return [_assembled(name, rows, SplitRequest(None, None, labels, seed)) for seed in seeds]
+    rows, name = _read_prompts(source, checker, reasoning.ROWS, groups, time)
+    for split, part in (("test", test), ("audit", audit)):
+        if isinstance(part, str | Path):
+            if any(row.split == split for row in rows):
+                raise DataError(f'{name}: its field "split" names {split} rows, and {part} is given too; leave one out')
+            further = _checked(read_rows(Path(part), groups, time), str(part), checker)
+            rows += [row._replace(split=split, own=True) for row in further]
+    tested, audited = (None if isinstance(part, str | Path) else part for part in (test, audit))
+    return [_assembled(name, rows, SplitRequest(tested, audited, labels, seed)) for seed in seeds]
 
 
 def of_examples(
@@ -233,14 +258,18 @@ def need(data: Prompts, field: str, recipe: str, instead: str | None = None, *, 
 # ---- from a source to prompts ----------------------------------------------------------------------
 
 
-def _read_prompts(source: str, checker: str | None, size: int) -> tuple[list[PromptRow], str]:
+def _read_prompts(
+    source: str, checker: str | None, size: int, groups: str | None = None, time: str | None = None
+) -> tuple[list[PromptRow], str]:
     """The rows with valid checkers, and the name of the data."""
     if reasoning.is_task(source):
+        if groups or time:
+            raise DataError(f"{source}: the rows of a task have no groups and no time; leave both out")
         rows = [PromptRow(row, None) for row in reasoning.make_examples(source, size)]
         if checker is not None:
             rows = [row._replace(example=replace(row.example, checker=None)) for row in rows]
         return _checked(rows, source.strip(), checker), source.strip()
-    return _checked(read_rows(Path(source)), source, checker), Path(source).name
+    return _checked(read_rows(Path(source), groups, time), source, checker), Path(source).name
 
 
 def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> list[PromptRow]:
@@ -277,7 +306,8 @@ def _checked(rows: Sequence[PromptRow], source: str, default: str | None) -> lis
 
 def _assembled(name: str, rows: Sequence[PromptRow], request: SplitRequest) -> Prompts:
     parts = split_prompts(rows, request, name)
-    return Prompts(name, tuple(row.example for row in rows), *parts, *_fields(rows))
+    data = Prompts(name, tuple(row.example for row in rows), *_limited(parts, request, name), *_fields(rows))
+    return replace(data, copies=_report_copies(rows, parts))
 
 
 def _fields(rows: Sequence[PromptRow]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -313,62 +343,102 @@ class PromptSplits(NamedTuple):
 
 
 def split_prompts(rows: Sequence[PromptRow], request: SplitRequest, name: str) -> PromptSplits:
-    """Split the rows; a row that names its split is put there, with all rows of the same prompt.
+    """Split the rows; a row that names its split is put there, with rows of the same prompt that name none.
 
     Raises:
-        DataError: fewer than three distinct prompts, a prompt in two splits, a share outside [0, 1) or for a split
-            that the rows name, no row that teaches, or fewer than ``labels``.
+        DataError: fewer than three distinct prompts, a share outside [0, 1) or for a split that the rows name, or no
+            row that teaches.
     """
     groups = _groups(rows)
     if len(groups) < LEAST:
         raise DataError(f"{name}: {len(groups)} distinct prompts; give {LEAST} or more, to teach, to judge and to test")
-    declared_keys: dict[str, list[str]] = {"train": [], "audit": [], "test": []}
-    free: list[str] = []
+    parts: dict[str, list[int]] = {"train": [], "audit": [], "test": []}
+    free = list[str]()
     for key, members in groups.items():
-        declared = _declared_split([rows[i] for i in members], name)
-        (free if declared is None else declared_keys[declared]).append(key)
-    sizes = {key: len(members) for key, members in groups.items()}
+        splits_of_key = [rows[i].split for i in members if rows[i].split is not None]
+        if not splits_of_key:
+            free.append(key)
+        for i in members if splits_of_key else ():
+            parts[rows[i].split or splits_of_key[0] or "train"].append(i)
+    declared = {split for split, members in parts.items() if members}
+    sizes = {key: len(groups[key]) for key in free}
     for split, default, limit, address in (
         ("test", TEST_SHARE, MOST_TEST, "test"),
         ("audit", AUDIT_SHARE, MOST_AUDIT, f"audit {request.seed}"),
     ):
-        share = _share(getattr(request, split), default, bool(declared_keys[split]), split, name)
-        if not share or declared_keys[split] or not free:
+        share = _share(getattr(request, split), default, split in declared, split, name)
+        if not share or split in declared or not free:
             continue
-        available = sum(size for key, size in sizes.items() if key not in declared_keys["test"])
-        reserve = (not declared_keys["train"]) + (split == "test" and request.audit != 0 and not declared_keys["audit"])
-        declared_keys[split] = _draw_prompts(
-            free, sizes, min(limit, max(1, round(share * available))), address, reserve
-        )
-        free = [key for key in free if key not in set(declared_keys[split])]
-    teach, audit, test = (
-        _ids(groups, keys) for keys in (declared_keys["train"] + free, declared_keys["audit"], declared_keys["test"])
-    )
-    if not len(teach):
+        count = min(limit, max(1, round(share * (len(rows) - len(parts["test"])))))
+        if rows[0].time is not None:
+            parts[split], free = _draw_latest(rows, groups, free, count, name)
+            continue
+        reserve = ("train" not in declared) + (split == "test" and request.audit != 0 and "audit" not in declared)
+        drawn = set(_draw_prompts(free, sizes, count, address, reserve))
+        parts[split] = [i for key in drawn for i in groups[key]]
+        free = [key for key in free if key not in drawn]
+    parts["train"] += [i for key in free for i in groups[key]]
+    if not parts["train"]:
         raise DataError(f'{name}: no row teaches; give some the split "train", or none')
-    return _limited(teach, audit, test, request, name)
+    ids = (torch.tensor(sorted(parts[split]), dtype=torch.int64) for split in ("train", "audit", "test"))
+    return PromptSplits(*ids)
 
 
 def _groups(rows: Sequence[PromptRow]) -> dict[str, list[int]]:
-    """The rows of each distinct prompt."""
+    """The rows of each distinct prompt, and of prompts that a group connects."""
+    keys = [f"\0{row.split}\n{row.example.user_text}" if row.own else row.example.user_text for row in rows]
     groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    if rows and rows[0].group is None:
+        return groups
+    owners = [f"\0{row.split}\n{row.group}" if row.own else f"\n{row.group}" for row in rows]
+    connected: dict[int, list[int]] = {}
+    for index, code in enumerate(connect(numbered(np.array(keys, dtype=object)), np.array(owners)).tolist()):
+        connected.setdefault(code, []).append(index)
+    return {min(keys[i] for i in members): members for members in connected.values()}
+
+
+def _draw_latest(
+    rows: Sequence[PromptRow], groups: dict[str, list[int]], free: list[str], count: int, name: str
+) -> tuple[list[int], list[str]]:
+    """About ``count`` rows, the latest ones, and the prompts that began before; what these have later is left out."""
+    pool = torch.tensor([i for key in free for i in groups[key]])
+    times = time_values(np.array([rows[i].time for i in pool.tolist()]), f"{name}: time")
+    late = set(latest(name, pool, torch.from_numpy(times), count).tolist())
+    rest = [key for key in free if not set(groups[key]) <= late]
+    for key in rest:
+        groups[key] = [i for i in groups[key] if i not in late]
+    drawn = [i for key in free if key not in set(rest) for i in groups[key]]
+    if not drawn:
+        raise DataError(f"{name}: each of the latest {len(late)} rows belongs to a prompt or group with earlier rows")
+    return drawn, rest
+
+
+def _report_copies(rows: Sequence[PromptRow], parts: PromptSplits) -> CopyReport:
+    """The rows of one prompt, and those whose answers differ."""
+    prompts: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row.example.user_text, []).append(index)
-    return groups
-
-
-def _declared_split(rows: Sequence[PromptRow], name: str) -> str | None:
-    """The split that rows of one prompt name, if they do."""
-    first_line: dict[str, int] = {}
-    for row in rows:
-        if row.split is not None:
-            first_line.setdefault(row.split, row.example.line)
-    if len(first_line) > 1:
-        (one, here), (other, there) = sorted(first_line.items(), key=lambda item: item[1])[:2]
-        raise DataError(
-            f"{name}:{there}: a prompt of the split {other} that line {here} has in {one}; keep one of the two"
-        )
-    return next(iter(first_line), None)
+        prompts.setdefault(row.example.user_text, []).append(index)
+    several = [members for members in prompts.values() if len(members) > 1]
+    conflicts = []
+    for members in several:
+        answered = [i for i in members if rows[i].example.answer is not None]
+        answers = [str(rows[i].example.answer) for i in answered]
+        if len(set(answers)) > 1:
+            conflicts.append(Conflict([rows[i].example.line or i + 1 for i in answered], answers, []))
+    teach, audit = set(parts.labelled.tolist()), set(parts.audit.tolist())
+    test = parts.test.tolist()
+    across = [i for i in test if (teach | audit) & set(prompts[rows[i].example.user_text])]
+    return CopyReport(
+        rows=sum(map(len, several)),
+        distinct=len(several),
+        conflicting=sum(len(conflict.rows) for conflict in conflicts),
+        conflicts=tuple(conflicts[:MOST_LISTED]),
+        across=torch.tensor(across, dtype=torch.int64),
+        validated=sum(bool(teach & set(prompts[rows[i].example.user_text])) for i in audit),
+        left_out=len(rows) - len(teach) - len(audit) - len(test),
+    )
 
 
 def _share(request: float | None, default: float, declared: bool, split: str, name: str) -> float:
@@ -392,15 +462,11 @@ def _draw_prompts(free: Sequence[str], sizes: dict[str, int], count: int, addres
     return drawn or sorted(order, key=lambda key: sizes[key])[: min(1, limit)]
 
 
-def _ids(groups: dict[str, list[int]], keys: Sequence[str]) -> Tensor:
-    return torch.tensor(sorted(i for key in keys for i in groups[key]), dtype=torch.int64)
-
-
-def _limited(teach: Tensor, audit: Tensor, test: Tensor, request: SplitRequest, name: str) -> PromptSplits:
+def _limited(parts: PromptSplits, request: SplitRequest, name: str) -> PromptSplits:
     """At most ``labels`` rows teach, and no more of them judge."""
-    labels = request.labels
+    labels, (teach, audit, test) = request.labels, parts
     if labels is None:
-        return PromptSplits(teach, audit, test)
+        return parts
     if not 1 <= labels <= len(teach):
         raise DataError(
             f"{name}: {labels} rows were asked for, but {len(teach)} can teach; ask for {len(teach)} or fewer"

@@ -15,6 +15,7 @@ from ..errors import DataError
 from . import images, splits, tables
 from .column_types import Column
 from .image_store import ImageStore
+from .split_columns import NO_REQUEST, SplitColumns, SplitRequest
 from .table_files import HUB, SHOWN, is_table
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
@@ -57,6 +58,14 @@ class RawData:
     digests: Tensor | None = None  # (n, 16) uint8 of image files: equal for equal pixels
     gradients: Tensor | None = None  # (n, 32) uint8 of image files: nearly equal for images that look alike
     skip_note: str = ""  # files that are no rows, and why
+    groups: Any = None  # (n,) rows of one value share a split
+    time: Any = None  # (n,) the splits follow it
+
+    def split_by(self, split: SplitColumns) -> RawData:
+        """The same rows with the splits that columns and files give."""
+        test = self.test if split.test is None else split.test
+        audit = self.audit if split.audit is None else split.audit
+        return replace(self, groups=split.groups, time=split.time, test=test, audit=audit)
 
     @property
     def inputs(self) -> Any:
@@ -78,6 +87,7 @@ def read_source(
     compact: bool = False,
     labelled: bool = True,
     types: Mapping[str, str] | None = None,
+    request: SplitRequest = NO_REQUEST,
 ) -> RawData:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.
 
@@ -89,12 +99,16 @@ def read_source(
     if is_table(source, named=target is not None):
         if image_size is not None:
             raise DataError(f"{source}: a table has no image size; leave image_size out")
-        return _of_table(source, tables.read(existing(source), target, unlabelled, compact, labelled, types), labelled)
+        table = tables.read(existing(source), target, unlabelled, compact, labelled, types, request)
+        return _of_table(source, table, labelled).split_by(table.split)
     if types:
         raise DataError(f"{source}: the types of columns are for tables that you have as a file; leave columns out")
+    if source in (*NAMES, *TABLES) or images.idx_files(Path(source)):
+        request.refuse(source, "its rows have no such columns, and its test split is given")
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
     if images.path_column(source) is not None:
+        request.refuse(source, "a table of paths names its splits in a column 'split'")
         return of_pictures(
             Path(source).name, images.read_path_table(source, target, _side(source, image_size)), labelled
         )
@@ -102,10 +116,12 @@ def read_source(
         if source not in NAMES:
             existing(source)
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
-    return _images(source, unlabelled, image_size, labelled)
+    return _images(source, unlabelled, image_size, labelled, request)
 
 
-def _images(source: str, unlabelled: Path | None, image_size: int | None, labelled: bool) -> RawData:
+def _images(
+    source: str, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
+) -> RawData:
     if source == "digits":
         raw = _digits()
     elif source == images.FASHION:
@@ -113,10 +129,11 @@ def _images(source: str, unlabelled: Path | None, image_size: int | None, labell
     elif images.idx_files(Path(source)):
         raw = _idx(Path(source))
     elif shards := images.archives(Path(source)):
+        request.refuse(source, "archives name their splits themselves")
         pictures = images.read_archives(shards, Path(source), _side(source, image_size))
         return of_pictures(Path(source).name, pictures, labelled)
     else:
-        return _folder(existing(source), unlabelled, image_size, labelled)
+        return _folder(existing(source), unlabelled, image_size, labelled, request)
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
     return _with_images(raw, unlabelled) if unlabelled is not None else raw
@@ -199,15 +216,17 @@ def _idx(folder: Path) -> RawData:
     )
 
 
-def _folder(root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool) -> RawData:
+def _folder(
+    root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
+) -> RawData:
     if not root.is_dir():
         raise DataError(
             f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
             "with --target)"
         )
-    return of_pictures(
-        root.resolve().name, images.read_folder(root, unlabelled, _side(str(root), image_size), labelled), labelled
-    )
+    request._replace(test=None, validation=None).refuse(str(root), "images in folders have no columns")
+    side, own = _side(str(root), image_size), {"test": request.test, "audit": request.validation}
+    return of_pictures(root.resolve().name, images.read_folder(root, unlabelled, side, labelled, own), labelled)
 
 
 def _side(source: str, image_size: int | None) -> int:

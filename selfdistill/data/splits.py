@@ -345,10 +345,10 @@ def _part(
         return draw(pool, rows.y, count, address, reserve=reserve)
     if groups.time is None:
         return draw(pool, rows.y, count, address, reserve=reserve, groups=groups.groups)
-    return _latest(rows.name, pool, groups.time[pool], count)
+    return latest(rows.name, pool, groups.time[pool], count)
 
 
-def _latest(name: str, pool: Tensor, time: Tensor, count: int) -> Tensor:
+def latest(name: str, pool: Tensor, time: Tensor, count: int) -> Tensor:
     """About ``count`` of the rows, the latest ones; rows of one time stay together.
 
     Raises:

@@ -21,6 +21,7 @@ from ..errors import DataError
 from ..io.expressions import one_line
 from . import column_types
 from .column_types import DISTINCT, INFINITE_REMEDY, USED, Column
+from .split_columns import NO_REQUEST, SplitColumns, SplitRequest, append_column, read_further, take_split_columns
 from .table_files import Table, pandas, read_table
 
 MOST_CLASSES = DISTINCT  # a numeric target with more distinct values is a value, not a class
@@ -41,6 +42,7 @@ class RawTable(NamedTuple):
     classes: tuple[str, ...]  # empty for regression
     columns: tuple[Column, ...] = ()  # how each column of the file was read
     title: str = ""  # of the report on them: rows and target
+    split: SplitColumns = SplitColumns()  # what decides the splits
 
 
 def sklearn_table(name: str) -> RawTable:
@@ -74,8 +76,10 @@ def read(
     compact: bool = False,
     labelled: bool = True,
     types: Mapping[str, str] | None = None,
+    request: SplitRequest = NO_REQUEST,
 ) -> RawTable:
-    """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own.
+    """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own and those
+    of the files of ``request``.
 
     ``compact`` features have categories in place of text, and no column is held twice while they are made. Unless it
     must be ``labelled``, a table may have no target, or nothing in it; all its labels are -1 then. ``types`` are types
@@ -86,10 +90,18 @@ def read(
     """
     types = dict(types or {})
     literal = [name for name, kind in types.items() if kind != "numeric"]
+    literal += [] if request.groups is None else [request.groups]
     table = read_table(path, () if target is None else (target,), literal)
     column_types.requested(types, table.names, str(path))
+    further = read_further(request, table, target)
+    placed = request.groups or request.time  # otherwise the unlabelled rows are read once, with the types of columns
+    extra = read_table(unlabelled, (), literal) if unlabelled is not None and placed else None
+    split = take_split_columns(request, table, further, extra, (str(target), *types))
+    append_column(table, further, str(target))
     bare = torch.full((table.rows,), -1)
     if not labelled and (target is None or (target in table.columns and table.columns[target]().isna().all())):
+        if further:
+            raise DataError(f"{path}: no row has a label, and nothing can be tested; leave the files of splits out")
         y, classes = bare, tuple[str, ...]()
         table.columns.pop(str(target), None)
     else:
@@ -98,11 +110,13 @@ def read(
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
     specs, features = _infer(table, types, compact)
     title = _title(str(path.name), y, classes, target) + (f" ({table.note})" if table.note else "")
+    for more in further:
+        features = _concatenate(features, prepare(more, specs, compact))
     if unlabelled is not None:
-        extra = prepare(read_table(unlabelled, (), literal_names(specs)), specs, compact)
-        features = _concatenate(features, extra)
-        y = torch.cat([y, y.new_full((len(extra),), torch.nan if y.is_floating_point() else -1)])
-    return RawTable(features, y, classes, tuple(specs), title)
+        rows = prepare(read_table(unlabelled, (), literal_names(specs)), specs, compact)
+        features = _concatenate(features, rows)
+        y = torch.cat([y, y.new_full((len(rows),), torch.nan if y.is_floating_point() else -1)])
+    return RawTable(features, y, classes, (*specs, *split.columns), title, split)
 
 
 def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> str:

@@ -22,6 +22,7 @@ from ..models import hub, text_encoder
 from . import column_types, tables
 from .augment import Tokens
 from .sources import RawData, existing
+from .split_columns import NO_REQUEST, SplitRequest, append_column, read_further, take_split_columns
 from .table_files import SHOWN, Table, is_table, read_table
 
 FOLDER = "tokenizer"  # in a model folder
@@ -56,9 +57,15 @@ class Reader:
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
     def source(
-        self, name: str, target: str | None, unlabelled: Path | None, types: Mapping[str, str] | None = None
+        self,
+        name: str,
+        target: str | None,
+        unlabelled: Path | None,
+        types: Mapping[str, str] | None = None,
+        request: SplitRequest = NO_REQUEST,
     ) -> tuple[RawData, int]:
-        """The rows of a table, those of ``unlabelled`` after its own, and how many were cut.
+        """The rows of a table, those of the files of ``request`` and of ``unlabelled`` after its own, and how many
+        were cut.
 
         Raises:
             DataError: no such column, a cell without text, or no target.
@@ -66,14 +73,18 @@ class Reader:
         if target == self.column:
             raise DataError(f"{name}: '{target}' is both --text and --target; give another column as one of them")
         table = self._table(name, target)
+        further = read_further(request, table, target)
+        extra = None if unlabelled is None else read_table(unlabelled, (self.column,))
+        split = take_split_columns(request, table, further, extra, (str(target), self.column))
+        for each in (str(target), self.column):
+            append_column(table, further, each)
         y, classes = tables.labels(table, target, (types or {}).get(str(target)))
         texts = column(table, self.column)
-        if unlabelled is not None:
-            extra = column(read_table(unlabelled, (self.column,)), self.column)
-            texts = [*texts, *extra]
-            y = torch.cat([y, y.new_full((len(extra),), -1 if classes else torch.nan)])
+        if extra is not None:
+            texts = [*texts, *column(extra, self.column)]
+            y = torch.cat([y, y.new_full((extra.rows,), -1 if classes else torch.nan)])
         x, cut = self.ids(texts)
-        return RawData(table.path.name, "text", y, classes, x=x), cut
+        return RawData(table.path.name, "text", y, classes, x=x).split_by(split), cut
 
     def table(self, name: str) -> tuple[str, list[str]]:
         """The name of a table's file, and the texts of the column.

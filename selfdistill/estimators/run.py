@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..data import frames
 from ..data.frames import Frame
+from ..data.split_columns import SplitRequest
 from ..errors import DataError, RecipeError
 from ..evaluation import metrics
 from ..evaluation.predict import (
@@ -115,6 +116,9 @@ def prepare(request: Request) -> TableRun:
     data = frames.load(
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
         label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
+        request=SplitRequest(
+            request.groups, request.time, *(p if p is None else Path(p) for p in (request.test, request.validation))
+        ),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)
     settings = {"seed": request.seed, "audit": "safe", "audit_folds": request.audit_folds or "auto"}
@@ -178,6 +182,8 @@ def fit(run: TableRun, model: Any) -> Any:
         given["X_unlabeled"] = data.rows(data.unlabelled)
     if self_taught(model) and data.groups is not None:
         given["groups"] = data.groups[data.labelled]
+    if self_taught(model) and data.time is not None:
+        given["time"] = data.time[data.labelled]
     try:
         return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
     except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take

@@ -353,6 +353,10 @@ def prepare(request: Request) -> NetworkRun:
         reader=reader,
         labelled=not bare,
         columns=dict(request.columns),
+        groups=request.groups,
+        time=request.time,
+        test=request.test,
+        audit=request.validation,
     )
     if data.task == "features":
         _refuse_judging(request, data)

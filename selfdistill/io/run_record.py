@@ -150,6 +150,8 @@ class Request:
     rank of an adapter (0: all weights), tokens of an answer, and memory for time. ``targets`` is a folder that keeps
     what a frozen outside teacher says.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
+    ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
+    folders of these splits.
     """
 
     data: str = "digits"
@@ -179,6 +181,10 @@ class Request:
     targets: str | None = None
     training: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
+    groups: str | None = None
+    time: str | None = None
+    test: str | None = None
+    validation: str | None = None
     raw_csv: bool = False
 
     def __post_init__(self) -> None:
@@ -192,6 +198,10 @@ class Request:
             "targets",
             "checker",
             "skip_long",
+            "groups",
+            "time",
+            "test",
+            "validation",
             "raw_csv",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}

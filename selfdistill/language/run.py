@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core import distributed
+from ..data.copies import notices
 from ..data.examples import FIELDS
 from ..data.prompts import Prompts, load_prompts, load_suite
 from ..errors import CheckpointError, DataError
@@ -100,7 +101,7 @@ def prepare(request: Request) -> LanguageRun:
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
         raise DataError("--cache and --no-cache have no meaning for prompts; leave them out")
-    data = load_prompts(request.data, labels=request.labels, seed=request.seed, checker=request.checker)
+    data = _load(request)
     suite = None if request.keep is None else load_suite(request.keep, checker=request.checker)
     expression = request.method or _default_recipe(data)
     method = read_recipe(expression)
@@ -124,7 +125,8 @@ def prepare(request: Request) -> LanguageRun:
         settings["steps"] = None
     settings.setdefault("lr", 1e-4 if lora and request.lora is not None else advice.get("lr", 1e-5))
     settings.setdefault("clip", advice.get("clip", 1.0))
-    note = "\n".join([*_field_notes(request, data, expression, method), *template_notes(reader.tokenizer)])
+    fields = _field_notes(request, data, expression, method)
+    note = "\n".join([*fields, *notices(data.name, data.describe()), *template_notes(reader.tokenizer)])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
 
 
@@ -132,9 +134,15 @@ def default_recipe(request: Request) -> str:
     """The recipe that a request is trained with where it names none."""
     if request.method:
         return request.method
-    return _default_recipe(
-        load_prompts(request.data, labels=request.labels, seed=request.seed, checker=request.checker)
-    )
+    return _default_recipe(_load(request))
+
+
+def _load(request: Request) -> Prompts:
+    """The prompts of a request with their splits."""
+    return load_prompts(
+        request.data, labels=request.labels, audit=request.validation, test=request.test, seed=request.seed,
+        checker=request.checker, groups=request.groups, time=request.time,
+    )  # fmt: skip
 
 
 def _default_recipe(data: Prompts) -> str:
@@ -319,6 +327,7 @@ def _result(
         "against": {"before": _against(answers, before, evaluator.right)},
         "trouble": evaluator.referee.trouble(),
     }  # fmt: skip
+    models = {"before": before, "test": answers}
     if control is not None:
         theirs = evaluator.asked(control.generations[-1].weights, "sft()")
         result["plain"] = {
@@ -326,7 +335,21 @@ def _result(
             "passes": control.passes._asdict(), "end": evaluator.figures(theirs),
         }  # fmt: skip
         result["against"]["sft"] = _against(answers, theirs, evaluator.right)
-    return result
+        models["plain"] = theirs
+    return {**result, **_without_copies(models, ready.data, evaluator)}
+
+
+def _without_copies(models: dict[str, dict[str, Any]], data: Prompts, evaluator: Evaluator) -> dict[str, Any]:
+    """The scores of models on the test prompts that are no copies of others; empty where none is one."""
+    kept = (~torch.isin(data.test, data.copies.across)).tolist()
+    if all(kept) or not any(kept):
+        return {}
+
+    def scores(answers: dict[str, Any]) -> dict[str, float]:
+        losses = [loss for loss, keep in zip(answers["losses"], kept, strict=True) if keep]
+        return evaluator.figures({**answers, "losses": losses})
+
+    return {"without_copies": {"rows": sum(kept), **{name: scores(answers) for name, answers in models.items()}}}
 
 
 def _against(ours: dict[str, Any], theirs: dict[str, Any], bounded: bool) -> dict[str, Any]:

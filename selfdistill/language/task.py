@@ -237,7 +237,10 @@ class LanguageDesign(ComparisonDesign):
     @cached_property
     def _every_seed(self) -> list[Prompts]:
         request = self.request
-        return load_seeds(request.data, self.settings.seeds, labels=request.labels, checker=request.checker)
+        return load_seeds(
+            request.data, self.settings.seeds, labels=request.labels, audit=request.validation, test=request.test,
+            checker=request.checker, groups=request.groups, time=request.time,
+        )  # fmt: skip
 
     def check(self) -> None:
         """What a method lacks on some seed, and what cannot be matched."""

@@ -185,7 +185,7 @@ def photo(seed, side=48):
     """A smooth image of a few waves."""
     random = np.random.default_rng(seed)
     grid = np.mgrid[0:side, 0:side] / side
-    waves = sum(
+    waves = np.zeros((side, side)) + sum(
         np.sin(np.tensordot(random.normal(size=2) * 3 * k, grid, 1) + random.uniform(0, 6)) / k for k in range(1, 7)
     )
     shades = (waves - waves.min()) / (waves.max() - waves.min()) * 255
@@ -203,6 +203,7 @@ def test_equal_pixels_share_a_split_and_near_copies_are_told(tmp_path):
             photo(i).save(folder / f"{i}-small.jpg", quality=80)
     photo(0).save(tmp_path / "b" / "wrong.webp", lossless=True)
     data = dataset.load(str(tmp_path))
+    assert data.digests is not None
     _, codes = np.unique(data.digests.numpy(), axis=0, return_inverse=True)
     assert not divided(data, codes.reshape(-1))
     assert (data.copies.rows, data.copies.distinct) == (17, 8)

@@ -186,9 +186,9 @@ def test_seeds_that_are_loaded_together_are_read_once_and_are_those_loaded_alone
     path, read, reads = file(*many(40, answer="1")), examples_module.read_rows, list[Any]()
     alone = [load_prompts(path, seed=seed, labels=9) for seed in (3, 0, 5)]
 
-    def counting(place):
+    def counting(place, *names):
         reads.append(place)
-        return read(place)
+        return read(place, *names)
 
     monkeypatch.setattr(prompts, "read_rows", counting)
     together = load_seeds(path, (3, 0, 5), labels=9)
@@ -430,7 +430,52 @@ def test_named_splits_are_not_asked_for_again_nor_contradicted(file):
     rows = [ask("a", split="test"), ask("b"), ask("c"), ask("d")]
     with pytest.raises(DataError, match=r'its test rows are given by its field "split"; leave test out'):
         load_prompts(file(*rows), test=0.5)
-    with pytest.raises(DataError, match=r"x.jsonl:5: a prompt of the split train that line 1 has in test; keep one"):
-        load_prompts(file(*rows, ask("a", split="train")))
     with pytest.raises(DataError, match=r"no row teaches"):
         load_prompts(file(*[ask(f"{i}", split="test") for i in range(3)]))
+
+
+# ---- copies, groups and times ------------------------------------------------------------------------
+
+
+def test_copies_across_named_splits_are_kept_and_counted(file):
+    rows = [ask("a", split="test", answer="1"), ask("b"), ask("c"), ask("d"), ask("a", split="train", answer="2")]
+    loaded = load_prompts(file(*rows))
+    assert loaded.test.tolist() == [0]
+    assert 4 in loaded.labelled
+    assert loaded.copies.across.tolist() == [0]
+    (conflict,) = loaded.copies.conflicts
+    assert (conflict.rows, conflict.labels) == ([1, 5], ["1", "2"])
+    assert loaded.describe()["copies"]["conflicting"] == 2
+
+
+def test_files_of_splits_are_taken(file, tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(ask(f"t{i}")) + "\n" for i in range(3)) + json.dumps(ask("0")) + "\n")
+    loaded = load_prompts(file(*[ask(f"{i}") for i in range(10)]), test=str(path))
+    assert loaded.test.tolist() == [10, 11, 12, 13]
+    assert loaded.copies.across.tolist() == [13]
+    assert len(loaded.audit) == 2
+    with pytest.raises(DataError, match='its field "split" names test rows'):
+        load_prompts(file(*[ask(f"{i}", split="test") for i in range(3)], *[ask("x")]), test=str(path))
+
+
+def test_prompts_of_a_group_share_a_split(file):
+    rows = [ask(f"{i}", user=f"u{i % 9}") for i in range(45)]
+    loaded = load_prompts(file(*rows), groups="user")
+    sides = [{i % 9 for i in getattr(loaded, split).tolist()} for split in SPLITS]
+    assert sum(map(len, sides)) == 9
+    assert loaded.extra == ()
+    with pytest.raises(DataError, match=r'x.jsonl:1: no field "nobody", which --groups names'):
+        load_prompts(file(*rows), groups="nobody")
+
+
+def test_the_latest_prompts_test(file):
+    order = [(7 * i) % 40 for i in range(40)]
+    rows = [ask(f"{k}", at=f"2024-01-{k % 28 + 1:02d}" if k < 28 else f"2024-02-{k - 27:02d}") for k in order]
+    loaded = load_prompts(file(*rows), time="at")
+    parts = [[order[i] for i in getattr(loaded, split).tolist()] for split in SPLITS]
+    assert max(parts[0]) < min(parts[1])
+    assert max(parts[1]) < min(parts[2])
+    assert len(parts[2]) == 8
+    again = load_prompts(file(*rows, ask("39", at="2023-12-31")), time="at")
+    assert again.copies.left_out == 1

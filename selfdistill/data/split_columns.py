@@ -1,0 +1,176 @@
+"""The splits that a person chooses for a table: columns of groups, of times or of splits, and files for test and
+validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..io.expressions import one_line
+from . import column_types
+from .column_types import Column
+from .prompt_files import SPLITS
+from .table_files import Table, pandas, read_table
+
+COLUMN = "split"  # a column of this name with these words alone names the split of each row
+
+
+WORDS = {**SPLITS, "training": "train"}
+
+
+class SplitRequest(NamedTuple):
+    """The columns that group and order the rows, and the files of a test and a validation split."""
+
+    groups: str | None = None
+    time: str | None = None
+    test: Path | None = None
+    validation: Path | None = None
+
+    def refuse(self, source: str, kind: str) -> None:
+        """Refuse what data of another kind do not have.
+
+        Raises:
+            DataError: something was asked for.
+        """
+        for name, value in self._asdict().items():
+            if value is not None:
+                raise DataError(f"{source}: {kind}; leave {name} out")
+
+
+NO_REQUEST = SplitRequest()
+
+
+class SplitColumns(NamedTuple):
+    """What the columns and files say of rows: those of the table, then of its test, validation and unlabelled files."""
+
+    columns: tuple[Column, ...] = ()  # the columns that are no features, for the report
+    groups: Any = None  # (n,) codes
+    time: Any = None  # (n,) float64
+    test: Tensor | None = None  # row ids
+    audit: Tensor | None = None
+
+
+def read_further(request: SplitRequest, main: Table, target: str | None) -> list[Table]:
+    """The tables of the test and the validation file, with cells as they are written.
+
+    Raises:
+        DataError: one cannot be read, or has no target.
+    """
+    written = () if target is None else (target,)
+    tables = [read_table(path, written, main.names) for path in (request.test, request.validation) if path]
+    for table in tables:
+        if target is not None and target not in table.columns:
+            raise DataError(f"{table.path}: no column is called '{target}', which is the target; add it")
+    return tables
+
+
+def append_column(main: Table, further: Sequence[Table], name: str) -> None:
+    """Let a column of a table go on with those of further ones."""
+    if further and name in main.columns:
+        series = [table.take(name) for table in (main, *further)]
+        main.columns[name] = partial(pandas().concat, series, ignore_index=True)
+
+
+def take_split_columns(
+    request: SplitRequest, main: Table, further: Sequence[Table], unlabelled: Table | None, features: Sequence[str]
+) -> SplitColumns:
+    """The splits of the rows; the columns that decide them are taken out of the table.
+
+    Args:
+        request: what was asked for.
+        main: the table.
+        further: those of `read_further`.
+        unlabelled: rows without a label, the last ones.
+        features: columns that must not be taken: the target, texts, and those whose type was chosen.
+
+    Raises:
+        DataError: a column is missing, or has an empty cell or no time; a split is given twice.
+    """
+    sizes = [table.rows for table in (main, *further, *([unlabelled] if unlabelled else []))]
+    begin = np.cumsum([0, *sizes])
+    parts: dict[str, Tensor] = {}
+    for number, name in enumerate(
+        [n for n in ("test", "audit") if (request.test, request.validation)[n == "audit"]], 1
+    ):
+        parts[name] = torch.arange(int(begin[number]), int(begin[number + 1]))
+    columns, rest = list[Column](), [*further, *([unlabelled] if unlabelled else [])]
+    named = {} if COLUMN in (*features, request.groups, request.time) else _named_splits(main)
+    if named:
+        for name in set(named) & set(parts):
+            raise DataError(
+                f"{main.path}: its column '{COLUMN}' names {name} rows, and a file of them is given too; leave one out"
+            )
+        parts |= named
+        main.take(COLUMN)
+        counts = ", ".join(f"{len(ids)} {'validation' if n == 'audit' else n}" for n, ids in named.items())
+        columns.append(Column(COLUMN, "identifier", f"names the split of each row: {counts}"))
+    groups = None if request.groups is None else _groups(request.groups, main, rest, features)
+    time = None if request.time is None else _times(request.time, main, rest, features)
+    for column, why in ((request.groups, "groups the rows"), (request.time, "orders the rows")):
+        if column is not None:
+            columns.append(Column(column, "identifier", f"{why} for the splits"))
+    return SplitColumns(tuple(columns), groups, time, parts.get("test"), parts.get("audit"))
+
+
+def _named_splits(table: Table) -> dict[str, Tensor]:
+    """The test and validation rows by a column of such words; empty where there is none."""
+    if COLUMN not in table.columns:
+        return {}
+    cells = column_types.cells_of(table.columns[COLUMN](), f"{table.path}: column '{COLUMN}'")
+    words = [WORDS.get(text.lower(), "") for text in cells.texts]
+    if not all(words) or not {"test", "audit"} & set(words):
+        return {}
+    names = np.array([*words, "train"])[cells.codes]
+    return {name: torch.from_numpy(np.flatnonzero(names == name)) for name in ("test", "audit") if name in words}
+
+
+def _take(name: str, option: str, table: Table, features: Sequence[str]) -> Any:
+    if name in features:
+        raise DataError(f"{table.path}: column '{name}' is used otherwise and cannot be --{option}; give another one")
+    if name not in table.columns:
+        raise DataError(f"{table.path}: no column is called '{name}' (--{option}); it has: {', '.join(table.names)}")
+    return table.take(name)
+
+
+def _missing(place: str, option: str, empty: Any) -> None:
+    if empty.any():
+        raise DataError(f"{place}, row {int(empty.argmax()) + 1} (the first is 1): empty, and --{option} needs a value")
+
+
+def _groups(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
+    """The group of each row as a code; rows of further tables without such a column are alone."""
+    place, column = f"{main.path}: column '{name}'", _take(name, "groups", main, features)
+    _missing(place, "groups", column_types.cells_of(column, place).codes < 0)
+    series = [column.astype(str)]
+    for table in rest:
+        known = name in table.columns
+        series.append(table.take(name) if known else pandas().Series([None] * table.rows, dtype=object))
+    codes = column_types.cells_of(pandas().concat(series, ignore_index=True), place).codes
+    alone = codes < 0
+    codes[alone] = codes.max() + 1 + np.arange(int(alone.sum()))
+    return codes
+
+
+def _times(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
+    """The time of each row; rows of further tables without such a column come before all others."""
+    place, column = f"{main.path}: column '{name}'", _take(name, "time", main, features)
+    spec = column_types.infer(name, column, place, main.comma)
+    if spec.type not in ("numeric", "date"):
+        raise DataError(f"{place} is {spec.type}, and --time takes numbers or dates ({one_line(spec.why, 60)})")
+    values = [column_types.convert(spec, column, place)[name]]
+    _missing(place, "time", np.isnan(values[0]))
+    for table in rest:
+        if name not in table.columns:
+            values.append(np.full(table.rows, -np.inf))
+            continue
+        further = f"{table.path}: column '{name}'"
+        values.append(column_types.convert(spec, table.take(name), further)[name])
+        _missing(further, "time", np.isnan(values[-1]))
+    return np.concatenate(values)
