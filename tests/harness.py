@@ -105,10 +105,10 @@ def of_values(method: Method) -> bool:
 def value_data(unlabelled: int = 24) -> Data:
     """The same images with a value each: how bright the left half is, under noise."""
     data = tiny_data(0)
-    y = data.x[:, 0, :, :4].mean((1, 2)) * 20 + torch.randn(90, generator=torch.Generator().manual_seed(3))
+    y = data.tensor[:, 0, :, :4].mean((1, 2)) * 20 + torch.randn(90, generator=torch.Generator().manual_seed(3))
     if unlabelled:
         y[-unlabelled:] = torch.nan
-    return from_tensors(data.x, y, augment="weak", audit=data.audit, test=data.test)
+    return from_tensors(data.tensor, y, augment="weak", audit=data.audit, test=data.test)
 
 
 def tiny_data(unlabelled: int = 24) -> Data:

@@ -82,7 +82,7 @@ SPECS = {
     "an odd name": "outside:1x",
 }
 
-LOADERS = {
+LOADERS: dict[str, list[Any]] = {
     "predict": ["predict", "net", "digits"],
     "init": ["run", "digits", "--init", "net", "--model", "mlp", "--method", "plain()", "--steps", 2, "--out", "o"],
     "teacher": ["run", "digits", "--method", "distil('net')", "--steps", 2, "--model", "mlp(width=8)", "--out", "o"],

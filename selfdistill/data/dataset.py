@@ -87,6 +87,17 @@ class Data:
             yield from map(self.rows, ids.split(rows))
 
     @property
+    def tensor(self) -> Tensor:
+        """All inputs (n, ...) as they are kept in memory.
+
+        Raises:
+            DataError: they are images on disk.
+        """
+        if isinstance(self.x, ImageStore):
+            raise DataError(f"{self.name} is too large for memory; read it by `rows` or `chunks`")
+        return self.x
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one row's input."""
         return tuple(self.x.shape[1:])

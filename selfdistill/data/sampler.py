@@ -7,7 +7,6 @@ distributed run sees what the uninterrupted single process sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -56,10 +55,7 @@ class RowSource(Protocol):
     def augment(self) -> str: ...
     @property
     def tokens(self) -> Tokens | None: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
     def rows(self, ids: Tensor) -> Tensor: ...
-    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..core.outputs import output_of
 from ..data.image_store import ImageStore
-from ..data.sampler import RowSource
 from ..io.files import csv_text
 from . import metrics
 from .audit import row_losses
@@ -54,8 +53,16 @@ def _chunks(x: Tensor | ImageStore) -> Iterator[Tensor]:
     return (pixels.float() / 255 for pixels in x.chunks(torch.arange(len(x)), rows))
 
 
+class InputSource(Protocol):
+    """Data that give the inputs of many rows in chunks; `data.dataset.Data` is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]: ...
+
+
 def predict_rows(
-    model: nn.Module, data: RowSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
+    model: nn.Module, data: InputSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
     return torch.cat([predict(model, x, head, device) for x in data.chunks(ids, chunk_rows(data.shape))])

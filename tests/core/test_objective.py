@@ -246,16 +246,17 @@ def test_a_model_that_cannot_be_copied_is_named():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_teacher_follows_a_model_whose_weights_a_hook_computes():
-    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(WIDTH, CLASSES)))
+    layer: Any = nn.utils.weight_norm(nn.Linear(WIDTH, CLASSES))
+    model = nn.Sequential(layer)
     model(inputs(torch.arange(4))).sum().backward()
     model.zero_grad()
     objective = freeze().bind(model)
     batch = {"x": inputs(torch.arange(4)), "y": torch.arange(4) % CLASSES}
     objective(batch).backward()
     with torch.no_grad():
-        model[0].weight_g += 1
+        layer.weight_g += 1
     objective.update()
-    (state,) = [state for state in objective.states.values() if hasattr(state, "module")]
+    state: Any = next(state for state in objective.states.values() if hasattr(state, "module"))
     assert not torch.allclose(state.module(batch["x"]), model(batch["x"]))
 
 

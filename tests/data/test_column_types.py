@@ -1,5 +1,7 @@
 """How the columns of a table are read: numbers in their formats, dates, identifiers, and what is refused."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,7 +130,8 @@ def test_new_rows_are_read_by_the_record(tmp_path):
     messy().to_csv(tmp_path / "t.csv", index=False, sep=";")
     data = load(str(tmp_path / "t.csv"), target="y", columns={"zip": "categorical"})
     assert data.classes == ("01", "1")
-    record = {column["name"]: column for column in data.describe()["column_types"]}
+    columns: Any = data.describe()["column_types"]
+    record = {column["name"]: column for column in columns}
     assert {name: column["type"] for name, column in record.items()} == {
         "id": "identifier", "size": "numeric", "zip": "categorical", "when": "date", "void": "empty",
         "same": "constant",
@@ -136,10 +139,12 @@ def test_new_rows_are_read_by_the_record(tmp_path):
     assert record["size"]["decimal"] == ","
     assert data.note.startswith("t.csv: 120 rows; the target 'y' is 2 classes (01, 1) (cells separated by semicolons)")
     write_card(data, tmp_path / "model")
-    assert inputs_for(str(tmp_path / "t.csv"), tmp_path / "model")[0].equal(data.x)
+    inputs: Any = inputs_for(str(tmp_path / "t.csv"), tmp_path / "model")[0]
+    assert inputs.equal(data.tensor)
     some = messy()[["when", "zip", "size"]][:3]
     some.to_csv(tmp_path / "new.csv", index=False, sep=";")
-    assert inputs_for(str(tmp_path / "new.csv"), tmp_path / "model")[0].equal(data.x[:3])
+    inputs = inputs_for(str(tmp_path / "new.csv"), tmp_path / "model")[0]
+    assert inputs.equal(data.tensor[:3])
     some.assign(size=["1.5", "2", "3"]).to_csv(tmp_path / "new.csv", index=False, sep=";")
     with pytest.raises(DataError, match=r"row 1: '1\.5' is no number \(',' before decimals\)"):
         inputs_for(str(tmp_path / "new.csv"), tmp_path / "model")

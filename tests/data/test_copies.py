@@ -185,9 +185,9 @@ def photo(seed, side=48):
     """A smooth image of a few waves."""
     random = np.random.default_rng(seed)
     grid = np.mgrid[0:side, 0:side] / side
-    waves = np.zeros((side, side)) + sum(
-        np.sin(np.tensordot(random.normal(size=2) * 3 * k, grid, 1) + random.uniform(0, 6)) / k for k in range(1, 7)
-    )
+    waves = np.zeros((side, side))
+    for k in range(1, 7):
+        waves = waves + np.sin(np.tensordot(random.normal(size=2) * 3 * k, grid, 1) + random.uniform(0, 6)) / k
     shades = (waves - waves.min()) / (waves.max() - waves.min()) * 255
     return Image.fromarray(shades.astype(np.uint8)).convert("RGB")
 

@@ -348,7 +348,8 @@ def test_digits_card_prepares_test_rows_and_pictures(tmp_path):
     digits = dataset.load("digits", seed=5)
     dataset.write_card(digits, tmp_path / "model")
     x, names = dataset.inputs_for("digits", tmp_path / "model")
-    assert x.equal(digits.rows(digits.test))
+    assert isinstance(x, torch.Tensor)
+    assert torch.equal(x, digits.rows(digits.test))
     assert names[0] == f"test/{int(digits.test[0]) + 1}"
     (tmp_path / "deep" / "er").mkdir(parents=True)
     shade = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -356,9 +357,11 @@ def test_digits_card_prepares_test_rows_and_pictures(tmp_path):
     Image.fromarray(255 - shade).save(tmp_path / "deep" / "two.png")
     x, names = dataset.inputs_for(str(tmp_path / "deep"), tmp_path / "model")
     assert names == ["er/one.png", "two.png"]
+    assert isinstance(x, torch.Tensor)
     assert x[0, 0].equal(torch.from_numpy(shade).float() / 255)
     alone, names = dataset.inputs_for(str(tmp_path / "deep" / "two.png"), tmp_path / "model")
     assert names == ["two.png"]
+    assert isinstance(alone, torch.Tensor)
     assert alone[0].equal(x[1])
 
 
@@ -368,6 +371,7 @@ def test_inputs_of_another_shape_or_kind_are_refused(tmp_path):
     (tmp_path / "right.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
     (tmp_path / "hole.csv").write_text("a,b,c\n1,,3\n")
     x, names = dataset.inputs_for(str(tmp_path / "right.csv"), tmp_path)
+    assert isinstance(x, torch.Tensor)
     assert x.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert names == ["1", "2"]
     refused = {

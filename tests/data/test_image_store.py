@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def build():
 
 @pytest.mark.parametrize(("method", "workers"), [(elr(), 0), (elr(), 2), (fixmatch(), 1)])
 def test_training_is_the_same_in_memory_and_from_disk(folder, monkeypatch, method, workers):
-    options = {"batch_size": 8, "steps": 5, "vitals": False}
+    options: dict[str, Any] = {"batch_size": 8, "steps": 5, "vitals": False}
     kept = load(folder, monkeypatch, labels=20)
     in_memory = fit(build, kept, method, **options)
     data = load(folder, monkeypatch, memory=False, workers=workers, labels=20)
@@ -50,7 +51,7 @@ def test_training_is_the_same_in_memory_and_from_disk(folder, monkeypatch, metho
 
 def test_micro_batches_and_resuming_from_disk(folder, monkeypatch, tmp_path):
     data = load(folder, monkeypatch, memory=False, workers=2)
-    options = {"batch_size": 8, "accumulate": 2, "save_steps": 2, "steps": 5}
+    options: dict[str, Any] = {"batch_size": 8, "accumulate": 2, "save_steps": 2, "steps": 5}
     whole = fit(build, data, plain(), **options)
 
     def stop(clock, batches, loss):

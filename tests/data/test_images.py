@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_digests_are_of_pixels_not_of_files(tmp_path):
     loaded = load(root)
     assert loaded.digests.shape == (10, 16)
     assert len(loaded.digests.unique(dim=0)) == 8
-    files = [images.ImageFile(Path(name), name) for name in loaded.names]
+    files = [image_store.ImageFile(Path(name), name) for name in loaded.names]
     assert b"".join(image_store.digests(files)) == loaded.digests.numpy().tobytes()
 
 
@@ -300,7 +301,7 @@ def test_a_table_of_paths_with_splits(tmp_path):
     assert [len(part) for part in (loaded.labelled, loaded.audit, loaded.test)] == [8, 2, 2]
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset[Any]):
     def __init__(self, rows):
         self.rows = rows
 
@@ -315,7 +316,7 @@ def test_data_sets_of_python(tmp_path, monkeypatch):
     folder = load(pets(tmp_path / "pets", 6))
     files = [Image.open(name) for name in folder.names]
     pairs = dataset.from_dataset(Rows(list(zip(files, folder.y.tolist(), strict=True))), ("cat", "dog"))
-    assert pairs.x.equal(folder.x)
+    assert pairs.tensor.equal(folder.tensor)
     assert pairs.y.equal(folder.y)
     rows = Rows([{"image": image, "label": label} for image, label in zip(files, folder.y.tolist(), strict=True)])
     monkeypatch.setattr(image_store, "IN_MEMORY", 0)

@@ -445,7 +445,8 @@ def test_copies_across_named_splits_are_kept_and_counted(file):
     assert loaded.copies.across.tolist() == [0]
     (conflict,) = loaded.copies.conflicts
     assert (conflict.rows, conflict.labels) == ([1, 5], ["1", "2"])
-    assert loaded.describe()["copies"]["conflicting"] == 2
+    copies: Any = loaded.describe()["copies"]
+    assert copies["conflicting"] == 2
 
 
 def test_files_of_splits_are_taken(file, tmp_path):

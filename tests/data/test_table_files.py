@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     loaded = load(write(tmp_path, name), target="t")
     assert loaded.classes == ("01", "1")
     assert loaded.y.equal(known.y)
-    assert loaded.x.equal(known.x)
+    assert loaded.tensor.equal(known.tensor)
     assert frames.load(str(tmp_path / name), target="t").kinds() == {"a": "number", "n": "number", "kind": "category"}
 
 

@@ -71,10 +71,10 @@ def test_a_row_is_the_ids_of_its_tokens(here: Path) -> None:
     assert (data.kind, data.shape, data.classes, data.augment) == ("text", (32,), ("happy", "sad"), "none")
     for row, said in enumerate(frame()["review"]):
         ids = [2, *[5 + tiny.WORDS.index(word) for word in said.split()], 3]
-        assert data.x[row].tolist() == ids + [0] * (32 - len(ids))
+        assert data.tensor[row].tolist() == ids + [0] * (32 - len(ids))
     rows = data.rows(torch.tensor([3, 1]))
     assert rows.dtype == torch.int64
-    assert rows.equal(data.x[[3, 1]].long())
+    assert rows.equal(data.tensor[[3, 1]].long())
     assert not data.note
     assert reviews("score").task == "regress"
 
@@ -85,7 +85,7 @@ def test_long_rows_are_cut_behind_a_last_separator_and_told(here: Path) -> None:
     assert data.cut == int((lengths > 7).sum()) > 0
     assert data.note == f"r.csv: {data.cut} of 90 texts are longer than 7 tokens and were cut there"
     longest = int(lengths.idxmax())
-    assert data.x[longest].tolist() == [*reviews().x[longest][:6].tolist(), 3]
+    assert data.tensor[longest].tolist() == [*reviews().tensor[longest][:6].tolist(), 3]
     assert text.reader("tiny(length=500)", "review").length == 32, "no more than the model reads"
 
 
@@ -94,7 +94,7 @@ def test_every_format_gives_the_same_rows(here: Path) -> None:
     frame().to_csv("r.tsv.gz", index=False, sep="\t")
     for name in ("r.parquet", "r.tsv.gz"):
         same = load(name, target="mood", reader=text.reader("tiny", "review"))
-        assert same.x.equal(reviews().x)
+        assert same.tensor.equal(reviews().tensor)
         assert same.y.equal(reviews().y)
 
 
@@ -102,7 +102,7 @@ def test_words_for_nothing_are_words(here: Path) -> None:
     changed = frame()
     changed.loc[4, "review"] = "NA"
     changed.to_csv("r.csv", index=False)
-    assert reviews().x[4].tolist()[:4] == [2, 1, 3, 0], "one unknown word"
+    assert reviews().tensor[4].tolist()[:4] == [2, 1, 3, 0], "one unknown word"
 
 
 def test_unlabelled_texts_come_from_a_file_or_from_empty_targets(here: Path) -> None:
@@ -254,7 +254,7 @@ def ran(*more: object, target: str = "mood", out: str = "out") -> Run:
 
 def test_a_run_is_read_back_without_the_encoder_it_began_from(here: Path) -> None:
     run = ran("--method", "ps_kd()")
-    expected = store.load("out/model")(reviews().x.long()).softmax(-1)
+    expected = store.load("out/model")(reviews().tensor.long()).softmax(-1)
     shutil.rmtree("tiny")
     said = run.predict("r.csv")
     assert torch.allclose(said.numbers, expected, atol=1e-6)

@@ -217,7 +217,7 @@ def test_early_stopping_takes_the_best_epoch_by_the_audit_split_alone() -> None:
 def test_the_test_split_has_no_say_in_training() -> None:
     """With every test label and picture changed, the history and the best weights are the same bits."""
     clean = load("digits")
-    y, x = clean.y.clone(), clean.x.clone()
+    y, x = clean.y.clone(), clean.tensor.clone()
     y[clean.test] = (y[clean.test] + 1) % 10
     x[clean.test] = x[clean.test].flip(0)
     models, runs = [], []
@@ -357,7 +357,7 @@ def test_the_product_of_a_group_is_its_first_peer() -> None:
 
 def test_predictions_have_a_row_a_class_and_probabilities() -> None:
     done(TINY, "r")
-    names, p, classes = Run.open("r").predict("digits")
+    names, p, classes, _ = Run.open("r").predict("digits")
     data = load("digits")
     assert names == [f"test/{i + 1}" for i in data.test.tolist()]
     assert classes == [str(digit) for digit in range(10)]

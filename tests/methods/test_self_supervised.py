@@ -83,7 +83,7 @@ def test_images_without_classes(places: Path, tmp_path: Path) -> None:
     names = sorted(str(path) for path in (places / "photos").iterdir())
     assert list(data.names) == names
     first = torch.from_numpy(np.array(Image.open(names[0])))
-    assert data.x[0, 0].equal(first)
+    assert data.tensor[0, 0].equal(first)
     (tmp_path / "unlabelled").mkdir()
     Image.open(names[0]).save(tmp_path / "unlabelled" / "x.png")
     assert len(load(str(tmp_path), labelled=False).x) == 1

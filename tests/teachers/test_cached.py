@@ -193,7 +193,7 @@ def test_another_teacher_other_data_other_views_and_another_layout_are_refused_i
     )
     refused(CheckpointError, "asked for is Top", CachedTeacher(External(), there, top=2))
     data = tiny_data(0)
-    data.x[40] += 0.25
+    data.tensor[40] += 0.25
     refused(DataError, "key 40 of view 'x' was computed for another input", CachedTeacher(External(), there), data=data)
     refused(
         SpaceError,

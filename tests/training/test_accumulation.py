@@ -288,7 +288,7 @@ class Poisoned(Flat):
 
 def _with_a_bad_sample(sample: int) -> Data:
     data = replace(tiny_data(0), augment="none")
-    data.x[sample, 0, 0, 0] = 100.0
+    data.tensor[sample, 0, 0, 0] = 100.0
     return data
 
 

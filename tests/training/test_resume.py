@@ -230,7 +230,7 @@ def test_the_controls_are_all_there_is(snapshots: Snapshots) -> None:
 def test_the_loss_scale_of_float16_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under float16 the scale is part of the run: forgotten, steps are skipped again."""
     options: dict[str, Any] = {"steps": 8, "batch_size": 12, "precision": "float16", "save_steps": 1}
-    data = replace(tiny_data(0), x=tiny_data(0).x * 60.0)  # gradients that overflow at the first scales
+    data = replace(tiny_data(0), x=tiny_data(0).tensor * 60.0)  # gradients that overflow at the first scales
 
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))

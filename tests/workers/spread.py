@@ -166,7 +166,7 @@ def _data(case: Case) -> Data:
     data = tiny_data(24 if any(look.rows != "labelled" for look in case.method().views.views) else 0)
     if case.model is Wordless:
         data = replace(data, augment="none")
-        data.x[50, 0, 0, 0] = 100.0
+        data.tensor[50, 0, 0, 0] = 100.0
     return data
 
 
