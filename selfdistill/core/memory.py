@@ -102,6 +102,7 @@ class RowBlocks:
         self.width, self.dtype = width, dtype
         self.size = max(2, BLOCK // max(1, width * dtype.itemsize))  # rows of a whole block
         self.blocks = [torch.zeros(1, width, dtype=dtype, device=device)]
+        self.room = 1  # rows of all blocks, row 0 among them
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows beside row 0; doubling keeps the cost of growing constant per row."""
@@ -112,6 +113,7 @@ class RowBlocks:
             self.blocks[0][: len(first)] = first
         while len(self.blocks) * self.size <= rows:
             self.blocks.append(torch.empty(self.size, self.width, dtype=self.dtype, device=device))
+        self.room = sum(len(block) for block in self.blocks)
 
     def take(self, rows: Tensor) -> Tensor:
         """The rows (n, width) of these numbers."""
@@ -151,19 +153,14 @@ class SampleMemory(Buffers):
     ([True, False], True)
     """
 
-    SAVED = frozenset({"index", "blocks", "_width"})  # attributes that its `state_dict` holds
+    SAVED = frozenset({"index", "blocks", "width"})  # attributes that its `state_dict` holds
 
     def __init__(self, predictions: bool = False, distributions: bool = False) -> None:
         super().__init__()
         self.predictions, self.distributions = predictions, distributions
         self.dtype, self.top = torch.float32, 0
         self.index, self.blocks = RowIndex(), list[RowBlocks]()
-        self._width = 0
-
-    @property
-    def width(self) -> int:
-        """Of a value."""
-        return self._width
+        self.width = 0  # of a value
 
     def __len__(self) -> int:
         """The number of ids that were written."""
@@ -222,7 +219,7 @@ class SampleMemory(Buffers):
         return self.index.find(ids)
 
     def _start(self, width: int, device: torch.device) -> None:
-        self.index, self._width, k = RowIndex(), width, self.top
+        self.index, self.width, k = RowIndex(), width, self.top
         self.index.to(device)
         sparse = 0 < k < width
         self.blocks = [RowBlocks(k + 1 if sparse else width, self.dtype, device)]
@@ -231,7 +228,8 @@ class SampleMemory(Buffers):
     def read(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Values (rows, width) and which of them were ever written (rows,)."""
         rows = self._rows(ids.long(), width)
-        return self._decode(rows), rows > 0
+        values = self.blocks[0].take(rows).float() if len(self.blocks) == 1 else self._decode(rows)
+        return values, rows > 0
 
     def _decode(self, rows: Tensor) -> Tensor:
         if not self.blocks:
@@ -244,12 +242,15 @@ class SampleMemory(Buffers):
 
     def write(self, ids: Tensor, values: Tensor) -> None:
         """Store rows; under several processes every process stores the rows of all."""
-        ids, values = distributed.gather(ids.long()), distributed.gather(values.float())
+        ids, values = ids.long(), values.float()
+        if distributed.size() > 1:
+            ids, values = distributed.gather(ids), distributed.gather(values)
         rows = self._rows(ids, values.shape[1])
         if bool((rows == 0).any()):
             self.index.add(ids[rows == 0].unique())
             for part in self.blocks:
-                part.reserve(len(self))
+                if self.index.count >= part.room:
+                    part.reserve(self.index.count)
             rows = self.index.find(ids)
         if len(self.blocks) == 2:
             largest, columns = values.topk(self.top, dim=1)
@@ -283,7 +284,7 @@ class SampleMemory(Buffers):
             rest[2].append(prefix + "keys")  # the names that are missing
             return
         device = self.blocks[0].blocks[0].device if self.blocks else ids.device
-        self.index, self.blocks, self._width = RowIndex(), [], int(width)
+        self.index, self.blocks, self.width = RowIndex(), [], int(width)
         self.index.to(device)
         parts = [part for part in (own["values"], own["columns"]) if part is not None]
         if len(ids):

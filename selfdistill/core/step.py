@@ -460,7 +460,7 @@ class Forward:
             )
         if rows.y.dim() == 0 or len(rows.y) != len(rows.x):
             raise self._uneven(view, "labels", rows.y)
-        return _whole(rows.y)
+        return rows.y if rows.y.is_floating_point() else rows.y.long()
 
     def ids(self, view: str) -> Tensor:
         """Sample ids of a view's rows: what memories are keyed by."""
@@ -475,7 +475,7 @@ class Forward:
         if rows.id.dim() == 0 or len(rows.id) != len(rows.x):
             raise self._uneven(view, "sample ids", rows.id)
         self.keyed.add(view)
-        return _whole(rows.id)
+        return rows.id.long()
 
     def addresses(self, view: str) -> Tensor:
         """What a fixed view's rows are remembered by: their sample ids, or the numbers of sample and way."""

@@ -560,7 +560,7 @@ class Sealed(Data):
             DataError: some of the rows are of the test split.
         """
         self._refuse_test(ids)
-        return super().rows(ids)
+        return self._as_input(self.x[ids])
 
     def chunks(self, ids: Tensor, rows: int) -> Iterator[Tensor]:
         self._refuse_test(ids)

@@ -40,7 +40,10 @@ class _Drawing(NamedTuple):
 
 
 def _make_batches(sampler: Sampler, drawing: _Drawing, device: torch.device | str = "cpu") -> list[Batch]:
-    return [sampler.batch(sets, drawing.epoch, device) for sets in drawing.sets]
+    batches = []
+    for sets in drawing.sets:
+        batches.append(sampler.batch(sets, drawing.epoch, device))
+    return batches
 
 
 class NetworkTask(Task):
