@@ -14,10 +14,12 @@ from .distributions import (
     AmongOthers,
     ClassPrior,
     CrossEntropy,
+    DirichletNLL,
     Entropy,
     Excluding,
     GaussianKL,
     GaussianNLL,
+    KLFromStudent,
     LogOneMinusInner,
     LogVariances,
     MeanNLL,
@@ -27,7 +29,6 @@ from .distributions import (
     Squared,
     check_spaces,
 )
-from .ensembles import DirichletNLL, KLFromStudent
 from .features import CosineDistance, MeanDistance, PrototypeCrossEntropy
 
 __all__ = [
