@@ -159,13 +159,7 @@ def load(
     """
     folder = Path(unlabelled) if unlabelled is not None else None
     raw = sources.read_source(
-        source,
-        target=target,
-        unlabelled=folder,
-        image_size=None,
-        compact=True,
-        types=columns,
-        request=request,
+        source, target=target, unlabelled=folder, image_size=None, compact=True, types=columns, request=request
     )
     if raw.features is None:
         raise DataError(f"{source} are images, and learners of scikit-learn take tables; give another --model")

@@ -5,7 +5,7 @@
 >>> from lightning.pytorch import Trainer
 >>> from selfdistill.methods import elr
 >>> rows = [{"x": torch.rand(3), "y": i % 2, "id": i} for i in range(8)]
->>> module = SelfDistillModule(torch.nn.Linear(3, 2), elr(), partial(torch.optim.SGD, lr=0.1))
+>>> module = SelfDistilled(torch.nn.Linear(3, 2), elr(), partial(torch.optim.SGD, lr=0.1))
 >>> trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
 ...                   enable_progress_bar=False, enable_model_summary=False)
 >>> trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=4))
@@ -32,7 +32,7 @@ with requiring("lightning"):
     from lightning.pytorch import LightningModule
 
 
-class SelfDistillModule(LightningModule):
+class SelfDistilled(LightningModule):
     """Trains ``model`` by ``method``; ``optimizer(parameters)`` makes what ``configure_optimizers`` may return, and
     options are those of `Method.bind`."""
 

@@ -57,6 +57,7 @@ Positive = Annotated[float, Range(0, above=True)]
 Ratio = Annotated[float, Range(0, 100, above=True)]  # beyond, one batch is more than most memories hold
 # Whole numbers, and how large they can be.
 Count = Annotated[int, Range(1, limit=1000)]  # of trainings, models and passes
+Extras = Annotated[int, Range(0, limit=1000)]  # of rows and crops beside others
 Size = Annotated[int, Range(1, limit=2**20)]  # of layers, windows and texts
 Epochs = Annotated[int, Range(1, limit=10**6)]
 Steps = Annotated[int, Range(1, limit=10**9)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.objective import Method
 from ..core.parts import Term
-from ..io.expressions import Count, Positive, Share, Size
+from ..io.expressions import Extras, Positive, Share, Size
 from ..losses import CosineDistance, PrototypeCrossEntropy
 from ..models.feature_heads import Projectors
 from ..teachers import CentredMomentum, CurrentStudent, Momentum
@@ -98,7 +98,7 @@ def dino(
     sharp: float = 0.04,
     centring: float = 0.9,
     prototypes: Size = 1024,
-    crops: Count = 2,
+    crops: Extras = 2,
     norm: bool = True,
 ) -> Method:
     """DINO: learn which prototypes an average of the model's weights assigns to another view.
@@ -150,7 +150,7 @@ def dino(
 
 def ibot(
     decay: Share = 0.996, temperature: Positive = 0.1, sharp: float = 0.04, settled: float = 0.07, warm_up: float = 0.1,
-    centring: float = 0.9, prototypes: Size = 1024, crops: Count = 2, hidden: float = 0.3, spread: float = 0.2,
+    centring: float = 0.9, prototypes: Size = 1024, crops: Extras = 2, hidden: float = 0.3, spread: float = 0.2,
     unmasked: float = 0.5,
 ) -> Method:  # fmt: skip
     """iBOT: DINO, whose student also predicts the teacher's prototypes of patches that are masked for it.
@@ -202,8 +202,6 @@ def ibot(
         teacher = CentredMomentum(decay, view, centring=centring, hidden=True)
         patches = RowMeanCooling(teacher, loss, hidden_name, "patch_prototypes", weight=0.5, **schedule)
         terms[f"patches_{view}"] = patches
-    looks = [
-        View(hidden_name, "all", "crop", 0, hidden, view, spread, unmasked) for view, hidden_name in masked.items()
-    ]
+    views = [View(to, "all", "crop", 0, hidden, of, spread, unmasked) for of, to in masked.items()]
     heads = Projectors(WIDTHS, prototypes=prototypes, norm=False, patches=True)
-    return replace(base, terms=terms, views=Views((*base.views.views, *looks)), wrap_model=heads)
+    return replace(base, terms=terms, views=Views((*base.views.views, *views)), wrap_model=heads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.objective import Method
 from ..core.parts import Term
-from ..io.expressions import Count, NonNegative, Positive, Share
+from ..io.expressions import Extras, NonNegative, Positive, Share
 from ..losses import KL, AmongOthers, CrossEntropy, MeanDistance, SelfWeighted
 from ..models.feature_taps import Features
 from ..teachers import BetaRanked, ClassMean, CurrentStudent, Labels, Neighbours, Virtual, WeakRanks, ZipfRanks
@@ -12,7 +12,7 @@ from ..views import Views, pairs, two
 from .controls import supervised
 
 
-def bake(weight: NonNegative = 1.0, omega: float = 0.5, temperature: Positive = 4.0, mates: Count = 3) -> Method:
+def bake(weight: NonNegative = 1.0, omega: float = 0.5, temperature: Positive = 4.0, mates: Extras = 3) -> Method:
     """BAKE: rows with similar features share their predictions, by a random walk over the batch.
 
     Equation::

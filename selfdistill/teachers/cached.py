@@ -110,7 +110,7 @@ def fixed_views(method: Method) -> Views:
         RecipeError: two terms want different numbers for one view.
 
     >>> from ..losses import KL
-    >>> fixed_views(Method({"t": Term(CachedTeacher(Frozen(), views=4), KL())})).looks[0].fixed
+    >>> fixed_views(Method({"t": Term(CachedTeacher(Frozen(), views=4), KL())})).views[0].fixed
     4
     """
     numbers = dict[str, int]()

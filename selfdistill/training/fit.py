@@ -188,14 +188,13 @@ def fit(
     check_method(method, data)
     if distributed.size() > 1 and parallel == "fsdp" and untaught(method):
         raise DataError("the classifier of a method without labels is fitted whole; train under DDP: leave --parallel")
-    observers = [FunctionCallback(watch)] if watch else []
     trainer = Trainer(
         NetworkTask(build, sealed(data), method, external),
         method,
         settings,
         folder=folder,
         device=device,
-        callbacks=observers,
+        callbacks=[FunctionCallback(watch)] if watch else [],
         warn=warn,
         tell=tell,
     )

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tests.shelf import PICKLES
-from tests.terminal import contents, refused
+from tests.terminal import contents, passed, refused
 
 # ---- refused before anything is written ------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "unknown data name": ("dgits", ["'dgits'", "did you mean 'digits'", "fashion-mnist"]),
     "missing path": ("no/such/place", ["'no/such/place'", "digits, fashion-mnist", "path"]),
-    "not a kind of data": ("file", ["file", "folder of images", ".csv"]),
+    "not a kind of data": ("file", ["file", "folder of images", "CSV", "JSON lines with --target"]),
     "target not given": ("t.csv", ["t.csv", "--target", "size, weight, kind, outcome"]),
     "missing target column": ("t.csv --target outcom", ["'outcom'", "size, weight, kind, outcome"]),
     "infinite value": ("infinite.csv --target outcome", ["infinite.csv", "column 'weight'", "row 8", "inf", "remove"]),
@@ -35,7 +35,6 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     ),
     "values alone for classes": ("digits --audit-measure mse", ["classes", "accuracy", "--audit-measure"]),
     "a target for images": ("digits --target x", ["'x'", "leave target out"]),
-    "unreadable image": ("broken", ["broken/dog/3.png", "repair or remove"]),
     "empty folder": ("empty", ["empty", "class into a folder"]),
     "no unlabelled rows": ("digits --method fixmatch()", ["unlabelled", "--labels N or --unlabelled PATH"]),
     "empty unlabelled set": ("pets --unlabelled empty --method fixmatch()", ["empty", "no image"]),
@@ -101,11 +100,23 @@ def test_a_refused_run_says_why_in_one_line_and_leaves_no_folder(case: str, here
     args = words.split()
     if "--method" not in args:
         args += ["--method", "plain()"]
-    line = refused("run", *args, "--out", "runs/left", *([] if "--batch-size" in args else ["--steps", 2]))
+    line = refused("run", *args, "--quiet", "--out", "runs/left", *([] if "--batch-size" in args else ["--steps", 2]))
     for phrase in said:
         assert phrase in line, line
     assert contents(here) == before
     assert not Path("runs").exists()  # the corrected command may use the same --out
+
+
+def test_an_unreadable_image_is_left_out_and_a_class_of_them_is_refused(here: Path) -> None:
+    args = ("run", "broken", "--method", "plain()", "--steps", 1, "--out")
+    assert "1 file was left out: 1 no image by its content (dog/3.png)" in passed(*args, "left").stderr
+    for path in Path("broken/dog").iterdir():
+        path.write_bytes(b"no picture")
+    before = contents(here)
+    line = refused(*args, "refused")
+    assert "broken: no image of class 'dog' can be read" in line
+    assert "repair or remove" in line
+    assert contents(here) == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from selfdistill.data import dataset, images, splits
+from selfdistill.data.image_store import ImageStore
 from selfdistill.errors import DataError
 from tests.data.test_images import pets, write_idx
 
@@ -357,12 +358,13 @@ def test_digits_card_prepares_test_rows_and_pictures(tmp_path):
     Image.fromarray(255 - shade).save(tmp_path / "deep" / "two.png")
     x, names = dataset.inputs_for(str(tmp_path / "deep"), tmp_path / "model")
     assert names == ["er/one.png", "two.png"]
-    assert isinstance(x, torch.Tensor)
-    assert x[0, 0].equal(torch.from_numpy(shade).float() / 255)
+    assert isinstance(x, ImageStore)  # images on disk are decoded when they are asked for
+    pixels = x[torch.arange(2)]
+    assert pixels[0, 0].equal(torch.from_numpy(shade))
     alone, names = dataset.inputs_for(str(tmp_path / "deep" / "two.png"), tmp_path / "model")
     assert names == ["two.png"]
-    assert isinstance(alone, torch.Tensor)
-    assert alone[0].equal(x[1])
+    assert isinstance(alone, ImageStore)
+    assert alone[torch.arange(1)][0].equal(pixels[1])
 
 
 def test_inputs_of_another_shape_or_kind_are_refused(tmp_path):

@@ -112,7 +112,7 @@ def test_the_command_lists_the_highest_score_first(run: Path) -> None:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows([wrong, right])
-    shown = "".join(run_page.label_errors({"label_errors": {"source": "history"}}, few))
+    shown = "".join(run_page.label_errors({"label_errors": {"source": "history"}, "data": {}}, few))
     assert f">{wrong['row_from_1']}<" in shown
     assert f">{right['row_from_1']}<" not in shown, "a label that the model predicts too is not listed"
     assert "--top" in passed("label-errors", "--help").stdout

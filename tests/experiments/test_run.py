@@ -18,7 +18,7 @@ from selfdistill.data.dataset import Data, load
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.experiments.network_run import prepare
 from selfdistill.experiments.run import Run
-from selfdistill.io.run_record import Request, differences
+from selfdistill.io.run_record import Request, differences, write_record
 from selfdistill.methods import recipes
 from selfdistill.methods.registry import read_method
 from selfdistill.models.peers import final_model
@@ -279,7 +279,7 @@ def test_versions_that_changed_are_said_and_the_first_ones_stay() -> None:
     path = Path("r/run.json")
     record = json.loads(path.read_text())
     record["versions"]["torch"] = "0.1"
-    path.write_text(json.dumps(record))
+    write_record(path, record)
     said: list[str] = []
     Run.open("r").execute(warn=said.append)
     assert len(said) == 1

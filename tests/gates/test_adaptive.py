@@ -99,7 +99,7 @@ def test_class_progress_is_the_same_in_micro_batches() -> None:
         assert trust[0].equal(torch.cat(trust[1:]))
         learns(gate, whole, steps[:1])
         learns(gate, parts, steps[1:])
-    assert torch.equal(whole.get_buffer("values"), parts.get_buffer("values"))
+    assert torch.equal(whole.state_dict()["values"], parts.state_dict()["values"])
 
 
 def test_self_adaptive_follows_confidence_and_classes() -> None:

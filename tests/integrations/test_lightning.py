@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from selfdistill.core.objective import Method
 from selfdistill.core.step import TrainingClock
 from selfdistill.errors import RecipeError
-from selfdistill.integrations.lightning import SelfDistillModule
+from selfdistill.integrations.lightning import SelfDistilled
 from tests.integrations.common import EMA, KEPT, METHODS, ROWS, by_hand, inputs, net, same
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -31,7 +31,7 @@ def _quiet():
         yield
 
 
-class Told(SelfDistillModule):
+class Told(SelfDistilled):
     """Remembers every loss."""
 
     told: list[float]

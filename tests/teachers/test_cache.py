@@ -18,7 +18,7 @@ from selfdistill.core.step import Batch, Passes, Rows, TrainingClock
 from selfdistill.errors import CheckpointError, DataError, RecipeError
 from selfdistill.experiments.run import Run
 from selfdistill.experiments.task_types import TASK_TYPES
-from selfdistill.io.run_record import Request
+from selfdistill.io.run_record import Request, write_record
 from selfdistill.language.run import prepare
 from selfdistill.losses import KL, CrossEntropy
 from selfdistill.methods import recipes
@@ -310,6 +310,6 @@ def test_a_report_of_a_run_that_did_not_count_is_written(tmp_path: Path) -> None
     before = copy.deepcopy(record)
     del record["result"]["passes"]["saved"]
     assert record != before
-    path.write_text(json.dumps(record))
+    write_record(path, record)
     write_report(tmp_path / "r", TASK_TYPES)
     assert "whose answers were kept" not in (tmp_path / "r" / "report.html").read_text()

@@ -126,7 +126,7 @@ def test_the_plain_control_is_the_product_where_the_audit_prefers_it(tmp_path: P
 
 def test_values_are_cut_into_folds_and_a_class_too_small_is_refused_by_its_name(tmp_path: Path) -> None:
     table = tmp_path / "values.csv"
-    table.write_text("a,y\n" + "".join(f"{i % 7},{i * 1.37}\n" for i in range(100)))
+    table.write_text("a,y\n" + "".join(f"{i * 37 % 101},{i * 1.37}\n" for i in range(100)))
     request = Request(str(table), target="y", audit_folds=3, steps=2, model="mlp", method="born_again()", batch_size=8)
     result = Run.create(request, tmp_path / "out").execute()
     assert result["folds"]["rows"] == 80

@@ -138,6 +138,8 @@ def _forgets_state(name: str) -> Edit:
     def edit(saved: dict[str, Any], begin: dict[str, Any]) -> None:
         state = {k: v for k, v in begin["objective"].items() if k.startswith(f"states.{name}.")}
         assert state
+        for key in [key for key in saved["objective"] if key.startswith(f"states.{name}.")]:
+            del saved["objective"][key]  # a memory that has rows has names that an empty one lacks
         saved["objective"].update(state)
 
     return edit
@@ -146,7 +148,10 @@ def _forgets_state(name: str) -> Edit:
 def _wipes_state(name: str) -> Edit:
     def edit(saved: dict[str, Any], begin: dict[str, Any]) -> None:
         for key, value in saved["objective"].items():
-            if key.startswith(f"states.{name}."):
+            if key.startswith(f"states.{name}.") and key.split(".")[-1] not in (
+                "keys",
+                "width",
+            ):  # which rows there are
                 saved["objective"][key] = torch.zeros_like(value)
 
     return edit
@@ -189,8 +194,8 @@ def _edited(snapshots: Snapshots, folder: Path, edit: Edit, monkeypatch: pytest.
         patch.setattr(checkpoint, "read", damaged)
         try:
             run(folder, resume=True, save_steps=1000)
-        except (IndexError, RuntimeError) as error:
-            return [f"{type(error).__name__}"]
+        except CheckpointError as error:  # the parts contradict one another
+            return [f"{type(error.__cause__).__name__}"]
     return differences(snapshots.bits, bits(folder))
 
 
@@ -200,7 +205,9 @@ def test_a_forgotten_part_shows(
 ) -> None:
     """Negative control: leave one part out of the way back, and the end is another one."""
     folder = snapshots.copy(MIDDLE, tmp_path / "run")
-    assert _edited(snapshots, folder, CONTROLS[name], monkeypatch) != []
+    differs = _edited(snapshots, folder, CONTROLS[name], monkeypatch)
+    assert differs != []
+    assert differs != ["RuntimeError"] or name in ("progress/generation", "progress/done"), "the edit is no whole state"
 
 
 def test_the_controls_leave_the_rest_alone(
