@@ -441,6 +441,8 @@ def _check_engine(engine: Engine, method: Language, parallel: str) -> None:
 
 def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:
     """The settings that are given, and the method's advice for those that are not."""
+    if (given["memory"], given["memory_top"]) != ("float32", 0):
+        raise DataError("no recipe for language models remembers predictions; leave memory and memory_top out")
     defaults: dict[str, Any] = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **dict(method.advice)}
     if given["epochs"] is not None:
         defaults.pop("steps", None)
