@@ -209,7 +209,7 @@ def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[
     spread = run.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
     kinds = (StratifiedGroupKFold, GroupKFold) if together else (StratifiedKFold, KFold)
     folds = kinds[0 if spread else 1](number, shuffle=True, random_state=seed)
-    return list(folds.split(np.zeros(len(y)), y, groups))
+    return list(folds.split(np.zeros(len(y)), y, groups if together else None))
 
 
 def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:

@@ -181,6 +181,7 @@ def test_the_mean_of_members_by_hand() -> None:
     assert bagged.predict_proba(X) == pytest.approx(wanted)
 
 
+@pytest.mark.filterwarnings("error:The groups parameter")
 def test_rows_left_out_are_not_learnt_from() -> None:
     """A tree that remembers would be perfect on rows that it has seen."""
     from sklearn.tree import DecisionTreeRegressor
