@@ -12,7 +12,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,8 +222,25 @@ def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> 
         columns |= _chunks(path, dialect, written, literal | mixed, mixed)[0]
     rows = max((len(column) for column in columns.values() if column is not None), default=0)
     separator = {";": "semicolons", "\t": "tabs", "|": "bars"}.get(dialect.separator, "")
-    note = f"cells separated by {separator}" if separator and ".tsv" not in path.name.lower() else ""
-    return Table(path, {name: partial(_same, columns.pop(name)) for name in list(columns)}, rows, note, bool(separator))
+    notes = [f"cells separated by {separator}"] if separator and ".tsv" not in path.name.lower() else []
+    notes += _short_rows(path, dialect)
+    columns = {name: partial(_same, columns.pop(name)) for name in list(columns)}
+    return Table(path, columns, rows, "; ".join(notes), bool(separator))
+
+
+def _short_rows(path: Path, dialect: Dialect) -> list[str]:
+    """A note on rows with fewer cells than the header, which pandas fills up without a word."""
+    from pandas.io.common import get_handle
+
+    count = first = 0
+    with get_handle(path, "r", encoding=dialect.encoding, compression="infer") as handles, suppress(csv.Error):
+        reader = csv.reader(handles.handle, delimiter=dialect.separator)
+        for row in reader:
+            if 0 < len(row) < len(dialect.names):
+                count, first = count + 1, first or reader.line_num
+    if not count:
+        return []
+    return [f"{count} rows have fewer cells than the header, first in line {first}: the others count as empty"]
 
 
 def _chunks(
