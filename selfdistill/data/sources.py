@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,15 +184,17 @@ def existing(source: str) -> Path:
 
 def _digits() -> RawData:
     """1,797 handwritten digits of 8 x 8 pixels in 17 shades, from scikit-learn (Alpaydin and Kaynak)."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    package = find_spec("sklearn")  # its file alone: to import scikit-learn takes longer than to read it
+    assert package is not None, "scikit-learn is a dependency"
+    assert package.submodule_search_locations is not None, "it is a folder"
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    cells = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return RawData(
         "digits",
         "image",
-        torch.from_numpy(bunch.target).long(),
+        torch.from_numpy(cells[:, -1]).long(),
         tuple(str(digit) for digit in range(10)),
-        x=torch.from_numpy(bunch.images).to(torch.uint8)[:, None],
+        x=torch.from_numpy(cells[:, :-1].reshape(-1, 1, 8, 8).copy()),
         test=DIGITS_TEST,
         audit=DIGITS_AUDIT,
         white=16,
