@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..io import files
 from ..io.expressions import one_line
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 10)
@@ -183,7 +184,7 @@ def _device() -> Finding:
 
 def cores() -> int:
     """Cores this process may use: its affinity, or a container's quota if that is less."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = files.cores()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(count, math.ceil(int(quota) / int(period))))

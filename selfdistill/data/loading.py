@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, SelfdistillError
+from ..io.files import cores
 
 T = TypeVar("T")
 
@@ -47,8 +49,7 @@ def num_workers(result_bytes: int = 0) -> int:
         )
     if multiprocessing.current_process().daemon:  # it may have no children
         return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = int(wish) if wish else min(8, processors)
+    count = int(wish) if wish else min(8, cores())
     if result_bytes and SHARED.is_dir():
         count = min(count, shutil.disk_usage(SHARED).free // ((AHEAD + 1) * result_bytes))
     return count
@@ -93,15 +94,21 @@ class Ahead(Generic[T, R]):
         return self._last[1]
 
 
-PARENT_DEATH_SIGNAL = 1  # of prctl(2)
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, at once and within a call of C too; on Linux alone."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _follow_parent(worker: int) -> None:
-    """Let Ctrl-C and SIGTERM stop the run alone, which still needs its workers, and end with it on Linux."""
+    """Let Ctrl-C and SIGTERM stop the run alone, which still needs its workers, and end with it."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
 
 
 def _unchanged(result: R) -> R:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..data.loading import end_with_parent
 from ..errors import CheckpointError
 
 
@@ -55,9 +55,6 @@ _asked = threading.Event()  # has this process been asked to stop?
 _ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
-
-
 _PATIENCE = 30.0  # seconds that a worker gets to save and stop
 
 
@@ -79,9 +76,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    if sys.platform == "linux":  # at once, also within a long call of C
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
     def watch() -> None:  # everywhere, and for a parent that ended before this line
         wait_for([parent.sentinel])

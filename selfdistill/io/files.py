@@ -127,6 +127,11 @@ def free_memory() -> int:
         return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else 1 << 40
 
 
+def cores() -> int:
+    """The processor cores that this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what processes that were killed have left of a file in a folder; of all files without a name."""
     for unfinished in folder.glob(f".{glob.escape(name)}*.tmp"):

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..io.files import cores
+
 SMALL = 50e6  # floating-point operations of one forward pass, below which one thread does it
 
 
@@ -30,13 +32,6 @@ def for_model(model: nn.Module, x: Tensor) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(x)
     return 1 if counter.get_total_flops() < SMALL else torch.get_num_threads()
-
-
-def cores() -> int:
-    """The processor cores that this process may use, which may be fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def requested() -> int:

@@ -25,7 +25,7 @@ from ...errors import CheckpointError, DataError, RecipeError, SelfdistillError,
 from ...evaluation.statistics import reachable
 from ...io import trust
 from ...io.expressions import Range, one_line
-from ...io.files import FORMAT, check_format, refuse_links, sweep
+from ...io.files import FORMAT, check_format, cores, refuse_links, sweep
 from ...io.run_record import Request
 from ...io.schema import find_fault, read_json, refuse_misfits
 from ...io.tensors import write_json
@@ -211,7 +211,7 @@ class Comparison:
     def _train(self, wanted: Sequence[Job], count: int, tell: Tell, what: str) -> None:
         left = [job for job in wanted if not (self.place(job) / "cell.json").exists()]
         done, begun = len(wanted) - len(left), time.monotonic()
-        workers = min(len(left), threads.cores()) if count == 1 and not torch.cuda.is_available() else 1
+        workers = min(len(left), cores()) if count == 1 and not torch.cuda.is_available() else 1
         if not left:
             return
         number = 0
