@@ -265,10 +265,14 @@ def parse_numbers(texts: Sequence[str], counts: NDArray[np.int64], comma: bool) 
     values, bare = nothing, np.zeros(len(texts), dtype=bool)
     for i, (sign, body, own) in enumerate(parts):
         if masks[best][i] and own in ("", unit):
-            plain = body.replace(best[1], "") if best[1] else body
-            values[i] = float(plain.replace(best[0], ".")) * (-1.0 if sign == "-" else 1.0)
+            values[i] = _to_number(sign, body, *best)
             bare[i] = own != unit
     return Parsed(values, *best, unit, bare)
+
+
+def _to_number(sign: str, body: str, decimal: str, thousands: str) -> float:
+    plain = body.replace(thousands, "") if thousands else body
+    return float(plain.replace(decimal, ".")) * (-1.0 if sign == "-" else 1.0)
 
 
 def read_numbers(column: Column, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -281,8 +285,7 @@ def read_numbers(column: Column, texts: Sequence[str]) -> NDArray[np.float64]:
     for i, text in enumerate(texts):
         sign, body, unit = _split_number(text)
         if body and shape.fullmatch(body) and unit in ("", column.unit):
-            plain = body.replace(column.thousands, "") if column.thousands else body
-            values[i] = float(plain.replace(column.decimal, ".")) * (-1.0 if sign == "-" else 1.0)
+            values[i] = _to_number(sign, body, column.decimal, column.thousands)
     return values
 
 
