@@ -174,7 +174,8 @@ class SampleMemory(Buffers):
     @property
     def stored(self) -> Tensor:
         """Their values (rows, width), in the order of `keys`."""
-        return self._decode(self.index.items()[1])
+        ids = self.keys
+        return self.read(ids, self.width)[0] if self.blocks else torch.zeros(0, self.width, device=ids.device)
 
     def compact(self, dtype: torch.dtype, top: int = 0) -> None:
         """Store predictions in another precision, and of probabilities only the ``top`` largest of each row.
@@ -228,17 +229,11 @@ class SampleMemory(Buffers):
     def read(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Values (rows, width) and which of them were ever written (rows,)."""
         rows = self._rows(ids.long(), width)
-        values = self.blocks[0].take(rows).float() if len(self.blocks) == 1 else self._decode(rows)
-        return values, rows > 0
-
-    def _decode(self, rows: Tensor) -> Tensor:
-        if not self.blocks:
-            return torch.zeros(len(rows), self.width, device=rows.device)
         values = self.blocks[0].take(rows).float()
-        if len(self.blocks) == 1:
-            return values
-        columns = self.blocks[1].take(rows).long()
-        return values[:, -1:].expand(-1, self.width).scatter(1, columns, values[:, :-1])
+        if len(self.blocks) == 2:  # the largest, and what each of the others has
+            columns = self.blocks[1].take(rows).long()
+            values = values[:, -1:].expand(-1, width).scatter(1, columns, values[:, :-1])
+        return values, rows > 0
 
     def write(self, ids: Tensor, values: Tensor) -> None:
         """Store rows; under several processes every process stores the rows of all."""

@@ -211,7 +211,7 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
 
 def image_store(paths: Sequence[Path], shape: tuple[int, int, int]) -> ImageStore:
     """Image files, each resized to ``shape`` when it is asked for."""
-    return ImageStore([ImageFile(path, str(path)) for path in paths], shape)
+    return ImageStore([_file(path) for path in paths], shape)
 
 
 class Listed(NamedTuple):
@@ -516,8 +516,7 @@ def read_path_table(source: str, target: str | None, size: int) -> Pictures:
         raise DataError(f"{source}: row {odd + 1} has the split '{splits[odd]}'; write train, val or test")
     files = [_image_path(source, row[str(column)] or "") for row in rows]
     listed = [
-        Listed(ImageFile(path, str(path)), number.get(name, -1), split)
-        for path, name, split in zip(files, named, splits, strict=True)
+        Listed(_file(path), number.get(name, -1), split) for path, name, split in zip(files, named, splits, strict=True)
     ]
     pictures = read_listed(Path(source), listed, classes, size)
     told = f"images by column '{column}', labels by column '{label}'"
