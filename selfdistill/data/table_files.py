@@ -223,7 +223,9 @@ def _read_text(path: Path, written: frozenset[str], literal: frozenset[str]) -> 
     rows = max((len(column) for column in columns.values() if column is not None), default=0)
     separator = {";": "semicolons", "\t": "tabs", "|": "bars"}.get(dialect.separator, "")
     notes = [f"cells separated by {separator}"] if separator and ".tsv" not in path.name.lower() else []
-    notes += _short_rows(path, dialect)
+    last = columns.get(dialect.names[-1]) if dialect.names else None
+    if last is None or last.isna().any():  # as it is in a row with fewer cells
+        notes += _short_rows(path, dialect)
     columns = {name: partial(_same, columns.pop(name)) for name in list(columns)}
     return Table(path, columns, rows, "; ".join(notes), bool(separator))
 

@@ -172,8 +172,8 @@ def test_json_lines_are_prompts_unless_a_column_is_named(tmp_path):
 def test_rows_with_fewer_cells_are_counted(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,b,c\n" + "1,2,x\n" * 5 + "1\n\n" + '"1\n",2\n' + "1,2,x\n" * 5)
-    assert (
-        read_table(path).note == "2 rows have fewer cells than the header, first in line 7: the others count as empty"
-    )
+    note = "2 rows have fewer cells than the header, first in line 7: the others count as empty"
+    assert read_table(path).note == note
+    assert read_table(path, ["c"]).note == note
     path.write_text("a,b,c\n" + "1,2,x\n\n" * 5)
     assert read_table(path).note == ""
