@@ -21,7 +21,6 @@ from selfdistill.language.contexts import rendered
 from selfdistill.language.sampling import export
 from selfdistill.language.task import planned
 from selfdistill.models.causal_lm import Pretrained
-from selfdistill.training import threads
 from selfdistill.training.comparison import ComparisonSettings, Job, cost
 from selfdistill.training.trainer import Trainer
 from tests.language.tiny import EOS, student
@@ -64,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other in this process."""
-    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(runner, "cores", lambda: 1)
 
 
 def flags(place: Path, *methods: str, data: str = "p", seeds: int = 3) -> list[Any]:
@@ -76,7 +75,7 @@ def flags(place: Path, *methods: str, data: str = "p", seeds: int = 3) -> list[A
 def compared(place: Path) -> Path:
     """SDFT and GRPO, with sft() named among the methods."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "cores", lambda: 1)
+        patch.setattr(runner, "cores", lambda: 1)
         more = ["--keep", place / "suite.jsonl", "--steps", 2, "--out", place / "c", "--json", place / "out.json"]
         said = passed("compare", *flags(place, SDFT, "sft()", GRPO), *more)
     (place / "said.txt").write_text(said.stdout)

@@ -22,7 +22,6 @@ from selfdistill.experiments.network_task import larger, planned
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.registry import parse
-from selfdistill.training import threads
 from selfdistill.training.comparison import ComparisonSettings, Job, check
 
 METHODS = ["born_again()", "mutual()"]
@@ -178,7 +177,7 @@ def test_a_training_that_ends_badly_in_its_process_takes_one_line(
 ) -> None:
     monkeypatch.setattr(runner, "_work", ends)
     found = runner.Comparison.create(REQUEST, ComparisonSettings(tuple(METHODS), (0, 1, 2)), tmp_path / "out")
-    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(runner, "cores", lambda: 2)
     with pytest.raises(error, match=said) as caught:
         found.execute()
     assert "\n" not in str(caught.value)
