@@ -14,7 +14,7 @@ import pytest
 from tests.shelf import CUT
 from tests.terminal import MODELS, passed, refused, write_images, write_tables
 
-#: A file system in memory. Every checkpoint is flushed to the disk: a third of the time of the tests would be that wait.
+#: A file system in memory: every checkpoint is flushed to the disk, which would be a quarter of the tests' time.
 MEMORY = Path("/dev/shm")
 if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
     os.environ["TMPDIR"] = str(MEMORY)  # for this process, the workers and what the tests start
