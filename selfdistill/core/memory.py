@@ -296,7 +296,7 @@ class SampleMemory(Buffers):
         rows = self._rows(ids, values.shape[1])
         new = rows == 0
         if bool(new.any()):
-            added, first = ids[new].unique(), len(self) + 1
+            added, first = ids[new].unique(), self.index.count + 1
             self.index.add(added)
             for part in self.blocks:
                 if self.index.count >= part.room:
