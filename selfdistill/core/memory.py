@@ -241,7 +241,7 @@ class SampleMemory(Buffers):
     def row_bytes(self, width: int) -> int:
         """Bytes that a value of so many numbers takes, with its id."""
         size = self.dtype.itemsize
-        return 12 + (self.top * (size + 4) + size if 0 < self.top < width else width * size)
+        return 16 + (self.top * (size + 4) + size if 0 < self.top < width else width * size)
 
     def rounded(self, values: Tensor) -> Tensor:
         """What will be read of values that are written."""
@@ -296,7 +296,7 @@ class SampleMemory(Buffers):
         rows = self._rows(ids, values.shape[1])
         new = rows == 0
         if bool(new.any()):
-            added, first = ids[new].unique(), len(self) + 1
+            added, first = ids[new].unique(), self.index.count + 1
             self.index.add(added)
             for part in self.blocks:
                 if self.index.count >= part.room:
