@@ -136,7 +136,7 @@ DATA_OPTIONS = [
     click.option(
         "--test",
         metavar="PATH",
-        help="Your own test split: a table, a folder of images by class, or prompts. A column `split` (train, "
+        help="Your own test split: a table, images as in DATA, or prompts. A column `split` (train, "
         "validation, test) does the same.",
     ),
     click.option("--validation", metavar="PATH", help="Your own validation split, likewise."),

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..io.expressions import Range, one_line
 from ..io.files import DATA_CARD, FORMAT, check_format, write
 from ..io.schema import read_json
-from . import column_types, images, sources, splits, tables
+from . import column_types, image_lists, images, sources, splits, tables
 from .augment import Tokens
 from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
@@ -334,8 +334,8 @@ def write_card(data: Data, folder: Path) -> None:
 def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, list[str]]:
     """Model input and a name per row for ``source``, prepared as the training data of ``model_folder`` were.
 
-    ``source`` is a data name or IDX folder (its test images), an image or a folder of images at any depth, or
-    a table; rows are counted from 1 on.
+    ``source`` is a data name or IDX folder (its test images), an image, a folder of images at any depth, a tar archive
+    or table of paths of images, or a table; rows are counted from 1 on.
 
     Raises:
         DataError: no such data, data of another kind or shape, or a model folder without a readable card.
@@ -347,7 +347,10 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
 
         return text.inputs(source, card, model_folder)
     if is_table(source) and kind != "table":
-        raise DataError(f"{source}: the model was trained on images; give an image or a folder of images")
+        raise DataError(
+            f"{source}: the model was trained on images; give an image, a folder of images, a tar archive, or a "
+            "CSV file with a column of paths to existing images"
+        )
     x: Tensor | ImageStore
     if kind == "table" and is_table(source, named=True):
         input_kind, x, names = "table", *_table_inputs(sources.existing(source), model_folder, card)
@@ -359,10 +362,8 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
     elif kind != "image":
         raise DataError(f"{source}: the model was trained on a table; give one ({SHOWN})")
     else:
-        root = sources.existing(source)
-        paths = [root] if root.is_file() else images.find_images(root)
-        input_kind, x = "image", images.image_store(paths, (shape[0], shape[1], shape[2]))
-        names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
+        files, names = image_lists.image_sources(sources.existing(source))
+        input_kind, x = "image", ImageStore(files, (shape[0], shape[1], shape[2]))
     if (input_kind, tuple(x.shape[1:])) != (kind, shape):
         raise DataError(
             f"{source}: {input_kind} rows of shape {tuple(x.shape[1:])}, but the model was trained on {kind} rows "
@@ -374,7 +375,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
 def unread(source: str, names: Sequence[str]) -> str:
     """One line about the files of an image folder that are not among the ``names`` of its rows; mostly empty."""
     root = Path(source)
-    if not root.is_dir() or images.idx_files(root):
+    if not root.is_dir() or images.idx_files(root) or image_lists.archives(root):
         return ""
     return images.skip_note(root, images.left_out(root, [str(root / name) for name in names]))
 

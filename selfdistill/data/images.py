@@ -1,14 +1,12 @@
-"""Images from IDX files, folders, archives and tables of paths: found, labelled, and read as one size and one mode."""
+"""Images from IDX files and image files: found, and read as one size and one mode."""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import json
 import os
-import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +17,6 @@ from torch import Tensor
 
 from ..errors import DataError
 from .image_store import ImageFile, ImageStore, Skipped, Source, read_all, suffixes
-
-UNLABELLED = ("unlabelled", "unlabeled")
-
-
-AUDIT = ("audit", "val", "valid", "validation")
-
 
 FASHION = "fashion-mnist"
 
@@ -61,6 +53,7 @@ class Pictures(NamedTuple):
     digests: Tensor | None = None  # (n, 16) uint8: equal for equal pixels, where they are files
     gradients: Tensor | None = None  # (n, 32) uint8: nearly equal for images that look alike
     note: str = ""  # what was left out, and why
+    rows: Sequence[int] = ()  # the positions of those that could be read, where they are files
 
 
 # ---- IDX files -------------------------------------------------------------------------------------
@@ -209,9 +202,14 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
     return image_store(paths, shape)[torch.arange(len(paths))]
 
 
+def image_file(path: Path) -> ImageFile:
+    """The image in a file of its own."""
+    return ImageFile(path, str(path))
+
+
 def image_store(paths: Sequence[Path], shape: tuple[int, int, int]) -> ImageStore:
     """Image files, each resized to ``shape`` when it is asked for."""
-    return ImageStore([_file(path) for path in paths], shape)
+    return ImageStore([image_file(path) for path in paths], shape)
 
 
 class Listed(NamedTuple):
@@ -256,201 +254,8 @@ def read_listed(
         reading.digests,
         reading.gradients,
         "; ".join(filter(None, note)),
+        reading.rows,
     )
-
-
-# ---- a folder of images by class -------------------------------------------------------------------
-
-
-def read_folder(
-    root: Path, unlabelled: Path | None, size: int, labelled: bool = True, own: Mapping[str, Path | None] | None = None
-) -> Pictures:
-    """Images by class: each sub-folder is a class; ``train/``, ``test/`` and ``val/`` are splits if present.
-
-    A folder called ``unlabelled`` in or beside ``root`` holds images without a class; ``unlabelled`` names
-    another one. Images become RGB unless every one is grey, and ``size`` x ``size`` pixels. Unless they must be
-    ``labelled``, the images may lie in ``root`` itself: then no class is known, and all labels are -1. ``own`` are
-    folders of images by class for the splits ``test`` and ``audit``.
-
-    Raises:
-        DataError: no class folders, images beside them, a split given twice, a class or an unlabelled folder without a
-            readable image.
-    """
-    splits = {"train": _by_class(root / "train"), "test": {}, "audit": {}}
-    if splits["train"]:
-        _fill_splits(root, splits)
-    else:
-        splits["train"] = _by_class(root)
-    if not splits["train"]:
-        extra = list(dict.fromkeys([*_loose(root), *_unlabelled_images(root, unlabelled)]))
-        if labelled or not extra:
-            raise DataError(
-                f"{root}: no sub-folder with images in it; put each class into a folder of its own"
-                + ("; without classes `run` learns features, by --method 'byol()' or its like" if extra else "")
-            )
-    folders = {split: path for split, path in (own or {}).items() if path is not None}
-    for split, folder in folders.items():
-        if splits[split]:
-            raise DataError(f"{root}: it has a folder of the {split} split, and {folder} is given too; leave one out")
-        splits[split] = _by_class(folder)
-        if not splits[split]:
-            raise DataError(f"{folder}: no sub-folder with images in it; put each class into a folder of its own")
-    classes = tuple(sorted(set().union(*splits.values())))
-    if len(classes) == 1 and len(_by_class(root / classes[0])) > 1:
-        raise DataError(
-            f"{root}: the labelled rows have only the class '{classes[0]}', a folder that holds folders of images "
-            f"itself; did you mean {root / classes[0]}?"
-        )
-    number = {label: i for i, label in enumerate(classes)}
-    listed = [
-        (path, number[label], split)
-        for split, labels in splits.items()
-        for label, paths in labels.items()
-        for path in paths
-    ]
-    if splits["train"]:
-        extra = _unlabelled_images(root, unlabelled)
-    images = [Listed(_file(path), label, split) for path, label, split in listed]
-    images += [Listed(_file(path)) for path in extra]
-    used = [image.source.name for image in images]
-    others = left_out(root, used) + (left_out(unlabelled, used) if unlabelled is not None else [])
-    others += [skipped for folder in folders.values() for skipped in left_out(folder, used)]
-    return read_listed(root, images, classes, size, others)
-
-
-def _file(path: Path) -> ImageFile:
-    return ImageFile(path, str(path))
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _loose(root: Path) -> list[Path]:
-    """Images that lie in a folder itself."""
-    return [p for p in sorted(root.iterdir()) if p.is_file() and p.suffix.lower() in suffixes() and p.name[0] != "."]
-
-
-def _by_class(root: Path) -> dict[str, list[Path]]:
-    """Images of each class folder in ``root``; empty if ``root`` is no folder or has no sub-folders."""
-    if not root.is_dir():
-        return {}
-    folders = [path for path in _folders(root) if path.name not in UNLABELLED]
-    loose = _loose(root)
-    if folders and loose:
-        raise DataError(f"{loose[0]}: an image beside the class folders; move it into one of them")
-    return {folder.name: find_images(folder) for folder in folders}
-
-
-def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
-    """Read the splits beside ``train/``; a folder that is none of them must not be lost in silence."""
-    for folder in _folders(root):
-        if folder.name in {"train", *UNLABELLED}:
-            continue
-        split = "test" if folder.name == "test" else "audit" if folder.name in AUDIT else ""
-        if not split or splits[split]:
-            raise DataError(f"{folder}: beside train/ only test/, val/ and unlabelled/ have a meaning; move it")
-        splits[split] = _by_class(folder)
-
-
-def _unlabelled_images(root: Path, folder: Path | None) -> list[Path]:
-    if folder is not None:
-        return find_images(folder)
-    for parent in (root, root / "train", root.resolve().parent):
-        for name in UNLABELLED:
-            if (parent / name).is_dir():
-                return find_images(parent / name)
-    return []
-
-
-# ---- archives ---------------------------------------------------------------------------------------
-
-
-def archives(source: Path) -> list[Path]:
-    """The tar files that a path is, or that a folder holds and nothing else."""
-    if source.is_file():
-        return [source] if ".tar" in source.suffixes[-2:] or source.suffix == ".tgz" else []
-    if not source.is_dir():
-        return []
-    files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    return files if files and all(path.is_file() and path.suffix == ".tar" for path in files) else []
-
-
-def read_archives(paths: Sequence[Path], root: Path, size: int) -> Pictures:
-    """Images of tar files in the manner of WebDataset: beside ``key.jpg``, ``key.cls`` or ``key.json`` has the label.
-
-    Without such a file the folder of an image is its class, and without a folder it has none. Files called ``test*``
-    and ``val*`` beside ``train*`` are splits. Images stay in their archives.
-
-    Raises:
-        DataError: an archive is compressed or damaged, or no image of a class can be read.
-    """
-    found, labels, skipped = (
-        list[tuple[ImageFile, tuple[str, str], str]](),
-        dict[tuple[str, str], str](),
-        list[Skipped](),
-    )
-    trained = any(path.name.startswith("train") for path in paths)
-    for path in paths:
-        split = next((word for word in ("test", *AUDIT) if trained and path.name.startswith(word)), "train")
-        for name, offset, length in _members(path, skipped):
-            folder, _, base = name.rpartition("/")
-            key, _, ending = base.partition(".")
-            address = (str(path), f"{folder}/{key}")
-            if ending in {"cls", "json"}:
-                labels |= {address: label} if (label := _member_label(path, name, ending, offset, length)) else {}
-            elif Path(base).suffix.lower() in suffixes():
-                file = ImageFile(path, f"{path}/{name}", offset, length)
-                found.append((file, address, {"train": "train", "test": "test"}.get(split, "audit")))
-            elif ending != "txt":  # a caption
-                skipped.append(Skipped(f"{path}/{name}", f"of unknown suffix .{ending}"))
-    if not found:
-        raise DataError(f"{root}: no image in it; a tar file has members such as 0001.jpg and 0001.cls")
-    named = [labels.get(address) or address[1].rpartition("/")[0].rpartition("/")[2] for _, address, _ in found]
-    classes = class_names(named)
-    number = {label: i for i, label in enumerate(classes)}
-    rows = [Listed(file, number.get(label, -1), split) for (file, _, split), label in zip(found, named, strict=True)]
-    return read_listed(root, rows, classes, size, skipped)
-
-
-def _members(path: Path, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of the files of an archive; nothing is unpacked."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                if not member.isfile() or Path(member.name).name.startswith("."):
-                    skipped.append(Skipped(f"{path}/{member.name}", "hidden" if member.isfile() else "no regular file"))
-                    continue
-                yield member.name, member.offset_data, member.size
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a readable tar file ({reason}); unpack a compressed one by gunzip") from None
-
-
-def _member_label(path: Path, name: str, ending: str, offset: int, length: int) -> str:
-    with path.open("rb") as file:
-        file.seek(offset)
-        text = file.read(min(length, 1 << 20)).decode("utf-8", "replace").strip()
-    if ending == "cls":
-        return text
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise DataError(f'{path}/{name}: not JSON ({error}); write {{"label": ...}}') from None
-    keys = [key for key in ("label", "cls", "class") if isinstance(values, dict) and key in values]
-    return str(values[keys[0]]) if keys else ""
-
-
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels that are not empty: numbers by their value, else in alphabetical order.
-
-    >>> class_names(["10", "9", "", "9"]), class_names(["b", "a", "10"])
-    (('9', '10'), ('10', 'a', 'b'))
-    """
-    names = {label for label in labels if label}
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
 # ---- tables of paths --------------------------------------------------------------------------------
@@ -460,13 +265,13 @@ def path_column(source: str) -> str | None:
     """The column of a CSV or TSV file that holds paths of images, from its first rows; None if there is none."""
     if not source.lower().endswith((".csv", ".tsv")) or not Path(source).is_file():
         return None
-    header, rows = _table(Path(source), 20)
+    header, rows = read_cells(Path(source), 20)
     for name in header:
         paths = [row[name] for row in rows if row.get(name)]
         if (
             paths
             and all(Path(path).suffix.lower() in PLAIN for path in paths)
-            and _image_path(source, paths[0]).is_file()
+            and any(image_path(source, path).is_file() for path in paths)
         ):
             return name
     return None
@@ -475,11 +280,13 @@ def path_column(source: str) -> str | None:
 PLAIN = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif", ".ppm", ".pgm"})
 
 
-def _image_path(source: str, path: str) -> Path:
+def image_path(source: str, path: str) -> Path:
+    """The file of a path in a table, which counts from the folder of the table."""
     return Path(source).parent / path  # an absolute path stays
 
 
-def _table(path: Path, most: int | None = None) -> tuple[list[str], list[dict[str, str]]]:
+def read_cells(path: Path, most: int | None = None) -> tuple[list[str], list[dict[str, str]]]:
+    """The header and the rows of a table of texts; empty where it cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -488,36 +295,3 @@ def _table(path: Path, most: int | None = None) -> tuple[list[str], list[dict[st
             return list(reader.fieldnames or []), list(islice(reader, most))
     except (OSError, ValueError, csv.Error):
         return [], []
-
-
-def read_path_table(source: str, target: str | None, size: int) -> Pictures:
-    """Images of a table of paths, which count from the folder of the table, and their labels.
-
-    A column ``split`` with ``train``, ``test`` and ``val`` names the split of each; an empty label is none.
-
-    Raises:
-        DataError: the column of labels is not given and not the only other one, or no image of a class can be read.
-    """
-    column, (header, rows) = path_column(source), _table(Path(source))
-    others = [name for name in header if name not in {column, "split"}]
-    if target is None and len(others) != 1:
-        raise DataError(
-            f"{source}: which column has the labels ({', '.join(others) or 'there is none'})? Give --target"
-        )
-    label = others[0] if target is None else target
-    if label not in others:
-        raise DataError(f"{source}: no column '{label}' beside the paths; use one of {', '.join(others)}")
-    named = [(row[label] or "").strip() for row in rows]
-    classes = class_names(named)
-    number = {name: i for i, name in enumerate(classes)}
-    splits = ["audit" if (word := (row.get("split") or "").lower()) in AUDIT else word or "train" for row in rows]
-    odd = next((i for i, split in enumerate(splits) if split not in {"train", "test", "audit"}), None)
-    if odd is not None:
-        raise DataError(f"{source}: row {odd + 1} has the split '{splits[odd]}'; write train, val or test")
-    files = [_image_path(source, row[str(column)] or "") for row in rows]
-    listed = [
-        Listed(_file(path), number.get(name, -1), split) for path, name, split in zip(files, named, splits, strict=True)
-    ]
-    pictures = read_listed(Path(source), listed, classes, size)
-    told = f"images by column '{column}', labels by column '{label}'"
-    return pictures._replace(note="; ".join(filter(None, (told, pictures.note))))

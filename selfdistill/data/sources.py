@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from . import images, splits, tables
+from . import image_lists, images, splits, tables
 from .column_types import Column
 from .image_store import ImageStore
 from .split_columns import NO_REQUEST, SplitColumns, SplitRequest
@@ -109,33 +109,26 @@ def read_source(
         request.refuse(source, "its rows have no such columns, and its test split is given")
     if source in TABLES:
         return _known_table(source, target, unlabelled, image_size)
-    if images.path_column(source) is not None:
-        request.refuse(source, "a table of paths names its splits in a column 'split'")
-        return of_pictures(
-            Path(source).name, images.read_path_table(source, target, _side(source, image_size)), labelled
+    if source in ("digits", images.FASHION) or images.idx_files(Path(source)):
+        if target is not None:
+            raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
+        return _images(source, unlabelled, image_size)
+    root = existing(source)
+    if root.is_file() and images.path_column(source) is None and not image_lists.archives(root):
+        raise DataError(
+            f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
+            "with --target)"
         )
-    if target is not None:
-        if source not in NAMES:
-            existing(source)
-        raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
-    return _images(source, unlabelled, image_size, labelled, request)
+    lists = image_lists.read_list(root, target, unlabelled, _side(source, image_size), labelled, request)
+    name = root.resolve().name if root.is_dir() else root.name
+    return replace(of_pictures(name, lists.pictures, labelled), groups=lists.groups, time=lists.time)
 
 
-def _images(
-    source: str, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
-) -> RawData:
+def _images(source: str, unlabelled: Path | None, image_size: int | None) -> RawData:
     if source == "digits":
         raw = _digits()
-    elif source == images.FASHION:
-        raw = _idx(images.fashion_folder())
-    elif images.idx_files(Path(source)):
-        raw = _idx(Path(source))
-    elif shards := images.archives(Path(source)):
-        request.refuse(source, "archives name their splits themselves")
-        pictures = images.read_archives(shards, Path(source), _side(source, image_size))
-        return of_pictures(Path(source).name, pictures, labelled)
     else:
-        return _folder(existing(source), unlabelled, image_size, labelled, request)
+        raw = _idx(images.fashion_folder() if source == images.FASHION else Path(source))
     if image_size is not None:
         raise DataError(f"{source}: its images have one size already; leave image_size out")
     return _with_images(raw, unlabelled) if unlabelled is not None else raw
@@ -218,19 +211,6 @@ def _idx(folder: Path) -> RawData:
         flips=clothes,
         augment="weak",
     )
-
-
-def _folder(
-    root: Path, unlabelled: Path | None, image_size: int | None, labelled: bool, request: SplitRequest
-) -> RawData:
-    if not root.is_dir():
-        raise DataError(
-            f"{root}: neither a folder nor a table; use a folder of images by class, or a table ({SHOWN}; JSON lines "
-            "with --target)"
-        )
-    request._replace(test=None, validation=None).refuse(str(root), "images in folders have no columns")
-    side, own = _side(str(root), image_size), {"test": request.test, "audit": request.validation}
-    return of_pictures(root.resolve().name, images.read_folder(root, unlabelled, side, labelled, own), labelled)
 
 
 def _side(source: str, image_size: int | None) -> int:

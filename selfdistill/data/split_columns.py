@@ -111,8 +111,8 @@ def take_split_columns(
         main.take(COLUMN)
         counts = ", ".join(f"{len(ids)} {'validation' if n == 'audit' else n}" for n, ids in named.items())
         columns.append(Column(COLUMN, "identifier", f"names the split of each row: {counts}"))
-    groups = None if request.groups is None else _groups(request.groups, main, rest, features)
-    time = None if request.time is None else _times(request.time, main, rest, features)
+    groups = None if request.groups is None else group_codes(request.groups, main, rest, features)
+    time = None if request.time is None else row_times(request.time, main, rest, features)
     for column, why in ((request.groups, "groups the rows"), (request.time, "orders the rows")):
         if column is not None:
             columns.append(Column(column, "identifier", f"{why} for the splits"))
@@ -144,7 +144,7 @@ def _missing(place: str, option: str, empty: Any) -> None:
         raise DataError(f"{place}, row {int(empty.argmax()) + 1} (the first is 1): empty, and --{option} needs a value")
 
 
-def _groups(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
+def group_codes(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
     """The group of each row as a code; rows of further tables without such a column are alone."""
     place, column = f"{main.path}: column '{name}'", _take(name, "groups", main, features)
     _missing(place, "groups", column_types.cells_of(column, place).codes < 0)
@@ -158,7 +158,7 @@ def _groups(name: str, main: Table, rest: Sequence[Table], features: Sequence[st
     return codes
 
 
-def _times(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
+def row_times(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
     """The time of each row; rows of further tables without such a column come before all others."""
     place, column = f"{main.path}: column '{name}'", _take(name, "time", main, features)
     spec = column_types.infer(name, column, place, main.comma)

@@ -301,6 +301,110 @@ def test_a_table_of_paths_with_splits(tmp_path):
     assert [len(part) for part in (loaded.labelled, loaded.audit, loaded.test)] == [8, 2, 2]
 
 
+def listed(root, count=24, **columns):
+    """A table of paths of pictures, two classes, with further columns of a row's number."""
+    root.mkdir(exist_ok=True)
+    rows = [",".join(["file", "kind", *columns])]
+    for i in range(count):
+        save(root / f"{root.name}{i:02}.png")
+        rows.append(
+            ",".join([f"{root.name}{i:02}.png", ("cat", "dog")[i % 2], *(str(of(i)) for of in columns.values())])
+        )
+    (root / "list.csv").write_text("\n".join(rows) + "\n")
+    return root / "list.csv"
+
+
+def tarred(root, count=24, name="all.tar", **fields):
+    """The same as an archive with a JSON file beside each picture."""
+    root.mkdir(exist_ok=True)
+    with tarfile.open(root / name, "w") as archive:
+        for i in range(count):
+            archive.add(save(root / f"{root.name}{name}{i:02}.png"), f"{i:02}.png")
+            text = json.dumps({"label": ("cat", "dog")[i % 2], **{key: of(i) for key, of in fields.items()}}).encode()
+            info = tarfile.TarInfo(f"{i:02}.json")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    return root / name
+
+
+@pytest.mark.parametrize("make", [listed, tarred])
+def test_groups_and_times_of_listed_pictures(tmp_path, make):
+    source = make(tmp_path / "a", patient=lambda i: f"p{i // 4}", day=lambda i: f"2024-01-{i + 1:02}")
+    options = {"target": "kind"} if make is listed else {}
+    grouped = load(source, groups="patient", **({} if make is tarred else {"target": "kind"}))
+    owner = torch.arange(24) // 4
+    parts = [set(owner[ids].tolist()) for ids in (grouped.labelled, grouped.audit, grouped.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 6
+    timed = load(source, time="day", **options)
+    assert timed.labelled.max() < timed.audit.min()
+    assert timed.audit.max() < timed.test.min()
+    with pytest.raises(DataError, match=r"no column is called 'nurse' \(--groups\)"):
+        load(source, groups="nurse", **options)
+    with pytest.raises(DataError, match="--time takes numbers or dates"):
+        load(source, time="patient", **options)
+
+
+def test_a_group_must_be_named_and_an_unreadable_picture_moves_no_group(tmp_path):
+    source = listed(tmp_path / "a", who=lambda i: i // 4)
+    (tmp_path / "a" / "a00.png").write_text("no picture")
+    data = load(source, groups="who", target="kind")
+    assert data.groups.tolist() == [(i // 4) for i in range(1, 24)]
+    listed(tmp_path / "a", who=lambda i: "" if i == 2 else i // 4)
+    with pytest.raises(DataError, match=r"row 3 .*--groups needs a value"):
+        load(source, groups="who", target="kind")
+    with pytest.raises(DataError, match="its images have no columns or fields; leave groups out"):
+        load(pets(tmp_path / "pets", 4), groups="who")
+
+
+@pytest.mark.parametrize("main", ["list", "tar", "folder"])
+@pytest.mark.parametrize("further", ["list", "tar", "folder"])
+def test_splits_of_any_kind_of_list(tmp_path, main, further):
+    kinds = {
+        "list": lambda name, count: listed(tmp_path / name, count),
+        "tar": lambda name, count: tarred(tmp_path / name, count),
+        "folder": lambda name, count: pets(tmp_path / name, count // 2),
+    }
+    source, test, check = kinds[main]("a", 20), kinds[further]("b", 8), kinds[further]("c", 6)
+    loaded = load(source, test=str(test), audit=str(check))
+    assert loaded.classes == ("cat", "dog")
+    assert loaded.test.tolist() == list(range(20, 28))
+    assert loaded.audit.tolist() == list(range(28, 34))
+    assert len(loaded.labelled) == 20
+    again = load(source, test=str(source))
+    assert again.copies.across.tolist() == list(range(20, 40))
+    with pytest.raises(DataError, match="nowhere: no such file or folder of images"):
+        load(source, test=str(tmp_path / "nowhere"))
+
+
+def test_a_split_of_a_list_is_given_once_and_unlabelled_pictures_are_read(tmp_path):
+    source = listed(tmp_path / "a", 20, split=lambda i: "validation" if i < 4 else "")
+    save(tmp_path / "more" / "x" / "1.png")
+    loaded = load(source, unlabelled=str(tmp_path / "more"))
+    assert (loaded.audit.tolist(), loaded.unlabelled.tolist()) == ([0, 1, 2, 3], [20])
+    with pytest.raises(DataError, match="has rows of the audit split"):
+        load(source, audit=str(source))
+    with pytest.raises(DataError, match=r"no \.json file in it has the field 'kind'"):
+        load(tarred(tmp_path / "b"), target="kind")
+    assert load(tarred(tmp_path / "b", kind=lambda i: i % 3), target="kind").classes == ("0", "1", "2")
+
+
+def test_predictions_of_archives_and_of_tables_of_paths(tmp_path):
+    source, archive = listed(tmp_path / "a"), tarred(tmp_path / "b")
+    data = load(source)
+    dataset.write_card(data, tmp_path / "model")
+    x, names = dataset.inputs_for(str(source), tmp_path / "model")
+    assert names == [f"a{i:02}.png" for i in range(24)]
+    assert x[torch.arange(24)].equal(data.x)
+    for place in (archive, archive.parent):
+        if place.is_dir():
+            for file in place.glob("*.png"):
+                file.unlink()
+        x, names = dataset.inputs_for(str(place), tmp_path / "model")
+        assert x[torch.arange(24)].equal(load(place).x)
+        assert [name.removeprefix("all.tar/") for name in names] == [f"{i:02}.png" for i in range(24)]
+        assert not dataset.unread(str(place), names)
+
+
 class Rows(torch.utils.data.Dataset[Any]):
     def __init__(self, rows):
         self.rows = rows
