@@ -24,13 +24,11 @@ from .images import (
     read_cells,
     read_listed,
 )
-from .split_columns import COLUMN, WORDS, SplitRequest, group_codes, row_times
+from .prompt_files import SPLITS
+from .split_columns import COLUMN, SplitRequest, group_codes, row_times
 from .table_files import Table, pandas
 
 UNLABELLED = ("unlabelled", "unlabeled")
-
-
-AUDIT = ("audit", "val", "valid", "validation")
 
 
 LABEL_FIELDS = ("label", "cls", "class")  # of the JSON file beside an image in an archive
@@ -245,8 +243,8 @@ def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
     for folder in _folders(root):
         if folder.name in {"train", *UNLABELLED}:
             continue
-        split = "test" if folder.name == "test" else "audit" if folder.name in AUDIT else ""
-        if not split or splits[split]:
+        split = SPLITS.get(folder.name, "train")
+        if split == "train" or splits[split]:
             raise DataError(f"{folder}: beside train/ only test/, val/ and unlabelled/ have a meaning; move it")
         splits[split] = _by_class(folder)
 
@@ -284,7 +282,7 @@ def _list_archives(paths: Sequence[Path], root: Path, target: str | None) -> Ima
     skipped = list[Skipped]()
     trained = any(path.name.startswith("train") for path in paths)
     for path in paths:
-        split = next((word for word in ("test", *AUDIT) if trained and path.name.startswith(word)), "train")
+        split = next((word for word in SPLITS if trained and path.name.startswith(word)), "train")
         for name, offset, length in _members(path, skipped):
             folder, _, base = name.rpartition("/")
             key, _, ending = base.partition(".")
@@ -362,9 +360,9 @@ def _list_table(source: str, target: str | None, labelled: bool, placed: Sequenc
     listed = []
     for i, row in enumerate(rows):
         word = (row.get(COLUMN) or "train").strip()
-        if word.lower() not in WORDS:
+        if word.lower() not in SPLITS:
             raise DataError(f"{source}: row {i + 1} has the split '{word}'; write train, val or test")
         file = image_file(image_path(source, row[column] or ""))
-        listed.append(ImageRow(file, (row[label] or "").strip() if label else "", WORDS[word.lower()], row))
+        listed.append(ImageRow(file, (row[label] or "").strip() if label else "", SPLITS[word.lower()], row))
     told = f"images by column '{column}', " + (f"labels by column '{label}'" if label else "without labels")
     return ImageList(listed, note=told)

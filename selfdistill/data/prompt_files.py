@@ -21,8 +21,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
 
 
 SPLITS = {
-    "train": "train", "audit": "audit", "validation": "audit", "valid": "audit", "val": "audit", "dev": "audit",
-    "test": "test",
+    "train": "train", "training": "train", "test": "test", "audit": "audit", "validation": "audit", "valid": "audit",
+    "val": "audit", "dev": "audit",
 }  # fmt: skip
 
 

@@ -22,9 +22,6 @@ from .table_files import Table, pandas, read_table
 COLUMN = "split"  # a column of this name with these words alone names the split of each row
 
 
-WORDS = {**SPLITS, "training": "train"}
-
-
 class SplitRequest(NamedTuple):
     """The columns that group and order the rows, and the files of a test and a validation split."""
 
@@ -124,7 +121,7 @@ def _named_splits(table: Table) -> dict[str, Tensor]:
     if COLUMN not in table.columns:
         return {}
     cells = column_types.cells_of(table.columns[COLUMN](), f"{table.path}: column '{COLUMN}'")
-    words = [WORDS.get(text.lower(), "") for text in cells.texts]
+    words = [SPLITS.get(text.lower(), "") for text in cells.texts]
     if not all(words) or not {"test", "audit"} & set(words):
         return {}
     names = np.array([*words, "train"])[cells.codes]

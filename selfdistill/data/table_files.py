@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import DataError
 from ..io.expressions import one_line
 from .images import path_column
+from .prompt_files import SPLITS
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zip", ".zst")
 
@@ -492,8 +493,13 @@ def _read_arrow(path: Path, written: frozenset[str], literal: frozenset[str]) ->
 
 
 def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) -> Table:
-    """A folder that `save_to_disk` wrote, or a data set of the hub; of several splits the one called train."""
+    """A folder that `save_to_disk` wrote, or a data set of the hub.
+
+    Of several splits those for training, validation and test are read, and the column ``split`` names them. A split
+    with a hidden label (-1 in every row) is left out.
+    """
     import datasets
+    import pyarrow
 
     name = str(path)
     if name.startswith(HUB):
@@ -502,14 +508,32 @@ def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) 
     else:
         datasets.disable_progress_bars()
         loaded = datasets.load_from_disk(name)
-    note = ""
-    if isinstance(loaded, dict):
-        split = "train" if "train" in loaded else next(iter(loaded))
-        note = f"split '{split}' of {', '.join(loaded)}" if len(loaded) > 1 else ""
-        loaded = loaded[split]
+    splits = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+    first = "train" if "train" in splits else next(iter(splits))
     labels = {
         name: dict(enumerate(feature.names))
-        for name, feature in loaded.features.items()
+        for name, feature in splits[first].features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    return _of_arrow(path, loaded.with_format("arrow")[:], written, note, labels)
+    for column, feature in splits[first].features.items():
+        if isinstance(feature, datasets.Image):
+            raise DataError(
+                f"{path}: column '{one_line(column, 40)}' holds images, which a table has not; save them as a folder by "
+                "class, or load the data set in Python with from_dataset"
+            )
+    parts = {first: splits.pop(first).with_format("arrow")[:]}
+    columns = parts[first].column_names
+    if first in SPLITS and "split" not in columns:
+        for name, split in splits.items():
+            table = split.with_format("arrow")[:]
+            hidden = any(
+                set(table[label].unique().to_pylist()) == {-1} for label in labels if label in table.column_names
+            )
+            if name in SPLITS and table.schema.equals(parts[first].schema) and not hidden:
+                parts[name] = table
+    if len(parts) > 1:
+        for name, table in parts.items():
+            parts[name] = table.append_column("split", pyarrow.array([name] * len(table)))
+    left = [name for name in splits if name not in parts]
+    note = f"splits that are not read: {', '.join(left)}" if left else ""
+    return _of_arrow(path, pyarrow.concat_tables(parts.values()), written, note, labels)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,33 @@ def test_numpy_archives_and_class_labels_of_datasets(tmp_path):
     datasets.DatasetDict({"train": rows, "extra": rows}).save_to_disk(str(tmp_path / "d"))
     loaded = load(str(tmp_path / "d"), target="y")
     assert loaded.classes == ("no", "yes")
-    assert "split 'train' of train, extra" in loaded.note
+    assert "splits that are not read: extra" in loaded.note
+
+
+def test_the_splits_of_a_saved_data_set_are_those_of_a_run(tmp_path):
+    import datasets
+
+    features = datasets.Features({"a": datasets.Value("float32"), "y": datasets.ClassLabel(names=["no", "yes"])})
+
+    def rows(first: int, count: int, hidden: bool = False) -> Any:
+        y = [-1 if hidden else i % 2 for i in range(count)]
+        return datasets.Dataset.from_dict({"a": [float(first + i) for i in range(count)], "y": y}, features=features)
+
+    parts = {"train": rows(0, 60), "validation": rows(60, 20), "test": rows(75, 20)}  # five rows are in both
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
+    loaded = load(str(tmp_path / "d"), target="y")
+    assert [len(ids) for ids in (loaded.labelled, loaded.audit, loaded.test)] == [60, 20, 20]
+    assert loaded.shape == (1,)
+    assert len(loaded.copies.across) == 5
+    datasets.DatasetDict({**parts, "test": rows(80, 20, hidden=True)}).save_to_disk(str(tmp_path / "h"))
+    loaded = load(str(tmp_path / "h"), target="y")
+    assert len(loaded.y) == 80
+    assert "splits that are not read: test" in loaded.note
+    pictures = datasets.Features({"picture": datasets.Image(), "y": datasets.Value("int64")})
+    rows_of = {"picture": [{"path": None, "bytes": b""}] * 4, "y": [0, 1] * 2}
+    datasets.Dataset.from_dict(rows_of, features=pictures).save_to_disk(str(tmp_path / "i"))
+    with pytest.raises(DataError, match=r"column 'picture' holds images.*folder by class"):
+        load(str(tmp_path / "i"), target="y")
 
 
 def test_whole_numbers_stay_whole_as_names_of_classes(tmp_path):
