@@ -11,7 +11,14 @@ from ..training.task_type import Rows, TaskType
 
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
-    "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
+    "classify": {
+        "accuracy": "accuracy",
+        "task_incremental": "within a task",
+        "forgetting": "forgetting",
+        "nll": "NLL",
+        "ece": "ECE",
+        "brier": "Brier",
+    },
     "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
     "features": {},
@@ -62,7 +69,7 @@ def _cell(name: str, value: float | None) -> str:
         return "-"
     if name == "length":
         return f"{value:.0f}"
-    if name in ("accuracy", "coverage", "kept"):
+    if name in ("accuracy", "coverage", "kept", "task_incremental", "forgetting"):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

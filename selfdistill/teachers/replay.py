@@ -208,7 +208,7 @@ class EarlierTasks(Generation):
 
     def target(self, state: nn.Module, forward: Forward, term: BaseTerm) -> Target:
         assert isinstance(state, SeenClasses)
-        answer = super().target(state.inner, forward, term)
+        answer = Generation(self.view).target(state.inner, forward, term)
         known = torch.zeros(answer.value.shape[-1], dtype=torch.bool, device=answer.value.device)
         known[: len(state.known)] = state.known
         if not bool(known.any()):
@@ -218,7 +218,7 @@ class EarlierTasks(Generation):
     @torch.no_grad()
     def update(self, state: nn.Module, forwards: Sequence[Forward], term: BaseTerm) -> None:
         assert isinstance(state, SeenClasses)
-        super().update(state.inner, forwards, term)
+        Generation(self.view).update(state.inner, forwards, term)
         for forward in forwards:
             if forward.rows(term.view):
                 y = distributed.gather(forward.labels(term.view))
