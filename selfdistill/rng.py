@@ -58,8 +58,8 @@ def reseed(device: torch.device, *address: int | str) -> None:
     (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed(*address))
 
 
-def _mix_tensor(words: Tensor) -> Tensor:
-    """The same mixing on an int64 tensor; shifts are made logical by masking off the copied sign."""
+def mix_tensor(words: Tensor) -> Tensor:
+    """Hash int64 words by the same mixing; shifts are made logical by masking off the copied sign."""
 
     def shifted(w: Tensor, by: int) -> Tensor:
         return (w >> by) & ((1 << (64 - by)) - 1)
@@ -76,9 +76,9 @@ def uniform(address: Address, ids: Tensor, count: int) -> Tensor:
     >>> uniform((0, "weak", 3), torch.tensor([7, 9]), 2)[1].equal(uniform((0, "weak", 3), torch.tensor([9]), 2)[0])
     True
     """
-    base = _mix_tensor(ids.to(torch.int64) ^ seed(*address))  # (rows,)
+    base = mix_tensor(ids.to(torch.int64) ^ seed(*address))  # (rows,)
     index = torch.arange(count, device=ids.device, dtype=torch.int64)
-    words = _mix_tensor(base[:, None] ^ _mix_tensor(index)[None, :])
+    words = mix_tensor(base[:, None] ^ mix_tensor(index)[None, :])
     return ((words >> 40) & 0xFFFFFF).to(torch.float32) / float(1 << 24)  # 24 bits fill a float32 exactly
 
 

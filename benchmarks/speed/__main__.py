@@ -21,6 +21,12 @@ def _more(name: str) -> Callable[[Any], Any]:
     """What one of the measurements can be told beside the usual."""
     if name == "images":
         return click.option("--count", type=click.IntRange(min=200), default=5000, show_default=True, help="Files.")
+    if name == "memory":
+        count = click.option(
+            "--ids", type=click.IntRange(min=1000), default=10_000_000, show_default=True, help="Samples."
+        )
+        kind = click.Choice(["float32", "float16", "bfloat16"])
+        return lambda command: count(click.option("--dtype", type=kind, default="float32", show_default=True)(command))
     if name != "language":
         return lambda command: command
     return click.option("--peer", metavar="PYTHON", help="An interpreter that has trl, transformers and peft.")
@@ -53,6 +59,7 @@ for _name, _what, _quick in (
      "Small sizes"),
     ("tables", "How the time to read a table grows with its columns, and the memory of a run on a long one.",
      "Small sizes"),
+    ("memory", "The bytes that a sample takes in the memory of a method, with ids spread up to 2^62.", "Few ids"),
 ):  # fmt: skip
     _benchmark(_name, _what, _quick)
 

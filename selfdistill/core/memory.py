@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, RecipeError
+from ..rng import mix_tensor
 from . import distributed
 from .logits import Projection
 
@@ -43,68 +44,10 @@ TABLE = 1 << 22  # ids below this, or below four times their number, are looked 
 BLOCK = 1 << 26  # bytes
 
 
-class RowIndex:
-    """The row of each sample id, counted from 1: a table by id, or sorted runs of ids where ids are large and few.
+FULL = 0.7  # the share of the hash table that may be in use: a search takes some three trials at most, on average
 
-    A large id takes 12 bytes, whatever its size.
-    """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.table: Tensor | None = torch.zeros(0, dtype=torch.int32)
-        self.runs: list[tuple[Tensor, Tensor]] = []  # ids ascending, and the row of each; each run is much shorter
-
-    def find(self, ids: Tensor) -> Tensor:
-        """The row of each id; 0 where it has none."""
-        if self.table is not None:
-            if len(ids) and int(ids.max()) >= len(self.table):
-                inside = ids < len(self.table)
-                rows = torch.zeros_like(ids)
-                rows[inside] = self.table[ids[inside]].long()
-                return rows
-            return self.table[ids].long()
-        rows = torch.zeros_like(ids)
-        for run, places in self.runs:
-            at = torch.searchsorted(run, ids).clamp_(max=len(run) - 1)
-            rows = torch.where(run[at] == ids, places[at].long(), rows)
-        return rows
-
-    def add(self, ids: Tensor) -> None:
-        """Give new ids, each of them once and ascending, the next rows."""
-        first, self.count = self.count + 1, self.count + len(ids)
-        rows = torch.arange(first, self.count + 1, dtype=torch.int32, device=ids.device)
-        size = 1 << int(ids[-1]).bit_length()
-        if self.table is not None and size > max(TABLE, 4 * self.count):
-            known = self.table.nonzero().squeeze(1)
-            self.runs = [(known, self.table[known])] if len(known) else []
-            self.table = None
-        if self.table is None:
-            self._add_run(ids, rows)
-            return
-        if size > len(self.table):
-            self.table = torch.cat([self.table, self.table.new_zeros(size - len(self.table))])
-        self.table[ids] = rows
-
-    def _add_run(self, ids: Tensor, rows: Tensor) -> None:
-        """Runs of similar length become one, so that there are few of them."""
-        self.runs.append((ids, rows))
-        while len(self.runs) > 1 and 8 * len(self.runs[-1][0]) >= len(self.runs[-2][0]):
-            (a, rows_a), (b, rows_b) = self.runs[-2:]
-            ids, order = torch.cat([a, b]).sort()
-            self.runs[-2:] = [(ids, torch.cat([rows_a, rows_b])[order])]
-
-    def items(self) -> tuple[Tensor, Tensor]:
-        """All ids, ascending, and their rows."""
-        if self.table is not None:
-            ids = self.table.nonzero().squeeze(1)
-            return ids, self.table[ids].long()
-        ids, order = torch.cat([run for run, _ in self.runs]).sort()
-        return ids, torch.cat([rows for _, rows in self.runs])[order].long()
-
-    def to(self, device: torch.device) -> None:
-        """Move to a device."""
-        self.table = None if self.table is None else self.table.to(device)
-        self.runs = [(ids.to(device), rows.to(device)) for ids, rows in self.runs]
+LEAST, CHUNK = 1 << 10, 1 << 16  # its smallest number of places, and the ids that are put into it at a time
 
 
 class RowBlocks:
@@ -115,6 +58,7 @@ class RowBlocks:
         self.size = max(2, BLOCK // max(1, width * dtype.itemsize))  # rows of a whole block
         self.blocks = [torch.zeros(1, width, dtype=dtype, device=device)]
         self.room = 1  # rows of all blocks, row 0 among them
+        self.length = 0  # rows in use, beside row 0, where somebody counts them
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows beside row 0; doubling keeps the cost of growing constant per row."""
@@ -145,10 +89,119 @@ class RowBlocks:
         for block, mine in self._by_block(rows):
             block[0][rows[mine] - block[1]] = values[mine]
 
+    def used(self, rows: int) -> Iterator[Tensor]:
+        """The blocks of rows 1 to ``rows``, without a copy."""
+        for i, block in enumerate(self.blocks):
+            part = block[int(i == 0) : rows + 1 - i * self.size]
+            if len(part) or i == 0:
+                yield part
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.blocks = [block.to(device) for block in self.blocks]
+
     def _by_block(self, rows: Tensor) -> Iterator[tuple[tuple[Tensor, int], Tensor]]:
         number = rows // self.size
         for i in number.unique().tolist():
             yield (self.blocks[i], i * self.size), number == i
+
+
+class RowIndex:
+    """The row of each sample id, counted from 1: a table by id, or a hash table where ids are large and few.
+
+    A large id takes 14 to 16 bytes, whatever its size, and no more while the table grows. A place is tried after the
+    other (random probing), and a place holds the row alone, whose id is kept by row.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.table: Tensor | None = torch.zeros(0, dtype=torch.int32)
+        self.places = torch.zeros(0, dtype=torch.int32)  # of the hash table: rows, 0 where there is none
+        self.ids = RowBlocks(1, torch.int64, self.places.device)
+
+    def find(self, ids: Tensor) -> Tensor:
+        """The row of each id; 0 where it has none."""
+        if self.table is not None:
+            if len(ids) and int(ids.max()) >= len(self.table):
+                inside = ids < len(self.table)
+                rows = torch.zeros_like(ids)
+                rows[inside] = self.table[ids[inside]].long()
+                return rows
+            return self.table[ids].long()
+        rows, open_, trial = torch.zeros_like(ids), torch.arange(len(ids), device=ids.device), 0
+        while len(open_):
+            row = self.places[self._place(ids[open_], trial)].long()
+            equal = (row > 0) & (self.ids.take(row)[:, 0] == ids[open_])
+            rows[open_[equal]] = row[equal]
+            open_, trial = open_[(row > 0) & ~equal], trial + 1
+        return rows
+
+    def add(self, ids: Tensor) -> None:
+        """Give new ids, each of them once, the next rows."""
+        first, self.count = self.count + 1, self.count + len(ids)
+        rows = torch.arange(first, self.count + 1, dtype=torch.int32, device=ids.device)
+        size = 1 << int(ids.max()).bit_length()
+        if self.table is not None and size > max(TABLE, 4 * self.count):
+            earlier = self.saved()
+            self.table = None
+            for part in earlier:
+                self._append(part)
+        if self.table is None:
+            self._append(ids)
+            return
+        if size > len(self.table):
+            self.table = torch.cat([self.table, self.table.new_zeros(size - len(self.table))])
+        self.table[ids] = rows
+
+    def _append(self, ids: Tensor) -> None:
+        """Put ids into the hash table, which grows by a quarter where it is full."""
+        first, end = self.ids.length + 1, self.ids.length + 1 + len(ids)
+        rows = torch.arange(first, end, device=ids.device)
+        self.ids.reserve(end - 1)
+        self.ids.put(rows, ids[:, None])
+        self.ids.length = end - 1
+        if end > FULL * len(self.places):
+            size = max(LEAST, int(end / FULL * 1.25))
+            self.places = torch.zeros(0, dtype=torch.int32, device=ids.device)  # before there are two of them
+            self.places = torch.zeros(size, dtype=torch.int32, device=ids.device)
+            rows = torch.arange(1, end, device=ids.device)
+        for part in rows.split(CHUNK):
+            self._insert(part, self.ids.take(part)[:, 0])
+
+    def _insert(self, rows: Tensor, ids: Tensor) -> None:
+        trial = 0
+        while len(rows):
+            place = self._place(ids, trial)
+            free = self.places[place] == 0
+            self.places[place[free]] = rows[free].int()  # of several rows for a place one gets it
+            left = self.places[place] != rows
+            rows, ids, trial = rows[left], ids[left], trial + 1
+
+    def _place(self, ids: Tensor, trial: int) -> Tensor:
+        return ((mix_tensor(ids + (trial << 32)) & 0x7FFFFFFF) * len(self.places)) >> 31
+
+    def saved(self) -> list[Tensor]:
+        """All ids in the order of their rows, in blocks."""
+        if self.table is None:
+            return [block[:, 0] for block in self.ids.used(self.ids.length)]
+        known = self.table.nonzero().squeeze(1)
+        ids = torch.empty_like(known)
+        ids[self.table[known].long() - 1] = known
+        return [ids]
+
+    def items(self) -> tuple[Tensor, Tensor]:
+        """All ids, ascending, and their rows."""
+        ids, order = torch.cat(self.saved()).sort()
+        return ids, order + 1
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.table = None if self.table is None else self.table.to(device)
+        self.places = self.places.to(device)
+        self.ids.to(device)
+
+
+_PARTS = ("keys", "values", "columns")  # of a memory's state; the second block of values is called values1
 
 
 class SampleMemory(Buffers):
@@ -200,7 +253,7 @@ class SampleMemory(Buffers):
     def row_bytes(self, width: int) -> int:
         """Bytes that a value of so many numbers takes, with its id."""
         size = self.dtype.itemsize
-        return 12 + (self.top * (size + 4) + size if 0 < self.top < width else width * size)
+        return 16 + (self.top * (size + 4) + size if 0 < self.top < width else width * size)
 
     def rounded(self, values: Tensor) -> Tensor:
         """What will be read of values that are written."""
@@ -217,7 +270,7 @@ class SampleMemory(Buffers):
     def _move(self, device: torch.device) -> None:
         self.index.to(device)
         for part in self.blocks:
-            part.blocks = [block.to(device) for block in part.blocks]
+            part.to(device)
 
     def _rows(self, ids: Tensor, width: int) -> Tensor:
         """The row of each id, 0 for those without; values of another width take the place of all."""
@@ -253,12 +306,14 @@ class SampleMemory(Buffers):
         if distributed.size() > 1:
             ids, values = distributed.gather(ids), distributed.gather(values)
         rows = self._rows(ids, values.shape[1])
-        if bool((rows == 0).any()):
-            self.index.add(ids[rows == 0].unique())
+        new = rows == 0
+        if bool(new.any()):
+            added, first = ids[new].unique(), self.index.count + 1
+            self.index.add(added)
             for part in self.blocks:
                 if self.index.count >= part.room:
                     part.reserve(self.index.count)
-            rows = self.index.find(ids)
+            rows[new] = first + torch.searchsorted(added, ids[new])
         if len(self.blocks) == 2:
             largest, columns = values.topk(self.top, dim=1)
             rest = (values.sum(1, keepdim=True) - largest.sum(1, keepdim=True)) / (self.width - self.top)
@@ -273,34 +328,38 @@ class SampleMemory(Buffers):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        ids, rows = self.index.items()
-        destination[prefix + "keys"] = ids
-        for name, part in zip(("values", "columns"), self.blocks, strict=False):
-            destination[prefix + name] = part.take(rows)
+        parts = [self.index.saved(), *(part.used(len(self)) for part in self.blocks)]
+        for name, blocks in zip(_PARTS, parts, strict=False):
+            for number, block in enumerate(blocks):  # as they lie there: one that did not change is not written again
+                destination[f"{prefix}{name}{number or ''}"] = block
         destination[prefix + "width"] = torch.tensor(self.width)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        own = {name: state_dict.get(prefix + name) for name in ("keys", "values", "columns", "width", "seen")}
-        others = {name: value for name, value in state_dict.items() if name.removeprefix(prefix) not in own}
+        own = {name: value for name, value in state_dict.items() if self._owns(name.removeprefix(prefix))}
+        others = {name: value for name, value in state_dict.items() if name not in own}
         super()._load_from_state_dict(others, prefix, *rest)
-        ids, width = own["keys"], own["width"]
-        if own["seen"] is not None and own["values"] is not None:  # written by id, before large ids were compact
-            ids, width = own["seen"].nonzero().squeeze(1), own["values"].shape[1]
-            own["values"] = own["values"][ids]
-        if ids is None or width is None:
+        if prefix + "keys" not in own or prefix + "width" not in own:
             rest[2].append(prefix + "keys")  # the names that are missing
             return
-        device = self.blocks[0].blocks[0].device if self.blocks else ids.device
-        self.index, self.blocks, self.width = RowIndex(), [], int(width)
+        ids, *parts = ([own[n] for n in (f"{prefix}{p}{i or ''}" for i in range(len(own))) if n in own] for p in _PARTS)
+        device = self.blocks[0].blocks[0].device if self.blocks else ids[0].device
+        self.index, self.blocks, self.width = RowIndex(), [], int(own[prefix + "width"])
         self.index.to(device)
-        parts = [part for part in (own["values"], own["columns"]) if part is not None]
-        if len(ids):
-            self.index.add(ids.to(device))
-        for part in parts:
-            blocks = RowBlocks(part.shape[1], part.dtype, device)
-            blocks.reserve(len(ids))
-            blocks.put(torch.arange(1, len(ids) + 1, device=device), part.to(device))
+        for block in ids:
+            if len(block):
+                self.index.add(block.to(device))
+        for part in filter(None, parts):
+            blocks, row = RowBlocks(part[0].shape[1], part[0].dtype, device), 1
+            blocks.reserve(len(self))
+            for block in part:
+                blocks.put(torch.arange(row, row + len(block), device=device), block.to(device))
+                row += len(block)
             self.blocks.append(blocks)
+
+    @staticmethod
+    def _owns(name: str) -> bool:
+        """Whether a name, without its prefix, is that of a part of the state."""
+        return name == "width" or name.rstrip("0123456789") in _PARTS
 
 
 def averages(decay: float) -> None:

@@ -3,7 +3,8 @@
 A checkpoint is a folder ``ckpt-00000012``. It is built under a temporary name, every file is flushed to the
 disk, ``manifest.json`` lists each file with its size and SHA-256, and one rename makes the whole visible. A
 process killed at any moment therefore leaves the earlier checkpoint or the new one, never a mixture, and a
-reader believes nothing that the manifest does not confirm.
+reader believes nothing that the manifest does not confirm. A tensor of 16 MiB or more has a file of its own, which is
+a link to that of the checkpoint before if its bytes are the same.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SUFFIXES = (".json", ".safetensors")
 
 
+_OWN_FILE = 1 << 24  # bytes: so large a tensor has a file of its own, ``component~3.safetensors``
+
+
 _FOREIGN = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 
 
@@ -106,14 +110,47 @@ def _seal(ordinal: int, files: Mapping[str, Any]) -> bytes:
     return canonical(body | {"sha256": hashlib.sha256(canonical(body)).hexdigest()})
 
 
-def _build(temporary: Path, ordinal: int, packed: Mapping[str, tuple[bytes, dict[str, Tensor]]]) -> None:
+def _build(
+    temporary: Path, ordinal: int, packed: Mapping[str, tuple[bytes, dict[str, Tensor]]], earlier: Mapping[str, Path]
+) -> None:
     temporary.mkdir()
     files: dict[str, dict[str, int | str]] = {}
     for name, (skeleton, tensors) in packed.items():
-        files[f"{name}.safetensors"] = write_stream(temporary / f"{name}.safetensors", stream(tensors))
+        large = {key: tensor for key, tensor in tensors.items() if tensor.nbytes >= _OWN_FILE}
+        small = {key: tensor for key, tensor in tensors.items() if key not in large}
+        files[f"{name}.safetensors"] = write_stream(temporary / f"{name}.safetensors", stream(small))
         files[f"{name}.json"] = write_stream(temporary / f"{name}.json", [skeleton])
+        for number, (key, tensor) in enumerate(large.items(), 1):
+            file = temporary / f"{name}~{number}.safetensors"
+            files[file.name] = _link(earlier, file, {key: tensor}) or write_stream(file, stream({key: tensor}))
     write_stream(temporary / _MANIFEST, [_seal(ordinal, files)])
     sync_folder(temporary)
+
+
+def _large_files(path: Path | None) -> dict[str, Path]:
+    """The files of large tensors in a checkpoint by their hashes; none where its manifest is damaged."""
+    try:
+        files = _manifest(path) if path else {}
+    except (CheckpointError, OSError):
+        return {}
+    return {files[name]["sha256"]: path / name for name in files if "~" in name and path}
+
+
+def _link(earlier: Mapping[str, Path], file: Path, tensors: dict[str, Tensor]) -> dict[str, int | str] | None:
+    """Let a file be one of the checkpoint before, if that has the same bytes; what is on the disk is read for it."""
+    if not earlier:
+        return None
+    digest, size = hashlib.sha256(), 0
+    for chunk in stream(tensors):
+        digest.update(chunk)
+        size += len(chunk)
+    listed: dict[str, int | str] = {"size": size, "sha256": digest.hexdigest()}
+    try:
+        _confirmed(earlier[digest.hexdigest()], listed)
+        os.link(earlier[digest.hexdigest()], file)
+    except (CheckpointError, OSError, KeyError):  # other bytes, or a file system without links
+        return None
+    return listed
 
 
 def _unwritable(folder: Path, error: OSError) -> CheckpointError:
@@ -166,7 +203,7 @@ def _write_locked(folder: Path, packed: Mapping[str, tuple[bytes, dict[str, Tens
     path = folder / f"ckpt-{ordinal:08d}"
     temporary = folder / f"{TEMPORARY}{path.name}"
     try:
-        _build(temporary, ordinal, packed)
+        _build(temporary, ordinal, packed, _large_files(earlier[0][1] if earlier else None))
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -232,7 +269,9 @@ def _compare(path: Path, present: Set[str], listed: Set[str]) -> None:
         raise _DamageError(f"{extra} does not belong to it")
     for absent in sorted(listed - present):
         raise _DamageError(f"{absent} is missing")
-    if listed != {Path(name).stem + suffix for name in listed for suffix in _SUFFIXES}:
+    own = {name for name in listed if "~" not in name}
+    pairs = {Path(name).stem.partition("~")[0] + suffix for name in listed for suffix in _SUFFIXES}
+    if own != pairs or not all(name.endswith(_SUFFIXES[1]) for name in listed - own):
         raise _DamageError(f"{_MANIFEST} lists other files than .safetensors and .json in pairs")
 
 
@@ -256,13 +295,17 @@ def _load(path: Path) -> Iterator[tuple[str, Tree]]:
     """The components one by one, every byte checked before it is interpreted."""
     try:
         files = _manifest(path)
-        for name in sorted({Path(file).stem for file in files}):
-            tensors, skeleton = (path / f"{name}.safetensors", path / f"{name}.json")
-            text, data = _confirmed(skeleton, files[skeleton.name]), _confirmed(tensors, files[tensors.name])
+        for name in sorted(Path(file).stem for file in files if file.endswith(".json")):
+            text, tensors = _confirmed(path / f"{name}.json", files[f"{name}.json"]), dict[str, Tensor]()
+            parts = sorted(file for file in files if file == f"{name}.safetensors" or file.startswith(f"{name}~"))
             try:
-                tree = unpack(json.loads(text), safetensors.torch.load(data))
+                for part in parts:
+                    tensors |= safetensors.torch.load(_confirmed(path / part, files[part]))
+                tree = unpack(json.loads(text), tensors)
+            except CheckpointError:
+                raise
             except MALFORMED:  # confirmed bytes that are not what we write: not damaged, but made so
-                refuse(tensors, "content other than safetensors with its JSON")
+                refuse(path / f"{name}.safetensors", "content other than safetensors with its JSON")
             yield name, tree
     except OSError as error:
         raise _DamageError(f"{error.filename or path.name} cannot be read ({error.strerror})") from error

@@ -20,6 +20,7 @@ from ..core.outputs import Composite, ModelWrapper, output_of
 from ..core.targets import matched
 from ..errors import SpaceError
 from ..io.expressions import one_line
+from ..io.files import free_memory
 from .feature_taps import Extended
 from .heads import WithRanks, WithVariance
 
@@ -73,6 +74,25 @@ def _refuse_crowd(peers: int) -> None:
         raise SpaceError(f"all peers are in memory at once: at most {MOST_PEERS}, not {one_line(peers, 40)}")
 
 
+TRAINED = 4  # times its weights: a model in training has gradients and two moments too
+
+
+def build_peers(build: Callable[..., nn.Module], peers: int) -> list[nn.Module]:
+    """Models of one factory, if all of them fit in memory with what their training takes.
+
+    Raises:
+        SpaceError: they do not.
+    """
+    first = build()
+    size = peers * sum(p.numel() * p.itemsize for p in [*first.parameters(), *first.buffers()])
+    if (free := free_memory()) < TRAINED * size:
+        raise SpaceError(
+            f"{peers} peers take {TRAINED * size / 1e9:,.1f} GB with gradients and the optimizer's moments, and "
+            f"{free / 1e9:,.1f} GB are free; ask for fewer peers or a smaller --model"
+        )
+    return [first, *(build() for _ in range(peers - 1))]
+
+
 @dataclass(frozen=True)
 class Group(ModelWrapper):
     """Prepares a model factory for K peers, each with its own initialisation."""
@@ -85,7 +105,7 @@ class Group(ModelWrapper):
         _refuse_crowd(self.peers)
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: PeerModels([build() for _ in range(self.peers)])
+        return lambda: PeerModels(build_peers(build, self.peers))
 
     def of_values(self) -> Group:
         """The same for models of values."""
@@ -102,7 +122,7 @@ class ValueGroup(Group):
     """K peers whose outputs are values."""
 
     def __call__(self, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        return lambda: PeerModels([build() for _ in range(self.peers)], values=True)
+        return lambda: PeerModels(build_peers(build, self.peers), values=True)
 
 
 class GaussianPeers(PeerModels):
@@ -304,7 +324,7 @@ class _Branched(Group):
 
     def __call__(self, build: Factory) -> Factory:
         def branched() -> nn.Module:
-            models = [build() for _ in range(self.peers)]
+            models = build_peers(build, self.peers)
             return self._combine(models) if hasattr(models[0], "stages") else models[0]
 
         return branched
@@ -352,7 +372,7 @@ class Apart(ModelWrapper):
         _refuse_crowd(self.members)
 
     def __call__(self, build: Factory) -> Factory:
-        return lambda: ApartPeers([build() for _ in range(self.members)])
+        return lambda: ApartPeers(build_peers(build, self.members))
 
     def of_values(self) -> Any:
         raise SpaceError("Apart makes peers that classify, and values have no classes")

@@ -116,7 +116,7 @@ def test_buffers_of_any_name_take_their_saved_size():
 def memory_bytes(table):
     """Of all tensors that a memory holds."""
     index = [] if table.index.table is None else [table.index.table]
-    index += [part for run in table.index.runs for part in run]
+    index += [table.index.places, *table.index.ids.blocks]
     return sum(t.nbytes for t in [*index, *(block for part in table.blocks for block in part.blocks)])
 
 
@@ -131,6 +131,29 @@ def test_memory_follows_the_number_of_ids_not_their_size(dtype, most, monkeypatc
     assert memory_bytes(table) / len(ids) <= most
     assert bool(table.read(ids, 10)[1].all())
     assert len(table) == len(ids)
+
+
+def test_many_large_ids_take_little_and_are_saved_without_a_copy(monkeypatch):
+    """In half precision too; blocks are saved as they lie in memory, so that their bytes stay the same."""
+    monkeypatch.setattr(memory, "BLOCK", 1 << 18)
+    table, order = SampleMemory(predictions=True), torch.randperm(300_000)
+    table.compact(torch.float16)
+    ids, values = order * 0x1E3779B97F4A7C1 % (1 << 62), torch.rand(300_000, 10).half()
+    for rows in torch.arange(300_000).split(5000):
+        table.write(ids[rows], values[rows])
+    assert memory_bytes(table) / len(ids) <= 40
+    state = table.state_dict()
+    assert len([name for name in state if name.startswith("keys")]) > 5
+    assert all(value.untyped_storage().nbytes() <= 1 << 18 for value in state.values())
+    assert state["values3"].data_ptr() == table.blocks[0].blocks[3].data_ptr()
+    fresh = SampleMemory(predictions=True)
+    fresh.load_state_dict(state)
+    for one in (table, fresh):
+        found, seen = one.read(ids, 10)
+        assert bool(seen.all())
+        assert found.equal(values.float())
+        assert not one.read(ids + 1, 10)[1].any()
+    assert all(value.equal(state[name]) for name, value in fresh.state_dict().items())
 
 
 def test_the_largest_probabilities_keep_the_sum_of_a_row():
@@ -152,12 +175,6 @@ def test_only_predictions_are_compact():
     table.compact(torch.float16, top=1)
     table.write(torch.tensor([0]), torch.tensor([[2049.0, 1.0]]))
     assert table.stored.tolist() == [[2049.0, 1.0]]
-
-
-def test_a_memory_by_id_is_read():
-    fresh = SampleMemory()
-    fresh.load_state_dict({"values": torch.tensor([[0.0], [3.0]]), "seen": torch.tensor([False, True])})
-    assert (fresh.keys.tolist(), fresh.stored.tolist()) == ([1], [[3.0]])
 
 
 def test_predictions_that_will_not_fit_are_refused_before_training(monkeypatch):

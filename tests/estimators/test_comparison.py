@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ import pytest
 
 from selfdistill.estimators import comparison
 from selfdistill.estimators.run import TableRun, prepare
-from selfdistill.experiments.compare import Comparison
+from selfdistill.experiments.compare import Comparison, runner
 from selfdistill.io.run_record import Request
 from selfdistill.training.comparison import ComparisonSettings, Job
 from tests.terminal import passed, refused
 
 FLAGS = ["diabetes", "--labels", "40", "--model", "linear", "--seeds", "3"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_core() -> Iterator[None]:
+    """Small trainings take less time than the start of processes for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from selfdistill.core import memory
 from selfdistill.errors import CheckpointError
 from selfdistill.io import checkpoint, tensors
 from tests.checkpoints import FILES, same, saved
@@ -264,3 +265,60 @@ def test_two_writers_at_once_are_told_apart(tmp_path: Path) -> None:
         saved(tmp_path, 2)
     os.close(handle)
     assert saved(tmp_path, 2)[0].name == "ckpt-00000002"
+
+
+# large tensors --------------------------------------------------------------------------------------------------------
+
+
+def _large(*values: float) -> dict[str, object]:
+    """A component of several tensors with a file each, and a small one."""
+    return {"clock": {}, "memory": {"rows": [torch.full((64,), value) for value in values], "small": torch.ones(2)}}
+
+
+def test_a_large_tensor_that_did_not_change_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_OWN_FILE", 256)
+    first, second = (checkpoint.write(tmp_path, _large(1.0, value)) for value in (2.0, 3.0))
+    assert same(checkpoint.read(first), _large(1.0, 2.0))
+    assert same(checkpoint.read(second), _large(1.0, 3.0))
+    links = {path.name: path.stat().st_nlink for path in second.iterdir()}
+    assert {name for name, count in links.items() if count > 1} == {"memory~1.safetensors"}
+    third = checkpoint.write(tmp_path, _large(1.0, 3.0))  # the first is dropped, and takes nothing with it
+    assert not first.exists()
+    assert same(checkpoint.read(third), _large(1.0, 3.0))
+
+
+def _refuse(*paths: Path) -> None:
+    raise OSError("no links")
+
+
+def test_a_damaged_file_is_never_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_OWN_FILE", 256)
+    first = checkpoint.write(tmp_path, _large(1.0))
+    content = bytearray((first / "memory~1.safetensors").read_bytes())
+    content[-1] ^= 1
+    (first / "memory~1.safetensors").write_bytes(content)
+    second = checkpoint.write(tmp_path, _large(1.0))
+    assert same(checkpoint.read(second), _large(1.0))
+    monkeypatch.setattr(checkpoint.os, "link", _refuse)
+    assert same(checkpoint.read(checkpoint.write(tmp_path, _large(1.0))), _large(1.0))
+    (second / "memory~1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"memory~1\.safetensors is missing"):
+        checkpoint.read(second)
+
+
+def test_a_memory_is_written_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_OWN_FILE", 1 << 11)
+    monkeypatch.setattr(memory, "BLOCK", 1 << 12)
+    table, ids = memory.SampleMemory(), torch.arange(2000) * 7 + (1 << 60)
+    table.write(ids, torch.rand(2000, 4))
+    checkpoint.write(tmp_path, {"objective": table.state_dict()})
+    table.write(ids[:3], torch.rand(3, 4))
+    path = checkpoint.write(tmp_path, {"objective": table.state_dict()})
+    large = [file.stat().st_nlink for file in path.glob("objective~*")]
+    assert len(large) > 8
+    assert large.count(1) == 1
+    fresh = memory.SampleMemory()
+    fresh.load_state_dict(checkpoint.read(path)["objective"])
+    assert fresh.read(ids, 4)[0].equal(table.read(ids, 4)[0])

@@ -22,6 +22,7 @@ from selfdistill.errors import RecipeError, SelfdistillError, SpaceError
 from selfdistill.experiments.network_run import gain
 from selfdistill.losses import KL, CrossEntropy, DirichletNLL, KLFromStudent, LogOneMinusInner, PrototypeCrossEntropy
 from selfdistill.methods import recipes
+from selfdistill.models import peers
 from selfdistill.models.networks import mlp
 from selfdistill.models.peers import ApartPeers, AttendingBranches, Branches, GatedBranches, Group, PeerMean, PeerModels
 from selfdistill.models.registry import parse
@@ -329,3 +330,18 @@ def test_diversity_is_in_the_log_of_every_group() -> None:
             assert 0 <= line["diversity"]["disagreement"] <= 1
     plain = fit(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), tiny_data(0), recipes()["plain"](), epochs=1)
     assert "diversity" not in plain.history[0]
+
+
+def test_peers_that_do_not_fit_are_refused_after_the_first(monkeypatch):
+    """With their gradients and moments: 500 peers of 1 MB each take 2 GB."""
+    built = list[int]()
+
+    def build():
+        built.append(1)
+        return nn.Linear(500, 500)
+
+    monkeypatch.setattr(peers, "free_memory", lambda: 10**9)
+    with pytest.raises(SpaceError, match=r"500 peers take 2\.0 GB .* ask for fewer peers or a smaller --model"):
+        peers.Group(500)(build)()
+    assert len(built) == 1
+    assert len(peers.Group(3)(build)().members) == 3

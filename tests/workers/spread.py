@@ -1,6 +1,6 @@
 """Several small runs in the processes that torchrun started, or in one: the same orders, the same folders.
 
-``python -m torch.distributed.run --nproc-per-node 2 -m tests.workers.spread BASE CASE ...`` trains each case into
+``python -m torch.distributed.run --nproc-per-node 2 -m tests.workers.spread BASE`` trains each case into
 ``BASE/CASE``. Rank 0 writes what `fit` returned to ``BASE/CASE/returned.safetensors``.
 """
 
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from selfdistill.cli import main as command
 from selfdistill.core import distributed
 from selfdistill.core.objective import Method
 from selfdistill.core.parts import Term
@@ -203,10 +204,12 @@ def train(base: Path, name: str, **more: Any) -> None:
 
 
 def main() -> None:
-    """Train the named cases, or all."""
+    """Give the command, which joins the processes, then train every case."""
+    base = Path(sys.argv[1])
+    options = ("--labels", "100", "--epochs", "1", "--method", "plain()", "--json", "--quiet")
+    command(["run", "digits", *options, "--out", str(base / "command")], standalone_mode=False)
     torch.set_num_threads(1)
-    base, names = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
-    for name in names:
+    for name in CASES:
         train(base, name)
     if dist.is_initialized():
         dist.destroy_process_group()

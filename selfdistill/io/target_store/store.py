@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ...errors import CheckpointError, DataError
-from ...rng import _mix_tensor
+from ...rng import mix_tensor
 from ..tensors import FULL, MALFORMED, TEMPORARY, canonical, stream, sync_folder, write_stream
 from .layouts import Columns, Dense, Layout, Sparse, Top
 
@@ -313,7 +313,7 @@ _BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 @lru_cache(maxsize=16)
 def _weights(count: int, device: torch.device) -> Tensor:
     """Odd numbers of 64 bits, so that no change of a single word goes unseen."""
-    return _mix_tensor(torch.arange(count, device=device)) | 1
+    return mix_tensor(torch.arange(count, device=device)) | 1
 
 
 def marks(x: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def marks(x: Tensor) -> Tensor:
     rows = (
         rows.view(torch.uint8) if rows.is_complex() or rows.dtype == torch.bool else rows.view(_BY_SIZE[rows.itemsize])
     )
-    return _mix_tensor((rows.long() * _weights(rows.shape[1], rows.device)).sum(1)).cpu()
+    return mix_tensor((rows.long() * _weights(rows.shape[1], rows.device)).sum(1)).cpu()
 
 
 SUFFIX = ".safetensors"

@@ -129,7 +129,7 @@ def test_no_recipe_is_called_dead(name, tmp_path):
     values = of_values(method)
     data = (value_data if values else tiny_data)(24 if method.views.need_unlabelled() else 0)
     options: Any = {"external": external_teacher(), "out": tmp_path, "batch_size": 12}
-    fit(building_for(method), data, method, steps=40, lr=0.05, optimizer="sgd", **options)
+    fit(building_for(method), data, method, steps=32, lr=0.05, optimizer="sgd", **options)
 
 
 class Projecting(nn.Module):

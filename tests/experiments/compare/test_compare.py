@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
 from selfdistill.models.registry import parse
 from selfdistill.training.comparison import ComparisonSettings, Job, check
+from tests.terminal import child, passed, refused
 
 METHODS = ["born_again()", "mutual()"]
 FLAGS = ["digits", "--labels", "100", "--steps", "12", "--model", "mlp(width=16)", "--seeds", "3"]
@@ -38,10 +38,6 @@ def refused_by_a_vital(job: Job, *anything: Any) -> None:
         raise VitalsError("uniform-target", "uniform-target: term 'past': it is uniform; softmax once")
 
 
-def command(*more: str) -> list[str]:
-    return [sys.executable, "-m", "selfdistill", "compare", *FLAGS, "--methods", *METHODS, *more]
-
-
 def without_times(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
     found.pop("times")
@@ -52,13 +48,9 @@ def without_times(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "whole"
-    done = subprocess.run(
-        command("--out", str(folder), "--json", str(folder.parent / "out.json")),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "cores", lambda: 1)  # one after the other; the one that is killed has processes
+        done = passed("compare", *FLAGS, "--methods", *METHODS, "--out", folder, "--json", folder.parent / "out.json")
     assert "3 seeds cannot pass an exact test" in done.stderr
     said = " ".join(done.stdout.split())
     assert "born_again(): in accuracy, TIES with plain" in said
@@ -96,17 +88,18 @@ def test_pairs_start_alike(whole: Path) -> None:
     assert not list(whole.glob("cells/*/*/training"))
 
 
-def test_killed_and_continued_it_says_the_same(whole: Path, tmp_path: Path) -> None:
+def test_killed_and_continued_it_says_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun in processes and gone on with in this one, it is what one process made alone."""
     folder = tmp_path / "cut"
-    running = subprocess.Popen(
-        command("--out", str(folder), "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    flags = ("compare", *FLAGS, "--methods", *METHODS, "--out", folder, "--quiet")
+    running = child(*flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and len(list(folder.glob("cells/*/*/cell.json"))) < 6:
         time.sleep(0.05)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert not (folder / "comparison.json").exists()
     done = {p: p.stat().st_mtime_ns for p in folder.glob("cells/*/*/cell.json")}
+    monkeypatch.setattr(runner, "cores", lambda: 1)
     compare(REQUEST, METHODS, seeds=3, out=folder)
     assert without_times(folder) == without_times(whole)
     assert all(p.stat().st_mtime_ns == before for p, before in done.items())  # not computed again
@@ -130,11 +123,7 @@ def test_another_question_in_the_same_folder_is_refused(whole: Path) -> None:
 )
 def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_path: Path) -> None:
     flags = [*FLAGS, *([] if "--methods" in more else ["--methods", "elr()"])]
-    full = [sys.executable, "-m", "selfdistill", "compare", *flags, *more, "--out", str(tmp_path / "out"), "--quiet"]
-    done = subprocess.run(full, check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in refused("compare", *flags, *more, "--out", tmp_path / "out", "--quiet")
     assert not (tmp_path / "out").exists()
 
 
@@ -156,11 +145,8 @@ def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, m
 
 def test_a_place_for_the_json_that_is_none_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere" / "out.json"
-    done = subprocess.run(
-        command("--out", str(tmp_path / "out"), "--json", str(nowhere)), check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == f"selfdistill: {nowhere} cannot be written (its folder does not exist); give another --json\n"
+    line = refused("compare", *FLAGS, "--methods", *METHODS, "--out", tmp_path / "out", "--json", nowhere)
+    assert line == f"{nowhere} cannot be written (its folder does not exist); give another --json"
     assert not (tmp_path / "out").exists()
 
 
