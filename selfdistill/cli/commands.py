@@ -112,7 +112,7 @@ def main() -> None:
     "--tasks",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. The controls are naive "
+    help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
     "and joint training.",
 )
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")

@@ -36,7 +36,7 @@ def er(memory: Size = 200, count: Size = 32, weight: NonNegative = 1.0) -> Metho
     50
     """
     replay = Term(StoredLabels(memory, count), CrossEntropy(), "replay", weight=weight)
-    return Method({"label": supervised(), "replay": replay})
+    return Method({"label": supervised(), "replay": replay}, forward="separate")
 
 
 def der(memory: Size = 200, count: Size = 32, alpha: NonNegative = 1.0) -> Method:
@@ -61,9 +61,8 @@ def der(memory: Size = 200, count: Size = 32, alpha: NonNegative = 1.0) -> Metho
     >>> list(der().terms)
     ['label', 'stored']
     """
-    return Method(
-        {"label": supervised(), "stored": Term(Stored(memory, count), SquaredLogits(), "stored", weight=alpha)}
-    )
+    stored = Term(Stored(memory, count), SquaredLogits(), "stored", weight=alpha)
+    return Method({"label": supervised(), "stored": stored}, forward="separate")
 
 
 def der_pp(
@@ -96,7 +95,7 @@ def der_pp(
     """
     stored = Term(Stored(memory, count, refresh), SquaredLogits(), "stored", weight=alpha)
     replay = Term(StoredLabels(memory, count, refresh), CrossEntropy(), "replay", weight=beta)
-    return Method({"label": supervised(), "stored": stored, "replay": replay})
+    return Method({"label": supervised(), "stored": stored, "replay": replay}, forward="separate")
 
 
 def er_ema(
@@ -128,7 +127,7 @@ def er_ema(
     """
     replay = Term(StoredLabels(memory, count), CrossEntropy(), "replay", weight=weight)
     average = Term(Ema(decay, warm_up=False), SquaredLogits(), "replay", weight=alpha)
-    return Method({"label": supervised(), "replay": replay, "average": average})
+    return Method({"label": supervised(), "replay": replay, "average": average}, forward="separate")
 
 
 def lwf(weight: NonNegative = 1.0, temperature: Positive = 2.0, generations: Count = 2) -> Method:

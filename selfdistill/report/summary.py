@@ -11,18 +11,15 @@ from ..training.task_type import Rows, TaskType
 
 #: The metrics that are shown, by task, and their names.
 COLUMNS = {
-    "classify": {
-        "accuracy": "accuracy",
-        "task_incremental": "within a task",
-        "forgetting": "forgetting",
-        "nll": "NLL",
-        "ece": "ECE",
-        "brier": "Brier",
-    },
+    "classify": {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"},
     "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
     "features": {},
 }
+
+
+#: Those of a stream of tasks.
+STREAM = {"task_incremental": "within a task", "forgetting": "forgetting"}
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
@@ -47,7 +44,7 @@ def ensemble_name(ensemble: dict[str, Any]) -> str:
 def columns(table: Rows, kind: str) -> dict[str, str]:
     """The names of the metrics that at least one row of a table has."""
     present = {key for _, metrics in table for key, value in metrics.items() if value is not None}
-    return {key: name for key, name in COLUMNS[kind].items() if key in present}
+    return {key: name for key, name in (COLUMNS[kind] | STREAM).items() if key in present}
 
 
 def table(result: dict[str, Any], task: TaskType) -> tuple[list[str], list[tuple[str, list[str]]]]:

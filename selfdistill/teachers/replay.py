@@ -141,7 +141,12 @@ class Stored(Teacher[Reservoir]):
         return Rows(state.x[places], state.y[places], state.id[places], extra={"logits": state.logits[places]})
 
     def target(self, state: Reservoir, forward: Forward, term: BaseTerm) -> Target:
-        return Target(forward.batch[term.view].extra["logits"], space_of(term.head))
+        logits = forward.batch[term.view].extra.get("logits")
+        if logits is None:  # rows that came with the batch, of which nothing is stored
+            student = forward.student(term.view, term.head)
+            silent = student.new_zeros(student.shape[:-1], dtype=torch.bool)
+            return Target(torch.zeros_like(student), space_of(term.head), silent)
+        return Target(logits, space_of(term.head))
 
     @torch.no_grad()
     def update(self, state: Reservoir, forwards: Sequence[Forward], term: BaseTerm) -> None:

@@ -1,8 +1,7 @@
-"""Experience replay: L = CE(y, p) + w CE(y_r, p(x_r)), all rows in one pass of the model."""
+"""Experience replay: L = CE(y, p) + w CE(y_r, p(x_r))."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -17,13 +16,14 @@ def oracle(run: Recorded, memory: int = 200, count: int = 32, weight: float = 1.
     for clock, batch in run.batches():
         x, y = batch["x"].x, batch["x"].y
         old_x, old_y, _ = reservoir.draw(clock, "replay", batch, count)
-        z = model(torch.cat([x, old_x]))
-        loss = F.cross_entropy(z[: len(x)], y)
+        z = model(x)
+        loss = F.cross_entropy(z, y)
         if len(old_x):
-            loss = loss + weight * F.cross_entropy(z[len(x) :], old_y)
+            old = model(old_x)
+            loss = loss + weight * F.cross_entropy(old, old_y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        reservoir.offer(clock, x, y, z[: len(x)])
+        reservoir.offer(clock, x, y, z)
         losses.append(loss.item())
     return losses, model

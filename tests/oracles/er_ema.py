@@ -22,16 +22,17 @@ def oracle(
     for clock, batch in run.batches():
         x, y = batch["x"].x, batch["x"].y
         old_x, old_y, _ = reservoir.draw(clock, "replay", batch, count)
-        z = model(torch.cat([x, old_x]))
-        loss = F.cross_entropy(z[: len(x)], y)
+        z = model(x)
+        loss = F.cross_entropy(z, y)
         if len(old_x):
+            old = model(old_x)
             with torch.no_grad():
                 target = average(old_x)
-            loss = loss + weight * F.cross_entropy(z[len(x) :], old_y) + alpha * F.mse_loss(z[len(x) :], target)
+            loss = loss + weight * F.cross_entropy(old, old_y) + alpha * F.mse_loss(old, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        reservoir.offer(clock, x, y, z[: len(x)])
+        reservoir.offer(clock, x, y, z)
         with torch.no_grad():
             for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
                 mean.copy_(decay * mean + (1 - decay) * now if mean.is_floating_point() else now)
