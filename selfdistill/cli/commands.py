@@ -156,6 +156,7 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
 
 def _execute(run: Run, as_json: bool, quiet: bool) -> None:
     from ..core import distributed
+    from ..experiments.processes import stopped_by_sigterm
     from .progress import reporting
 
     first = first_process()
@@ -167,7 +168,7 @@ def _execute(run: Run, as_json: bool, quiet: bool) -> None:
     if first and not quiet and run.result() is not None:
         warn(f"{run.folder} is finished: nothing is trained, this is its saved result")
     try:
-        with reporting(quiet or not first) as reporter:
+        with stopped_by_sigterm(), reporting(quiet or not first) as reporter:
             result = run.execute(reporter.begin if reporter else None, warn, None if quiet else warn)
     except KeyboardInterrupt as stopped:
         begun = (run.folder / "run.json").exists()  # else there is nothing to go on from

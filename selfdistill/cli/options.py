@@ -174,8 +174,9 @@ DATA_OPTIONS = [
     ),
     click.option(
         "--init",
-        metavar="RUN",
-        help="Start from the weights of this run, except the classifier [default: new weights].",
+        metavar="RUN|FILE",
+        help="Start from the weights of this run, or of a file (.safetensors, .pt, .pth) for --model, except the "
+        "classifier [default: new weights].",
     ),
     click.option(
         "--keep",

@@ -212,26 +212,43 @@ NEAR = 8  # bits of 256 in which the hashes of near-copies differ at most
 WINDOW = 8  # neighbours in the order of a band that are compared
 
 
-def near_copies(gradients: Tensor, parts: Tensor) -> NDArray[np.int64]:
-    """Pairs (pairs, 2) of rows in different ``parts`` (n,), -1 for none, whose hashes (n, 32) uint8 differ in few bits.
+def near_copies(gradients: Tensor, parts: Tensor, most: int = MOST_EXAMPLES) -> tuple[Tensor, Tensor]:
+    """The near-copies across splits: rows whose hashes differ in few bits.
 
     Hashes are cut into 16 bands of 16 bits. A near-copy has most bands of its original, so rows are sorted by each band
-    and compared with the next ones: the cost follows the number of rows.
+    and compared with the next ones: the cost follows the number of rows, of which each may be in many pairs.
+
+    Args:
+        gradients: hashes (n, 32) uint8.
+        parts: the split of each row (n,), -1 for none.
+        most: the number of pairs that are named.
+
+    Returns:
+        The rows (k,) int64 that have a near-copy in another split, and the first pairs (pairs, 2).
     """
     order = np.random.RandomState(0).permutation(256)  # neighbouring cells are alike, so a band takes distant ones
     bits = np.ascontiguousarray(np.packbits(np.unpackbits(gradients.numpy(), axis=1)[:, order], axis=1))
-    words, part, pairs = bits.view(np.uint64), parts.numpy(), [np.zeros((0, 2), dtype=np.int64)]
+    words, part, pairs = bits.view(np.uint64), parts.numpy(), np.zeros((0, 2), dtype=np.int64)
+    paired = np.zeros(len(bits), dtype=bool)
     for band in bits.view(np.uint16).T:
         rows = np.argsort((band.astype(np.uint64) << np.uint64(48)) | (words[:, 0] >> np.uint64(16)))
         sorted_band, sorted_part = band[rows], part[rows]
         for step in range(1, min(WINDOW, len(rows) - 1) + 1):
             equal = np.flatnonzero(sorted_band[:-step] == sorted_band[step:])
-            equal = equal[(sorted_part[equal] != sorted_part[equal + step])]
-            one, other = rows[equal], rows[equal + step]
-            near = np.unpackbits(bits[one] ^ bits[other], axis=1).sum(axis=1) <= NEAR
-            pairs.append(np.stack([one[near], other[near]], axis=1))
-    distinct = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
-    return distinct[(part[distinct] >= 0).all(axis=1)]
+            here, there = sorted_part[equal], sorted_part[equal + step]
+            equal = equal[(here != there) & (here >= 0) & (there >= 0)]
+            left, right = rows[equal], rows[equal + step]
+            near = np.unpackbits(bits[left] ^ bits[right], axis=1).sum(axis=1) <= NEAR
+            close = np.sort(np.stack([left[near], right[near]], axis=1), axis=1)
+            paired[close] = True
+            pairs = np.unique(np.concatenate([pairs, _first(close, most)]), axis=0)[:most]
+    return torch.from_numpy(np.flatnonzero(paired)), torch.from_numpy(pairs)
+
+
+def _first(pairs: Ints, most: int) -> Ints:
+    """The least pairs, in any order."""
+    least = np.unique(pairs[:, 0])[:most]
+    return pairs[pairs[:, 0] <= least[-1]] if len(least) else pairs
 
 
 # what a run says of copies --------------------------------------------------------------------------------------------

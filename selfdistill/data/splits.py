@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import rng
 from ..errors import DataError
-from .copies import MOST_EXAMPLES, MOST_LISTED, Conflict, CopyReport, RowGroups, near_copies
+from .copies import MOST_LISTED, Conflict, CopyReport, RowGroups, near_copies
 
 Address = tuple[int | str, ...]
 
@@ -276,11 +276,10 @@ def report_near_copies(report: CopyReport, gradients: Tensor, names: Sequence[st
     part = torch.full((len(gradients),), -1)
     for number, ids in enumerate((torch.cat([parts.labelled, parts.unlabelled]), parts.audit, parts.test)):
         part[ids] = number
-    across = set(report.across.tolist())
-    pairs = [pair for pair in near_copies(gradients, part).tolist() if not across & set(pair)]
-    judged = {i for pair in pairs for i in pair if part[i] > 0}
-    examples = tuple((names[i], names[k]) for i, k in pairs[:MOST_EXAMPLES])
-    return replace(report, nearly=len(judged), near=examples)
+    part[report.across] = -1  # they are counted as copies
+    rows, pairs = near_copies(gradients, part)
+    examples = tuple((names[i], names[k]) for i, k in pairs.tolist())
+    return replace(report, nearly=int((part[rows] > 0).sum()), near=examples)
 
 
 def make_noise(y: Tensor, ids: Tensor, share: float, classes: int, address: Address) -> Tensor:

@@ -369,8 +369,8 @@ def prepare(request: Request) -> NetworkRun:
     if request.targets is not None:
         method = _stored(method, request, data)
     small = data.kind == "table" or max(data.shape[-2:]) < 16
-    usual_model = warm_start.spec_of(request.init) if request.init else "mlp" if small else "cnn"
-    build = registry.parse(spec if spec is not None else usual_model, data.shape, data.outputs)
+    spec = spec if spec is not None else warm_start.spec_of(request.init) if request.init else None
+    build = registry.parse(spec if spec is not None else "mlp" if small else "cnn", data.shape, data.outputs)
     if request.init:
         build = warm_start.warm_started(build, request.init)
     usual = text.SETTINGS if reader else {}

@@ -19,12 +19,11 @@ from .. import rng
 from ..core.objective import Method
 from ..core.outputs import space_of
 from ..core.parts import BaseTerm, Term
-from ..core.regression import for_task
 from ..core.step import Forward, Passes
 from ..core.targets import Target
 from ..data.dataset import Data
 from ..data.sampler import Sampler
-from ..errors import RecipeError
+from ..errors import RecipeError, SelfdistillError
 from ..evaluation import metrics
 from ..evaluation.audit import whole_classes
 from ..evaluation.predict import Predictions, covered, scored, task_outputs
@@ -33,7 +32,6 @@ from ..losses import CrossEntropy, Squared
 from ..methods import Recipe, cards, recipes
 from ..methods.controls import distil, label_smoothing, plain
 from ..methods.registry import read_method
-from ..methods.validate import check_method
 from ..models.peers import PeerModels, final_model
 from ..report.summary import ensemble_name
 from ..teachers import Ema, FrozenCopy, Labels
@@ -55,7 +53,7 @@ from ..training.comparison import (
     matching_steps,
     require_splits,
 )
-from ..training.fit import Result, fit
+from ..training.fit import Result, fit, try_batch
 from ..training.task_type import Rows, TaskType, generation_name, refuse_example
 from .network_run import NetworkRun, batch_size_for, predict_source, prepare
 
@@ -361,11 +359,15 @@ class NetworkDesign(ComparisonDesign):
         return cls(request, settings, prepare(replace(request, method="plain()", seed=settings.seeds[0])))
 
     def check(self) -> None:
-        """Every seed's audit split must be able to choose, and every method must be readable."""
+        """Every seed's audit split must be able to choose, and every method must fit the model and the data."""
         first = self.settings.seeds[0]
         for expression in self.settings.methods:
             ready = prepare(replace(self.request, method=expression, seed=first))
-            check_method(for_task(ready.method, ready.data.task), ready.data)
+            try:
+                try_batch(ready.build, ready.data, ready.method, **ready.settings)
+            except SelfdistillError as error:
+                error.args = (f"{expression}: {error}",)
+                raise
         for seed in self.settings.seeds:
             data = self.ready.data if seed == first else prepare(replace(self.request, seed=seed)).data
             require_splits(data)

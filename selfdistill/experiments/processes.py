@@ -109,7 +109,7 @@ def run_jobs(
         KeyboardInterrupt: asked to stop.
     """
     queue = list(jobs)
-    with _stopped_by_sigterm():
+    with stopped_by_sigterm():
         _run_jobs(queue, call, finished, workers, folder, choose)
 
 
@@ -154,8 +154,8 @@ def _run_jobs(
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does: workers save and end, and the message says how to go on."""
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM stops as Ctrl-C does: workers save and end, and the message says how to go on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

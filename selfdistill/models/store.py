@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,10 @@ from .peers import WRAPS
 from .registry import Build, _tuples, check_source
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
+
+
+#: Weights that PyTorch saved: they are read as tensors alone, and only where a person names the file.
+TORCH_WEIGHTS = (".pt", ".pth")
 
 
 _PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -106,7 +111,7 @@ def load(folder: Path | str, trust_code: bool = False) -> nn.Module:
     except SelfdistillError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     _compare(model, tensors, f"{folder / TENSORS} does not fit {build}")
-    _check_numbers(model, tensors, folder / TENSORS)
+    check_numbers(model, tensors, folder / TENSORS)
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) == 1:
         model.to(kinds.pop())  # half or double stays what it was
@@ -148,7 +153,7 @@ def _compare(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None
         raise CheckpointError(f"{what} ({'; '.join(faults[:2])}{more})")
 
 
-def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse numbers of another kind than the model's, and weights that are no numbers."""
     weights = {name for name, _ in model.named_parameters()}  # a buffer may be infinite: a causal mask
     for name, own in model.state_dict().items():
@@ -190,17 +195,60 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled:
         raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
+    return read_weights(path)
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a file of weights: safetensors, or a state dict that PyTorch saved as ``.pt`` or ``.pth``.
+
+    PyTorch reads the latter with ``weights_only=True``, which builds tensors and plain containers and runs no code.
+
+    Args:
+        path: the file; a state dict in it may lie under ``state_dict`` or ``model``.
+
+    Returns:
+        The tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, it may not be read, or it holds something else than tensors by name.
+    """
+    path = Path(path)
+    foreign = path.suffix in TORCH_WEIGHTS
     try:
         read_regular(path, 1)  # safetensors says of a file that may not be read that there is none
-        return safetensors.torch.load_file(path)
+        return _read_state_dict(path) if foreign else safetensors.torch.load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {TENSORS}") from error
+        raise CheckpointError(f"{path.parent} has no {path.name}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}); ask its owner for `chmod a+r`") from error
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a foreign pickle raises what it likes: its reader is a small machine of its own
+        if foreign:
+            raise CheckpointError(
+                f"{path} is no state dict of tensors alone ({type(error).__name__}); save one by "
+                f"torch.save(model.state_dict(), FILE), or by safetensors"
+            ) from error
         raise CheckpointError(
             f"{path} is damaged, pickled or foreign: no safetensors ({one_line(error, 80)})"
         ) from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of a TorchScript archive before it refuses it
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path} holds a {type(state).__name__} without weights; it must hold a state dict")
+    for name, tensor in state.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided):
+            what = "a sparse tensor" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise CheckpointError(
+                f"{path}: {one_line(repr(name), 80)} is {what}; a state dict holds dense tensors by name alone"
+            )
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 ESTIMATOR = "estimator.skops"  # in a model folder: a learner of scikit-learn, which no network's config describes
@@ -256,6 +304,11 @@ def home(folder: Path) -> Path:
 def model_folder(folder: str | Path) -> Path:
     """The model folder of a finished run, or of the path of a model folder itself."""
     path = Path(folder)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file, which does not say what model it is of; give the folder of a run or model "
+            "(`--init FILE --model SPEC` begins from the weights of a file)"
+        )
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")
     if (path / "run.json").exists() and not (path / "model").is_dir():

@@ -10,20 +10,21 @@ import torch
 from torch import nn
 
 from ..errors import DataError
+from ..io.expressions import one_line
 from .feature_taps import last_linear
 from .registry import Build
-from .store import model_folder, read_config, read_tensors
+from .store import check_numbers, model_folder, read_config, read_tensors, read_weights
 
 
 @dataclass(frozen=True)
 class WarmStartBuild(Build):
-    """A factory of models that start from the weights of ``init``, the model folder of a finished run.
+    """A factory of models that start from the weights of ``init``: a model folder, or a file of weights.
 
     The last layer, ``classifier``, is initialised anew.
     """
 
     init: str = ""
-    classifier: str = ""  # the name of the last layer in that run
+    classifier: str = ""  # the name of the last layer of that model
 
     def __call__(self, **overrides: Any) -> nn.Module:
         """A new model with those weights.
@@ -37,36 +38,56 @@ class WarmStartBuild(Build):
         return model
 
     def _load_layers(self, model: nn.Module) -> None:
-        folder, own = Path(self.init), model.state_dict()
-        tensors = {n: t for n, t in read_tensors(folder).items() if n.rpartition(".")[0] != self.classifier}
+        place, own = Path(self.init), model.state_dict()
+        stored = read_weights(place) if place.is_file() else read_tensors(place)
+        tensors = {n: t for n, t in stored.items() if n.rpartition(".")[0] != self.classifier}
         for name, tensor in tensors.items():
             if name not in own or own[name].shape != tensor.shape:
                 here = f"{tuple(own[name].shape)} here" if name in own else "no such layer here"
+                if place.is_file():
+                    whose, remedy = place, "give the --model that the weights are of"
+                else:
+                    whose, remedy = place.parent, f"leave --model out to take {read_config(place)}"
                 raise DataError(
-                    f"--init {folder.parent}: its {name} is {tuple(tensor.shape)}, and there is {here}; leave --model "
-                    f"out to take {read_config(folder)}, or give a run on rows of this shape"
+                    f"--init {whose}: its {one_line(name, 80)} is {tuple(tensor.shape)}, and there is {here}; "
+                    f"{remedy}, or give weights for rows of this shape"
                 )
         model.load_state_dict(tensors, strict=False)
 
 
-def spec_of(run: str) -> str:
-    """The model of a finished run, as ``--model`` takes it."""
-    return str(read_config(model_folder(run)))
+def spec_of(run: str) -> str | None:
+    """The model of a finished run, as ``--model`` takes it; a file of weights does not say which model it is of."""
+    return None if Path(run).is_file() else str(read_config(model_folder(run)))
 
 
 def warm_started(build: Build, run: str) -> WarmStartBuild:
-    """The same factory for models that start from the weights of a finished run.
+    """The same factory for models that start from the weights of a finished run or of a file.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: there is no such model or file.
         DataError: it does not fit.
     """
-    folder = model_folder(run)
+    weights = Path(run) if Path(run).is_file() else None
+    place = weights or model_folder(run)
     options = {field.name: getattr(build, field.name) for field in fields(build)}
     with torch.random.fork_rng(devices=[]):
-        model = read_config(folder)()
+        model = build() if weights else read_config(place)()
         last = last_linear(model)
         classifier = next(name for name, part in model.named_modules() if part is last)
-        warm = WarmStartBuild(**options, init=str(folder), classifier=classifier)
+        if weights:
+            _check_file(model, weights, classifier)
+        warm = WarmStartBuild(**options, init=str(place), classifier=classifier)
         warm()  # does it fit?
     return warm
+
+
+def _check_file(model: nn.Module, path: Path, classifier: str) -> None:
+    """Refuse weights that are no numbers, or that leave a layer beside the classifier as it was drawn."""
+    tensors = read_weights(path)
+    check_numbers(model, tensors, path)
+    needed = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] != classifier}
+    if missing := sorted(needed - tensors.keys()):
+        raise DataError(
+            f"--init {path}: it has no {missing[0]} (and {len(missing) - 1} more are missing); give the --model that "
+            f"the weights are of; the file has {one_line(', '.join(list(tensors)[:3]), 120)}"
+        )

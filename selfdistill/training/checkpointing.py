@@ -132,8 +132,10 @@ def check_space(state: RunState) -> None:
     if state.folder is None or distributed.rank():
         return
     weights = sum(value.nbytes for value in state.model.state_dict().values() if isinstance(value, Tensor))
+    trained = sum(weight.nbytes for weight in state.model.parameters() if weight.requires_grad)
     memories = sum(value.nbytes for value in state.objective.state_dict().values() if isinstance(value, Tensor))
-    needed, free = 4 * weights + memories, shutil.disk_usage(state.folder).free  # with the optimizer's moments
+    needed = 2 * weights + 2 * trained + memories  # the weights now and at their best, the optimizer's two moments
+    free = shutil.disk_usage(state.folder).free
     if needed > free:
         raise CheckpointError(
             f"{state.folder}: a checkpoint takes about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; free "

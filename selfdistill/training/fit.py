@@ -26,11 +26,11 @@ from ..io.expressions import one_line
 from ..methods.validate import check_method
 from .settings import Settings
 from .state import GenerationResult
-from .supervised import NetworkTask
+from .supervised import DryRun, NetworkTask
 from .task import FunctionCallback
 from .trainer import Progress, Stopped, Trainer
 
-__all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit"]
+__all__ = ["GenerationResult", "Result", "Settings", "Stopped", "fit", "try_batch"]
 
 
 @dataclass
@@ -199,6 +199,31 @@ def fit(
         tell=tell,
     )
     return drive(trainer, resume, progress)
+
+
+def try_batch(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> None:
+    """Check the model, the data and the method together on one batch, as `fit` does before its first step.
+
+    Args:
+        build, data, method, device: as of `fit`.
+        settings: fields of `Settings`.
+
+    Raises:
+        SpaceError: the method does not fit the model or the data.
+        RecipeError: the model or a teacher fails on these rows.
+    """
+    method = for_task(method, data.task)
+    check_method(method, data)
+    task = NetworkTask(build, sealed(data), method)
+    trainer = Trainer(task, method, Settings(**settings), device=choose_device(device))
+    trainer.begin(0)
+    DryRun(task).before_training(trainer.state)
 
 
 def drive(trainer: Trainer, resume: bool, progress: Progress | None = None) -> Result:

@@ -381,3 +381,18 @@ def test_a_run_that_is_stopped_between_trainings_says_how_to_go_on(monkeypatch: 
     assert result.exit_code == 130
     assert result.stderr == "selfdistill: stopped; resume by `selfdistill resume r`\n"
     assert report("resume", "r")["test"]["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_of_a_learner_that_is_stopped_says_how_to_go_on(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selfdistill.estimators import run
+
+    write_tables(Path())
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fit", lambda *args: signal.raise_signal(number))
+        result = invoke("run", "t.csv", "--target", "outcome", "--out", "r", "--quiet")
+    assert result.exit_code == 130
+    assert result.stderr == "selfdistill: stopped; resume by `selfdistill resume r`\n"
+    assert not list(Path("r").glob("model/*"))

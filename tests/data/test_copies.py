@@ -235,4 +235,7 @@ def test_near_copies_are_found_as_by_comparing_all_pairs():
         for k in range(i + 1, 300)
         if (bits[i] != bits[k]).sum() <= 8 and part[i] != part[k] and min(part[i], part[k]) >= 0
     ]
-    assert near_copies(torch.from_numpy(hashes), part).tolist() == near
+    rows, pairs = near_copies(torch.from_numpy(hashes), part, most=1000)
+    assert pairs.tolist() == near
+    assert rows.tolist() == sorted({i for pair in near for i in pair})
+    assert near_copies(torch.from_numpy(hashes), part, most=3)[1].tolist() == near[:3]

@@ -344,4 +344,6 @@ def test_peers_that_do_not_fit_are_refused_after_the_first(monkeypatch):
     with pytest.raises(SpaceError, match=r"500 peers take 2\.0 GB .* ask for fewer peers or a smaller --model"):
         peers.Group(500)(build)()
     assert len(built) == 1
-    assert len(peers.Group(3)(build)().members) == 3
+    group = peers.Group(3)(build)()
+    assert isinstance(group, peers.PeerModels)
+    assert len(group.members) == 3

@@ -103,3 +103,75 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_a_request_without_it_is_the_same_as_before_it_existed() -> None:
     assert "init" not in Request().to_json()
     assert Request.from_json(replace(SMALL, init="a").to_json()).init == "a"
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("open('executed', 'w').close()",)
+
+
+FOREIGN = replace(SMALL, method="plain()")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+def test_foreign_weights_are_taken_over(suffix: str, inside: str | None, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = registry.parse("mlp(width=12)", (1, 8, 8), 10)().state_dict()
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save({inside: state, "epoch": 3} if inside else state, file)
+    built = prepare(replace(FOREIGN, init=str(file))).build().state_dict()
+    for name, value in built.items():
+        assert value.equal(state[name]) is not name.startswith("classifier"), name
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("code", "no state dict of tensors alone"),
+        ("module", "no state dict of tensors alone"),
+        ("text", "no state dict of tensors alone"),
+        ("script", "no state dict of tensors alone"),
+        ("list", "holds a list without weights"),
+        ("nested", "'deep' is a dict"),
+        ("sparse", "is a sparse tensor"),
+        ("other", "no such layer here|it has no stages"),
+        ("nan", "nan or infinite"),
+    ],
+)
+def test_a_foreign_file_that_is_no_state_dict_takes_one_line(
+    how: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = registry.parse("mlp(width=12)", (1, 8, 8), 10)().state_dict()
+    file, first = tmp_path / "weights.pt", next(iter(state))
+    if how == "text":
+        file.write_text("hello")
+    elif how == "script":
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(file))
+    else:
+        content: dict[str, object] = {
+            "code": {**state, "x": _Evil()},
+            "module": torch.nn.Linear(2, 2),
+            "list": [1, 2],
+            "nested": {**state, "deep": {}},
+            "sparse": {**state, first: state[first].to_sparse()},
+            "other": torch.nn.Linear(2, 2).state_dict(),
+            "nan": {**state, first: state[first] * float("nan")},
+        }
+        torch.save(content[how], file)
+    with pytest.raises(SelfdistillError, match=line) as refusal:
+        prepare(replace(FOREIGN, init=str(file)))
+    assert "\n" not in str(refusal.value)
+    assert "weights.pt" in str(refusal.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="does not say what model it is of"):
+        store.load_model(tmp_path / "weights.pt")

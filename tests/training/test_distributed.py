@@ -90,11 +90,12 @@ def _end(folder: Path) -> dict[str, Tensor]:
 
 
 def _ordered(end: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The last batch is kept in the order of the processes; its rows are found by id."""
-    for name in [name for name in end if name.endswith("_lastbatch.ids")]:
-        order = end[name].argsort(stable=True)
-        for key in (name, name.replace(".ids", ".values")):
-            end[key] = end[key][order]
+    """The last batch is kept in the order of the processes, a memory in that of the micro-batches: rows have ids."""
+    for ids, ending in (("_lastbatch.ids", ".ids"), (".keys", ".keys")):
+        for name in [name for name in end if name.endswith(ids)]:
+            order = end[name].argsort(stable=True)
+            for key in {name, name.removesuffix(ending) + ".values"} & end.keys():
+                end[key] = end[key][order]
     return end
 
 

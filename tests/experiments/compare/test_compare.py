@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 
 from selfdistill.data.dataset import load
-from selfdistill.errors import CheckpointError, DataError, RecipeError, VitalsError
+from selfdistill.errors import CheckpointError, DataError, RecipeError, SpaceError, VitalsError
 from selfdistill.experiments.compare import compare, runner
 from selfdistill.experiments.network_task import larger, planned
 from selfdistill.experiments.run import Run
 from selfdistill.io.run_record import Request
+from selfdistill.io.trust import trust_code
 from selfdistill.models.registry import parse
 from selfdistill.training.comparison import ComparisonSettings, Job, check
-from tests.terminal import child, passed, refused
+from tests.terminal import MODELS, child, passed, refused
 
 METHODS = ["born_again()", "mutual()"]
 FLAGS = ["digits", "--labels", "100", "--steps", "12", "--model", "mlp(width=16)", "--seeds", "3"]
@@ -125,6 +126,17 @@ def test_what_cannot_be_compared_takes_one_line(more: list[str], said: str, tmp_
     flags = [*FLAGS, *([] if "--methods" in more else ["--methods", "elr()"])]
     assert said in refused("compare", *flags, *more, "--out", tmp_path / "out", "--quiet")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_does_not_fit_the_model_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.py").write_text(MODELS)
+    monkeypatch.setattr(runner, "run_jobs", lambda *args, **more: pytest.fail("something was trained"))
+    with trust_code(), pytest.raises(SpaceError, match=r"^mixskd\(\): the model has no early exits"):
+        compare(Request("digits", model="odd:good", steps=4), ["plain()", "mixskd()"], seeds=3, out="out")
+    assert not Path("out").exists()
 
 
 def test_an_audit_split_without_a_class_is_named_with_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
