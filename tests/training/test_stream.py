@@ -14,9 +14,9 @@ from selfdistill.errors import DataError
 from selfdistill.methods import der_pp, lwf, plain
 from selfdistill.models.registry import parse
 from selfdistill.teachers.replay import Reservoir
-from selfdistill.training import stream
 from selfdistill.training.fit import Result
 from selfdistill.training.stream import class_tasks, fit_stream, rows_of_tasks, score_classes, stream_scores
+from selfdistill.training.trainer import Trainer
 
 
 def clouds() -> Data:
@@ -67,7 +67,7 @@ def test_cut_in_the_second_task_it_ends_with_the_same_bits(
     class PowerError(Exception):
         pass
 
-    step, steps = stream.Trainer.step, []
+    step, steps = Trainer.step, list[int]()
 
     def cut(self: Any) -> float:
         if len(steps) == 70:
@@ -76,7 +76,7 @@ def test_cut_in_the_second_task_it_ends_with_the_same_bits(
         return step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Trainer, "step", cut)
+        patch.setattr(Trainer, "step", cut)
         with pytest.raises(PowerError):
             train(method, tmp_path / "run", save_steps=9)
     resumed, _, _ = train(method, tmp_path / "run", resume=True, save_steps=9)
