@@ -108,6 +108,13 @@ def main() -> None:
     metavar="DIR",
     help="Store the outputs of a frozen external teacher in this folder; later runs on the same inputs reuse them.",
 )
+@click.option(
+    "--tasks",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
+    "and joint training.",
+)
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")

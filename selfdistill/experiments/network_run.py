@@ -364,7 +364,7 @@ def prepare(request: Request) -> NetworkRun:
         data = replace(data, augment=request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
-    expression = request.method or _default_method(data)
+    expression = request.method or ("der_pp()" if request.tasks else _default_method(data))
     method = read_method(expression)
     if request.targets is not None:
         method = _stored(method, request, data)

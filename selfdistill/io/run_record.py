@@ -151,7 +151,7 @@ class Request:
     what a frozen outside teacher says.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
-    folders of these splits.
+    folders of these splits. ``tasks`` makes a class-incremental stream of so many tasks.
     """
 
     data: str = "digits"
@@ -186,6 +186,7 @@ class Request:
     test: str | None = None
     validation: str | None = None
     raw_csv: bool = False
+    tasks: Annotated[int, Range(2, limit=1000)] | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -203,6 +204,7 @@ class Request:
             "test",
             "validation",
             "raw_csv",
+            "tasks",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         types = {"columns": dict(self.columns)} if self.columns else {}
