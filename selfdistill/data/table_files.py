@@ -518,7 +518,7 @@ def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) 
     for column, feature in splits[first].features.items():
         if isinstance(feature, datasets.Image):
             raise DataError(
-                f"{path}: column '{one_line(column, 40)}' holds images, which a table has not; save them as a folder by "
+                f"{path}: column '{one_line(column, 40)}' holds images, which are no cells; save them as a folder by "
                 "class, or load the data set in Python with from_dataset"
             )
     parts = {first: splits.pop(first).with_format("arrow")[:]}
