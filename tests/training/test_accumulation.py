@@ -32,6 +32,7 @@ from selfdistill.teachers import CurrentStudent, Labels
 from selfdistill.training.fit import Result, fit
 from selfdistill.views import View, Views, weak_strong
 from tests.harness import CLASSES, tiny_data
+from tests.workers.runs import by_id
 
 
 class Flat(nn.Module):
@@ -114,7 +115,7 @@ def test_micro_batches_change_nothing(name: str, parts: int, tmp_path: Path) -> 
         assert other["loss"] == pytest.approx(line["loss"], abs=1e-6)
         for term, figures in line["terms"].items():
             assert other["terms"][term] == pytest.approx(figures, abs=1e-6)
-    before, after = left(tmp_path / "whole"), left(tmp_path / "split")
+    before, after = by_id(left(tmp_path / "whole")), by_id(left(tmp_path / "split"))
     assert before.keys() == after.keys()
     for key, value in before.items():
         assert torch.allclose(after[key].double(), value.double(), rtol=0, atol=1e-6), key

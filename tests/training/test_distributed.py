@@ -23,7 +23,7 @@ from torch import Tensor
 
 from selfdistill.core import distributed
 from selfdistill.io import checkpoint, tensors
-from tests.workers.runs import bits, differences, flat
+from tests.workers.runs import bits, by_id, differences, flat
 from tests.workers.spread import ENGINES, METHODS, train
 
 ROOT = Path(__file__).parents[2]
@@ -86,17 +86,7 @@ def _end(folder: Path) -> dict[str, Tensor]:
     end |= {f"best {k}": v for k, v in saved["best"]["weights"].items()}
     for path in [*(folder / "generations").glob("*.safetensors"), folder / "returned.safetensors"]:
         end |= {f"{path.stem} {k}": v for k, v in tensors.read_tensors(path).items()}
-    return _ordered(end)
-
-
-def _ordered(end: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The last batch is kept in the order of the processes, a memory in that of the micro-batches: rows have ids."""
-    for ids, ending in (("_lastbatch.ids", ".ids"), (".keys", ".keys")):
-        for name in [name for name in end if name.endswith(ids)]:
-            order = end[name].argsort(stable=True)
-            for key in {name, name.removesuffix(ending) + ".values"} & end.keys():
-                end[key] = end[key][order]
-    return end
+    return by_id(end)
 
 
 def _assert_near(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

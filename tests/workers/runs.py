@@ -114,3 +114,14 @@ def bits(folder: Path) -> dict[str, str]:
 def differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
     """Names of what differs between two runs."""
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def by_id(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state with rows in the order of their ids: micro-batches and processes bring new ones in other orders."""
+    state = dict(state)
+    for ids, ending in (("_lastbatch.ids", ".ids"), (".keys", ".keys")):
+        for name in [name for name in state if name.endswith(ids)]:
+            order = state[name].argsort(stable=True)
+            for key in {name, name.removesuffix(ending) + ".values"} & state.keys():
+                state[key] = state[key][order]
+    return state
