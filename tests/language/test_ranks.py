@@ -22,14 +22,9 @@ from tests.workers.spoken import CASES, ENGINES, train
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes have given the command and trained every case."""
     base = tmp_path_factory.mktemp("two")
-    rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
-    for engine in ENGINES:
-        (place := base / engine / "command").mkdir(parents=True)
-        export(student(), place / "tiny")
-        (place / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    _torchrun(base / "log.txt", "tests.workers.spoken", str(base))
+    for what in ("all", "fail", "resume"):
+        _torchrun(base / f"{what}.txt", "tests.workers.spoken", str(base), what)
     return base
 
 
@@ -84,15 +79,21 @@ def test_a_run_that_was_cut_ends_as_if_it_had_not_been(two: Path, engine: str) -
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_command_trains_and_writes_once(two: Path, engine: str) -> None:
+def test_the_command_trains_and_writes_once(tmp_path: Path, engine: str) -> None:
     """The answers, the table and the product are the first process's; the other one writes and says nothing."""
-    place = two / engine / "command"
-    counts = [(place / f"said-{rank}").read_text().count("One seed proves little") for rank in range(2)]
-    assert counts == [1, 0]
-    result = json.loads((place / "run" / "run.json").read_text())["result"]
+    export(student(), tmp_path / "tiny")
+    rows = [{"prompt": f"say {i}", "demonstration": f"{i}", "answer": f"{i}", "checker": "exact"} for i in range(30)]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    _torchrun(
+        tmp_path / "log.txt", "selfdistill", "run", str(tmp_path / "p.jsonl"), "--model", str(tmp_path / "tiny"),
+        "--method", "sdft(max_tokens=4)", "--max-tokens", "4", "--steps", "2", "--batch-size", "6", "--device", "cpu",
+        "--out", str(tmp_path / "run"), "--quiet", "--parallel", engine, "--audit", "off", "--lr", "0.01",
+    )  # fmt: skip
+    assert (tmp_path / "log.txt").read_text().count("One seed proves little") == 1
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
     assert result["generations"][0]["test"]
-    product = AutoModelForCausalLM.from_pretrained(place / "run" / "model").state_dict()
-    learnt = read_tensors(place / "run" / "generations" / "0-final.safetensors")
+    product = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").state_dict()
+    learnt = read_tensors(tmp_path / "run" / "generations" / "0-final.safetensors")
     assert all(product[name.removeprefix("lm.")].equal(value) for name, value in learnt.items())
     assert moved(learnt, "sft")
 

@@ -1,4 +1,5 @@
-"""Language models in the processes that torchrun started, or in one: ``python -m tests.workers.spoken BASE``."""
+"""Language models in the processes that torchrun started, or in one: ``python -m tests.workers.spoken BASE all``;
+``fail`` and ``resume`` for runs that the power leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ from selfdistill.language.trainer import fit
 from selfdistill.models.causal_lm import Causal
 from tests.language.tiny import prompts as made
 from tests.language.tiny import student
-from tests.terminal import passed
 
 #: Name of a case -> its method and the rank of its adapter.
 CASES: dict[str, tuple[Callable[[], Language], int]] = {
@@ -73,29 +73,17 @@ def train(
         write_tensors(folder / "weights.safetensors", weights)
 
 
-def command(folder: Path, parallel: str) -> None:
-    """`selfdistill run` on the model and the prompts in the folder; every rank writes what it says."""
-    said = passed(
-        "run", folder / "p.jsonl", "--model", folder / "tiny", "--method", "sdft(max_tokens=4)", "--max-tokens", 4,
-        "--steps", 2, "--batch-size", 6, "--device", "cpu", "--out", folder / "run", "--quiet", "--parallel", parallel,
-        "--audit", "off", "--lr", 0.01,
-    )  # fmt: skip
-    (folder / f"said-{distributed.rank()}").write_text(said.output)
-
-
-def main(base: Path) -> None:
-    """Under every engine: the command, which joins the processes; every case; and one that is cut and goes on."""
+def main(base: Path, what: str) -> None:
+    """Every case under every engine; or one that is cut, or goes on."""
     for parallel in ENGINES:
-        command(base / parallel / "command", parallel)
-        for case in (*CASES, "cut"):
-            (base / parallel / case).mkdir(exist_ok=True)
-        for case in CASES:
-            train(base / parallel / case, case, parallel)
-        cut = base / parallel / "cut"
-        with pytest.raises(PowerError):
-            train(cut, "sdft-lora", parallel, failing(4))
-        train(cut, "sdft-lora", parallel, resume=True)
+        for case in CASES if what == "all" else ["cut"]:
+            (place := base / parallel / case).mkdir(parents=True, exist_ok=True)
+            if what == "fail":
+                with pytest.raises(PowerError):
+                    train(place, "sdft-lora", parallel, failing(4))
+            else:
+                train(place, "sdft-lora" if case == "cut" else case, parallel, resume=what == "resume")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
