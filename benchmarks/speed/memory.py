@@ -6,7 +6,6 @@ of the whole process, less what is there before the first batch; the last peak i
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,7 +62,7 @@ def run(
     ids = 50_000 if quick else ids
     progress(f"{ids} ids up to 2^62, 10 classes, {dtype}")
     command = [sys.executable, "-c", CHILD, str(ids), dtype]
-    child = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
+    child = subprocess.run(command, check=True, capture_output=True, text=True)
     resident, peak, seconds, saved = map(float, child.stdout.split())
     return {
         "ids": ids, "dtype": dtype, "resident": resident, "peak": peak, "peak_saved": saved,

@@ -58,7 +58,6 @@ class RowBlocks:
         self.size = max(2, BLOCK // max(1, width * dtype.itemsize))  # rows of a whole block
         self.blocks = [torch.zeros(1, width, dtype=dtype, device=device)]
         self.room = 1  # rows of all blocks, row 0 among them
-        self.length = 0  # rows in use, beside row 0, where somebody counts them
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows beside row 0; doubling keeps the cost of growing constant per row."""
@@ -142,24 +141,22 @@ class RowIndex:
         rows = torch.arange(first, self.count + 1, dtype=torch.int32, device=ids.device)
         size = 1 << int(ids.max()).bit_length()
         if self.table is not None and size > max(TABLE, 4 * self.count):
-            earlier = self.saved()
+            (earlier,) = self.saved()
             self.table = None
-            for part in earlier:
-                self._append(part)
+            self._append(1, earlier)
         if self.table is None:
-            self._append(ids)
+            self._append(first, ids)
             return
         if size > len(self.table):
             self.table = torch.cat([self.table, self.table.new_zeros(size - len(self.table))])
         self.table[ids] = rows
 
-    def _append(self, ids: Tensor) -> None:
-        """Put ids into the hash table, which grows by a quarter where it is full."""
-        first, end = self.ids.length + 1, self.ids.length + 1 + len(ids)
+    def _append(self, first: int, ids: Tensor) -> None:
+        """Put ids, whose rows begin with the first, into the hash table, which grows by a quarter where it is full."""
+        end = first + len(ids)
         rows = torch.arange(first, end, device=ids.device)
         self.ids.reserve(end - 1)
         self.ids.put(rows, ids[:, None])
-        self.ids.length = end - 1
         if end > FULL * len(self.places):
             size = max(LEAST, int(end / FULL * 1.25))
             self.places = torch.zeros(0, dtype=torch.int32, device=ids.device)  # before there are two of them
@@ -183,7 +180,7 @@ class RowIndex:
     def saved(self) -> list[Tensor]:
         """All ids in the order of their rows, in blocks."""
         if self.table is None:
-            return [block[:, 0] for block in self.ids.used(self.ids.length)]
+            return [block[:, 0] for block in self.ids.used(self.count)]
         known = self.table.nonzero().squeeze(1)
         ids = torch.empty_like(known)
         ids[self.table[known].long() - 1] = known

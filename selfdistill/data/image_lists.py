@@ -291,7 +291,7 @@ def _list_archives(paths: Sequence[Path], root: Path, target: str | None) -> Ima
                 fields.setdefault(address, {}).update(_member_fields(path, name, ending, offset, length))
             elif Path(base).suffix.lower() in suffixes():
                 file = ImageFile(path, f"{path}/{name}", offset, length)
-                images.append((file, address, {"train": "train", "test": "test"}.get(split, "audit")))
+                images.append((file, address, SPLITS[split]))
             elif ending != "txt":  # a caption
                 skipped.append(Skipped(f"{path}/{name}", f"of unknown suffix .{ending}"))
     if not images:

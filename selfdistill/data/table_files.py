@@ -521,15 +521,12 @@ def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) 
                 f"{path}: column '{one_line(column, 40)}' holds images, which are no cells; save them as a folder by "
                 "class, or load the data set in Python with from_dataset"
             )
-    parts = {first: splits.pop(first).with_format("arrow")[:]}
-    columns = parts[first].column_names
-    if first in SPLITS and "split" not in columns:
-        for name, split in splits.items():
-            table = split.with_format("arrow")[:]
-            hidden = any(
-                set(table[label].unique().to_pylist()) == {-1} for label in labels if label in table.column_names
-            )
-            if name in SPLITS and table.schema.equals(parts[first].schema) and not hidden:
+    parts = {first: splits[first].with_format("arrow")[:]}
+    if first in SPLITS and "split" not in parts[first].column_names:
+        for name in (name for name in splits if name in SPLITS and name != first):
+            table = splits[name].with_format("arrow")[:]
+            equal = table.schema.equals(parts[first].schema)
+            if equal and not any(table[label].unique().to_pylist() == [-1] for label in labels):
                 parts[name] = table
     if len(parts) > 1:
         for name, table in parts.items():

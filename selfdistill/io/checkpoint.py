@@ -26,6 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .files import PICKLED
 from .tensors import (
     FULL,
     MALFORMED,
@@ -68,9 +69,6 @@ _SUFFIXES = (".json", ".safetensors")
 
 
 _OWN_FILE = 1 << 24  # bytes: so large a tensor has a file of its own, ``component~3.safetensors``
-
-
-_FOREIGN = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 
 
 class _DamageError(CheckpointError):
@@ -231,7 +229,7 @@ def _names(path: Path) -> set[str]:
     if path.is_symlink() or not path.is_dir():
         raise _DamageError("not a folder")
     for entry in sorted(path.iterdir()):
-        if entry.suffix in _FOREIGN:
+        if entry.suffix in PICKLED:
             refuse(entry, f"a {entry.suffix} file")
         if entry.is_symlink() or not entry.is_file():
             raise _DamageError(f"{entry.name} is not a plain file")
@@ -336,7 +334,7 @@ def newest(folder: Path, *, warn: Callable[[str], None] = _to_stderr) -> Path | 
     if not folder.is_dir():
         return None
     for entry in sorted(folder.iterdir()):
-        if entry.suffix in _FOREIGN:
+        if entry.suffix in PICKLED:
             refuse(entry, f"a {entry.suffix} file")
     faults: list[tuple[Path, str]] = []
     for _, path in _existing(folder):

@@ -19,6 +19,7 @@ from .expressions import one_line
 
 FORMAT = 2  # of everything that is saved; 1: before the classes had their present names
 DATA_CARD = "data.json"  # in a model folder: what new data are read with
+PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")  # suffixes of files that may run code
 
 
 _TEMPORARY = re.compile(r"\.tmp-.+|\..+\.\d+\.tmp")  # a file that is renamed when it is whole: `tensors`, and `write`

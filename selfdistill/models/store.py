@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, RecipeError, SelfdistillError
 from ..io import trust
 from ..io.expressions import Range, one_line
-from ..io.files import DATA_CARD, FORMAT, check_format, remove_unfinished
+from ..io.files import DATA_CARD, FORMAT, PICKLED, check_format, remove_unfinished
 from ..io.schema import Schema, find_fault, read_json, read_regular
 from .networks import Scaled
 from .peers import WRAPS
@@ -29,9 +29,6 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 
 #: Weights that PyTorch saved: they are read as tensors alone, and only where a person names the file.
 TORCH_WEIGHTS = (".pt", ".pth")
-
-
-_PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 
 
 _CONFIG = {
@@ -192,7 +189,7 @@ def read_config(folder: Path) -> Build:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if pickled:
         raise CheckpointError(f"{folder} holds pickled content ({pickled[0]}), which can run code; remove it")
     return read_weights(path)
