@@ -59,7 +59,7 @@ class StreamRun(NetworkRun):
 class StreamTaskType(NetworkTaskType):
     """Networks whose classes come in tasks, one after another."""
 
-    name, learner, title = "stream", "networks", "For streams"
+    name, learner, title = "stream", "streams of tasks", "For streams"
     about = "Classes that come in tasks, one after another."
 
     def recipes(self) -> Mapping[str, Recipe]:

@@ -28,6 +28,8 @@ def er(memory: Size = 200, count: Size = 32, weight: NonNegative = 1.0) -> Metho
     Returns:
         The method, with the terms ``label`` and ``replay``.
 
+    Needs: labelled rows in tasks, one after another.
+
     Source: Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019, with reservoir sampling.
 
     Departs: rows are kept as they were augmented when they came.
@@ -53,6 +55,8 @@ def der(memory: Size = 200, count: Size = 32, alpha: NonNegative = 1.0) -> Metho
 
     Returns:
         The method, with the terms ``label`` and ``stored``.
+
+    Needs: labelled rows in tasks, one after another.
 
     Source: Buzzega et al., Dark Experience for General Continual Learning: a Strong, Simple Baseline, NeurIPS 2020.
 
@@ -83,6 +87,8 @@ def der_pp(
 
     Returns:
         The method, with the terms ``label``, ``stored`` and ``replay``.
+
+    Needs: labelled rows in tasks, one after another.
 
     Source: Buzzega et al., Dark Experience for General Continual Learning: a Strong, Simple Baseline, NeurIPS 2020,
     section 3 (DER++).
@@ -117,6 +123,8 @@ def er_ema(
     Returns:
         The method, with the terms ``label``, ``replay`` and ``average``.
 
+    Needs: labelled rows in tasks, one after another.
+
     Source: Arani, Sarfraz and Zonooz, Learning Fast, Learning Slow: A General Continual Learning Method based on
     Complementary Learning System, ICLR 2022, with one average.
 
@@ -144,6 +152,8 @@ def lwf(weight: NonNegative = 1.0, temperature: Positive = 2.0, generations: Cou
 
     Returns:
         The method, with the terms ``label`` and ``earlier``.
+
+    Needs: labelled rows in tasks, one after another.
 
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016.
 

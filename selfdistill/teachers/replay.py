@@ -23,6 +23,8 @@ from ..core.targets import Target
 from ..errors import RecipeError
 from ..losses.distributions import UNKNOWN
 from ..rng import Address
+from .labels import Labels
+from .memories import memory_space
 from .weights import Generation
 
 FIELDS = ("x", "y", "logits", "id")
@@ -166,14 +168,10 @@ class StoredLabels(Stored):
     labels: ClassVar[bool] = True
 
     def space(self, head: str) -> str:
-        return "classes" if space_of(head) == "logits" else "values"
+        return Labels().space(head)
 
     def target(self, state: Reservoir, forward: Forward, term: BaseTerm) -> Target:
-        y = forward.labels(term.view)
-        if self.space(term.head) == "classes":
-            return Target(y, "classes", y >= 0)
-        y = y if y.dim() > 1 else y.unsqueeze(-1)
-        return Target(y.nan_to_num(), "values", ~y.isnan().any(-1))
+        return Labels().target(state, forward, term)
 
 
 class SeenClasses(Inherited):
@@ -205,8 +203,13 @@ class SeenClasses(Inherited):
 class EarlierTasks(Generation):
     """The last accepted generation, on the classes alone that the generations so far had rows of.
 
-    The logits of the others are `UNKNOWN`, so `KnownKL` compares the rest (learning without forgetting, 2016).
+    The logits of the others are `UNKNOWN`, so `KnownKL` compares the rest (learning without forgetting, 2016). Where
+    nothing tells the classes it is taken to know them all.
     """
+
+    def space(self, head: str) -> str:
+        memory_space(self, head, values=False)
+        return "logits"
 
     def start(self, model: nn.Module, args: BindArgs) -> SeenClasses:
         return SeenClasses(super().start(model, args))
@@ -217,7 +220,7 @@ class EarlierTasks(Generation):
         known = torch.zeros(answer.value.shape[-1], dtype=torch.bool, device=answer.value.device)
         known[: len(state.known)] = state.known
         if not bool(known.any()):
-            return answer._replace(valid=torch.zeros_like(answer.value[..., 0], dtype=torch.bool))
+            return answer
         return Target(answer.value.masked_fill(~known, UNKNOWN), answer.space, answer.valid)
 
     @torch.no_grad()
