@@ -173,8 +173,17 @@ LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks"
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     **dict.fromkeys(
-        (CurrentStudent(), Ema(), Frozen(), Generation(), External(), CachedTeacher(), LastBatch(), Momentum(),
-         Stored(8, 3)),
+        (
+            CurrentStudent(),
+            Ema(),
+            Frozen(),
+            Generation(),
+            External(),
+            CachedTeacher(),
+            LastBatch(),
+            Momentum(),
+            Stored(8, 3),
+        ),
         SPACE.__getitem__,
     ),
     CentredMomentum(0.5): SPACE.__getitem__,
