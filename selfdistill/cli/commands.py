@@ -279,12 +279,12 @@ def methods(as_json: bool, as_markdown: bool) -> None:
 def explain(expression: str, as_code: bool, as_json: bool, example: str | None) -> None:
     """Show equation, schedule, views, heads, cost and paper of a recipe, such as 'ps_kd(alpha=0.8)'."""
     from ..experiments.task_types import TASK_TYPES
-    from ..io.expressions import checked, expression_name, parse_expression
+    from ..io.expressions import expression_name, parse_expression
     from ..methods.cards import code, code_text
 
     task = TASK_TYPES.of_recipe(expression)
     if as_code:
-        parse_expression(expression, {name: checked(recipe) for name, recipe in task.recipes().items()})  # checks it
+        parse_expression(expression, task.recipes())  # checks it
         name = expression_name(expression)
         recipe = task.recipes()[name]
         echo(json.dumps(code(name, recipe), sort_keys=True) if as_json else code_text(name, recipe))

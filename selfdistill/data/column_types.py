@@ -426,6 +426,18 @@ def _as_numbers(name: str, cells: Cells, place: str, comma: bool, word: str, pat
     return replace(spec, why="; ".join(told) + (", as asked for" if word else ""))
 
 
+def stray_cell(cells: Cells) -> int | None:
+    """The row, from 1, of the first cell that is no number in a column where nearly all are; None in others.
+
+    >>> stray_cell(Cells(np.array([0, 0, 0, 0, 1]), ["1.5", "total"])), stray_cell(Cells(np.array([0, 1]), ["a", "1"]))
+    (5, None)
+    """
+    stray, counts = np.isnan(parse_numbers(cells.texts, cells.counts, False).values), cells.counts
+    if not stray.any() or not _is_mostly(int(counts[~stray].sum()), int((~stray).sum()), int(counts[stray].sum())):
+        return None
+    return min(cells.first(int(number)) for number in np.flatnonzero(stray))
+
+
 def _format_text(spec: Column, examples: Sequence[str]) -> str:
     """The format of numbers in words, with an example."""
     marks = {",": "comma", ".": "point", " ": "space", "'": "apostrophe"}

@@ -86,6 +86,15 @@ def category_codes(column: Any) -> tuple[Ints, list[str]]:
     return np.array([*(index[text] for text in texts), -1], dtype=np.int64)[codes], names
 
 
+def is_category(column: Any) -> bool:
+    """Whether a column was made categorical, so that its texts are names whatever they look like."""
+    if hasattr(column, "to_physical"):
+        import polars
+
+        return column.dtype.base_type() in (polars.Categorical, polars.Enum)
+    return hasattr(column, "cat")
+
+
 def column_bits(values: Any) -> NDArray[np.uint64]:
     """Each value as 64 bits, equal where the values are equal."""
     column: Any = numeric_values(values) if hasattr(values, "to_numpy") else np.asarray(values)

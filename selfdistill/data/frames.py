@@ -6,8 +6,6 @@ audit leaves folds of the labelled rows out, so no split is kept for it.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
-from ..io.files import DATA_CARD, FORMAT, write
+from ..io.files import DATA_CARD, FORMAT, trim_memory, write
 from . import column_types, sources, splits, tables
 from .column_types import Column
 from .copies import CopyReport, notices, row_groups
@@ -189,7 +187,7 @@ def load(
     features = dict(raw.features.items())
     raw = replace(raw, features=None)  # or the whole would stay as its parts are made
     parts_of_frame = _cut(features, ids)
-    _trim()
+    trim_memory()
     return Frame(
         raw.name,
         parts_of_frame,
@@ -212,12 +210,6 @@ def _moments(time: Any, held_out: Tensor | None, rows: int) -> NDArray[np.float6
     moments = np.zeros(rows)
     moments[held_out.numpy()] = 1.0
     return moments
-
-
-def _trim() -> None:
-    """Give freed memory back: glibc keeps what the splits of a million rows took, which is as much as the table."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has another way, or none
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def write_card(frame: Frame, folder: Path, **entries: Any) -> None:

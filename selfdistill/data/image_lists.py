@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from .image_store import ImageFile, Skipped, Source, suffixes
+from .image_store import DatasetImage, ImageFile, Skipped, Source, open_image, suffixes
 from .images import (
     Listed,
     Pictures,
@@ -26,7 +26,7 @@ from .images import (
 )
 from .prompt_files import SPLITS
 from .split_columns import COLUMN, SplitRequest, group_codes, row_times
-from .table_files import Table, pandas
+from .table_files import Table, class_labels, dataset_images, dataset_splits, pandas
 
 UNLABELLED = ("unlabelled", "unlabeled")
 
@@ -85,7 +85,8 @@ def read_list(
     if target is not None and all(each.folder for _, each in lists):
         raise DataError(f"{source}: target '{target}' names a column, and images have none; leave target out")
     if unlabelled is not None or (main.folder and any(row.label for row in main.rows)):
-        extra = [ImageRow(image_file(path)) for path in _unlabelled_images(source, unlabelled)]
+        images_ = image_sources(unlabelled)[0] if unlabelled else map(image_file, _unlabelled_images(source))
+        extra = [ImageRow(image) for image in images_]
         lists.append((unlabelled or source, ImageList(extra, folder=unlabelled is not None)))
     groups, time = _placed(source, main.rows, [each.rows for _, each in lists[1:]], request)
     rows = [row for _, each in lists for row in each.rows]
@@ -119,6 +120,8 @@ def list_images(
         raise DataError(f"{source}: no such file or folder of images; give the path of an existing one")
     if path_column(str(source)) is not None:
         return _list_table(str(source), target, labelled, placed)
+    if (column := dataset_images(source)) is not None:
+        return _list_dataset(source, column, target, labelled, placed)
     if shards := archives(source):
         return _list_archives(shards, source, target)
     if not source.is_dir():
@@ -139,6 +142,9 @@ def image_sources(source: Path) -> tuple[list[Source], list[str]]:
     if column is not None:
         names = [row[column] or "" for row in read_cells(source)[1]]
         return [image_file(image_path(str(source), name)) for name in names], names
+    if (column := dataset_images(source)) is not None:
+        rows = _list_dataset(source, column, None, False, ()).rows
+        return [row.source for row in rows], [row.source.name.removeprefix(f"{source}/") for row in rows]
     if shards := archives(source):
         files: list[Source] = [row.source for row in _list_archives(shards, source, None).rows]
         return files, [file.name.removeprefix(f"{source}/") for file in files]
@@ -196,7 +202,7 @@ def _list_folder(root: Path, labelled: bool) -> ImageList:
     else:
         splits["train"] = _by_class(root)
     if not splits["train"]:
-        extra = list(dict.fromkeys([*_loose(root), *_unlabelled_images(root, None)]))
+        extra = list(dict.fromkeys([*_loose(root), *_unlabelled_images(root)]))
         if labelled or not extra:
             raise DataError(
                 f"{root}: no sub-folder with images in it; put each class into a folder of its own"
@@ -249,9 +255,7 @@ def _fill_splits(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
         splits[split] = _by_class(folder)
 
 
-def _unlabelled_images(root: Path, folder: Path | None) -> list[Path]:
-    if folder is not None:
-        return find_images(folder)
+def _unlabelled_images(root: Path) -> list[Path]:
     for parent in (root, root / "train", root.resolve().parent):
         for name in UNLABELLED:
             if (parent / name).is_dir():
@@ -349,20 +353,77 @@ def _list_table(source: str, target: str | None, labelled: bool, placed: Sequenc
     A column ``split`` with ``train``, ``test`` and ``val`` names the split of each; an empty label is none.
     """
     column, (header, rows) = str(path_column(source)), read_cells(Path(source))
-    others = [name for name in header if name not in {column, COLUMN, *placed}]
+    label = _label_column(source, [name for name in header if name not in {column, COLUMN, *placed}], target, labelled)
+    listed = []
+    for i, row in enumerate(rows):
+        file = image_file(image_path(source, row[column] or ""))
+        listed.append(ImageRow(file, (row[label] or "").strip() if label else "", _split_of(source, i, row), row))
+    return ImageList(listed, note=_columns_note(column, label))
+
+
+def _label_column(source: str, others: Sequence[str], target: str | None, labelled: bool) -> str | None:
     if target is None and len(others) != 1 and (labelled or others):
         raise DataError(
             f"{source}: which column has the labels ({', '.join(others) or 'there is none'})? Give --target"
         )
     label = target if target is not None else others[0] if others else None
     if label is not None and label not in others:
-        raise DataError(f"{source}: no column '{label}' beside the paths; use one of {', '.join(others)}")
+        raise DataError(f"{source}: no column '{label}' beside the images; use one of {', '.join(others)}")
+    return label
+
+
+def _split_of(source: str, number: int, row: Mapping[str, Any]) -> str:
+    word = str(row.get(COLUMN) or "train").strip()
+    if word.lower() not in SPLITS:
+        raise DataError(f"{source}: row {number + 1} has the split '{word}'; write train, val or test")
+    return SPLITS[word.lower()]
+
+
+def _columns_note(column: str, label: str | None) -> str:
+    return f"images by column '{column}', " + (f"labels by column '{label}'" if label else "without labels")
+
+
+# ---- data sets of Hugging Face ----------------------------------------------------------------------
+
+
+def _list_dataset(
+    source: Path, column: str, target: str | None, labelled: bool, placed: Sequence[str | None]
+) -> ImageList:
+    """Images of a folder that `save_to_disk` wrote, with their labels and splits; they stay in its files."""
+    splits, note = dataset_splits(source)
+    first = next(iter(splits.values()))
+    classes = class_labels(first)
+    others = [name for name in first.column_names if name not in {column, COLUMN, *placed}]
+    only = next(iter(classes)) if target is None and len(classes) == 1 else target
+    label = _label_column(str(source), others, only, labelled)
+    names = classes.get(label or "", {})
     listed = []
-    for i, row in enumerate(rows):
-        word = (row.get(COLUMN) or "train").strip()
-        if word.lower() not in SPLITS:
-            raise DataError(f"{source}: row {i + 1} has the split '{word}'; write train, val or test")
-        file = image_file(image_path(source, row[column] or ""))
-        listed.append(ImageRow(file, (row[label] or "").strip() if label else "", SPLITS[word.lower()], row))
-    told = f"images by column '{column}', " + (f"labels by column '{label}'" if label else "without labels")
-    return ImageList(listed, note=told)
+    for name, split in splits.items():
+        read = partial(_stored_image, split.select_columns([column]).cast_column(column, _encoded()), column)
+        cells = split.remove_columns([column]).to_list() if len(split.column_names) > 1 else [{}] * len(split)
+        for i, row in enumerate(cells):
+            cell = None if label is None else row[label]
+            word = "" if cell in (None, -1) else names.get(cell, str(cell))
+            place = _split_of(str(source), i, {COLUMN: name} if len(splits) > 1 else row)
+            listed.append(ImageRow(DatasetImage(f"{source}/{name or 'rows'}[{i}]", i, read), word, place, row))
+    return ImageList(listed, note="; ".join(filter(None, (_columns_note(column, label), note))))
+
+
+def _encoded() -> Any:
+    from datasets import Image
+
+    return Image(decode=False)  # Pillow opens the bytes as it opens files: by the formats that run no program
+
+
+def _stored_image(rows: Any, column: str, number: int) -> Any:
+    """The image of a row, opened: its bytes, or a file beside the data set; nothing is fetched.
+
+    Raises:
+        DataError: the row has neither.
+    """
+    cell = rows[number][column] or {}
+    if cell.get("bytes"):
+        return open_image(cell["bytes"])
+    if cell.get("path") and Path(cell["path"]).is_file():
+        return image_file(Path(cell["path"])).read()
+    raise DataError("no image in the row")

@@ -52,7 +52,7 @@ class ImageFile(NamedTuple):
             return library.open(self.path, formats=_formats())  # type: ignore[no-any-return]
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return library.open(io.BytesIO(file.read(self.size)), formats=_formats())  # type: ignore[no-any-return]
+            return open_image(file.read(self.size))
 
 
 class DatasetImage(NamedTuple):
@@ -110,6 +110,11 @@ def _formats() -> list[str]:
     library = pillow()
     library.init()
     return sorted(set(library.OPEN) - FOREIGN)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """The image of a file's bytes."""
+    return pillow().open(io.BytesIO(content), formats=_formats())  # type: ignore[no-any-return]
 
 
 @cache

@@ -89,7 +89,7 @@ def is_table(source: str, named: bool = False) -> bool:
         named: whether one of its columns was named, so that JSON lines are rows and no prompts.
     """
     name = source.lower()
-    if path_column(source) is not None:
+    if path_column(source) is not None or dataset_images(source) is not None:
         return False
     return name.endswith(SUFFIXES) or (named and name.endswith(LINES)) or source.startswith(HUB) or _is_dataset(source)
 
@@ -99,6 +99,18 @@ def _is_dataset(source: str) -> bool:
         any(Path(source, name).is_file() for name in ("dataset_dict.json", "state.json"))
         and not Path(source, "run.json").exists()
     )
+
+
+def dataset_images(source: str | Path) -> str | None:
+    """The column of images of a folder that `save_to_disk` wrote; None where it has none, or is no such folder."""
+    if not _is_dataset(str(source)):
+        return None
+    for card in sorted(Path(source).glob("**/dataset_info.json")):
+        with suppress(OSError, ValueError, AttributeError):
+            for name, feature in json.loads(card.read_text(encoding="utf-8"))["features"].items():
+                if isinstance(feature, dict) and feature.get("_type") == "Image":
+                    return str(name)
+    return None
 
 
 def pandas() -> Any:
@@ -493,13 +505,37 @@ def _read_arrow(path: Path, written: frozenset[str], literal: frozenset[str]) ->
 
 
 def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) -> Table:
-    """A folder that `save_to_disk` wrote, or a data set of the hub.
+    """A folder that `save_to_disk` wrote, or a data set of the hub; the column ``split`` names its splits."""
+    import pyarrow
 
-    Of several splits those for training, validation and test are read, and the column ``split`` names them. A split
-    with a hidden label (-1 in every row) is left out.
+    splits, note = dataset_splits(path)
+    first = next(iter(splits.values()))
+    for column, feature in first.features.items():
+        if type(feature).__name__ == "Image":
+            raise DataError(
+                f"{path}: column '{one_line(column, 40)}' holds images, which are no cells; write the data set by "
+                "save_to_disk and give that folder"
+            )
+    parts = {name: split.with_format("arrow")[:] for name, split in splits.items()}
+    if len(parts) > 1:
+        for name, table in parts.items():
+            parts[name] = table.append_column("split", pyarrow.array([name] * len(table)))
+    return _of_arrow(path, pyarrow.concat_tables(parts.values()), written, note, class_labels(first))
+
+
+def dataset_splits(path: Path) -> tuple[dict[str, Any], str]:
+    """The splits of a folder that `save_to_disk` wrote, or of a data set of the hub, by name.
+
+    Of several those for training, validation and test are read, unless a column ``split`` names those of the rows; a
+    split with a hidden label (-1 in every row) is left out.
+
+    Returns:
+        The splits, that for training first, and a note on those that are not read.
+
+    Raises:
+        DataError: `datasets` is not installed.
     """
     import datasets
-    import pyarrow
 
     name = str(path)
     if name.startswith(HUB):
@@ -510,27 +546,19 @@ def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) 
         loaded = datasets.load_from_disk(name)
     splits = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
     first = "train" if "train" in splits else next(iter(splits))
-    labels = {
-        name: dict(enumerate(feature.names))
-        for name, feature in splits[first].features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    for column, feature in splits[first].features.items():
-        if isinstance(feature, datasets.Image):
-            raise DataError(
-                f"{path}: column '{one_line(column, 40)}' holds images, which are no cells; save them as a folder by "
-                "class, or load the data set in Python with from_dataset"
-            )
-    parts = {first: splits[first].with_format("arrow")[:]}
+    parts = {first: splits[first]}
     if first in SPLITS and "split" not in parts[first].column_names:
         for name in (name for name in splits if name in SPLITS and name != first):
-            table = splits[name].with_format("arrow")[:]
-            equal = table.schema.equals(parts[first].schema)
-            if equal and not any(table[label].unique().to_pylist() == [-1] for label in labels):
-                parts[name] = table
-    if len(parts) > 1:
-        for name, table in parts.items():
-            parts[name] = table.append_column("split", pyarrow.array([name] * len(table)))
+            part = splits[name]
+            labels = part.select_columns(list(class_labels(part))).with_format("arrow")[:]
+            hidden = any(labels[label].unique().to_pylist() == [-1] for label in labels.column_names)
+            if part.features == parts[first].features and not hidden:
+                parts[name] = part
     left = [name for name in splits if name not in parts]
-    note = f"splits that are not read: {', '.join(left)}" if left else ""
-    return _of_arrow(path, pyarrow.concat_tables(parts.values()), written, note, labels)
+    return parts, f"splits that are not read: {', '.join(left)}" if left else ""
+
+
+def class_labels(split: Any) -> dict[str, dict[int, str]]:
+    """The names of the classes of a split by column and number."""
+    features = split.features.items()
+    return {name: dict(enumerate(f.names)) for name, f in features if type(f).__name__ == "ClassLabel"}

@@ -26,6 +26,7 @@ from .tables import (
     TrainingTable,
     assign_folds,
     has_target,
+    refuse_stray_cells,
     resolve_folds,
     stack,
     take,
@@ -150,6 +151,8 @@ class BaseSelfDistillation(Wrapper):
         array (rows,) of strings."""
         if hasattr(X, "columns"):
             validate_data(self, X, reset=reset, skip_check_array=True)
+            if reset:
+                refuse_stray_cells(X)
             return X
         texts = text_rows(X)
         if texts is not None:

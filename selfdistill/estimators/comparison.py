@@ -22,7 +22,7 @@ from ..evaluation.predict import scored
 from ..io.run_record import Request
 from ..training.comparison import PEERS, PLAIN, ComparisonDesign, ComparisonSettings, Job
 from . import base_learners
-from .run import FOLDS, TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
+from .run import TableRun, cross_predict, fit, folds_of, prepare, residuals, score_test, self_taught
 from .tables import stack
 from .wrappers import FrameEncoder, MeanEnsemble, innermost, seeded_clone
 
@@ -101,8 +101,8 @@ class TableJob:
     def control(self, model: Any, trainings: int, unfitted: Any = None, **more: Any) -> dict[str, Any]:
         """The record of a fitted control, which folds of the labels judge beside; ``unfitted`` is trained for those."""
         data, self.trainings = self.prepared.data, trainings
-        y = torch.from_numpy(data.y[data.labelled])
-        outputs = cross_predict(self.prepared, model if unfitted is None else unfitted, self.seed)
+        held, outputs = cross_predict(self.prepared, model if unfitted is None else unfitted, self.seed)
+        y = torch.from_numpy(data.y[data.labelled[held]])
         return self.row(model, scored(outputs, y, data.task), None if data.classes else y - outputs, **more)
 
     def fitted(self, model: Any, trainings: int = 1) -> dict[str, Any]:
@@ -152,16 +152,15 @@ def _tuned(work: TableJob) -> dict[str, Any]:
     """A random search over the learner's settings; every training of it counts."""
     from sklearn.model_selection import RandomizedSearchCV
 
-    prepared, folds = work.prepared, FOLDS
+    prepared = work.prepared
+    folds = folds_of(prepared, work.seed)
     learner = prepared.learner(work.seed)
     grid = base_learners.grid(prepared.build, learner)
-    tries = max(FEWEST, (work.job.count - 1) // folds)
+    tries = max(FEWEST, (work.job.count - 1) // len(folds))
     by = "neg_log_loss" if prepared.classify else "neg_mean_squared_error"
-    search = RandomizedSearchCV(
-        learner, grid, n_iter=tries, cv=folds_of(prepared, work.seed), scoring=by, random_state=work.seed
-    )
+    search = RandomizedSearchCV(learner, grid, n_iter=tries, cv=folds, scoring=by, random_state=work.seed)
     fit(prepared, search)
-    return work.control(search.best_estimator_, tries * folds + 1, settings=str(search.best_params_))
+    return work.control(search.best_estimator_, tries * len(folds) + 1, settings=str(search.best_params_))
 
 
 def _bagged(work: TableJob) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..data.copies import Floats, Ints
 from ..errors import DataError
 from .pseudo_labels import PseudoLabels
 from .resume import NO_CACHE, FitProgress, TrainingCache
-from .tables import LEFT_OUT, RowWeights, TrainingTable, predict_in_blocks, stack, take
+from .tables import LEFT_OUT, RowWeights, TrainingTable, as_rows, name_columns, predict_in_blocks, stack, take
 from .wrappers import row_limit, seeded_clone, weight_arguments, weight_parameter
 
 # targets --------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,8 @@ class RealTargets:
 
     def fit(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
         """A clone of the learner, fitted."""
-        return seeded_clone(learner, None).fit(X, targets, **weight_arguments(learner, weights))
+        with name_columns(X):
+            return seeded_clone(learner, None).fit(X, targets, **weight_arguments(learner, weights))
 
     def losses(self, prediction: Floats, y: NDArray[Any]) -> Floats:
         """The squared error of each row."""
@@ -63,7 +64,8 @@ class ClassTargets:
 
     def fit(self, learner: Any, X: Any, targets: Floats, weights: Floats | None) -> Any:
         """A clone of the learner, fitted to soft targets."""
-        return fit_soft(seeded_clone(learner, None), X, targets, self.labels, weights)
+        with name_columns(X):
+            return fit_soft(seeded_clone(learner, None), X, targets, self.labels, weights)
 
     def losses(self, prediction: Floats, y: NDArray[Any]) -> Floats:
         """1 for a wrong class, else 0."""
@@ -223,9 +225,9 @@ def _train(
 
 def _fit(targets: Targets, learner: Any, table: TrainingTable, target: Floats, weights: Floats | None) -> Any:
     """A clone of the learner, fitted to the labelled rows and, where there are more targets, to the unlabelled too."""
-    X = table.labelled
+    X = table.labelled if row_limit(learner) is None else table.selection
     if len(target) > X.shape[0]:
-        X = stack([X, table.unlabelled])
+        X = stack([as_rows(X), table.unlabelled])
         if weights is not None and not weights.all():  # rows of weight 0 are left out
             rows = np.flatnonzero(weights)
             X, target, weights = take(X, rows), target[rows], weights[rows]

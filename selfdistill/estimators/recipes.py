@@ -143,7 +143,7 @@ def recipes() -> dict[str, Callable[..., EstimatorRecipe]]:
     >>> sorted(recipes())
     ['peer_taught', 'plain', 'self_distilled', 'self_trained']
     """
-    return {recipe.__name__: recipe for recipe in (peer_taught, plain, self_distilled, self_trained)}
+    return {recipe.__name__: checked(recipe) for recipe in (peer_taught, plain, self_distilled, self_trained)}
 
 
 def card(name: str) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def read_recipe(expression: str) -> EstimatorRecipe:
     >>> read_recipe("peer_taught(generations=3)")
     EstimatorRecipe(name='peer_taught', options=(('generations', 3),))
     """
-    recipe = parse_expression(expression, {name: checked(recipe) for name, recipe in recipes().items()})
+    recipe = parse_expression(expression, recipes())
     assert isinstance(recipe, EstimatorRecipe)
     return recipe
 

@@ -17,7 +17,7 @@ import sklearn
 from scipy import sparse
 
 from ..errors import DataError, SelfdistillError
-from ..io.files import remove_unfinished
+from ..io.files import remove_unfinished, trim_memory
 from .io import load, save
 
 Progress = Callable[[int, int, str], None]
@@ -118,6 +118,7 @@ class TrainingCache:
         model = None if file is None else _read(file)
         if model is None:
             token = _active.set((None, None))  # a learner may be one of ours: its trainings are not this fit's
+            trim_memory()  # or it would begin above what the one before took, and the predictions since
             try:
                 model = fit()
             finally:

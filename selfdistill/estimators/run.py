@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,8 @@ def predict_frame(model: Any, frame: Any, classes: int) -> Tensor:
 
 def fit(run: TableRun, model: Any) -> Any:
     """Fit an estimator on the rows that teach."""
+    from .tables import name_columns
+
     data = run.data
     given: dict[str, Any] = {}
     if self_taught(model) and len(data.unlabelled):
@@ -184,8 +187,10 @@ def fit(run: TableRun, model: Any) -> Any:
         given["groups"] = data.groups[data.labelled]
     if self_taught(model) and data.time is not None:
         given["time"] = data.time[data.labelled]
+    rows = data.rows(data.labelled)
     try:
-        return model.fit(data.rows(data.labelled), data.y[data.labelled], **given)
+        with name_columns(rows) if not self_taught(model) else nullcontext():
+            return model.fit(rows, data.y[data.labelled], **given)
     except (ValueError, TypeError) as error:  # a learner says so of rows or options that it cannot take
         raise RecipeError(f"{run.build} on {data.name}: {one_line(error)}") from error
 
@@ -198,12 +203,15 @@ def self_taught(model: Any) -> bool:
 def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Folds of the labelled rows, as places of those that teach and of those left out.
 
-    Every class is spread over them where it has enough rows, and copies and the rows of a group share a fold.
+    Every class is spread over them where it has enough rows, and copies and the rows of a group share a fold. With a
+    time, rows are left out block by block, and only earlier ones teach.
     """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     y = run.data.y[run.data.labelled]
     groups = np.arange(len(y)) if run.data.groups is None else run.data.groups[run.data.labelled]
+    if run.data.time is not None:
+        return _folds_in_order(run.data.time[run.data.labelled], groups)
     number = min(FOLDS, len(np.unique(groups)))
     together = len(np.unique(groups)) < len(y)
     spread = run.classify and np.unique(y, return_counts=True)[1].min() >= FOLDS
@@ -212,19 +220,37 @@ def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[
     return list(folds.split(np.zeros(len(y)), y, groups if together else None))
 
 
-def cross_predict(run: TableRun, model: Any, seed: int) -> Tensor:
-    """The outputs of an estimator on each labelled row when trained without its fold, as of `predict_frame`."""
+def _folds_in_order(
+    time: NDArray[np.float64], groups: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Later and later blocks of rows (rows,) by their time, each with the rows before it whose group is not in it.
+
+    Raises:
+        DataError: all rows are of one time or one group.
+    """
+    moments = np.unique(np.quantile(time, np.arange(1, FOLDS + 1) / (FOLDS + 1), method="higher"))
+    ends = [*moments[1:], np.inf]
+    blocks = [(time < begin, (begin <= time) & (time < end)) for begin, end in zip(moments, ends, strict=True)]
+    folds = [(before & ~np.isin(groups, groups[held]), held) for before, held in blocks]
+    places = [(np.flatnonzero(teach), np.flatnonzero(held)) for teach, held in folds if teach.any() and held.any()]
+    if not places:
+        raise DataError("no labelled row is earlier than the others; leave --time out")
+    return places
+
+
+def cross_predict(run: TableRun, model: Any, seed: int) -> tuple[NDArray[np.int64], Tensor]:
+    """The places of labelled rows that were left out, and an estimator's outputs on each when trained without its fold,
+    as of `predict_frame`."""
     from sklearn.base import clone
 
     data, rows = run.data, run.data.labelled
-    y = data.y[rows]
-    outputs = (
-        torch.zeros(len(y), len(data.classes), dtype=torch.float64) if run.classify else torch.zeros(len(y)).double()
-    )
+    y, outputs, places = data.y[rows], list[Tensor](), list[NDArray[np.int64]]()
     for teach, held in folds_of(run, seed):
         fitted = clone(model).fit(data.rows(rows[teach]), y[teach])
-        outputs[torch.from_numpy(held)] = predict_frame(fitted, data.rows(rows[held]), len(data.classes))
-    return outputs
+        outputs.append(predict_frame(fitted, data.rows(rows[held]), len(data.classes)))
+        places.append(held)
+    order = np.concatenate(places).argsort()
+    return np.concatenate(places)[order], torch.cat(outputs)[torch.from_numpy(order)]
 
 
 def residuals(run: TableRun, model: Any, seed: int) -> Tensor | None:
@@ -236,8 +262,8 @@ def residuals(run: TableRun, model: Any, seed: int) -> Tensor | None:
         return torch.from_numpy(np.asarray(known, dtype=np.float64))
     if len(run.data.labelled) > MOST:
         return None
-    y = torch.from_numpy(run.data.y[run.data.labelled])
-    return y - cross_predict(run, getattr(model, "estimator_", model), seed)
+    held, outputs = cross_predict(run, getattr(model, "estimator_", model), seed)
+    return torch.from_numpy(run.data.y[run.data.labelled[held]]) - outputs
 
 
 def score_test(

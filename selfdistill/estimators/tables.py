@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,20 @@ from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples
 
-from ..data.copies import MULTIPLIER, Floats, Ints, column_bits, connect, numbered, row_hashes
+from ..data.column_types import Cells, stray_cell
+from ..data.copies import (
+    MULTIPLIER,
+    Floats,
+    Ints,
+    category_codes,
+    column_bits,
+    connect,
+    is_category,
+    numbered,
+    numeric_values,
+    row_hashes,
+)
+from ..io.expressions import one_line
 from .resume import digest
 
 DEFAULT_FOLDS = 5
@@ -54,9 +68,80 @@ def text_rows(X: Any) -> NDArray[Any] | None:
     return texts
 
 
+def refuse_stray_cells(X: Any) -> None:
+    """Refuse a column of texts in a frame (rows, columns) where nearly all are numbers: each would be a category.
+
+    Raises:
+        ValueError: there is one; the message names the column and the cell.
+    """
+    for name in X.columns:
+        if numeric_values(X[name]) is not None or is_category(X[name]):
+            continue
+        row = stray_cell(Cells(*category_codes(X[name])))
+        if row is not None:
+            raise ValueError(
+                f"column {name!r} of X has text in row {row - 1} (from 0), {X[name].to_list()[row - 1]!r}, and numbers "
+                f"in nearly all others; make it numeric, as by pandas.to_numeric(X[{name!r}], errors='coerce'), or "
+                "categorical, as by astype('category')"
+            )
+
+
+@contextmanager
+def name_columns(X: Any) -> Iterator[None]:
+    """Add to an error of a learner which columns of a frame have text or empty cells, since few learners say so.
+
+    Raises:
+        ValueError: the learner raised one, or a TypeError.
+
+    >>> import pandas as pd
+    >>> with name_columns(pd.DataFrame({"a": ["x"], "b": [None]})):
+    ...     raise ValueError("not a float")
+    Traceback (most recent call last):
+    ValueError: not a float; columns with text: 'a'; with empty cells: 'b'; leave them out, or take a learner for them
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        X = as_rows(X)
+        if not hasattr(X, "columns"):
+            raise
+        values = {name: numeric_values(X[name]) for name in X.columns}
+        filled = {name: category_codes(X[name])[0] >= 0 for name, v in values.items() if v is None}
+        empty = [n for n, v in values.items() if not (filled[n].all() if v is None else np.isfinite(v).all())]
+        text = [name for name, cells in filled.items() if cells.any()]
+        told = [f"{what}: {_listed(names)}" for what, names in (("text", text), ("empty cells", empty)) if names]
+        if not told:
+            raise
+        raise ValueError(
+            f"{one_line(error)}; columns with {'; with '.join(told)}; leave them out, or take a learner for them"
+        ) from error
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """Rows of a table by their index (rows,), copied only when they are needed, or some that are drawn of them."""
+
+    table: Any
+    index: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return (len(self.index), *self.table.shape[1:])
+
+
+def as_rows(X: Any) -> Any:
+    """The rows themselves, in their own container."""
+    return _safe_indexing(X.table, X.index) if isinstance(X, RowSelection) else X
+
+
 def take(X: Any, rows: NDArray[Any]) -> Any:
     """Rows by their indices, in the container of ``X``."""
-    return _safe_indexing(X, rows)
+    return replace(X, index=X.index[rows]) if isinstance(X, RowSelection) else _safe_indexing(X, rows)
 
 
 def stack(parts: Sequence[Any]) -> Any:
@@ -250,6 +335,11 @@ class TrainingTable:
         return self.X if self.labelled_index is None else take(self.X, self.labelled_index)
 
     @property
+    def selection(self) -> Any:
+        """The labelled rows without a copy of them."""
+        return self.X if self.labelled_index is None else RowSelection(self.X, self.labelled_index)
+
+    @property
     def unlabelled(self) -> Any:
         """The unlabelled rows, taken anew each time; None where there are none."""
         rows = self.X_unlabelled
@@ -365,10 +455,20 @@ def real_targets(y: Any, estimator: Any) -> Floats:
                 "Input y contains NaN; leave out the rows without a target, or take SelfDistilledRegressor, which "
                 "learns from unlabelled rows"
             ) from None
-        raise
+        raise _text_in_target(y, error) from None
     if len(values) > 1 and (values == values[0]).all():
         raise ValueError(f"y is {values[0]:g} in all {len(values)} rows: there is nothing to learn; check the column")
     return np.asarray(values, dtype=np.float64)
+
+
+def _text_in_target(y: Any, error: ValueError) -> ValueError:
+    """The error for targets that are no numbers: it names the first one."""
+    for row, value in enumerate(target_column(y, None)):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return ValueError(f"y has {value!r} in row {row} (from 0), which is no number; correct it, or give None")
+    return error
 
 
 def _one_type(column: NDArray[Any]) -> NDArray[Any]:

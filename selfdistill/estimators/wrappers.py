@@ -20,7 +20,8 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from ..data.copies import Floats, category_codes, numeric_values
 from ..errors import DataError
-from .tables import class_targets, draw_rows, has_label, predict_in_blocks, take, target_column
+from ..io.files import trim_memory
+from .tables import as_rows, class_targets, draw_rows, has_label, predict_in_blocks, take, target_column
 
 MAX_CATEGORIES = 254  # of a column; with one for the rest as many as histogram gradient boosting tells apart
 
@@ -260,10 +261,11 @@ class RowLimit(Wrapper):
             classes = y if hasattr(self.estimator, "predict_proba") else None
             rows = draw_rows(X.shape[0], self.most_rows, 0, classes)
             X, y, weights = take(X, rows), y[rows], None if weights is None else weights[rows]
-        learner = clone(self.estimator)
+        X, learner = as_rows(X), clone(self.estimator)
         self.encoder_ = FrameEncoder().fit(X) if self.codes else None
         if self.encoder_ is not None:
             X = self.encoder_.transform(X)
+            trim_memory()  # the frame's columns are many small pieces
             if self.encoder_.categorical().any() and "categorical_features" in learner.get_params():
                 learner.set_params(categorical_features=self.encoder_.categorical())
         self.estimator_ = learner.fit(_without_empty_columns(X), y, **weight_arguments(learner, weights))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +35,26 @@ def predict(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        parts = []
-        for rows in _chunks(x):
-            output = model(rows.to(device))
-            outputs = output if isinstance(output, dict) else {"": output}
-            parts.append(output_of(outputs, head).float().cpu())
+        return _gathered((_head_output(model(rows.to(device)), head) for rows in _chunks(x)), len(x))
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _head_output(output: Any, head: str) -> Tensor:
+    return output_of(output if isinstance(output, dict) else {"": output}, head).float().cpu()
+
+
+def _gathered(parts: Iterable[Tensor], rows: int) -> Tensor:
+    """Parts of rows as one tensor, which is made at once: pieces kept between the inputs of many chunks would split the
+    heap, which then grows by what lies between them."""
+    whole, done = torch.zeros(0), 0
+    for part in parts:
+        if not done:
+            whole = part.new_empty(rows, *part.shape[1:])
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
 
 
 def _chunks(x: Tensor | ImageStore) -> Iterator[Tensor]:
@@ -65,7 +76,7 @@ def predict_rows(
     model: nn.Module, data: InputSource, ids: Tensor, head: str = "logits", device: torch.device | str = "cpu"
 ) -> Tensor:
     """`predict` for rows of the data, without holding the inputs of all of them at once."""
-    return torch.cat([predict(model, x, head, device) for x in data.chunks(ids, chunk_rows(data.shape))])
+    return _gathered((predict(model, x, head, device) for x in data.chunks(ids, chunk_rows(data.shape))), len(ids))
 
 
 def chunk_rows(shape: Sequence[int]) -> int:

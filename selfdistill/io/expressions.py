@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -32,10 +33,11 @@ class Range(NamedTuple):
     limit: float = math.inf
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, Real):
             return False
-        low = self.least < value if self.above else self.least <= value
-        return low and value <= self.most and value <= self.limit
+        number = value if isinstance(value, int) else float(value)
+        low = self.least < number if self.above else self.least <= number
+        return low and number <= self.most and number <= self.limit
 
     def __str__(self) -> str:
         start = f"{'above' if self.above else 'at least'} {self.least:.15g}"
@@ -70,8 +72,8 @@ WHOLE = Range(-(2**20), limit=2**20)  # of a whole number that declares no range
 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("True or False", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
+    int: ("a whole number", (Integral,)),
+    float: ("a number", (Real,)),
     str: ("a text in quotes", (str,)),
 }
 
@@ -122,7 +124,7 @@ def _fault(value: Any, kind: Any) -> str | None:
         ranges = [WHOLE]
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
         return form
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, Real) and not isinstance(value, Integral) and not math.isfinite(value):
         return form
     return next((limits.fault(value) for limits in ranges if value not in limits), None)
 

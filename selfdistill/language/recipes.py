@@ -10,7 +10,7 @@ from typing import Any
 from ..core.parts import BaseTerm, Teacher, Term
 from ..data.prompts import Prompts
 from ..gates.tokens import AfterTokens, ImportanceWeight, Product
-from ..io.expressions import Count, Positive, Size, expression_name
+from ..io.expressions import Count, Positive, Size, checked, expression_name
 from ..losses.chunked.definitions import ForwardKL, JensenShannon, ReverseKL
 from ..losses.chunked.divergences import TokenCrossEntropy, TokenDivergence
 from ..losses.chunked.sweep import TopK
@@ -464,7 +464,7 @@ def grpo(samples: Count = 8, clip: float = 0.2, max_tokens: Size = 512) -> Langu
     return Language(terms, source=OnPolicy(samples, Sampling(max_tokens=max_tokens)), advice=(("lr", 1e-6),))
 
 
-RECIPES = {f.__name__: f for f in (
+RECIPES = {f.__name__: checked(f) for f in (
     context_distillation, gkd, grpo, minillm, opcd, opsd, rest, rft, sdft, sdft_2024, sdpo, sft, spin, ssd, star,
 )}  # fmt: skip
 

@@ -132,3 +132,5 @@ __all__ = [
     "vat",
     "zipf_smoothing",
 ]
+
+globals().update(recipes())  # in Python, too, a recipe refuses arguments outside the range that it declares

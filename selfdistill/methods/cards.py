@@ -132,11 +132,11 @@ def _with_helpers(recipe: Callable[..., Any]) -> list[Any]:
         for name in function.__code__.co_names:
             value = function.__globals__.get(name)
             local = inspect.isfunction(value) and value.__module__.startswith((recipe.__module__, package))
-            if local and value is not recipe and value not in ordered:
+            if local and inspect.unwrap(value) is not inspect.unwrap(recipe) and value not in ordered:
                 visit(value)
         ordered[function] = None
 
-    visit(recipe)
+    visit(inspect.unwrap(recipe))
     return list(ordered)
 
 

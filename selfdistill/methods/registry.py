@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from ..core.objective import Method
@@ -18,11 +19,14 @@ Recipe = Callable[..., Method]
 SUPPORT = frozenset({"cards", "registry", "validate"})
 
 
+_checked = cache(checked)  # a recipe is one function, however often it is looked up
+
+
 def recipes() -> dict[str, Recipe]:
     """Find every recipe of this folder: each public function annotated ``-> Method``.
 
     Returns:
-        The recipes by name, sorted.
+        The recipes by name, sorted; each refuses arguments outside the range that it declares.
 
     >>> "elr" in recipes()
     True
@@ -37,7 +41,7 @@ def recipes() -> dict[str, Recipe]:
             if name.startswith("_") or not inspect.isfunction(value) or value.__module__ != module.__name__:
                 continue
             if value.__annotations__.get("return") == "Method":
-                by_name[name] = value
+                by_name[name] = _checked(value)
     return dict(sorted(by_name.items()))
 
 
@@ -58,6 +62,6 @@ def read_method(expression: str, available: Mapping[str, Recipe] | None = None) 
     True
     """
     available = recipes() if available is None else available
-    method = expressions.parse_expression(expression, {name: checked(recipe) for name, recipe in available.items()})
+    method = expressions.parse_expression(expression, available)
     assert isinstance(method, Method)
     return method

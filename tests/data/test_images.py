@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdistill.data import dataset, image_store, images
+from selfdistill.data import dataset, image_lists, image_store, images
 from selfdistill.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -285,7 +285,7 @@ def test_a_table_of_paths(tmp_path):
     assert loaded.y.equal(folder.y)
     assert loaded.note.startswith("list.csv: images by column 'file', labels by column 'kind'; 1 file was left out")
     assert load(tmp_path / "list.csv", target="kind").classes == ("cat", "dog")
-    with pytest.raises(DataError, match="no column 'sort' beside the paths; use one of kind"):
+    with pytest.raises(DataError, match="no column 'sort' beside the images; use one of kind"):
         load(tmp_path / "list.csv", target="sort")
 
 
@@ -403,6 +403,61 @@ def test_predictions_of_archives_and_of_tables_of_paths(tmp_path):
         assert x[torch.arange(24)].equal(load(place).x)
         assert [name.removeprefix("all.tar/") for name in names] == [f"{i:02}.png" for i in range(24)]
         assert not dataset.unread(str(place), names)
+
+
+def test_a_saved_data_set_of_images_is_read_in_place(tmp_path):
+    import datasets
+
+    folder = load(pets(tmp_path / "pets", 8))
+    kinds = datasets.ClassLabel(names=["dog", "cat"])
+    features = datasets.Features({"picture": datasets.Image(), "kind": kinds, "who": datasets.Value("int64")})
+
+    def rows(first, count, hidden=False):
+        numbers = range(first, first + count)
+        return datasets.Dataset.from_dict({
+            "picture": [{"path": None, "bytes": Path(folder.names[i]).read_bytes()} for i in numbers],
+            "kind": [-1 if hidden else int(Path(folder.names[i]).parent.name == "cat") for i in numbers],
+            "who": [i // 2 for i in numbers],
+        }, features=features)  # fmt: skip
+
+    rows(0, 16).save_to_disk(str(tmp_path / "all"))
+    loaded = load(tmp_path / "all")
+    assert loaded.x.equal(folder.x)
+    assert [loaded.classes[y] for y in loaded.y] == [folder.classes[y] for y in folder.y]
+    assert "images by column 'picture', labels by column 'kind'" in loaded.note
+    grouped = load(tmp_path / "all", groups="who")
+    assert not {int(i) // 2 for i in grouped.test} & {int(i) // 2 for i in grouped.labelled}
+    parts = {"train": rows(0, 10), "validation": rows(10, 3), "test": rows(13, 3)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "split"))
+    loaded = load(tmp_path / "split", target="kind")
+    assert [len(part) for part in (loaded.labelled, loaded.audit, loaded.test)] == [10, 3, 3]
+    datasets.DatasetDict({**parts, "test": rows(13, 3, hidden=True)}).save_to_disk(str(tmp_path / "hidden"))
+    assert "splits that are not read: test" in load(tmp_path / "hidden").note
+    rows(13, 3, hidden=True).save_to_disk(str(tmp_path / "more"))
+    assert len(load(tmp_path / "all", unlabelled=str(tmp_path / "more")).unlabelled) == 3
+    dataset.write_card(folder, tmp_path / "model")
+    x, names = dataset.inputs_for(str(tmp_path / "all"), tmp_path / "model")
+    assert x[torch.arange(16)].equal(folder.x)
+    assert names[3] == "rows[3]"
+    with pytest.raises(DataError, match="no column 'sort' beside the images; use one of kind, who"):
+        load(tmp_path / "all", target="sort")
+
+
+def test_a_row_of_a_saved_data_set_without_an_image_is_left_out_and_fetches_nothing(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    good = [Path(save(tmp_path / f"{i}.png")).read_bytes() for i in range(12)]
+    cells = [*({"path": None, "bytes": b} for b in good), None, {"path": None, "bytes": b"none"}]
+    rows = {"image": cells, "label": ["a", "b"] * 7}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    loaded = load(tmp_path / "set")
+    assert len(loaded.x) == 12
+    told = "2 files were left out: 1 no image in the row (rows[12]), 1 no image by its content (rows[13])"
+    assert told in loaded.note
+    distant = [{"image": {"path": "http://nowhere.invalid/a.png", "bytes": None}}]
+    with pytest.raises(DataError, match="no image in the row"):
+        image_lists._stored_image(distant, "image", 0)
 
 
 class Rows(torch.utils.data.Dataset[Any]):

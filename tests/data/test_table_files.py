@@ -96,11 +96,6 @@ def test_the_splits_of_a_saved_data_set_are_those_of_a_run(tmp_path):
     loaded = load(str(tmp_path / "h"), target="y")
     assert len(loaded.y) == 80
     assert "splits that are not read: test" in loaded.note
-    pictures = datasets.Features({"picture": datasets.Image(), "y": datasets.Value("int64")})
-    rows_of = {"picture": [{"path": None, "bytes": b""}] * 4, "y": [0, 1] * 2}
-    datasets.Dataset.from_dict(rows_of, features=pictures).save_to_disk(str(tmp_path / "i"))
-    with pytest.raises(DataError, match=r"column 'picture' holds images.*folder by class"):
-        load(str(tmp_path / "i"), target="y")
 
 
 def test_whole_numbers_stay_whole_as_names_of_classes(tmp_path):

@@ -410,6 +410,30 @@ def test_labels_that_cannot_be_used_get_one_line() -> None:
     assert "none of 442 rows has a label" in complaint(SelfDistilledRegressor(Ridge()), X, np.full(442, np.nan))
 
 
+def test_a_column_of_numbers_with_a_few_texts_is_refused_by_name() -> None:
+    """Each number would be a category of its own, and nobody would know."""
+    cells = pd.DataFrame({"a": IRIS[:, 0], "b": IRIS[:, 1].astype(object)})
+    cells.loc[5, "b"] = "Total"
+    forms = {"pandas": cells, "text": cells.astype({"b": str})}
+    polars = pytest.importorskip("polars")
+    forms["polars"] = polars.DataFrame({"a": IRIS[:, 0], "b": cells["b"].astype(str).to_list()})
+    for frame in forms.values():
+        for kind in (SelfDistilledClassifier(), SelfTrainedClassifier(), SelfDistilledClassifier(GaussianNB())):
+            assert "column 'b' of X has text in row 5 (from 0), 'Total'" in complaint(kind, frame, KINDS)
+    named = cells.assign(b=cells["b"].astype(str).astype("category"))
+    read = cells.assign(b=pd.to_numeric(cells["b"], errors="coerce"))
+    marked = forms["polars"].with_columns(polars.col("b").cast(polars.Categorical))
+    for frame in (named, read, marked):
+        assert SelfDistilledClassifier(generations=1).fit(frame, KINDS).score(frame, KINDS) > 0.5
+    assert "y has 'Total' in row 5 (from 0)" in complaint(SelfDistilledRegressor(Ridge()), IRIS, cells["b"])
+
+
+def test_an_error_of_a_learner_names_the_columns() -> None:
+    frame = pd.DataFrame({"a": IRIS[:, 0], "kind": ["x", "y", None] * 50, "gap": [np.nan, 1.0] * 75})
+    told = complaint(SelfDistilledClassifier(GaussianNB()), frame, KINDS)
+    assert "columns with text: 'kind'; with empty cells: 'kind', 'gap'; leave them out" in told
+
+
 @pytest.mark.parametrize("form", [list, pd.Series, lambda texts: np.array(texts, dtype=object), np.array])
 def test_texts_go_into_estimators_over_text_pipelines(form: Any) -> None:
     """As scikit-learn takes them: a list, a series or an array of strings."""

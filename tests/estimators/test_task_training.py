@@ -189,6 +189,28 @@ def test_rows_left_out_are_not_learnt_from() -> None:
     from selfdistill.estimators.run import cross_predict, prepare
 
     choice = prepare(Request("diabetes", labels=80, model=BOOSTING))
-    said = cross_predict(choice, DecisionTreeRegressor(random_state=0), seed=0)
+    held, outputs = cross_predict(choice, DecisionTreeRegressor(random_state=0), seed=0)
     y = choice.data.y[choice.data.labelled]
-    assert float(np.mean((said.numpy() - y) ** 2)) > 0.3 * y.var()
+    assert held.tolist() == list(range(len(y)))
+    assert float(np.mean((outputs.numpy() - y) ** 2)) > 0.3 * y.var()
+
+
+def test_with_a_time_only_earlier_rows_teach_those_left_out(tmp_path: Path) -> None:
+    from selfdistill.estimators.run import cross_predict, folds_of, prepare
+
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"x": random.normal(size=200), "day": np.arange(200) // 4, "who": np.arange(200) // 6})
+    table.assign(y=table["x"] + random.normal(size=200)).to_csv(tmp_path / "t.csv", index=False)
+    choice = prepare(Request(str(tmp_path / "t.csv"), target="y", time="day", groups="who", model="linear"))
+    data = choice.data
+    assert data.time is not None
+    assert data.groups is not None
+    time, groups = data.time[data.labelled], data.groups[data.labelled]
+    folds = folds_of(choice, 0)
+    assert len(folds) == 5
+    for teach, held in folds:
+        assert time[teach].max() < time[held].min()
+        assert not set(groups[teach]) & set(groups[held])
+    held, outputs = cross_predict(choice, choice.learner(0), 0)
+    assert len(held) == len(outputs) == sum(len(each) for _, each in folds)
+    assert (np.diff(held) > 0).all()
