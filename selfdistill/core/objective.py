@@ -96,7 +96,7 @@ class Objective(nn.Module):
         scale: (center, scale) of standardised values, for external teachers that answer in their unit.
         clock: length and position of the run, for schedules; ``update()`` moves it on.
         autocast: context for the forward passes (mixed precision).
-        memory, memory_top: precision of remembered predictions, and how many of the largest probabilities are kept.
+        memory_dtype, memory_top: precision of remembered predictions, and how many of the largest are kept.
         vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
 
     >>> from selfdistill.methods import plain
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         clock: TrainingClock | None = None,
         autocast: Callable[[], Any] = nullcontext,
         vitals: bool = True,
-        memory: torch.dtype = torch.float32,
+        memory_dtype: torch.dtype = torch.float32,
         memory_top: int = 0,
     ) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Objective(nn.Module):
                 self._keys[name, part] = shared[key]
         for state in self.states.modules():
             if isinstance(state, SampleMemory):
-                state.compact(memory, memory_top)
+                state.compact(memory_dtype, memory_top)
         self._plan = ForwardPlan(*method.student_views(), method.forward == "fused", autocast, method.mixing)
         self._followers = [owner for owner in self._owners if type(owner[1]).update is not Part.update]
         self._suppliers = [

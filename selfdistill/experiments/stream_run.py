@@ -1,21 +1,34 @@
-"""A run of a class-incremental stream: the method, naive training and joint training, scored on the test split."""
+"""Runs that learn in turn: a stream of tasks beside naive and joint training, and updates of a finished run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ..core import distributed
-from ..errors import RecipeError
-from ..io.run_record import Request
+from ..core.objective import Method
+from ..data import sources, tables
+from ..data.dataset import PREPROCESSOR, Data, load, saved_column_types
+from ..data.images import idx_files
+from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.predict import predict, task_outputs
+from ..io.run_record import Request, read_record
+from ..losses.distributions import UNKNOWN
 from ..methods import Recipe
 from ..methods.controls import plain
+from ..methods.registry import read_method
+from ..models import store
+from ..models.growth import GrownBuild, Padded, grown
+from ..training import reservoir
 from ..training.fit import fit
-from ..training.stream import class_tasks, fit_stream, rows_of_tasks, score_classes
+from ..training.stream import class_tasks, fit_stream, fit_update, rows_of_tasks, score_classes, task_accuracy
 from ..training.task_type import Listeners, Rows
-from .network_run import NetworkRun, batch_size_for, prepare
+from .network_run import NetworkRun, batch_size_for, prepare, usual_epochs
 from .network_task import NetworkTaskType
 
 NAMES = {"naive": "plain(), task after task", "joint": "plain(), all tasks at once"}
@@ -72,10 +85,7 @@ class StreamTaskType(NetworkTaskType):
     def prepare(self, request: Request) -> StreamRun:
         """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
         ready = prepare(request)
-        if ready.method.wrap_model is not None or ready.method.views.need_unlabelled():
-            raise RecipeError(
-                f"{ready.expression} is no method for streams; give er(), der(), der_pp(), er_ema() or lwf()"
-            )
+        _check_recipe(ready.method, ready.expression)
         for name in ("audit_folds", "init", "text"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
@@ -97,9 +107,221 @@ class StreamTaskType(NetworkTaskType):
         return f"{', '.join(parts)} points. One seed proves little; repeat with other --seed values."
 
 
+def _check_recipe(method: Method, expression: str) -> None:
+    """Refuse recipes that change the model or need unlabelled rows."""
+    if method.wrap_model is not None or method.views.need_unlabelled():
+        raise RecipeError(f"{expression} is no method for streams; give er(), der(), der_pp(), er_ema() or lwf()")
+
+
 def _trained(result: dict[str, Any]) -> list[str]:
     return [name for name in ("naive", "method", "joint") if name in result["stream"]]
 
 
 def _metrics(result: dict[str, Any], name: str) -> dict[str, float]:
     return {key: value for key, value in result["stream"][name].items() if key != "matrix"}
+
+
+# updates ----------------------------------------------------------------------------------------------------------
+
+#: options of a run that a run which is updated has decided, or that have no meaning for an update
+_FIXED = (
+    "text", "unlabelled", "image_size", "model", "init", "audit_folds", "targets", "tasks", "keep", "checker",
+    "skip_long", "lora", "max_tokens", "checkpointing",
+)  # fmt: skip
+
+
+@dataclass
+class UpdateRun(NetworkRun):
+    """An update with every choice made: ``before`` is the model of the earlier run, ``known`` its number of classes."""
+
+    before: nn.Module
+    known: int
+    sample: Mapping[str, Tensor]
+
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        return self.sample
+
+    @property
+    def note(self) -> str:
+        """What the data are, and what an update without stored rows costs."""
+        lines = [self.data.note] if self.data.note else []
+        if not self.sample:
+            lines.append(
+                "no row of the earlier data is stored (--memory 0): the earlier model teaches its classes on the new "
+                "rows alone, and with new classes most of the old ones are forgotten; see docs/streams.md"
+            )
+        return "\n".join(lines)
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """The method, then naive training of as many steps; each goes on from its checkpoints."""
+        common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
+        begin, build, data = listeners.progress, self.build, self.data
+        settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
+        trained = fit_update(
+            build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
+            **common, **settings,
+        )  # fmt: skip
+        models = {"before": self.before, "method": trained.model.cpu()}
+        if self.request.control:
+            naive = fit_update(
+                build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
+                **common, **settings,
+            )  # fmt: skip
+            models["naive"] = naive.model.cpu()
+        result = self._result(folder, trained, None, False)
+        result["update"] = self._scores(models)
+        if distributed.rank() == 0:
+            self._save_final_model(folder / "model", trained, result)
+        return result
+
+    def _scores(self, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Accuracy of each model on new rows and on those of old classes, and what was forgotten of these.
+
+        Without test rows of old classes beside new ones the stored rows are asked, which were learnt from.
+        """
+        data, ids, old = self.data, self.data.test, self.data.y[self.data.test] < self.known
+        tested = bool(old.any()) and len(data.classes) > self.known
+        result: dict[str, Any] = {
+            "classes": {"old": list(data.classes[: self.known]), "new": list(data.classes[self.known :])},
+            "old_rows": int(old.sum()) if tested else len(self.sample.get("y", ())),
+            "old_from": "the test split" if tested else "the reservoir",
+        }
+        for name, model in models.items():
+            logits = task_outputs(model, data, ids)
+            new = ~old if tested else torch.ones_like(old)
+            scores = {
+                "accuracy": task_accuracy(logits, data.y[ids]),
+                "new": task_accuracy(logits[new], data.y[ids][new]),
+            }
+            if tested:
+                scores["old"] = task_accuracy(logits[old], data.y[ids][old])
+            elif self.sample:
+                scores["old"] = task_accuracy(predict(model, self.sample["x"]), self.sample["y"])
+            result[name] = scores
+        for scores in (result[name] for name in models if "old" in result[name]):
+            scores["forgetting"] = result["before"]["old"] - scores["old"]
+        return result
+
+
+def _base(request: Request) -> tuple[Path, Request, dict[str, Any]]:
+    """The run that is updated: its model folder, its request, and the card of its model.
+
+    Raises:
+        CheckpointError: it is no finished run.
+        DataError: it knows no classes, or an option does not go with an update.
+    """
+    run = Path(str(request.update))
+    if not (run / "run.json").exists():
+        raise CheckpointError(f"{run} is no run folder (it has no run.json); give the folder that `run` printed")
+    place = store.model_folder(run)
+    for name in _FIXED:
+        if getattr(request, name) not in (None, False):
+            raise DataError(f"`update` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
+    card = store.model_card(place)
+    if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
+        raise DataError(
+            f"{run} is no network that classifies images or rows of a table, and `update` goes on with nothing else; "
+            "train a new model on all data by `selfdistill run`"
+        )
+    return place, read_record(run / "run.json")[1], card
+
+
+def _new_data(request: Request, place: Path, base: Request, card: Mapping[str, Any]) -> Data:
+    """The new rows, prepared as those of the run were; the classes of the run come first.
+
+    Raises:
+        DataError: they are of another kind or shape, or none has a label.
+    """
+    shape, fixed = tuple(card["shape"]), request.data in sources.NAMES or bool(idx_files(Path(request.data)))
+    prepared = (place / PREPROCESSOR).exists()
+    data = load(
+        request.data,
+        target=request.target or base.target,
+        labels=request.labels,
+        label_noise=request.label_noise,
+        image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
+        seed=request.seed,
+        columns=({**saved_column_types(place)} if prepared else {}) | dict(request.columns),
+        groups=request.groups,
+        time=request.time,
+        test=request.test,
+        audit=request.validation,
+        preprocessor=tables.load(place / PREPROCESSOR) if prepared else None,
+        taught=card["classes"],
+    )
+    if (data.task, data.kind, data.shape) != ("classify", card["kind"], shape):
+        raise DataError(
+            f"{request.data}: {data.kind} rows of shape {data.shape} to {data.task}, but the model of {request.update} "
+            f"classifies {card['kind']} rows of shape {shape}; give data of that shape with classes"
+        )
+    classes = [*card["classes"], *(name for name in data.classes if name not in card["classes"])]
+    places = torch.tensor([*(classes.index(name) for name in data.classes), -1])  # the last one for no label
+    data = replace(data, y=places[data.y], classes=tuple(classes))
+    return replace(data, augment=request.augment) if request.augment else data
+
+
+def prepare_update(request: Request) -> UpdateRun:
+    """Load the new data, and model and reservoir of the run that is updated; the data of that run are never opened.
+
+    Raises:
+        CheckpointError: there is no such run, or it is not finished.
+        DataError, RecipeError: it cannot be updated with these data.
+    """
+    place, base, card = _base(request)
+    known = len(card["classes"])
+    data = _new_data(request, place, base, card)
+    rows = reservoir.read_sample(place.parent, tuple(card["shape"]), known) if request.memory != 0 else None
+    if rows is None and request.memory:
+        raise DataError(
+            f"{request.update} kept no rows (--memory 0), and --memory {request.memory} would replay some; give "
+            "--memory 0, which learns without them and forgets more"
+        )
+    room = reservoir.ROWS if request.memory is None else request.memory
+    expression = request.method or (f"der_pp(memory={min(room, len(rows['x']))})" if rows else "lwf()")
+    method = read_method(expression)
+    _check_recipe(method, expression)
+    build: GrownBuild = grown(place, len(data.classes))
+    before = Padded(store.load(place), len(data.classes), UNKNOWN)
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
+    settings["batch_size"] = request.batch_size or batch_size_for(data, method)
+    settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
+    sample = reservoir.padded(rows, len(data.classes), room, request.seed) if rows else {}
+    return UpdateRun(request, data, method, expression, build, settings, before, known, sample)
+
+
+class UpdateTaskType(NetworkTaskType):
+    """Finished runs of networks that go on with new rows or classes."""
+
+    name, learner, title = "update", "updates", "For updates"
+    about = "Finished runs that go on with new data."
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """None of its own: those of networks."""
+        return {}
+
+    def serves(self, request: Request) -> bool:
+        return request.update is not None
+
+    def prepare(self, request: Request) -> UpdateRun:
+        return prepare_update(request)
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The run before, naive training and the method."""
+        names = {"before": "the run before", "naive": "plain(), on the new rows alone", "method": result["method"]}
+        return [(names[name], result["update"][name]) for name in names if name in result["update"]]
+
+    def verdict(self, result: dict[str, Any]) -> str:
+        """Old classes before and after, new classes, and what naive training forgets."""
+        update = result["update"]
+        before, after, naive = (update.get(name) for name in ("before", "method", "naive"))
+        text = f"New rows: {100 * after['new']:.1f} %. "
+        if "old" not in after:
+            return f"{text}Old classes are not measured: give --test with rows of old and new classes."
+        text += f"Old classes: {100 * before['old']:.1f} % before, {100 * after['old']:.1f} % after"
+        if naive:
+            text += f" ({100 * naive['old']:.1f} % after training on the new rows alone)"
+        where = f", on {update['old_rows']} rows of {update['old_from']}"
+        if update["old_from"] == "the reservoir":
+            where += ", which were learnt from; give --test with rows of old and new classes for a fair figure"
+        return f"{text}{where}."

@@ -138,6 +138,8 @@ class Squared(Loss):
 class SquaredLogits(Loss):
     """Mean over components of (student - target)^2 of logits as they are (dark experience replay, 2020).
 
+    Components that the target does not know (`UNKNOWN`) are left out.
+
     >>> SquaredLogits()(torch.tensor([[1.0, 3.0]]), Target(torch.tensor([[1.0, 1.0]]), "logits")).item()
     2.0
     """
@@ -147,7 +149,8 @@ class SquaredLogits(Loss):
 
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(student.shape[-1])
-        return (student - target.value).square().mean(-1)
+        known = target.value > UNKNOWN / 2
+        return torch.where(known, student - target.value, 0.0).square().sum(-1) / known.sum(-1).clamp(min=1)
 
     def of_values(self) -> Squared:
         """Its counterpart for values, which are numbers as they are."""

@@ -19,7 +19,7 @@ COLUMNS = {
 
 
 #: Those of a stream of tasks.
-STREAM = {"task_incremental": "within a task", "forgetting": "forgetting"}
+STREAM = {"task_incremental": "within a task", "old": "old classes", "new": "new rows", "forgetting": "forgetting"}
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
@@ -66,7 +66,7 @@ def _cell(name: str, value: float | None) -> str:
         return "-"
     if name == "length":
         return f"{value:.0f}"
-    if name in ("accuracy", "coverage", "kept", "task_incremental", "forgetting"):
+    if name in ("accuracy", "coverage", "kept", *STREAM):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

@@ -87,6 +87,8 @@ class Reservoir(Buffers, Inherited):
     def inherit(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items():
             self._buffers[name] = value.to(self.seen.device, copy=True)
+        if len(self) < int(self.seen):  # a sample of more rows cannot grow: the others are gone
+            self.room = min(self.room, len(self))
 
     @torch.no_grad()
     def refresh(self, model: nn.Module, head: str) -> None:

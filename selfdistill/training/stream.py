@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.objective import Method
+from ..core.objective import Method, Objective
 from ..core.regression import for_task
 from ..data.dataset import Data, sealed
 from ..errors import DataError
 from ..evaluation.predict import task_outputs
+from ..io.tensors import digest
 from ..methods.validate import check_method
+from ..teachers.replay import Reservoir
 from .fit import Result, choose_device, drive, run_folder
 from .settings import Settings
 from .state import RunState
@@ -156,13 +158,85 @@ def fit_stream(
     Returns:
         As of `fit`; a generation is a task.
     """
-    device = choose_device(device)
-    folder = run_folder(out, resume)
     method = for_task(replace(method, generations=len(tasks)), data.task)
     check_method(method, data)
     task = StreamTask(build, data, method, tasks)
     chosen = Settings(**{**settings, "audit": "off"})
-    return drive(Trainer(task, method, chosen, folder=folder, device=device, warn=warn, tell=tell), resume, progress)
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+
+
+class UpdateTask(NetworkTask):
+    """A network of a finished run that goes on with new rows.
+
+    Args:
+        build: makes the network with the weights of that run.
+        data, method: as of `NetworkTask`; the method has one generation.
+        before: the network of that run, with the logit `UNKNOWN` for classes that it does not know.
+        stored: what the reservoir of that run holds; empty where it has none.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        data: Data,
+        method: Method,
+        before: nn.Module,
+        stored: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(build, sealed(data), method)
+        self.before, self.stored = before, stored
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {**super().identity, "before": digest({**self.before.state_dict(), **self.stored})}
+
+    def previous_model(self, state: RunState, generation: int) -> nn.Module:
+        return self.before
+
+    def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
+        objective = super().bind(state, previous)
+        for part in objective.states.values():
+            if isinstance(part, Reservoir) and self.stored:
+                part.inherit(self.stored)
+        return objective
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Those that ask a model of few rows for more say nothing about an update."""
+        return [DryRun(self)]
+
+
+def fit_update(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    before: nn.Module,
+    stored: Mapping[str, Tensor],
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Train the network of a finished run on new rows; nothing audits it.
+
+    Args:
+        build, data, method, before, stored: as of `UpdateTask`.
+        out, resume, device, progress, warn, tell: as of `fit`.
+        settings: the fields of `Settings`.
+
+    Returns:
+        As of `fit`.
+    """
+    method = for_task(replace(method, generations=1), data.task)
+    check_method(method, data)
+    task = UpdateTask(build, data, method, before, stored)
+    chosen = Settings(**{**settings, "audit": "off"})
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
 
 
 def score_classes(
