@@ -231,6 +231,15 @@ class Comparison:
     # the result ----------------------------------------------------------------------------------------------------
 
     def _finish(self, plan: dict[str, Any], done: list[Job], wall: float, tell: Tell) -> dict[str, Any]:
+        with refuse_misfits(self.folder, f"delete {self.folder} and run the comparison again"):
+            result = self._result(plan, done, wall)
+        write_json(self.folder / COMPARISON, result)
+        remedy = f"the comparison is finished, and `selfdistill report {self.folder}` draws it again"
+        with surviving(f"{self.folder / PAGE} was not drawn", remedy, tell):
+            write_report(self.folder, TASK_TYPES)
+        return result
+
+    def _result(self, plan: dict[str, Any], done: list[Job], wall: float) -> dict[str, Any]:
         cells: dict[str, dict[int, dict[str, Any]]] = {}
         times: dict[str, list[dict[str, float]]] = {}
         first = self._cell(done[0])
@@ -242,9 +251,7 @@ class Comparison:
                 times.setdefault(name, []).append(spent)
         task = first["data"]["task"]
         methods, plain = self.design.judged(self.settings.methods), self.design.plain(plan["teacher"])
-        with refuse_misfits(self.folder / "cells", f"delete {self.folder} and run the comparison again"):
-            judged = judge(cells, methods, task=task, level=self.settings.level, plain=plain)
-        found = {
+        return {
             "format": FORMAT,
             "kind": "comparison",
             "command": plan["command"],
@@ -258,7 +265,7 @@ class Comparison:
             "budget": {"kind": self.settings.budget, "amount": plan["amount"], "unit": _unit(self.settings.budget)},
             "level": self.settings.level,
             "reachable": [self._reachable()],
-            **judged,
+            **judge(cells, methods, task=task, level=self.settings.level, plain=plain),
             "trouble": [
                 f"{name}, seed {seed}: {record['trouble']}"
                 for name, records in cells.items()
@@ -276,11 +283,6 @@ class Comparison:
                 "wall_seconds": wall,
             },
         }
-        write_json(self.folder / COMPARISON, found)
-        remedy = f"the comparison is finished, and `selfdistill report {self.folder}` draws it again"
-        with surviving(f"{self.folder / PAGE} was not drawn", remedy, tell):
-            write_report(self.folder, TASK_TYPES)
-        return found
 
 
 def _unit(budget: str) -> str:

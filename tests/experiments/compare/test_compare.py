@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from selfdistill.data.dataset import load
-from selfdistill.errors import CheckpointError, DataError, RecipeError, SpaceError, VitalsError
+from selfdistill.errors import CheckpointError, DataError, RecipeError, SelfdistillError, SpaceError, VitalsError
 from selfdistill.experiments.compare import compare, runner
 from selfdistill.experiments.network_task import larger, planned
 from selfdistill.experiments.run import Run
@@ -189,6 +190,47 @@ def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
     broken.write_text("{")
     with pytest.raises(CheckpointError, match=r"times.json is damaged .*; delete .* and go on"):
         compare(REQUEST, METHODS, seeds=3, out=folder)
+
+
+WRONG = (None, -1, "x", [3], {}, 10**30)
+
+
+@pytest.mark.parametrize("file", ["plan.json", "cell.json", "times.json"])
+def test_a_record_with_a_wrong_field_takes_one_line(file: str, whole: Path, tmp_path: Path) -> None:
+    """Every field in turn becomes something else, or is missing: it is fit for use, or refused."""
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    path = folder / file if file == "plan.json" else next(folder.glob(f"cells/plain-*/1/{file}"))
+    text, ended = path.read_text(), 0
+    for spot in spots(json.loads(text), 3 if file == "plan.json" else 2):
+        for wrong in (*(WRONG if file == "plan.json" else WRONG[:2]), "missing"):
+            record = json.loads(text)
+            place = record
+            for key in spot[:-1]:
+                place = place[key]
+            if wrong == "missing":
+                del place[spot[-1]]
+            elif type(wrong) is type(place[spot[-1]]) and spot[0] == "jobs":
+                continue  # another job, which would be trained
+            else:
+                place[spot[-1]] = wrong
+            path.write_text(json.dumps(record))
+            for made in ("comparison.json", "README.md", "index.html"):
+                (folder / made).unlink(missing_ok=True)
+            try:
+                compare(REQUEST, METHODS, seeds=3, out=folder)
+            except SelfdistillError as error:
+                assert "\n" not in str(error)
+                ended += 1
+    assert ended > 10
+
+
+def spots(record: Any, deep: int) -> Iterator[list[Any]]:
+    """The ways to the fields of a record; of lists to the first entry alone."""
+    fields = record.items() if isinstance(record, dict) else enumerate(record[:1]) if isinstance(record, list) else ()
+    for key, value in fields if deep else ():
+        yield [key]
+        yield from ([key, *rest] for rest in spots(value, deep - 1))
 
 
 def test_the_plan_gives_the_cheaper_method_more_steps() -> None:
