@@ -6,6 +6,11 @@ Digits in 5 tasks of 2 classes: an MLP of width 100, SGD with momentum 0.9 at 0.
 task, batches of 10 beside 32 replayed rows; `er` at equal replayed rows has 64, since `der_pp` draws twice. A training
 adds a line to ``--out``; given again, the command goes on where it was cut. The joint training sees all tasks at once,
 for as many steps.
+
+    python -m benchmarks.streams --update --seeds 5 --memory 200 --out runs/updates.jsonl
+
+A run of the digits 0 to 4 is updated with 5 to 9: folders of images, the defaults of `run` and `update` without
+augmentation, and a test split of all ten digits that neither of them learns from.
 """
 
 from __future__ import annotations
@@ -14,13 +19,18 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from selfdistill.core.objective import Method
-from selfdistill.data.dataset import load
+from selfdistill.data.dataset import Data, load
+from selfdistill.experiments.run import Run
+from selfdistill.io.run_record import Request
 from selfdistill.methods import der, der_pp, er, er_ema, lwf, plain
 from selfdistill.models.registry import parse
 from selfdistill.training.fit import fit
@@ -73,6 +83,58 @@ def gain(rows: list[dict[str, Any]], arm: str, against: str) -> str:
     return f"{arm} minus {against}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, {len(paired)} seeds"
 
 
+def write_images(data: Data, ids: Tensor, folder: Path) -> str:
+    """A folder of images by class; returns its path."""
+    for i in ids.tolist():
+        place = folder / data.classes[int(data.y[i])]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.x[[i]][0, 0] * 15).numpy()).save(place / f"{i}.png")
+    return str(folder)
+
+
+def update(memory: int, seed: int) -> dict[str, Any]:
+    """The scores of one update, of the run before it, and of training on the new rows alone."""
+    data = load("digits")
+    taught = torch.cat([data.labelled, data.audit])
+    with tempfile.TemporaryDirectory() as name:
+        place, common = Path(name), {"augment": "none", "seed": seed, "device": "cpu"}
+        low = data.y[taught] < 5
+        old, new = (write_images(data, taught[part], place / n) for n, part in (("old", low), ("new", ~low)))
+        test = write_images(data, data.test, place / "test")
+        Run.create(Request(old, image_size=8, control=False, **common), place / "run").execute()
+        request = Request(new, update=str(place / "run"), test=test, memory=memory, **common)
+        result = Run.create(request, place / "update").execute()
+    scores = {name: result["update"][name] for name in ("before", "naive", "method")}
+    return {"memory": memory, "seed": seed, "recipe": result["method"], **scores}
+
+
+def main_update(options: argparse.Namespace) -> None:
+    """Update what is missing, and print the table."""
+    rows = read_rows(options.out)
+    for seed in range(options.seeds):
+        if (options.memory, seed) not in {(row["memory"], row["seed"]) for row in rows}:
+            rows.append(append_row(options.out, update(options.memory, seed)))
+    own = [row for row in rows if row["memory"] == options.memory]
+    for name in ("before", "naive", "method"):
+        shown = [f"{k} {100 * statistics.mean(r[name][k] for r in own):.1f}" for k in ("accuracy", "old", "new")]
+        print(f"{name if name != 'method' else own[0]['recipe']}: {', '.join(shown)}")
+    lost = [100 * row["method"]["forgetting"] for row in own]
+    print(f"old classes lose {statistics.mean(lost):.1f} points, at most {max(lost):.1f}, {len(own)} seeds")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results; none where there is no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append_row(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Add a line to a file of results."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
 def main() -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -82,17 +144,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--arms", default="der_pp;er, equal rows;joint")
     parser.add_argument("--out", type=Path, default=Path("runs/streams.jsonl"))
+    parser.add_argument("--update", action="store_true", help="update runs in place of streams")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    if options.update:
+        main_update(options)
+        return
+    rows = read_rows(options.out)
     done = {(row["data"], row["arm"], row["memory"], row["seed"]) for row in rows}
     for seed in range(options.seeds):
         for arm in options.arms.split(";"):
             if (options.data, arm, options.memory, seed) not in done:
-                rows.append(train(options.data, arm, options.memory, seed, options.epochs))
-                with options.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                rows.append(append_row(options.out, train(options.data, arm, options.memory, seed, options.epochs)))
     rows = [row for row in rows if row["memory"] == options.memory and row["data"] == options.data]
     for arm in options.arms.split(";"):
         own = [row for row in rows if row["arm"] == arm]

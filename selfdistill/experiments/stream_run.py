@@ -184,6 +184,7 @@ class UpdateRun(NetworkRun):
         tested = bool(old.any()) and len(data.classes) > self.known
         result: dict[str, Any] = {
             "classes": {"old": list(data.classes[: self.known]), "new": list(data.classes[self.known :])},
+            "target": self.request.target,
             "old_rows": int(old.sum()) if tested else len(self.sample.get("y", ())),
             "old_from": "the test split" if tested else "the reservoir",
         }
@@ -204,8 +205,8 @@ class UpdateRun(NetworkRun):
         return result
 
 
-def _base(request: Request) -> tuple[Path, Request, dict[str, Any]]:
-    """The run that is updated: its model folder, its request, and the card of its model.
+def _base(request: Request) -> tuple[Path, str | None, dict[str, Any]]:
+    """The run that is updated: its model folder, its target column, and the card of its model.
 
     Raises:
         CheckpointError: it is no finished run.
@@ -216,7 +217,7 @@ def _base(request: Request) -> tuple[Path, Request, dict[str, Any]]:
         raise CheckpointError(f"{run} is no run folder (it has no run.json); give the folder that `run` printed")
     place = store.model_folder(run)
     for name in _FIXED:
-        if getattr(request, name) not in (None, False):
+        if getattr(request, name) is not None and getattr(request, name) is not False:
             raise DataError(f"`update` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
     card = store.model_card(place)
     if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
@@ -224,25 +225,26 @@ def _base(request: Request) -> tuple[Path, Request, dict[str, Any]]:
             f"{run} is no network that classifies images or rows of a table, and `update` goes on with nothing else; "
             "train a new model on all data by `selfdistill run`"
         )
-    return place, read_record(run / "run.json")[1], card
+    record, base = read_record(run / "run.json")
+    return place, base.target or record.get("result", {}).get("update", {}).get("target"), card
 
 
-def _new_data(request: Request, place: Path, base: Request, card: Mapping[str, Any]) -> Data:
+def _new_data(request: Request, place: Path, target: str | None, card: Mapping[str, Any]) -> Data:
     """The new rows, prepared as those of the run were; the classes of the run come first.
 
     Raises:
         DataError: they are of another kind or shape, or none has a label.
     """
     shape, fixed = tuple(card["shape"]), request.data in sources.NAMES or bool(idx_files(Path(request.data)))
-    prepared = (place / PREPROCESSOR).exists()
+    prepared, file = (place / PREPROCESSOR).exists(), Path(request.data).is_file()
     data = load(
         request.data,
-        target=request.target or base.target,
+        target=request.target or (target if file else None),
         labels=request.labels,
         label_noise=request.label_noise,
         image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
         seed=request.seed,
-        columns=({**saved_column_types(place)} if prepared else {}) | dict(request.columns),
+        columns=(saved_column_types(place) if prepared and file else {}) | dict(request.columns),
         groups=request.groups,
         time=request.time,
         test=request.test,
@@ -268,9 +270,9 @@ def prepare_update(request: Request) -> UpdateRun:
         CheckpointError: there is no such run, or it is not finished.
         DataError, RecipeError: it cannot be updated with these data.
     """
-    place, base, card = _base(request)
+    place, target, card = _base(request)
     known = len(card["classes"])
-    data = _new_data(request, place, base, card)
+    data = _new_data(request, place, target, card)
     rows = reservoir.read_sample(place.parent, tuple(card["shape"]), known) if request.memory != 0 else None
     if rows is None and request.memory:
         raise DataError(
@@ -287,7 +289,17 @@ def prepare_update(request: Request) -> UpdateRun:
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
     settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
     sample = reservoir.padded(rows, len(data.classes), room, request.seed) if rows else {}
-    return UpdateRun(request, data, method, expression, build, settings, before, known, sample)
+    return UpdateRun(
+        replace(request, target=request.target or target),
+        data,
+        method,
+        expression,
+        build,
+        settings,
+        before,
+        known,
+        sample,
+    )
 
 
 class UpdateTaskType(NetworkTaskType):
