@@ -161,8 +161,9 @@ class RowIndex:
             size = max(LEAST, int(end / FULL * 1.25))
             self.places = torch.zeros(0, dtype=torch.int32, device=ids.device)  # before there are two of them
             self.places = torch.zeros(size, dtype=torch.int32, device=ids.device)
-            rows = torch.arange(1, end, device=ids.device)
-        for part in rows.split(CHUNK):
+            first = 1
+        for start in range(first, end, CHUNK):  # 8 bytes a row: all of them at once would be half of a row more
+            part = torch.arange(start, min(start + CHUNK, end), device=ids.device)
             self._insert(part, self.ids.take(part)[:, 0])
 
     def _insert(self, rows: Tensor, ids: Tensor) -> None:

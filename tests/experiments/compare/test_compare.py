@@ -222,7 +222,7 @@ def test_a_record_with_a_wrong_field_takes_one_line(file: str, whole: Path, tmp_
             except SelfdistillError as error:
                 assert "\n" not in str(error)
                 ended += 1
-    assert ended > 10
+    assert ended > (2 if file == "times.json" else 10)
 
 
 def spots(record: Any, deep: int) -> Iterator[list[Any]]:
