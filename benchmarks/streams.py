@@ -88,7 +88,7 @@ def write_images(data: Data, ids: Tensor, folder: Path) -> str:
     for i in ids.tolist():
         place = folder / data.classes[int(data.y[i])]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.x[[i]][0, 0] * 15).numpy()).save(place / f"{i}.png")
+        Image.fromarray((data.x[torch.tensor([i])][0, 0] * 15).numpy()).save(place / f"{i}.png")
     return str(folder)
 
 
@@ -97,7 +97,7 @@ def update(memory: int, seed: int) -> dict[str, Any]:
     data = load("digits")
     taught = torch.cat([data.labelled, data.audit])
     with tempfile.TemporaryDirectory() as name:
-        place, common = Path(name), {"augment": "none", "seed": seed, "device": "cpu"}
+        place, common = Path(name), dict[str, Any](augment="none", seed=seed, device="cpu")
         low = data.y[taught] < 5
         old, new = (write_images(data, taught[part], place / n) for n, part in (("old", low), ("new", ~low)))
         test = write_images(data, data.test, place / "test")

@@ -150,7 +150,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(); lwf() without stored rows].",
+    help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(alpha=0.1); lwf() without stored rows].",
 )
 @click.option(
     "--control/--no-control", default=True, help="Train the baseline too: the same model on the new rows alone."
@@ -159,6 +159,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@raw_csv_option
 @training_options
 @trust_option
 @one_line_errors

@@ -130,6 +130,9 @@ _FIXED = (
 )  # fmt: skip
 
 
+ALPHA = 0.1  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
+
+
 @dataclass
 class UpdateRun(NetworkRun):
     """An update with every choice made: ``before`` is the model of the earlier run, ``known`` its number of classes."""
@@ -280,7 +283,7 @@ def prepare_update(request: Request) -> UpdateRun:
             "--memory 0, which learns without them and forgets more"
         )
     room = reservoir.ROWS if request.memory is None else request.memory
-    expression = request.method or (f"der_pp(memory={min(room, len(rows['x']))})" if rows else "lwf()")
+    expression = request.method or (f"der_pp(memory={min(room, len(rows['x']))}, alpha={ALPHA})" if rows else "lwf()")
     method = read_method(expression)
     _check_recipe(method, expression)
     build: GrownBuild = grown(place, len(data.classes))

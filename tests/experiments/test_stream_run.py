@@ -83,7 +83,7 @@ def update(base: Path, folder: Path, classes: str = "cd", test: str = "abcd", **
 def test_an_update_teaches_new_classes_and_keeps_the_old_ones(base: Path, tmp_path: Path) -> None:
     result = update(base, tmp_path)
     scores = result["update"]
-    assert result["method"] == "der_pp(memory=54)"  # all rows that taught, without validation and test rows
+    assert result["method"] == "der_pp(memory=54, alpha=0.1)"  # all rows that taught, without validation and test rows
     assert scores["classes"] == {"old": ["a", "b"], "new": ["c", "d"]}
     assert (scores["old_rows"], scores["old_from"]) == (80, "the test split")
     assert scores["method"]["old"] > 0.95
