@@ -66,6 +66,7 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """The outputs of the model with wider logits.
 
+        >>> import torch
         >>> Padded(nn.Identity(), 3, -1.0)(torch.zeros(1, 2)).tolist()
         [[0.0, 0.0, -1.0]]
         """

@@ -192,7 +192,7 @@ def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
         compare(REQUEST, METHODS, seeds=3, out=folder)
 
 
-WRONG = (None, -1, "x", [3], {}, 10**30)
+WRONG: tuple[Any, ...] = (None, -1, "x", [3], {}, 10**30)
 
 
 @pytest.mark.parametrize("file", ["plan.json", "cell.json", "times.json"])
