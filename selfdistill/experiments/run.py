@@ -31,7 +31,7 @@ from ..errors import CheckpointError, DataError, NotFiniteError, RecipeError
 from ..evaluation.predict import Predictions
 from ..io import checkpoint, trust
 from ..io.files import FORMAT, refuse_links, sweep, write
-from ..io.run_record import Request, differences, read_record, write_record
+from ..io.run_record import Request, changed_logs, differences, log_digests, read_record, write_record
 from ..models.peers import final_model
 from ..models.store import load_model, model_card
 from ..report import PAGE, surviving
@@ -132,6 +132,8 @@ class Run:
         """
         done = self.result()
         if done is not None:
+            for line in changed_logs(self.folder, self._record()):
+                warn(line)
             if not (self.folder / PAGE).exists():  # the run was killed between its result and its page
                 self._draw(warn)
             return done
@@ -217,7 +219,7 @@ class Run:
         for place, text in (("README.md", readme), ("model/README.md", model_card_text)):
             with surviving(f"{self.folder / place} was not written", "nothing else is missing", warn):
                 write(self.folder / place, text(result, record, task))
-        write_record(self._folder.record, {**record, "result": result})
+        write_record(self._folder.record, {**record, "logs": log_digests(self.folder), "result": result})
         self._draw(warn)
 
     def _draw(self, warn: Callable[[str], None]) -> None:

@@ -117,6 +117,7 @@ _RECORD = {
     "versions": {str: str},
     "threads": Range(1, 4096),
     "result?": _RESULT,
+    "logs?": {str: str},
     "sha256": {"run": str, "result?": str},
 }
 
@@ -296,8 +297,26 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_json(path, {**body, "sha256": _digests(body)})
 
 
+LOGS = ("metrics.jsonl", "control/metrics.jsonl")
+
+
+def log_digests(folder: Path) -> dict[str, str]:
+    """The digests of the logs of a run that has ended."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in LOGS if (folder / name).exists()}
+
+
+def changed_logs(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """A line for each log of a finished run that is no longer what the run wrote."""
+    written, now = record.get("logs", {}), log_digests(folder)
+    names = [name for name in written if now.get(name) != written[name]]
+    return [
+        f"{folder / name} was changed after the run had ended; curves that are drawn of it are not its own"
+        for name in names
+    ]
+
+
 def _digests(record: Mapping[str, Any]) -> dict[str, str]:
     """A digest of what was asked for and, in a finished run, one of the result."""
-    begun = {name: value for name, value in record.items() if name not in ("result", "sha256")}
+    begun = {name: value for name, value in record.items() if name not in ("result", "logs", "sha256")}
     parts = {"run": begun, **({"result": record["result"]} if "result" in record else {})}
     return {name: hashlib.sha256(canonical(part)).hexdigest() for name, part in parts.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.copies import notices
 from ..errors import SelfdistillError
 from ..evaluation.label_errors import FILE, conflict_lines, conflicts_of, read_label_errors
-from ..io.run_record import Lines, read_lines, read_record
+from ..io.run_record import Lines, changed_logs, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
@@ -84,7 +84,11 @@ def render(folder: Path, task: TaskType) -> str:
         figures = table(("on the test split", *names), [(name, *cells) for name, cells in lines_of])
         parts.append(section("On the test split", figures))
     parts += [
-        section("Learning", *_learning(lines, control, result, control_name, task)),
+        section(
+            "Learning",
+            *map(paragraph, changed_logs(folder, record)),
+            *_learning(lines, control, result, control_name, task),
+        ),
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),

@@ -24,7 +24,7 @@ from selfdistill.methods.registry import read_method
 from selfdistill.models.peers import final_model
 from selfdistill.models.store import load_model, model_card
 from selfdistill.training.fit import fit
-from tests.terminal import contents, write_images, write_tables
+from tests.terminal import contents, passed, write_images, write_tables
 
 TINY = Request(steps=3, method="plain()")
 
@@ -271,6 +271,20 @@ def test_the_record_says_what_was_asked_for_and_with_what() -> None:
     assert (record["method"], record["model"], record["settings"]["lr"]) == ("plain()", "mlp", 0.5)
     assert record["versions"]["torch"] == torch.__version__
     assert record["data"]["fingerprint"] == load("digits").fingerprint
+
+
+def test_a_log_that_was_changed_after_the_end_is_told_of() -> None:
+    done(TINY, "r")
+    said: list[str] = []
+    Run.open("r").execute(warn=said.append)
+    assert said == []
+    log = Path("r/metrics.jsonl")
+    log.write_text(log.read_text().replace("0.", "1.", 1))
+    Run.open("r").execute(warn=said.append)
+    told = "r/metrics.jsonl was changed after the run had ended"
+    assert [line.startswith(told) for line in said] == [True]
+    passed("report", "r")
+    assert told in Path("r/report.html").read_text()
 
 
 def test_versions_that_changed_are_said_and_the_first_ones_stay() -> None:
