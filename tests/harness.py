@@ -169,9 +169,46 @@ class Recorded:
         """The normal numbers (rows, count) that a step draws for its samples, as `batches` left the step's seed."""
         return rng.normal((torch.initial_seed(), "direction", clock.generation, clock.step), ids, count)
 
+    def places(self, first: int, rows: int) -> list[int]:
+        """The places in a reservoir that rows of these numbers draw, each below its number plus one."""
+        numbers = torch.arange(first, first + rows)
+        u = rng.uniform((0, "reservoir"), numbers, 2).double()
+        return ((u[:, 0] + u[:, 1] / 2**24) * (numbers + 1)).long().tolist()
+
+    def replayed(self, clock: TrainingClock, view: str, batch: Any, stored: int, count: int) -> list[int]:
+        """The stored rows that a step draws for a view, of a number of them."""
+        first = int(batch["x"].id[0])
+        return rng.sample((0, "stored", view, clock.generation, clock.step, 0, first), stored, min(count, stored))
+
     def seeded(self, *address: int | str) -> None:
         """Set torch's generator as a run of seed 0 does for something it draws between steps."""
         torch.manual_seed(rng.seed(0, *address))
+
+
+class Reservoir:
+    """Past rows (x, y, logits) kept by a plain loop: each offered once, in the first epoch."""
+
+    def __init__(self, run: Recorded, memory: int) -> None:
+        self.run, self.memory, self.seen = run, memory, 0
+        self.rows: list[tuple[Tensor, ...]] = []
+
+    def offer(self, clock: TrainingClock, x: Tensor, y: Tensor, logits: Tensor) -> None:
+        if clock.epoch:
+            return
+        for row, place in zip(zip(x, y, logits.detach(), strict=True), self.run.places(self.seen, len(x)), strict=True):
+            if len(self.rows) < self.memory:
+                self.rows.append(row)
+            elif place < self.memory:
+                self.rows[place] = row
+            self.seen += 1
+
+    def draw(self, clock: TrainingClock, view: str, batch: Any, count: int) -> tuple[Tensor, ...]:
+        """The x, y and logits of a step's rows; none before the first step."""
+        places = self.run.replayed(clock, view, batch, len(self.rows), count) if self.rows else []
+        if not places:
+            x = batch["x"].x
+            return x[:0], batch["x"].y[:0], x.new_zeros(0, CLASSES)
+        return tuple(torch.stack([self.rows[place][field] for place in places]) for field in range(3))
 
 
 class _EnoughError(Exception):

@@ -39,6 +39,7 @@ from selfdistill.losses import (
     GaussianKL,
     GaussianNLL,
     KLFromStudent,
+    KnownKL,
     LogOneMinusInner,
     LogVariances,
     MeanDistance,
@@ -48,6 +49,7 @@ from selfdistill.losses import (
     SelfWeighted,
     Sharpened,
     Squared,
+    SquaredLogits,
 )
 from selfdistill.teachers import (
     Aligned,
@@ -59,6 +61,7 @@ from selfdistill.teachers import (
     ClassMean,
     Combined,
     CurrentStudent,
+    EarlierTasks,
     Ema,
     Ensembled,
     External,
@@ -82,6 +85,8 @@ from selfdistill.teachers import (
     Sampled,
     Snapshot,
     Stale,
+    Stored,
+    StoredLabels,
     Virtual,
     WeakRanks,
     ZipfRanks,  # fmt: skip
@@ -96,7 +101,7 @@ LOSSES = [
     (SelfWeighted(), None),
     (Absolute(), 0.0), (PairCrossEntropy(), None), (Sharpened(), None), (Sharpened(KL(), 2.0), None), (Entropy(), None),
     (Excluding(), None), (ClassPrior(), None), (KLFromStudent(), 0.0), (KLFromStudent(4.0), 0.0),
-    (DirichletNLL(), None),
+    (DirichletNLL(), None), (SquaredLogits(), 0.0), (KnownKL(), 0.0),
     (CosineDistance(), 0.0), (PrototypeCrossEntropy(), None), (PrototypeCrossEntropy(1.0, 0.5), None),
 ]  # fmt: skip
 GATES = [
@@ -126,6 +131,7 @@ TEACHERS = [
     GenerationEnsemble(), GenerationEnsemble(at_last=True), Members(),
     Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
     Momentum(), Momentum(0.5, view="weak", head="logits"), CentredMomentum(), CentredMomentum(0.5, centring=0.3),
+    Stored(), Stored(8, 3, True), StoredLabels(8, 3), EarlierTasks(),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.
@@ -143,6 +149,8 @@ COMPARES: dict[Any, set[tuple[str, str]]] = {
     KL(4.0): {("logits", t) for t in DISTRIBUTIONS},
     ClassPrior(): {("logits", t) for t in DISTRIBUTIONS},
     KLFromStudent(4.0): {("logits", "logits"), ("logits", "probabilities")},
+    KnownKL(4.0): {("logits", "logits")},
+    SquaredLogits(): {("logits", "logits")},
     DirichletNLL(): {("logits", "members")},
     Squared(): {("logits", t) for t in DISTRIBUTIONS} | {("values", "values"), ("features", "features")},
     LogOneMinusInner(): {("logits", "probabilities")},
@@ -165,7 +173,17 @@ LABELS = {"logits": "classes", "values": "values", "gaussian": "values", "ranks"
 SAYS: dict[Any, Any] = {
     Labels(): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     **dict.fromkeys(
-        (CurrentStudent(), Ema(), Frozen(), Generation(), External(), CachedTeacher(), LastBatch(), Momentum()),
+        (
+            CurrentStudent(),
+            Ema(),
+            Frozen(),
+            Generation(),
+            External(),
+            CachedTeacher(),
+            LastBatch(),
+            Momentum(),
+            Stored(8, 3),
+        ),
         SPACE.__getitem__,
     ),
     CentredMomentum(0.5): SPACE.__getitem__,
@@ -202,6 +220,8 @@ SAYS: dict[Any, Any] = {
     Members(): {"logits": "members"}.get,
     Stale(): {"peers": "probabilities"}.get,
     Combined(): {"logits": "logits"}.get,
+    EarlierTasks(): {"logits": "logits"}.get,
+    StoredLabels(8, 3): lambda head: None if head == "joint" else LABELS.get(SPACE[head]),
     JointLabels(): {"joint": "classes"}.get,
     MixedLabels(): lambda head: "probabilities" if SPACE[head] == "logits" and head != "joint" else None,
 }

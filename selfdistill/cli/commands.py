@@ -23,11 +23,13 @@ from .options import (
     data_options,
     echo,
     first_process,
+    memory_option,
     one_line_errors,
     raw_csv_option,
     training_options,
     training_settings,
     trust_option,
+    update_options,
 )
 from .report import label_errors, report, theory, vitals
 
@@ -41,6 +43,7 @@ Examples:
   selfdistill run digits --labels 100 --method 'curriculum()'
   selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
   selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
+  selfdistill update RUN new.csv
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
 
@@ -108,6 +111,14 @@ def main() -> None:
     metavar="DIR",
     help="Store the outputs of a frozen external teacher in this folder; later runs on the same inputs reuse them.",
 )
+@click.option(
+    "--tasks",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
+    "and joint training.",
+)
+@memory_option
 @click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -130,6 +141,38 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     from ..io.run_record import Request
 
     announce_default_data(quiet)
+    training = training_settings(options)
+    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+
+
+@main.command()
+@update_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(alpha=0.1); lwf() without stored rows].",
+)
+@click.option(
+    "--control/--no-control", default=True, help="Train the baseline too: the same model on the new rows alone."
+)
+@memory_option
+@click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@raw_csv_option
+@training_options
+@trust_option
+@one_line_errors
+def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+    """Teach the model of RUN new classes, or new rows of its classes, in DATA.
+
+    The data of RUN are not opened: its model goes on, and the sample of rows that it kept is replayed, so that old
+    classes are not forgotten. The classifier grows by the classes that RUN does not know. Give --test with rows of old
+    and new classes to measure both.
+    """
+    from ..experiments.run import Run
+    from ..io.run_record import Request
+
     training = training_settings(options)
     _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
 

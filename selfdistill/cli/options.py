@@ -229,6 +229,22 @@ DATA_OPTIONS = [
 ]
 
 
+memory_option = click.option(
+    "--memory",
+    type=click.IntRange(min=0, max=10**6),
+    metavar="N",
+    help="Networks that classify: keep a sample of N training rows beside the model, for `update`; 0 keeps none "
+    "[default: 200].",
+)
+
+
+def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN, DATA and the options of an update, which are those of a run."""
+    for option in reversed([click.argument("update", metavar="RUN"), click.argument("data"), *DATA_OPTIONS[1:]]):
+        command = option(command)
+    return command
+
+
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """DATA and the options that become fields of `Request`: data, model, length and place of every training."""
     for option in reversed(DATA_OPTIONS):
@@ -302,7 +318,7 @@ TRAINING_OPTIONS = [
         help="Compute a frozen teacher's output once per input, where inputs are not augmented [default: cache].",
     ),
     click.option(
-        "--memory",
+        "--memory-dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
         help="Precision of remembered predictions, for many rows and classes [default: float32].",
     ),
@@ -326,7 +342,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
     "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",
-    "cache", "memory", "memory_top", "save_seconds", "save_steps",
+    "cache", "memory_dtype", "memory_top", "save_seconds", "save_steps",
 )  # fmt: skip
 
 

@@ -26,6 +26,18 @@ class Buffers(nn.Module):
         super()._load_from_state_dict(dict(state_dict), prefix, *rest)
 
 
+class Inherited(nn.Module):
+    """A state of which the next generation inherits tensors, whatever model it begins with."""
+
+    def carry(self) -> dict[str, Tensor]:
+        """What later generations inherit, on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what later generations inherit")
+
+    def inherit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what an earlier generation has left."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it inherits")
+
+
 TABLE = 1 << 22  # ids below this, or below four times their number, are looked up in a table
 
 

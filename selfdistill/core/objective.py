@@ -96,7 +96,7 @@ class Objective(nn.Module):
         scale: (center, scale) of standardised values, for external teachers that answer in their unit.
         clock: length and position of the run, for schedules; ``update()`` moves it on.
         autocast: context for the forward passes (mixed precision).
-        memory, memory_top: precision of remembered predictions, and how many of the largest probabilities are kept.
+        memory_dtype, memory_top: precision of remembered predictions, and how many of the largest are kept.
         vitals: look at a few steps, and refuse a signal that is dead; ``pulse`` holds what the looks added up to.
 
     >>> from selfdistill.methods import plain
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         clock: TrainingClock | None = None,
         autocast: Callable[[], Any] = nullcontext,
         vitals: bool = True,
-        memory: torch.dtype = torch.float32,
+        memory_dtype: torch.dtype = torch.float32,
         memory_top: int = 0,
     ) -> None:
         super().__init__()
@@ -145,10 +145,15 @@ class Objective(nn.Module):
                 self._keys[name, part] = shared[key]
         for state in self.states.modules():
             if isinstance(state, SampleMemory):
-                state.compact(memory, memory_top)
+                state.compact(memory_dtype, memory_top)
         self._plan = ForwardPlan(*method.student_views(), method.forward == "fused", autocast, method.mixing)
         self._followers = [owner for owner in self._owners if type(owner[1]).update is not Part.update]
-        self._suppliers = [owner for owner in self._owners if type(owner[1]).rows is not Part.rows]
+        self._suppliers = [
+            (self._keys[name, part], part, term)
+            for name, term in method.terms.items()
+            for part in term.parts()
+            if type(part).rows is not Part.rows
+        ]
         self.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]
         self._seed = 0  # of the rows that parts supply; `prepare` brings that of the run
 
@@ -166,7 +171,15 @@ class Objective(nn.Module):
         whole.fixed, whole.addresses = batch.fixed, batch.addresses
         first = next((int(rows.id[0]) for rows in batch.values() if rows.id is not None and len(rows.id)), 0)
         for key, part, term in self._suppliers:
-            address = (self._seed, "stored", key, self.clock.generation, self.clock.step, distributed.rank(), first)
+            address = (
+                self._seed,
+                "stored",
+                term.view,
+                self.clock.generation,
+                self.clock.step,
+                distributed.rank(),
+                first,
+            )
             rows = part.rows(self.states[key], batch, address)
             if rows is not None:
                 whole[term.view] = rows

@@ -196,6 +196,8 @@ def load(
     columns: Mapping[str, str] | None = None,
     groups: str | None = None,
     time: str | None = None,
+    preprocessor: Any = None,
+    taught: Sequence[str] = (),
 ) -> Data:
     """The data ``source``: "digits", "fashion-mnist", a folder of images or IDX files, or the file of a table.
 
@@ -209,7 +211,8 @@ def load(
     Equal inputs share a split. So do, of a table, the rows of one value of the column ``groups``; by the column
     ``time`` the latest rows test and the earliest teach. ``test`` and ``audit`` may be files or folders with the rows
     of these splits, and a column ``split`` of the words train, validation and test names the split of each row: such
-    splits are taken as they are.
+    splits are taken as they are. For a model that goes on, ``preprocessor`` is that of its table and ``taught`` are its
+    classes, of which the data need no rows that teach.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -233,7 +236,7 @@ def load(
             types=columns,
             request=request,
         )
-        return _assemble(raw, audit, test, **options)
+        return _assemble(raw, audit, test, preprocessor=preprocessor, taught=taught, **options)
     raw, cut = reader.source(source, target, folder, columns, request)
     return replace(_assemble(raw, audit, test, **options), reader=reader, cut=cut)
 
@@ -391,9 +394,11 @@ def _assemble(
     labels: int | None,
     label_noise: float,
     seed: int,
+    preprocessor: Any = None,
+    taught: Sequence[str] = (),
 ) -> Data:
-    """Draw the splits; a table's preprocessing is then learnt from the training rows alone."""
-    column = splits.LabelColumn(raw.name, raw.y, raw.classes)
+    """Draw the splits; a table's preprocessing, unless it is given, is then learnt from the training rows alone."""
+    column = splits.LabelColumn(raw.name, raw.y, raw.classes, tuple(taught))
     groups = None if raw.bare else row_groups(raw.inputs, raw.groups, raw.time)
     parts = splits.make_splits(
         column,
@@ -408,9 +413,9 @@ def _assemble(
     copies = splits.report_copies(column, groups, parts, raw.names)
     if raw.gradients is not None and not raw.bare:
         copies = splits.report_near_copies(copies, raw.gradients, raw.names, parts)
-    (center, scale), x, preprocessor = _standard(raw, parts), raw.x, None
+    (center, scale), x = _standard(raw, parts), raw.x
     if raw.features is not None:
-        preprocessor = tables.fit(raw.features, torch.cat([parts.labelled, parts.unlabelled]))
+        preprocessor = preprocessor or tables.fit(raw.features, torch.cat([parts.labelled, parts.unlabelled]))
         x = tables.transform(preprocessor, raw.features, raw.name)
     assert x is not None, "a source has inputs or features"
     return Data(
@@ -517,6 +522,13 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({reason}); give the model folder of a finished run") from None
     check_format(path, card.get("format"))
     return card
+
+
+def saved_column_types(model_folder: Path) -> dict[str, str]:
+    """The type of each column of the table that a model was trained on, as `load` takes them."""
+    path = model_folder / DATA_CARD
+    specs = column_types.from_json(_read_card(path).get(column_types.RECORD), str(path))
+    return {spec.name: spec.type if spec.type in column_types.USED else "identifier" for spec in specs}
 
 
 def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:

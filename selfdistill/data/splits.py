@@ -30,6 +30,7 @@ class LabelColumn(NamedTuple):
     name: str  # of the data, for messages
     y: Tensor  # (n,)
     classes: tuple[str, ...]
+    taught: tuple[str, ...] = ()  # classes that the model knows already: no row need teach them
 
 
 class Splits(NamedTuple):
@@ -401,7 +402,7 @@ def _check_pool(rows: LabelColumn, pool: Tensor, least: int, groups: RowGroups |
             raise DataError(f"{rows.name}: only {len(y)} rows to split{alike} have a target; add rows")
         return
     present = _present(y)
-    if len(present) < 2:
+    if len(present) < 2 and not (present and rows.taught):
         fault = f"only the class '{rows.classes[present[0]]}'" if present else "no class at all"
         raise DataError(f"{rows.name}: the labelled rows have {fault}; learning needs two classes or more")
     counts = torch.bincount(y).tolist()
@@ -418,6 +419,7 @@ def _check_seen(rows: LabelColumn, labelled: Tensor, test: Tensor) -> None:
     if rows.y.is_floating_point():
         return
     unseen = sorted(set(_present(rows.y[test])) - set(_present(rows.y[labelled])))
+    unseen = [label for label in unseen if rows.classes[label] not in rows.taught]
     if unseen:
         raise DataError(
             f"{rows.name}: class '{rows.classes[unseen[0]]}' is in the test split, but no labelled training "

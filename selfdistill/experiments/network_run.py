@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ from ..models.store import model_card
 from ..teachers import CachedTeacher
 from ..teachers.cached import store_targets
 from ..teachers.generations import ensemble_teacher
-from ..training import callbacks, threads
+from ..training import callbacks, reservoir, threads
 from ..training.cross_fitting import all_labels, crossfit
 from ..training.fit import Result, fit
 from ..training.state import GenerationResult
@@ -179,6 +180,11 @@ class NetworkRun:
     expression: str
     build: registry.Build
     settings: dict[str, Any]
+
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        """The rows of an earlier run that this one goes on from; of a run of its own none."""
+        return {}
 
     @property
     def note(self) -> str:
@@ -332,6 +338,10 @@ class NetworkRun:
             facts |= {"half": half / 2, "coverage": COVERAGE} if half else {}
         store.save(model, folder, build, facts)
         write_card(self.data, folder)
+        room = reservoir.ROWS if self.request.memory is None else self.request.memory
+        if room and self.data.task == "classify" and self.data.kind != "text":
+            rows = reservoir.sample_rows(self.data, model, room, self.request.seed, self.stored)
+            reservoir.save_sample(rows, folder.parent)
 
 
 def prepare(request: Request) -> NetworkRun:
@@ -364,7 +374,7 @@ def prepare(request: Request) -> NetworkRun:
         data = replace(data, augment=request.augment)
     if request.init and reader:
         raise DataError("--init is for networks of images and tables; a reader of texts begins with --model FOLDER")
-    expression = request.method or _default_method(data)
+    expression = request.method or ("der_pp()" if request.tasks else _default_method(data))
     method = read_method(expression)
     if request.targets is not None:
         method = _stored(method, request, data)
@@ -376,7 +386,7 @@ def prepare(request: Request) -> NetworkRun:
     usual = text.SETTINGS if reader else {}
     settings = {**usual, **dict(request.training), "seed": request.seed, "steps": request.steps}
     settings["batch_size"] = request.batch_size or batch_size_for(data, method)
-    settings["epochs"] = request.epochs or _epochs(data, method, settings["batch_size"])
+    settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
     return NetworkRun(request, data, method, expression, build, settings)
 
 
@@ -428,7 +438,8 @@ def batch_size_for(data: Data, method: Method) -> int:
     return max(1, min(usual, len(data.labelled) + (len(data.unlabelled) if both else 0)))
 
 
-def _epochs(data: Data, method: Method, batch_size: int) -> int:
+def usual_epochs(data: Data, method: Method, batch_size: int) -> int:
+    """About as many steps as `STEPS`, or `text.STEPS`, within 3 to 100 epochs."""
     steps = Sampler(data, method.views, batch_size, seed=0).steps_per_epoch
     if data.kind == "text":
         return min(text.EPOCHS[1], max(text.EPOCHS[0], math.ceil(text.STEPS / steps)))

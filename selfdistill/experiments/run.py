@@ -8,6 +8,7 @@
     generations/      final and best weights of every generation
     control/          the plain model trained for as many steps
     model/            safetensors and a small config; loads without the training code
+    reservoir.safetensors  a sample of the rows that taught, for `update`
     label_errors.csv  how strongly the model contradicts each label that taught
     README.md         the same facts for people; report.html draws them
 """

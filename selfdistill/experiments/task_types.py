@@ -6,6 +6,7 @@ from ..estimators.task import TableTaskType
 from ..language.task import LanguageTaskType
 from ..training.task_type import TaskTypes
 from .network_task import NetworkTaskType
+from .stream_run import StreamTaskType, UpdateTaskType
 
 #: the first serves what no other does, and comes first in lists of recipes
-TASK_TYPES = TaskTypes((NetworkTaskType(), TableTaskType(), LanguageTaskType()))
+TASK_TYPES = TaskTypes((NetworkTaskType(), TableTaskType(), LanguageTaskType(), StreamTaskType(), UpdateTaskType()))

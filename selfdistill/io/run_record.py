@@ -152,7 +152,9 @@ class Request:
     what a frozen outside teacher says.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
-    folders of these splits.
+    folders of these splits. ``tasks`` makes a class-incremental stream of so many tasks.
+    ``memory`` is how many rows the reservoir beside the model holds [200; 0: none]. ``update`` is a finished run, whose
+    model and reservoir go on with new data.
     """
 
     data: str = "digits"
@@ -187,6 +189,9 @@ class Request:
     test: str | None = None
     validation: str | None = None
     raw_csv: bool = False
+    tasks: Annotated[int, Range(2, limit=1000)] | None = None
+    memory: Annotated[int, Range(0, limit=10**6)] | None = None
+    update: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -204,8 +209,11 @@ class Request:
             "test",
             "validation",
             "raw_csv",
+            "tasks",
+            "update",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
+        unsaid |= {"memory"} if self.memory is None else set()
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 

@@ -383,7 +383,7 @@ def fit(
     patience: int | None = None,
     vitals: bool = True,
     cache: bool = True,
-    memory: str = "float32",
+    memory_dtype: str = "float32",
     memory_top: int = 0,
     save_seconds: float = 30.0,
     save_steps: int | None = None,
@@ -441,8 +441,8 @@ def _check_engine(engine: Engine, method: Language, parallel: str) -> None:
 
 def _settings(given: Mapping[str, Any], method: Language, data: Prompts) -> Settings:
     """The settings that are given, and the method's advice for those that are not."""
-    if (given["memory"], given["memory_top"]) != ("float32", 0):
-        raise DataError("no recipe for language models remembers predictions; leave memory and memory_top out")
+    if (given["memory_dtype"], given["memory_top"]) != ("float32", 0):
+        raise DataError("no recipe for language models remembers predictions; leave memory_dtype and memory_top out")
     defaults: dict[str, Any] = {"epochs": 1, "batch_size": 8, "clip": 1.0, "lr": 1e-5, **dict(method.advice)}
     if given["epochs"] is not None:
         defaults.pop("steps", None)

@@ -20,6 +20,7 @@ from .distributions import (
     GaussianKL,
     GaussianNLL,
     KLFromStudent,
+    KnownKL,
     LogOneMinusInner,
     LogVariances,
     MeanNLL,
@@ -27,6 +28,7 @@ from .distributions import (
     SelfWeighted,
     Sharpened,
     Squared,
+    SquaredLogits,
     check_spaces,
 )
 from .features import CosineDistance, MeanDistance, PrototypeCrossEntropy
@@ -44,6 +46,7 @@ __all__ = [
     "GaussianKL",
     "GaussianNLL",
     "KLFromStudent",
+    "KnownKL",
     "LogOneMinusInner",
     "LogVariances",
     "MeanDistance",
@@ -53,5 +56,6 @@ __all__ = [
     "SelfWeighted",
     "Sharpened",
     "Squared",
+    "SquaredLogits",
     "check_spaces",
 ]

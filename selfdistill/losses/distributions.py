@@ -135,6 +135,48 @@ class Squared(Loss):
 
 
 @dataclass(frozen=True)
+class SquaredLogits(Loss):
+    """Mean over components of (student - target)^2 of logits as they are (dark experience replay, 2020).
+
+    Components that the target does not know (`UNKNOWN`) are left out.
+
+    >>> SquaredLogits()(torch.tensor([[1.0, 3.0]]), Target(torch.tensor([[1.0, 1.0]]), "logits")).item()
+    2.0
+    """
+
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
+        known = target.value > UNKNOWN / 2
+        return torch.where(known, student - target.value, 0.0).square().sum(-1) / known.sum(-1).clamp(min=1)
+
+    def of_values(self) -> Squared:
+        """Its counterpart for values, which are numbers as they are."""
+        return Squared(mean=True)
+
+
+UNKNOWN = -1e9  # the logit of a class of which a teacher knows nothing
+
+
+@dataclass(frozen=True)
+class KnownKL(KL):
+    """`KL` of student and target over the classes alone that the target knows, whose logit is not `UNKNOWN`.
+
+    >>> student, target = torch.tensor([[1.0, 2.0, 9.0]]), Target(torch.tensor([[3.0, 4.0, UNKNOWN]]), "logits")
+    >>> abs(KnownKL(2.0)(student, target).item()) < 1e-6
+    True
+    """
+
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        target.fits(student.shape[-1])
+        return super().__call__(student.masked_fill(target.value <= UNKNOWN / 2, UNKNOWN), target)
+
+
+@dataclass(frozen=True)
 class LogOneMinusInner(Loss):
     """log(1 - <p, t>): negative, and minimising it raises the agreement of p with the history t (ELR, Liu et al. 2020).
 

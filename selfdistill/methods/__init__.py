@@ -7,6 +7,7 @@ of this folder without its being named here. No file may have the name of a reci
 
 from __future__ import annotations
 
+from .continual import der, der_pp, er, er_ema, lwf
 from .controls import distil, label_smoothing, plain
 from .deep_supervision import byot, dks, frskd, sad
 from .generations import (
@@ -69,6 +70,8 @@ __all__ = [
     "curriculum",
     "dash",
     "ddgsd",
+    "der",
+    "der_pp",
     "dino",
     "distil",
     "dks",
@@ -76,6 +79,8 @@ __all__ = [
     "elr",
     "end2",
     "ensemble_distil",
+    "er",
+    "er_ema",
     "fixmatch",
     "flexmatch",
     "freematch",
@@ -90,6 +95,7 @@ __all__ = [
     "joint_optimisation",
     "kdcl",
     "label_smoothing",
+    "lwf",
     "mean_teacher",
     "meta_pseudo_labels",
     "mixed",

@@ -177,7 +177,7 @@ def cost(method: Method) -> dict[str, float]:
     A backward pass counts as two forward ones. A method of several generations has this cost in all but the first,
     which has no teacher. A frozen teacher counts as one forward; on a view without randomness its outputs are cached,
     so that it costs this in the first epoch only. All earlier generations as teachers cost one each, counted for the
-    last generation. Early exits are free.
+    last generation. Early exits are free. Each view of stored rows counts as many as the batch has.
 
     >>> cost(recipes()["plain"]())
     {'forward': 1.0, 'backward': 1.0, 'of_plain': 1.0}

@@ -18,6 +18,10 @@ COLUMNS = {
 }
 
 
+#: Those of a stream of tasks.
+STREAM = {"task_incremental": "within a task", "old": "old classes", "new": "new rows", "forgetting": "forgetting"}
+
+
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
     """The rows (name, metrics on the test split) of a run's table; empty if no row of the data has a label."""
     if not COLUMNS[result["data"]["task"]]:
@@ -40,7 +44,7 @@ def ensemble_name(ensemble: dict[str, Any]) -> str:
 def columns(table: Rows, kind: str) -> dict[str, str]:
     """The names of the metrics that at least one row of a table has."""
     present = {key for _, metrics in table for key, value in metrics.items() if value is not None}
-    return {key: name for key, name in COLUMNS[kind].items() if key in present}
+    return {key: name for key, name in (COLUMNS[kind] | STREAM).items() if key in present}
 
 
 def table(result: dict[str, Any], task: TaskType) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -62,7 +66,7 @@ def _cell(name: str, value: float | None) -> str:
         return "-"
     if name == "length":
         return f"{value:.0f}"
-    if name in ("accuracy", "coverage", "kept"):
+    if name in ("accuracy", "coverage", "kept", *STREAM):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")

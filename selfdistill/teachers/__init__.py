@@ -16,6 +16,7 @@ from .labels import CurrentStudent, JointLabels, Labels, MixedLabels, OtherPeers
 from .memories import History, LastBatch, LastEpoch, Stale
 from .pseudo_labels import Aligned, CertainLabels, ClassAligned, PseudoLabels
 from .relabelling import Ensembled, Refurbished, Relabelled
+from .replay import EarlierTasks, Stored, StoredLabels
 from .weights import Ema, External, Frozen, Generation
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ClassMean",
     "Combined",
     "CurrentStudent",
+    "EarlierTasks",
     "Ema",
     "Ensembled",
     "External",
@@ -52,6 +54,8 @@ __all__ = [
     "Sampled",
     "Snapshot",
     "Stale",
+    "Stored",
+    "StoredLabels",
     "Virtual",
     "WeakRanks",
     "ZipfRanks",

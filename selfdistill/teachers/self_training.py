@@ -6,6 +6,7 @@ A generation inherits the labels of the last *accepted* one, so labels that a re
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import rng
-from ..core.memory import SampleMemory
+from ..core.memory import Inherited, SampleMemory
 from ..core.outputs import one_distribution
 from ..core.parts import BaseTerm, BindArgs, GenerationData, Teacher
 from ..core.step import Forward
@@ -23,7 +24,7 @@ from ..errors import RecipeError, SpaceError
 KEEPS = ("accumulate", "replace", "anchor")
 
 
-class PseudoLabelStore(SampleMemory):
+class PseudoLabelStore(SampleMemory, Inherited):
     """Pseudo-labels by sample id, and the ids to draw from; ``stays`` if later generations inherit the labels."""
 
     ids: Tensor
@@ -41,6 +42,10 @@ class PseudoLabelStore(SampleMemory):
         """The ids (rows,) and labels (rows, classes) that later generations inherit, on the CPU."""
         ids = self.labelled()
         return {"ids": ids.cpu(), "labels": self.stored.cpu()} if self.stays and len(ids) else {}
+
+    def inherit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the pseudo-labels of an earlier generation."""
+        self.write(tensors["ids"], tensors["labels"])
 
 
 def fresh_rows(pool: GenerationData, fresh: int) -> Tensor:

@@ -148,7 +148,7 @@ def fit(
     patience: int | None = None,
     vitals: bool = True,
     cache: bool = True,
-    memory: str = "float32",
+    memory_dtype: str = "float32",
     memory_top: int = 0,
     save_seconds: float = 30.0,
     save_steps: int | None = None,

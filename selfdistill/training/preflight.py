@@ -167,5 +167,5 @@ def check_memory(objective: Objective, rows: int, classes: int, device: torch.de
     if need > free:
         raise DataError(
             f"the method remembers predictions of {rows:,} rows for {classes:,} classes: {need / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free; give --memory float16 or --memory-top 10, or fewer rows"
+            f"{free / 1e9:.1f} GB are free; give --memory-dtype float16 or --memory-top 10, or fewer rows"
         )

@@ -31,8 +31,8 @@ class Settings:
     `audit.Audit`. ``audit_epochs`` audits within a generation too, every so many epochs, and rolls back to the best
     audited state; see `rollback`. ``vitals`` looks at a few steps and refuses a signal that is dead. ``cache`` keeps
     what a frozen teacher says of inputs that do not change, so that it is asked once.
-    ``memory`` is the precision of remembered predictions, and ``memory_top`` how many of the largest probabilities of
-    each are kept (0: all), while the others share the rest of their sum.
+    ``memory_dtype`` is the precision of remembered predictions, and ``memory_top`` how many of the largest
+    probabilities of each are kept (0: all), while the others share the rest of their sum.
     """
 
     epochs: Epochs = 30
@@ -56,7 +56,7 @@ class Settings:
     patience: Epochs | None = None
     vitals: bool = True
     cache: bool = True
-    memory: str = "float32"
+    memory_dtype: str = "float32"
     memory_top: Annotated[int, Range(0, limit=2**20)] = 0
     save_seconds: NonNegative = 30.0
     save_steps: Steps | None = None
@@ -68,7 +68,7 @@ class Settings:
             "optimizer": ("adamw", "sgd"),
             "schedule": ("cosine", "constant"),
             "precision": tuple(PRECISIONS),
-            "memory": tuple(PRECISIONS),
+            "memory_dtype": tuple(PRECISIONS),
             "parallel": ("ddp", "fsdp"),
         }
         for name, allowed in choices.items():

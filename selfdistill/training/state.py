@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import distributed
+from ..core.memory import Inherited
 from ..core.objective import Method, Objective
 from ..core.step import Passes, TrainingClock
 from ..errors import CheckpointError
 from ..evaluation.audit import Audit, champion, exhausted
 from ..io.files import write
-from ..teachers.self_training import PseudoLabelStore
 from .settings import Settings
 
 
@@ -284,13 +284,14 @@ def copied(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def collect_pseudo_labels(objective: Objective) -> dict[str, Tensor]:
-    """The pseudo-labels of an objective for the next generation, by state and tensor."""
-    bundles = {name: state for name, state in objective.states.items() if isinstance(state, PseudoLabelStore)}
-    return {f"{name}.{key}": value for name, bundle in bundles.items() for key, value in bundle.carry().items()}
+    """What the next generation inherits of an objective, pseudo-labels or stored rows, by state and tensor."""
+    states = {name: state for name, state in objective.states.items() if isinstance(state, Inherited)}
+    return {f"{name}.{key}": value for name, state in states.items() for key, value in state.carry().items()}
 
 
-def inherit_pseudo_labels(labels: Mapping[str, Tensor], objective: Objective) -> None:
-    """Give the states of a fresh objective the pseudo-labels that an earlier one has left."""
+def inherit_pseudo_labels(tensors: Mapping[str, Tensor], objective: Objective) -> None:
+    """Give the states of a fresh objective what an earlier one has left."""
     for name, state in objective.states.items():
-        if isinstance(state, PseudoLabelStore) and f"{name}.ids" in labels:
-            state.write(labels[f"{name}.ids"], labels[f"{name}.labels"])
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if isinstance(state, Inherited) and own:
+            state.inherit(own)

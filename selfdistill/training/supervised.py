@@ -89,7 +89,7 @@ class NetworkTask(Task):
             scale=(self.data.center, self.data.scale),
             autocast=autocast(state),
             vitals=state.settings.vitals,
-            memory=PRECISIONS[state.settings.memory] or torch.float32,
+            memory_dtype=PRECISIONS[state.settings.memory_dtype] or torch.float32,
             memory_top=state.settings.memory_top,
         )
 

@@ -101,7 +101,7 @@ def test_the_run_folder_holds_what_is_promised() -> None:
     passed("run", "digits", "--method", "born_again(generations=2)", *TINY, "--out", "r", "--quiet")
     assert {path.name for path in Path("r").iterdir()} == {
         "run.json", "metrics.jsonl", "checkpoints", "generations", "control", "model", "README.md", "report.html",
-        "label_errors.csv",
+        "label_errors.csv", "reservoir.safetensors",
     }  # fmt: skip
     held = {path.name for path in Path("r/model").iterdir()}
     assert held == {"model.safetensors", "config.json", "data.json", "README.md"}
@@ -273,7 +273,10 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
 
     options = {parameter.name for parameter in main.commands["run"].params}
     request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
-    assert options == (request - {"training"}) | set(TRAINING) | {"out", "as_json", "quiet", "trust_code"}
+    common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code"}
+    assert options == (request - {"training", "update"}) | common
+    updates = {parameter.name for parameter in main.commands["update"].params}
+    assert updates == (request - {"training", "tasks", "audit_folds", "targets"}) | common
     assert settings == set(TRAINING) | {"epochs", "steps", "batch_size", "seed"}
 
 

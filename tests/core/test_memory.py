@@ -179,6 +179,6 @@ def test_only_predictions_are_compact():
 
 def test_predictions_that_will_not_fit_are_refused_before_training(monkeypatch):
     monkeypatch.setattr(preflight, "free_memory", lambda: 1000)
-    with pytest.raises(DataError, match=r"GB are free; give --memory float16 or --memory-top 10"):
+    with pytest.raises(DataError, match=r"GB are free; give --memory-dtype float16 or --memory-top 10"):
         fit(build, tiny_data(0), elr(), steps=1, batch_size=8)
     fit(build, tiny_data(0), plain(), steps=1, batch_size=8)

@@ -270,7 +270,7 @@ def test_a_wrapped_model_has_the_state_of_a_bare_one(wrap):
 
 
 def test_predictions_are_remembered_in_half_precision():
-    objective = ps_kd().bind(nn.Linear(WIDTH, CLASSES), memory=torch.float16, memory_top=1)
+    objective = ps_kd().bind(nn.Linear(WIDTH, CLASSES), memory_dtype=torch.float16, memory_top=1)
     objective({"x": inputs(torch.arange(4)), "y": torch.arange(4) % CLASSES, "id": torch.arange(4) + (1 << 61)})
     objective.update()
     saved = {name.rpartition(".")[2]: value for name, value in objective.state_dict().items()}

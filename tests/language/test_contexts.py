@@ -154,9 +154,9 @@ def verbose(completion: str, answer: str) -> tuple[float, str]:
     return 0.0, "x" * 100
 
 
-@pytest.mark.parametrize("options", [{"memory": "float16"}, {"memory_top": 5}])
+@pytest.mark.parametrize("options", [{"memory_dtype": "float16"}, {"memory_top": 5}])
 def test_a_precision_of_memories_is_refused_where_no_recipe_has_one(options: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="leave memory and memory_top out"):
+    with pytest.raises(DataError, match="leave memory_dtype and memory_top out"):
         fit(student, prompts(20), ssd(max_tokens=4), device="cpu", **options)
 
 

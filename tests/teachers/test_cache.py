@@ -226,7 +226,7 @@ KEPT = [name for name, recipe in recipes().items() if cached_cost(recipe())]
 def test_recipes_with_a_frozen_teacher_and_no_augmentation_of_their_own_are_those_that_keep() -> None:
     assert KEPT == [
         "beyond", "born_again", "born_again_ensemble", "distil", "ensemble_distil", "gaussian_born_again",
-        "heteroscedastic", "mixed", "tf_kd",
+        "heteroscedastic", "lwf", "mixed", "tf_kd",
     ]  # fmt: skip
 
 

@@ -311,6 +311,8 @@ def misfit(expression: str, setting: Setting) -> str | None:
     method = read_method(expression)
     if "classes" not in card_of(name_of(expression))["targets"]:
         return "predicts values, and the labels here are classes"
+    if "tasks" in card_of(name_of(expression))["needs"]:
+        return "learns tasks in turn, and all rows come at once here"
     if setting.probing != learns_without_labels(method):
         return "learns from labels, and there are none" if setting.probing else "learns without labels"
     if method.views.need_unlabelled() and not setting.unlabelled:

@@ -1,0 +1,342 @@
+"""Runs that learn in turn: a stream of tasks beside naive and joint training, and updates of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import distributed
+from ..core.objective import Method
+from ..data import sources, tables
+from ..data.dataset import PREPROCESSOR, Data, load, saved_column_types
+from ..data.images import idx_files
+from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluation.predict import predict, task_outputs
+from ..io.run_record import Request, read_record
+from ..losses.distributions import UNKNOWN
+from ..methods import Recipe
+from ..methods.controls import plain
+from ..methods.registry import read_method
+from ..models import store
+from ..models.growth import GrownBuild, Padded, grown
+from ..training import reservoir
+from ..training.fit import fit
+from ..training.stream import class_tasks, fit_stream, fit_update, rows_of_tasks, score_classes, task_accuracy
+from ..training.task_type import Listeners, Rows
+from .network_run import NetworkRun, batch_size_for, prepare, usual_epochs
+from .network_task import NetworkTaskType
+
+NAMES = {"naive": "plain(), task after task", "joint": "plain(), all tasks at once"}
+
+
+class StreamRun(NetworkRun):
+    """A run of a stream with every choice made; epochs and steps are those of a task."""
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints."""
+        classes = class_tasks(self.data, self.request.tasks or 0, self.request.seed)
+        tasks = rows_of_tasks(self.data, classes, self.data.labelled)
+        settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
+        common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
+        begin, build, data = listeners.progress, self.build, self.data
+        trained = fit_stream(
+            build, data, self.method, tasks, out=folder, progress=begin(self.expression), **common, **settings
+        )
+        others = {}
+        if self.request.control:
+            others["naive"] = fit_stream(
+                build, data, plain(), tasks, out=folder / "naive", progress=begin(NAMES["naive"]), **common, **settings
+            )
+            wide = {**settings, "steps": trained.steps, "batch_size": batch_size_for(data, plain())}
+            others["joint"] = fit(
+                build, data, plain(), out=folder / "joint", progress=begin(NAMES["joint"]), **common, **wide
+            )
+        for training in (trained, *others.values()):
+            training.model.cpu()
+        result = self._result(folder, trained, None, False)
+        scores = {
+            name: score_classes(one, build, data, classes, self.request.seed)
+            for name, one in {"method": trained, **others}.items()
+        }
+        result["stream"] = {"classes": [[data.classes[c] for c in task.tolist()] for task in classes], **scores}
+        if distributed.rank() == 0:
+            self._save_final_model(folder / "model", trained, result)
+        return result
+
+
+class StreamTaskType(NetworkTaskType):
+    """Networks whose classes come in tasks, one after another."""
+
+    name, learner, title = "stream", "streams of tasks", "For streams"
+    about = "Classes that come in tasks, one after another."
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """None of its own: those of networks."""
+        return {}
+
+    def serves(self, request: Request) -> bool:
+        return request.tasks is not None
+
+    def prepare(self, request: Request) -> StreamRun:
+        """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
+        ready = prepare(request)
+        _check_recipe(ready.method, ready.expression)
+        for name in ("audit_folds", "init", "text"):
+            if getattr(request, name) is not None:
+                raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
+        class_tasks(ready.data, request.tasks or 0, request.seed)
+        return StreamRun(**{field.name: getattr(ready, field.name) for field in fields(NetworkRun)})
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The method, naive and joint training."""
+        return [(NAMES.get(name, result["method"]), _metrics(result, name)) for name in _trained(result)]
+
+    def verdict(self, result: dict[str, Any]) -> str:
+        """Accuracy over all classes, forgetting and the distance to joint training."""
+        stream = result["stream"]
+        own = stream["method"]
+        parts = [f"Accuracy over all classes after {len(own['matrix'])} tasks: {100 * own['accuracy']:.1f} %"]
+        parts.append(f"among the classes of each task {100 * own['task_incremental']:.1f} %")
+        parts.append(f"forgetting {100 * own['forgetting']:.1f}")
+        parts += [f"{100 * (own['accuracy'] - stream[n]['accuracy']):+.1f} against {n}" for n in NAMES if n in stream]
+        return f"{', '.join(parts)} points. One seed proves little; repeat with other --seed values."
+
+
+def _check_recipe(method: Method, expression: str) -> None:
+    """Refuse recipes that change the model or need unlabelled rows."""
+    if method.wrap_model is not None or method.views.need_unlabelled():
+        raise RecipeError(f"{expression} is no method for streams; give er(), der(), der_pp(), er_ema() or lwf()")
+
+
+def _trained(result: dict[str, Any]) -> list[str]:
+    return [name for name in ("naive", "method", "joint") if name in result["stream"]]
+
+
+def _metrics(result: dict[str, Any], name: str) -> dict[str, float]:
+    return {key: value for key, value in result["stream"][name].items() if key != "matrix"}
+
+
+# updates ----------------------------------------------------------------------------------------------------------
+
+#: options of a run that a run which is updated has decided, or that have no meaning for an update
+_FIXED = (
+    "text", "unlabelled", "image_size", "model", "init", "audit_folds", "targets", "tasks", "keep", "checker",
+    "skip_long", "lora", "max_tokens", "checkpointing",
+)  # fmt: skip
+
+
+ALPHA = 0.1  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
+
+
+@dataclass
+class UpdateRun(NetworkRun):
+    """An update with every choice made: ``before`` is the model of the earlier run, ``known`` its number of classes."""
+
+    before: nn.Module
+    known: int
+    sample: Mapping[str, Tensor]
+
+    @property
+    def stored(self) -> Mapping[str, Tensor]:
+        return self.sample
+
+    @property
+    def note(self) -> str:
+        """What the data are, and what an update without stored rows costs."""
+        lines = [self.data.note] if self.data.note else []
+        if not self.sample:
+            lines.append(
+                "no row of the earlier data is stored (--memory 0): the earlier model teaches its classes on the new "
+                "rows alone, and with new classes most of the old ones are forgotten; see docs/streams.md"
+            )
+        return "\n".join(lines)
+
+    def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
+        """The method, then naive training of as many steps; each goes on from its checkpoints."""
+        common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
+        begin, build, data = listeners.progress, self.build, self.data
+        settings = {**self.settings, "batch_size": min(self.settings["batch_size"], len(self.data.labelled))}
+        trained = fit_update(
+            build, data, self.method, self.before, self.sample, out=folder, progress=begin(self.expression),
+            **common, **settings,
+        )  # fmt: skip
+        models = {"before": self.before, "method": trained.model.cpu()}
+        if self.request.control:
+            naive = fit_update(
+                build, data, plain(), self.before, {}, out=folder / "naive", progress=begin(NAMES["naive"]),
+                **common, **settings,
+            )  # fmt: skip
+            models["naive"] = naive.model.cpu()
+        result = self._result(folder, trained, None, False)
+        result["update"] = self._scores(models)
+        if distributed.rank() == 0:
+            self._save_final_model(folder / "model", trained, result)
+        return result
+
+    def _scores(self, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Accuracy of each model on new rows and on those of old classes, and what was forgotten of these.
+
+        Without test rows of old classes beside new ones the stored rows are asked, which were learnt from.
+        """
+        data, ids, old = self.data, self.data.test, self.data.y[self.data.test] < self.known
+        tested = bool(old.any()) and len(data.classes) > self.known
+        result: dict[str, Any] = {
+            "classes": {"old": list(data.classes[: self.known]), "new": list(data.classes[self.known :])},
+            "target": self.request.target,
+            "old_rows": int(old.sum()) if tested else len(self.sample.get("y", ())),
+            "old_from": "the test split" if tested else "the reservoir",
+        }
+        for name, model in models.items():
+            logits = task_outputs(model, data, ids)
+            new = ~old if tested else torch.ones_like(old)
+            scores = {
+                "accuracy": task_accuracy(logits, data.y[ids]),
+                "new": task_accuracy(logits[new], data.y[ids][new]),
+            }
+            if tested:
+                scores["old"] = task_accuracy(logits[old], data.y[ids][old])
+            elif self.sample:
+                scores["old"] = task_accuracy(predict(model, self.sample["x"]), self.sample["y"])
+            result[name] = scores
+        for scores in (result[name] for name in models if "old" in result[name]):
+            scores["forgetting"] = result["before"]["old"] - scores["old"]
+        return result
+
+
+def _base(request: Request) -> tuple[Path, str | None, dict[str, Any]]:
+    """The run that is updated: its model folder, its target column, and the card of its model.
+
+    Raises:
+        CheckpointError: it is no finished run.
+        DataError: it knows no classes, or an option does not go with an update.
+    """
+    run = Path(str(request.update))
+    if not (run / "run.json").exists():
+        raise CheckpointError(f"{run} is no run folder (it has no run.json); give the folder that `run` printed")
+    place = store.model_folder(run)
+    for name in _FIXED:
+        if getattr(request, name) is not None and getattr(request, name) is not False:
+            raise DataError(f"`update` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
+    card = store.model_card(place)
+    if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
+        raise DataError(
+            f"{run} is no network that classifies images or rows of a table, and `update` goes on with nothing else; "
+            "train a new model on all data by `selfdistill run`"
+        )
+    record, base = read_record(run / "run.json")
+    return place, base.target or record.get("result", {}).get("update", {}).get("target"), card
+
+
+def _new_data(request: Request, place: Path, target: str | None, card: Mapping[str, Any]) -> Data:
+    """The new rows, prepared as those of the run were; the classes of the run come first.
+
+    Raises:
+        DataError: they are of another kind or shape, or none has a label.
+    """
+    shape, fixed = tuple(card["shape"]), request.data in sources.NAMES or bool(idx_files(Path(request.data)))
+    prepared, file = (place / PREPROCESSOR).exists(), Path(request.data).is_file()
+    data = load(
+        request.data,
+        target=request.target or (target if file else None),
+        labels=request.labels,
+        label_noise=request.label_noise,
+        image_size=shape[-1] if card["kind"] == "image" and not fixed else None,
+        seed=request.seed,
+        columns=(saved_column_types(place) if prepared and file else {}) | dict(request.columns),
+        groups=request.groups,
+        time=request.time,
+        test=request.test,
+        audit=request.validation,
+        preprocessor=tables.load(place / PREPROCESSOR) if prepared else None,
+        taught=card["classes"],
+    )
+    if (data.task, data.kind, data.shape) != ("classify", card["kind"], shape):
+        raise DataError(
+            f"{request.data}: {data.kind} rows of shape {data.shape} to {data.task}, but the model of {request.update} "
+            f"classifies {card['kind']} rows of shape {shape}; give data of that shape with classes"
+        )
+    classes = [*card["classes"], *(name for name in data.classes if name not in card["classes"])]
+    places = torch.tensor([*(classes.index(name) for name in data.classes), -1])  # the last one for no label
+    data = replace(data, y=places[data.y], classes=tuple(classes))
+    return replace(data, augment=request.augment) if request.augment else data
+
+
+def prepare_update(request: Request) -> UpdateRun:
+    """Load the new data, and model and reservoir of the run that is updated; the data of that run are never opened.
+
+    Raises:
+        CheckpointError: there is no such run, or it is not finished.
+        DataError, RecipeError: it cannot be updated with these data.
+    """
+    place, target, card = _base(request)
+    known = len(card["classes"])
+    data = _new_data(request, place, target, card)
+    rows = reservoir.read_sample(place.parent, tuple(card["shape"]), known) if request.memory != 0 else None
+    if rows is None and request.memory:
+        raise DataError(
+            f"{request.update} kept no rows (--memory 0), and --memory {request.memory} would replay some; give "
+            "--memory 0, which learns without them and forgets more"
+        )
+    room = reservoir.ROWS if request.memory is None else request.memory
+    expression = request.method or (f"der_pp(memory={min(room, len(rows['x']))}, alpha={ALPHA})" if rows else "lwf()")
+    method = read_method(expression)
+    _check_recipe(method, expression)
+    build: GrownBuild = grown(place, len(data.classes))
+    before = Padded(store.load(place), len(data.classes), UNKNOWN)
+    settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}
+    settings["batch_size"] = request.batch_size or batch_size_for(data, method)
+    settings["epochs"] = request.epochs or usual_epochs(data, method, settings["batch_size"])
+    sample = reservoir.padded(rows, len(data.classes), room, request.seed) if rows else {}
+    return UpdateRun(
+        replace(request, target=request.target or target),
+        data,
+        method,
+        expression,
+        build,
+        settings,
+        before,
+        known,
+        sample,
+    )
+
+
+class UpdateTaskType(NetworkTaskType):
+    """Finished runs of networks that go on with new rows or classes."""
+
+    name, learner, title = "update", "updates", "For updates"
+    about = "Finished runs that go on with new data."
+
+    def recipes(self) -> Mapping[str, Recipe]:
+        """None of its own: those of networks."""
+        return {}
+
+    def serves(self, request: Request) -> bool:
+        return request.update is not None
+
+    def prepare(self, request: Request) -> UpdateRun:
+        return prepare_update(request)
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The run before, naive training and the method."""
+        names = {"before": "the run before", "naive": "plain(), on the new rows alone", "method": result["method"]}
+        return [(names[name], result["update"][name]) for name in names if name in result["update"]]
+
+    def verdict(self, result: dict[str, Any]) -> str:
+        """Old classes before and after, new classes, and what naive training forgets."""
+        update = result["update"]
+        before, after, naive = (update.get(name) for name in ("before", "method", "naive"))
+        text = f"New rows: {100 * after['new']:.1f} %. "
+        if "old" not in after:
+            return f"{text}Old classes are not measured: give --test with rows of old and new classes."
+        text += f"Old classes: {100 * before['old']:.1f} % before, {100 * after['old']:.1f} % after"
+        if naive:
+            text += f" ({100 * naive['old']:.1f} % after training on the new rows alone)"
+        where = f", on {update['old_rows']} rows of {update['old_from']}"
+        if update["old_from"] == "the reservoir":
+            where += ", which were learnt from; give --test with rows of old and new classes for a fair figure"
+        return f"{text}{where}."

@@ -1,0 +1,272 @@
+"""Streams: tasks that come one after another, each learnt from the weights of the one before, and their scores.
+
+A task is a generation. Its labelled rows alone teach in it; rows of earlier tasks are in the reservoir of the method.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import rng
+from ..core.objective import Method, Objective
+from ..core.regression import for_task
+from ..data.dataset import Data, sealed
+from ..errors import DataError
+from ..evaluation.predict import task_outputs
+from ..io.tensors import digest
+from ..methods.validate import check_method
+from ..teachers.replay import Reservoir
+from .fit import Result, choose_device, drive, run_folder
+from .settings import Settings
+from .state import RunState
+from .supervised import DryRun, NetworkTask
+from .task import Callback
+from .trainer import Progress, Trainer
+
+
+def class_tasks(data: Data, number: int, seed: int) -> list[Tensor]:
+    """The classes of each task of a class-incremental stream, in an order that the seed draws.
+
+    Raises:
+        DataError: there are no classes, or fewer than tasks.
+    """
+    classes = len(data.classes)
+    if data.task != "classify" or not 2 <= number <= classes:
+        raise DataError(
+            f"--tasks {number}: {data.name} has {classes} classes, which make 2 to {classes} tasks; give such a number"
+        )
+    return list(torch.tensor_split(rng.permutation((seed, "tasks"), classes), number))
+
+
+def rows_of_tasks(data: Data, classes: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """The rows (of these ids) of each task, by its classes."""
+    return [rows[torch.isin(data.y[rows], task)] for task in classes]
+
+
+class StreamTask(NetworkTask):
+    """A network that learns the tasks of a stream in turn.
+
+    Args:
+        build, data, method: as of `NetworkTask`; the method has a generation for each task.
+        tasks: the ids of the labelled rows of each task; rows that validate or test are in none of them.
+
+    Raises:
+        DataError: a task has no row.
+    """
+
+    def __init__(self, build: Callable[..., nn.Module], data: Data, method: Method, tasks: Sequence[Tensor]) -> None:
+        super().__init__(build, sealed(data), method)
+        self.whole = self.data
+        self.tasks, self.parts = tuple(tasks), [sealed(replace(data, labelled=rows)) for rows in tasks]
+        held = torch.cat([data.audit, data.test])
+        for number, rows in enumerate(tasks, 1):
+            if not len(rows):
+                raise DataError(f"task {number} of {len(tasks)} has no labelled row; give fewer tasks")
+            if bool(torch.isin(rows, held).any()):
+                raise DataError(f"task {number} has rows of the validation or test split, which never teach")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        digest = hashlib.sha256(repr([rows.tolist() for rows in self.tasks]).encode()).hexdigest()
+        return {**super().identity, "data": self.whole.fingerprint, "tasks": digest}
+
+    def model(self, state: RunState, generation: int) -> nn.Module:
+        """The network as the last task left it."""
+        model = self.build()
+        if generation and len(state.generations) >= generation:
+            model.load_state_dict(state.generations[generation - 1].weights)
+        return model
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Those that compare generations, or ask a model of some classes for all, say nothing about tasks."""
+        return [DryRun(self)]
+
+    def begin(self, state: RunState) -> int:
+        self.data = self.parts[state.clock.generation]
+        return super().begin(state)
+
+
+def stream_scores(accuracy: Tensor, untrained: Tensor | None = None) -> dict[str, float]:
+    """What a stream is judged by, from the accuracy on task j after task t.
+
+    Equation::
+
+        accuracy = mean_j A[T, j],   forgetting = mean_{j < T} (max_{t < T} A[t, j] - A[T, j])
+        backward = mean_{j < T} (A[T, j] - A[j, j]),   forward = mean_{j > 1} (A[j - 1, j] - b_j)
+
+    Args:
+        accuracy: A, (tasks, tasks), in [0, 1].
+        untrained: b, the accuracy of the model before training on each task, (tasks,); without it no ``forward``.
+
+    Returns:
+        The scores by name; of one task ``accuracy`` alone.
+
+    Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017; Chaudhry et al., ECCV 2018 (forgetting).
+
+    >>> stream_scores(torch.tensor([[1.0, 0.5], [0.25, 0.75]]), torch.tensor([0.5, 0.25]))
+    {'accuracy': 0.5, 'forgetting': 0.75, 'backward': -0.75, 'forward': 0.25}
+    """
+    last = len(accuracy) - 1
+    scores = {"accuracy": float(accuracy[last].mean())}
+    if last:
+        scores["forgetting"] = float((accuracy[:last, :last].amax(0) - accuracy[last, :last]).mean())
+        scores["backward"] = float((accuracy[last] - accuracy.diagonal())[:last].mean())
+        if untrained is not None:
+            scores["forward"] = float((accuracy.diagonal(1) - untrained[1:]).mean())
+    return scores
+
+
+def task_accuracy(logits: Tensor, y: Tensor, classes: Tensor | None = None) -> float:
+    """The share of rows whose largest logit is that of their class; among some classes alone where they are given.
+
+    >>> task_accuracy(torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([1]), torch.tensor([0, 1]))
+    1.0
+    """
+    answers = logits.argmax(-1) if classes is None else classes[logits[:, classes].argmax(-1)]
+    return float((answers == y).double().mean()) if len(y) else float("nan")
+
+
+def fit_stream(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    tasks: Sequence[Tensor],
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a method on tasks in turn; nothing audits a task.
+
+    Args:
+        build, data, method, out, resume, device, progress, warn, tell: as of `fit`.
+        tasks: the ids of the labelled rows of each task.
+        settings: the fields of `Settings`; epochs and steps are those of a task.
+
+    Returns:
+        As of `fit`; a generation is a task.
+    """
+    method = for_task(replace(method, generations=len(tasks)), data.task)
+    check_method(method, data)
+    task = StreamTask(build, data, method, tasks)
+    chosen = Settings(**{**settings, "audit": "off"})
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+
+
+class UpdateTask(NetworkTask):
+    """A network of a finished run that goes on with new rows.
+
+    Args:
+        build: makes the network with the weights of that run.
+        data, method: as of `NetworkTask`; the method has one generation.
+        before: the network of that run, with the logit `UNKNOWN` for classes that it does not know.
+        stored: what the reservoir of that run holds; empty where it has none.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        data: Data,
+        method: Method,
+        before: nn.Module,
+        stored: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(build, sealed(data), method)
+        self.before, self.stored = before, stored
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {**super().identity, "before": digest({**self.before.state_dict(), **self.stored})}
+
+    def previous_model(self, state: RunState, generation: int) -> nn.Module:
+        return self.before
+
+    def bind(self, state: RunState, previous: nn.Module | None) -> Objective:
+        objective = super().bind(state, previous)
+        for part in objective.states.values():
+            if isinstance(part, Reservoir) and self.stored:
+                part.inherit(self.stored)
+        return objective
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Those that ask a model of few rows for more say nothing about an update."""
+        return [DryRun(self)]
+
+
+def fit_update(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    before: nn.Module,
+    stored: Mapping[str, Tensor],
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Train the network of a finished run on new rows; nothing audits it.
+
+    Args:
+        build, data, method, before, stored: as of `UpdateTask`.
+        out, resume, device, progress, warn, tell: as of `fit`.
+        settings: the fields of `Settings`.
+
+    Returns:
+        As of `fit`.
+    """
+    method = for_task(replace(method, generations=1), data.task)
+    check_method(method, data)
+    task = UpdateTask(build, data, method, before, stored)
+    chosen = Settings(**{**settings, "audit": "off"})
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+
+
+def score_classes(
+    trained: Result, build: Callable[[], nn.Module], data: Data, classes: Sequence[Tensor], seed: int
+) -> dict[str, Any]:
+    """The scores of a class-incremental stream on the test split; a training of one generation has no forgetting.
+
+    Returns:
+        Those of `stream_scores`; ``task_incremental``: the accuracy among the classes of each row's task; ``matrix``:
+        the accuracy on each task (columns) after each task (rows).
+    """
+    rows = rows_of_tasks(data, classes, data.test)
+    model = copy.deepcopy(trained.model)
+
+    def logits() -> list[Tensor]:
+        return [task_outputs(model, data, ids) for ids in rows]
+
+    def accuracies(outputs: Sequence[Tensor], among: bool = False) -> list[float]:
+        triples = zip(outputs, rows, classes, strict=True)
+        return [task_accuracy(z, data.y[ids], task if among else None) for z, ids, task in triples]
+
+    matrix, outputs = [], list[Tensor]()
+    for generation in trained.generations:
+        model.load_state_dict(generation.weights)
+        outputs = logits()
+        matrix.append(accuracies(outputs))
+    inside = accuracies(outputs, among=True)
+    scores = {"accuracy": sum(matrix[-1]) / len(matrix[-1])}
+    if len(matrix) > 1:
+        torch.manual_seed(rng.seed(seed, "init", 0))
+        model.load_state_dict(build().state_dict())
+        scores = stream_scores(torch.tensor(matrix), torch.tensor(accuracies(logits())))
+    return {**scores, "task_incremental": sum(inside) / len(inside), "matrix": matrix}
