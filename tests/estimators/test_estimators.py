@@ -174,7 +174,9 @@ def test_hard_labels_need_no_weights() -> None:
 
 def test_two_fits_with_one_seed_are_equal_and_processes_do_not_matter() -> None:
     def fitted(**options: Any) -> Any:
-        model = PeerTaughtRegressor(DecisionTreeRegressor(), random_state=3, synthetic=50, **options)
+        model = PeerTaughtRegressor(
+            DecisionTreeRegressor(), peers=[Ridge()], random_state=3, synthetic=50, audit_folds=2, **options
+        )
         return model.fit(X[:60], Y[:60], X_unlabeled=X[60:200]).predict(X[200:])
 
     assert (fitted() == fitted(n_jobs=2)).all()
