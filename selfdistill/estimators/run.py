@@ -229,6 +229,7 @@ def _folds_in_order(
         DataError: all rows are of one time or one group.
     """
     moments = np.unique(np.quantile(time, np.arange(1, FOLDS + 1) / (FOLDS + 1), method="higher"))
+    moments = moments[moments > time.min()] if (moments > time.min()).any() else np.array([time.max()])
     ends = [*moments[1:], np.inf]
     blocks = [(time < begin, (begin <= time) & (time < end)) for begin, end in zip(moments, ends, strict=True)]
     folds = [(before & ~np.isin(groups, groups[held]), held) for before, held in blocks]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError
 from ..io.expressions import one_line
@@ -39,7 +40,7 @@ class WarmStartBuild(Build):
 
     def _load_layers(self, model: nn.Module) -> None:
         place, own = Path(self.init), model.state_dict()
-        stored = read_weights(place) if place.is_file() else read_tensors(place)
+        stored = _weights_for(own, place) if place.is_file() else read_tensors(place)
         tensors = {n: t for n, t in stored.items() if n.rpartition(".")[0] != self.classifier}
         for name, tensor in tensors.items():
             if name not in own or own[name].shape != tensor.shape:
@@ -81,9 +82,18 @@ def warm_started(build: Build, run: str) -> WarmStartBuild:
     return warm
 
 
+def _weights_for(own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights of a file by the names of a model, without the prefixes that DDP and `torch.compile` set before."""
+    tensors = read_weights(path)
+    for prefix in ("module.", "_orig_mod.", "module."):  # a wrapper may be in the other
+        if all(name.startswith(prefix) for name in tensors) and not tensors.keys() & own.keys():
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 def _check_file(model: nn.Module, path: Path, classifier: str) -> None:
     """Refuse weights that are no numbers, or that leave a layer beside the classifier as it was drawn."""
-    tensors = read_weights(path)
+    tensors = _weights_for(model.state_dict(), path)
     check_numbers(model, tensors, path)
     needed = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] != classifier}
     if missing := sorted(needed - tensors.keys()):

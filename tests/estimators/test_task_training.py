@@ -214,3 +214,7 @@ def test_with_a_time_only_earlier_rows_teach_those_left_out(tmp_path: Path) -> N
     held, outputs = cross_predict(choice, choice.learner(0), 0)
     assert len(held) == len(outputs) == sum(len(each) for _, each in folds)
     assert (np.diff(held) > 0).all()
+    table.iloc[:20].assign(y=0.5).to_csv(tmp_path / "v.csv", index=False)  # a validation split of a few rows is a fold
+    choice = prepare(Request(str(tmp_path / "t.csv"), target="y", validation=str(tmp_path / "v.csv"), model="linear"))
+    ((teach, held),) = folds_of(choice, 0)
+    assert (len(held), len(teach)) == (20, len(choice.data.labelled) - 20)

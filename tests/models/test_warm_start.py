@@ -123,7 +123,9 @@ def test_foreign_weights_are_taken_over(suffix: str, inside: str | None, tmp_pat
     if suffix == ".safetensors":
         save_file(state, file)
     else:
-        torch.save({inside: state, "epoch": 3} if inside else state, file)
+        prefix = {".pt": "", ".pth": "module._orig_mod."}[suffix]  # of DDP around a compiled model
+        saved = {prefix + name: tensor for name, tensor in state.items()}
+        torch.save({inside: saved, "epoch": 3} if inside else saved, file)
     built = prepare(replace(FOREIGN, init=str(file))).build().state_dict()
     for name, value in built.items():
         assert value.equal(state[name]) is not name.startswith("classifier"), name
