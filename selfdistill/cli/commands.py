@@ -150,7 +150,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.option(
     "--method",
     metavar="EXPR",
-    help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(alpha=0.1); lwf() without stored rows].",
+    help="er(), der(), der_pp(), er_ema() or lwf() [default: der_pp(alpha=0.2); lwf() without stored rows].",
 )
 @click.option(
     "--control/--no-control", default=True, help="Train the baseline too: the same model on the new rows alone."

@@ -15,6 +15,7 @@ from ..core.objective import Method
 from ..data import sources, tables
 from ..data.dataset import PREPROCESSOR, Data, load, saved_column_types
 from ..data.images import idx_files
+from ..data.table_files import is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.predict import predict, task_outputs
 from ..io.run_record import Request, read_record
@@ -130,7 +131,7 @@ _FIXED = (
 )  # fmt: skip
 
 
-ALPHA = 0.1  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
+ALPHA = 0.2  # of stored logits: those of a finished run are large, and with a weight of 1 new classes are learnt badly
 
 
 @dataclass
@@ -240,6 +241,8 @@ def _new_data(request: Request, place: Path, target: str | None, card: Mapping[s
     """
     shape, fixed = tuple(card["shape"]), request.data in sources.NAMES or bool(idx_files(Path(request.data)))
     prepared, file = (place / PREPROCESSOR).exists(), Path(request.data).is_file()
+    if card["kind"] == "image" and is_table(request.data):
+        raise DataError(f"{request.data} is a table, and the model of {request.update} reads images; give images")
     data = load(
         request.data,
         target=request.target or (target if file else None),

@@ -83,7 +83,7 @@ def update(base: Path, folder: Path, classes: str = "cd", test: str = "abcd", **
 def test_an_update_teaches_new_classes_and_keeps_the_old_ones(base: Path, tmp_path: Path) -> None:
     result = update(base, tmp_path)
     scores = result["update"]
-    assert result["method"] == "der_pp(memory=54, alpha=0.1)"  # all rows that taught, without validation and test rows
+    assert result["method"] == "der_pp(memory=54, alpha=0.2)"  # all rows that taught, without validation and test rows
     assert scores["classes"] == {"old": ["a", "b"], "new": ["c", "d"]}
     assert (scores["old_rows"], scores["old_from"]) == (80, "the test split")
     assert scores["method"]["old"] > 0.95
@@ -179,6 +179,13 @@ def test_a_run_of_values_cannot_be_updated(tmp_path: Path) -> None:
     assert not (tmp_path / "values" / FILE).exists()
     with pytest.raises(DataError, match="goes on with nothing else"):
         update(tmp_path / "values", tmp_path)
+
+
+def test_a_table_for_a_run_of_images_is_refused(tmp_path: Path) -> None:
+    request = Request(model="mlp(width=8)", method="plain()", steps=2, device="cpu", control=False)
+    Run.create(request, tmp_path / "images").execute()
+    with pytest.raises(DataError, match="reads images; give images"):
+        update(tmp_path / "images", tmp_path, test="")
 
 
 def test_the_command(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_rows_that_look_alike_agree_more():
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(RecipeError, match="below 1"):
         bake(omega=1.0)
-    with pytest.raises(RecipeError, match="mates counts"):
+    with pytest.raises(RecipeError, match="mates is at least 0"):
         bake(mates=-1)
     with pytest.raises(SpaceError, match="values have no classes"):
         of_values(bake())
