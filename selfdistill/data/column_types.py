@@ -109,6 +109,9 @@ class Column:
         return self.type in ("categorical", "date") or (self.decimal, self.thousands) != (".", "")
 
 
+Kind = str | Column  # a type by name, or how a column was read before
+
+
 def from_json(record: Any, place: str) -> list[Column]:
     """The columns that a model's card records.
 
@@ -127,14 +130,18 @@ def from_json(record: Any, place: str) -> list[Column]:
         raise DataError(f"{place}: the record of its columns is damaged ({one_line(error, 60)}); train again") from None
 
 
-def requested(pairs: Iterable[tuple[str, str]] | Mapping[str, str] | None, names: Sequence[str], place: str) -> Any:
-    """The types that a person chose, by column.
+def requested(pairs: Iterable[tuple[str, Kind]] | Mapping[str, Kind] | None, names: Sequence[str], place: str) -> Any:
+    """The types that a person chose, or that a model's record has, by column.
 
     Raises:
         DataError: there is no such column or type.
     """
     chosen = dict(pairs or {})
-    for name, kind in chosen.items():
+    for name, kind in list(chosen.items()):
+        if isinstance(kind, Column):
+            if name not in names and kind.type in USED:
+                raise DataError(f"{place}: column '{one_line(name, 60)}' is missing, and the model was trained on it")
+            continue
         if name not in names:
             close = nearest(str(name), list(names))
             hint = f"nearest: {close}" if close else f"it has: {', '.join(names)}"
@@ -321,7 +328,7 @@ def find_pattern(texts: Sequence[str]) -> str:
 # types ----------------------------------------------------------------------------------------------------------------
 
 
-def infer(name: str, column: Any, place: str, comma: bool = False, kind: str | None = None) -> Column:
+def infer(name: str, column: Any, place: str, comma: bool = False, kind: Kind | None = None) -> Column:
     """The type of a column and the reason.
 
     Args:
@@ -329,7 +336,7 @@ def infer(name: str, column: Any, place: str, comma: bool = False, kind: str | N
         column: a pandas series.
         place: file and column, for messages.
         comma: as of `parse_numbers`.
-        kind: the type that a person chose.
+        kind: the type that a person chose, or the record of a column that is read as it was.
 
     Raises:
         DataError: most cells are numbers or dates and some are not, or none is what it should be.
@@ -340,6 +347,8 @@ def infer(name: str, column: Any, place: str, comma: bool = False, kind: str | N
     >>> infer("size", pd.Series(["007", "01"]), "t.csv", kind="categorical").type
     'categorical'
     """
+    if isinstance(kind, Column):
+        return kind
     if kind in ("text", "identifier"):
         return Column(name, kind, f"as asked for{_hint(kind)}")
     guess = None if kind else _of_dtype(name, column)
@@ -469,8 +478,8 @@ def _refuse(place: str, cells: Cells, stray: str, number: int, fitting: int, wha
     others = f", nor are {number - 1} further cells" if number > 1 else ""
     raise DataError(
         f"{place}, row {row} (the first is 1): '{one_line(stray, 40)}' is no {what}{known}{others}, and {fitting} "
-        f"cells are; correct or empty it, or give --column '{name}={kind}' to read such cells as missing, or "
-        f"'{name}=categorical'"
+        f"cells are; correct the cell, empty it, or delete the row (as of a footer with totals); or give --column "
+        f"'{name}={kind}' to read such cells as missing, '{name}=categorical', or '{name}=identifier' to leave it out"
     )
 
 

@@ -330,7 +330,7 @@ def notices(name: str, record: dict[str, Any]) -> list[str]:
     if copies.get("rows"):
         lines.append(
             f"{name}: {copies['rows']} rows are copies of each other ({copies['distinct']} distinct inputs); copies "
-            "share a split that is drawn"
+            "share a split where it is drawn"
         )
     if copies.get("across"):
         lines.append(

@@ -26,7 +26,7 @@ from .copies import CopyReport, check_values, notices, row_groups, time_values
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
 from .split_columns import SplitRequest
-from .table_files import SHOWN, is_table, read_table
+from .table_files import SHOWN, is_saved_dataset, is_table, read_table
 
 PREPROCESSOR = "preprocessor.skops"
 
@@ -193,7 +193,7 @@ def load(
     image_size: int | None = None,
     reader: Any = None,
     labelled: bool = True,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, column_types.Kind] | None = None,
     groups: str | None = None,
     time: str | None = None,
     preprocessor: Any = None,
@@ -378,7 +378,7 @@ def inputs_for(source: str, model_folder: Path) -> tuple[Tensor | ImageStore, li
 def unread(source: str, names: Sequence[str]) -> str:
     """One line about the files of an image folder that are not among the ``names`` of its rows; mostly empty."""
     root = Path(source)
-    if not root.is_dir() or images.idx_files(root) or image_lists.archives(root):
+    if not root.is_dir() or images.idx_files(root) or image_lists.archives(root) or is_saved_dataset(root):
         return ""
     return images.skip_note(root, images.left_out(root, [str(root / name) for name in names]))
 
@@ -524,11 +524,11 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def saved_column_types(model_folder: Path) -> dict[str, str]:
-    """The type of each column of the table that a model was trained on, as `load` takes them."""
+def saved_column_types(model_folder: Path) -> dict[str, column_types.Kind]:
+    """How each column of the table that a model was trained on is read, as `load` takes it."""
     path = model_folder / DATA_CARD
     specs = column_types.from_json(_read_card(path).get(column_types.RECORD), str(path))
-    return {spec.name: spec.type if spec.type in column_types.USED else "identifier" for spec in specs}
+    return {spec.name: spec if spec.type in column_types.USED else "identifier" for spec in specs}
 
 
 def _known_inputs(source: str, folder: Path) -> tuple[Tensor, list[str]]:

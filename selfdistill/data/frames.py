@@ -143,7 +143,7 @@ def load(
     labels: int | None = None,
     label_noise: float = 0.0,
     seed: int = 0,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, column_types.Kind] | None = None,
     request: SplitRequest = NO_REQUEST,
 ) -> Frame:
     """A table by name or path for learners; arguments as of `data.load`.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from . import image_lists, images, splits, tables
-from .column_types import Column
+from .column_types import Column, Kind
 from .image_store import ImageStore
 from .split_columns import NO_REQUEST, SplitColumns, SplitRequest
 from .table_files import HUB, SHOWN, is_table
@@ -88,7 +88,7 @@ def read_source(
     image_size: int | None,
     compact: bool = False,
     labelled: bool = True,
-    types: Mapping[str, str] | None = None,
+    types: Mapping[str, Kind] | None = None,
     request: SplitRequest = NO_REQUEST,
 ) -> RawData:
     """The data called ``source``, with the unlabelled rows after the labelled; tables ``compact`` as in `tabular.read`.

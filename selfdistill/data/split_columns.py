@@ -58,13 +58,17 @@ def read_further(request: SplitRequest, main: Table, target: str | None) -> list
     """The tables of the test and the validation file, with cells as they are written.
 
     Raises:
-        DataError: one cannot be read, or has no target.
+        DataError: one cannot be read, or has no target in a row or at all.
     """
     written = () if target is None else (target,)
     tables = [read_table(path, written, main.names) for path in (request.test, request.validation) if path]
     for table in tables:
         if target is not None and target not in table.columns:
             raise DataError(f"{table.path}: no column is called '{target}', which is the target; add it")
+        cells = None if target is None else table.columns[target]().replace("", None).isna()
+        if cells is not None and cells.any():
+            row = int(cells.argmax()) + 1
+            raise DataError(f"{table.path}: row {row} (the first is 1) has no '{target}'; label it, or leave it out")
     return tables
 
 
@@ -130,7 +134,10 @@ def _named_splits(table: Table) -> dict[str, Tensor]:
 
 def _take(name: str, option: str, table: Table, features: Sequence[str]) -> Any:
     if name in features:
-        raise DataError(f"{table.path}: column '{name}' is used otherwise and cannot be --{option}; give another one")
+        raise DataError(
+            f"{table.path}: column '{name}' is used otherwise and cannot be --{option}; leave it out of "
+            "--column and --target, or give another one"
+        )
     if name not in table.columns:
         raise DataError(f"{table.path}: no column is called '{name}' (--{option}); it has: {', '.join(table.names)}")
     return table.take(name)

@@ -91,10 +91,16 @@ def is_table(source: str, named: bool = False) -> bool:
     name = source.lower()
     if path_column(source) is not None or dataset_images(source) is not None:
         return False
-    return name.endswith(SUFFIXES) or (named and name.endswith(LINES)) or source.startswith(HUB) or _is_dataset(source)
+    return (
+        name.endswith(SUFFIXES)
+        or (named and name.endswith(LINES))
+        or source.startswith(HUB)
+        or is_saved_dataset(source)
+    )
 
 
-def _is_dataset(source: str) -> bool:
+def is_saved_dataset(source: str | Path) -> bool:
+    """Whether a source is a folder that `save_to_disk` of `datasets` wrote."""
     return (
         any(Path(source, name).is_file() for name in ("dataset_dict.json", "state.json"))
         and not Path(source, "run.json").exists()
@@ -103,7 +109,7 @@ def _is_dataset(source: str) -> bool:
 
 def dataset_images(source: str | Path) -> str | None:
     """The column of images of a folder that `save_to_disk` wrote; None where it has none, or is no such folder."""
-    if not _is_dataset(str(source)):
+    if not is_saved_dataset(source):
         return None
     for card in sorted(Path(source).glob("**/dataset_info.json")):
         with suppress(OSError, ValueError, AttributeError):

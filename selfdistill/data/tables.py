@@ -75,7 +75,7 @@ def read(
     unlabelled: Path | None,
     compact: bool = False,
     labelled: bool = True,
-    types: Mapping[str, str] | None = None,
+    types: Mapping[str, column_types.Kind] | None = None,
     request: SplitRequest = NO_REQUEST,
 ) -> RawTable:
     """Features and target of a table; the rows of ``unlabelled``, with the same columns, come after its own and those
@@ -105,7 +105,8 @@ def read(
         y, classes = bare, tuple[str, ...]()
         table.columns.pop(str(target), None)
     else:
-        y, classes = labels(table, target, types.get(str(target)))
+        kind = types.get(str(target))
+        y, classes = labels(table, target, kind if isinstance(kind, str) else None)
     if not table.columns:
         raise DataError(f"{path}: no column but the target '{target}'; add columns to predict it from")
     specs, features = _infer(table, types, compact)
@@ -130,7 +131,7 @@ def _title(name: str, y: Tensor, classes: Sequence[str], target: str | None) -> 
     return f"{name}: {len(y)} rows; {known} is {what}" + (f"; {missing} rows have none" if missing else "")
 
 
-def _infer(table: Table, types: Mapping[str, str], compact: bool) -> tuple[list[Column], Any]:
+def _infer(table: Table, types: Mapping[str, column_types.Kind], compact: bool) -> tuple[list[Column], Any]:
     """The type of every column, and the features.
 
     Raises:

@@ -104,7 +104,12 @@ def name_columns(X: Any) -> Iterator[None]:
     except (ValueError, TypeError) as error:
         X = as_rows(X)
         if not hasattr(X, "columns"):
-            raise
+            if text_rows(X) is None:
+                raise
+            raise ValueError(
+                f"{one_line(error)}; the rows are texts: take an estimator that reads them, such as "
+                "make_pipeline(TfidfVectorizer(), LogisticRegression())"
+            ) from error
         values = {name: numeric_values(X[name]) for name in X.columns}
         filled = {name: category_codes(X[name])[0] >= 0 for name, v in values.items() if v is None}
         empty = [n for n, v in values.items() if not (filled[n].all() if v is None else np.isfinite(v).all())]

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from ..data.copies import Floats, category_codes, numeric_values
 from ..errors import DataError
 from ..io.files import trim_memory
-from .tables import as_rows, class_targets, draw_rows, has_label, predict_in_blocks, take, target_column
+from .tables import as_rows, class_targets, draw_rows, has_label, name_columns, predict_in_blocks, take, target_column
 
 MAX_CATEGORIES = 254  # of a column; with one for the rest as many as histogram gradient boosting tells apart
 
@@ -206,13 +206,15 @@ class Wrapper(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> NDArray[Any]:
         """Predictions for rows (rows, columns)."""
         check_is_fitted(self, "estimator_")
-        return np.asarray(predict_in_blocks(self.estimator_.predict, self._inputs(X)))
+        with name_columns(X):
+            return np.asarray(predict_in_blocks(self.estimator_.predict, self._inputs(X)))
 
     @delegated("predict_proba")  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Floats:
         """Probabilities (rows, classes), in the order of ``classes_``."""
         check_is_fitted(self, "estimator_")
-        return np.asarray(self.estimator_.predict_proba(self._inputs(X)), dtype=np.float64)
+        with name_columns(X):
+            return np.asarray(self.estimator_.predict_proba(self._inputs(X)), dtype=np.float64)
 
     @delegated("decision_function")  # type: ignore[untyped-decorator]
     def decision_function(self, X: Any) -> Floats:

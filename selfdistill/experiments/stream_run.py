@@ -227,7 +227,7 @@ def _base(request: Request) -> tuple[Path, str | None, dict[str, Any]]:
     if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
         raise DataError(
             f"{run} is no network that classifies images or rows of a table, and `update` goes on with nothing else; "
-            "train a new model on all data by `selfdistill run`"
+            "train one by `selfdistill run DATA --model mlp`, or a new model on all data"
         )
     record, base = read_record(run / "run.json")
     return place, base.target or record.get("result", {}).get("update", {}).get("target"), card

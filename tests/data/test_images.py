@@ -439,6 +439,7 @@ def test_a_saved_data_set_of_images_is_read_in_place(tmp_path):
     x, names = dataset.inputs_for(str(tmp_path / "all"), tmp_path / "model")
     assert x[torch.arange(16)].equal(folder.x)
     assert names[3] == "rows[3]"
+    assert not dataset.unread(str(tmp_path / "all"), names)
     with pytest.raises(DataError, match="no column 'sort' beside the images; use one of kind, who"):
         load(tmp_path / "all", target="sort")
 

@@ -110,12 +110,14 @@ def test_files_of_test_and_validation_rows_are_taken(table):
         ({"groups": "gap"}, "row 3 .*--groups needs a value"),
         ({"test": "missing.csv"}, "no such table"),
         ({"test": "wide.csv"}, "no column is called 't'"),
+        ({"test": "bare.csv"}, r"bare.csv: row 4 \(the first is 1\) has no 't'"),
     ],
 )
 def test_what_cannot_be_split_so_gets_one_line(options, message, table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frame = rows()
     table(frame.drop(columns="t"), "wide.csv")
+    table(frame[:9].assign(t=[*frame.t[:3], None, *frame.t[4:9]]), "bare.csv")
     frame["word"] = np.array(["x", "y", "z"])[np.arange(ROWS) % 3]
     frame["gap"] = np.where(np.arange(ROWS) == 2, np.nan, np.arange(ROWS))
     with pytest.raises(DataError, match=message) as refused:

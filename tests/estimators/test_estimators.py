@@ -434,6 +434,10 @@ def test_an_error_of_a_learner_names_the_columns() -> None:
     frame = pd.DataFrame({"a": IRIS[:, 0], "kind": ["x", "y", None] * 50, "gap": [np.nan, 1.0] * 75})
     told = complaint(SelfDistilledClassifier(GaussianNB()), frame, KINDS)
     assert "columns with text: 'kind'; with empty cells: 'kind', 'gap'; leave them out" in told
+    fitted = SelfDistilledClassifier(GaussianNB()).fit(frame[["a"]], KINDS)
+    with pytest.raises(ValueError, match="columns with text: 'a'"):
+        fitted.predict(pd.DataFrame({"a": ["oops", 1.0]}))
+    assert "take an estimator that reads them" in complaint(SelfDistilledClassifier(GaussianNB()), ["x"] * 150, KINDS)
 
 
 @pytest.mark.parametrize("form", [list, pd.Series, lambda texts: np.array(texts, dtype=object), np.array])

@@ -173,6 +173,20 @@ def test_what_cannot_update_is_refused_before_training(
     assert not (tmp_path / "update").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace(text.splitlines()[3].split(",")[0], "oops", 1), "row 3: 'oops' is no number"),
+        (lambda text: text.replace("x,y,", "z,y,", 1), "column 'x' is missing, and the model was trained on it"),
+    ],
+)
+def test_new_columns_are_read_as_the_old_ones_were(change: Any, words: str, base: Path, tmp_path: Path) -> None:
+    new = Path(table(tmp_path / "new.csv", "cd", 1))
+    new.write_text(change(new.read_text()))
+    with pytest.raises(DataError, match=words):
+        Run.create(Request(data=str(new), update=str(base), steps=3, **QUICK), tmp_path / "update").execute()
+
+
 def test_a_run_of_values_cannot_be_updated(tmp_path: Path) -> None:
     request = Request(data="diabetes", model="mlp(width=8)", method="plain()", steps=5, device="cpu", control=False)
     Run.create(request, tmp_path / "values").execute()
