@@ -23,10 +23,9 @@ from .options import (
     data_options,
     echo,
     first_process,
-    memory_option,
     one_line_errors,
     raw_csv_option,
-    training_options,
+    run_options,
     training_settings,
     trust_option,
     update_options,
@@ -118,13 +117,7 @@ def main() -> None:
     help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
     "and joint training.",
 )
-@memory_option
-@click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@raw_csv_option
-@training_options
-@trust_option
+@run_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
@@ -137,12 +130,8 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     Self-supervised recipes, such as byol(), also train on a folder of images without classes and on a table without
     --target. Such a run has no scores. Another run can start from its weights with --init.
     """
-    from ..experiments.run import Run
-    from ..io.run_record import Request
-
     announce_default_data(quiet)
-    training = training_settings(options)
-    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+    _begin(options, out, as_json, quiet)
 
 
 @main.command()
@@ -155,13 +144,7 @@ def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
 @click.option(
     "--control/--no-control", default=True, help="Train the baseline too: the same model on the new rows alone."
 )
-@memory_option
-@click.option("--out", metavar="DIR", help="Run folder [default: below runs/].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@raw_csv_option
-@training_options
-@trust_option
+@run_options
 @one_line_errors
 def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Teach the model of RUN new classes, or new rows of its classes, in DATA.
@@ -170,11 +153,7 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     classes are not forgotten. The classifier grows by the classes that RUN does not know. Give --test with rows of old
     and new classes to measure both.
     """
-    from ..experiments.run import Run
-    from ..io.run_record import Request
-
-    training = training_settings(options)
-    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
+    _begin(options, out, as_json, quiet)
 
 
 @main.command()
@@ -188,6 +167,15 @@ def resume(run_folder: str, as_json: bool, quiet: bool) -> None:
     from ..experiments.run import Run
 
     _execute(Run.open(run_folder), as_json, quiet)
+
+
+def _begin(options: dict[str, Any], out: str | None, as_json: bool, quiet: bool) -> None:
+    """Execute the run that the options of a command ask for."""
+    from ..experiments.run import Run
+    from ..io.run_record import Request
+
+    training = training_settings(options)
+    _execute(Run.create(Request(**options, training=training), out), as_json, quiet)
 
 
 def _execute(run: Run, as_json: bool, quiet: bool) -> None:

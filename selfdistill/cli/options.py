@@ -339,6 +339,24 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that makes a run folder has: its place and output, the stored rows, and the training."""
+    command = training_options(trust_option(command))
+    for option in reversed(
+        [
+            memory_option,
+            click.option("--out", metavar="DIR", help="Run folder [default: below runs/]."),
+            click.option(
+                "--json", "as_json", is_flag=True, help="Print the result as one JSON object, the last line of stdout."
+            ),
+            click.option("--quiet", is_flag=True, help="No progress."),
+            raw_csv_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 TRAINING = (
     "lr", "weight_decay", "optimizer", "schedule", "clip", "accumulate", "precision", "compile", "parallel",
     "audit", "audit_level", "audit_delta", "audit_measure", "audit_epochs", "patience", "vitals",

@@ -137,7 +137,7 @@ def requested(pairs: Iterable[tuple[str, Kind]] | Mapping[str, Kind] | None, nam
         DataError: there is no such column or type.
     """
     chosen = dict(pairs or {})
-    for name, kind in list(chosen.items()):
+    for name, kind in chosen.items():
         if isinstance(kind, Column):
             if name not in names and kind.type in USED:
                 raise DataError(f"{place}: column '{one_line(name, 60)}' is missing, and the model was trained on it")

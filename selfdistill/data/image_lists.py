@@ -390,8 +390,13 @@ def _list_dataset(
     source: Path, column: str, target: str | None, labelled: bool, placed: Sequence[str | None]
 ) -> ImageList:
     """Images of a folder that `save_to_disk` wrote, with their labels and splits; they stay in its files."""
+    from datasets import Image
+
     splits, note = dataset_splits(source)
-    first = next(iter(splits.values()))
+    first, encoded = (
+        next(iter(splits.values())),
+        Image(decode=False),
+    )  # Pillow reads them, by formats that run no program
     classes = class_labels(first)
     others = [name for name in first.column_names if name not in {column, COLUMN, *placed}]
     only = next(iter(classes)) if target is None and len(classes) == 1 else target
@@ -399,7 +404,7 @@ def _list_dataset(
     names = classes.get(label or "", {})
     listed = []
     for name, split in splits.items():
-        read = partial(_stored_image, split.select_columns([column]).cast_column(column, _encoded()), column)
+        read = partial(_stored_image, split.select_columns([column]).cast_column(column, encoded), column)
         cells = split.remove_columns([column]).to_list() if len(split.column_names) > 1 else [{}] * len(split)
         for i, row in enumerate(cells):
             cell = None if label is None else row[label]
@@ -407,12 +412,6 @@ def _list_dataset(
             place = _split_of(str(source), i, {COLUMN: name} if len(splits) > 1 else row)
             listed.append(ImageRow(DatasetImage(f"{source}/{name or 'rows'}[{i}]", i, read), word, place, row))
     return ImageList(listed, note="; ".join(filter(None, (_columns_note(column, label), note))))
-
-
-def _encoded() -> Any:
-    from datasets import Image
-
-    return Image(decode=False)  # Pillow opens the bytes as it opens files: by the formats that run no program
 
 
 def _stored_image(rows: Any, column: str, number: int) -> Any:

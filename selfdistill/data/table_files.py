@@ -512,12 +512,13 @@ def _read_arrow(path: Path, written: frozenset[str], literal: frozenset[str]) ->
 
 def _read_dataset(path: Path, written: frozenset[str], literal: frozenset[str]) -> Table:
     """A folder that `save_to_disk` wrote, or a data set of the hub; the column ``split`` names its splits."""
+    import datasets
     import pyarrow
 
     splits, note = dataset_splits(path)
     first = next(iter(splits.values()))
     for column, feature in first.features.items():
-        if type(feature).__name__ == "Image":
+        if isinstance(feature, datasets.Image):
             raise DataError(
                 f"{path}: column '{one_line(column, 40)}' holds images, which are no cells; write the data set by "
                 "save_to_disk and give that folder"
@@ -566,5 +567,6 @@ def dataset_splits(path: Path) -> tuple[dict[str, Any], str]:
 
 def class_labels(split: Any) -> dict[str, dict[int, str]]:
     """The names of the classes of a split by column and number."""
-    features = split.features.items()
-    return {name: dict(enumerate(f.names)) for name, f in features if type(f).__name__ == "ClassLabel"}
+    import datasets
+
+    return {n: dict(enumerate(f.names)) for n, f in split.features.items() if isinstance(f, datasets.ClassLabel)}

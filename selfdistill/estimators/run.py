@@ -200,7 +200,10 @@ def self_taught(model: Any) -> bool:
     return hasattr(model, "report")
 
 
-def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # the places of rows that teach, and of those left out
+
+
+def folds_of(run: TableRun, seed: int) -> list[Fold]:
     """Folds of the labelled rows, as places of those that teach and of those left out.
 
     Every class is spread over them where it has enough rows, and copies and the rows of a group share a fold. With a
@@ -220,9 +223,7 @@ def folds_of(run: TableRun, seed: int) -> list[tuple[NDArray[np.int64], NDArray[
     return list(folds.split(np.zeros(len(y)), y, groups if together else None))
 
 
-def _folds_in_order(
-    time: NDArray[np.float64], groups: NDArray[np.int64]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _folds_in_order(time: NDArray[np.float64], groups: NDArray[np.int64]) -> list[Fold]:
     """Later and later blocks of rows (rows,) by their time, each with the rows before it whose group is not in it.
 
     Raises:

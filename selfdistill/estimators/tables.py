@@ -86,40 +86,46 @@ def refuse_stray_cells(X: Any) -> None:
             )
 
 
+class ColumnError(ValueError):
+    """An error of a learner to which `name_columns` has added the columns."""
+
+
 @contextmanager
 def name_columns(X: Any) -> Iterator[None]:
     """Add to an error of a learner which columns of a frame have text or empty cells, since few learners say so.
 
     Raises:
-        ValueError: the learner raised one, or a TypeError.
+        ColumnError: the learner raised a ValueError or a TypeError.
 
     >>> import pandas as pd
-    >>> with name_columns(pd.DataFrame({"a": ["x"], "b": [None]})):
-    ...     raise ValueError("not a float")
-    Traceback (most recent call last):
-    ValueError: not a float; columns with text: 'a'; with empty cells: 'b'; leave them out, or take a learner for them
+    >>> try:
+    ...     with name_columns(pd.DataFrame({"a": ["x"], "b": [None]})):
+    ...         raise ValueError("not a float")
+    ... except ColumnError as error:
+    ...     print(error)
+    not a float; columns with text: 'a'; with empty cells: 'b'; leave them out, or take a learner for them
     """
     try:
         yield
+    except ColumnError:  # of a learner in a learner: it is told once
+        raise
     except (ValueError, TypeError) as error:
-        X = as_rows(X)
-        if not hasattr(X, "columns"):
-            if text_rows(X) is None:
-                raise
-            raise ValueError(
-                f"{one_line(error)}; the rows are texts: take an estimator that reads them, such as "
-                "make_pipeline(TfidfVectorizer(), LogisticRegression())"
-            ) from error
-        values = {name: numeric_values(X[name]) for name in X.columns}
-        filled = {name: category_codes(X[name])[0] >= 0 for name, v in values.items() if v is None}
-        empty = [n for n, v in values.items() if not (filled[n].all() if v is None else np.isfinite(v).all())]
-        text = [name for name, cells in filled.items() if cells.any()]
-        told = [f"{what}: {_listed(names)}" for what, names in (("text", text), ("empty cells", empty)) if names]
-        if not told:
+        if not (told := _unlearnable(as_rows(X))):
             raise
-        raise ValueError(
-            f"{one_line(error)}; columns with {'; with '.join(told)}; leave them out, or take a learner for them"
-        ) from error
+        raise ColumnError(f"{one_line(error)}; {told}") from error
+
+
+def _unlearnable(X: Any) -> str:
+    """What few learners take in rows, and the remedy, in words; empty where there is none."""
+    if not hasattr(X, "columns"):
+        remedy = "take an estimator that reads them, such as make_pipeline(TfidfVectorizer(), LogisticRegression())"
+        return "" if text_rows(X) is None else f"the rows are texts: {remedy}"
+    values = {name: numeric_values(X[name]) for name in X.columns}
+    filled = {name: category_codes(X[name])[0] >= 0 for name, v in values.items() if v is None}
+    empty = [n for n, v in values.items() if not (filled[n].all() if v is None else np.isfinite(v).all())]
+    text = [name for name, cells in filled.items() if cells.any()]
+    told = [f"{what}: {_listed(names)}" for what, names in (("text", text), ("empty cells", empty)) if names]
+    return f"columns with {'; with '.join(told)}; leave them out, or take a learner for them" if told else ""
 
 
 def _listed(names: Sequence[Any]) -> str:

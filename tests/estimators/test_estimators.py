@@ -437,6 +437,8 @@ def test_an_error_of_a_learner_names_the_columns() -> None:
     fitted = SelfDistilledClassifier(GaussianNB()).fit(frame[["a"]], KINDS)
     with pytest.raises(ValueError, match="columns with text: 'a'"):
         fitted.predict(pd.DataFrame({"a": ["oops", 1.0]}))
+    nested = SelfDistilledClassifier(SelfDistilledClassifier(GaussianNB()), audit="off", xi=0.5, generations=1)
+    assert complaint(nested, frame, KINDS).count("columns with text") == 1
     assert "take an estimator that reads them" in complaint(SelfDistilledClassifier(GaussianNB()), ["x"] * 150, KINDS)
 
 
