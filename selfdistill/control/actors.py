@@ -50,7 +50,6 @@ class ObservationLayout:
             DataError: the space is of another kind, or has no such key.
         """
         from gymnasium import spaces
-        from stable_baselines3.common.preprocessing import get_obs_shape
 
         if not isinstance(space, spaces.Dict):
             if hidden:
@@ -58,17 +57,15 @@ class ObservationLayout:
                     f"the observation is a {type(space).__name__} without keys, so it has no key {hidden[0]!r}; give "
                     "an environment with Dict observations, or a gymnasium.ObservationWrapper"
                 )
-            _refuse_space(space, "the observation")
-            return cls((("", tuple(get_obs_shape(space))),))
+            return cls((("", _shape(space, "the observation")),))
         missing = [key for key in hidden if key not in space.spaces]
         if missing:
             raise DataError(f"the observation has no key {missing[0]!r}; it has {', '.join(map(repr, space.spaces))}")
         visible = {key: part for key, part in space.spaces.items() if key not in hidden}
         if not visible:
             raise DataError("no key of the observation is left for the student; hide fewer")
-        for key, part in visible.items():
-            _refuse_space(part, f"the key {key!r} of the observation")
-        return cls(tuple((key, tuple(get_obs_shape(part))) for key, part in visible.items()))
+        parts = ((key, _shape(part, f"the key {key!r} of the observation")) for key, part in visible.items())
+        return cls(tuple(parts))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -101,14 +98,21 @@ class ObservationLayout:
         return ", ".join(f"{name + ' ' if name else ''}{tuple(shape)}" for name, shape in self.parts)
 
 
-def _refuse_space(space: Any, what: str) -> None:
+def _shape(space: Any, what: str) -> tuple[int, ...]:
+    """The shape in which stable-baselines3 stores the observations of a space.
+
+    Raises:
+        DataError: the space is of a kind that is not served.
+    """
     from gymnasium import spaces
+    from stable_baselines3.common.preprocessing import get_obs_shape
 
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise DataError(
             f"{what} is a {type(space).__name__}; Box, Discrete, MultiDiscrete, MultiBinary and a Dict of these are "
             "served: flatten it by a gymnasium wrapper"
         )
+    return tuple(get_obs_shape(space))  # type: ignore[arg-type]  # a mapping of a Dict alone
 
 
 def action_output(distribution: Any) -> tuple[str, Tensor]:
@@ -193,7 +197,9 @@ class ModuleActor(nn.Module):
         if isinstance(answer, Mapping):
             return dict(answer)
         if not isinstance(answer, Tensor):
-            raise SpaceError(f"the teacher returned a {type(answer).__name__}; a tensor or a mapping of heads is wanted")
+            raise SpaceError(
+                f"the teacher returned a {type(answer).__name__}; a tensor or a mapping of heads is wanted"
+            )
         return {"gaussian" if self.continuous else "logits": answer}
 
 
@@ -239,4 +245,3 @@ class PolicyEnsemble(nn.Module):
             return {"gaussian": torch.stack([mixture.mean, mixture.log_variance], -1)}
         logits = torch.stack([nn.functional.log_softmax(a["logits"], -1) for a in answers])
         return {"logits": torch.logsumexp(logits, 0) - math.log(len(answers))}
-

@@ -94,7 +94,7 @@ class SelfDistil(BaseCallback):
         self._losses = dict[str, list[Tensor]]()
         self._saved: Mapping[str, Any] | None = None  # a state to go on from
 
-    # ---- the hooks of the algorithm ----------------------------------------------------------------------------------
+    # ---- the hooks of the algorithm ----------------------------------------------------------------------------
 
     def _on_training_start(self) -> None:
         algorithm = self.model
@@ -148,7 +148,9 @@ class SelfDistil(BaseCallback):
     def _read_teacher(self, hidden: tuple[str, ...]) -> nn.Module:
         """The teacher for rows as the environment shows them, behind what undoes the student's normaliser."""
         if self.teacher is None:
-            raise RecipeError('the recipe needs a teacher: kickstart("teacher.zip"), or SelfDistil(method, teacher=...)')
+            raise RecipeError(
+                'the recipe needs a teacher: kickstart("teacher.zip"), or SelfDistil(method, teacher=...)'
+            )
         algorithm = self._algorithm
         teacher = read_teacher(self.teacher, algorithm.observation_space, algorithm.action_space, hidden)
         normaliser = own_normaliser(algorithm.get_env())
@@ -170,7 +172,9 @@ class SelfDistil(BaseCallback):
         self.objective.clock = self._clock
         buffer = self._algorithm.rollout_buffer
         if EPISODES in self._learns:
-            self._memory.add(buffer, self._algorithm._last_episode_starts, self._flat(buffer.observations))
+            ended = self._algorithm._last_episode_starts
+            assert ended is not None
+            self._memory.add(buffer, ended, self._flat(buffer.observations))
         if not self.method.training.steps:
             return
         if self._recurrent:
@@ -183,7 +187,7 @@ class SelfDistil(BaseCallback):
         self._distil()
         self._unwrap()
 
-    # ---- inside the algorithm's update ---------------------------------------------------------------------------------
+    # ---- inside the algorithm's update -------------------------------------------------------------------------
 
     def _wrap(self) -> None:
         """Put the recipe into the policy while the training runs."""
@@ -268,7 +272,7 @@ class SelfDistil(BaseCallback):
             term.teacher is None or term.teacher.frozen for term in terms
         )
 
-    # ---- beside it -----------------------------------------------------------------------------------------------------
+    # ---- beside it ---------------------------------------------------------------------------------------------
 
     def _distil(self) -> None:
         """The extra steps after an update: on states of the last rollouts, or on finished episodes."""
@@ -331,7 +335,9 @@ class SelfDistil(BaseCallback):
         sample = self._sequences[step % len(self._sequences)]
         self._mask = sample.mask > 1e-8
         with self._noted_distribution() as noted:
-            values, *_ = type(self._policy).evaluate_actions(
+            assert isinstance(self._policy, RecurrentActorCriticPolicy)
+            evaluate = RecurrentActorCriticPolicy.evaluate_actions  # not the wrapped one
+            values, *_ = evaluate(
                 self._policy, sample.observations, sample.actions, sample.lstm_states, sample.episode_starts
             )
         return self._loss(sample.observations, action_output(noted[-1].distribution), values)
@@ -375,7 +381,7 @@ class SelfDistil(BaseCallback):
         """The seed of what is drawn for a purpose before the next rollout."""
         return address_seed(self._algorithm.seed or 0, purpose, self._finished)
 
-    # ---- to go on ------------------------------------------------------------------------------------------------------
+    # ---- to go on ----------------------------------------------------------------------------------------------
 
     def state_tree(self) -> Tree:
         """What a resumed training needs of the callback, between two rollouts: tensors and numbers."""

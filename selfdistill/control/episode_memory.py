@@ -71,7 +71,9 @@ class EpisodeMemory:
         """So many rows, drawn evenly with replacement; discrete actions of one dimension are (rows,)."""
         picked = torch.randint(len(self), (count,), generator=draws)
         x, y, returns = (self._rows[name][picked] for name in FIELDS)
-        return Rows(x, y.squeeze(-1) if y.shape[-1] == 1 and not y.is_floating_point() else y, extra={"returns": returns})
+        return Rows(
+            x, y.squeeze(-1) if y.shape[-1] == 1 and not y.is_floating_point() else y, extra={"returns": returns}
+        )
 
     def state_tree(self) -> Tree:
         """The memory as tensors."""

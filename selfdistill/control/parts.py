@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from ..core.outputs import element_shape, space_of
 from ..core.parts import BaseTerm, Gate, Loss, Teacher
@@ -91,6 +91,7 @@ class Surpassed(Gate):
 class SquaredShortfall(Loss):
     """max(target - value, 0)^2 / 2 of one value: it raises a value that the return surpassed, and never lowers one.
 
+    >>> import torch
     >>> SquaredShortfall()(torch.tensor([[1.0], [1.0]]), Target(torch.tensor([[3.0], [0.0]]), "values")).tolist()
     [2.0, 0.0]
     """
@@ -108,6 +109,7 @@ class SquaredShortfall(Loss):
 class SquaredMeans(Loss):
     """(m_t - m)^2 of two normal distributions: their means alone, so that the teacher's noise is not imitated.
 
+    >>> import torch
     >>> SquaredMeans()(torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[3.0, 9.0]]), "gaussian")).tolist()
     [4.0]
     """
@@ -125,6 +127,7 @@ class SquaredMeans(Loss):
 class GaussianMeanNLL(Loss):
     """-log N(m_t; m, s^2): the likelihood of the action that the teacher prefers, its mean.
 
+    >>> import torch
     >>> mean, target = torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[1.0, 5.0]]), "gaussian")
     >>> round(GaussianMeanNLL()(mean, target).item(), 4)
     0.9189
@@ -137,5 +140,6 @@ class GaussianMeanNLL(Loss):
     def __call__(self, student: Tensor, target: Target) -> Tensor:
         target.fits(2)
         mean, log_variance = student.unbind(-1)
-        normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-        return -normal.log_prob(target.value[..., 0])
+        normal = Normal(mean, (0.5 * log_variance).exp())
+        log_prob: Tensor = normal.log_prob(target.value[..., 0])
+        return -log_prob

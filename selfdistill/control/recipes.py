@@ -55,6 +55,10 @@ class PolicyTraining:
     first: float = 0.0
     capacity: int = 50_000
 
+    def __post_init__(self) -> None:
+        if self.reward and (callable(self.teacher_acts) or self.teacher_acts):
+            raise RecipeError("the reward teaches the policy that acts; where the teacher acts, set reward=False")
+
 
 @dataclass(frozen=True)
 class PolicyMethod:
@@ -296,7 +300,8 @@ def dagger(teacher: Any = None, share: Share = 0.25, steps: Extras = 100) -> Pol
 
     Equation::
 
-        the teacher acts with probability b(t) = max(0, 1 - t / share);  L = -log pi_S(argmax pi_T | s), s from all rollouts
+        L = -log pi_S(argmax pi_T | s),  s from all rollouts
+        the teacher acts with probability b(t) = max(0, 1 - t / share)
 
     Args:
         teacher: As of `kickstart`.
@@ -378,7 +383,9 @@ def iter_policy(generations: Count = 2, first: Share = 0.5, value: NonNegative =
     return PolicyMethod(method, PolicyTraining(parallel=True, first=first))
 
 
-def self_imitation(weight: Positive = 0.1, steps: Extras = 10, rows: Count = 512, value: NonNegative = 0.01) -> PolicyMethod:
+def self_imitation(
+    weight: Positive = 0.1, steps: Extras = 10, rows: Count = 512, value: NonNegative = 0.01
+) -> PolicyMethod:
     """Self-imitation: actions taken in the past are labels, where the return surpassed the value.
 
     Equation::

@@ -109,7 +109,7 @@ def refuse_visible(policy: ActorCriticPolicy, hidden: Sequence[str]) -> None:
         )
 
 
-# ---- normalisers ------------------------------------------------------------------------------------------------------
+# ---- normalisers ----------------------------------------------------------------------------------------------------
 
 
 class Normalised(nn.Module):
@@ -179,7 +179,7 @@ def normaliser_statistics(normaliser: VecNormalize, layout: ObservationLayout) -
 
 
 def export_normaliser(normaliser: VecNormalize, path: str | Path) -> None:
-    """Write the statistics of a `VecNormalize` as safetensors, to lie beside ``teacher.zip`` as ``teacher.safetensors``.
+    """Write the statistics of a `VecNormalize` as safetensors: ``teacher.safetensors`` beside ``teacher.zip``.
 
     Args:
         normaliser: the environments as they are after the teacher's training.
@@ -195,14 +195,18 @@ def normalised(actor: nn.Module, statistics: Mapping[str, Tensor], width: int, p
         DataError: the statistics are of another width.
     """
     if set(statistics) != {"mean", "deviation", "clip"} or statistics["mean"].shape != (width,):
-        raise DataError(f"{place} holds no statistics of {width} numbers; write it by selfdistill.control.export_normaliser")
+        raise DataError(
+            f"{place} holds no statistics of {width} numbers; write it by selfdistill.control.export_normaliser"
+        )
     return Normalised(actor, statistics["mean"], statistics["deviation"], float(statistics["clip"]))
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def read_teacher(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hidden: Sequence[str] = ()) -> nn.Module:
+def read_teacher(
+    source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hidden: Sequence[str] = ()
+) -> nn.Module:
     """A teacher as a frozen module from flat rows to heads.
 
     Args:
@@ -263,7 +267,9 @@ def _of_policy(policy: Any, space: spaces.Space[Any], actions: spaces.Space[Any]
     if not isinstance(policy, ActorCriticPolicy):
         raise DataError(f"a {type(policy).__name__} is no actor-critic policy; give one of PPO, A2C or their kin")
     if not _alike(policy.action_space, actions):
-        raise DataError(f"the teacher acts in {policy.action_space}, the environment in {actions}; give another teacher")
+        raise DataError(
+            f"the teacher acts in {policy.action_space}, the environment in {actions}; give another teacher"
+        )
     policy.set_training_mode(False)
     rows, own = ObservationLayout.of(space), ObservationLayout.of(policy.observation_space)
     if own.parts == rows.parts:
@@ -311,7 +317,9 @@ def read_zip(
         policy = _build(candidate, actions, weights, facts)
         if policy is not None:
             return policy
-    first = next((v for n, v in weights.items() if n.startswith("mlp_extractor.policy_net")), weights["action_net.weight"])
+    first = next(
+        (v for n, v in weights.items() if n.startswith("mlp_extractor.policy_net")), weights["action_net.weight"]
+    )
     raise DataError(
         f"{path}: its network reads {first.shape[-1]} numbers and chooses by {len(weights['action_net.weight'])}; the "
         f"environment shows {ObservationLayout.of(space).describe()} and acts in {actions}; {_REMEDY}"
@@ -328,7 +336,9 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
             data = json.loads(archive.read("data")) if "data" in sizes else {}
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote") from None
+        raise DataError(
+            f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"{path}: its policy.pth holds no weights; give a zip that `save` wrote")
     options = data.get("policy_kwargs") if isinstance(data, dict) else None
