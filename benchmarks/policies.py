@@ -95,7 +95,7 @@ def cart_pole_frames() -> gym.Env[Any, Any]:
 WORLDS = {
     "cartpole-frames": World(cart_pole_frames, 20_480, 20_480, "state"),
     "cartpole": World(cart_pole, 12_288, 24_576),
-    "lunar": World(lunar_lander, 204_800, 204_800, "state", options=(("gamma", 0.999),)),
+    "lunar": World(lunar_lander, 102_400, 102_400, "state", options=(("gamma", 0.999),)),
     "acrobot": World(acrobot, 61_440, 61_440, "state"),
 }
 
