@@ -23,7 +23,7 @@ Modules = dict[str, tuple[str, ast.Module]]  # by dotted name
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 # What asks which task it is, anywhere but in the modules of the tasks themselves (classes: in isinstance, is, a key):
-TASK_MODULE = re.compile(rf"{PACKAGE}\.((language|estimators|learners)\b.*|(.*[._])?task)")
+TASK_MODULE = re.compile(rf"{PACKAGE}\.((language|estimators|learners|control)\b.*|(.*[._])?task)")
 TASK_CLASS = re.compile(
     r".*Task(Type)?|(Network|Table|Language)Run|LanguageTrainer|Language"
 )  # in isinstance, is, a key, a case

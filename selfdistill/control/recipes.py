@@ -258,8 +258,8 @@ def privileged(
 
     Needs: observations of which the student is to do without a part.
 
-    Departs: The teacher is sharpened and let go later than in `kickstart`: both were chosen on three seeds of a CartPole
-    without velocities, on which the ten measured ones do not lie.
+    Departs: The teacher is sharpened and let go later than in `kickstart`; both were chosen on two seeds of a CartPole
+    without velocities.
 
     Source: Chen et al., Learning by Cheating, CoRL 2019; with reward beside it, as Schmitt et al., 2018.
 

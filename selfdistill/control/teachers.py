@@ -29,7 +29,6 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
-from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
@@ -37,33 +36,9 @@ from ..errors import DataError
 from ..io.expressions import one_line
 from ..io.tensors import read_tensors, write_tensors
 from .actors import Actor, ModuleActor, ObservationLayout, SelectedColumns
+from .store import ACTIVATIONS, VisibleExtractor, load_policy
 
 LARGEST = 1 << 32  # bytes that the weights of a zip may have
-
-_ACTIVATIONS = {f.__name__: f for f in (nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid)}
-
-
-class VisibleExtractor(CombinedExtractor):
-    """SB3's extractor of Dict observations that leaves keys out, so that a rollout may hold what the policy never sees.
-
-    Its weights are those of a policy whose observations lack these keys.
-
-    Args:
-        observation_space: with all keys.
-        hidden: the keys that are left out.
-        cnn_output_dim, normalized_image: as of SB3's.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        hidden: Sequence[str] = (),
-        cnn_output_dim: int = 256,
-        normalized_image: bool = False,
-    ) -> None:
-        visible = {key: space for key, space in observation_space.spaces.items() if key not in hidden}
-        super().__init__(spaces.Dict(visible), cnn_output_dim, normalized_image)
-        self.hidden = tuple(hidden)
 
 
 def hide(*keys: str) -> dict[str, Any]:
@@ -237,8 +212,6 @@ def read_teacher(
             "selfdistill.control.export_normaliser(env, 'teacher.safetensors'), and give teacher.zip beside it"
         )
     if path.is_dir():
-        from .store import load_policy
-
         return _of_policy(load_policy(path), space, actions, hidden)
     if not path.exists():
         raise DataError(f"{path} does not exist; give an SB3 zip, or the folder of a run of a policy")
@@ -372,9 +345,9 @@ def _build(
         ),
     }
     if name is not None:
-        if name[1] not in _ACTIVATIONS:
+        if name[1] not in ACTIVATIONS:
             raise DataError(f"the teacher's activation function {name[1]} is unknown; give the model itself as teacher")
-        options["activation_fn"] = _ACTIVATIONS[name[1]]
+        options["activation_fn"] = ACTIVATIONS[name[1]]
     kind: type[ActorCriticPolicy] = ActorCriticPolicy
     if isinstance(space, spaces.Dict):
         kind = MultiInputActorCriticPolicy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..control.task import ControlTaskType
 from ..estimators.task import TableTaskType
 from ..language.task import LanguageTaskType
 from ..training.task_type import TaskTypes
@@ -9,4 +10,13 @@ from .network_task import NetworkTaskType
 from .stream_run import StreamTaskType, UpdateTaskType
 
 #: the first serves what no other does, and comes first in lists of recipes
-TASK_TYPES = TaskTypes((NetworkTaskType(), TableTaskType(), LanguageTaskType(), StreamTaskType(), UpdateTaskType()))
+TASK_TYPES = TaskTypes(
+    (
+        NetworkTaskType(),
+        TableTaskType(),
+        LanguageTaskType(),
+        StreamTaskType(),
+        UpdateTaskType(),
+        ControlTaskType(),
+    )
+)

@@ -20,6 +20,9 @@ from .trust import require_trust, split_function
 Lines = list[dict[str, Any]]
 
 
+ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
+
+
 _FIGURES = {str: (float, None)}
 
 
@@ -32,7 +35,7 @@ _PASSES = {"forward": int, "backward": int, "teacher": int, "saved?": int}
 _DECISION = {"accepted": bool, "why": str}
 
 
-_TASKS = frozenset({"classify", "regress", "generate", "features"})
+_TASKS = frozenset({"classify", "regress", "generate", "features", "control"})
 
 
 _DATA = {"name": str, "task": _TASKS, "rows": _COUNTS, "classes": [str], "noise": float, "fingerprint": str}
@@ -101,6 +104,12 @@ _RESULT = {
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "trouble?": (str, None),
+    "control?": {
+        "deployment": str,
+        "frames": (str, None),
+        "note": str,
+        "arms": [{"name": str, "log": str, "scores": _FIGURES}],
+    },
     "against?": {str: {str: {"gain": float, "half": (float, None), "rows": int, "verdict": (str, None)}}},
 }
 
@@ -134,6 +143,7 @@ _LINE = {
     "decision?": ({"why": str}, None),
     "diversity?": (dict, None),
     "language?": (dict, None),
+    "control?": (dict, None),
 }
 
 
@@ -155,6 +165,9 @@ class Request:
     folders of these splits. ``tasks`` makes a class-incremental stream of so many tasks.
     ``memory`` is how many rows the reservoir beside the model holds [200; 0: none]. ``update`` is a finished run, whose
     model and reservoir go on with new data.
+    ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
+    layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
+    [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
     """
 
     data: str = "digits"
@@ -192,6 +205,12 @@ class Request:
     tasks: Annotated[int, Range(2, limit=1000)] | None = None
     memory: Annotated[int, Range(0, limit=10**6)] | None = None
     update: str | None = None
+    net: str | None = None
+    sees: str | None = None
+    teacher: str | None = None
+    episodes: Annotated[int, Range(2, limit=10**6)] | None = None
+    engine: str | None = None
+    deployment: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -211,6 +230,12 @@ class Request:
             "raw_csv",
             "tasks",
             "update",
+            "net",
+            "sees",
+            "teacher",
+            "episodes",
+            "engine",
+            "deployment",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
         unsaid |= {"memory"} if self.memory is None else set()
