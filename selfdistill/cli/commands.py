@@ -19,6 +19,7 @@ from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
+    adapt_options,
     announce_default_data,
     complain,
     control_options,
@@ -45,6 +46,7 @@ Examples:
   selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
   selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
   selfdistill update RUN new.csv
+  selfdistill adapt RUN later.csv --order day
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
 
@@ -156,6 +158,30 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     The data of RUN are not opened: its model goes on, and the sample of rows that it kept is replayed, so that old
     classes are not forgotten. The classifier grows by the classes that RUN does not know. Give --test with rows of old
     and new classes to measure both.
+    """
+    _begin(options, out, as_json, quiet)
+
+
+@main.command()
+@adapt_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="A recipe of one generation that learns the pseudo-labels of a domain [default: plain()].",
+)
+@click.option(
+    "--control/--no-control", default=True, help="Train on all unlabelled rows at once too, for as many steps."
+)
+@run_options
+@one_line_errors
+def adapt(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+    """Adapt the model of RUN to unlabelled rows in DATA that have moved away step by step.
+
+    Gradual self-training: the rows are cut into domains in their order. The present model labels a domain, the least
+    certain rows are left out, and a fresh network learns the others and labels the next domain. RUN stays as it is.
+
+    Some rows of DATA, best of the last domain, must have a label in the target column or in a folder of their class,
+    or --test gives labelled rows. They never teach. The final model is that of RUN if the adapted one is worse on them.
     """
     _begin(options, out, as_json, quiet)
 

@@ -281,6 +281,52 @@ def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+#: the options of a run that an adaptation has too
+_ADAPT = {"target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device"}
+
+
+def adapt_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN, DATA and the options of an adaptation."""
+    own = [
+        click.argument("adapt", metavar="RUN"),
+        click.argument("data"),
+        click.option(
+            "--order",
+            metavar="COL",
+            help="Numbers or dates by which the rows are ordered [default: the order of the file; of images a "
+            "sub-folder is a domain].",
+        ),
+        click.option(
+            "--domains",
+            type=click.IntRange(min=2),
+            metavar="N",
+            help="Cut the ordered rows into N domains [default: one for each value of --order up to 20, else 10].",
+        ),
+        click.option(
+            "--leave-out",
+            type=Finite(min=0, max=0.9),
+            metavar="F",
+            help="Share of each domain, the least certain rows, that teaches nothing [default: 0.1].",
+        ),
+        click.option(
+            "--verify",
+            type=Finite(min=0, max=0.9, min_open=True),
+            metavar="F",
+            help="Labelled rows verify and never teach: at most this share of a domain [default: a third].",
+        ),
+        click.option(
+            "--warm",
+            is_flag=True,
+            help="Begin each domain with the weights of the last one. It gained less than fresh networks on turned "
+            "digits (docs/streams.md).",
+        ),
+    ]
+    shared = [option for option in DATA_OPTIONS[1:] if vars(option(lambda: None))["__click_params__"][0].name in _ADAPT]
+    for option in reversed([*own, *shared]):
+        command = option(command)
+    return command
+
+
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """DATA and the options that become fields of `Request`: data, model, length and place of every training."""
     for option in reversed(DATA_OPTIONS):

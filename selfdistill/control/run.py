@@ -41,9 +41,22 @@ STEPS = 100_000  # of the environment, where none are asked for
 SHOWN = 6  # pictures of the strip
 USED = {"lr", "clip", "save_seconds", "save_steps"}  # training options that mean something here
 OWN_FIELDS = {
-    "data", "method", "steps", "batch_size", "seed", "device", "control", "training", "raw_csv", "net", "sees",
-    "teacher", "episodes", "engine", "deployment",
-}  # fmt: skip
+    "data",
+    "method",
+    "steps",
+    "batch_size",
+    "seed",
+    "device",
+    "control",
+    "training",
+    "raw_csv",
+    "net",
+    "sees",
+    "teacher",
+    "episodes",
+    "engine",
+    "deployment",
+}
 NOTHING_TAUGHT = (
     "nothing taught this policy but its reward; a second opinion has something to teach where a part of the state is "
     "hidden from the policy (--sees KEY), where the network is smaller (--net 8,8), where there is a teacher "
@@ -63,9 +76,13 @@ class EnvironmentData(NamedTuple):
         """Name, task, steps and episodes, and a digest of id and spaces."""
         rows = {"steps": self.steps, "test": self.tested}
         return {
-            "name": str(self.environment), "task": "control", "rows": rows, "classes": [], "noise": 0.0,
+            "name": str(self.environment),
+            "task": "control",
+            "rows": rows,
+            "classes": [],
+            "noise": 0.0,
             "fingerprint": self.digest,
-        }  # fmt: skip
+        }
 
 
 @dataclass
@@ -108,17 +125,26 @@ class ControlRun:
     def _result(self, folder: Path, trained: Trained, test: Episodes, frames: str | None) -> dict[str, Any]:
         scores = {**test.figures(), "env_steps": trained.steps, "updates": trained.updates}
         return {
-            "kind": "control", "run": str(folder), "method": self.expression, "model": self.build,
+            "kind": "control",
+            "run": str(folder),
+            "method": self.expression,
+            "model": self.build,
             "parameters": sum(p.numel() for p in trained.policy.parameters()),
             "data": self.data._replace(tested=len(test.returns), steps=trained.steps).describe(),
-            "seed": self.request.seed, "final_generation": 0, "chosen": "method", "test": scores,
-            "generations": [{"generation": 0, "test": scores}], "steps": trained.steps,
+            "seed": self.request.seed,
+            "final_generation": 0,
+            "chosen": "method",
+            "test": scores,
+            "generations": [{"generation": 0, "test": scores}],
+            "steps": trained.steps,
             "seconds": round(trained.seconds, 2),
             "control": {
-                "deployment": "greedy" if self.player.greedy else "sampled", "frames": frames, "note": NOTHING_TAUGHT,
+                "deployment": "greedy" if self.player.greedy else "sampled",
+                "frames": frames,
+                "note": NOTHING_TAUGHT,
                 "arms": [{"name": self.expression, "log": "metrics.jsonl", "scores": scores}],
             },
-        }  # fmt: skip
+        }
 
 
 def prepare(request: Request) -> ControlRun:
@@ -145,9 +171,10 @@ def prepare(request: Request) -> ControlRun:
     env.close()
     settings = {
         **{field.name: vars(arm)[field.name] for field in fields(arm) if field.name != "environment"},
-        "net": arm.net and list(arm.net), "hidden": list(arm.hidden),
+        "net": arm.net and list(arm.net),
+        "hidden": list(arm.hidden),
         "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3")},
-    }  # fmt: skip
+    }
     data = EnvironmentData(environment, digest, arm.rollouts * arm.per_rollout)
     build = f"{arm.engine.upper()}, {policy} of {layers}"
     return ControlRun(request, arm, "restarted()", settings, data, build, "\n".join(notes), exact)

@@ -151,8 +151,10 @@ def read_space(described: Mapping[str, Any]) -> spaces.Space[Any]:
         low, high = (_bound(described[end], shape, dtype) for end in ("low", "high"))
         return spaces.Box(low, high, dtype=dtype.type)
     kinds: dict[str, Callable[[Any], spaces.Space[Any]]] = {
-        "Discrete": spaces.Discrete, "MultiDiscrete": spaces.MultiDiscrete, "MultiBinary": spaces.MultiBinary
-    }  # fmt: skip
+        "Discrete": spaces.Discrete,
+        "MultiDiscrete": spaces.MultiDiscrete,
+        "MultiBinary": spaces.MultiBinary,
+    }
     return kinds[kind](described["n"])
 
 
@@ -192,14 +194,23 @@ def save_policy(
     statistics, normalizer = _statistics(model.get_vec_normalize_env(), hidden)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / TENSORS, {**_weights(policy), **statistics})
-    write_json(folder / CONFIG, {
-        "format": FORMAT, "kind": "policy", "engine": engine, "policy": kind,
-        "observation": describe_space(seen), "action": describe_space(model.action_space),
-        "net": policy.net_arch, "activation": activation, "hidden": list(hidden),
-        "environment": {"module": source.module, "id": source.id, "sees": source.sees, "kwargs": _kwargs(source)},
-        "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3", "torch")},
-        "normalizer": normalizer,
-    })  # fmt: skip
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "kind": "policy",
+            "engine": engine,
+            "policy": kind,
+            "observation": describe_space(seen),
+            "action": describe_space(model.action_space),
+            "net": policy.net_arch,
+            "activation": activation,
+            "hidden": list(hidden),
+            "environment": {"module": source.module, "id": source.id, "sees": source.sees, "kwargs": _kwargs(source)},
+            "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3", "torch")},
+            "normalizer": normalizer,
+        },
+    )
 
 
 def _weights(policy: ActorCriticPolicy) -> dict[str, Tensor]:
@@ -348,9 +359,13 @@ def _normalized(env: VecEnv, tensors: Mapping[str, Tensor], numbers: Mapping[str
     keys = list(env.observation_space.spaces) if isinstance(env.observation_space, spaces.Dict) else None
     known = keys and [key for key in keys if f"{NORMALIZER}{key}.mean" in tensors]
     wrapped = VecNormalize(
-        env, training=False, norm_reward=False, clip_obs=numbers["clip"], epsilon=numbers["epsilon"],
+        env,
+        training=False,
+        norm_reward=False,
+        clip_obs=numbers["clip"],
+        epsilon=numbers["epsilon"],
         norm_obs_keys=known,
-    )  # fmt: skip
+    )
     means = wrapped.obs_rms if isinstance(wrapped.obs_rms, dict) else {OWN: wrapped.obs_rms}
     for key, rms in means.items():
         rms.mean, rms.var = (tensors[f"{NORMALIZER}{key}.{name}"].numpy() for name in ("mean", "var"))

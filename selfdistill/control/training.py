@@ -98,10 +98,16 @@ class Arm:
         """The model of stable-baselines3, not trained yet."""
         policy, options = policy_arguments(vector.observation_space, self.hidden, self.net)
         settings: dict[str, Any] = {
-            "n_steps": self.rollout, "learning_rate": self.lr, "gamma": 0.99, "ent_coef": 0.01,
-            "max_grad_norm": self.clip, "gae_lambda": 0.95, "seed": self.seed % 2**32, "device": self.device,
+            "n_steps": self.rollout,
+            "learning_rate": self.lr,
+            "gamma": 0.99,
+            "ent_coef": 0.01,
+            "max_grad_norm": self.clip,
+            "gae_lambda": 0.95,
+            "seed": self.seed % 2**32,
+            "device": self.device,
             "policy_kwargs": options,
-        }  # fmt: skip
+        }
         if self.engine == "ppo":
             settings |= {"batch_size": min(self.batch_size, self.per_rollout), "n_epochs": self.epochs}
         with warnings.catch_warnings():

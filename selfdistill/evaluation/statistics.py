@@ -1,13 +1,15 @@
 """Tests of differences, paired over seeds (a claim) or over rows (an audit).
 
 Over seeds: ``paired``, ``interval``, ``sign_flip``, ``holm``, ``verdict``; ``reachable`` asks beforehand whether
-there are seeds enough. Over rows: ``mcnemar``, ``one_sided_t``, with ``spend`` for many audits of the same rows.
+there are seeds enough. Over rows: ``mcnemar``, ``accuracy_interval`` and ``one_sided_t``, with ``spend`` for many
+audits of the same rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -224,6 +226,27 @@ def mcnemar(better: int, worse: int) -> float:
     if better == 0:
         return 1.0
     return float(binomtest(better, better + worse, 0.5, alternative="greater").pvalue)
+
+
+def accuracy_interval(better: int, worse: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the difference of two accuracies on the same rows, which holds for few rows too.
+
+    ``better`` and ``worse`` are as of `mcnemar`, ``rows`` counts all rows (Bonett and Price, Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data, 2012).
+
+    >>> low, high = accuracy_interval(2, 0, 2)
+    >>> round(low, 2), high
+    (-0.35, 1.0)
+
+    Raises:
+        DataError: a negative count, more pairs than rows, or a level outside (0, 1).
+    """
+    _level(level, "accuracy_interval")
+    if min(better, worse) < 0 or better + worse > rows or rows < 1:
+        raise DataError(f"{better} rows better and {worse} worse of {rows}; give counts of rows, at least 0")
+    b, c = (better + 1) / (rows + 2), (worse + 1) / (rows + 2)
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((b + c - (b - c) ** 2) / (rows + 2))
+    return max(-1.0, b - c - half), min(1.0, b - c + half)
 
 
 def spend(level: float, audit_number: int, planned: int | None) -> float:

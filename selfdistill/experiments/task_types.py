@@ -6,6 +6,7 @@ from ..control.task import ControlTaskType
 from ..estimators.task import TableTaskType
 from ..language.task import LanguageTaskType
 from ..training.task_type import TaskTypes
+from .adapt_run import AdaptTaskType
 from .network_task import NetworkTaskType
 from .stream_run import StreamTaskType, UpdateTaskType
 
@@ -17,6 +18,7 @@ TASK_TYPES = TaskTypes(
         LanguageTaskType(),
         StreamTaskType(),
         UpdateTaskType(),
+        AdaptTaskType(),
         ControlTaskType(),
     )
 )

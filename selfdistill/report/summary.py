@@ -27,8 +27,16 @@ COLUMNS = {
 }
 
 
-#: Those of a stream of tasks.
-STREAM = {"task_incremental": "within a task", "old": "old classes", "new": "new rows", "forgetting": "forgetting"}
+#: Those of a stream of tasks, of an update, and of an adaptation.
+STREAM = {
+    "task_incremental": "within a task",
+    "old": "old classes",
+    "new": "new rows",
+    "forgetting": "forgetting",
+    "backward": "backward transfer",
+    "forward": "forward transfer",
+    "domains": "all domains",
+}
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:

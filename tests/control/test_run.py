@@ -139,7 +139,7 @@ main(sys.argv[3:])
 """
 
 
-KILLED = "run gym:CartPole-v1 --steps 3000 --episodes 4 --save-steps 1 --quiet --out".split()
+KILLED = ["run", "gym:CartPole-v1", "--steps", "3000", "--episodes", "4", "--save-steps", "1", "--quiet", "--out"]
 
 
 def _kill(folder: Path, after: int) -> int:

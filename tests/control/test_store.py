@@ -51,9 +51,12 @@ def test_a_model_made_of_a_saved_policy_chooses_the_same_actions(data: str, sees
     environment = Environment.of(data, sees)
     env = environment.make()
     arm = replace(
-        SMALL, environment=environment, steps=64, hidden=environment.hidden(env.observation_space),
+        SMALL,
+        environment=environment,
+        steps=64,
+        hidden=environment.hidden(env.observation_space),
         net=None if "Image" in data else (8, 8),
-    )  # fmt: skip
+    )
     model = train(arm, Place()).model
     save_policy(tmp_path, model, environment, arm.hidden)
     assert {path.name for path in tmp_path.iterdir()} == {"policy.safetensors", "config.json"}
@@ -76,7 +79,7 @@ def test_statistics_of_a_normaliser_are_tensors(tmp_path: Path) -> None:
     again = to_sb3(tmp_path, gym.make("CartPole-v1"))
     normalizer, rows = again.get_vec_normalize_env(), np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     assert normalizer is not None
-    assert np.allclose(normalizer.normalize_obs(rows), env.normalize_obs(rows))
+    assert np.allclose(np.asarray(normalizer.normalize_obs(rows)), np.asarray(env.normalize_obs(rows)))
     assert not normalizer.training
 
 

@@ -47,7 +47,7 @@ class Counter(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
         with torch.no_grad():
-            self.model.policy.action_net.bias[0] += 0.01 * float(self.rollouts)  # type: ignore[union-attr, operator]
+            self.model.policy.get_parameter("action_net.bias")[0] += 0.01 * float(self.rollouts)
 
     def _on_step(self) -> bool:
         return True
@@ -122,7 +122,8 @@ def test_two_trainings_in_turn_are_paired() -> None:
 
 
 def test_where_an_environment_does_not_replay_the_next_episodes_begin(tmp_path: Path) -> None:
-    arm, lines = replace(SMALL, environment=Environment.of("gym:tests.control.worlds:Unsteady-v0"), steps=200), []
+    lines: list[str] = []
+    arm = replace(SMALL, environment=Environment.of("gym:tests.control.worlds:Unsteady-v0"), steps=200)
     cut(arm, tmp_path, 150)
     train(arm, Place(tmp_path, save_steps=1, warn=lines.append))
     assert "did not replay; the next ones begin" in lines[0]
@@ -145,7 +146,7 @@ def test_a_weight_that_is_no_number_ends_the_training_in_one_line(tmp_path: Path
         def _on_rollout_end(self) -> None:
             if self.num_timesteps > 300:
                 with torch.no_grad():
-                    self.model.policy.value_net.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
+                    self.model.policy.get_parameter("value_net.bias").fill_(torch.nan)
 
     with pytest.raises(NotFiniteError, match="a weight is nan or infinite after"):
         train(SMALL, Place(tmp_path, save_steps=1, callbacks=[Poison(10**6)]))
@@ -162,9 +163,8 @@ def test_the_log_has_the_vitals_of_each_rollout() -> None:
     seen: list[float] = []
     history = train(SMALL, Place(progress=lambda clock, figures: seen.append(clock.progress))).history
     assert [line["control"]["steps"] for line in history] == [64 * (i + 1) for i in range(8)]
-    assert {"return", "length", "entropy", "value_loss", "explained_variance", "kl", "dormant"} <= set(
-        history[0]["control"]
-    )
+    names = {"return", "length", "entropy", "value_loss", "explained_variance", "kl", "dormant"}
+    assert names <= set(history[0]["control"])
     assert sum(line["control"]["episodes"] for line in history) > 5
     assert len(seen) == 8
 
@@ -174,5 +174,5 @@ def test_dormant_units_are_counted() -> None:
     rows = torch.randn(64, 4)
     assert dormant_share(policy, rows) == 0.0
     with torch.no_grad():
-        policy.mlp_extractor.policy_net[2].weight[:16] = 0.0  # a quarter of one of four layers of 64
+        policy.get_parameter("mlp_extractor.policy_net.2.weight")[:16] = 0.0  # a quarter of one of four layers of 64
     assert dormant_share(policy, rows) == pytest.approx(1 / 16)

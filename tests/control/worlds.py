@@ -84,4 +84,4 @@ KINDS: dict[str, dict[str, Any]] = {
 
 for name, options in KINDS.items():
     if f"{name}-v0" not in gym.registry:
-        gym.register(f"{name}-v0", entry_point=World, kwargs=options)
+        gym.register(f"{name}-v0", entry_point=f"{__name__}:World", kwargs=options)
