@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from ..errors import DataError
 from ..io.display import printable
 from ..io.files import writable, write
 from ..io.trust import split_function
@@ -21,6 +22,7 @@ from .options import (
     adapt_options,
     announce_default_data,
     complain,
+    control_options,
     data_options,
     echo,
     first_process,
@@ -120,13 +122,15 @@ def main() -> None:
     help="Continual learning: the classes come in N tasks, or the rows in those that a column names, one after another "
     "[recipe: der_pp()]. Controls are naive and joint training.",
 )
+@control_options
 @run_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
 
     DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
-    of prompts, or reasoning-gym:TASK. Without DATA it uses digits: 1,797 small images that come with scikit-learn.
+    of prompts, reasoning-gym:TASK, or an environment of gymnasium (gym:CartPole-v1, gym:module:ID). Without DATA
+    it uses digits: 1,797 small images that come with scikit-learn.
 
     An interrupted run resumes when the same command is given again, or by `selfdistill resume`.
 
@@ -243,7 +247,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
-    title = f"{printable(data['name'])}, test split ({data['rows']['test']} rows, never trained on)"
+    title = f"{printable(data['name'])}, test split ({data['rows']['test']} {task.unit}, never trained on)"
     grid = Table(title=Text(title), title_justify="left")
     grid.add_column("")
     names, rows = table(result, task)
@@ -259,8 +263,10 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 
 @main.command()
 @click.argument("run_folder", metavar="RUN")
-@click.argument("data")
+@click.argument("data", required=False)
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
+@click.option("--episodes", type=click.IntRange(min=1), metavar="N", help="Policies: episodes to play [default: 20].")
+@click.option("--video", metavar="DIR", help="Policies: folder for an animated GIF of each episode.")
 @click.option(
     "--exit",
     "exit_number",
@@ -271,18 +277,33 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @raw_csv_option
 @trust_option
 @one_line_errors
-def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
+def predict(
+    run_folder: str,
+    data: str | None,
+    out: str | None,
+    exit_number: int | None,
+    raw_csv: bool,
+    episodes: int | None,
+    video: str | None,
+) -> None:
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
-    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `label-errors`.
+    answers as JSON lines. A policy has no DATA: it plays episodes, and each is a line with its return.
+
+    The first row of data is 1; the header of a table is not counted, as in `label-errors`.
     """
     from ..experiments.run import Run
 
     if out is not None:
         writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
-    answers = run.task.predict(run.folder, data, exit_number)
+    if data is None:
+        answers = run.task.play(run.folder, run.request, episodes or 20, Path(video) if video else None)
+    else:
+        if episodes or video:
+            raise DataError("--episodes and --video are for policies, which have no DATA; leave DATA or them out")
+        answers = run.task.predict(run.folder, data, exit_number)
     text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)

@@ -248,6 +248,42 @@ memory_option = click.option(
 )
 
 
+CONTROL_OPTIONS = [
+    click.option("--net", metavar="N,N", help="Environments: sizes of the policy's hidden layers [default: 64,64]."),
+    click.option(
+        "--sees",
+        metavar="KEY",
+        help="Environments: what the teacher alone sees: keys of a Dict observation, or module:Class of an "
+        "ObservationWrapper.",
+    ),
+    click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
+    click.option(
+        "--engine",
+        type=click.Choice(["ppo", "a2c"]),
+        help="Environments: the algorithm of stable-baselines3 [default: ppo].",
+    ),
+    click.option(
+        "--episodes",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="Environments: test episodes [default: planned by their spread].",
+    ),
+    click.option(
+        "--sampled",
+        "deployment",
+        flag_value="sampled",
+        help="Environments: judge the policy by sampled actions [default: by the most probable ones].",
+    ),
+]
+
+
+def control_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of environments that become fields of `Request`."""
+    for option in reversed(CONTROL_OPTIONS):
+        command = option(command)
+    return command
+
+
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, DATA and the options of an update, which are those of a run."""
     for option in reversed([click.argument("update", metavar="RUN"), click.argument("data"), *DATA_OPTIONS[1:]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..control.task import ControlTaskType
 from ..estimators.task import TableTaskType
 from ..language.task import LanguageTaskType
 from ..training.task_type import TaskTypes
@@ -11,5 +12,13 @@ from .stream_run import StreamTaskType, UpdateTaskType
 
 #: the first serves what no other does, and comes first in lists of recipes
 TASK_TYPES = TaskTypes(
-    (NetworkTaskType(), TableTaskType(), LanguageTaskType(), StreamTaskType(), UpdateTaskType(), AdaptTaskType())
+    (
+        NetworkTaskType(),
+        TableTaskType(),
+        LanguageTaskType(),
+        StreamTaskType(),
+        UpdateTaskType(),
+        AdaptTaskType(),
+        ControlTaskType(),
+    )
 )

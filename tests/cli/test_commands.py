@@ -277,7 +277,8 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
     own = {"adapt", "order", "domains", "leave_out", "verify", "warm"}
     assert options == (request - {"training", "update"} - own) | common
     updates = {parameter.name for parameter in main.commands["update"].params}
-    assert updates == (request - {"training", "tasks", "audit_folds", "targets"} - own) | common
+    policies = {"net", "sees", "teacher", "episodes", "engine", "deployment"}
+    assert updates == (request - {"training", "tasks", "audit_folds", "targets"} - own - policies) | common
     shared = {"data", "target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device", "method"}
     adaptations = {parameter.name for parameter in main.commands["adapt"].params}
     assert adaptations == own | shared | common | {"control", "memory", "raw_csv"}

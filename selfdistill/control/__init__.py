@@ -1,0 +1,1 @@
+"""Reinforcement learning: policies of stable-baselines3 that learn beside a teacher."""
