@@ -187,7 +187,7 @@ class ControlRun:
         return read_policy(self.teacher, env.observation_space, env.action_space, self.arm.hidden)
 
     def _controls(self, folder: Path, updates: int, steps: int | None, listeners: Listeners) -> list[Outcome]:
-        """The controls at equal environment steps: from fresh weights, with equal gradient steps, and the teacher on."""
+        """The controls at equal environment steps: fresh, with equal gradient steps, and the teacher that goes on."""
         plans: list[tuple[str, str, Arm, ActorCriticPolicy | None]] = [("restarted()", "restarted", self.arm, None)]
         epochs = self.arm.matched_epochs(updates)
         if epochs > self.arm.epochs:
@@ -197,9 +197,9 @@ class ControlRun:
             if shapes(start) == shapes(own):
                 plans.append(("continued()", "continued", self.arm, start))
         outcomes = []
-        for name, part, arm, start in plans:
-            trained = train(arm, self._place(folder / part, f"{name}, a control", listeners), start)
-            spent = steps if start is not None else None
+        for name, part, arm, begin in plans:
+            trained = train(arm, self._place(folder / part, f"{name}, a control", listeners), begin)
+            spent = steps if begin is not None else None
             outcomes.append(Outcome(name, part, trained.policy, trained.steps, trained.updates, spent))
         return outcomes
 
@@ -209,6 +209,7 @@ class ControlRun:
         scores = [one.scores(test) for one, test in zip(outcomes, tests, strict=True)]
         rest = [i for i, one in enumerate(outcomes) if i and one.name != TEACHER_ROW]
         differences = {outcomes[i].name: (tests[0].returns - tests[i].returns).tolist() for i in rest}
+        tested = len(tests[0].returns)
         decided = [one for one in lineage.generations if one.get("decision")]
         first = {"generation": 0, "decision": {"accepted": True, "why": "generation 0: the first one"}}
         return {
@@ -217,7 +218,7 @@ class ControlRun:
             "method": self.expression,
             "model": self.build,
             "parameters": sum(p.numel() for p in lineage.product.policy.parameters()),
-            "data": self.data._replace(tested=len(tests[0].returns), steps=lineage.steps).describe(),
+            "data": self.data._replace(tested=tested, steps=lineage.steps).describe(),
             "seed": self.request.seed,
             "final_generation": lineage.number if decided else 0,
             "chosen": "method",
@@ -226,7 +227,7 @@ class ControlRun:
             "steps": lineage.steps,
             "seconds": round(lineage.seconds, 2),
             "against": {
-                name: {"test": {"gain": c.difference, "half": c.half, "rows": len(differences[name]), "verdict": c.verdict}}
+                name: {"test": {"gain": c.difference, "half": c.half, "rows": tested, "verdict": c.verdict}}
                 for name, c in compare_paired(differences, two_sided_t).items()
             },
             "control": {

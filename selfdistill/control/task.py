@@ -12,7 +12,6 @@ from ..io.expressions import expression_name, nearest
 from ..io.run_record import ENVIRONMENT, Lines, Request, read_lines
 from ..training.comparison import ComparisonDesign
 from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
-
 from . import recipes
 
 if TYPE_CHECKING:

@@ -195,14 +195,14 @@ def read_teacher(
         DataError: it cannot be read, or needs other observations or actions.
     """
     if isinstance(source, BaseAlgorithm):
-        teacher = _of_policy(copy.deepcopy(source.policy), space, actions, hidden)  # a teacher is frozen
+        teacher = _of_policy(copied(source.policy), space, actions, hidden)  # a teacher is frozen
         normaliser = source.get_vec_normalize_env()
         if normaliser is not None and normaliser.norm_obs:
             statistics = normaliser_statistics(normaliser, ObservationLayout.of(source.observation_space))
             return _behind(teacher, statistics, "the teacher's VecNormalize")
         return teacher
     if isinstance(source, BasePolicy):
-        return _of_policy(copy.deepcopy(source), space, actions, hidden)
+        return _of_policy(copied(source), space, actions, hidden)
     if isinstance(source, nn.Module):
         return ModuleActor(source.eval(), ObservationLayout.of(space), isinstance(actions, spaces.Box))
     path = Path(str(source))
@@ -218,6 +218,12 @@ def read_teacher(
     teacher = _of_policy(read_zip(path, space, actions, hidden), space, actions, hidden)
     beside = path.with_suffix(".safetensors")
     return _behind(teacher, read_tensors(beside), str(beside)) if beside.exists() else teacher
+
+
+def copied(policy: Any) -> Any:
+    """A copy of a policy; the distribution that it made last is left behind, whose tensors allow no copy."""
+    policy.action_dist.distribution = None
+    return copy.deepcopy(policy)
 
 
 def _behind(teacher: nn.Module, statistics: Mapping[str, Tensor], place: str) -> nn.Module:
