@@ -323,7 +323,7 @@ class SelfDistil(BaseCallback):
         self.record(self.logger)
 
     def record(self, logger: Logger) -> None:
-        """Write the figures to a logger of SB3: ``distil/TERM_loss``, ``distil/TERM_weight`` and ``distil/teacher_kl``."""
+        """Write the figures to a logger of SB3: ``distil/TERM_loss``, ``distil/TERM_weight``, ``distil/teacher_kl``."""
         for name, figure in self.figures.items():
             logger.record(f"distil/{name}_loss", figure["loss"])
             logger.record(f"distil/{name}_weight", figure["weight"])
