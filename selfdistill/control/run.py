@@ -38,7 +38,7 @@ from ..training.fit import choose_device
 from ..training.task_type import Listeners
 from .environments import Environment, replays
 from .episodes import Episodes, Player, play_test
-from .generations import Lineage, Trainer
+from .generations import Lineage, PolicyTrainer
 from .recipes import PolicyMethod, read_recipe
 from .store import describe_space, load_policy, policy_arguments, read_config, save_policy
 from .teachers import read_teacher, read_zip
@@ -176,7 +176,7 @@ class ControlRun:
 
         if self.method.training.start == "teacher":
             return Lineage(train(self.arm, place(""), self._start()))
-        return Trainer(
+        return PolicyTrainer(
             self.method, self.arm, place, teacher=teacher or self.teacher, player=self.player, tell=listeners.tell
         ).train()
 
