@@ -31,9 +31,6 @@ class Cut(BaseCallback):
         super().__init__()
         self.steps = steps
 
-    def settle(self) -> None:
-        """Nothing is taken in."""
-
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.steps:
             raise KeyboardInterrupt
@@ -54,6 +51,9 @@ class Counter(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+    def settle(self) -> None:
+        """Nothing is taken in."""
 
     def state_tree(self) -> Any:
         return {"rollouts": self.rollouts.clone()}
