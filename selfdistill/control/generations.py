@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,6 +16,7 @@ from .callback import SelfDistil
 from .episodes import Player
 from .parallel import ParallelStudent
 from .recipes import PolicyMethod
+from .teachers import copied
 from .training import Arm, Place, Trained, train
 
 
@@ -107,7 +107,7 @@ class PolicyTrainer:
     def _actor(self, trained: Trained, values: bool = False) -> Actor:
         """The policy of a training as a teacher."""
         layout = ObservationLayout.of(trained.model.observation_space, self.arm.hidden)
-        return Actor(copy.deepcopy(trained.policy), layout, values)
+        return Actor(copied(trained.policy), layout, values)
 
     def _generations(self) -> Lineage:
         """Fresh policies one after another; the audit decides which of them teaches the next and is the product."""

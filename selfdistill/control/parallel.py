@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..io.checkpoint import Tree
 from .actors import Actor, ObservationLayout
 from .callback import SelfDistil
 from .recipes import PolicyMethod
+from .teachers import copied
 
 CHUNK = 4096  # observations whose values are asked for at once
 
@@ -42,7 +42,7 @@ class ParallelStudent(BaseCallback):
         teacher, student = self.model, self.student
         assert isinstance(teacher, OnPolicyAlgorithm)
         self._start = teacher.num_timesteps
-        self._acting = copy.deepcopy(teacher.policy)
+        self._acting = copied(teacher.policy)
         layout = ObservationLayout.of(teacher.observation_space)
         self.distil = SelfDistil(self.method, previous=Actor(self._acting, layout, values=True))
         if self._saved is not None:

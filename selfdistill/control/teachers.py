@@ -194,14 +194,14 @@ def read_teacher(
         DataError: it cannot be read, or needs other observations or actions.
     """
     if isinstance(source, BaseAlgorithm):
-        teacher = _of_policy(copy.deepcopy(source.policy), space, actions, hidden)  # a teacher is frozen
+        teacher = _of_policy(copied(source.policy), space, actions, hidden)  # a teacher is frozen
         normaliser = source.get_vec_normalize_env()
         if normaliser is not None and normaliser.norm_obs:
             statistics = normaliser_statistics(normaliser, ObservationLayout.of(source.observation_space))
             return _behind(teacher, statistics, "the teacher's VecNormalize")
         return teacher
     if isinstance(source, BasePolicy):
-        return _of_policy(copy.deepcopy(source), space, actions, hidden)
+        return _of_policy(copied(source), space, actions, hidden)
     if isinstance(source, nn.Module):
         return ModuleActor(source.eval(), ObservationLayout.of(space), isinstance(actions, spaces.Box))
     path = Path(str(source))
@@ -217,6 +217,12 @@ def read_teacher(
     teacher = _of_policy(read_zip(path, space, actions, hidden), space, actions, hidden)
     beside = path.with_suffix(".safetensors")
     return _behind(teacher, read_tensors(beside), str(beside)) if beside.exists() else teacher
+
+
+def copied(policy: Any) -> Any:
+    """A copy of a policy; the distribution that it made last is left behind, whose tensors allow no copy."""
+    policy.action_dist.distribution = None
+    return copy.deepcopy(policy)
 
 
 def _behind(teacher: nn.Module, statistics: Mapping[str, Tensor], place: str) -> nn.Module:
@@ -307,9 +313,16 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError("it has no policy.pth, or one that is too large")
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
             data = json.loads(archive.read("data")) if "data" in sizes else {}
+<<<<<<< HEAD
     except Exception as error:  # what zipfile, torch and json raise of a foreign file is of many kinds
         reason = one_line(error, 100)
         raise DataError(f"{path} is no zip of stable-baselines3 ({reason}); give one that `save` wrote") from None
+=======
+    except Exception as error:  # zipfile, torch and json raise all kinds
+        raise DataError(
+            f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote"
+        ) from None
+>>>>>>> crun29
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"{path}: its policy.pth holds no weights; give a zip that `save` wrote")
     options = data.get("policy_kwargs") if isinstance(data, dict) else None
