@@ -31,6 +31,7 @@ from ..rng import seed as address_seed
 from .actors import ABSENT, Actor, ObservationLayout, action_output
 from .episode_memory import EpisodeMemory
 from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
+from .store import VisibleExtractor
 from .teachers import Unnormalised, hidden_keys, own_normaliser, read_teacher, refuse_visible
 
 
@@ -108,6 +109,8 @@ class SelfDistil(BaseCallback):
         self._recurrent = isinstance(self._policy, RecurrentActorCriticPolicy)
         hidden = hidden_keys(self.method.sees, algorithm.observation_space)
         refuse_visible(self._policy, hidden)
+        extractor = self._policy.features_extractor
+        hidden = extractor.hidden if isinstance(extractor, VisibleExtractor) else hidden
         self._layout = ObservationLayout.of(algorithm.observation_space, hidden)
         self._whole = ObservationLayout.of(algorithm.observation_space)
         self._bind(hidden)

@@ -55,9 +55,6 @@ class Counter(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def settle(self) -> None:
-        """Nothing is taken in."""
-
     def state_tree(self) -> Any:
         return {"rollouts": self.rollouts.clone()}
 
