@@ -288,13 +288,24 @@ def read_base(
     for name in fixed:
         if getattr(request, name) != getattr(usual, name):
             raise DataError(f"`{command}` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
-    card = store.model_card(place)
-    if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
-        raise DataError(
-            f"{run} is no network that classifies images or rows of a table, and `{command}` goes on with nothing "
-            "else; train one by `selfdistill run DATA --model mlp`, or a new model on all data"
-        )
     record, base = read_record(Path(run) / "run.json")
+    if record.get("data", {}).get("task") == "generate":
+        raise DataError(
+            f"`{command}` goes on with networks, and {run} is a language model; give prompts to `selfdistill update`"
+        )
+    card, remedy = store.model_card(place), None
+    if (place / store.ESTIMATOR).exists():
+        remedy = (
+            "a learner of tables; train it again on all rows by `selfdistill run ALL --target COL`, or by --model mlp"
+        )
+    elif card.get("kind") == "text":
+        remedy = "a reader of texts; train it again on all rows by `selfdistill run ALL --text COL --target COL`"
+    elif card.get("task") != "classify":
+        remedy = f"a network without classes; begin with its weights by `selfdistill run DATA --init {run}`"
+    if remedy:
+        raise DataError(
+            f"`{command}` goes on with networks that classify images or rows of a table, and {run} is {remedy}"
+        )
     result = record.get("result", {})
     return place, base.target or result.get("update", result.get("adapt", {})).get("target"), card
 
