@@ -54,9 +54,7 @@ MEASURED = 32  # answers whose length is told
 TOKENS = 256  # of an answer that is judged, and of a rollout unless the recipe asks for fewer
 
 
-_NETWORKS = (
-    "target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns", "memory",
-)  # fmt: skip
+_NETWORKS = ("target", "text", "unlabelled", "image_size", "augment", "init", "audit_folds", "targets", "columns")
 
 
 def read_recipe(expression: str) -> Language:
@@ -99,7 +97,7 @@ def prepare(request: Request) -> LanguageRun:
     Raises:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
-    for name in _NETWORKS:
+    for name in (*_NETWORKS, "memory"):
         if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
@@ -144,9 +142,8 @@ def prepare_update(request: Request) -> LanguageRun:
     if request.model is not None:
         raise DataError(f"`update` goes on with the model of {run}; leave --model out")
     place, (_, base) = model_folder(run), read_record(run / "run.json")
-    lora, most = (own if own is not None else old for own, old in (
-        (request.lora, base.lora), (request.max_tokens, base.max_tokens),
-    ))  # fmt: skip
+    lora = base.lora if request.lora is None else request.lora
+    most = base.max_tokens if request.max_tokens is None else request.max_tokens
     ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most))
     if request.keep is None:
         warning = "no prior prompts (--keep SUITE): nothing shows whether the model forgets what it knew"
