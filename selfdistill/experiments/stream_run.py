@@ -267,6 +267,14 @@ class UpdateRun(NetworkRun):
         return result
 
 
+#: what goes on with runs on data of other kinds
+_ELSEWHERE = {
+    "prompts": "a language model; give it prompts by `selfdistill update`",
+    "text": "a reader of texts; train it again on all rows by `selfdistill run ALL --text COL --target COL`",
+    "": "a run on other data; give the folder of a run on such data",
+}
+
+
 def read_base(
     request: Request, run: str, command: str, fixed: Sequence[str]
 ) -> tuple[Path, str | None, dict[str, Any]]:
@@ -289,18 +297,11 @@ def read_base(
         if getattr(request, name) != getattr(usual, name):
             raise DataError(f"`{command}` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
     record, base = read_record(Path(run) / "run.json")
-    if record.get("data", {}).get("task") == "generate":
-        raise DataError(
-            f"`{command}` goes on with networks, and {run} is a language model; give prompts to `selfdistill update`"
-        )
-    card, remedy = store.model_card(place), None
+    remedy = _ELSEWHERE.get(record["data"].get("kind", ""))
     if (place / store.ESTIMATOR).exists():
-        remedy = (
-            "a learner of tables; train it again on all rows by `selfdistill run ALL --target COL`, or by --model mlp"
-        )
-    elif card.get("kind") == "text":
-        remedy = "a reader of texts; train it again on all rows by `selfdistill run ALL --text COL --target COL`"
-    elif card.get("task") != "classify":
+        remedy = "a learner of tables; train it again on all rows by `selfdistill run ALL`, or a network by --model mlp"
+    card = {} if remedy else store.model_card(place)
+    if card and card.get("task") != "classify":
         remedy = f"a network without classes; begin with its weights by `selfdistill run DATA --init {run}`"
     if remedy:
         raise DataError(

@@ -107,7 +107,7 @@ def test_an_update_of_a_language_model_begins_with_it_and_is_judged_on_prior_pro
         (["update", "run", "p.jsonl", "--model", "tiny"], "leave --model out"),
         (["update", "run", "p.jsonl", "--memory", "5"], "--memory has no meaning for prompts"),
         (["update", "run", "digits"], "run is a run of a language model, and digits holds no prompts"),
-        (["adapt", "run", "t.csv"], "run is a language model; give prompts to `selfdistill update`"),
+        (["adapt", "run", "t.csv"], "run is a language model; give it prompts by `selfdistill update`"),
     ],
 )
 def test_what_an_update_of_a_language_model_cannot_be(
