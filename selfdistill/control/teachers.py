@@ -313,10 +313,9 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError("it has no policy.pth, or one that is too large")
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
             data = json.loads(archive.read("data")) if "data" in sizes else {}
-    except Exception as error:  # zipfile, torch and json raise all kinds
-        raise DataError(
-            f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote"
-        ) from None
+    except Exception as error:  # what zipfile, torch and json raise of a foreign file is of many kinds
+        reason = one_line(error, 100)
+        raise DataError(f"{path} is no zip of stable-baselines3 ({reason}); give one that `save` wrote") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"{path}: its policy.pth holds no weights; give a zip that `save` wrote")
     options = data.get("policy_kwargs") if isinstance(data, dict) else None
