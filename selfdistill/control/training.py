@@ -45,6 +45,9 @@ Reporter = Callable[[TrainingClock, dict[str, float]], None]
 class Stateful(Protocol):
     """A callback whose state belongs into checkpoints."""
 
+    def settle(self) -> None:
+        """Take in the update that has ended, and log its figures."""
+
     def state_tree(self) -> Tree:
         """All that an exact resume needs."""
 
@@ -83,6 +86,11 @@ class Arm:
     def rollouts(self) -> int:
         """Rollouts of the training."""
         return -(-self.steps // self.per_rollout)
+
+    def matched_epochs(self, updates: int) -> int:
+        """Epochs with which the engine takes at least so many gradient steps; the usual ones where it has none."""
+        batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))
+        return -(-updates // (batches * self.rollouts)) if self.engine == "ppo" else self.epochs
 
     def vector(self) -> DummyVecEnv:
         """The environments, whose episodes have addressed seeds."""
@@ -187,6 +195,8 @@ class _Border(BaseCallback):
 
     def _end_rollout(self, steps: int) -> None:
         """Log the rollout and the update that have just ended."""
+        for one in stateful(self.place.callbacks):
+            one.settle()
         values, done = self.logger.name_to_value, len(self.history) + 1
         control: dict[str, Any] = {
             "steps": steps,
@@ -302,12 +312,13 @@ def dormant_share(policy: ActorCriticPolicy, observations: Any) -> float:
     return sum(int((size <= DORMANT * size.mean()).sum()) for size in sizes) / units if units else 0.0
 
 
-def train(arm: Arm, place: Place) -> Trained:
+def train(arm: Arm, place: Place, begin: nn.Module | None = None) -> Trained:
     """Train a policy, from wherever it was cut.
 
     Args:
         arm: what decides the training.
         place: where it is saved, and what listens.
+        begin: the policy whose weights it begins with; None for fresh ones.
 
     Raises:
         NotFiniteError: a weight, an observation or a reward is not finite.
@@ -315,6 +326,8 @@ def train(arm: Arm, place: Place) -> Trained:
     """
     vector = arm.vector()
     model = arm.build(vector)
+    if begin is not None:
+        model.policy.load_state_dict(begin.state_dict())
     border = _Border(arm, vector, place)
     if place.folder is not None:
         place.folder.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,9 @@ class Counter(BaseCallback):
         with torch.no_grad():
             self.model.policy.get_parameter("action_net.bias")[0] += 0.01 * float(self.rollouts)
 
+    def settle(self) -> None:
+        """Nothing is taken in."""
+
     def _on_step(self) -> bool:
         return True
 

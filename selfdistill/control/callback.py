@@ -1,0 +1,461 @@
+"""`SelfDistil`: the callback by which an on-policy algorithm of stable-baselines3 learns from a teacher as well.
+
+No training loop is copied. PPO, A2C, MaskablePPO and RecurrentPPO ask ``policy.evaluate_actions`` in their own
+``train()``. The callback wraps that method while training runs: the recipe's loss rides on the log-probabilities that
+it returns, with gradient 1, and the algorithm's own loss, clipping and logs stay as they are. Extra distillation steps
+come after the algorithm's update and before anyone acts, so that stored log-probabilities are those of the policy that
+acted; they have an Adam of their own, whose second moments the algorithm never sees.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor, nn
+
+from ..core.objective import Objective
+from ..core.step import Batch, Rows, TrainingClock
+from ..errors import DataError, RecipeError
+from ..io.checkpoint import Tree
+from ..losses import KL, Sharpened
+from ..rng import seed as address_seed
+from .actors import ABSENT, Actor, ObservationLayout, action_output
+from .episode_memory import EpisodeMemory
+from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
+from .teachers import Unnormalised, hidden_keys, own_normaliser, read_teacher, refuse_visible
+
+
+class _Attached(torch.autograd.Function):
+    """A carrier that hands gradient 1 to a second scalar; its own value and gradient are unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, scalar: Tensor) -> Tensor:
+        return carrier.view_as(carrier)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, gradient.new_ones(())
+
+
+def attach(carrier: Tensor, scalar: Tensor) -> Tensor:
+    """The carrier, by whose backward pass a scalar loss gets gradient 1.
+
+    >>> carrier, scalar = torch.ones(2, requires_grad=True), torch.ones((), requires_grad=True)
+    >>> attach(carrier, 3.0 * scalar).sum().backward()
+    >>> carrier.grad.tolist(), scalar.grad.item()
+    ([1.0, 1.0], 3.0)
+    """
+    attached: Tensor = _Attached.apply(carrier, scalar)  # type: ignore[no-untyped-call]
+    return attached
+
+
+class SelfDistil(BaseCallback):
+    """Self-distillation inside an SB3 algorithm: ``PPO("MlpPolicy", env).learn(200_000, callback=SelfDistil(...))``.
+
+    Args:
+        method: a recipe of `selfdistill.control`, such as ``kickstart("teacher.zip")``.
+        teacher: the teacher where the recipe names none: an SB3 model, an SB3 zip, a module from observations to
+            logits, or a run folder.
+        previous: the generation before, as a module from rows to heads, for recipes of generations.
+        verbose: as of every SB3 callback.
+
+    Attributes:
+        extra_steps: distillation steps taken so far, beside the updates of the algorithm.
+        figures: of each term over the last rollout: its mean ``loss``, and its ``weight``.
+
+    Raises:
+        DataError: at the start of training: the teacher does not fit the environment, or the algorithm is off-policy.
+
+    Example::
+
+        from stable_baselines3 import PPO
+        from selfdistill.control import SelfDistil, kickstart
+
+        model = PPO("MlpPolicy", "CartPole-v1", n_epochs=10)
+        model.learn(24_000, callback=SelfDistil(kickstart("teacher.zip")))
+    """
+
+    def __init__(
+        self, method: PolicyMethod, teacher: Any = None, *, previous: nn.Module | None = None, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        self.method, self.previous = method, previous
+        self.teacher = method.teacher if teacher is None else teacher
+        self.extra_steps = 0
+        self.figures = dict[str, dict[str, float]]()
+        self._losses = dict[str, list[Tensor]]()
+        self._saved: Mapping[str, Any] | None = None  # a state to go on from
+
+    # ---- the hooks of the algorithm ----------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        algorithm = self.model
+        if not isinstance(algorithm, OnPolicyAlgorithm):
+            raise DataError(
+                f"{type(algorithm).__name__} is off-policy; SelfDistil serves PPO, A2C, MaskablePPO and RecurrentPPO"
+            )
+        self._algorithm, self._policy = algorithm, algorithm.policy
+        self._recurrent = isinstance(self._policy, RecurrentActorCriticPolicy)
+        hidden = hidden_keys(self.method.sees, algorithm.observation_space)
+        refuse_visible(self._policy, hidden)
+        self._layout = ObservationLayout.of(algorithm.observation_space, hidden)
+        self._whole = ObservationLayout.of(algorithm.observation_space)
+        self._bind(hidden)
+        if self._saved is not None:
+            self._restore(self._saved)
+        self._wrap()
+
+    def _bind(self, hidden: tuple[str, ...]) -> None:
+        """Read the teacher and bind the terms; make what follows the training."""
+        algorithm, training, terms = self._algorithm, self.method.training, self.method.terms
+        self._rollout = algorithm.n_steps * algorithm.n_envs
+        self._start = algorithm.num_timesteps
+        rollouts = max(1, -(-(algorithm._total_timesteps - self._start) // self._rollout))
+        options = vars(algorithm)
+        batches = -(-self._rollout // options.get("batch_size", self._rollout))
+        self._clock = TrainingClock(
+            int(self.previous is not None),
+            max(self.method.generations, 1 + (self.previous is not None)),
+            epochs=rollouts,
+            per_epoch=options.get("n_epochs", 1) * batches,
+        )
+        kept = training.rollouts or max(1, training.capacity // self._rollout)
+        self._visited = deque[Batch](maxlen=kept)
+        self._sequences = list[Any]()  # the last rollout of a recurrent policy
+        self._memory = EpisodeMemory(training.capacity, algorithm.gamma, algorithm.n_envs)
+        values = any(EPISODES in term.views or term.head == "values" for term in terms.values())
+        self._actor = Actor(self._policy, self._layout, values)
+        self._external: nn.Module | None = None
+        if self.method.needs_teacher and training.start == "fresh":
+            self._external = self._read_teacher(hidden)
+        if self.method.method is None:
+            return
+        self.objective: Objective = self.method.bind(
+            self._actor, external=self._external, previous=self.previous, clock=self._clock, vitals=False
+        )
+        self._adam = torch.optim.Adam(self._policy.parameters(), training.learning_rate)
+        self._learns = {view for term in terms.values() for view in term.views}
+        self._reads_all = any(t.teacher is not None and TEACHER_VIEW in t.teacher.reads(t) for t in terms.values())
+
+    def _read_teacher(self, hidden: tuple[str, ...]) -> nn.Module:
+        """The teacher for rows as the environment shows them, behind what undoes the student's normaliser."""
+        if self.teacher is None:
+            raise RecipeError(
+                'the recipe needs a teacher: kickstart("teacher.zip"), or SelfDistil(method, teacher=...)'
+            )
+        algorithm = self._algorithm
+        teacher = read_teacher(self.teacher, algorithm.observation_space, algorithm.action_space, hidden)
+        normaliser = own_normaliser(algorithm.get_env())
+        teacher = teacher if normaliser is None else Unnormalised(teacher, normaliser, self._whole)
+        return teacher.to(algorithm.device)
+
+    def _on_rollout_start(self) -> None:
+        self._clock = self._clock.at(self._finished * self._clock.per_epoch)
+        self._distil()
+        self._draws = torch.Generator().manual_seed(self._address("acts"))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.method.method is None:
+            return
+        self._clock = self._clock.at((self._finished - 1) * self._clock.per_epoch)
+        self.objective.clock = self._clock
+        buffer = self._algorithm.rollout_buffer
+        if EPISODES in self._learns:
+            ended = self._algorithm._last_episode_starts
+            assert ended is not None
+            self._memory.add(buffer, ended, self._flat(buffer.observations))
+        if not self.method.training.steps:
+            return
+        if self._recurrent:
+            self._sequences = list(buffer.get(self._algorithm_batch))
+        elif VISITED in self._learns:
+            self._visited.append(self._batch(_merged(buffer.observations)))
+
+    def _on_training_end(self) -> None:
+        self._clock = self._clock.at(self._finished * self._clock.per_epoch)
+        self._distil()
+        self._unwrap()
+
+    # ---- inside the algorithm's update -------------------------------------------------------------------------
+
+    def _wrap(self) -> None:
+        """Put the recipe into the policy while the training runs."""
+        policy, training = self._policy, self.method.training
+        if self.method.method is None:
+            return
+        if VISITED in self._learns or not training.reward or training.warm_up:
+            evaluate = policy.evaluate_actions
+            vars(policy)["evaluate_actions"] = lambda *given, **named: self._evaluate(evaluate, *given, **named)
+            if self._recurrent:
+                draw = self._algorithm.rollout_buffer.get
+                vars(self._algorithm.rollout_buffer)["get"] = lambda *given: self._noting(draw(*given))
+        if callable(training.teacher_acts) or training.teacher_acts:
+            act = policy.forward
+            vars(policy)["forward"] = lambda obs, *rest, **named: self._act(act(obs, *rest, **named), obs, named)
+
+    def _unwrap(self) -> None:
+        """Take it out again."""
+        for name in ("evaluate_actions", "forward"):
+            vars(self._policy).pop(name, None)
+        vars(self._algorithm.rollout_buffer).pop("get", None)
+
+    def _noting(self, samples: Iterator[Any]) -> Iterator[Any]:
+        """The samples of a recurrent buffer; which of their rows are no padding is noted."""
+        for sample in samples:
+            self._mask = sample.mask > 1e-8
+            yield sample
+
+    def _evaluate(self, evaluate: Callable[..., Any], obs: Any, actions: Tensor, *rest: Any, **named: Any) -> Any:
+        """What the algorithm asks of its policy, with the recipe's loss on the log-probabilities."""
+        training = self.method.training
+        rewarded = training.reward and self._clock.epoch >= training.warm_up
+        if self._released and rewarded:
+            return evaluate(obs, actions, *rest, **named)
+        with self._noted_distribution() as noted:
+            values, log_prob, entropy = evaluate(obs, actions, *rest, **named)
+        if not rewarded:
+            log_prob, entropy = log_prob.detach(), None if entropy is None else entropy.detach()
+        if VISITED not in self._learns:
+            return values, log_prob, entropy
+        loss = self._loss(obs, action_output(noted[-1].distribution), values)
+        return values, attach(log_prob, loss), entropy
+
+    def _loss(self, obs: Any, output: tuple[str, Tensor], values: Tensor) -> Tensor:
+        """The recipe's loss, of outputs that the algorithm has computed for its own."""
+        objective = self.objective
+        if objective._steps:
+            objective.update()  # the step before was taken
+            objective.clock = objective.clock.at(min(objective.clock.step, self._clock.step + self._clock.per_epoch))
+        batch, heads = self._batch(obs), {output[0]: output[1], "values": values.reshape(-1, 1)}
+        if self._recurrent:
+            mask = self._mask
+            batch = Batch({name: Rows(rows.x[mask]) for name, rows in batch.items()})
+            heads = {name: value[mask] for name, value in heads.items()}
+        objective.call_through(lambda rows: heads)
+        loss: Tensor = objective(batch)
+        self._note()
+        return loss
+
+    def _note(self) -> None:
+        """Note what each term has just said."""
+        for name, figure in self.objective.figures.items():
+            self._losses.setdefault(name, []).append(figure.loss)
+
+    @contextmanager
+    def _noted_distribution(self) -> Iterator[list[Any]]:
+        """Within it the distributions that the policy makes are noted: a second forward pass is saved."""
+        noted, policy = list[Any](), self._policy
+        make = policy._get_action_dist_from_latent
+
+        def note(latent: Tensor, *rest: Any) -> Any:
+            noted.append(make(latent, *rest))
+            return noted[-1]
+
+        vars(policy)["_get_action_dist_from_latent"] = note
+        try:
+            yield noted
+        finally:
+            del vars(policy)["_get_action_dist_from_latent"]
+
+    @property
+    def _released(self) -> bool:
+        """Whether no term has a weight now, and none has a teacher that would have to follow."""
+        terms = self.method.terms.values()
+        return all(not term.weight_at(self._clock) for term in terms) and all(
+            term.teacher is None or term.teacher.frozen for term in terms
+        )
+
+    # ---- beside it ---------------------------------------------------------------------------------------------
+
+    def _distil(self) -> None:
+        """The extra steps after an update: on states of the last rollouts, or on finished episodes."""
+        self.settle()
+        training, strength = self.method.training, self._strength
+        steps = round(training.steps * strength)
+        if self.method.method is None or not steps or not (self._visited or self._sequences or len(self._memory)):
+            return
+        objective, policy = self.objective, self._policy
+        objective.call_through(self._actor)
+        draws = torch.Generator().manual_seed(self._address("distillation"))
+        policy.set_training_mode(True)
+        source = _joined(self._visited) if self._visited else {}
+        for step in range(steps):
+            objective.clock = self._clock
+            loss = self._recurrent_loss(step) if self._recurrent else objective(self._draw(source, draws))
+            self._adam.zero_grad()
+            (loss / strength).backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), self._algorithm.max_grad_norm)
+            self._adam.step()
+            objective.update()
+            if not self._recurrent:
+                self._note()
+        self.extra_steps += steps
+        objective.clock = self._clock
+        policy.optimizer.zero_grad()
+        policy.set_training_mode(False)
+
+    def settle(self) -> None:
+        """Take in the update that has ended: teachers follow, and `figures` are those of its steps."""
+        if self.method.method is None:
+            return
+        if self.objective._steps:
+            self.objective.update()
+        if not self._losses:
+            return
+        self.figures = {
+            name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(self._clock)}
+            for name, losses in self._losses.items()
+        }
+        self._losses.clear()
+        self.record(self.logger)
+
+    def record(self, logger: Logger) -> None:
+        """Write the figures to a logger of SB3: ``distil/TERM_loss``, ``distil/TERM_weight``, ``distil/teacher_kl``."""
+        for name, figure in self.figures.items():
+            logger.record(f"distil/{name}_loss", figure["loss"])
+            logger.record(f"distil/{name}_weight", figure["weight"])
+            if isinstance(self.method.terms[name].loss, KL | Sharpened):
+                logger.record("distil/teacher_kl", figure["loss"])
+
+    @property
+    def _strength(self) -> float:
+        """How large the weights of the terms are, as a share of those at the start."""
+        begin, terms = self._clock.at(0), self.method.terms.values()
+        return max((t.weight_at(self._clock) / t.weight_at(begin) for t in terms if t.weight_at(begin)), default=0.0)
+
+    def _draw(self, visited: Mapping[str, Tensor], draws: torch.Generator) -> Batch:
+        """Rows for an extra step."""
+        batch, rows = Batch(), self.method.training.rows
+        if visited:
+            picked = torch.randint(len(visited[VISITED]), (rows,), generator=draws)
+            batch.update({name: Rows(x[picked]) for name, x in visited.items()})
+        if EPISODES in self._learns and len(self._memory):
+            batch[EPISODES] = self._memory.draw(rows, draws)
+        return batch.to(self._algorithm.device)
+
+    def _recurrent_loss(self, step: int) -> Tensor:
+        """The recipe's loss on sequences of the last rollout, in turn."""
+        sample = self._sequences[step % len(self._sequences)]
+        self._mask = sample.mask > 1e-8
+        with self._noted_distribution() as noted:
+            assert isinstance(self._policy, RecurrentActorCriticPolicy)
+            evaluate = RecurrentActorCriticPolicy.evaluate_actions  # not the wrapped one
+            values, *_ = evaluate(
+                self._policy, sample.observations, sample.actions, sample.lstm_states, sample.episode_starts
+            )
+        return self._loss(sample.observations, action_output(noted[-1].distribution), values)
+
+    def _act(self, answer: Any, obs: Any, named: Mapping[str, Any]) -> Any:
+        """The student's actions, some of them replaced by the teacher's."""
+        acts = self.method.training.teacher_acts
+        share = acts(self._clock) if callable(acts) else acts
+        if share <= 0.0:
+            return answer
+        actions, values, log_prob, *states = answer
+        with torch.no_grad():
+            assert self._external is not None
+            heads = self._external((self._whole if self._reads_all else self._layout).flatten(obs))
+            theirs, their_log_prob = _sample(heads, named.get("action_masks"), self._draws)
+        takes = torch.rand(len(actions), generator=self._draws).to(actions.device) < share
+        mixed = torch.where(takes.reshape(-1, *(1,) * (actions.dim() - 1)), theirs.to(actions.dtype), actions)
+        return mixed, values, torch.where(takes, their_log_prob, log_prob), *states
+
+    def _batch(self, obs: Any) -> Batch:
+        """Observations as the views of the recipe."""
+        views = {VISITED: Rows(self._layout.flatten(obs))}
+        if self._reads_all:
+            views[TEACHER_VIEW] = Rows(self._whole.flatten(obs))
+        return Batch(views)
+
+    def _flat(self, observations: Any) -> Tensor:
+        """A rollout's observations as the student's flat rows, (steps x environments, width)."""
+        return self._layout.flatten(_merged(observations))
+
+    @property
+    def _finished(self) -> int:
+        """Rollouts that were collected since the start of the training."""
+        return (self._algorithm.num_timesteps - self._start) // self._rollout
+
+    @property
+    def _algorithm_batch(self) -> int:
+        return int(vars(self._algorithm).get("batch_size", self._rollout))
+
+    def _address(self, purpose: str) -> int:
+        """The seed of what is drawn for a purpose before the next rollout."""
+        return address_seed(self._algorithm.seed or 0, purpose, self._finished)
+
+    # ---- to go on ----------------------------------------------------------------------------------------------
+
+    def state_tree(self) -> Tree:
+        """What a resumed training needs of the callback, between two rollouts: tensors and numbers."""
+        self.settle()
+        if self.method.method is None:
+            return {"start": self._start}
+        return {
+            "start": self._start,
+            "extra_steps": self.extra_steps,
+            "objective": dict(self.objective.state_dict()),
+            "adam": self._adam.state_dict(),
+            "visited": [{name: rows.x for name, rows in batch.items()} for batch in self._visited],
+            "memory": self._memory.state_tree(),
+        }
+
+    def load_tree(self, tree: Mapping[str, Any]) -> None:
+        """Go on from a state, when training starts."""
+        self._saved, self.extra_steps = tree, tree.get("extra_steps", 0)
+
+    def _restore(self, tree: Mapping[str, Any]) -> None:
+        self._start = tree["start"]
+        if self.method.method is None:
+            return
+        rollouts = max(1, -(-(self._algorithm._total_timesteps - self._start) // self._rollout))
+        self._clock = replace(self._clock, epochs=rollouts)
+        self.objective.load_state_dict(tree["objective"])
+        self._adam.load_state_dict(tree["adam"])
+        self._visited.extend(Batch({name: Rows(x) for name, x in batch.items()}) for batch in tree["visited"])
+        self._memory.load_tree(tree["memory"])
+
+
+def _merged(observations: Any) -> Any:
+    """A rollout's observations (steps, environments, ...) as tensors (steps x environments, ...)."""
+    if isinstance(observations, Mapping):
+        return {key: _merged(part) for key, part in observations.items()}
+    return torch.as_tensor(observations).flatten(0, 1).clone()
+
+
+def _joined(batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """The rows of several batches by view."""
+    batches = list(batches)
+    return {name: torch.cat([batch[name].x for batch in batches]) for name in batches[0]}
+
+
+def _sample(heads: Mapping[str, Tensor], masks: Any, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Actions of a teacher and their log-probabilities, from its heads; masked actions are never drawn."""
+    if "gaussian" in heads:
+        mean, log_variance = heads["gaussian"].cpu().unbind(-1)
+        deviation = (0.5 * log_variance).exp()
+        actions = torch.normal(mean, deviation, generator=draws)
+        log_prob = torch.distributions.Normal(mean, deviation).log_prob(actions).sum(-1)
+    else:
+        logits = heads["logits"].cpu()
+        if masks is not None:
+            logits = logits.masked_fill(~torch.as_tensor(masks, dtype=torch.bool).reshape(logits.shape), ABSENT)
+        probabilities = logits.softmax(-1)
+        actions = torch.multinomial(probabilities.flatten(0, -2), 1, generator=draws).reshape(logits.shape[:-1])
+        log_prob = logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        log_prob = log_prob if log_prob.dim() == 1 else log_prob.sum(-1)
+    device = next(iter(heads.values())).device
+    return actions.to(device), log_prob.to(device)
