@@ -244,9 +244,13 @@ class SelfDistil(BaseCallback):
             heads = {name: value[mask] for name, value in heads.items()}
         objective.call_through(lambda rows: heads)
         loss: Tensor = objective(batch)
-        for name, figure in objective.figures.items():
-            self._losses.setdefault(name, []).append(figure.loss)
+        self._note()
         return loss
+
+    def _note(self) -> None:
+        """Note what each term has just said."""
+        for name, figure in self.objective.figures.items():
+            self._losses.setdefault(name, []).append(figure.loss)
 
     @contextmanager
     def _noted_distribution(self) -> Iterator[list[Any]]:
@@ -294,6 +298,8 @@ class SelfDistil(BaseCallback):
             nn.utils.clip_grad_norm_(policy.parameters(), self._algorithm.max_grad_norm)
             self._adam.step()
             objective.update()
+            if not self._recurrent:
+                self._note()
         self.extra_steps += steps
         objective.clock = self._clock
         policy.optimizer.zero_grad()
@@ -398,7 +404,7 @@ class SelfDistil(BaseCallback):
 
     def load_tree(self, tree: Mapping[str, Any]) -> None:
         """Go on from a state, when training starts."""
-        self._saved = tree
+        self._saved, self.extra_steps = tree, tree.get("extra_steps", 0)
 
     def _restore(self, tree: Mapping[str, Any]) -> None:
         self._start = tree["start"]
@@ -406,7 +412,6 @@ class SelfDistil(BaseCallback):
             return
         rollouts = max(1, -(-(self._algorithm._total_timesteps - self._start) // self._rollout))
         self._clock = replace(self._clock, epochs=rollouts)
-        self.extra_steps = tree["extra_steps"]
         self.objective.load_state_dict(tree["objective"])
         self._adam.load_state_dict(tree["adam"])
         self._visited.extend(Batch({name: Rows(x) for name, x in batch.items()}) for batch in tree["visited"])

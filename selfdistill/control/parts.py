@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -13,6 +15,7 @@ from ..core.parts import BaseTerm, Gate, Loss, Teacher
 from ..core.step import Forward, TrainingClock
 from ..core.targets import Target
 from ..errors import SpaceError
+from ..losses import GaussianKL
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,6 @@ class Surpassed(Gate):
 class SquaredShortfall(Loss):
     """max(target - value, 0)^2 / 2 of one value: it raises a value that the return surpassed, and never lowers one.
 
-    >>> import torch
     >>> SquaredShortfall()(torch.tensor([[1.0], [1.0]]), Target(torch.tensor([[3.0], [0.0]]), "values")).tolist()
     [2.0, 0.0]
     """
@@ -109,7 +111,6 @@ class SquaredShortfall(Loss):
 class SquaredMeans(Loss):
     """(m_t - m)^2 of two normal distributions: their means alone, so that the teacher's noise is not imitated.
 
-    >>> import torch
     >>> SquaredMeans()(torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[3.0, 9.0]]), "gaussian")).tolist()
     [4.0]
     """
@@ -127,7 +128,6 @@ class SquaredMeans(Loss):
 class GaussianMeanNLL(Loss):
     """-log N(m_t; m, s^2): the likelihood of the action that the teacher prefers, its mean.
 
-    >>> import torch
     >>> mean, target = torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[1.0, 5.0]]), "gaussian")
     >>> round(GaussianMeanNLL()(mean, target).item(), 4)
     0.9189
@@ -143,3 +143,22 @@ class GaussianMeanNLL(Loss):
         normal = Normal(mean, (0.5 * log_variance).exp())
         log_prob: Tensor = normal.log_prob(target.value[..., 0])
         return -log_prob
+
+
+@dataclass(frozen=True)
+class SharpenedGaussianKL(Loss):
+    """KL(t || p) of normal distributions, where t is N(m_t, T s_t^2), the target to the power 1/T: sharper below 1.
+
+    >>> student, target = torch.tensor([[1.0, 0.0]]), Target(torch.tensor([[1.0, 0.0]]), "gaussian")
+    >>> round(SharpenedGaussianKL(0.5)(student, target).item(), 4)
+    0.0966
+    """
+
+    temperature: float = 0.5
+    student_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+    target_spaces: ClassVar[frozenset[str]] = frozenset({"gaussian"})
+
+    def __call__(self, student: Tensor, target: Target) -> Tensor:
+        mean, log_variance = target.value.unbind(-1)
+        sharper = torch.stack([mean, log_variance + math.log(self.temperature)], -1)
+        return GaussianKL()(student, Target(sharper, "gaussian", target.valid))

@@ -16,7 +16,16 @@ from ..losses import KL, CrossEntropy, GaussianKL, GaussianNLL, Sharpened, Squar
 from ..methods.cards import argument_lines, describe
 from ..teachers import External, Generation
 from .actors import Actor, ModuleActor
-from .parts import ActionsTaken, GaussianMeanNLL, Release, Returns, SquaredMeans, SquaredShortfall, Surpassed
+from .parts import (
+    ActionsTaken,
+    GaussianMeanNLL,
+    Release,
+    Returns,
+    SharpenedGaussianKL,
+    SquaredMeans,
+    SquaredShortfall,
+    Surpassed,
+)
 
 VISITED, EPISODES, TEACHER_VIEW = "x", "episodes", "teacher"
 
@@ -132,15 +141,14 @@ def _gaussian_term(name: str, term: BaseTerm) -> BaseTerm:
         loss = GaussianNLL()
     elif isinstance(term.loss, KL):
         loss = GaussianKL()
+    elif isinstance(term.loss, Sharpened):
+        loss = SharpenedGaussianKL(term.loss.temperature)
     elif isinstance(term.loss, CrossEntropy):
         loss = GaussianMeanNLL()
     elif isinstance(term.loss, Squared):
         loss = SquaredMeans()
     if loss is None:
-        raise SpaceError(
-            f"term {name!r}: {term.loss} has no form for continuous actions; leave the temperature at 1, or give "
-            "loss='mse', which imitates the teacher's mean alone"
-        )
+        raise SpaceError(f"term {name!r}: {term.loss} has no form for continuous actions; give KL() or Squared()")
     return replace(term, head="gaussian", loss=loss)
 
 
@@ -225,6 +233,7 @@ def privileged(
     weight: Positive = 1.0,
     release: Share = 0.25,
     steps: Extras = 100,
+    temperature: Positive = 1.0,
     warm_up: Extras = 0,
 ) -> PolicyMethod:
     """Privileged teacher: a policy that sees more of the state teaches one that sees less, on the student's states.
@@ -241,6 +250,7 @@ def privileged(
         weight: Weight w of the teacher's term at the start.
         release: Share of the training after which the teacher is let go, in [0, 1].
         steps: Extra distillation steps after an update, at full weight, on the last 8 rollouts.
+        temperature: Temperature of the teacher alone; below 1 it is sharpened.
         warm_up: First rollouts in which the reward teaches the critic alone.
 
     Returns:
@@ -254,7 +264,7 @@ def privileged(
     External(view='teacher', source=None)
     """
     source = External(view=TEACHER_VIEW, source=_named(teacher))
-    method = Method({"teacher": _term(source, KL(), Release(weight, release))})
+    method = Method({"teacher": _term(source, _imitation("kl", temperature), Release(weight, release))})
     return PolicyMethod(method, PolicyTraining(steps, warm_up=warm_up), teacher, sees)
 
 
