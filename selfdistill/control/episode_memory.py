@@ -32,18 +32,20 @@ class EpisodeMemory:
     def __len__(self) -> int:
         return len(self._rows["returns"]) if self._rows else 0
 
-    def add(self, rollout: Any, ended: np.ndarray[Any, Any], x: Tensor) -> None:
+    def add(self, rollout: Any, ended: np.ndarray[Any, Any], x: Tensor, squashed: bool = False) -> None:
         """Take in a rollout of stable-baselines3.
 
         Args:
             rollout: its buffer, before the update: rewards and episode starts (steps, environments), and actions.
             ended: whether the episode of each environment ended with the last step.
             x: flat observations, (steps x environments, width), step by step.
+            squashed: whether actions went through a tanh; those before it are stored, as the policy is normal there.
         """
         starts = np.concatenate([rollout.episode_starts[1:], np.asarray(ended)[None]]).astype(bool)
         steps, environments = starts.shape
         rewards = torch.as_tensor(rollout.rewards, dtype=torch.float32)
         actions = torch.as_tensor(rollout.actions).reshape(steps, environments, -1)
+        actions = actions.clamp(-1.0 + 1e-6, 1.0 - 1e-6).atanh() if squashed else actions
         x = x.reshape(steps, environments, -1)
         for place in range(environments):
             before, begin = self._running[place], 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from .. import rng
 from ..evaluation.audit import Audit, Decision
-from .actors import Actor, ObservationLayout, PolicyEnsemble
+from .actors import Actor, ObservationLayout, PolicyEnsemble, copy_policy
 from .callback import SelfDistil
 from .episodes import Player
 from .parallel import ParallelStudent
@@ -104,7 +103,7 @@ class Trainer:
     def _actor(self, trained: Trained, values: bool = False) -> Actor:
         """The policy of a training as a teacher."""
         layout = ObservationLayout.of(trained.model.observation_space, self.arm.hidden)
-        return Actor(copy.deepcopy(trained.policy), layout, values)
+        return Actor(copy_policy(trained.policy), layout, values)
 
     def _generations(self) -> Lineage:
         """Fresh policies one after another; the audit decides which of them teaches the next and is the product."""

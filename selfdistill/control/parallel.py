@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
 from ..io.checkpoint import Tree
-from .actors import Actor, ObservationLayout
+from .actors import Actor, ObservationLayout, copy_policy
 from .callback import SelfDistil
 from .recipes import PolicyMethod
 
@@ -24,7 +23,7 @@ CHUNK = 4096  # observations whose values are asked for at once
 class ParallelStudent(BaseCallback):
     """Trains a student on each rollout of the algorithm that it is a callback of, before that algorithm's own update.
 
-    The student is an algorithm of its own, which updates itself by its own ``train()``: its rollout buffer gets what the
+    The student is an algorithm of its own, which updates itself by its own ``train()``: its buffer gets what the
     teacher did, with the student's values, so that its advantages are its own and its ratio is against the policy that
     acted. The recipe's terms ride on that update.
 
@@ -42,7 +41,7 @@ class ParallelStudent(BaseCallback):
         teacher, student = self.model, self.student
         assert isinstance(teacher, OnPolicyAlgorithm)
         self._start = teacher.num_timesteps
-        self._acting = copy.deepcopy(teacher.policy)
+        self._acting = copy_policy(teacher.policy)
         layout = ObservationLayout.of(teacher.observation_space)
         self.distil = SelfDistil(self.method, previous=Actor(self._acting, layout, values=True))
         if self._saved is not None:

@@ -45,13 +45,11 @@ class Walk(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), reward, self.step_number == 7, False, {}
 
     def action_masks(self) -> np.ndarray[Any, Any]:
-        """For MaskablePPO: the action of the step's number is forbidden."""
-        counts = {
-            spaces.Discrete: lambda s: [s.n],
-            spaces.MultiDiscrete: lambda s: list(s.nvec),
-            spaces.MultiBinary: lambda s: [2] * s.n,
-        }[type(self.action_space)](self.action_space)
-        return np.concatenate([np.arange(n) != self.step_number % n for n in counts])
+        """For MaskablePPO: one action of the last dimension is forbidden, another at each step."""
+        space: Any = self.action_space
+        counts = {"Discrete": lambda: [space.n], "MultiDiscrete": lambda: space.nvec, "MultiBinary": lambda: [2] * space.n}
+        *free, last = counts[type(space).__name__]()
+        return np.concatenate([np.ones(sum(free)), np.arange(last) != self.step_number % last]).astype(bool)
 
 
 def environments(observation: spaces.Space[Any] = PLAIN, action: spaces.Space[Any] | None = None) -> DummyVecEnv:
@@ -118,7 +116,9 @@ class Twin(BaseCallback):
         see: what the teacher sees of an observation.
     """
 
-    def __init__(self, teacher: Any, weight: float, see: Callable[[Any], Any] = lambda observation: observation) -> None:
+    def __init__(
+        self, teacher: Any, weight: float, see: Callable[[Any], Any] = lambda observation: observation
+    ) -> None:
         super().__init__()
         self.teacher, self.weight, self.see = teacher, weight, see
 
@@ -126,7 +126,7 @@ class Twin(BaseCallback):
         return True
 
     def _on_training_start(self) -> None:
-        policy = self.model.policy
+        policy: Any = self.model.policy
         whole, make_distribution = policy.evaluate_actions, policy._get_action_dist_from_latent
         made: list[Any] = []
 
@@ -140,7 +140,8 @@ class Twin(BaseCallback):
             policy._get_action_dist_from_latent = make_distribution
             with torch.no_grad():
                 teacher = self.teacher.policy.get_distribution(self.see(observation), **named)
-            divergence = self.divergence(teacher.distribution, made.pop().distribution)
+            theirs, ours = (vars(d).get("distributions") or d.distribution for d in (teacher, made.pop()))
+            divergence = self.divergence(theirs, ours)
             return values, _Rider.apply(log_prob, self.weight * divergence.mean()), entropy
 
         policy.evaluate_actions = evaluate
@@ -148,8 +149,8 @@ class Twin(BaseCallback):
     def divergence(self, teacher: Any, student: Any) -> Tensor:
         """Of each row."""
         if isinstance(student, list):
-            return torch.stack([kl_divergence(t, s) for t, s in zip(teacher, student, strict=True)]).sum(0)
-        if type(student) is not type(teacher) or type(student).__name__.startswith("Maskable"):
+            return torch.stack([self.divergence(t, s) for t, s in zip(teacher, student, strict=True)]).sum(0)
+        if isinstance(student, Categorical):  # a masked one has no divergence of its own
             teacher, student = Categorical(logits=teacher.logits), Categorical(logits=student.logits)
         divergence = kl_divergence(teacher, student)
         return divergence if divergence.dim() == 1 else divergence.sum(1)
