@@ -76,7 +76,7 @@ class SelfDistil(BaseCallback):
 
     Attributes:
         extra_steps: distillation steps taken so far, beside the updates of the algorithm.
-        figures: of each term over the last rollout: its mean ``loss``, and its ``weight``.
+        figures: of each term in the last update: its mean ``loss``, and its ``weight`` when it began.
 
     Raises:
         DataError: at the start of training: the teacher does not fit the environment, or the algorithm is off-policy.
@@ -110,7 +110,6 @@ class SelfDistil(BaseCallback):
             raise DataError(f"SelfDistil cannot ride on the update of {type(algorithm).__name__}; train by {served}")
         self._algorithm: OnPolicyAlgorithm = algorithm
         self._policy = algorithm.policy
-        self._unwrap()  # where an exception ended the training before
         self._recurrent = isinstance(self._policy, RecurrentActorCriticPolicy)
         hidden = hidden_keys(self.method.sees, algorithm.observation_space)
         refuse_visible(self._policy, hidden)
@@ -355,8 +354,9 @@ class SelfDistil(BaseCallback):
             return
         if self.objective._steps:
             self.objective.update()
+        update = self._clock.at(max(0, self._finished - 1) * self._clock.per_epoch)
         self.figures = {
-            name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(self._clock)}
+            name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(update)}
             for name, losses in self._losses.items()
         }
         self._losses.clear()

@@ -47,7 +47,11 @@ class Walk(gymnasium.Env[Any, Any]):
     def action_masks(self) -> np.ndarray[Any, Any]:
         """For MaskablePPO: one action of the last dimension is forbidden, another at each step."""
         space: Any = self.action_space
-        counts = {"Discrete": lambda: [space.n], "MultiDiscrete": lambda: space.nvec, "MultiBinary": lambda: [2] * space.n}
+        counts = {
+            "Discrete": lambda: [space.n],
+            "MultiDiscrete": lambda: space.nvec,
+            "MultiBinary": lambda: [2] * space.n,
+        }
         *free, last = counts[type(space).__name__]()
         return np.concatenate([np.ones(sum(free)), np.arange(last) != self.step_number % last]).astype(bool)
 
