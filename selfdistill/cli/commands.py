@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from ..errors import DataError
 from ..io.display import printable
 from ..io.files import writable, write
 from ..io.trust import split_function
 from .experiments import benchmark, compare
 from .language import preflight, pretrain
 from .options import (
+    adapt_options,
     announce_default_data,
     complain,
+    control_options,
     data_options,
     echo,
     first_process,
@@ -43,6 +46,7 @@ Examples:
   selfdistill run table.csv --target outcome --method 'ps_kd(alpha=0.8)'
   selfdistill run prompts.jsonl --model smollm2 --method 'sdft()' --lora 16
   selfdistill update RUN new.csv
+  selfdistill adapt RUN later.csv --order day
   selfdistill explain 'fixmatch(confidence=0.9)'
 """
 
@@ -117,13 +121,15 @@ def main() -> None:
     help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
     "and joint training.",
 )
+@control_options
 @run_options
 @one_line_errors
 def run(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     """Train a method and a baseline on DATA, and score both on the test split.
 
     DATA is digits, fashion-mnist, a folder of images (one sub-folder per class), a CSV or Parquet table, a .jsonl file
-    of prompts, or reasoning-gym:TASK. Without DATA it uses digits: 1,797 small images that come with scikit-learn.
+    of prompts, reasoning-gym:TASK, or an environment of gymnasium (gym:CartPole-v1, gym:module:ID). Without DATA
+    it uses digits: 1,797 small images that come with scikit-learn.
 
     An interrupted run resumes when the same command is given again, or by `selfdistill resume`.
 
@@ -152,6 +158,30 @@ def update(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
     The data of RUN are not opened: its model goes on, and the sample of rows that it kept is replayed, so that old
     classes are not forgotten. The classifier grows by the classes that RUN does not know. Give --test with rows of old
     and new classes to measure both.
+    """
+    _begin(options, out, as_json, quiet)
+
+
+@main.command()
+@adapt_options
+@click.option(
+    "--method",
+    metavar="EXPR",
+    help="A recipe of one generation that learns the pseudo-labels of a domain [default: plain()].",
+)
+@click.option(
+    "--control/--no-control", default=True, help="Train on all unlabelled rows at once too, for as many steps."
+)
+@run_options
+@one_line_errors
+def adapt(as_json: bool, quiet: bool, out: str | None, **options: Any) -> None:
+    """Adapt the model of RUN to unlabelled rows in DATA that have moved away step by step.
+
+    Gradual self-training: the rows are cut into domains in their order. The present model labels a domain, the least
+    certain rows are left out, and a fresh network learns the others and labels the next domain. RUN stays as it is.
+
+    Some rows of DATA, best of the last domain, must have a label in the target column or in a folder of their class,
+    or --test gives labelled rows. They never teach. The final model is that of RUN if the adapted one is worse on them.
     """
     _begin(options, out, as_json, quiet)
 
@@ -216,7 +246,7 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 
     console = Console(markup=False, emoji=False)
     data = result["data"]
-    title = f"{printable(data['name'])}, test split ({data['rows']['test']} rows, never trained on)"
+    title = f"{printable(data['name'])}, test split ({data['rows']['test']} {task.unit}, never trained on)"
     grid = Table(title=Text(title), title_justify="left")
     grid.add_column("")
     names, rows = table(result, task)
@@ -232,8 +262,10 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 
 @main.command()
 @click.argument("run_folder", metavar="RUN")
-@click.argument("data")
+@click.argument("data", required=False)
 @click.option("--out", metavar="FILE", help="CSV file to write [default: stdout].")
+@click.option("--episodes", type=click.IntRange(min=1), metavar="N", help="Policies: episodes to play [default: 20].")
+@click.option("--video", metavar="DIR", help="Policies: folder for an animated GIF of each episode.")
 @click.option(
     "--exit",
     "exit_number",
@@ -244,18 +276,33 @@ def _print(result: dict[str, Any], task: TaskType) -> None:
 @raw_csv_option
 @trust_option
 @one_line_errors
-def predict(run_folder: str, data: str, out: str | None, exit_number: int | None, raw_csv: bool) -> None:
+def predict(
+    run_folder: str,
+    data: str | None,
+    out: str | None,
+    exit_number: int | None,
+    raw_csv: bool,
+    episodes: int | None,
+    video: str | None,
+) -> None:
     """Predict new DATA with the final model of RUN.
 
     Writes CSV: classes with probabilities, or for regression values with 90 % intervals. For prompts it writes the
-    answers as JSON lines. The first row of data is 1; the header of a table is not counted, as in `label-errors`.
+    answers as JSON lines. A policy has no DATA: it plays episodes, and each is a line with its return.
+
+    The first row of data is 1; the header of a table is not counted, as in `label-errors`.
     """
     from ..experiments.run import Run
 
     if out is not None:
         writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
-    answers = run.task.predict(run.folder, data, exit_number)
+    if data is None:
+        answers = run.task.play(run.folder, run.request, episodes or 20, Path(video) if video else None)
+    else:
+        if episodes or video:
+            raise DataError("--episodes and --video are for policies, which have no DATA; leave DATA or them out")
+        answers = run.task.predict(run.folder, data, exit_number)
     text = answers.text(raw_csv)
     if answers.note:
         echo(answers.note, err=True)

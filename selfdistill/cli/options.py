@@ -238,9 +238,91 @@ memory_option = click.option(
 )
 
 
+CONTROL_OPTIONS = [
+    click.option("--net", metavar="N,N", help="Environments: sizes of the policy's hidden layers [default: 64,64]."),
+    click.option(
+        "--sees",
+        metavar="KEY",
+        help="Environments: what the teacher alone sees: keys of a Dict observation, or module:Class of an "
+        "ObservationWrapper.",
+    ),
+    click.option("--teacher", metavar="ZIP|RUN", help="Environments: a trained policy, which teaches."),
+    click.option(
+        "--engine",
+        type=click.Choice(["ppo", "a2c"]),
+        help="Environments: the algorithm of stable-baselines3 [default: ppo].",
+    ),
+    click.option(
+        "--episodes",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="Environments: test episodes [default: planned by their spread].",
+    ),
+    click.option(
+        "--sampled",
+        "deployment",
+        flag_value="sampled",
+        help="Environments: judge the policy by sampled actions [default: by the most probable ones].",
+    ),
+]
+
+
+def control_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of environments that become fields of `Request`."""
+    for option in reversed(CONTROL_OPTIONS):
+        command = option(command)
+    return command
+
+
 def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """RUN, DATA and the options of an update, which are those of a run."""
     for option in reversed([click.argument("update", metavar="RUN"), click.argument("data"), *DATA_OPTIONS[1:]]):
+        command = option(command)
+    return command
+
+
+#: the options of a run that an adaptation has too
+_ADAPT = {"target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device"}
+
+
+def adapt_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN, DATA and the options of an adaptation."""
+    own = [
+        click.argument("adapt", metavar="RUN"),
+        click.argument("data"),
+        click.option(
+            "--order",
+            metavar="COL",
+            help="Numbers or dates by which the rows are ordered [default: the order of the file; of images a "
+            "sub-folder is a domain].",
+        ),
+        click.option(
+            "--domains",
+            type=click.IntRange(min=2),
+            metavar="N",
+            help="Cut the ordered rows into N domains [default: one for each value of --order up to 20, else 10].",
+        ),
+        click.option(
+            "--leave-out",
+            type=Finite(min=0, max=0.9),
+            metavar="F",
+            help="Share of each domain, the least certain rows, that teaches nothing [default: 0.1].",
+        ),
+        click.option(
+            "--verify",
+            type=Finite(min=0, max=0.9, min_open=True),
+            metavar="F",
+            help="Labelled rows verify and never teach: at most this share of a domain [default: a third].",
+        ),
+        click.option(
+            "--warm",
+            is_flag=True,
+            help="Begin each domain with the weights of the last one. It gained less than fresh networks on turned "
+            "digits (docs/streams.md).",
+        ),
+    ]
+    shared = [option for option in DATA_OPTIONS[1:] if vars(option(lambda: None))["__click_params__"][0].name in _ADAPT]
+    for option in reversed([*own, *shared]):
         command = option(command)
     return command
 

@@ -28,9 +28,17 @@ from .recipes import (
 
 if TYPE_CHECKING:
     from .callback import SelfDistil
+    from .store import load_policy, to_sb3
     from .teachers import export_normaliser, hide, read_teacher
 
-_LATER = {"SelfDistil": "callback", "export_normaliser": "teachers", "hide": "teachers", "read_teacher": "teachers"}
+_LATER = {
+    "SelfDistil": "callback",
+    "export_normaliser": "teachers",
+    "hide": "teachers",
+    "load_policy": "store",
+    "read_teacher": "teachers",
+    "to_sb3": "store",
+}
 
 __all__ = [
     "Actor",
@@ -47,6 +55,7 @@ __all__ = [
     "hide",
     "iter_policy",
     "kickstart",
+    "load_policy",
     "policy_distillation",
     "policy_peers",
     "privileged",
@@ -54,6 +63,7 @@ __all__ = [
     "read_teacher",
     "restarted",
     "self_imitation",
+    "to_sb3",
 ]
 
 

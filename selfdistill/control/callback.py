@@ -21,6 +21,7 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from ..core.objective import Objective
 from ..core.step import Batch, Rows, TrainingClock
 from ..errors import DataError, RecipeError
 from ..io.checkpoint import Tree
+from ..losses import KL, Sharpened
 from ..rng import seed as address_seed
 from .actors import Actor, MaskedActor, ObservationLayout, action_head, action_mask
 from .episode_memory import EpisodeMemory
@@ -320,7 +322,7 @@ class SelfDistil(BaseCallback):
 
     def _distil(self) -> int:
         """The extra steps after an update, on states of the last rollouts or on finished episodes; how many."""
-        self._settle()
+        self.settle()
         begun, self._distilled = self._distilled, self._finished
         training, strength = self.method.training, self._strength
         steps = round(training.steps * strength)
@@ -348,21 +350,29 @@ class SelfDistil(BaseCallback):
         policy.set_training_mode(False)
         return steps
 
-    def _settle(self) -> None:
-        """The figures of the update that has ended."""
+    def settle(self) -> None:
+        """Take in the update that has ended: teachers follow, and `figures` are those of its steps."""
         if self.method.method is None:
             return
         if self.objective._steps:
             self.objective.update()
+        if not self._losses:
+            return
         update = self._clock.at(max(0, self._finished - 1) * self._clock.per_epoch)
         self.figures = {
             name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(update)}
             for name, losses in self._losses.items()
         }
         self._losses.clear()
+        self.record(self.logger)
+
+    def record(self, logger: Logger) -> None:
+        """Write the figures to a logger of SB3: ``distil/TERM_loss``, ``distil/TERM_weight``, ``distil/teacher_kl``."""
         for name, figure in self.figures.items():
-            self.logger.record(f"selfdistill/{name}_loss", figure["loss"])
-            self.logger.record(f"selfdistill/{name}_weight", figure["weight"])
+            logger.record(f"distil/{name}_loss", figure["loss"])
+            logger.record(f"distil/{name}_weight", figure["weight"])
+            if isinstance(self.method.terms[name].loss, KL | Sharpened):
+                logger.record("distil/teacher_kl", figure["loss"])
 
     @property
     def _strength(self) -> float:
@@ -439,6 +449,7 @@ class SelfDistil(BaseCallback):
 
     def state_tree(self) -> Tree:
         """What a resumed training needs of the callback, between two rollouts: tensors and numbers."""
+        self.settle()
         if self.method.method is None:
             return {"start": self._start}
         return {

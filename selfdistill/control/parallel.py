@@ -23,8 +23,8 @@ CHUNK = 4096  # observations whose values are asked for at once
 class ParallelStudent(BaseCallback):
     """Trains a student on each rollout of the algorithm that it is a callback of, before that algorithm's own update.
 
-    The student is an algorithm of its own, which updates itself by its own ``train()``: its buffer gets what the
-    teacher did, with the student's values, so that its advantages are its own and its ratio is against the policy that
+    The student is an algorithm of its own, which updates itself by its own ``train()``. Its rollout buffer gets what
+    the teacher did, with the student's values: its advantages are its own, and its ratio is against the policy that
     acted. The recipe's terms ride on that update.
 
     Args:
@@ -84,7 +84,7 @@ class ParallelStudent(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         student, teacher = self.student, self.model
-        self._acting.load_state_dict(teacher.policy.state_dict())  # type: ignore[union-attr]
+        self._acting.load_state_dict(teacher.policy.state_dict())
         student.num_timesteps = teacher.num_timesteps - self._start
         student._update_current_progress_remaining(student.num_timesteps, student._total_timesteps)
         self._fill()
@@ -93,6 +93,11 @@ class ParallelStudent(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.distil.on_training_end()
+
+    def settle(self) -> None:
+        """Take in the student's update, and log its figures beside those of the policy that acts."""
+        self.distil.settle()
+        self.distil.record(self.logger)
 
     def take_over(self, steps: int) -> None:
         """Give the student its state where the whole training was done before, and no hook was called."""

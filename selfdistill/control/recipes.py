@@ -231,9 +231,9 @@ def privileged(
     teacher: Any = None,
     sees: Any = "state",
     weight: Positive = 1.0,
-    release: Share = 0.25,
+    release: Share = 0.5,
     steps: Extras = 100,
-    temperature: Positive = 1.0,
+    temperature: Positive = 0.5,
     warm_up: Extras = 0,
 ) -> PolicyMethod:
     """Privileged teacher: a policy that sees more of the state teaches one that sees less, on the student's states.
@@ -257,6 +257,9 @@ def privileged(
         The recipe.
 
     Needs: observations of which the student is to do without a part.
+
+    Departs: The teacher is sharpened and let go later than in `kickstart`; both were chosen on two seeds of a CartPole
+    without velocities.
 
     Source: Chen et al., Learning by Cheating, CoRL 2019; with reward beside it, as Schmitt et al., 2018.
 

@@ -37,34 +37,11 @@ from ..errors import DataError, SelfdistillError
 from ..io.expressions import one_line
 from ..io.tensors import read_tensors, write_tensors
 from .actors import Actor, ModuleActor, ObservationLayout, SelectedColumns, copy_policy
+from .store import ACTIVATIONS, VisibleExtractor, load_policy
 
 LARGEST = 1 << 32  # bytes that the weights of a zip may have
 
-_EXTRACTORS = {f.__name__ for f in (CombinedExtractor, FlattenExtractor, NatureCNN)}
-_ACTIVATIONS = {f.__name__: f for f in (nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Sigmoid)}
-
-
-class VisibleExtractor(CombinedExtractor):
-    """SB3's extractor of Dict observations that leaves keys out, so that a rollout may hold what the policy never sees.
-
-    Its weights are those of a policy whose observations lack these keys.
-
-    Args:
-        observation_space: with all keys.
-        hidden: the keys that are left out.
-        cnn_output_dim, normalized_image: as of SB3's.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        hidden: Sequence[str] = (),
-        cnn_output_dim: int = 256,
-        normalized_image: bool = False,
-    ) -> None:
-        visible = {key: space for key, space in observation_space.spaces.items() if key not in hidden}
-        super().__init__(spaces.Dict(visible), cnn_output_dim, normalized_image)
-        self.hidden = tuple(hidden)
+_EXTRACTORS = {f.__name__ for f in (CombinedExtractor, FlattenExtractor, NatureCNN, VisibleExtractor)}
 
 
 def hide(*keys: str) -> dict[str, Any]:
@@ -271,8 +248,6 @@ def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hid
             "selfdistill.control.export_normaliser(env, 'teacher.safetensors'), and give teacher.zip beside it"
         )
     if path.is_dir():
-        from .store import load_policy
-
         return _of_policy(load_policy(path), space, actions, hidden)
     if not path.exists():
         raise DataError(f"{path} does not exist; give an SB3 zip, or the folder of a run of a policy")
@@ -464,12 +439,12 @@ def _refuse_own_parts(path: Path, facts: Mapping[str, Any]) -> None:
         DataError: it has such an activation function or features extractor.
     """
     activation, extractor = _name(facts.get("activation_fn", nn.Tanh)), facts.get("features_extractor_class")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise DataError(
-            f"{path}: its activation function {one_line(activation, 60)} is none of {', '.join(_ACTIVATIONS)}; give "
+            f"{path}: its activation function {one_line(activation, 60)} is none of {', '.join(ACTIVATIONS)}; give "
             "the model itself as teacher, by PPO.load"
         )
-    if extractor is not None and _name(extractor) not in _EXTRACTORS | {VisibleExtractor.__name__}:
+    if extractor is not None and _name(extractor) not in _EXTRACTORS:
         raise DataError(
             f"{path}: its features extractor {one_line(_name(extractor), 60)} is of its own; give the model itself as "
             "teacher, by PPO.load"
@@ -505,7 +480,7 @@ def _build(
     deviation, bias = weights.get("log_std", torch.zeros(1)), weights["action_net.weight"]
     normalise = str(facts.get("normalize_images")) != "False"
     options: dict[str, Any] = {
-        "activation_fn": _ACTIVATIONS[_name(facts.get("activation_fn", nn.Tanh))],
+        "activation_fn": ACTIVATIONS[_name(facts.get("activation_fn", nn.Tanh))],
         "net_arch": {part: _widths(weights, net) for part, net in (("pi", "policy_net"), ("vf", "value_net"))},
         "use_sde": deviation.dim() == 2,
         "full_std": deviation.dim() != 2 or deviation.shape[1] == len(bias),
@@ -528,7 +503,8 @@ def _build(
         kind = ActorCriticCnnPolicy
         options["features_extractor_kwargs"] = {"features_dim": wide}
     try:
-        policy = kind(space, actions, lambda _: 0.0, **options)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and the student's draws stay as they are
+            policy = kind(space, actions, lambda _: 0.0, **options)
     except (AssertionError, ValueError, TypeError):
         return None
     expected = {key: tuple(value.shape) for key, value in policy.state_dict().items()}

@@ -164,14 +164,16 @@ def _placed(
     if not names:
         request._replace(test=None, validation=None).refuse(str(source), "its images have no columns or fields")
 
-    def table(rows: Sequence[ImageRow]) -> Table:
-        present = dict.fromkeys(name for row in rows for name in row.cells)
-        columns: dict[str, Callable[[], Any]] = {n: partial(_column, rows, n) for n in present}
-        return Table(source, columns, len(rows))
-
-    table_main, tables = table(main), [table(rows) for rows in rest]
+    table_main, tables = cell_table(source, main), [cell_table(source, rows) for rows in rest]
     groups = None if request.groups is None else group_codes(request.groups, table_main, tables, ())
     return groups, None if request.time is None else row_times(request.time, table_main, tables, ())
+
+
+def cell_table(source: Path, rows: Sequence[ImageRow]) -> Table:
+    """The cells of images as a table."""
+    present = dict.fromkeys(name for row in rows for name in row.cells)
+    columns: dict[str, Callable[[], Any]] = {n: partial(_column, rows, n) for n in present}
+    return Table(source, columns, len(rows))
 
 
 def _column(rows: Sequence[ImageRow], name: str) -> Any:

@@ -164,12 +164,8 @@ def group_codes(name: str, main: Table, rest: Sequence[Table], features: Sequenc
 
 def row_times(name: str, main: Table, rest: Sequence[Table], features: Sequence[str]) -> Any:
     """The time of each row; rows of further tables without such a column come before all others."""
-    place, column = f"{main.path}: column '{name}'", _take(name, "time", main, features)
-    spec = column_types.infer(name, column, place, main.comma)
-    if spec.type not in ("numeric", "date"):
-        raise DataError(f"{place} is {spec.type}, and --time takes numbers or dates ({one_line(spec.why, 60)})")
-    values = [column_types.convert(spec, column, place)[name]]
-    _missing(place, "time", np.isnan(values[0]))
+    spec, first = _ordered(name, "time", main, features)
+    values = [first]
     for table in rest:
         if name not in table.columns:
             values.append(np.full(table.rows, -np.inf))
@@ -178,3 +174,25 @@ def row_times(name: str, main: Table, rest: Sequence[Table], features: Sequence[
         values.append(column_types.convert(spec, table.take(name), further)[name])
         _missing(further, "time", np.isnan(values[-1]))
     return np.concatenate(values)
+
+
+def _ordered(name: str, option: str, table: Table, features: Sequence[str] = ()) -> tuple[Column, Any]:
+    """The type of a column of numbers or dates, and its values; none is missing."""
+    place, column = f"{table.path}: column '{name}'", _take(name, option, table, features)
+    spec = column_types.infer(name, column, place, table.comma)
+    if spec.type not in ("numeric", "date"):
+        raise DataError(f"{place} is {spec.type}, and --{option} takes numbers or dates ({one_line(spec.why, 60)})")
+    values = column_types.convert(spec, column, place)[name]
+    _missing(place, option, np.isnan(values))
+    return spec, values
+
+
+def row_order(name: str, table: Table) -> tuple[Any, list[str]]:
+    """The value of each row in a column that orders them, (n,), and its cells; the table keeps the column.
+
+    Raises:
+        DataError: there is no such column, it is neither of numbers nor of dates, or a cell is empty.
+    """
+    columns = dict(table.columns)
+    _, values = _ordered(name, "order", Table(table.path, dict(columns), table.rows, comma=table.comma))
+    return values, [str(cell) for cell in columns[name]()]

@@ -23,7 +23,12 @@ from torch import Tensor
 from ..errors import DataError
 from .statistics import mcnemar, one_sided_t, smallest_visible, spend
 
-MEASURES = {"classify": ("accuracy", "nll", "brier"), "regress": ("mse",), "generate": ("accuracy", "nll")}
+MEASURES = {
+    "classify": ("accuracy", "nll", "brier"),
+    "regress": ("mse",),
+    "generate": ("accuracy", "nll"),
+    "control": ("return",),
+}
 
 
 # by task; the first is the usual one

@@ -1,13 +1,15 @@
 """Tests of differences, paired over seeds (a claim) or over rows (an audit).
 
 Over seeds: ``paired``, ``interval``, ``sign_flip``, ``holm``, ``verdict``; ``reachable`` asks beforehand whether
-there are seeds enough. Over rows: ``mcnemar``, ``one_sided_t``, with ``spend`` for many audits of the same rows.
+there are seeds enough. Over rows: ``mcnemar``, ``accuracy_interval`` and ``one_sided_t``, with ``spend`` for many
+audits of the same rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -226,6 +228,27 @@ def mcnemar(better: int, worse: int) -> float:
     return float(binomtest(better, better + worse, 0.5, alternative="greater").pvalue)
 
 
+def accuracy_interval(better: int, worse: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the difference of two accuracies on the same rows, which holds for few rows too.
+
+    ``better`` and ``worse`` are as of `mcnemar`, ``rows`` counts all rows (Bonett and Price, Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data, 2012).
+
+    >>> low, high = accuracy_interval(2, 0, 2)
+    >>> round(low, 2), high
+    (-0.35, 1.0)
+
+    Raises:
+        DataError: a negative count, more pairs than rows, or a level outside (0, 1).
+    """
+    _level(level, "accuracy_interval")
+    if min(better, worse) < 0 or better + worse > rows or rows < 1:
+        raise DataError(f"{better} rows better and {worse} worse of {rows}; give counts of rows, at least 0")
+    b, c = (better + 1) / (rows + 2), (worse + 1) / (rows + 2)
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((b + c - (b - c) ** 2) / (rows + 2))
+    return max(-1.0, b - c - half), min(1.0, b - c + half)
+
+
 def spend(level: float, audit_number: int, planned: int | None) -> float:
     """The level of audit number k (from 1), such that all together err with probability at most ``level``.
 
@@ -360,3 +383,68 @@ def compare_paired(
         return PairedComparison(*interval(d), p[name], adjusted[name], outcome)
 
     return {name: compare(name, d) for name, d in differences.items()}
+
+
+def rows_needed(spread: float, visible: float, level: float = 0.05, power: float = 0.8) -> int:
+    """The rows with which a one-sided test of a mean shows a change with this power, by the normal distribution.
+
+    Args:
+        spread: standard deviation of a row, or of a pair's difference.
+        visible: the change, above 0.
+        level: of the test.
+        power: the probability that the change is shown.
+
+    >>> rows_needed(82.0, 29.0)
+    50
+    """
+    from scipy.stats import norm
+
+    quantiles = float(norm.ppf(1 - level) + norm.ppf(power))
+    return max(2, math.ceil((quantiles * spread / visible) ** 2))
+
+
+def interquartile_mean(values: Sequence[float] | NDArray[np.floating]) -> float:
+    """The mean of the middle half of all values (Agarwal et al., NeurIPS 2021).
+
+    >>> interquartile_mean([0.0, 1.0, 3.0, 100.0])
+    2.0
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=None)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def stratified_bootstrap(
+    strata: Sequence[Sequence[float]],
+    statistic: Callable[[NDArray[np.float64]], float] = interquartile_mean,
+    level: float = 0.95,
+    draws: int = 2000,
+) -> tuple[float, float]:
+    """The percentile interval of a statistic; each draw takes as many values of a stratum as it has, with replacement.
+
+    Args:
+        strata: the values of each stratum, such as the runs of a task.
+        statistic: of all values together.
+        level: of the interval.
+        draws: how many; always the same ones.
+
+    >>> stratified_bootstrap([[1.0, 1.0], [3.0, 3.0]], lambda values: float(values.mean()))
+    (2.0, 2.0)
+    """
+    source, arrays = np.random.default_rng(0), [np.asarray(values, dtype=np.float64) for values in strata]
+    drawn = [
+        statistic(np.concatenate([values[source.integers(0, len(values), len(values))] for values in arrays]))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The probability that a value of ours is above one of theirs, ties counting half (Mann & Whitney, 1947).
+
+    >>> probability_of_improvement([2.0, 3.0], [1.0, 2.0])
+    0.875
+    """
+    a, b = np.asarray(ours, dtype=np.float64)[:, None], np.asarray(theirs, dtype=np.float64)[None, :]
+    return float(((a > b) + 0.5 * (a == b)).mean())

@@ -339,7 +339,8 @@ class NetworkRun:
         store.save(model, folder, build, facts)
         write_card(self.data, folder)
         room = reservoir.ROWS if self.request.memory is None else self.request.memory
-        if room and self.data.task == "classify" and self.data.kind != "text":
+        teachers = len(self.data.labelled) or self.stored
+        if room and teachers and self.data.task == "classify" and self.data.kind != "text":
             rows = reservoir.sample_rows(self.data, model, room, self.request.seed, self.stored)
             reservoir.save_sample(rows, folder.parent)
 

@@ -170,6 +170,7 @@ class Run:
         """Refuse functions that run.json names, unless they are trusted."""
         model, checker = self.request.model or "", self.request.checker or ""
         named = [function[:2] for function in [trust.split_function(model)] if function]
+        named += self.task.code(self.request)
         if names_function(checker):
             place, _, name = checker.strip().partition(":")
             named.append((place, name))

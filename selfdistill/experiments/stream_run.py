@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class StreamTaskType(NetworkTaskType):
     def prepare(self, request: Request) -> StreamRun:
         """Raises RecipeError for a method of generations of its own, or an option that a stream has no use for."""
         ready = prepare(request)
-        _check_recipe(ready.method, ready.expression)
+        check_recipe(ready.method, ready.expression)
         for name in ("audit_folds", "init", "text"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
@@ -108,10 +108,16 @@ class StreamTaskType(NetworkTaskType):
         return f"{', '.join(parts)} points. One seed proves little; repeat with other --seed values."
 
 
-def _check_recipe(method: Method, expression: str) -> None:
-    """Refuse recipes that change the model or need unlabelled rows."""
+def check_recipe(
+    method: Method, expression: str, use: str = "streams; give er(), der(), der_pp(), er_ema() or lwf()"
+) -> None:
+    """Refuse recipes that change the model or need unlabelled rows.
+
+    Raises:
+        RecipeError: it is one.
+    """
     if method.wrap_model is not None or method.views.need_unlabelled():
-        raise RecipeError(f"{expression} is no method for streams; give er(), der(), der_pp(), er_ema() or lwf()")
+        raise RecipeError(f"{expression} is no method for {use}")
 
 
 def _trained(result: dict[str, Any]) -> list[str]:
@@ -209,28 +215,36 @@ class UpdateRun(NetworkRun):
         return result
 
 
-def _base(request: Request) -> tuple[Path, str | None, dict[str, Any]]:
-    """The run that is updated: its model folder, its target column, and the card of its model.
+def read_base(
+    request: Request, run: str, command: str, fixed: Sequence[str]
+) -> tuple[Path, str | None, dict[str, Any]]:
+    """The run that a command goes on with: its model folder, its target column, and the card of its model.
+
+    Args:
+        request: of the command.
+        run: the folder of the run.
+        command: its name.
+        fixed: the options that the command has no use for.
 
     Raises:
         CheckpointError: it is no finished run.
-        DataError: it knows no classes, or an option does not go with an update.
+        DataError: it knows no classes, or an option does not go with the command.
     """
-    run = Path(str(request.update))
-    if not (run / "run.json").exists():
+    if not (Path(run) / "run.json").exists():
         raise CheckpointError(f"{run} is no run folder (it has no run.json); give the folder that `run` printed")
-    place = store.model_folder(run)
-    for name in _FIXED:
-        if getattr(request, name) is not None and getattr(request, name) is not False:
-            raise DataError(f"`update` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
+    place, usual = store.model_folder(run), Request()
+    for name in fixed:
+        if getattr(request, name) != getattr(usual, name):
+            raise DataError(f"`{command}` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
     card = store.model_card(place)
     if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
         raise DataError(
-            f"{run} is no network that classifies images or rows of a table, and `update` goes on with nothing else; "
-            "train one by `selfdistill run DATA --model mlp`, or a new model on all data"
+            f"{run} is no network that classifies images or rows of a table, and `{command}` goes on with nothing "
+            "else; train one by `selfdistill run DATA --model mlp`, or a new model on all data"
         )
-    record, base = read_record(run / "run.json")
-    return place, base.target or record.get("result", {}).get("update", {}).get("target"), card
+    record, base = read_record(Path(run) / "run.json")
+    result = record.get("result", {})
+    return place, base.target or result.get("update", result.get("adapt", {})).get("target"), card
 
 
 def _new_data(request: Request, place: Path, target: str | None, card: Mapping[str, Any]) -> Data:
@@ -276,7 +290,7 @@ def prepare_update(request: Request) -> UpdateRun:
         CheckpointError: there is no such run, or it is not finished.
         DataError, RecipeError: it cannot be updated with these data.
     """
-    place, target, card = _base(request)
+    place, target, card = read_base(request, str(request.update), "update", _FIXED)
     known = len(card["classes"])
     data = _new_data(request, place, target, card)
     rows = reservoir.read_sample(place.parent, tuple(card["shape"]), known) if request.memory != 0 else None
@@ -288,7 +302,7 @@ def prepare_update(request: Request) -> UpdateRun:
     room = reservoir.ROWS if request.memory is None else request.memory
     expression = request.method or (f"der_pp(memory={min(room, len(rows['x']))}, alpha={ALPHA})" if rows else "lwf()")
     method = read_method(expression)
-    _check_recipe(method, expression)
+    check_recipe(method, expression)
     build: GrownBuild = grown(place, len(data.classes))
     before = Padded(store.load(place), len(data.classes), UNKNOWN)
     settings = {**dict(request.training), "seed": request.seed, "steps": request.steps}

@@ -20,6 +20,9 @@ from .trust import require_trust, split_function
 Lines = list[dict[str, Any]]
 
 
+ENVIRONMENT = "gym:"  # data that are an environment of gymnasium begin so: gym:ID, or gym:module:ID
+
+
 _FIGURES = {str: (float, None)}
 
 
@@ -32,7 +35,7 @@ _PASSES = {"forward": int, "backward": int, "teacher": int, "saved?": int}
 _DECISION = {"accepted": bool, "why": str}
 
 
-_TASKS = frozenset({"classify", "regress", "generate", "features"})
+_TASKS = frozenset({"classify", "regress", "generate", "features", "control"})
 
 
 _DATA = {"name": str, "task": _TASKS, "rows": _COUNTS, "classes": [str], "noise": float, "fingerprint": str}
@@ -101,6 +104,12 @@ _RESULT = {
     "ensemble?": _ENSEMBLE,
     "folds?": {"passes": _PASSES, "steps": int, "seconds": float},
     "trouble?": (str, None),
+    "control?": {
+        "deployment": str,
+        "frames": (str, None),
+        "note": str,
+        "arms": [{"name": str, "log": str, "scores": _FIGURES}],
+    },
     "against?": {str: {str: {"gain": float, "half": (float, None), "rows": int, "verdict": (str, None)}}},
 }
 
@@ -134,6 +143,7 @@ _LINE = {
     "decision?": ({"why": str}, None),
     "diversity?": (dict, None),
     "language?": (dict, None),
+    "control?": (dict, None),
 }
 
 
@@ -154,7 +164,12 @@ class Request:
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
     folders of these splits. ``tasks`` makes a class-incremental stream of so many tasks.
     ``memory`` is how many rows the reservoir beside the model holds [200; 0: none]. ``update`` is a finished run, whose
-    model and reservoir go on with new data.
+    model and reservoir go on with new data. ``adapt`` is one whose model adapts to unlabelled ``data``: by the column
+    ``order``, in so many ``domains`` [10], without the share ``leave_out`` of the least certain rows of each [0.1], and
+    ``warm`` or by a fresh network each; labelled rows verify, at most the share ``verify`` of a domain [1/3].
+    ``net``, ``sees``, ``teacher``, ``episodes``, ``engine`` and ``deployment`` are for environments: sizes of hidden
+    layers, the part of the observation that the teacher alone sees, a trained policy, the number of test episodes
+    [planned], ``ppo`` or ``a2c`` [ppo], and whether actions are ``greedy`` or ``sampled`` where it counts [greedy].
     """
 
     data: str = "digits"
@@ -192,6 +207,18 @@ class Request:
     tasks: Annotated[int, Range(2, limit=1000)] | None = None
     memory: Annotated[int, Range(0, limit=10**6)] | None = None
     update: str | None = None
+    adapt: str | None = None
+    order: str | None = None
+    domains: Annotated[int, Range(2, limit=1000)] | None = None
+    leave_out: Annotated[float, Range(0, 0.9)] | None = None
+    verify: Annotated[float, Range(0, 0.9, above=True)] | None = None
+    warm: bool = False
+    net: str | None = None
+    sees: str | None = None
+    teacher: str | None = None
+    episodes: Annotated[int, Range(2, limit=10**6)] | None = None
+    engine: str | None = None
+    deployment: str | None = None
 
     def __post_init__(self) -> None:
         if fault := field_fault(self):
@@ -211,9 +238,19 @@ class Request:
             "raw_csv",
             "tasks",
             "update",
+            "adapt",
+            "order",
+            "domains",
+            "warm",
+            "net",
+            "sees",
+            "teacher",
+            "episodes",
+            "engine",
+            "deployment",
         }  # unsaid where not asked for: what was asked before they existed is the same
         unsaid = {name for name in later if not getattr(self, name)} | {"columns"}
-        unsaid |= {"memory"} if self.memory is None else set()
+        unsaid |= {name for name in ("memory", "leave_out", "verify") if getattr(self, name) is None}
         types = {"columns": dict(self.columns)} if self.columns else {}
         return {k: v for k, v in asdict(self).items() if k not in unsaid} | {"training": dict(self.training), **types}
 

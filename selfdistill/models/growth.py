@@ -46,14 +46,24 @@ def grown(origin: Path, outputs: int) -> GrownBuild:
     Raises:
         RecipeError: the model combines several.
     """
+    build = single_build(origin, "update")
+    options = {field.name: getattr(build, field.name) for field in fields(build)}
+    return GrownBuild(**{**options, "outputs": outputs}, origin=str(origin))
+
+
+def single_build(origin: Path, command: str) -> Build:
+    """The factory of the model in a folder.
+
+    Raises:
+        RecipeError: the model combines several, with which the command cannot go on.
+    """
     build = read_config(origin)
     if build.wrap:
         raise RecipeError(
-            f"the model of {origin} combines several, and `update` goes on with a single one; give a run of a method "
-            "with one final model"
+            f"the model of {origin} combines several, and `{command}` goes on with a single one; give a run of a "
+            "method with one final model"
         )
-    options = {field.name: getattr(build, field.name) for field in fields(build)}
-    return GrownBuild(**{**options, "outputs": outputs}, origin=str(origin))
+    return build
 
 
 class Padded(nn.Module):

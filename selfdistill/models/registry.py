@@ -219,13 +219,22 @@ def function_of(spec: str) -> Callable[..., nn.Module]:
     place, _, name = spec.rpartition(":")
     if not place:
         raise RecipeError(f"unknown model {spec!r}; known: {', '.join(sorted(MODELS))}, or module:function")
-    module = _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
+    module = load_module(place)
     function = getattr(module, name, None)
     if not callable(function):
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         close = nearest(name, public) or ", ".join(sorted(public)[:8]) or "none"
         raise RecipeError(f"{place} has no function {name!r}; nearest: {close}")
     return function  # type: ignore[no-any-return]
+
+
+def load_module(place: str) -> ModuleType:
+    """The module of a name or of a Python file, found as from a script in the current folder.
+
+    Raises:
+        RecipeError: there is none, or it fails while it is loaded.
+    """
+    return _file_module(Path(place)) if place.endswith(".py") else _named_module(place)
 
 
 def _named_module(name: str) -> ModuleType:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from ..io.display import printable
 
@@ -25,7 +27,7 @@ th:first-child,td:first-child,.words td{text-align:left}
 td:first-child{white-space:normal;min-width:8.5rem;overflow-wrap:break-word}
 .words td{white-space:normal;vertical-align:top;overflow-wrap:break-word}
 pre{background:var(--card);padding:.7rem;overflow-x:auto;font-size:.85rem;overflow-wrap:normal}
-figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}
+figure{margin:.6rem 0}svg{width:100%;height:auto;display:block}figure.small{max-width:28rem}img{max-width:100%}
 figure.wide>svg{min-width:30rem}figure.small>svg{min-width:16rem}
 .grid2{display:grid;gap:.5rem 1.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
 .grid2 figure.wide>svg{min-width:19rem}
@@ -73,6 +75,14 @@ def figure(drawing: str, caption: str = "", kind: str = "") -> str:
         return ""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="{kind} wide">{drawing}{below}</figure>'
+
+
+def picture(path: Path, caption: str) -> str:
+    """A PNG with its caption, within the page; empty where there is none."""
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return figure(f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">', caption)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "wide") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..io.run_record import Lines, changed_logs, read_lines, read_record
 from ..training.drift import Drift, accumulated, alarm, describe, expected, replaced
 from ..training.task_type import GenerationCurve, TaskType
 from .figures import Mark, Series, bars, curves, lineage, reliability, scatter
-from .layout import code, figure, page, paragraph, section, table
+from .layout import code, figure, page, paragraph, picture, section, table
 from .summary import sentence, together
 from .summary import table as summary_table
 
@@ -87,8 +87,9 @@ def render(folder: Path, task: TaskType) -> str:
         section(
             "Learning",
             *map(paragraph, changed_logs(folder, record)),
-            *_learning(lines, control, result, control_name, task),
+            *_learning(folder, lines, control, result, control_name, task),
         ),
+        section("An episode", *_frames(folder, result)),
         section("Audit", *_audit(result, lines)),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
@@ -111,8 +112,11 @@ def _verdict(record: dict[str, Any], folder: Path, task: TaskType) -> str:
 
 
 def _learning(
-    lines: Lines, control: Lines, result: dict[str, Any] | None, control_name: str, task: TaskType
+    folder: Path, lines: Lines, control: Lines, result: dict[str, Any] | None, control_name: str, task: TaskType
 ) -> list[str]:
+    logs = {name: read_lines(folder / log) for name, log in (task.logs(result) if result else {}).items()}
+    if returns := _returns(logs or {"this run": lines}, task):
+        return returns
     by_generation = task.curves(result) if result else None
     if by_generation is not None:
         return [_by_generation(curve) for curve in by_generation]
@@ -141,6 +145,24 @@ def _learning(
         *(audit_figures if any(line.get("audit") for line in lines) else []),
         figure(curves(losses, "training loss by step", "step", "loss", height=220), "The loss that was trained on."),
     ]
+
+
+def _returns(logs: Mapping[str, Lines], task: TaskType) -> list[str]:
+    """The learning curves of policies."""
+    series = [Series(name, task.returns(lines), apart=i > 0) for i, (name, lines) in enumerate(logs.items())]
+    series = [curve for curve in series if curve.points]
+    caption = "Mean return of the episodes that ended in a rollout: for the eye, since short episodes end first."
+    drawing = curves(series, "training return by environment step", "environment steps", "return") if series else ""
+    return [figure(drawing, caption)] if series else []
+
+
+def _frames(folder: Path, result: dict[str, Any] | None) -> list[str]:
+    """Pictures of one test episode, or why there are none."""
+    if not result or "control" not in result:
+        return []
+    if why := result["control"]["frames"]:
+        return [paragraph(f"No pictures were drawn: {why}.")]
+    return [picture(folder / "frames.png", "A test episode, from its start to its end.")]
 
 
 def _by_generation(curve: GenerationCurve) -> str:

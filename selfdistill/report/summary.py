@@ -15,11 +15,28 @@ COLUMNS = {
     "generate": {"accuracy": "right", "nll": "NLL", "kept": "prior tasks right", "length": "tokens"},
     "regress": {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "coverage": "coverage of 90 %"},
     "features": {},
+    "control": {
+        "return": "return",
+        "half": "± (95 %)",
+        "iqm": "IQM",
+        "length": "length",
+        "env_steps": "steps",
+        "teacher_steps": "teacher's steps",
+        "updates": "gradient steps",
+    },
 }
 
 
-#: Those of a stream of tasks.
-STREAM = {"task_incremental": "within a task", "old": "old classes", "new": "new rows", "forgetting": "forgetting"}
+#: Those of a stream of tasks, of an update, and of an adaptation.
+STREAM = {
+    "task_incremental": "within a task",
+    "old": "old classes",
+    "new": "new rows",
+    "forgetting": "forgetting",
+    "backward": "backward transfer",
+    "forward": "forward transfer",
+    "domains": "all domains",
+}
 
 
 def rows(result: dict[str, Any], task: TaskType) -> Rows:
@@ -64,8 +81,10 @@ def cells(metrics: dict[str, float], columns: Sequence[str] | None = None) -> li
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name == "length":
-        return f"{value:.0f}"
+    if name in ("length", "env_steps", "teacher_steps", "updates"):
+        return f"{value:,.0f}"
+    if name in ("return", "half", "iqm"):
+        return f"{value:,.1f}"
     if name in ("accuracy", "coverage", "kept", *STREAM):
         return f"{100 * value:.1f} %"
     if name in ("rmse", "mae"):
@@ -141,7 +160,6 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
 def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time: str = "") -> list[str]:
     """The facts of a run; without ``time``, equal runs give equal text."""
     data, name = result["data"], markdown(result["data"]["name"])
-    counts, noise = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items()), 100 * data["noise"]
     return [
         f"# {markdown(result['method'])} on {name}",
         "",
@@ -149,7 +167,7 @@ def _facts(result: dict[str, Any], record: dict[str, Any], task: TaskType, time:
         "",
         *_tested(result, task),
         *(f"- {markdown(line)}" for line in notices(data["name"], data)),
-        f"- data: {name} ({counts}; {noise:.0f} % of the training and validation labels are wrong ones)",
+        f"- data: {name} ({task.data_line(data)})",
         *map(_prose, [*task.size(result, record, time), *together(result)]),
         f"- versions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}",
         "",

@@ -1,6 +1,7 @@
 """Streams: tasks that come one after another, each learnt from the weights of the one before, and their scores.
 
 A task is a generation. Its labelled rows alone teach in it; rows of earlier tasks are in the reservoir of the method.
+An adaptation is a stream of unlabelled domains, each labelled by the model of the one before.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from torch import Tensor, nn
 from .. import rng
 from ..core.objective import Method, Objective
 from ..core.regression import for_task
+from ..core.step import Passes
 from ..data.dataset import Data, sealed
 from ..errors import DataError
-from ..evaluation.predict import task_outputs
+from ..evaluation.predict import predict_rows, task_outputs
 from ..io.tensors import digest
 from ..methods.validate import check_method
 from ..teachers.replay import Reservoir
 from .fit import Result, choose_device, drive, run_folder
 from .settings import Settings
-from .state import RunState
+from .state import RunState, copied
 from .supervised import DryRun, NetworkTask
 from .task import Callback
 from .trainer import Progress, Trainer
+
+LEAVE_OUT = 0.1  # of the rows of a domain, those whose pseudo-labels are the least certain
 
 
 def class_tasks(data: Data, number: int, seed: int) -> list[Tensor]:
@@ -234,6 +238,131 @@ def fit_update(
     method = for_task(replace(method, generations=1), data.task)
     check_method(method, data)
     task = UpdateTask(build, data, method, before, stored)
+    chosen = Settings(**{**settings, "audit": "off"})
+    place, where = run_folder(out, resume), choose_device(device)
+    return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)
+
+
+class AdaptTask(NetworkTask):
+    """A network that adapts to unlabelled domains in turn, by pseudo-labels of the model before.
+
+    A domain is a generation: the model that ended the last one labels its rows, the least certain share of them is
+    left out, and a network learns the others.
+
+    Args:
+        build, data, method: as of `NetworkTask`; the method has a generation for each domain.
+        source: the network that labels the first domain.
+        domains: the ids of the rows of each domain; rows that validate or test are in none of them.
+        leave_out: the share of each domain, the least certain rows, that teaches nothing.
+        warm: whether a network begins with the weights of the one before; otherwise it begins anew.
+
+    Raises:
+        DataError: a domain has no row, or one that validates or tests, or the share is none.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        data: Data,
+        method: Method,
+        source: nn.Module,
+        domains: Sequence[Tensor],
+        leave_out: float = LEAVE_OUT,
+        warm: bool = False,
+    ) -> None:
+        if not domains:
+            raise DataError("there is no domain to adapt to; give the rows of one or more")
+        hidden = torch.full_like(data.y, -1)
+        held = torch.cat([data.audit, data.test])
+        hidden[held] = data.y[held]
+        self.whole = replace(data, y=hidden)
+        super().__init__(build, sealed(replace(self.whole, labelled=domains[0])), method)
+        self.source, self.domains, self.leave_out, self.warm = source, tuple(domains), leave_out, warm
+        if not 0 <= leave_out < 1:
+            raise DataError(
+                f"the share of rows that is left out is from 0 to below 1, not {leave_out}; try {LEAVE_OUT}"
+            )
+        for number, rows in enumerate(domains, 1):
+            if not len(rows):
+                raise DataError(f"domain {number} of {len(domains)} has no row; give fewer domains")
+            if bool(torch.isin(rows, held).any()):
+                raise DataError(f"domain {number} has rows of the validation or test split, which never teach")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        rows = hashlib.sha256(repr([rows.tolist() for rows in self.domains]).encode()).hexdigest()
+        source = digest(copied(self.source.state_dict()))
+        how = {"leave out": self.leave_out, "warm": self.warm}
+        return {**super().identity, "data": self.whole.fingerprint, "domains": rows, "source": source, **how}
+
+    def model(self, state: RunState, generation: int) -> nn.Module:
+        """A new network; with ``warm``, the one that ended the last domain."""
+        model = self.build()
+        if self.warm and len(state.generations) >= generation:
+            before = state.generations[generation - 1].weights if generation else self.source.state_dict()
+            model.load_state_dict(before)
+        return model
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Those that compare generations say nothing about domains."""
+        return [DryRun(self)]
+
+    def begin(self, state: RunState) -> int:
+        """Let the model before label the domain."""
+        generation = state.clock.generation
+        rows = self.domains[generation]
+        teacher = self.restored_model(state, generation - 1) if generation else copy.deepcopy(self.source)
+        logits = predict_rows(teacher.to(state.device), self.whole, rows, self.whole.head, state.device)
+        state.passes += Passes(teacher=len(rows))
+        certain = torch.softmax(logits, -1).amax(-1).argsort(descending=True, stable=True)
+        chosen = certain[: max(1, round((1 - self.leave_out) * len(rows)))].sort().values
+        y = self.whole.y.clone()
+        y[rows[chosen]] = logits[chosen].argmax(-1)
+        labels = y[rows[chosen]].unique()
+        if len(labels) == 1:
+            name = self.whole.classes[int(labels)]
+            state.warn(
+                f"round {generation + 1} of {len(self.domains)}: all {len(chosen)} pseudo-labels are '{name}', and "
+                "nothing else is learnt"
+            )
+        self.data = sealed(replace(self.whole, y=y, labelled=rows[chosen], unlabelled=rows[:0]))
+        return super().begin(state)
+
+
+def fit_adapt(
+    build: Callable[..., nn.Module],
+    data: Data,
+    method: Method,
+    source: nn.Module,
+    domains: Sequence[Tensor],
+    *,
+    leave_out: float = LEAVE_OUT,
+    warm: bool = False,
+    out: Path | str | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Adapt a network to unlabelled domains in turn (gradual self-training); no label of theirs is read.
+
+    Args:
+        build, data, method: as of `fit`; of the data only validation and test rows keep labels.
+        source, domains, leave_out, warm: as of `AdaptTask`.
+        out, resume, device, progress, warn, tell: as of `fit`.
+        settings: the fields of `Settings`; epochs and steps are those of a domain.
+
+    Returns:
+        As of `fit`; a generation is a domain.
+
+    Source: Kumar, Ma and Liang, Understanding Self-Training for Gradual Domain Adaptation, ICML 2020. Departs: a new
+    network for each domain by default, which gains more here (docs/streams.md).
+    """
+    method = for_task(replace(method, generations=max(1, len(domains))), data.task)
+    check_method(method, data)
+    task = AdaptTask(build, data, method, source, domains, leave_out, warm)
     chosen = Settings(**{**settings, "audit": "off"})
     place, where = run_folder(out, resume), choose_device(device)
     return drive(Trainer(task, method, chosen, folder=place, device=where, warn=warn, tell=tell), resume, progress)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..io.expressions import expression_name
-from ..io.run_record import Request
+from ..io.run_record import Lines, Request
 from . import callbacks
 from .comparison import ComparisonDesign
 
@@ -104,6 +104,7 @@ class TaskType(Protocol):
     about: str  # the same in a sentence
     control: str = "plain"  # what stands beside the method, in the reports
     equal_steps: bool = True  # whether it takes as many steps as the method
+    unit: str = "rows"  # what the test split has
 
     def design(self) -> type[ComparisonDesign]:
         """How it is compared."""
@@ -149,6 +150,18 @@ class TaskType(Protocol):
             CheckpointError: the run has no model yet.
             DataError: the data do not fit the model, or it has no early exit of this number (from 1).
         """
+
+    def play(self, folder: Path, request: Request, count: int, video: Path | None) -> Answers:
+        """Episodes that the model of a finished run plays; ``video`` is a folder for their pictures.
+
+        Raises:
+            DataError: the model plays none.
+        """
+        raise DataError(f"{folder} trained no policy, so it plays no episodes; give DATA to predict")
+
+    def code(self, request: Request) -> list[tuple[str, str]]:
+        """Modules that the data of a request name, each with a name in it; they run where the data are loaded."""
+        return []
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
         """The likely label errors of a finished run, the highest score first.
@@ -197,12 +210,25 @@ class TaskType(Protocol):
             f"- steps: {result['steps']}{time}, batch {record['settings']['batch_size']}, seed {result['seed']}",
         ]
 
+    def data_line(self, data: dict[str, Any]) -> str:
+        """The data as a line of a README, without their name, which is Markdown already."""
+        counts = ", ".join(f"{n} {kind}" for kind, n in data["rows"].items())
+        return f"{counts}; {100 * data['noise']:.0f} % of the training and validation labels are wrong ones"
+
     def loading(self, folder: str) -> list[str]:
         """The instructions to load the final model from a folder, as lines of Markdown."""
 
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
         """Curves by generation; None where metrics.jsonl has curves by step."""
         return None
+
+    def logs(self, result: dict[str, Any]) -> dict[str, str]:
+        """The logs of all trainings by their names, where `returns` draws them."""
+        return {}
+
+    def returns(self, lines: Lines) -> list[tuple[float, float]]:
+        """Environment steps and mean returns of a log, to be drawn in the place of audits; mostly none."""
+        return []
 
     def cost(self, result: dict[str, Any]) -> Cost | None:
         """The cost of the trainings; None where sample passes were counted."""

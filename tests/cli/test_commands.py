@@ -274,9 +274,14 @@ def test_the_options_of_run_are_the_fields_of_a_request_and_of_the_settings() ->
     options = {parameter.name for parameter in main.commands["run"].params}
     request, settings = ({f.name for f in fields(kind)} for kind in (Request, Settings))
     common = set(TRAINING) | {"out", "as_json", "quiet", "trust_code"}
-    assert options == (request - {"training", "update"}) | common
+    own = {"adapt", "order", "domains", "leave_out", "verify", "warm"}
+    assert options == (request - {"training", "update"} - own) | common
     updates = {parameter.name for parameter in main.commands["update"].params}
-    assert updates == (request - {"training", "tasks", "audit_folds", "targets"}) | common
+    policies = {"net", "sees", "teacher", "episodes", "engine", "deployment"}
+    assert updates == (request - {"training", "tasks", "audit_folds", "targets"} - own - policies) | common
+    shared = {"data", "target", "test", "augment", "epochs", "steps", "batch_size", "seed", "device", "method"}
+    adaptations = {parameter.name for parameter in main.commands["adapt"].params}
+    assert adaptations == own | shared | common | {"control", "memory", "raw_csv"}
     assert settings == set(TRAINING) | {"epochs", "steps", "batch_size", "seed"}
 
 

@@ -482,14 +482,14 @@ def test_gsde_and_images_train() -> None:
     for options in (GSDE, often):
         build = partial(make, environments(action=box), learning_rate=3e-3, **options)
         compare_with_twin(build, make(environments(action=box), seed=1, **options))
-    build = lambda: make(
+    of_images = lambda: make(
         environments(PICTURE),
         policy="CnnPolicy",
         policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
         n_epochs=1,
     )
-    callback = SelfDistil(kickstart(release=1.0, steps=2), build())
-    trained(build, callback, 2)
+    callback = SelfDistil(kickstart(release=1.0, steps=2), of_images())
+    trained(of_images, callback, 2)
     assert callback.extra_steps == 1
 
 

@@ -15,7 +15,15 @@ from selfdistill.methods import der_pp, lwf, plain
 from selfdistill.models.registry import parse
 from selfdistill.teachers.replay import Reservoir
 from selfdistill.training.fit import Result
-from selfdistill.training.stream import class_tasks, fit_stream, rows_of_tasks, score_classes, stream_scores
+from selfdistill.training.stream import (
+    class_tasks,
+    fit_adapt,
+    fit_stream,
+    rows_of_tasks,
+    score_classes,
+    stream_scores,
+)
+from selfdistill.training.supervised import NetworkTask
 from selfdistill.training.trainer import Trainer
 
 
@@ -97,3 +105,58 @@ def test_rows_that_are_held_out_never_teach() -> None:
 def test_a_number_of_tasks_that_the_classes_do_not_make(number: int) -> None:
     with pytest.raises(DataError, match="2 to 4 tasks"):
         class_tasks(clouds(), number, 0)
+
+
+# adaptation -------------------------------------------------------------------------------------------------------
+
+
+def adapted(domains: list[torch.Tensor], **more: Any) -> Result:
+    data = clouds()
+    build = parse("mlp(width=16)", data.shape, 4)
+    torch.manual_seed(1)
+    options: dict[str, Any] = {"steps": 3, "batch_size": 5, "device": "cpu", **more}
+    return fit_adapt(build, data, plain(), build(), domains, **options)
+
+
+def test_a_domain_begins_anew_or_with_the_weights_before() -> None:
+    domains = list(clouds().labelled.split(20))
+    starts = [{one.start for one in adapted(domains, warm=warm).generations} for warm in (False, True)]
+    assert [len(each) for each in starts] == [3, 3]
+    still = adapted(domains, warm=True, lr=1e-12, weight_decay=0.0)
+    source = adapted(domains[:1], warm=True, lr=1e-12, weight_decay=0.0)
+    for name, tensor in still.generations[-1].weights.items():
+        torch.testing.assert_close(tensor, source.generations[0].weights[name])
+
+
+def test_the_least_certain_rows_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the rows and pseudo-labels of a domain from the logits of the source."""
+    data, seen = clouds(), list[Data]()
+    begin = NetworkTask.begin
+
+    def spy(self: NetworkTask, state: Any) -> int:
+        seen.append(self.data)
+        return begin(self, state)
+
+    monkeypatch.setattr(NetworkTask, "begin", spy)
+    rows = data.labelled[:20]
+    adapted([rows], leave_out=0.25)
+    torch.manual_seed(1)
+    logits = parse("mlp(width=16)", data.shape, 4)()(data.rows(rows)).detach()
+    keep = torch.softmax(logits, -1).amax(-1).topk(15).indices
+    assert set(seen[0].labelled.tolist()) == set(rows[keep].tolist())
+    assert seen[0].y[rows[keep]].tolist() == logits[keep].argmax(-1).tolist()
+    assert int((seen[0].y >= 0).sum()) == 15 + len(data.audit)  # no other label is left, least of all of test rows
+
+
+@pytest.mark.parametrize(
+    ("domains", "more", "words"),
+    [
+        ([torch.arange(60, 80), torch.arange(0)], {}, "domain 2 of 2 has no row"),
+        ([torch.arange(30, 80)], {}, "test split"),
+        ([torch.arange(60, 80)], {"leave_out": 1.0}, "share of rows that is left out"),
+        ([], {}, "no domain"),
+    ],
+)
+def test_domains_that_cannot_be_learnt_are_refused(domains: Any, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        adapted(domains, **more)

@@ -1,0 +1,208 @@
+"""The task type of policies in environments. gymnasium and stable-baselines3 are imported when one is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, DataError, RecipeError
+from ..io.run_record import ENVIRONMENT, Lines, Request, read_lines
+from ..training.comparison import ComparisonDesign
+from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
+
+if TYPE_CHECKING:
+    from .run import ControlRun
+
+OPTIONS = ("net", "sees", "teacher", "episodes", "engine", "deployment")
+PACKAGES = ("gymnasium", "stable_baselines3", "sb3_contrib")
+
+#: The vitals of policies, in words.
+VITALS = {
+    "steps": "steps",
+    "return": "return",
+    "entropy": "entropy",
+    "kl": "KL of an update",
+    "teacher_kl": "KL to the teacher",
+    "value_loss": "value error",
+    "explained_variance": "explained variance",
+    "dormant": "dormant units",
+}
+
+
+def require_packages() -> None:
+    """Refuse environments without the packages that serve them.
+
+    Raises:
+        DataError: one is missing.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"environments need the package {missing[0].replace('_', '-')}; install it by "
+            "pip install 'selfdistill[control]'"
+        )
+
+
+class ControlTaskType(TaskType):
+    """Policies that learn in an environment of gymnasium."""
+
+    name, learner, title = "control", "policies", "For policies"
+    about = "Policies in environments of gymnasium, trained by PPO or A2C of stable-baselines3."
+    control = "restarted()"
+    unit = "episodes"
+
+    def recipes(self) -> Mapping[str, Callable[..., Any]]:
+        return {}
+
+    def design(self) -> type[ComparisonDesign]:
+        """Refused: policies are not compared by this command yet."""
+        raise DataError("`compare` does not serve environments; give `run` several --seed values")
+
+    def serves(self, request: Request) -> bool:
+        """Data that begin with ``gym:``.
+
+        Raises:
+            DataError: an option has a meaning for environments alone, and the data are none.
+        """
+        environment = request.data.startswith(ENVIRONMENT)
+        for name in OPTIONS:
+            if not environment and getattr(request, name) is not None:
+                option = "sampled" if name == "deployment" else name
+                raise DataError(f"--{option} has a meaning for environments (gym:ID) alone; leave it out")
+        return environment
+
+    def prepare(self, request: Request) -> ControlRun:
+        require_packages()
+        from .run import prepare
+
+        if request.method is not None:
+            raise RecipeError(f"{request.method} is no recipe for policies")
+        return prepare(request)
+
+    def code(self, request: Request) -> list[tuple[str, str]]:
+        """What registers the environment, and the wrapper of the teacher's view."""
+        require_packages()
+        from .environments import Environment
+
+        return Environment.of(request.data, request.sees).code()
+
+    def card(self, name: str) -> dict[str, Any]:
+        raise RecipeError(f"{name}() is no recipe for policies")
+
+    def text(self, card: dict[str, Any]) -> str:
+        return str(card)
+
+    def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
+        refuse_example(expression, example)
+        raise RecipeError(f"{expression} is no recipe for policies")
+
+    def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
+        """Refused: an environment has no data to predict."""
+        raise DataError(f"{folder} trained a policy, which plays episodes; leave DATA out and give --episodes 20")
+
+    def play(self, folder: Path, request: Request, count: int, video: Path | None) -> Answers:
+        require_packages()
+        from .run import play_episodes
+
+        return play_episodes(folder, request, count, video)
+
+    def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
+        """Refused: an environment has no labels."""
+        raise CheckpointError(f"{folder} trained a policy, which has no labels")
+
+    def vitals(self, folder: Path) -> dict[str, Any]:
+        """Entropy, KL, value error and dormant units by rollout."""
+        lines = read_lines(folder / "metrics.jsonl")
+        if not lines:
+            raise CheckpointError(f"{folder} has no vitals yet; resume the run")
+        return {"rollouts": [line["control"] for line in lines if "control" in line]}
+
+    def vitals_text(self, vitals: dict[str, Any]) -> str:
+        """Ten rollouts, evenly spread, and what looks like a collapse."""
+        rollouts = vitals["rollouts"]
+        chosen = [rollouts[i * (len(rollouts) - 1) // 9] for i in range(10)] if len(rollouts) > 10 else rollouts
+        names = {key: name for key, name in VITALS.items() if any(one.get(key) is not None for one in chosen)}
+        rows = [[_cell(key, one.get(key)) for key in names] for one in chosen]
+        widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names.values())]
+        lines = [[*names.values()], *rows]
+        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([*text, *_warnings(rollouts)])
+
+    def rows(self, result: dict[str, Any]) -> Rows:
+        """The arms."""
+        return [(arm["name"], arm["scores"]) for arm in result["control"]["arms"]]
+
+    def verdict(self, result: dict[str, Any]) -> str:
+        """The mean return, and what stands beside it."""
+        test, control = result["test"], result["control"]
+        half = "" if test["half"] is None else f" ± {test['half']:.1f}"
+        text = (
+            f"Mean return {test['return']:.1f}{half} on {result['data']['rows']['test']} fresh episodes with "
+            f"{control['deployment']} actions, after {result['steps']:,} steps. One seed proves little."
+        )
+        return f"{text} {control['note'][0].upper()}{control['note'][1:]}." if control["note"] else text
+
+    def size(self, result: dict[str, Any], record: dict[str, Any], time: str) -> list[str]:
+        settings = record["settings"]
+        versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+        return [
+            f"- policy: {result['model']}, {result['parameters']} parameters",
+            f"- environment steps: {result['steps']}{time} in {settings['environments']} copies, seed {result['seed']}",
+            f"- engine: {versions}",
+        ]
+
+    def data_line(self, data: dict[str, Any]) -> str:
+        return f"{data['rows']['steps']} steps; {data['rows']['test']} test episodes, whose seeds training never had"
+
+    def loading(self, folder: str) -> list[str]:
+        return [
+            "Make a model of stable-baselines3 of the policy:",
+            "",
+            "```python",
+            "import gymnasium",
+            "from selfdistill.control.store import to_sb3",
+            f'model = to_sb3("{folder}", gymnasium.make("ID"))',
+            "action, _ = model.predict(observation, deterministic=True)",
+            "```",
+            "",
+        ]
+
+    def cost(self, result: dict[str, Any]) -> Cost:
+        """Environment steps, those of a teacher apart."""
+        bars = []
+        for arm in result["control"]["arms"]:
+            scores = arm["scores"]
+            words = f"{scores['env_steps']:,.0f} steps, {scores['updates']:,.0f} gradient steps"
+            if teacher := scores.get("teacher_steps"):
+                words += f"; its teacher took {teacher:,.0f}"
+            bars.append((arm["name"], scores["env_steps"], words))
+        return Cost(
+            bars, "environment steps", "Environment steps of each training; those of its teacher are not in them."
+        )
+
+    def logs(self, result: dict[str, Any]) -> dict[str, str]:
+        return {arm["name"]: arm["log"] for arm in result["control"]["arms"]}
+
+    def returns(self, lines: Lines) -> list[tuple[float, float]]:
+        """The mean return of the episodes that ended in a rollout, by environment steps."""
+        rollouts = [line.get("control", {}) for line in lines]
+        return [(float(one["steps"]), float(one["return"])) for one in rollouts if one.get("return") is not None]
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if key == "steps" else f"{100 * value:.0f} %" if key == "dormant" else f"{value:.4g}"
+
+
+def _warnings(rollouts: list[dict[str, Any]]) -> list[str]:
+    """What looks like a collapse: dormant units, or a value that explains nothing at the end."""
+    warnings, last = [], rollouts[-1]
+    if last.get("dormant", 0.0) > 0.5:
+        warnings.append(f"warning: {100 * last['dormant']:.0f} % of the hidden units are dormant; lower --lr")
+    explained = [one["explained_variance"] for one in rollouts[-5:] if one.get("explained_variance") is not None]
+    if explained and max(explained) < 0:
+        warnings.append("warning: the value explains nothing of the returns in the last rollouts; give more --steps")
+    return warnings
