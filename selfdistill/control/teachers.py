@@ -399,29 +399,27 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError(f"it has no {missing[0]}")
             if sizes["policy.pth"] + sizes["data"] > LARGEST:
                 raise ValueError("it is too large")
-            packed = archive.read("policy.pth")
-            weights = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+            packed = io.BytesIO(archive.read("policy.pth"))
+            weights = torch.load(packed, map_location="cpu", weights_only=True)
             data = json.loads(archive.read("data"))
     except Exception as error:  # a foreign file raises what it likes: its readers are small machines of their own
         raise DataError(
             f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote"
         ) from None
-    if not isinstance(data, dict) or not _plain(weights, len(packed)):
+    if not isinstance(data, dict) or not _plain(weights):
         raise DataError(f"{path}: its policy.pth holds no finite weights; give a zip that `save` wrote")
     return weights, data
 
 
-def _plain(weights: Any, size: int) -> bool:
-    """Whether these are finite weights by name, and no more numbers than a file of ``size`` bytes holds."""
+def _plain(weights: Any) -> bool:
+    """Whether these are finite weights by name, each of as many numbers as it has in the file."""
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return False
     for value in weights.values():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
             return False
-        if value.is_meta or not value.dim():
+        if value.is_meta or not value.dim() or value.nbytes > value.untyped_storage().nbytes():
             return False
-    if sum(value.numel() * value.element_size() for value in weights.values()) > size:
-        return False
     dimensions = all(value.dim() == 2 for name, value in weights.items() if re.search(r"_net(\.\d+)?\.weight$", name))
     return dimensions and all(bool(value.isfinite().all()) for value in weights.values())
 
