@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -64,6 +64,7 @@ def output(model: Any, observations: Any) -> Tensor:
     """The head of a model, by its own policy."""
     model.policy.set_training_mode(False)
     with torch.no_grad():
+        answer: Tensor
         _, answer = action_head(model.policy.get_distribution(observations))
     return answer
 
@@ -72,7 +73,8 @@ def head(teacher: nn.Module, rows: Tensor) -> Tensor:
     """The head of a teacher."""
     with torch.no_grad():
         heads = teacher(rows)
-    return next(heads[name] for name in ("logits", "gaussian") if name in heads)
+    answer: Tensor = heads["logits"] if "logits" in heads else heads["gaussian"]
+    return answer
 
 
 CNN = {"features_extractor_kwargs": {"features_dim": 8}}
@@ -135,7 +137,7 @@ def test_a_trained_model_is_a_teacher_and_stays_as_it_is() -> None:
     assert distance(before, weights(model)) > 0.0
 
 
-# ---- which observations -----------------------------------------------------------------------------------------------
+# ---- which observations ---------------------------------------------------------------------------------------------
 
 
 TWINS = spaces.Dict({"a": PLAIN, "b": PLAIN, "c": PLAIN})
@@ -174,7 +176,7 @@ def test_a_teacher_of_plain_observations_reads_the_hidden_key(tmp_path: Path) ->
             read_teacher(source, TWINS, model.action_space)  # which of the three is not known
 
 
-# ---- normalisers ------------------------------------------------------------------------------------------------------
+# ---- normalisers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         read_teacher(stacked, stacked.observation_space, stacked.action_space)
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 class Own(nn.Module):
