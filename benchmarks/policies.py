@@ -40,7 +40,10 @@ ENVIRONMENTS, ROLLOUT, BATCH, EPOCHS, EPISODES = 8, 128, 256, 10, 50
 
 @dataclass(frozen=True)
 class World:
-    """An environment, the steps of teacher and students, and the key that the teacher alone sees."""
+    """An environment, the steps of teacher and students, and the key that the teacher alone sees.
+
+    ``teacher_epochs`` of 4, not 10, make a weak teacher, which can be surpassed.
+    """
 
     make: Callable[[], gym.Env[Any, Any]]
     teacher_steps: int
@@ -48,6 +51,7 @@ class World:
     sees: str | None = None
     net: tuple[int, ...] = (64, 64)
     options: tuple[tuple[str, Any], ...] = ()
+    teacher_epochs: int = EPOCHS
 
 
 class HiddenVelocities(gym.ObservationWrapper[Any, Any, Any]):
@@ -73,6 +77,20 @@ class HiddenVelocities(gym.ObservationWrapper[Any, Any, Any]):
 
 
 def lunar_lander() -> gym.Env[Any, Any]:
+    """LunarLander as it is."""
+    return gym.make("LunarLander-v3")
+
+
+def door_key() -> gym.Env[Any, Any]:
+    """MiniGrid's DoorKey of 5 x 5 cells, as the flat numbers of the agent's view."""
+    import minigrid  # noqa: F401  # registers it
+    from minigrid.wrappers import ImgObsWrapper
+
+    view: gym.Env[Any, Any] = ImgObsWrapper(gym.make("MiniGrid-DoorKey-5x5-v0"))  # type: ignore[no-untyped-call]
+    return gym.wrappers.FlattenObservation(view)
+
+
+def lunar_lander_frames() -> gym.Env[Any, Any]:
     """LunarLander without its velocities: positions, angle and the contact of the legs."""
     return HiddenVelocities(gym.make("LunarLander-v3"), (0, 1, 4, 6, 7))
 
@@ -94,8 +112,10 @@ def cart_pole_frames() -> gym.Env[Any, Any]:
 
 WORLDS = {
     "cartpole-frames": World(cart_pole_frames, 20_480, 20_480, "state"),
-    "cartpole": World(cart_pole, 12_288, 24_576),
-    "lunar": World(lunar_lander, 102_400, 102_400, "state", options=(("gamma", 0.999),)),
+    "cartpole": World(cart_pole, 12_288, 24_576, teacher_epochs=4),
+    "lunar": World(lunar_lander, 102_400, 51_200, options=(("gamma", 0.999),)),
+    "lunar-frames": World(lunar_lander_frames, 102_400, 102_400, "state", options=(("gamma", 0.999),)),
+    "doorkey": World(door_key, 102_400, 51_200),
     "acrobot": World(acrobot, 61_440, 61_440, "state"),
 }
 
@@ -161,7 +181,7 @@ def matched_epochs(world: World, gradient: int) -> int:
 
 def run_seed(world: World, recipe: Callable[[Any], PolicyMethod], seed: int) -> dict[str, Any]:
     """Teacher and arms of a seed; two models are built and trained in turn, as both draw from global generators."""
-    teacher = build(world, seed)
+    teacher = build(world, seed, world.teacher_epochs)
     arms = {"teacher": train(world, teacher, world.teacher_steps)}
     if not world.sees:
         continued = copy.deepcopy(teacher.policy.state_dict())

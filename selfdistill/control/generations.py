@@ -39,7 +39,7 @@ class Lineage:
     seconds: float = 0.0
 
 
-class Trainer:
+class PolicyTrainer:
     """Trains a recipe in an arm's environment.
 
     Args:
@@ -84,10 +84,13 @@ class Trainer:
 
     def _lineage(self, all_trained: Sequence[Trained], product: int, extra: Sequence[int]) -> Lineage:
         return Lineage(
-            all_trained[product], product, [{"generation": k, "steps": t.steps} for k, t in enumerate(all_trained)],
-            sum(t.steps for t in all_trained), sum(t.updates for t in all_trained) + sum(extra),
-            sum(t.seconds for t in all_trained),
-        )  # fmt: skip
+            all_trained[product],
+            product,
+            generations=[{"generation": k, "steps": t.steps} for k, t in enumerate(all_trained)],
+            steps=sum(t.steps for t in all_trained),
+            updates=sum(t.updates for t in all_trained) + sum(extra),
+            seconds=sum(t.seconds for t in all_trained),
+        )
 
     def _share(self, number: int, count: int) -> Arm:
         """The arm of one of several trainings: its steps in whole rollouts, and a seed of its own."""

@@ -502,10 +502,9 @@ def restarted(matched: bool = False) -> PolicyMethod:
     return PolicyMethod(training=PolicyTraining(matched=matched))
 
 
-RECIPES = {f.__name__: checked(f) for f in (
-    born_again_policy, continued, dagger, iter_policy, kickstart, policy_distillation, policy_peers, privileged,
-    restarted, self_imitation,
-)}  # fmt: skip
+_TAUGHT = (kickstart, privileged, policy_distillation, dagger)
+_UNTAUGHT = (born_again_policy, iter_policy, self_imitation, policy_peers)
+RECIPES = {recipe.__name__: checked(recipe) for recipe in (*_TAUGHT, *_UNTAUGHT, continued, restarted)}
 
 
 def read_recipe(expression: str) -> PolicyMethod:
@@ -551,12 +550,16 @@ def explain(expression: str) -> dict[str, Any]:
 def text(card: dict[str, Any]) -> str:
     """The same for people."""
     lines = [
-        card["expression"], card["summary"], "", *("    " + line for line in card["equation"].splitlines()), "",
+        card["expression"],
+        card["summary"],
+        "",
+        *("    " + line for line in card["equation"].splitlines()),
+        "",
         *(f"{name:<13}{term}" for name, term in card["terms"].items()),
         f"training:    {card['training']}; {card['generations']} generation(s)",
         f"needs:       {card['needs']}",
         *([f"departs:     {card['departs']}"] if card["departs"] else []),
         f"source:      {card['source']}",
         *argument_lines(card["arguments"]),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)

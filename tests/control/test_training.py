@@ -31,6 +31,9 @@ class Cut(BaseCallback):
         super().__init__()
         self.steps = steps
 
+    def settle(self) -> None:
+        """Nothing is taken in."""
+
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.steps:
             raise KeyboardInterrupt
