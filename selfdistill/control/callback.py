@@ -32,6 +32,7 @@ from ..errors import DataError, RecipeError
 from ..io.checkpoint import Tree
 from ..losses import KL, Sharpened
 from ..rng import seed as address_seed
+from ..teachers import Generation
 from .actors import Actor, MaskedActor, ObservationLayout, action_head, action_mask
 from .episode_memory import EpisodeMemory
 from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
@@ -146,10 +147,17 @@ class SelfDistil(BaseCallback):
         self._actor = Actor(self._policy, self._layout, values)
         self._student = MaskedActor(self._actor)
         self._external: MaskedActor | None = None
-        if self.method.needs_teacher and training.start == "fresh":
+        if training.start == "teacher" and self._saved is None:
+            self._begin_as(self._read_teacher(hidden))
+        elif self.method.needs_teacher and training.start == "fresh":
             self._external = MaskedActor(self._read_teacher(hidden))
         if self.method.method is None:
             return
+        if self.previous is None and any(isinstance(term.teacher, Generation) for term in terms.values()):
+            raise RecipeError(
+                "the recipe learns from a policy that was trained before; give it as SelfDistil(..., previous=Actor), "
+                "or let `selfdistill run gym:ID` train all of them"
+            )
         self._previous = None if self.previous is None else MaskedActor(self.previous)
         self.objective: Objective = self.method.bind(
             self._actor, external=self._external, previous=self._previous, clock=self._clock, vitals=False
@@ -174,6 +182,22 @@ class SelfDistil(BaseCallback):
         normaliser = own_normaliser(algorithm.get_env())
         teacher = teacher if normaliser is None else Unnormalised(teacher, normaliser, self._whole)
         return teacher.to(algorithm.device)
+
+    def _begin_as(self, teacher: nn.Module) -> None:
+        """Give the student the weights of its teacher.
+
+        Raises:
+            DataError: the teacher has another network, or looks at the observations in another way.
+        """
+        try:
+            if not isinstance(teacher, Actor):
+                raise RuntimeError
+            self._policy.load_state_dict(teacher.policy.state_dict())
+        except RuntimeError:
+            raise DataError(
+                "a teacher goes on only with its own network, observations and normaliser, and the student's differ; "
+                "make the student with the teacher's policy_kwargs, or take kickstart()"
+            ) from None
 
     def _on_rollout_start(self) -> None:
         self._clock = self._clock.at(self._finished * self._clock.per_epoch)

@@ -21,6 +21,7 @@ from torch import nn
 
 from selfdistill.control import (
     SelfDistil,
+    born_again_policy,
     continued,
     dagger,
     kickstart,
@@ -70,6 +71,9 @@ SPACES: dict[str, Callable[[], Any]] = {
     "numbered": lambda: environments(spaces.Discrete(5)),
     "matrix": lambda: environments(PLAIN, spaces.Box(-1.0, 1.0, (2, 2))),
 }
+
+plain, keyed = lambda: make(environments()), lambda: make(environments(KEYS))
+other_net = lambda: make(environments(), policy_kwargs={"net_arch": [9]})
 
 # ---- the term --------------------------------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ def test_a_privileged_teacher_sees_what_its_student_does_not() -> None:
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, MaskablePPO, RecurrentPPO])
 @pytest.mark.parametrize(
-    "method", [constant(0.0, steps=5), restarted(), continued(), kickstart(release=0.0)], ids=lambda m: repr(m)[14:40]
+    "method", [constant(0.0, steps=5), restarted(), kickstart(release=0.0)], ids=lambda m: repr(m)[14:40]
 )
 def test_without_weight_the_training_is_that_of_the_algorithm_to_the_bit(
     algorithm: type[Any], method: PolicyMethod
@@ -160,6 +164,20 @@ def test_without_weight_the_training_is_that_of_the_algorithm_to_the_bit(
     teacher = sharp(environments())
     ours, plain = (weights(trained(build, one, 2)) for one in (SelfDistil(method, teacher), None))
     assert distance(ours, plain) == 0.0
+
+
+def test_a_continued_policy_is_the_teacher_that_the_algorithm_trains_on() -> None:
+    teacher = sharp(environments())
+
+    class Begin(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_start(self) -> None:
+            self.model.policy.load_state_dict(teacher.policy.state_dict())
+
+    ours, by_hand = (weights(trained(plain, one, 2)) for one in (SelfDistil(continued(), teacher), Begin()))
+    assert distance(ours, by_hand) == 0.0
 
 
 def test_an_attached_loss_has_the_gradient_of_a_sum() -> None:
@@ -545,7 +563,6 @@ def test_a_normalised_student_shows_its_teacher_what_the_environment_shows() -> 
     make(env).learn(2 * ROLLOUT, callback=SelfDistil(kickstart(steps=1), teacher))
 
 
-plain, keyed = lambda: make(environments()), lambda: make(environments(KEYS))
 recurrent = lambda: make(environments(), RecurrentPPO, **LSTM)
 off_policy = lambda: DQN("MlpPolicy", environments(), device="cpu")
 REFUSED: list[tuple[str, Callable[[], Any], Any, Callable[[], Any]]] = [
@@ -560,6 +577,8 @@ REFUSED: list[tuple[str, Callable[[], Any], Any, Callable[[], Any]]] = [
     ("has no key 'hidden'; it has 'frames', 'place', 'state'", keyed, privileged(sees="hidden"), keyed),
     (r"the student sees the key 'state'.*hide\('state'\)", keyed, privileged(), keyed),
     ("is a Box without keys", plain, privileged(), plain),
+    ("a teacher goes on only with its own network", plain, continued(), other_net),
+    ("learns from a policy that was trained before; .*previous=", plain, born_again_policy(), lambda: None),
     ("recurrent policy cannot learn from single steps", recurrent, self_imitation(), lambda: None),
     ("a recurrent policy answers by its memory", plain, kickstart(), recurrent),
     ("a DQNPolicy is no actor-critic policy", plain, kickstart(), off_policy),
