@@ -26,6 +26,7 @@ from .options import (
     data_options,
     echo,
     first_process,
+    number_or_column,
     one_line_errors,
     raw_csv_option,
     run_options,
@@ -116,10 +117,10 @@ def main() -> None:
 )
 @click.option(
     "--tasks",
-    type=click.IntRange(min=2),
-    metavar="N",
-    help="Continual learning: the classes come in N tasks, one after another [recipe: der_pp()]. Controls are naive "
-    "and joint training.",
+    callback=number_or_column,
+    metavar="N|COL",
+    help="Continual learning: the classes come in N tasks, or the rows in those that a column names, one after another "
+    "[recipe: der_pp()]. Controls are naive and joint training.",
 )
 @control_options
 @run_options

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..io.display import plural
 from ..io.files import writable, write
 from .options import (
     Finite,
@@ -218,5 +219,5 @@ def methods(
             hint = f"stopped; finished cells are kept in {cells}: give the same command again to resume"
             raise KeyboardInterrupt(hint) from None
     missing = benchmark_page.write(known, cells, target, asked if quick else (), tell)
-    over = f"{left} of the requested cells remain; give the same command again to resume. " if left else ""
-    echo(f"{over}Page: {target}; {missing} cells of the {'quick' if quick else 'full'} benchmark are missing")
+    over = f"{plural(left, 'requested cell')} left; give the same command again to resume. " if left else ""
+    echo(f"{over}Page: {target}; missing of the {'quick' if quick else 'full'} benchmark: {plural(missing, 'cell')}")

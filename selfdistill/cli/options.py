@@ -90,6 +90,16 @@ class Finite(click.FloatRange):
         return number
 
 
+def number_or_column(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
+    """A number of tasks, 2 or more, or the name of a column."""
+    if value is None:
+        return None
+    number = int(value) if value.lstrip("-").isdecimal() else 2
+    if not value or number < 2:
+        raise click.BadParameter(f"{value!r} is neither a number of 2 or more nor the name of a column.")
+    return number if value.isdecimal() else value
+
+
 raw_csv_option = click.option(
     "--raw-csv",
     is_flag=True,

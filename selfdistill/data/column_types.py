@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..io.display import plural
 from ..io.expressions import nearest, one_line
 
 TYPES = ("numeric", "categorical", "date", "text", "identifier")  # those that a person may choose
@@ -422,7 +423,7 @@ def _as_numbers(name: str, cells: Cells, place: str, comma: bool, word: str, pat
     first = next((text for text, no in zip(cells.texts, stray, strict=True) if not no), "")
     told = [_format_text(spec, [t for t, no in zip(cells.texts, stray, strict=True) if not no] or [first])]
     if parsed.bare is not None and parsed.bare[~stray].any() and parsed.unit:
-        told.append(f"{int(counts[parsed.bare & ~stray].sum())} cells without it")
+        told.append(f"{plural(int(counts[parsed.bare & ~stray].sum()), 'cell')} without it")
     if stray.any():
         if not word and not _is_mostly(numbers, int((~stray).sum()), int(counts[stray].sum())):
             return None
@@ -430,7 +431,7 @@ def _as_numbers(name: str, cells: Cells, place: str, comma: bool, word: str, pat
         if not word and not all(text.lower() in MARKS for text in strays):
             worst = next(text for text in strays if text.lower() not in MARKS)
             _refuse(place, cells, worst, int(counts[stray].sum()), numbers, "number", parsed.unit)
-        told.append(f"{int(counts[stray].sum())} cells such as '{one_line(strays[0], 30)}' read as missing")
+        told.append(f"{plural(int(counts[stray].sum()), 'cell')} such as '{one_line(strays[0], 30)}' read as missing")
         spec = replace(spec, lenient=bool(word))
     return replace(spec, why="; ".join(told) + (", as asked for" if word else ""))
 
@@ -509,7 +510,7 @@ def _as_dates(name: str, cells: Cells, place: str, comma: bool, word: str, patte
         worst = next((text for text in strays if text.lower() not in MARKS), None)
         if worst is not None and not word:
             _refuse(place, cells, worst, int(counts[stray].sum()), dates, "date")
-        told += f"; {int(counts[stray].sum())} cells such as '{one_line(strays[0], 30)}' read as missing"
+        told += f"; {plural(int(counts[stray].sum()), 'cell')} such as '{one_line(strays[0], 30)}' read as missing"
     return replace(_dated(name, pattern, cells.spread(values), told), lenient=bool(word))
 
 

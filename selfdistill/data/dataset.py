@@ -25,7 +25,7 @@ from .column_types import Column
 from .copies import CopyReport, check_values, notices, row_groups, time_values
 from .image_store import ImageStore, row_sources
 from .sources import NAMES, RawData
-from .split_columns import SplitRequest
+from .split_columns import SplitRequest, Tasks
 from .table_files import SHOWN, is_saved_dataset, is_table, read_table
 
 PREPROCESSOR = "preprocessor.skops"
@@ -64,6 +64,7 @@ class Data:
     cut: int = 0  # texts: rows with more tokens than are read
     names: tuple[str, ...] = ()  # the file of each row, where rows are files
     groups: Tensor | None = None  # (n,) int64: rows of one number share a split; None where every row is alone
+    tasks: Tasks | None = None  # of a stream: the task of each row by a column
     copies: CopyReport = CopyReport()
     columns: tuple[Column, ...] = ()  # tables: how each column was read
     title: str = ""  # of the report on them
@@ -196,6 +197,7 @@ def load(
     columns: Mapping[str, column_types.Kind] | None = None,
     groups: str | None = None,
     time: str | None = None,
+    tasks: str | None = None,
     preprocessor: Any = None,
     taught: Sequence[str] = (),
 ) -> Data:
@@ -211,8 +213,8 @@ def load(
     Equal inputs share a split. So do, of a table, the rows of one value of the column ``groups``; by the column
     ``time`` the latest rows test and the earliest teach. ``test`` and ``audit`` may be files or folders with the rows
     of these splits, and a column ``split`` of the words train, validation and test names the split of each row: such
-    splits are taken as they are. For a model that goes on, ``preprocessor`` is that of its table and ``taught`` are its
-    classes, of which the data need no rows that teach.
+    splits are taken as they are. The column ``tasks`` names the task of each row of a stream. For a model that goes on,
+    ``preprocessor`` is that of its table and ``taught`` are its classes, of which the data need no rows that teach.
 
     Raises:
         DataError: anything in the data or the request that cannot be used; the message names it and a remedy.
@@ -225,7 +227,7 @@ def load(
     options: dict[str, Any] = {"labels": labels, "label_noise": label_noise, "seed": seed}
     files = [Path(part) if isinstance(part, str | Path) else None for part in (test, audit)]
     test, audit = (None if isinstance(part, str | Path) else part for part in (test, audit))
-    request = SplitRequest(groups, time, *files)
+    request = SplitRequest(groups, time, files[0], files[1], tasks)
     if reader is None:
         raw = sources.read_source(
             source,
@@ -436,6 +438,7 @@ def _assemble(
         center=center,
         scale=scale,
         groups=None if groups is None else groups.groups,
+        tasks=raw.tasks,
         copies=copies,
         **parts._asdict(),
     )

@@ -25,7 +25,7 @@ from .images import (
     read_listed,
 )
 from .prompt_files import SPLITS
-from .split_columns import COLUMN, SplitRequest, group_codes, row_times
+from .split_columns import COLUMN, SplitColumns, SplitRequest, Tasks, group_codes, row_tasks, row_times
 from .table_files import Table, class_labels, dataset_images, dataset_splits, pandas
 
 UNLABELLED = ("unlabelled", "unlabeled")
@@ -58,6 +58,7 @@ class SplitPictures(NamedTuple):
     pictures: Pictures
     groups: Any = None  # (n,)
     time: Any = None  # (n,) float64
+    tasks: Tasks | None = None
 
 
 def read_list(
@@ -73,7 +74,7 @@ def read_list(
         DataError: a list cannot be read or has no image, a split is given twice, no image of a class can be read, a
             column of groups or times is missing.
     """
-    placed = (request.groups, request.time)
+    placed = (request.groups, request.time, request.tasks)
     main = list_images(source, target, labelled, placed)
     lists = [(source, main)]
     for split, path in (("test", request.test), ("audit", request.validation)):
@@ -88,7 +89,9 @@ def read_list(
         images_ = image_sources(unlabelled)[0] if unlabelled else map(image_file, _unlabelled_images(source))
         extra = [ImageRow(image) for image in images_]
         lists.append((unlabelled or source, ImageList(extra, folder=unlabelled is not None)))
-    groups, time = _placed(source, main.rows, [each.rows for _, each in lists[1:]], request)
+    placing = _placed(
+        lists, len(lists) > 1 + sum(path is not None for path in (request.test, request.validation)), request
+    )
     rows = [row for _, each in lists for row in each.rows]
     used = [row.source.name for row in rows]
     skipped = [skip for path, each in lists for skip in (left_out(path, used) if each.folder else each.skipped)]
@@ -99,7 +102,11 @@ def read_list(
     pictures = read_listed(source, listed, classes, size, skipped)
     pictures = pictures._replace(note="; ".join(filter(None, (main.note, pictures.note))))
     at = np.array(pictures.rows, dtype=np.int64)
-    return SplitPictures(pictures, None if groups is None else groups[at], None if time is None else time[at])
+    groups, time = (None if values is None else values[at] for values in (placing.groups, placing.time))
+    tasks = placing.tasks
+    if tasks is not None:
+        tasks = tasks._replace(numbers=tasks.numbers[at.tolist()])
+    return SplitPictures(pictures, groups, time, tasks)
 
 
 def list_images(
@@ -154,19 +161,21 @@ def image_sources(source: Path) -> tuple[list[Source], list[str]]:
     ]
 
 
-def _placed(
-    source: Path, main: Sequence[ImageRow], rest: Sequence[Sequence[ImageRow]], request: SplitRequest
-) -> tuple[Any, Any]:
-    """The groups and the times of all rows, by their cells."""
-    if request.groups is None and request.time is None:
-        return None, None
-    names = dict.fromkeys(name for row in main for name in row.cells)
-    if not names:
-        request._replace(test=None, validation=None).refuse(str(source), "its images have no columns or fields")
-
-    table_main, tables = cell_table(source, main), [cell_table(source, rows) for rows in rest]
-    groups = None if request.groups is None else group_codes(request.groups, table_main, tables, ())
-    return groups, None if request.time is None else row_times(request.time, table_main, tables, ())
+def _placed(lists: Sequence[tuple[Path, ImageList]], unlabelled: bool, request: SplitRequest) -> SplitColumns:
+    """The groups, times and tasks of all rows, by their cells; the last list may be of unlabelled rows."""
+    columns = request._replace(test=None, validation=None)
+    if columns == SplitRequest():
+        return SplitColumns()
+    tables = [cell_table(path, each.rows) for path, each in lists]
+    if not tables[0].names:
+        columns.refuse(str(lists[0][0]), "its images have no columns or fields")
+    main, *rest = tables
+    groups = None if request.groups is None else group_codes(request.groups, main, rest, ())
+    time = None if request.time is None else row_times(request.time, main, rest, ())
+    if request.tasks is None:
+        return SplitColumns(groups=groups, time=time)
+    further, last = (rest[:-1], rest[-1]) if unlabelled else (rest, None)
+    return SplitColumns(groups=groups, time=time, tasks=row_tasks(request, main, further, last, ()))
 
 
 def cell_table(source: Path, rows: Sequence[ImageRow]) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..errors import DataError
+from ..io.display import plural
 from ..io.expressions import one_line
 
 #: Files that hold prompts, and those that may hold prompts or a table.
@@ -258,7 +259,9 @@ def _csv(path: Path) -> Iterator[Record]:
                     place.refuse(f'two columns are called "{one_line(twice, 40)}"; rename one')
                 continue
             if len(cells) != len(header):
-                place.refuse(f"{len(cells)} cells, and the header has {len(header)}; quote texts with commas in them")
+                place.refuse(
+                    f"{plural(len(cells), 'cell')}, and the header has {len(header)}; quote texts with commas in them"
+                )
             yield Record(place, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()})
     except csv.Error as error:
         Place(path, line).refuse(f"no row of a table ({one_line(error, 80)}); quote the cell, and double quotes in it")

@@ -17,7 +17,7 @@ from ..errors import DataError
 from . import image_lists, images, splits, tables
 from .column_types import Column, Kind
 from .image_store import ImageStore
-from .split_columns import NO_REQUEST, SplitColumns, SplitRequest
+from .split_columns import NO_REQUEST, SplitColumns, SplitRequest, Tasks
 from .table_files import HUB, SHOWN, is_table
 
 TABLES = ("diabetes", "friedman1", "breast-cancer", "wine", "iris")  # scikit-learn's, and one made of formulas
@@ -62,12 +62,13 @@ class RawData:
     skip_note: str = ""  # files that are no rows, and why
     groups: Any = None  # (n,) rows of one value share a split
     time: Any = None  # (n,) the splits follow it
+    tasks: Tasks | None = None  # of a stream
 
     def split_by(self, split: SplitColumns) -> RawData:
         """The same rows with the splits that columns and files give."""
         test = self.test if split.test is None else split.test
         audit = self.audit if split.audit is None else split.audit
-        return replace(self, groups=split.groups, time=split.time, test=test, audit=audit)
+        return replace(self, groups=split.groups, time=split.time, test=test, audit=audit, tasks=split.tasks)
 
     @property
     def inputs(self) -> Any:
@@ -121,7 +122,8 @@ def read_source(
         )
     lists = image_lists.read_list(root, target, unlabelled, _side(source, image_size), labelled, request)
     name = root.resolve().name if root.is_dir() else root.name
-    return replace(of_pictures(name, lists.pictures, labelled), groups=lists.groups, time=lists.time)
+    raw = of_pictures(name, lists.pictures, labelled)
+    return replace(raw, groups=lists.groups, time=lists.time, tasks=lists.tasks)
 
 
 def _images(source: str, unlabelled: Path | None, image_size: int | None) -> RawData:

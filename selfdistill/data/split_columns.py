@@ -3,6 +3,7 @@ validation."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,14 @@ COLUMN = "split"  # a column of this name with these words alone names the split
 
 
 class SplitRequest(NamedTuple):
-    """The columns that group and order the rows, and the files of a test and a validation split."""
+    """The columns that group and order the rows and name their tasks, and the files of a test and a validation
+    split."""
 
     groups: str | None = None
     time: str | None = None
     test: Path | None = None
     validation: Path | None = None
+    tasks: str | None = None
 
     def refuse(self, source: str, kind: str) -> None:
         """Refuse what data of another kind do not have.
@@ -44,6 +47,13 @@ class SplitRequest(NamedTuple):
 NO_REQUEST = SplitRequest()
 
 
+class Tasks(NamedTuple):
+    """The task of each row, and the names of the tasks in their order."""
+
+    numbers: Tensor  # (n,) int64, -1 for a row of no task
+    names: tuple[str, ...]
+
+
 class SplitColumns(NamedTuple):
     """What the columns and files say of rows: those of the table, then of its test, validation and unlabelled files."""
 
@@ -52,6 +62,7 @@ class SplitColumns(NamedTuple):
     time: Any = None  # (n,) float64
     test: Tensor | None = None  # row ids
     audit: Tensor | None = None
+    tasks: Tasks | None = None
 
 
 def read_further(request: SplitRequest, main: Table, target: str | None) -> list[Table]:
@@ -102,7 +113,7 @@ def take_split_columns(
     ):
         parts[name] = torch.arange(int(begin[number]), int(begin[number + 1]))
     columns, rest = list[Column](), [*further, *([unlabelled] if unlabelled else [])]
-    named = {} if COLUMN in (*features, request.groups, request.time) else _named_splits(main)
+    named = {} if COLUMN in (*features, request.groups, request.time, request.tasks) else _named_splits(main)
     if named:
         for name in set(named) & set(parts):
             raise DataError(
@@ -114,10 +125,15 @@ def take_split_columns(
         columns.append(Column(COLUMN, "identifier", f"names the split of each row: {counts}"))
     groups = None if request.groups is None else group_codes(request.groups, main, rest, features)
     time = None if request.time is None else row_times(request.time, main, rest, features)
-    for column, why in ((request.groups, "groups the rows"), (request.time, "orders the rows")):
+    tasks = None if request.tasks is None else row_tasks(request, main, further, unlabelled, features)
+    for column, why in (
+        (request.groups, "groups the rows for the splits"),
+        (request.time, "orders the rows for the splits"),
+        (request.tasks, "names the task of each row"),
+    ):
         if column is not None:
-            columns.append(Column(column, "identifier", f"{why} for the splits"))
-    return SplitColumns(tuple(columns), groups, time, parts.get("test"), parts.get("audit"))
+            columns.append(Column(column, "identifier", why))
+    return SplitColumns(tuple(columns), groups, time, parts.get("test"), parts.get("audit"), tasks)
 
 
 def _named_splits(table: Table) -> dict[str, Tensor]:
@@ -174,6 +190,37 @@ def row_times(name: str, main: Table, rest: Sequence[Table], features: Sequence[
         values.append(column_types.convert(spec, table.take(name), further)[name])
         _missing(further, "time", np.isnan(values[-1]))
     return np.concatenate(values)
+
+
+def row_tasks(
+    request: SplitRequest, main: Table, further: Sequence[Table], unlabelled: Table | None, features: Sequence[str]
+) -> Tasks:
+    """The task of each row by a column: numbers and dates by value, other names in the order of the table.
+
+    Raises:
+        DataError: the column orders or groups rows too, or a table has no such column or an empty cell in it.
+    """
+    name = str(request.tasks)
+    if name in (request.groups, request.time):
+        raise DataError(f"{main.path}: column '{name}' names the tasks and splits the rows too; leave one of them out")
+    columns = [_take(name, "tasks", table, features) for table in (main, *further)]
+    for table, column in zip((main, *further), columns, strict=True):
+        place = f"{table.path}: column '{name}'"
+        _missing(place, "tasks", column_types.cells_of(column, place).codes < 0)
+    place = f"{main.path}: column '{name}'"
+    column = pandas().concat(columns, ignore_index=True)
+    cells = column_types.cells_of(column, place)
+    order = np.arange(len(cells.texts))
+    with contextlib.suppress(DataError):  # words among numbers are names of tasks like others
+        spec = column_types.infer(name, column, place, main.comma)
+        if spec.type in ("numeric", "date"):
+            values = column_types.convert(spec, column, place)[name]
+            order = np.argsort([values[cells.first(int(code)) - 1] for code in order], kind="stable")
+    number_of = np.empty(len(order), dtype=np.int64)
+    number_of[order] = np.arange(len(order))
+    numbers = torch.from_numpy(number_of[cells.codes])
+    rest = torch.full((unlabelled.rows if unlabelled is not None else 0,), -1)
+    return Tasks(torch.cat([numbers, rest]), tuple(cells.texts[i] for i in order))
 
 
 def _ordered(name: str, option: str, table: Table, features: Sequence[str] = ()) -> tuple[Column, Any]:

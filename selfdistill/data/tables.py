@@ -90,11 +90,13 @@ def read(
     """
     types = dict(types or {})
     literal = [name for name, kind in types.items() if kind != "numeric"]
-    literal += [] if request.groups is None else [request.groups]
+    literal += [name for name in (request.groups, request.tasks) if name is not None]
     table = read_table(path, () if target is None else (target,), literal)
     column_types.requested(types, table.names, str(path))
     further = read_further(request, table, target)
-    placed = request.groups or request.time  # otherwise the unlabelled rows are read once, with the types of columns
+    placed = (
+        request.groups or request.time or request.tasks
+    )  # otherwise the unlabelled rows are read once, with the types of columns
     extra = read_table(unlabelled, (), literal) if unlabelled is not None and placed else None
     split = take_split_columns(request, table, further, extra, (str(target), *types))
     append_column(table, further, str(target))

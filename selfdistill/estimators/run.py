@@ -118,7 +118,8 @@ def prepare(request: Request) -> TableRun:
         request.data, target=request.target, unlabelled=request.unlabelled, labels=request.labels,
         label_noise=request.label_noise, seed=request.seed, columns=dict(request.columns),
         request=SplitRequest(
-            request.groups, request.time, *(p if p is None else Path(p) for p in (request.test, request.validation))
+            request.groups, request.time, Path(request.test) if request.test else None,
+            Path(request.validation) if request.validation else None,
         ),
     )  # fmt: skip
     expression = request.method or _default_recipe(data)

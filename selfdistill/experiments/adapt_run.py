@@ -17,6 +17,8 @@ from ..data.splits import difference, draw
 from ..errors import DataError
 from ..evaluation.predict import scored, task_outputs
 from ..evaluation.statistics import accuracy_interval
+from ..io.display import plural
+from ..io.expressions import one_line
 from ..io.run_record import Request
 from ..methods import Recipe
 from ..methods.registry import read_method
@@ -24,7 +26,7 @@ from ..models import store
 from ..models.growth import single_build
 from ..training import reservoir
 from ..training.stream import LEAVE_OUT, fit_adapt, task_accuracy
-from ..training.task_type import Listeners, Rows
+from ..training.task_type import FigureTable, Listeners, Rows
 from .network_run import STEPS, NetworkRun
 from .network_task import NetworkTaskType
 from .stream_run import check_recipe, read_base
@@ -227,6 +229,7 @@ class AdaptTaskType(NetworkTaskType):
 
     name, learner, title = "adapt", "adaptations", "For adaptation"
     about = "Finished runs that adapt to unlabelled rows whose distribution moves."
+    audited = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
@@ -244,13 +247,28 @@ class AdaptTaskType(NetworkTaskType):
         names = {"before": "the run before", "at_once": AT_ONCE, "method": f"domain after domain, {how}"}
         return [(names[name], result["adapt"][name]) for name in names if name in result["adapt"]]
 
+    def tables(self, result: dict[str, Any]) -> list[FigureTable]:
+        """The accuracy by domain."""
+        names = {"before": "the run before", "at_once": AT_ONCE, "method": "the adapted model"}
+        names = {key: name for key, name in names.items() if key in result["adapt"]}
+        rows = [
+            [
+                one_line(domain["name"], 40),
+                *(f"{domain[key]:,}" for key in ("rows", "labelled")),
+                *(f"{100 * domain[key]:.1f} %" if key in domain else "-" for key in names),
+            ]
+            for domain in result["adapt"]["domains"]
+        ]
+        caption = "In the order in which they were learnt; accuracy on the labelled rows of each domain, which verify."
+        return [FigureTable("By domain", ["", "rows that teach", "rows that verify", *names.values()], rows, caption)]
+
     def verdict(self, result: dict[str, Any]) -> str:
         """The adapted model against the run before and against all rows at once, with intervals over rows."""
         adapt = result["adapt"]
         gain, over = adapt["gain"], adapt.get("over_at_once")
         after, before = (100 * adapt[name]["accuracy"] for name in ("method", "before"))
         text = (
-            f"On {_plural(adapt['rows'], 'labelled row')} of {adapt['on']}: the adapted model has {after:.1f} % right "
+            f"On {plural(adapt['rows'], 'labelled row')} of {adapt['on']}: the adapted model has {after:.1f} % right "
             f"and the run before {before:.1f} % ({_points(gain)}), so it {_outcome(gain)} than the run before."
         )
         if gain["high"] < 0:
@@ -259,10 +277,6 @@ class AdaptTaskType(NetworkTaskType):
             helped = "helped" if over["low"] > 0 else "harmed" if over["high"] < 0 else "are not shown to help"
             text += f" Against {AT_ONCE} at equal steps: {_points(over)}, so the steps between the domains {helped}."
         return f"{text} Intervals are 95 %, over rows; one seed proves little: repeat with other --seed values."
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _points(difference: Mapping[str, float]) -> str:

@@ -366,6 +366,7 @@ def prepare(request: Request) -> NetworkRun:
         columns=dict(request.columns),
         groups=request.groups,
         time=request.time,
+        tasks=request.tasks if isinstance(request.tasks, str) else None,
         test=request.test,
         audit=request.validation,
     )

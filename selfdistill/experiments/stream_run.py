@@ -18,6 +18,7 @@ from ..data.images import idx_files
 from ..data.table_files import is_table
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation.predict import predict, task_outputs
+from ..io.expressions import one_line
 from ..io.run_record import Request, read_record
 from ..losses.distributions import UNKNOWN
 from ..methods import Recipe
@@ -27,12 +28,40 @@ from ..models import store
 from ..models.growth import GrownBuild, Padded, grown
 from ..training import reservoir
 from ..training.fit import fit
-from ..training.stream import class_tasks, fit_stream, fit_update, rows_of_tasks, score_classes, task_accuracy
-from ..training.task_type import Listeners, Rows
+from ..training.stream import (
+    StreamTasks,
+    class_tasks,
+    column_tasks,
+    fit_stream,
+    fit_update,
+    rows_of_tasks,
+    score_tasks,
+    task_accuracy,
+)
+from ..training.task_type import FigureTable, Listeners, Rows
 from .network_run import NetworkRun, batch_size_for, prepare, usual_epochs
 from .network_task import NetworkTaskType
 
 NAMES = {"naive": "plain(), task after task", "joint": "plain(), all tasks at once"}
+
+
+WORDS = {
+    "naive": "training task after task without replay (naive)",
+    "joint": "training on all tasks at once for as many steps (joint)",
+}
+
+
+def _tasks(data: Data, request: Request) -> tuple[StreamTasks, StreamTasks, list[str]]:
+    """The tasks of a stream with the rows that teach, with those that test, and their names.
+
+    Raises:
+        DataError: there are no two tasks, or one lacks rows.
+    """
+    if isinstance(request.tasks, str):
+        return column_tasks(data)
+    classes = class_tasks(data, request.tasks or 0, request.seed)
+    taught, tested = (StreamTasks(rows_of_tasks(data, classes, ids), classes) for ids in (data.labelled, data.test))
+    return taught, tested, [", ".join(data.classes[c] for c in task.tolist()) for task in classes]
 
 
 class StreamRun(NetworkRun):
@@ -40,8 +69,8 @@ class StreamRun(NetworkRun):
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """The method, then naive training, then joint training of as many steps; each goes on from its checkpoints."""
-        classes = class_tasks(self.data, self.request.tasks or 0, self.request.seed)
-        tasks = rows_of_tasks(self.data, classes, self.data.labelled)
+        taught, tested, names = _tasks(self.data, self.request)
+        tasks = taught.rows
         settings = {**self.settings, "audit": "off", "batch_size": min(self.settings["batch_size"], *map(len, tasks))}
         common: dict[str, Any] = {"resume": True, "device": self.request.device, "warn": listeners.warn}
         begin, build, data = listeners.progress, self.build, self.data
@@ -61,10 +90,11 @@ class StreamRun(NetworkRun):
             training.model.cpu()
         result = self._result(folder, trained, None, False)
         scores = {
-            name: score_classes(one, build, data, classes, self.request.seed)
+            name: score_tasks(one, build, data, tested, self.request.seed)
             for name, one in {"method": trained, **others}.items()
         }
-        result["stream"] = {"classes": [[data.classes[c] for c in task.tolist()] for task in classes], **scores}
+        classes = [[data.classes[c] for c in task.tolist()] for task in taught.classes]
+        result["stream"] = {"scenario": taught.scenario, "tasks": names, "classes": classes, **scores}
         if distributed.rank() == 0:
             self._save_final_model(folder / "model", trained, result)
         return result
@@ -74,7 +104,8 @@ class StreamTaskType(NetworkTaskType):
     """Networks whose classes come in tasks, one after another."""
 
     name, learner, title = "stream", "streams of tasks", "For streams"
-    about = "Classes that come in tasks, one after another."
+    about = "Classes or domains that come in tasks, one after another."
+    audited = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""
@@ -90,22 +121,43 @@ class StreamTaskType(NetworkTaskType):
         for name in ("audit_folds", "init", "text"):
             if getattr(request, name) is not None:
                 raise RecipeError(f"--tasks does not go with --{name.replace('_', '-')}; leave one of them out")
-        class_tasks(ready.data, request.tasks or 0, request.seed)
+        _tasks(ready.data, request)
         return StreamRun(**{field.name: getattr(ready, field.name) for field in fields(NetworkRun)})
 
     def rows(self, result: dict[str, Any]) -> Rows:
         """The method, naive and joint training."""
         return [(NAMES.get(name, result["method"]), _metrics(result, name)) for name in _trained(result)]
 
+    def tables(self, result: dict[str, Any]) -> list[FigureTable]:
+        """The accuracy by task."""
+        return [_matrix(result["stream"], "method", result["method"])]
+
     def verdict(self, result: dict[str, Any]) -> str:
-        """Accuracy over all classes, forgetting and the distance to joint training."""
+        """What is right after the last task, what was forgotten, and the distance to naive and joint training."""
         stream = result["stream"]
-        own = stream["method"]
-        parts = [f"Accuracy over all classes after {len(own['matrix'])} tasks: {100 * own['accuracy']:.1f} %"]
-        parts.append(f"among the classes of each task {100 * own['task_incremental']:.1f} %")
-        parts.append(f"forgetting {100 * own['forgetting']:.1f}")
-        parts += [f"{100 * (own['accuracy'] - stream[n]['accuracy']):+.1f} against {n}" for n in NAMES if n in stream]
-        return f"{', '.join(parts)} points. One seed proves little; repeat with other --seed values."
+        own, scenario = stream["method"], stream.get("scenario", "class-incremental")
+        text = (
+            f"After {len(own['matrix'])} tasks {100 * own['accuracy']:.1f} % of the test rows are right, mean of tasks"
+        )
+        among = own.get("task_incremental")
+        told = "" if among is None else f"; {100 * among:.1f} % among the classes of the row's task alone"
+        text += f" ({scenario}{told}). Forgetting: {100 * own['forgetting']:.1f} points since each task's best."
+        pairs = [(name, 100 * (own["accuracy"] - stream[name]["accuracy"])) for name in WORDS if name in stream]
+        if pairs:
+            text += f" Against {', and against '.join(f'{WORDS[name]}: {gain:+.1f} points' for name, gain in pairs)}."
+        return f"{text} One seed proves little; repeat with other --seed values."
+
+
+def _matrix(stream: Mapping[str, Any], name: str, title: str) -> FigureTable:
+    """The accuracy on each task after each task."""
+    tasks = stream.get("tasks") or [", ".join(classes) for classes in stream["classes"]]
+    numbered = [f"task {number}" for number in range(1, len(tasks) + 1)]
+    rows = [
+        [f"after {numbered[k]} ({one_line(tasks[k], 40)})", *(f"{100 * value:.1f} %" for value in line)]
+        for k, line in enumerate(stream[name]["matrix"])
+    ]
+    caption = f"{title}: each row is the network after a task, each column the test rows of a task."
+    return FigureTable("Accuracy by task", ["", *numbered], rows, caption)
 
 
 def check_recipe(
@@ -327,6 +379,7 @@ class UpdateTaskType(NetworkTaskType):
 
     name, learner, title = "update", "updates", "For updates"
     about = "Finished runs that go on with new data."
+    audited = False
 
     def recipes(self) -> Mapping[str, Recipe]:
         """None of its own: those of networks."""

@@ -43,3 +43,12 @@ def markdown(text: object, kept: str = "") -> str:
     """
     line = escape_markup(printable(str(text), kept=""), quote=False)
     return _SPECIAL.sub(lambda found: found[0] if found[0] in kept else f"\\{found[0]}", line)
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "cell"), plural(2, "cell")
+    ('1 cell', '2 cells')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -115,7 +115,11 @@ def _fault(value: Any, kind: Any) -> str | None:
     if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
         if value is None:
             return None
-        kind = Union[tuple(member for member in get_args(kind) if member is not NoneType)]  # noqa: UP007  # of one it is itself
+        members = [member for member in get_args(kind) if member is not NoneType]
+        if len(members) > 1:
+            faults = [_fault(value, member) for member in members]
+            return None if None in faults else " or ".join(filter(None, faults))
+        kind = members[0]
     kind, *ranges = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if kind not in _KINDS:
         return None

@@ -162,7 +162,8 @@ class Request:
     what a frozen outside teacher says.
     ``training`` are further fields of `Settings`. ``columns`` are the types of a table's columns that are not inferred.
     ``groups`` and ``time`` are columns that keep rows together and order them, ``test`` and ``validation`` the files or
-    folders of these splits. ``tasks`` makes a class-incremental stream of so many tasks.
+    folders of these splits. ``tasks`` makes a stream of so many tasks of classes, or names the column with
+    the task of each row.
     ``memory`` is how many rows the reservoir beside the model holds [200; 0: none]. ``update`` is a finished run, whose
     model and reservoir go on with new data. ``adapt`` is one whose model adapts to unlabelled ``data``: by the column
     ``order``, in so many ``domains`` [10], without the share ``leave_out`` of the least certain rows of each [0.1], and
@@ -204,7 +205,7 @@ class Request:
     test: str | None = None
     validation: str | None = None
     raw_csv: bool = False
-    tasks: Annotated[int, Range(2, limit=1000)] | None = None
+    tasks: Annotated[int, Range(2, limit=1000)] | str | None = None
     memory: Annotated[int, Range(0, limit=10**6)] | None = None
     update: str | None = None
     adapt: str | None = None

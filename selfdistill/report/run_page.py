@@ -79,6 +79,7 @@ def render(folder: Path, task: TaskType) -> str:
     control_name = f"{task.control}, the baseline"
     method = record["method"]
     parts = [_verdict(record, folder, task)]
+    further = task.tables(result) if result else ()
     names, lines_of = summary_table(result, task) if result else ([], [])
     if names:
         figures = table(("on the test split", *names), [(name, *cells) for name, cells in lines_of])
@@ -90,7 +91,8 @@ def render(folder: Path, task: TaskType) -> str:
             *_learning(folder, lines, control, result, control_name, task),
         ),
         section("An episode", *_frames(folder, result)),
-        section("Audit", *_audit(result, lines)),
+        *(section(one.title, table(one.head, one.rows), paragraph(one.caption, "soft")) for one in further),
+        section("Audit", *(_audit(result, lines) if task.audited else ())),
         section("Drift", *_drift(result)),
         section("Peers", *peers(lines, result)),
         section("Likely label errors", *label_errors(result, folder)),

@@ -146,6 +146,7 @@ def model_card_text(result: dict[str, Any], record: dict[str, Any], task: TaskTy
     data = result["data"]
     tested = "and tested " if rows(result, task) else ""
     decisions = [_prose(f"- {g['decision']['why']}") for g in result["generations"] if g.get("decision")]
+    decisions = decisions if task.audited else ["- Nothing audits the training; the last weights are the result of it."]
     lines = [
         "---", "library_name: selfdistill", f"tags: [self-distillation, {data['task']}]",
         f"metrics: [{', '.join(list(COLUMNS[data['task']])[:1])}]", "---",

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,52 @@ def rows_of_tasks(data: Data, classes: Sequence[Tensor], rows: Tensor) -> list[T
     return [rows[torch.isin(data.y[rows], task)] for task in classes]
 
 
+CLASSES, DOMAINS, MIXED = "class-incremental", "domain-incremental", "class- and domain-incremental"
+
+
+class StreamTasks(NamedTuple):
+    """The tasks of a stream: the rows and the classes of each."""
+
+    rows: Sequence[Tensor]
+    classes: Sequence[Tensor]
+
+    @property
+    def scenario(self) -> str:
+        """Class-incremental where no two tasks share a class, domain-incremental where all have the same ones.
+
+        >>> StreamTasks([], [torch.tensor([0, 1]), torch.tensor([0, 1])]).scenario
+        'domain-incremental'
+        """
+        several = torch.cat(list(self.classes))
+        if len(several.unique()) == len(several):
+            return CLASSES
+        first = self.classes[0]
+        return DOMAINS if all(torch.equal(first, each) for each in self.classes) else MIXED
+
+
+def column_tasks(data: Data) -> tuple[StreamTasks, StreamTasks, list[str]]:
+    """The tasks that a column names: with the rows that teach, with those that test, and their names.
+
+    Raises:
+        DataError: there are no classes, fewer than two tasks, or one without a row that teaches or tests.
+    """
+    if data.task != "classify" or data.tasks is None or len(data.tasks.names) < 2:
+        names = () if data.tasks is None else data.tasks.names
+        why = f"the only task is '{names[0]}'" if names and data.task == "classify" else "the target is no class"
+        raise DataError(f"{data.name}: {why}, and a stream has classes in two tasks or more; give another --tasks")
+    numbers, parts = data.tasks.numbers, list[list[Tensor]]()
+    for ids, what in ((data.labelled, "teaches"), (data.test, "tests")):
+        parts.append([ids[numbers[ids] == number] for number in range(len(data.tasks.names))])
+        for name, rows in zip(data.tasks.names, parts[-1], strict=True):
+            if not len(rows):
+                raise DataError(
+                    f"{data.name}: no row of the task '{name}' {what}; add some, merge it with another task, or give "
+                    "your own splits by --test and --validation"
+                )
+    classes = [data.y[torch.cat(pair)].unique() for pair in zip(*parts, strict=True)]
+    return StreamTasks(parts[0], classes), StreamTasks(parts[1], classes), list(data.tasks.names)
+
+
 class StreamTask(NetworkTask):
     """A network that learns the tasks of a stream in turn.
 
@@ -82,6 +128,9 @@ class StreamTask(NetworkTask):
         digest = hashlib.sha256(repr([rows.tolist() for rows in self.tasks]).encode()).hexdigest()
         return {**super().identity, "data": self.whole.fingerprint, "tasks": digest}
 
+    def title(self, generation: int) -> str:
+        return f"task {generation + 1} of {len(self.tasks)}"
+
     def model(self, state: RunState, generation: int) -> nn.Module:
         """The network as the last task left it."""
         model = self.build()
@@ -98,17 +147,19 @@ class StreamTask(NetworkTask):
         return super().begin(state)
 
 
-def stream_scores(accuracy: Tensor, untrained: Tensor | None = None) -> dict[str, float]:
+def stream_scores(accuracy: Tensor, untrained: Tensor | None = None, ahead: Tensor | None = None) -> dict[str, float]:
     """What a stream is judged by, from the accuracy on task j after task t.
 
     Equation::
 
         accuracy = mean_j A[T, j],   forgetting = mean_{j < T} (max_{t < T} A[t, j] - A[T, j])
-        backward = mean_{j < T} (A[T, j] - A[j, j]),   forward = mean_{j > 1} (A[j - 1, j] - b_j)
+        backward = mean_{j < T} (A[T, j] - A[j, j]),   forward = mean_{j > 1} (B[j - 1, j] - b_j)
 
     Args:
         accuracy: A, (tasks, tasks), in [0, 1].
-        untrained: b, the accuracy of the model before training on each task, (tasks,); without it no ``forward``.
+        untrained: b, that of the model before training on each task, (tasks,); without it no ``forward``.
+        ahead: B, (tasks, tasks), with b what ``forward`` is taken of; by default A. Where classes are new in a task,
+            it is the accuracy among the classes of the task, since no network gives the name of a class it never saw.
 
     Returns:
         The scores by name; of one task ``accuracy`` alone.
@@ -124,7 +175,8 @@ def stream_scores(accuracy: Tensor, untrained: Tensor | None = None) -> dict[str
         scores["forgetting"] = float((accuracy[:last, :last].amax(0) - accuracy[last, :last]).mean())
         scores["backward"] = float((accuracy[last] - accuracy.diagonal())[:last].mean())
         if untrained is not None:
-            scores["forward"] = float((accuracy.diagonal(1) - untrained[1:]).mean())
+            seen = accuracy if ahead is None else ahead
+            scores["forward"] = float((seen.diagonal(1) - untrained[1:]).mean())
     return scores
 
 
@@ -295,6 +347,9 @@ class AdaptTask(NetworkTask):
         how = {"leave out": self.leave_out, "warm": self.warm}
         return {**super().identity, "data": self.whole.fingerprint, "domains": rows, "source": source, **how}
 
+    def title(self, generation: int) -> str:
+        return f"round {generation + 1} of {len(self.domains)}"
+
     def model(self, state: RunState, generation: int) -> nn.Module:
         """A new network; with ``warm``, the one that ended the last domain."""
         model = self.build()
@@ -322,8 +377,7 @@ class AdaptTask(NetworkTask):
         if len(labels) == 1:
             name = self.whole.classes[int(labels)]
             state.warn(
-                f"round {generation + 1} of {len(self.domains)}: all {len(chosen)} pseudo-labels are '{name}', and "
-                "nothing else is learnt"
+                f"{self.title(generation)}: all {len(chosen)} pseudo-labels are '{name}', and nothing else is learnt"
             )
         self.data = sealed(replace(self.whole, y=y, labelled=rows[chosen], unlabelled=rows[:0]))
         return super().begin(state)
@@ -371,31 +425,40 @@ def fit_adapt(
 def score_classes(
     trained: Result, build: Callable[[], nn.Module], data: Data, classes: Sequence[Tensor], seed: int
 ) -> dict[str, Any]:
-    """The scores of a class-incremental stream on the test split; a training of one generation has no forgetting.
+    """`score_tasks` of a class-incremental stream, whose tasks are these classes."""
+    return score_tasks(trained, build, data, StreamTasks(rows_of_tasks(data, classes, data.test), classes), seed)
+
+
+def score_tasks(
+    trained: Result, build: Callable[[], nn.Module], data: Data, tested: StreamTasks, seed: int
+) -> dict[str, Any]:
+    """The scores of a stream on the test rows of each task; a training of one generation has no forgetting.
 
     Returns:
-        Those of `stream_scores`; ``task_incremental``: the accuracy among the classes of each row's task; ``matrix``:
-        the accuracy on each task (columns) after each task (rows).
+        Those of `stream_scores`; where tasks have classes of their own, ``task_incremental``: the accuracy among the
+        classes of each row's task; ``matrix``: the accuracy on each task (columns) after each task (rows).
     """
-    rows = rows_of_tasks(data, classes, data.test)
     model = copy.deepcopy(trained.model)
 
     def logits() -> list[Tensor]:
-        return [task_outputs(model, data, ids) for ids in rows]
+        return [task_outputs(model, data, ids) for ids in tested.rows]
 
     def accuracies(outputs: Sequence[Tensor], among: bool = False) -> list[float]:
-        triples = zip(outputs, rows, classes, strict=True)
+        triples = zip(outputs, *tested, strict=True)
         return [task_accuracy(z, data.y[ids], task if among else None) for z, ids, task in triples]
 
-    matrix, outputs = [], list[Tensor]()
+    matrix, inside = list[list[float]](), list[list[float]]()
     for generation in trained.generations:
         model.load_state_dict(generation.weights)
         outputs = logits()
         matrix.append(accuracies(outputs))
-    inside = accuracies(outputs, among=True)
+        inside.append(accuracies(outputs, among=True))
     scores = {"accuracy": sum(matrix[-1]) / len(matrix[-1])}
     if len(matrix) > 1:
         torch.manual_seed(rng.seed(seed, "init", 0))
         model.load_state_dict(build().state_dict())
-        scores = stream_scores(torch.tensor(matrix), torch.tensor(accuracies(logits())))
-    return {**scores, "task_incremental": sum(inside) / len(inside), "matrix": matrix}
+        untrained = torch.tensor(accuracies(logits(), among=True))
+        scores = stream_scores(torch.tensor(matrix), untrained, torch.tensor(inside))
+    if tested.scenario != DOMAINS:
+        scores["task_incremental"] = sum(inside[-1]) / len(inside[-1])
+    return {**scores, "matrix": matrix}

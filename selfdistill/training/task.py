@@ -75,6 +75,10 @@ class Task:
         """The settings that must not change between a run and its resumption, beside the method, model and settings."""
         return {}
 
+    def title(self, generation: int) -> str:
+        """The name of a generation in warnings."""
+        return f"generation {generation}"
+
     def model(self, state: RunState, generation: int) -> nn.Module:
         """The model that a generation begins with; the engine has seeded its random numbers.
 

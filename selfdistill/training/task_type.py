@@ -87,6 +87,15 @@ class GenerationCurve(NamedTuple):
     caption: str
 
 
+class FigureTable(NamedTuple):
+    """A table of a result that a report shows under a title: its head, its rows and a caption."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
 class Cost(NamedTuple):
     """The costs of trainings, to be drawn: ``bars`` are names, amounts and the same in words."""
 
@@ -104,6 +113,7 @@ class TaskType(Protocol):
     about: str  # the same in a sentence
     control: str = "plain"  # what stands beside the method, in the reports
     equal_steps: bool = True  # whether it takes as many steps as the method
+    audited: bool = True  # whether an audit accepts generations
     unit: str = "rows"  # what the test split has
 
     def design(self) -> type[ComparisonDesign]:
@@ -221,6 +231,10 @@ class TaskType(Protocol):
     def curves(self, result: dict[str, Any]) -> Sequence[GenerationCurve] | None:
         """Curves by generation; None where metrics.jsonl has curves by step."""
         return None
+
+    def tables(self, result: dict[str, Any]) -> Sequence[FigureTable]:
+        """Further tables of a run's report."""
+        return ()
 
     def logs(self, result: dict[str, Any]) -> dict[str, str]:
         """The logs of all trainings by their names, where `returns` draws them."""

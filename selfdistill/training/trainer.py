@@ -245,7 +245,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_epoch_end(state, clock, entry)
         for warning in entry.get("warnings", []):
-            state.warn(f"warning: {warning}")
+            place = f"{self.task.title(clock.generation)}: " if state.method.generations > 1 else ""
+            state.warn(f"warning: {place}{warning}")
         state.sums = {}
         state.history.append(entry)
         if state.log:

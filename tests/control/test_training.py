@@ -31,9 +31,6 @@ class Cut(BaseCallback):
         super().__init__()
         self.steps = steps
 
-    def settle(self) -> None:
-        """Nothing is taken in."""
-
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.steps:
             raise KeyboardInterrupt
@@ -51,6 +48,9 @@ class Counter(BaseCallback):
         self.rollouts += 1
         with torch.no_grad():
             self.model.policy.get_parameter("action_net.bias")[0] += 0.01 * float(self.rollouts)
+
+    def settle(self) -> None:
+        """Nothing is taken in."""
 
     def _on_step(self) -> bool:
         return True

@@ -56,7 +56,7 @@ def test_numbers_are_read_in_the_format_that_they_have(texts, values):
         ([1.5, 2.0, None] * 10, "numeric", "10 empty"),
         ([f"{i},5" for i in range(30)], "numeric", "a decimal comma"),
         ([f"{i} kg" for i in range(30)], "numeric", "the unit 'kg'"),
-        ([*map(str, range(29)), "?"], "numeric", "1 cells such as '?' read as missing"),
+        ([*map(str, range(29)), "?"], "numeric", "1 cell such as '?' read as missing"),
         (["red", "green", "blue"] * 10, "categorical", "3 different values"),
         ([True, False] * 15, "categorical", "2 different"),
         (pd.date_range("2024-01-15", periods=30).astype(str), "date", "month, weekday"),
@@ -98,7 +98,7 @@ def test_a_person_may_overrule_a_type():
     numbers = pd.Series([*map(str, range(80)), "Total"])
     found = infer("c", numbers, "t.csv: column 'c'", kind="numeric")
     assert found.lenient
-    assert "1 cells such as 'Total' read as missing, as asked for" in found.why
+    assert "1 cell such as 'Total' read as missing, as asked for" in found.why
     assert np.isnan(column_types.convert(found, numbers, "t.csv")["c"][-1])
     assert infer("c", numbers, "t", kind="categorical").type == "categorical"
     assert infer("c", numbers, "t", kind="identifier").type == "identifier"

@@ -87,7 +87,7 @@ def test_messages_of_nested_formats(tmp_path):
         ("x.json", '[{"prompt": "a"},\n {"prompt" "b"}]', r"x.json:2: not JSON"),
         ("x.json", '[{"prompt": "a"}', r"x.json:1: the list is not closed"),
         ("x.json", '[{"prompt": "a"},\n 3]', r"x.json:2: a number instead of an object"),
-        ("x.csv", 'prompt,answer\na,1\n\n"b\nc",2\nd\n', r"x.csv:6: 1 cells, and the header has 2"),
+        ("x.csv", 'prompt,answer\na,1\n\n"b\nc",2\nd\n', r"x.csv:6: 1 cell, and the header has 2"),
         ("x.csv", "prompt,prompt\na,1\n", r'x.csv:1: two columns are called "prompt"'),
         ("x.csv", 'prompt\na\n"b" c\n', r"x.csv:3: no row of a table"),
         ("x.csv", "prompt\na\n \n", r'x.csv:3: no prompt; add the field "prompt"'),

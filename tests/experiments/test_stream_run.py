@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from selfdistill.cli import main
 from selfdistill.errors import DataError, SelfdistillError
@@ -43,6 +44,104 @@ def test_a_stream_has_naive_and_joint_training_beside_it(tmp_path: Path) -> None
 def test_what_a_stream_cannot_be_is_refused_before_training(more: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(SelfdistillError, match=words):
         Run.create(Request(**{**SMALL, **more}), tmp_path / "run").execute()
+    assert not (tmp_path / "run").exists()
+
+
+def sites(path: Path, names: tuple[str, ...] = ("10", "9"), cell: str = "") -> str:
+    """Rows of the classes a and b at sites that are turned against each other; a cell of the third row may be given."""
+    draw, lines = random.Random(3), []
+    for k, site in enumerate(names):
+        for i in range(60):
+            sign, turn = 1 if i % 2 else -1, (1, 0.3 * k)
+            lines.append(f"{2 * sign * turn[0] + draw.gauss(0, 0.3)},{sign * turn[1]},{'ab'[i % 2]},{site}")
+    draw.shuffle(lines)
+    if cell:
+        lines[2] = lines[2].rpartition(",")[0] + ("," if cell == "empty" else f",{cell}")
+    path.write_text("\n".join(["x,y,kind,site", *lines]) + "\n")
+    return str(path)
+
+
+def test_a_column_names_the_tasks_of_rows(tmp_path: Path) -> None:
+    """By number, not by the order of the file; the same classes in both make it domain-incremental."""
+    common: dict[str, Any] = {"target": "kind", "tasks": "site", "steps": 15, "device": "cpu"}
+    stream = Run.create(Request(sites(tmp_path / "s.csv"), **common), tmp_path / "run").execute()["stream"]
+    assert (stream["scenario"], stream["tasks"]) == ("domain-incremental", ["9", "10"])
+    assert stream["classes"] == [["a", "b"]] * 2
+    assert "task_incremental" not in stream["method"]
+    assert {"forgetting", "backward", "forward"} <= set(stream["method"])
+    assert Run.open(tmp_path / "run").request.tasks == "site"
+    page = (tmp_path / "run" / "report.html").read_text()
+    for words in (
+        "Accuracy by task",
+        "after task 1 (9)",
+        "backward transfer",
+        "forward transfer",
+        "domain-incremental",
+    ):
+        assert words in page
+    assert "nothing audits it" not in page
+    test = sites(tmp_path / "t.csv", ("9", "10", "9"))
+    ready = Run.create(Request(sites(tmp_path / "s.csv"), test=test, **common), tmp_path / "own").task.prepare(
+        Request(sites(tmp_path / "s.csv"), test=test, **common)
+    )
+    assert ready.data.describe()["rows"] == {"labelled": 102, "unlabelled": 0, "audit": 18, "test": 180}
+
+
+def test_tasks_of_a_column_may_have_classes_of_their_own(tmp_path: Path) -> None:
+    lines = Path(table(tmp_path / "one.csv", "abcd", 1)).read_text().splitlines()
+    lines = [f"{line},{'day' if i == 0 else 'mon' if line[-1] in 'ab' else 'tue'}" for i, line in enumerate(lines)]
+    (tmp_path / "one.csv").write_text("\n".join(lines))
+    request = Request(str(tmp_path / "one.csv"), target="kind", tasks="day", steps=5, control=False, device="cpu")
+    stream = Run.create(request, tmp_path / "run").execute()["stream"]
+    assert stream["scenario"] == "class-incremental"
+    assert sorted(zip(stream["tasks"], stream["classes"], strict=True)) == [("mon", ["a", "b"]), ("tue", ["c", "d"])]
+    assert stream["method"]["task_incremental"] >= stream["method"]["accuracy"]
+
+
+def test_images_of_a_list_have_tasks_by_a_column(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    lines = ["path,label,camera"]
+    for i in range(48):
+        image = Image.new("L", (8, 8))
+        image.putdata([draw.randint(0, 255) for _ in range(64)])
+        image.save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'ab'[i % 2]},{'left' if i < 24 else 'right'}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    request = Request(
+        str(tmp_path / "list.csv"), target="label", tasks="camera", image_size=8, model="mlp", steps=2, control=False,
+        device="cpu", seed=1,
+    )  # fmt: skip
+    result = Run.create(request, tmp_path / "run").execute()
+    assert result["stream"]["tasks"] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"cell": "empty"}, r"s.csv: column 'site', row 3 \(the first is 1\): empty, and --tasks needs a value"),
+        ({"cell": "north"}, "no row of the task 'north' t"),
+        ({"tasks": "kind"}, "'kind' is used otherwise and cannot be --tasks"),
+        ({"tasks": "shop"}, r"no column is called 'shop' \(--tasks\)"),
+        ({"groups": "site"}, "'site' names the tasks and splits the rows too"),
+        ({"names": ("9",)}, "the only task is '9'"),
+        ({"target": "x"}, "the target is no class"),
+        ({"tasks": 1}, "tasks is at least 2 or a text"),
+        ({"test": True}, r"t.csv: no column is called 'site' \(--tasks\)|t.csv.*--tasks"),
+        ({"data": "digits"}, "its rows have no such columns"),
+    ],
+)
+def test_columns_that_name_no_tasks_are_refused_before_training(
+    more: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    options = {"target": "kind", "tasks": "site", "steps": 2, "device": "cpu", **more}
+    own = sites(tmp_path / "s.csv", options.pop("names", ("10", "9")), options.pop("cell", ""))
+    data = options.pop("data", own)
+    if data == "digits":
+        options.pop("target")
+    if "test" in options:
+        options["test"] = table(tmp_path / "t.csv", "ab", 1)
+    with pytest.raises(SelfdistillError, match=words):
+        Run.create(Request(data, **options), tmp_path / "run").execute()
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...evaluation.statistics import SAME_ROWS, TIED, PairedComparison, compare_paired, paired, two_sided_t
+from ...io.display import plural
 from ...io.expressions import one_line
 from ...io.files import write as write_file
 from ...io.schema import read_json
@@ -295,7 +296,8 @@ def section(
     if left:
         count = sum(map(len, left.values()))
         lines += [
-            f"**{count} cells are missing**; `selfdistill benchmark methods --settings {setting.name}` makes them."
+            f"**{plural(count, 'cell')} {'is' if count == 1 else 'are'} missing**; `selfdistill benchmark methods "
+            f"--settings {setting.name}` makes them."
         ]
         whole = [name for name, seeds in left.items() if len(seeds) == setting.seeds]
         if whole:
