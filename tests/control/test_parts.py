@@ -25,6 +25,7 @@ from selfdistill.core.step import Batch, Rows, TrainingClock
 from selfdistill.core.targets import Target
 from selfdistill.errors import SpaceError
 from selfdistill.losses import CrossEntropy, GaussianNLL
+from selfdistill.testing.conformance import check_value
 
 
 @pytest.mark.parametrize(
@@ -138,3 +139,9 @@ def test_continuous_actions_are_values() -> None:
     term = Term(ActionsTaken(), GaussianNLL(), "episodes", "gaussian", reduction=PerRow())
     loss = Method({"actions": term}).bind(model, vitals=False)(Batch(episodes=Rows(torch.zeros(3, 1), actions)))
     torch.testing.assert_close(loss, -normal(head).log_prob(actions).sum(1).mean())
+
+
+@pytest.mark.parametrize("part", [Release(2.0, 0.3), Returns(), Surpassed(2.0), SquaredShortfall()], ids=str)
+def test_the_parts_are_values(part: Any) -> None:
+    """The others are in `tests.parts`; these need returns, or one value."""
+    check_value(part)
