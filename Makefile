@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo
 DEV := $(VENV)/.dev
+POLICY := $(VENV)/.policy
 # Half the machine's work is done by torch's own threads; two test processes share two cores best with one thread each.
 WORKERS ?= 2
 # The environment is ours, and its modules are compiled once: without their bytecode every command would start in 14 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-unlabelled test test-slow lint house golden bench format generate clean
+.PHONY: help demo demo-unlabelled demo-policy test test-slow lint house golden bench format generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +32,14 @@ demo: $(DEMO) ## a minute: train an MLP on digits with 40 % wrong labels by elr(
 demo-unlabelled: $(DEMO) ## the same with 100 labelled rows and the others unlabelled, by curriculum()
 	@echo "curriculum() (pseudo-labels, the surest first) against plain(): digits, 100 rows with a label"
 	$(BIN)/selfdistill run digits --labels 100 --method 'curriculum()' --out runs/demo-unlabelled
+
+$(POLICY): $(DEMO)
+	@tools/install.sh $(PYTHON) $(VENV) '.[control,images]' pygame-ce
+	@touch $(POLICY)
+
+demo-policy: $(POLICY) ## three minutes: a teacher that sees the whole state teaches a policy that sees two frames of CartPole
+	@echo "privileged(): a teacher sees positions and velocities, its student two frames of positions; both beside two controls"
+	$(BIN)/selfdistill run gym:selfdistill.control.environments:CartPoleFrames-v0 --sees state --steps 20000 --out runs/demo-policy
 
 test: lint house ## all checks: lint, house and the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules selfdistill tests

@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -24,20 +26,26 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ..errors import CheckpointError, DataError
+from .. import rng
+from ..errors import CheckpointError, DataError, RecipeError, SelfdistillError
+from ..evaluation.statistics import compare_paired, two_sided_t
 from ..io import trust
-from ..io.expressions import one_line
+from ..io.expressions import expression_name, one_line
 from ..io.files import csv_text, remove_unfinished
-from ..io.run_record import Request
+from ..io.run_record import Request, read_record
 from ..io.tensors import canonical
 from ..training.fit import choose_device
 from ..training.task_type import Listeners
 from .environments import Environment, replays
 from .episodes import Episodes, Player, play_test
+from .generations import Lineage, PolicyTrainer
+from .recipes import PolicyMethod, read_recipe
 from .store import describe_space, load_policy, policy_arguments, read_config, save_policy
+from .teachers import read_teacher, read_zip
 from .training import Arm, Place, Trained, train
 
 STEPS = 100_000  # of the environment, where none are asked for
+TEACHER_ROW = "its teacher"  # the row of one that was trained for the run
 SHOWN = 6  # pictures of the strip
 USED = {"lr", "clip", "save_seconds", "save_steps"}  # training options that mean something here
 OWN_FIELDS = {
@@ -85,13 +93,31 @@ class EnvironmentData(NamedTuple):
         }
 
 
+class Outcome(NamedTuple):
+    """A training of a run: its name, its folder below the run, and what came of it."""
+
+    name: str
+    folder: str
+    policy: ActorCriticPolicy
+    steps: int
+    updates: int
+    teacher_steps: int | None = None
+
+    def scores(self, test: Episodes) -> dict[str, float | None]:
+        """The figures of its test episodes, and what it took."""
+        spent = {"env_steps": self.steps, "updates": self.updates}
+        return {**test.figures(), **spent, "teacher_steps": self.teacher_steps}
+
+
 @dataclass
 class ControlRun:
-    """A run of a policy with every choice made."""
+    """A run of a policy with every choice made; ``teacher`` is where one that is not trained here comes from."""
 
     request: Request
     arm: Arm
+    method: PolicyMethod
     expression: str
+    teacher: str | None
     settings: dict[str, Any]
     data: EnvironmentData
     build: str
@@ -108,43 +134,163 @@ class ControlRun:
         return Player(self.arm.environment, self.request.seed, self.request.deployment != "sampled")
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
-        """Train the policy, from wherever it was cut; then play the test episodes, once."""
-        trained = self._train(self.arm, folder, self.expression, listeners)
-        listeners.tell("the test episodes are played")
-        (test,) = play_test(self.player, [trained.policy], self.request.episodes)
-        if test.cut:
-            listeners.warn(f"{test.cut} of {len(test.returns)} test episodes had no end and were cut")
-        save_policy(folder / "model", trained.model, self.arm.environment, self.arm.hidden)
-        return self._result(folder, trained, test, _draw(folder, self.player, trained.policy))
+        """Train teacher, method and controls, from wherever they were cut; then play the test episodes, once."""
+        teacher, steps = self._teacher(folder, listeners)
+        lineage = self._method(folder, None if teacher is None else teacher.model, listeners)
+        product = lineage.product
+        last = f"generations/{lineage.number}" if len(lineage.generations) > 1 else ""
+        own = Outcome(self.expression, last, product.policy, lineage.steps, lineage.updates, steps)
+        outcomes = [own]
+        if self.request.control and self.method.method is not None:
+            outcomes += self._controls(folder, lineage.updates, steps, listeners)
+        if teacher is not None:
+            outcomes.append(Outcome(TEACHER_ROW, "teacher", teacher.policy, teacher.steps, teacher.updates))
+        listeners.tell(f"the test episodes are played by {len(outcomes)} policies")
+        tests = play_test(self.player, [one.policy for one in outcomes], self.request.episodes)
+        if cut := sum(test.cut for test in tests):
+            listeners.warn(f"{cut} test episodes had no end and were cut")
+        save_policy(folder / "model", product.model, self.arm.environment, self.arm.hidden)
+        frames = _draw(folder, self.player, product.policy)
+        return self._result(folder, lineage, outcomes, tests, frames)
 
-    def _train(self, arm: Arm, folder: Path, name: str, listeners: Listeners) -> Trained:
+    def _place(self, folder: Path, name: str, listeners: Listeners) -> Place:
         saving = {key: value for key, value in self.request.training if key.startswith("save_")}
-        place = Place(folder, replays=self.replays, progress=listeners.progress(name), warn=listeners.warn, **saving)
-        return train(arm, place)
+        progress = listeners.progress(name)
+        return Place(folder, replays=self.replays, progress=progress, warn=listeners.warn, **saving)
 
-    def _result(self, folder: Path, trained: Trained, test: Episodes, frames: str | None) -> dict[str, Any]:
-        scores = {**test.figures(), "env_steps": trained.steps, "updates": trained.updates}
+    def _teacher(self, folder: Path, listeners: Listeners) -> tuple[Trained | None, int | None]:
+        """A teacher that sees everything, trained first; and the environment steps of whatever teacher there is."""
+        if self.teacher is not None:
+            return None, teacher_steps(Path(self.teacher))
+        if not self.method.needs_teacher:
+            return None, None
+        arm = replace(self.arm, hidden=(), net=None, seed=rng.seed(self.arm.seed, "teacher") % 2**31)
+        trained = train(arm, self._place(folder / "teacher", "its teacher, which sees everything", listeners))
+        save_policy(folder / "teacher" / "model", trained.model, arm.environment)
+        return trained, trained.steps
+
+    def _method(self, folder: Path, teacher: Any, listeners: Listeners) -> Lineage:
+        def place(name: str) -> Place:
+            part = f", {name.replace('generations/', 'training ')}" if name else ""
+            return self._place(folder / name, f"{self.expression}{part}", listeners)
+
+        if self.method.training.start == "teacher":
+            return Lineage(train(self.arm, place(""), self._start()))
+        return PolicyTrainer(
+            self.method, self.arm, place, teacher=teacher or self.teacher, player=self.player, tell=listeners.tell
+        ).train()
+
+    def _start(self) -> ActorCriticPolicy:
+        """The teacher's policy, to go on with."""
+        assert self.teacher is not None
+        env = self.arm.environment.make()
+        return read_policy(self.teacher, env.observation_space, env.action_space, self.arm.hidden)
+
+    def _controls(self, folder: Path, updates: int, steps: int | None, listeners: Listeners) -> list[Outcome]:
+        """The controls at equal environment steps: fresh, with equal gradient steps, and the teacher that goes on."""
+        plans: list[tuple[str, str, Arm, ActorCriticPolicy | None]] = [("restarted()", "restarted", self.arm, None)]
+        epochs = self.arm.matched_epochs(updates)
+        if epochs > self.arm.epochs:
+            plans.append(("restarted(matched=True)", "matched", replace(self.arm, epochs=epochs), None))
+        if self.teacher is not None and not self.arm.hidden:
+            start, own = self._start(), self.arm.build(self.arm.vector()).policy
+            if shapes(start) == shapes(own):
+                plans.append(("continued()", "continued", self.arm, start))
+        outcomes = []
+        for name, part, arm, begin in plans:
+            trained = train(arm, self._place(folder / part, f"{name}, a control", listeners), begin)
+            spent = steps if begin is not None else None
+            outcomes.append(Outcome(name, part, trained.policy, trained.steps, trained.updates, spent))
+        return outcomes
+
+    def _result(
+        self, folder: Path, lineage: Lineage, outcomes: Sequence[Outcome], tests: Sequence[Episodes], frames: str | None
+    ) -> dict[str, Any]:
+        scores = [one.scores(test) for one, test in zip(outcomes, tests, strict=True)]
+        rest = [i for i, one in enumerate(outcomes) if i and one.name != TEACHER_ROW]
+        differences = {outcomes[i].name: (tests[0].returns - tests[i].returns).tolist() for i in rest}
+        tested = len(tests[0].returns)
+        decided = [one for one in lineage.generations if one.get("decision")]
+        first = {"generation": 0, "decision": {"accepted": True, "why": "generation 0: the first one"}}
         return {
             "kind": "control",
             "run": str(folder),
             "method": self.expression,
             "model": self.build,
-            "parameters": sum(p.numel() for p in trained.policy.parameters()),
-            "data": self.data._replace(tested=len(test.returns), steps=trained.steps).describe(),
+            "parameters": sum(p.numel() for p in lineage.product.policy.parameters()),
+            "data": self.data._replace(tested=tested, steps=lineage.steps).describe(),
             "seed": self.request.seed,
-            "final_generation": 0,
+            "final_generation": lineage.number if decided else 0,
             "chosen": "method",
-            "test": scores,
-            "generations": [{"generation": 0, "test": scores}],
-            "steps": trained.steps,
-            "seconds": round(trained.seconds, 2),
+            "test": scores[0],
+            "generations": [first, *decided] if decided else [{"generation": 0, "test": scores[0]}],
+            "steps": lineage.steps,
+            "seconds": round(lineage.seconds, 2),
+            "against": {
+                name: {"test": {"gain": c.difference, "half": c.half, "rows": tested, "verdict": c.verdict}}
+                for name, c in compare_paired(differences, two_sided_t).items()
+            },
             "control": {
                 "deployment": "greedy" if self.player.greedy else "sampled",
                 "frames": frames,
-                "note": NOTHING_TAUGHT,
-                "arms": [{"name": self.expression, "log": "metrics.jsonl", "scores": scores}],
+                "note": "" if self.method.method is not None else NOTHING_TAUGHT,
+                "arms": [
+                    {"name": one.name, "log": str(Path(one.folder, "metrics.jsonl")), "scores": score}
+                    for one, score in zip(outcomes, scores, strict=True)
+                ],
             },
         }
+
+
+def shapes(policy: ActorCriticPolicy) -> dict[str, tuple[int, ...]]:
+    """The shapes of a policy's weights by name."""
+    return {name: tuple(value.shape) for name, value in policy.state_dict().items()}
+
+
+def read_policy(source: str, space: Any, actions: Any, hidden: Sequence[str] = ()) -> ActorCriticPolicy:
+    """The policy of a run folder or of an SB3 zip, which is not unpickled.
+
+    Raises:
+        DataError, CheckpointError: there is none, or it fits no such observations and actions.
+    """
+    return load_policy(source) if Path(source).is_dir() else read_zip(Path(source), space, actions, hidden)
+
+
+def teacher_steps(source: Path) -> int | None:
+    """The environment steps that a teacher took, its own teacher's included; None where nothing tells them."""
+    try:
+        if source.is_dir():
+            test = read_record(source / "run.json")[0]["result"]["test"]
+            return int(test["env_steps"]) + int(test.get("teacher_steps") or 0)
+        with zipfile.ZipFile(source) as archive:
+            return int(json.loads(archive.read("data"))["num_timesteps"])
+    except (OSError, ValueError, KeyError, TypeError, SelfdistillError, zipfile.BadZipFile):
+        return None
+
+
+def choose_method(request: Request) -> tuple[PolicyMethod, str]:
+    """The recipe of a request and its expression; what a request without one is trained with.
+
+    Raises:
+        RecipeError: there is no such recipe, or what it needs is missing.
+    """
+    default = "restarted()" if request.teacher is None else "kickstart()"
+    default = default if request.sees is None else f"privileged(sees={request.sees!r})"
+    expression = request.method or default
+    name, method = expression_name(expression), read_recipe(expression)
+    if method.sees is not None and request.sees is not None and method.sees != request.sees:
+        if "sees" in expression:
+            raise RecipeError(f"{expression} and --sees {request.sees} name two views; give one of them")
+        method = replace(method, sees=request.sees)
+    if method.teacher is not None and request.teacher is not None:
+        raise RecipeError(f"{expression} and --teacher {request.teacher} name two teachers; give one of them")
+    if request.teacher is not None and not method.needs_teacher:
+        raise RecipeError(f"{name}() learns from no teacher from outside; leave --teacher out")
+    if method.needs_teacher and method.sees is None and method.teacher is None and request.teacher is None:
+        raise RecipeError(f'{name}() needs a teacher: --teacher ZIP|RUN, or {name}("teacher.zip")')
+    if method.training.matched:
+        raise RecipeError("restarted(matched=True) is a control beside a method with extra steps; give restarted()")
+    return method, expression
 
 
 def prepare(request: Request) -> ControlRun:
@@ -152,21 +298,28 @@ def prepare(request: Request) -> ControlRun:
 
     Raises:
         DataError: there is no such environment, it is not served, or an option means nothing for one.
+        RecipeError: there is no such recipe, or it has no teacher.
     """
     refuse_other_options(request)
-    environment = Environment.of(request.data, request.sees)
+    method, expression = choose_method(request)
+    environment = Environment.of(request.data, request.sees or method.sees)
     env = environment.make()
     space, actions = env.observation_space, env.action_space
     arm = _arm(request, environment, environment.hidden(space))
     policy, _ = policy_arguments(space, arm.hidden, arm.net)
     layers = ",".join(map(str, arm.net or ((64, 64) if policy != "CnnPolicy" else (512,))))
+    teacher = request.teacher or method.teacher
+    if teacher is not None:
+        read_teacher(teacher, space, actions, arm.hidden)  # before anything is trained
     exact = replays(environment, request.seed)
     notes = []
     if left_out := env.get_wrapper_attr("left_out"):
         notes.append(f"{environment}: the policy does not read {', '.join(left_out)} of the observation")
     if not exact:
         notes.append(f"{environment} does not replay: a run that is cut resumes at an episode's start, not bit for bit")
-    described = {"observation": describe_space(space), "action": describe_space(actions), "sees": request.sees}
+    if method.needs_teacher and teacher is None:
+        notes.append(f"{expression}: a teacher that sees {environment.sees} is trained first, for as many steps")
+    described = {"observation": describe_space(space), "action": describe_space(actions), "sees": environment.sees}
     digest = hashlib.sha256(canonical({"id": str(environment), **described})).hexdigest()[:16]
     env.close()
     settings = {
@@ -177,7 +330,7 @@ def prepare(request: Request) -> ControlRun:
     }
     data = EnvironmentData(environment, digest, arm.rollouts * arm.per_rollout)
     build = f"{arm.engine.upper()}, {policy} of {layers}"
-    return ControlRun(request, arm, "restarted()", settings, data, build, "\n".join(notes), exact)
+    return ControlRun(request, arm, method, expression, teacher, settings, data, build, "\n".join(notes), exact)
 
 
 def _arm(request: Request, environment: Environment, hidden: tuple[str, ...]) -> Arm:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, DataError, RecipeError
+from ..io.expressions import expression_name, nearest
 from ..io.run_record import ENVIRONMENT, Lines, Request, read_lines
 from ..training.comparison import ComparisonDesign
 from ..training.task_type import Answers, Cost, Rows, TaskType, refuse_example
+from . import recipes
 
 if TYPE_CHECKING:
     from .run import ControlRun
@@ -54,7 +56,7 @@ class ControlTaskType(TaskType):
     unit = "episodes"
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
-        return {}
+        return recipes.RECIPES
 
     def design(self) -> type[ComparisonDesign]:
         """Refused: policies are not compared by this command yet."""
@@ -77,8 +79,12 @@ class ControlTaskType(TaskType):
         require_packages()
         from .run import prepare
 
-        if request.method is not None:
-            raise RecipeError(f"{request.method} is no recipe for policies")
+        name = None if request.method is None else expression_name(request.method)
+        if name is not None and name not in recipes.RECIPES:
+            close = nearest(name, recipes.RECIPES)
+            raise RecipeError(
+                f"{name}() is no recipe for policies; {f'nearest: {close}' if close else ', '.join(recipes.RECIPES)}"
+            )
         return prepare(request)
 
     def code(self, request: Request) -> list[tuple[str, str]]:
@@ -89,14 +95,14 @@ class ControlTaskType(TaskType):
         return Environment.of(request.data, request.sees).code()
 
     def card(self, name: str) -> dict[str, Any]:
-        raise RecipeError(f"{name}() is no recipe for policies")
+        return recipes.card(name)
 
     def text(self, card: dict[str, Any]) -> str:
-        return str(card)
+        return recipes.text(card)
 
     def explain(self, expression: str, example: str | None = None) -> dict[str, Any]:
         refuse_example(expression, example)
-        raise RecipeError(f"{expression} is no recipe for policies")
+        return recipes.explain(expression)
 
     def predict(self, folder: Path, source: str, exit_number: int | None = None) -> Answers:
         """Refused: an environment has no data to predict."""
@@ -114,7 +120,8 @@ class ControlTaskType(TaskType):
 
     def vitals(self, folder: Path) -> dict[str, Any]:
         """Entropy, KL, value error and dormant units by rollout."""
-        lines = read_lines(folder / "metrics.jsonl")
+        several = sorted(folder.glob("generations/*/metrics.jsonl"))
+        lines = read_lines(several[-1] if several else folder / "metrics.jsonl")
         if not lines:
             raise CheckpointError(f"{folder} has no vitals yet; resume the run")
         return {"rollouts": [line["control"] for line in lines if "control" in line]}
@@ -138,10 +145,14 @@ class ControlTaskType(TaskType):
         """The mean return, and what stands beside it."""
         test, control = result["test"], result["control"]
         half = "" if test["half"] is None else f" ± {test['half']:.1f}"
+        against = result.get("against") or {}
         text = (
             f"Mean return {test['return']:.1f}{half} on {result['data']['rows']['test']} fresh episodes with "
             f"{control['deployment']} actions, after {result['steps']:,} steps. One seed proves little."
         )
+        for name in ("restarted(matched=True)", "restarted()", "continued()"):
+            if name in against:
+                text += f" {_outcome(name, against[name]['test'])}"
         return f"{text} {control['note'][0].upper()}{control['note'][1:]}." if control["note"] else text
 
     def size(self, result: dict[str, Any], record: dict[str, Any], time: str) -> list[str]:
@@ -189,6 +200,15 @@ class ControlTaskType(TaskType):
         """The mean return of the episodes that ended in a rollout, by environment steps."""
         rollouts = [line.get("control", {}) for line in lines]
         return [(float(one["steps"]), float(one["return"])) for one in rollouts if one.get("return") is not None]
+
+
+def _outcome(name: str, figures: dict[str, Any]) -> str:
+    """A paired difference of returns in words."""
+    gain = f"{figures['gain']:+.1f}" + ("" if figures["half"] is None else f" ± {figures['half']:.1f}")
+    if figures["verdict"] is None:
+        return f"Against {name}: {gain}, too few episodes for a verdict."
+    word = {"LOSES": "LOSES to"}.get(figures["verdict"], figures["verdict"])
+    return f"It {word} {name} by {gain} on the same episodes."
 
 
 def _cell(key: str, value: float | None) -> str:

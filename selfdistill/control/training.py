@@ -87,6 +87,11 @@ class Arm:
         """Rollouts of the training."""
         return -(-self.steps // self.per_rollout)
 
+    def matched_epochs(self, updates: int) -> int:
+        """Epochs with which the engine takes at least so many gradient steps; the usual ones where it has none."""
+        batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))
+        return -(-updates // (batches * self.rollouts)) if self.engine == "ppo" else self.epochs
+
     def vector(self) -> DummyVecEnv:
         """The environments, whose episodes have addressed seeds."""
         return DummyVecEnv([partial(self._copy, index) for index in range(self.environments)])

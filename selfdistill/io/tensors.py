@@ -166,8 +166,9 @@ def stream(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     yield struct.pack("<Q", len(text)) + text
     for _, tensor in ordered:
         if tensor.numel():
-            values = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-            flat = values.reshape(-1).view(torch.uint8).numpy().data
+            row = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            row = row if row.stride(0) == 1 else row.clone(memory_format=torch.contiguous_format)  # a single number
+            flat = row.view(torch.uint8).numpy().data
             yield from (flat[at : at + _PIECE] for at in range(0, len(flat), _PIECE))
 
 

@@ -17,9 +17,8 @@ COLUMNS = {
     "features": {},
     "control": {
         "return": "return",
-        "half": "± (95 %)",
+        "half": "±",
         "iqm": "IQM",
-        "length": "length",
         "env_steps": "steps",
         "teacher_steps": "teacher's steps",
         "updates": "gradient steps",

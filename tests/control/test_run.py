@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,15 @@ from selfdistill.experiments.task_types import TASK_TYPES
 from selfdistill.io.run_record import Request
 
 pytest.importorskip("stable_baselines3")
+import gymnasium as gym
+
+from selfdistill.control.store import load_policy, to_sb3
+
+FRAMES = "gym:selfdistill.control.environments:CartPoleFrames-v0"
 
 ROOT = Path(__file__).parents[2]
 BRIEF = ["--steps", "300", "--episodes", "4"]
+TWO = ["--steps", "2048", "--episodes", "4", "--net", "8,8"]  # rollouts, between which there are extra steps
 
 
 def call(*arguments: object) -> Result:
@@ -81,6 +86,17 @@ def test_the_vitals_of_a_policy(finished: Path) -> None:
         (["run", "gym:CartPole-v1", "--engine", "dqn"], "'dqn' is not one of 'ppo', 'a2c'"),
         (["run", "gym:CartPole-v1", "--device", "nowhere"], "cannot be used"),
         (["run", "gym:Cartpole-v1"], "nearest: CartPole-v"),
+        (["run", "gym:CartPole-v1", "--method", "kickstart()"], "kickstart() needs a teacher: --teacher ZIP|RUN"),
+        (["run", "gym:CartPole-v1", "--method", "elr()"], "elr() is no recipe for policies"),
+        (["run", "gym:CartPole-v1", "--method", "kickstrt()"], "nearest: kickstart"),
+        (["run", "gym:CartPole-v1", "--teacher", "nowhere.zip"], "nowhere.zip does not exist"),
+        (["run", "gym:CartPole-v1", "--method", "self_imitation()", "--teacher", "a"], "leave --teacher out"),
+        (["run", "gym:CartPole-v1", "--method", "kickstart('a')", "--teacher", "b"], "name two teachers"),
+        (["run", "gym:CartPole-v1", "--method", "restarted(matched=True)"], "is a control beside a method"),
+        (["run", FRAMES, "--method", "privileged(sees='frames')", "--sees", "state"], "name two views"),
+        (["run", "gym:CartPole-v1", "--method", "privileged()"], "has no key 'state'"),
+        (["run", FRAMES, "--sees", "nothing"], "has no key 'nothing'"),
+        (["run", "digits", "--method", "kickstart()"], "unknown method 'kickstart'"),
         (["run", "digits", "--net", "8,8"], "--net has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--sampled"], "--sampled has a meaning for environments (gym:ID) alone"),
         (["run", "digits", "--episodes", "8"], "--episodes has a meaning for environments (gym:ID) alone"),
@@ -102,6 +118,52 @@ def test_a_policy_and_other_models_have_other_answers(finished: Path, tmp_path: 
     other.execute(warn=lambda line: None)
     assert "give DATA to predict" in call("predict", tmp_path / "i").output
     assert "are for policies" in call("predict", tmp_path / "i", "iris", "--episodes", 3).output
+
+
+def test_a_teacher_that_sees_everything_is_trained_first_and_controls_stand_beside(tmp_path: Path) -> None:
+    result = call("run", FRAMES, "--method", "privileged(release=1.0)", *TWO, "--out", tmp_path / "r", "--json")
+    assert result.exit_code == 0, result.output
+    assert "a teacher that sees state is trained first" in result.stderr
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    arms = {arm["name"]: arm["scores"] for arm in outcome["control"]["arms"]}
+    assert list(arms) == ["privileged(release=1.0)", "restarted()", "restarted(matched=True)", "its teacher"]
+    own, matched = arms["privileged(release=1.0)"], arms["restarted(matched=True)"]
+    assert own["teacher_steps"] == own["env_steps"] == arms["restarted()"]["env_steps"] == 2048
+    assert arms["restarted()"]["updates"] < own["updates"] <= matched["updates"]
+    assert set(outcome["against"]) == {"restarted()", "restarted(matched=True)"}
+    assert "teacher's steps" in (tmp_path / "r" / "README.md").read_text()
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "restarted(matched=True)" in page
+    assert "Privileged teacher" in page
+    hidden = load_policy(tmp_path / "r")
+    assert list(hidden.observation_space.spaces) == ["frames"]  # type: ignore[attr-defined]
+
+
+def test_a_run_folder_and_a_zip_kickstart_and_go_on(finished: Path, tmp_path: Path) -> None:
+    options = ["--method", "kickstart(release=1.0)", "--teacher", finished, "--out", tmp_path / "r", "--json"]
+    result = call("run", "gym:CartPole-v1", *TWO, *options)
+    assert result.exit_code == 0, result.output
+    arms = {arm["name"]: arm["scores"] for arm in json.loads(result.stdout.splitlines()[-1])["control"]["arms"]}
+    assert list(arms) == ["kickstart(release=1.0)", "restarted()", "restarted(matched=True)", "continued()"]
+    assert arms["kickstart(release=1.0)"]["teacher_steps"] == arms["continued()"]["teacher_steps"] == 304
+    assert arms["continued()"]["return"] != arms["restarted()"]["return"]
+    to_sb3(finished, gym.make("CartPole-v1")).save(tmp_path / "teacher.zip")
+    method = f'policy_distillation("{tmp_path / "teacher.zip"}")'
+    result = call(
+        "run", "gym:CartPole-v1", *BRIEF, "--method", method, "--no-control", "--out", tmp_path / "z", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    (arm,) = json.loads(result.stdout.splitlines()[-1])["control"]["arms"]
+    assert arm["scores"]["teacher_steps"] == 0  # a fresh one
+
+
+@pytest.mark.parametrize("method", ["born_again_policy()", "policy_peers(2)", "iter_policy()", "self_imitation()"])
+def test_recipes_without_a_teacher_run(method: str, tmp_path: Path) -> None:
+    result = call("run", "gym:CartPole-v1", "--steps", 600, "--episodes", 4, "--method", method, "--no-control",
+                  "--quiet", "--out", tmp_path / "r")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert call("vitals", tmp_path / "r").exit_code == 0
+    assert "training return" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_requests_without_the_new_fields_are_as_before() -> None:
@@ -127,7 +189,7 @@ def test_an_environment_of_another_package_is_trusted_before_a_foreign_run_is_re
 SCRIPT = """
 import os, sys
 from selfdistill.io import checkpoint
-write, left = checkpoint.write, [int(sys.argv[2])]
+write, left = checkpoint.write, [int(sys.argv[1])]
 def deadly(folder, components, **options):
     left[0] -= 1
     if left[0] < 0:
@@ -135,32 +197,40 @@ def deadly(folder, components, **options):
     return write(folder, components, **options)
 checkpoint.write = deadly
 from selfdistill.cli import main
-main(sys.argv[3:])
+main(sys.argv[2:])
 """
+KILLED = ["run", FRAMES, "--sees", "state", "--net", "8", "--episodes", "4", "--save-steps", "1", "--quiet", "--steps"]
 
 
-KILLED = ["run", "gym:CartPole-v1", "--steps", "3000", "--episodes", "4", "--save-steps", "1", "--quiet", "--out"]
-
-
-def _kill(folder: Path, after: int) -> int:
+def _kill(folder: Path, after: int, steps: int) -> int:
+    """Run until so many checkpoints were written; the exit code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(after), *KILLED, str(folder)]
+    command = [sys.executable, "-c", SCRIPT, str(after), *KILLED, str(steps), "--out", str(folder)]
     return subprocess.run(command, env=environment, cwd=folder.parent, check=False, capture_output=True).returncode
 
 
 def _final(folder: Path) -> tuple[bytes, Any]:
-    record = json.loads((folder / "run.json").read_text())
-    return (folder / "model" / "policy.safetensors").read_bytes(), record["result"]["test"]
+    result = json.loads((folder / "run.json").read_text())["result"]
+    return (folder / "model" / "policy.safetensors").read_bytes(), result["control"]["arms"]
 
 
 def test_a_run_that_was_killed_twice_ends_bit_for_bit(tmp_path: Path) -> None:
-    assert call(*KILLED, tmp_path / "whole").exit_code == 0
-    for after in (1, 1):
-        assert _kill(tmp_path / "cut", after) == 9
+    assert call(*KILLED, 2048, "--out", tmp_path / "whole").exit_code == 0
+    for after in (1, 3):  # in the teacher's training, and in the method's
+        assert _kill(tmp_path / "cut", after, 2048) == 9
     result = call("resume", tmp_path / "cut", "--quiet")
     assert result.exit_code == 0, result.output
     assert _final(tmp_path / "cut") == _final(tmp_path / "whole")
-    shutil.rmtree(tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_every_checkpoint_ends_bit_for_bit(tmp_path: Path) -> None:
+    assert call(*KILLED, 5120, "--out", tmp_path / "whole").exit_code == 0
+    kills = 0
+    while _kill(tmp_path / "cut", 1, 5120) == 9:
+        kills += 1
+    assert kills >= 20
+    assert _final(tmp_path / "cut") == _final(tmp_path / "whole")
 
 
 def test_nothing_of_gymnasium_is_imported_before_it_is_needed() -> None:

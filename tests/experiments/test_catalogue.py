@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from selfdistill.cli import main
+from selfdistill.control import recipes as policies
 from selfdistill.estimators.recipes import recipes as estimator_recipes
 from selfdistill.experiments import catalogue
 from selfdistill.experiments.catalogue import cards, live_cards, markdown
@@ -50,7 +51,7 @@ def test_a_recipe_that_the_shipped_catalogue_lacks_is_read_from_the_code(
 
 def test_the_page_has_every_recipe_once() -> None:
     names = [part.splitlines()[0] for part in PAGE.read_text().split("\n### ")[1:]]
-    assert sorted(names) == sorted({*recipes(), *estimator_recipes(), *RECIPES})
+    assert sorted(names) == sorted({*recipes(), *estimator_recipes(), *RECIPES, *policies.RECIPES})
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from selfdistill.training.task_type import TaskTypes
 
 
 class PolicyTaskType(NetworkTaskType):
-    """A fourth task type, told by its data and its recipe."""
+    """A further task type, told by its data and its recipe."""
 
     name, learner = "policy", "policies"
 
     def recipes(self) -> Mapping[str, Callable[..., Any]]:
-        return {"policy_distillation": dict}
+        return {"recipe_of_policies": dict}
 
     def serves(self, request: Request) -> bool:
         return request.data.startswith("gym:")
@@ -56,4 +56,4 @@ def test_a_record_names_its_task_type_and_a_result_without_a_name_is_a_networks(
 def test_a_recipe_is_for_the_first_task_type_that_has_it() -> None:
     recipes = {"plain()": "network", "self_distilled(xi=0.5)": "learner", "sdft()": "language", "nothing()": "network"}
     assert {recipe: FOUR.of_recipe(recipe).name for recipe in recipes} == recipes
-    assert FOUR.of_recipe("policy_distillation()") is POLICIES
+    assert FOUR.of_recipe("recipe_of_policies()") is POLICIES

@@ -322,3 +322,9 @@ def test_a_memory_is_written_where_it_changed(tmp_path: Path, monkeypatch: pytes
     fresh = memory.SampleMemory()
     fresh.load_state_dict(checkpoint.read(path)["objective"])
     assert fresh.read(ids, 4)[0].equal(table.read(ids, 4)[0])
+
+
+def test_a_single_number_of_any_stride_is_written(tmp_path: Path) -> None:
+    one = torch.arange(6.0).reshape(3, 2)[:1, :1]  # contiguous, with a stride of 2
+    tensors.write_tensors(tmp_path / "t.safetensors", {"one": one})
+    assert tensors.read_tensors(tmp_path / "t.safetensors")["one"].tolist() == [[0.0]]
