@@ -13,6 +13,7 @@ from ..io.files import writable, write
 from .options import (
     Finite,
     announce_default_data,
+    control_options,
     data_options,
     echo,
     one_line_errors,
@@ -68,6 +69,7 @@ class ManyMethods(click.Command):
 @click.option("--out", metavar="DIR", help="Folder of the comparison [default: below runs/].")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the result as JSON to this file; - is stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@control_options
 @training_options
 @trust_option
 @one_line_errors
@@ -92,6 +94,9 @@ def compare(
 
     Baselines of scikit-learn estimators on tables: the estimator alone, tuned, and bagged, each default peer alone, the
     average of all, and SelfTrainingClassifier.
+
+    Baselines of policies in environments (gym:ID): a restart on reward alone, one with as many gradient steps, and the
+    teacher that goes on training.
 
     Baselines of language models: the model before training and, where prompts have demonstrations, sft().
     """

@@ -36,6 +36,7 @@ from ..teachers import Generation
 from .actors import Actor, MaskedActor, ObservationLayout, action_head, action_mask
 from .episode_memory import EpisodeMemory
 from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
+from .store import VisibleExtractor
 from .teachers import Unnormalised, hidden_keys, own_normaliser, read_teacher, refuse_visible
 
 ENGINES = (PPO, A2C, MaskablePPO, RecurrentPPO)  # those that ask `evaluate_actions` in their update
@@ -116,6 +117,8 @@ class SelfDistil(BaseCallback):
         self._recurrent = isinstance(self._policy, RecurrentActorCriticPolicy)
         hidden = hidden_keys(self.method.sees, algorithm.observation_space)
         refuse_visible(self._policy, hidden)
+        extractor = self._policy.features_extractor
+        hidden = extractor.hidden if isinstance(extractor, VisibleExtractor) else hidden
         self._layout = ObservationLayout.of(algorithm.observation_space, hidden)
         self._whole = ObservationLayout.of(algorithm.observation_space)
         self._bind(hidden)

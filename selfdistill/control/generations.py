@@ -38,6 +38,24 @@ class Lineage:
     updates: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def of(cls, trainings: Sequence[Trained], product: int = 0, extra: int = 0) -> Lineage:
+        """The lineage of trainings.
+
+        Args:
+            trainings: all of them, in order.
+            product: the number of that of the final policy.
+            extra: distillation steps beside the updates of the engine, of all.
+        """
+        return cls(
+            trainings[product],
+            product,
+            generations=[{"generation": k, "steps": t.steps} for k, t in enumerate(trainings)],
+            steps=sum(t.steps for t in trainings),
+            updates=sum(t.updates for t in trainings) + extra,
+            seconds=sum(t.seconds for t in trainings),
+        )
+
 
 class PolicyTrainer:
     """Trains a recipe in an arm's environment.
@@ -77,20 +95,10 @@ class PolicyTrainer:
             return self._generations()
         distil = SelfDistil(self.method, self.teacher)
         trained = self._one(self.arm, "", [distil])
-        return self._lineage([trained], 0, [distil.extra_steps])
+        return Lineage.of([trained], extra=distil.extra_steps)
 
     def _one(self, arm: Arm, name: str, callbacks: Sequence[BaseCallback], begin: nn.Module | None = None) -> Trained:
         return train(arm, replace(self.place(name), callbacks=callbacks), begin)
-
-    def _lineage(self, all_trained: Sequence[Trained], product: int, extra: Sequence[int]) -> Lineage:
-        return Lineage(
-            all_trained[product],
-            product,
-            generations=[{"generation": k, "steps": t.steps} for k, t in enumerate(all_trained)],
-            steps=sum(t.steps for t in all_trained),
-            updates=sum(t.updates for t in all_trained) + sum(extra),
-            seconds=sum(t.seconds for t in all_trained),
-        )
 
     def _share(self, number: int, count: int) -> Arm:
         """The arm of one of several trainings: its steps in whole rollouts, and a seed of its own."""
@@ -112,14 +120,15 @@ class PolicyTrainer:
         """Fresh policies one after another; the audit decides which of them teaches the next and is the product."""
         count = self.method.generations
         audit = Audit(planned=count - 1, measure="return")
-        trainings, extra, champion, decisions = [self._one(self._share(0, count), "generations/0", [])], [0], 0, {}
+        trainings, champion, extra = [self._one(self._share(0, count), "generations/0", [])], 0, 0
+        decisions = dict[int, Decision]()
         for number in range(1, count):
             distil = SelfDistil(self.method, previous=self._actor(trainings[champion]))
             trainings.append(self._one(self._share(number, count), f"generations/{number}", [distil]))
-            extra.append(distil.extra_steps)
+            extra += distil.extra_steps
             decisions[number] = self._audit(audit, trainings, number, champion)
             champion = number if decisions[number].accepted else champion
-        lineage = self._lineage(trainings, champion, extra)
+        lineage = Lineage.of(trainings, champion, extra)
         for number, decision in decisions.items():
             lineage.generations[number]["decision"] = asdict(decision)
         return lineage
@@ -139,7 +148,7 @@ class PolicyTrainer:
         trainings = [self._one(self._share(k, count), f"generations/{k}", []) for k in range(members)]
         distil = SelfDistil(self.method, previous=PolicyEnsemble([self._actor(one) for one in trainings]))
         trainings.append(self._one(self._share(members, count), f"generations/{members}", [distil]))
-        return self._lineage(trainings, members, [*[0] * members, distil.extra_steps])
+        return Lineage.of(trainings, members, distil.extra_steps)
 
     def _phases(self) -> Lineage:
         """A policy acts and learns, and a fresh one learns beside it, which then takes over."""
@@ -153,4 +162,4 @@ class PolicyTrainer:
             acting = self._one(replace(arm, seed=arm.seed + 1), f"generations/{number}", [parallel], begin)
             parallel.take_over(arm.steps)
             trainings.append(replace(acting, model=student))
-        return self._lineage(trainings, count - 1, [0] * count)
+        return Lineage.of(trainings, count - 1)

@@ -135,14 +135,10 @@ class ControlRun:
 
     def train(self, folder: Path, listeners: Listeners) -> dict[str, Any]:
         """Train teacher, method and controls, from wherever they were cut; then play the test episodes, once."""
-        teacher, steps = self._teacher(folder, listeners)
-        lineage = self._method(folder, None if teacher is None else teacher.model, listeners)
-        product = lineage.product
-        last = f"generations/{lineage.number}" if len(lineage.generations) > 1 else ""
-        own = Outcome(self.expression, last, product.policy, lineage.steps, lineage.updates, steps)
-        outcomes = [own]
+        own, lineage, teacher = self.train_policy(folder, listeners)
+        product, outcomes = lineage.product, [own]
         if self.request.control and self.method.method is not None:
-            outcomes += self._controls(folder, lineage.updates, steps, listeners)
+            outcomes += self._controls(folder, lineage.updates, own.teacher_steps, listeners)
         if teacher is not None:
             outcomes.append(Outcome(TEACHER_ROW, "teacher", teacher.policy, teacher.steps, teacher.updates))
         listeners.tell(f"the test episodes are played by {len(outcomes)} policies")
@@ -152,6 +148,20 @@ class ControlRun:
         save_policy(folder / "model", product.model, self.arm.environment, self.arm.hidden)
         frames = _draw(folder, self.player, product.policy)
         return self._result(folder, lineage, outcomes, tests, frames)
+
+    def train_policy(self, folder: Path, listeners: Listeners) -> tuple[Outcome, Lineage, Trained | None]:
+        """Train the teacher, where it is trained here, and the method: what came of it, its trainings, the teacher."""
+        teacher, steps = self._teacher(folder, listeners)
+        lineage = self._method(folder, None if teacher is None else teacher.model, listeners)
+        last = f"generations/{lineage.number}" if len(lineage.generations) > 1 else ""
+        own = Outcome(self.expression, last, lineage.product.policy, lineage.steps, lineage.updates, steps)
+        return own, lineage, teacher
+
+    def can_continue(self) -> bool:
+        """Whether the teacher can go on training: it has the network and the observation of the policy."""
+        if self.teacher is None or self.arm.hidden:
+            return False
+        return shapes(self._start()) == shapes(self.arm.build(self.arm.vector()).policy)
 
     def _place(self, folder: Path, name: str, listeners: Listeners) -> Place:
         saving = {key: value for key, value in self.request.training if key.startswith("save_")}
@@ -175,7 +185,7 @@ class ControlRun:
             return self._place(folder / name, f"{self.expression}{part}", listeners)
 
         if self.method.training.start == "teacher":
-            return Lineage(train(self.arm, place(""), self._start()))
+            return Lineage.of([train(self.arm, place(""), self._start())])
         return PolicyTrainer(
             self.method, self.arm, place, teacher=teacher or self.teacher, player=self.player, tell=listeners.tell
         ).train()
@@ -192,10 +202,8 @@ class ControlRun:
         epochs = self.arm.matched_epochs(updates)
         if epochs > self.arm.epochs:
             plans.append(("restarted(matched=True)", "matched", replace(self.arm, epochs=epochs), None))
-        if self.teacher is not None and not self.arm.hidden:
-            start, own = self._start(), self.arm.build(self.arm.vector()).policy
-            if shapes(start) == shapes(own):
-                plans.append(("continued()", "continued", self.arm, start))
+        if self.can_continue():
+            plans.append(("continued()", "continued", self.arm, self._start()))
         outcomes = []
         for name, part, arm, begin in plans:
             trained = train(arm, self._place(folder / part, f"{name}, a control", listeners), begin)

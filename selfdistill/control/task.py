@@ -59,8 +59,10 @@ class ControlTaskType(TaskType):
         return recipes.RECIPES
 
     def design(self) -> type[ComparisonDesign]:
-        """Refused: policies are not compared by this command yet."""
-        raise DataError("`compare` does not serve environments; give `run` several --seed values")
+        require_packages()
+        from .comparison import PolicyDesign
+
+        return PolicyDesign
 
     def serves(self, request: Request) -> bool:
         """Data that begin with ``gym:``.

@@ -87,6 +87,12 @@ class Arm:
         """Rollouts of the training."""
         return -(-self.steps // self.per_rollout)
 
+    @property
+    def gradient_steps(self) -> int:
+        """Optimizer steps of the engine in the training."""
+        batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))
+        return self.epochs * batches * self.rollouts if self.engine == "ppo" else self.rollouts
+
     def matched_epochs(self, updates: int) -> int:
         """Epochs with which the engine takes at least so many gradient steps; the usual ones where it has none."""
         batches = -(-self.per_rollout // min(self.batch_size, self.per_rollout))

@@ -33,7 +33,15 @@ METRICS: dict[str, dict[str, dict[str, Any]]] = {
         "kept": {"higher_is_better": True, "unit": "share"},  # of prior tasks right
         "length": {"higher_is_better": None, "unit": "tokens"},
     },
+    "control": {
+        "return": {"higher_is_better": True, "unit": "of an episode"},
+        "updates": {"higher_is_better": None, "unit": "gradient steps"},
+        "teacher_steps": {"higher_is_better": None, "unit": "environment steps of the teacher"},
+    },
 }
+
+
+AUDITED = {"accuracy": True, "rmse": False, "nll": False, "return": True}  # what ranks controls, and is more better?
 
 
 POINTS = frozenset({"accuracy", "kept"})  # told in per cent, and differences in points

@@ -11,7 +11,15 @@ from .figures import Series, bars, curves, forest, reliability
 from .layout import code, figure, page, paragraph, section, table
 from .run_page import data, equation, typed
 
-LEARNING = ("plain", "plain, longer", "label smoothing", "sft()", "sft(), longer")  # controls whose curves are drawn
+LEARNING = (
+    "plain",
+    "plain, longer",
+    "label smoothing",
+    "sft()",
+    "sft(), longer",
+    "restarted()",
+    "continued()",
+)  # controls whose curves are drawn
 
 
 CORRECTED = "Holm's correction is over the rows of a table, methods and controls apart, and not over the metrics."
@@ -35,6 +43,7 @@ def render(result: dict[str, Any], types: TaskTypes) -> str:
             ),
         ),
         section("All metrics", *(_metrics(result, name) for name in metrics), paragraph(CORRECTED, "soft")),
+        *_robust(result),
         section("Learning", _curves(result)),
         section("Calibration", _calibration(result, methods)),
         section("Cost", *_cost(result)),
@@ -115,13 +124,30 @@ def _metrics(result: dict[str, Any], metric: str) -> str:
     return table(head, lines)
 
 
+def _robust(result: dict[str, Any]) -> list[str]:
+    """Interquartile means of returns, for policies."""
+    rows = [(row["name"], row["robust"]) for row in result["rows"] if row.get("robust")]
+    if not rows:
+        return []
+    plain = _plain(result)
+    head = ("", "IQM of the return", "95 % interval", f"P(better than {plain})")
+    lines = [
+        [name, f"{one['iqm']:.1f}", "{:.1f} to {:.1f}".format(*one["interval"]), f"{one['improvement']:.2f}"]
+        for name, one in rows
+    ]
+    caption = "IQM: the mean of the middle half of the seeds; its interval by a stratified bootstrap."
+    return [section("Interquartile means", table(head, lines), paragraph(caption, "soft"))]
+
+
 def _curves(result: dict[str, Any]) -> str:
     series = [
         Series(row["name"], [(p["step"], p["score"]) for p in row["curve"]])
         for row in result["rows"]
         if row["kind"] == "method" or row["name"] in LEARNING
     ]
-    metric = {"accuracy": "accuracy", "rmse": "RMSE"}.get(ordered(result["metrics"], result["task"])[0], "NLL")
+    metric = {"accuracy": "accuracy", "rmse": "RMSE", "return": "return"}.get(
+        ordered(result["metrics"], result["task"])[0], "NLL"
+    )
     drawing = curves(series, f"audit {metric} by step", "step", f"audit {metric}", proportion=metric == "accuracy")
     return figure(drawing, f"Audit {metric} by step, mean over the seeds.") if drawing else ""
 

@@ -1,4 +1,4 @@
-"""The recipes for policies: their choices, their arguments, and the same methods for continuous actions and own loops."""
+"""The recipes for policies: their choices and arguments, continuous actions, and loops of one's own."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_the_choices_of_the_recipes() -> None:
     assert training["self_imitation"] == PolicyTraining(10, 512)
     assert training["policy_peers"].members == 3
     assert training["continued"] == PolicyTraining(start="teacher")
-    weights = {name: part(made[name], term).weight for name, term in
-               (("kickstart", "teacher"), ("privileged", "teacher"), ("born_again_policy", "past"), ("policy_peers", "peers"))}  # fmt: skip
+    names = {"kickstart": "teacher", "privileged": "teacher", "born_again_policy": "past", "policy_peers": "peers"}
+    weights = {name: part(made[name], term).weight for name, term in names.items()}
     assert weights == {
         "kickstart": Release(1.0, 0.25), "privileged": Release(1.0, 0.5),
         "born_again_policy": Release(1.0, 0.25), "policy_peers": Release(1.0, 0.25),
@@ -68,13 +68,10 @@ def test_the_choices_of_the_recipes() -> None:
     assert part(made["iter_policy"], "value").weight == Release(0.5, 1.0)
     actions, value = part(made["self_imitation"], "actions"), part(made["self_imitation"], "value")
     assert (actions.teacher, actions.loss, actions.gate) == (ActionsTaken(), CrossEntropy(), Surpassed(1.0))
-    assert (actions.weight, value.weight) == (0.1, pytest.approx(0.001))
-    for recipe in made.values():
-        assert all(
-            term.reduction == PerRow()
-            for term in recipe.terms.values()
-            if isinstance(term, Term) and term.head == "logits"
-        )
+    assert actions.weight == 0.1
+    assert value.weight == pytest.approx(0.001)
+    every = [term for recipe in made.values() for term in recipe.terms.values()]
+    assert all(isinstance(term, Term) and term.reduction == PerRow() for term in every if term.head == "logits")
 
 
 def test_a_weight_of_values_scales_and_leaves_with_the_other() -> None:
@@ -101,7 +98,7 @@ BAD = [
     ("self_imitation(weight='much')", "weight is a number, not 'much'"),
     ("kickstarts()", "nearest: kickstart"),
     ("__import__('os')", "unknown method"),
-    ("kickstart(open('x'))", "kickstart"),
+    ("kickstart(open('x'))", "unknown method 'open'"),
 ]
 
 

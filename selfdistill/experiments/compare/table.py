@@ -54,7 +54,8 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(*(Text(printable(cell)) for cell in line))
     console.print(table)
     console.print(printable(f"{_legend(result, verdicts)} {TIED}"), highlight=False)
-    console.print(SAME_ROWS, highlight=False)
+    if "return" not in result["metrics"]:  # each seed of a policy has test episodes of its own
+        console.print(SAME_ROWS, highlight=False)
     for line in (*result["reachable"], *result["verdict"], *result["trouble"]):
         console.print(printable(line), highlight=False)
 
@@ -66,11 +67,11 @@ def _has_before(result: dict[str, Any]) -> bool:
 
 def _legend(result: dict[str, Any], verdicts: Sequence[str]) -> str:
     """What the columns are."""
-    best = result["best_control"]["name"]
+    best, plain = result["best_control"]["name"], result["references"][PLAIN]
     if not _has_before(result):
         return (
-            "± 95 %: difference to plain; p: of it, corrected (Holm); plain, best: verdict against plain and against "
-            f"{best}, the best control by the audit."
+            f"± 95 %: difference to {plain}; p: of it, corrected (Holm); {', '.join(verdicts)}: verdict against "
+            f"{plain} and {best}, the best control by the audit."
         )
     prior = "; prior: prior tasks right" if "kept" in result["metrics"] else ""
     return (

@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import DataError
-from ...evaluation.metrics import METRICS, POINTS
-from ...evaluation.statistics import compare_paired, interval, paired, sign_flip, smallest_p
+from ...evaluation.metrics import AUDITED, METRICS, POINTS
+from ...evaluation.statistics import (
+    compare_paired,
+    interquartile_mean,
+    interval,
+    paired,
+    probability_of_improvement,
+    sign_flip,
+    smallest_p,
+    stratified_bootstrap,
+)
 from ...training.comparison import ABOUT, BEFORE, INDEPENDENT, PEERS, PLAIN
 
 WORDS = {"BEATS": "BEATS", "TIES": "TIES with", "LOSES": "LOSES to"}
@@ -40,8 +49,8 @@ def judge(
     names = dict.fromkeys(cells, there)
     ranks = {name: place for place, name in enumerate(ABOUT)}
     controls = sorted((name for name in cells if name not in methods), key=lambda name: ranks.get(name, len(ranks)))
-    audited = next(name for name in ("accuracy", "rmse", "nll") if name in next(iter(cells[plain].values()))["audit"])
-    higher = audited == "accuracy"
+    audited = next(name for name in AUDITED if name in next(iter(cells[plain].values()))["audit"])
+    higher = AUDITED[audited]
     means = {c: statistics.fmean(record["audit"][audited] for record in cells[c].values()) for c in controls}
     best = max(means, key=lambda c: means[c] if higher else -means[c])
     references = {PLAIN: plain, "best_control": best}
@@ -83,8 +92,8 @@ def called(references: Mapping[str, str]) -> dict[str, str]:
     """
     plain, best = references[PLAIN], references["best_control"]
     words = {PLAIN: plain, "best_control": f"the best control ({best})"}
-    if plain == PLAIN:
-        return words
+    if BEFORE not in (plain, *references):
+        return words if best != plain else {PLAIN: plain}
     if best in (plain, BEFORE):
         del words["best_control"]
     before = "the model before"
@@ -133,11 +142,26 @@ def _row(name: str, cells: Cells, plain: str, metrics: Sequence[str], against: d
         "final_generations": [r["final_generation"] for r in records] if "final_generation" in records[0] else None,
         "reliability": pooled([r["reliability"] for r in records]) if "reliability" in records[0] else None,
     }
+    if "return" in metrics:
+        row["robust"] = _robust(name, cells, plain)
     if "drawn" in records[0]:
         row["drawn"] = statistics.fmean(r["drawn"] for r in records)
     paid = [r["with_teacher_training"] for r in records]
     row["passes"]["with_teacher_training"] = statistics.fmean(paid) if None not in paid else None
     return row
+
+
+def _robust(name: str, cells: Cells, plain: str) -> dict[str, Any]:
+    """The interquartile mean of the returns, its bootstrap interval, and how probably one beats one of the plain row.
+
+    Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021.
+    """
+    own, usual = (list(values(cells[row], "return").values()) for row in (name, plain))
+    return {
+        "iqm": interquartile_mean(own),
+        "interval": list(stratified_bootstrap([own])),
+        "improvement": probability_of_improvement(own, usual),
+    }
 
 
 def _spread(found: list[float]) -> dict[str, Any]:
@@ -214,7 +238,9 @@ def converged(cells: Cells, name: str, plain: str = PLAIN) -> int | None:
     if not all(usual["curve"] for usual in cells[plain].values()):
         return None
     found = [
-        steps_to(cells[name][seed]["curve"], usual["curve"][-1]["score"], "accuracy" in usual["audit"])
+        steps_to(
+            cells[name][seed]["curve"], usual["curve"][-1]["score"], bool({"accuracy", "return"} & set(usual["audit"]))
+        )
         for seed, usual in cells[plain].items()
     ]
     median = statistics.median_high(found)
