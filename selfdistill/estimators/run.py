@@ -147,7 +147,7 @@ def _default_recipe(data: Frame) -> str:
 
 
 def _refuse_network_options(request: Request) -> None:
-    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets")
+    names = ("steps", "epochs", "batch_size", "image_size", "augment", "init", "targets", "memory")
     asked = {name: getattr(request, name) for name in names}
     asked |= {name: value for name, value in request.training if name not in _OURS}
     for name, value in asked.items():

@@ -35,6 +35,7 @@ from .stream_run import check_recipe, read_base
 _FIXED = (
     "text", "unlabelled", "labels", "label_noise", "image_size", "model", "init", "audit_folds", "targets", "tasks",
     "keep", "checker", "skip_long", "lora", "max_tokens", "checkpointing", "columns", "groups", "time", "validation",
+    "update",
 )  # fmt: skip
 
 
@@ -81,20 +82,36 @@ class AdaptRun(NetworkRun):
         """Domain after domain, then all rows at once for as many steps; each goes on from its checkpoints."""
         request, begin = self.request, listeners.progress
         common: dict[str, Any] = {
-            "leave_out": LEAVE_OUT if request.leave_out is None else request.leave_out, "warm": request.warm,
-            "resume": True, "device": request.device, "warn": listeners.warn, **self.settings,
-        }  # fmt: skip
+            "leave_out": LEAVE_OUT if request.leave_out is None else request.leave_out,
+            "warm": request.warm,
+            "resume": True,
+            "device": request.device,
+            "warn": listeners.warn,
+            **self.settings,
+        }
         trained = fit_adapt(
-            self.build, self.data, self.method, self.before, self.domains, out=folder,
-            progress=begin(f"{self.expression}, domain after domain"), **common,
-        )  # fmt: skip
+            self.build,
+            self.data,
+            self.method,
+            self.before,
+            self.domains,
+            out=folder,
+            progress=begin(f"{self.expression}, domain after domain"),
+            **common,
+        )
         models = {"before": self.before, "method": trained.model.cpu()}
         if request.control:
             every = [torch.cat(list(self.domains))] * len(self.domains)
             models["at_once"] = fit_adapt(
-                self.build, self.data, self.method, self.before, every, out=folder / "at_once",
-                progress=begin(AT_ONCE), **common,
-            ).model.cpu()  # fmt: skip
+                self.build,
+                self.data,
+                self.method,
+                self.before,
+                every,
+                out=folder / "at_once",
+                progress=begin(AT_ONCE),
+                **common,
+            ).model.cpu()
         result = self._result(folder, trained, None, False)
         result["adapt"] = adapt = self._scores(models)
         if adapt["gain"]["high"] < 0:  # nobody is served a model that is shown to be worse

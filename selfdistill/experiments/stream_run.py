@@ -267,6 +267,14 @@ class UpdateRun(NetworkRun):
         return result
 
 
+#: what goes on with runs on data of other kinds
+_ELSEWHERE = {
+    "prompts": "a language model; give it prompts by `selfdistill update`",
+    "text": "a reader of texts; train it again on all rows by `selfdistill run ALL --text COL --target COL`",
+    "": "a run on other data; give the folder of a run on such data",
+}
+
+
 def read_base(
     request: Request, run: str, command: str, fixed: Sequence[str]
 ) -> tuple[Path, str | None, dict[str, Any]]:
@@ -288,13 +296,17 @@ def read_base(
     for name in fixed:
         if getattr(request, name) != getattr(usual, name):
             raise DataError(f"`{command}` goes on with the model of {run}; leave --{name.replace('_', '-')} out")
-    card = store.model_card(place)
-    if (place / store.ESTIMATOR).exists() or card.get("task") != "classify" or card.get("kind") == "text":
-        raise DataError(
-            f"{run} is no network that classifies images or rows of a table, and `{command}` goes on with nothing "
-            "else; train one by `selfdistill run DATA --model mlp`, or a new model on all data"
-        )
     record, base = read_record(Path(run) / "run.json")
+    remedy = _ELSEWHERE.get(record["data"].get("kind", ""))
+    if (place / store.ESTIMATOR).exists():
+        remedy = "a learner of tables; train it again on all rows by `selfdistill run ALL`, or a network by --model mlp"
+    card = {} if remedy else store.model_card(place)
+    if card and card.get("task") != "classify":
+        remedy = f"a network without classes; begin with its weights by `selfdistill run DATA --init {run}`"
+    if remedy:
+        raise DataError(
+            f"`{command}` goes on with networks that classify images or rows of a table, and {run} is {remedy}"
+        )
     result = record.get("result", {})
     return place, base.target or result.get("update", result.get("adapt", {})).get("target"), card
 

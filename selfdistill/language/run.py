@@ -27,12 +27,13 @@ from ..errors import CheckpointError, DataError
 from ..evaluation import statistics
 from ..io.expressions import Range, expression_name, one_line
 from ..io.files import FORMAT, check_format
-from ..io.run_record import Request
+from ..io.run_record import Request, read_record
 from ..io.schema import read_json
 from ..io.tensors import write_json
 from ..methods.registry import read_method
 from ..models.causal_lm import Causal, Pretrained, of_model
 from ..models.hub import ENCODERS, causal
+from ..models.store import model_folder
 from ..training import threads
 from ..training.fit import Result, choose_device
 from ..training.task_type import Listeners
@@ -96,7 +97,7 @@ def prepare(request: Request) -> LanguageRun:
     Raises:
         DataError: the prompts, the suite or the model; or an option that only networks have.
     """
-    for name in _NETWORKS:
+    for name in (*_NETWORKS, "memory"):
         if getattr(request, name) not in (None, ()):
             raise DataError(f"--{name.replace('_', '-')} has no meaning for prompts; leave it out")
     if "cache" in dict(request.training):
@@ -128,6 +129,26 @@ def prepare(request: Request) -> LanguageRun:
     fields = _field_notes(request, data, expression, method)
     note = "\n".join([*fields, *notices(data.name, data.describe()), *template_notes(reader.tokenizer)])
     return LanguageRun(request, data, method, expression, build, settings, suite, most, note)
+
+
+def prepare_update(request: Request) -> LanguageRun:
+    """A run that begins with the model of a finished one; the prompts of that run are never opened.
+
+    Raises:
+        CheckpointError: that run is not finished.
+        DataError: a model is named, or as of `prepare`.
+    """
+    run = Path(str(request.update))
+    if request.model is not None:
+        raise DataError(f"`update` goes on with the model of {run}; leave --model out")
+    place, (_, base) = model_folder(run), read_record(run / "run.json")
+    lora = base.lora if request.lora is None else request.lora
+    most = base.max_tokens if request.max_tokens is None else request.max_tokens
+    ready = prepare(replace(request, model=str(place), lora=lora, max_tokens=most))
+    if request.keep is None:
+        warning = "no prior prompts (--keep SUITE): nothing shows whether the model forgets what it knew"
+        ready.note = f"{ready.note}\n{warning}"
+    return replace(ready, request=request)
 
 
 def default_recipe(request: Request) -> str:

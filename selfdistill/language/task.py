@@ -46,7 +46,17 @@ from .completions import check as check_method
 from .contexts import rendered
 from .preflight import preflight
 from .recipes import sft
-from .run import Completions, Evaluator, LanguageRun, default_recipe, final_weights, predict, prepare, read_recipe
+from .run import (
+    Completions,
+    Evaluator,
+    LanguageRun,
+    default_recipe,
+    final_weights,
+    predict,
+    prepare,
+    prepare_update,
+    read_recipe,
+)
 from .sampling import Sampling
 from .trainer import fit
 
@@ -389,8 +399,24 @@ class LanguageTaskType(TaskType):
                 raise DataError(f"--{option.replace('_', '-')} has a meaning for prompts alone; leave it out")
         return prompts
 
+    def updates(self, record: Mapping[str, Any]) -> bool:
+        """Those of language models."""
+        return record.get("kind") == self.name
+
     def prepare(self, request: Request) -> LanguageRun:
-        return prepare(request)
+        """As of `prepare`; an update goes on with the model of its run.
+
+        Raises:
+            DataError: the data of an update are no prompts.
+        """
+        if request.update is None:
+            return prepare(request)
+        if not self.serves(request):
+            raise DataError(
+                f"{request.update} is a run of a language model, and {request.data} holds no prompts; give a .jsonl "
+                "file with a prompt a line"
+            )
+        return prepare_update(request)
 
     def default_recipe(self, request: Request) -> str:
         return default_recipe(request)

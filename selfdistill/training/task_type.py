@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import CheckpointError, DataError, RecipeError
 from ..evaluation import label_errors
 from ..io.expressions import expression_name
-from ..io.run_record import Lines, Request
+from ..io.run_record import Lines, Request, read_record
 from . import callbacks
 from .comparison import ComparisonDesign
 
@@ -128,6 +128,10 @@ class TaskType(Protocol):
         Raises:
             RecipeError, DataError: data, model and method are of different task types.
         """
+
+    def updates(self, record: Mapping[str, Any]) -> bool:
+        """Whether it serves the updates of finished runs with this run.json itself."""
+        return False
 
     def prepare(self, request: Request) -> PreparedRun:
         """Load the data and fill in the request's defaults.
@@ -285,7 +289,10 @@ class TaskTypes:
         Raises:
             RecipeError, DataError: data, model and method are of different task types.
         """
-        return next(task for task in reversed(self.types) if task.serves(request))
+        path = Path(request.update or "") / "run.json"
+        record = read_record(path)[0] if request.update and path.exists() else {}
+        own = [task for task in self.types if record and task.updates(record)]
+        return own[0] if own else next(task for task in reversed(self.types) if task.serves(request))
 
     def of_record(self, record: Mapping[str, Any]) -> TaskType:
         """The task type of a run.json, or of a result.

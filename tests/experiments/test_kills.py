@@ -25,8 +25,10 @@ import pandas
 import pytest
 
 from selfdistill.estimators.io import load as load_estimator
+from selfdistill.experiments.run import Run
 from selfdistill.io import checkpoint
 from selfdistill.io.files import is_temporary
+from selfdistill.io.run_record import Request
 from tests.language.tiny import write_prompts
 from tests.terminal import write_tables
 from tests.workers.runs import GENERATIONS, STEPS, bits, differences, flat, leaf_bits, run
@@ -237,6 +239,9 @@ COMMANDS = {
     "learner": ["run", *TABLE, "--model", "linear", "--method", "self_distilled()", "--quiet", "--out", "out"],
     "language": ["run", "p.jsonl", "--model", "tiny", "--method", "sdft(max_tokens=4)", "--batch-size", "4", *LENGTH],
     "default": ["run", *TABLE, "--quiet", "--out", "out"],
+    "stream": ["run", *TABLE, "--tasks", "kind", "--method", "der_pp(memory=9, count=4)", *LENGTH],
+    "update": ["update", "base", "t.csv", "--target", "outcome", *LENGTH],
+    "adapt": ["adapt", "base", "t.csv", "--target", "outcome", "--domains", "3", *LENGTH],
     "python": ["tests.workers.runs:distil", "out"],
     "compare": ["compare", *TABLE, "--model", "mlp(width=4)", "--methods", "elr()", "--seeds", "3", *LENGTH],
     "benchmark": [
@@ -302,6 +307,10 @@ class Kitchen:
         write_tables(folder / "inputs")
         if "tiny" in words:
             write_prompts(folder / "inputs")
+        if "base" in words:
+            inputs = str(folder / "inputs" / "t.csv")
+            request = Request(inputs, target="outcome", model="mlp(width=8)", steps=4, control=False, device="cpu")
+            Run.create(request, folder / "inputs" / "base").execute()
 
     def fresh(self, name: str) -> Path:
         shutil.copytree(self.folder / "inputs", self.folder / name)

@@ -76,6 +76,49 @@ def test_the_product_loads_in_plain_transformers(place: Path, run: dict[str, Any
     assert not list((place / "run").rglob("*.bin"))
 
 
+def test_an_update_of_a_language_model_begins_with_it_and_is_judged_on_prior_prompts(
+    place: Path, run: dict[str, Any]
+) -> None:
+    """The same table: new prompts and prior ones, before and after."""
+    before = {path: path.read_bytes() for path in (place / "run" / "model").iterdir()}
+    code, out, err = call(
+        "update", f"{place}/run", f"{place}/p.jsonl", "--keep", f"{place}/k.jsonl", "--steps", "1", "--batch-size", "4",
+        "--out", f"{place}/updated", "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["kind"], result["method"]) == ("language", "sdft()")
+    assert {"accuracy", "kept", "length"} == set(result["before"]) == set(result["test"])
+    assert result["before"]["accuracy"] == run["test"]["accuracy"]  # it begins with the final model
+    assert (result["learning"], result["model"]) == (run["learning"], f"{place}/run/model, LoRA r2")
+    assert before == {path: path.read_bytes() for path in (place / "run" / "model").iterdir()}
+    code, out, err = call("resume", f"{place}/updated", "--json")
+    assert json.loads(out)["test"] == result["test"]
+    from selfdistill.experiments.run import Run
+    from selfdistill.io.run_record import Request
+
+    request = Request(f"{place}/p.jsonl", update=f"{place}/run", steps=1)
+    assert "nothing shows whether the model forgets" in Run.create(request, place / "no").task.prepare(request).note
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["update", "run", "p.jsonl", "--model", "tiny"], "leave --model out"),
+        (["update", "run", "p.jsonl", "--memory", "5"], "--memory has no meaning for prompts"),
+        (["update", "run", "digits"], "run is a run of a language model, and digits holds no prompts"),
+        (["adapt", "run", "t.csv"], "run is a language model; give it prompts by `selfdistill update`"),
+    ],
+)
+def test_what_an_update_of_a_language_model_cannot_be(
+    words: list[str], fault: str, place: Path, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    code, _, err = call(*words, "--out", "refused")
+    assert (code, fault in err) == (2, True), err
+    assert not Path("refused").exists()
+
+
 @pytest.mark.parametrize(("data", "method"), [("few", "sft()"), ("bare", "ssd(max_tokens=4)")])
 def test_a_run_that_can_judge_too_few_prompts_says_so(place: Path, data: str, method: str) -> None:
     code, out, err = call(
