@@ -57,7 +57,8 @@ def hidden_keys(sees: Any, space: spaces.Space[Any]) -> tuple[str, ...]:
     """The keys that the teacher alone sees, from what a recipe says of them.
 
     Args:
-        sees: keys, parted by commas; an ObservationWrapper, by which the environment has the key ``teacher``; or None.
+        sees: keys, parted by commas or listed; an ObservationWrapper, by which the environment has the key
+            ``teacher``; or None.
         space: the observation space.
 
     Raises:
@@ -66,7 +67,8 @@ def hidden_keys(sees: Any, space: spaces.Space[Any]) -> tuple[str, ...]:
     if sees is None:
         return ()
     wrapper = isinstance(sees, type) and issubclass(sees, ObservationWrapper)
-    keys = ("teacher",) if wrapper or ":" in str(sees) else tuple(key.strip() for key in str(sees).split(","))
+    names = sees if isinstance(sees, list | tuple) else [key.strip() for key in str(sees).split(",")]
+    keys = ("teacher",) if wrapper or ":" in str(sees) else tuple(names)
     ObservationLayout.of(space, keys)
     return keys
 
@@ -242,6 +244,8 @@ def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hid
             f"a teacher is an SB3 model, a module, an SB3 zip or a run folder, not a {type(source).__name__}"
         )
     path = Path(source)
+    if not path.exists() and path.with_name(f"{path.name}.zip").exists():
+        path = path.with_name(f"{path.name}.zip")  # as `save` and `load` of SB3 have it
     if path.suffix == ".pkl":
         raise DataError(
             f"{path} is a pickle, which is never read; export the statistics of the normaliser by "
@@ -264,6 +268,8 @@ def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces
     """
     layout = ObservationLayout.of(space)
     kind = torch.float32 if layout.keys else torch.as_tensor(np.zeros((), space.dtype)).dtype
+    if not all(bool(weight.isfinite().all()) for weight in teacher.parameters()):
+        raise DataError("a weight of the teacher is nan or infinite; give an earlier one")
     weight = next((weight for weight in teacher.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():
@@ -277,6 +283,8 @@ def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces
     wanted = _answer_shape(actions) | ({"values": (2, 1)} if values else {})
     shapes = {name: tuple(value.shape) for name, value in answer.items()}
     for head, shape in wanted.items():
+        if shapes.get(head) == shape and bool(answer[head].isnan().any()):
+            raise DataError("the teacher answers with nan to rows of zeros; give another teacher")
         if shapes.get(head) != shape:
             remedy = "leave its weight at 0" if head == "values" else "give a teacher of these actions"
             raise DataError(f"the teacher answers with {shapes} to two rows, where {head} is to be {shape}; {remedy}")

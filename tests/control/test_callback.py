@@ -540,6 +540,24 @@ def test_gsde_explores_by_the_deviations_of_now() -> None:
     assert 0.3 < scales[1] < 1.5
 
 
+def test_a_recurrent_student_learns_from_a_privileged_teacher() -> None:
+    options: dict[str, Any] = {"policy_kwargs": {"net_arch": [8], "lstm_hidden_size": 6, **hide("state")}}
+    model = make(environments(KEYS), RecurrentPPO, policy="MultiInputLstmPolicy", **options)
+    callback = SelfDistil(privileged(release=1.0, steps=4), sharp(environments(KEYS)))
+    before = weights(model)
+    model.learn(2 * ROLLOUT, callback=callback)
+    assert callback.extra_steps == 2
+    assert distance(before, weights(model)) > 0.0
+
+
+def test_a_callback_serves_one_model_after_another() -> None:
+    callback = SelfDistil(kickstart(release=1.0, steps=2), sharp(environments()))
+    for model in (plain(), make(environments(), A2C), make(environments(), MaskablePPO)):
+        model.learn(2 * ROLLOUT, callback=callback)
+        assert clean(model)
+        assert callback.figures["teacher"]["loss"] > 0.0
+
+
 def test_less_than_a_rollout_trains() -> None:
     callback = SelfDistil(kickstart(steps=4), sharp(environments()))
     make(environments()).learn(5, callback=callback)

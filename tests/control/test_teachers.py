@@ -111,7 +111,7 @@ def test_a_zip_answers_as_its_model_and_nothing_is_unpickled(kind: str, tmp_path
     path, observations = saved(model, tmp_path), rows_of(model.get_env())
     rows = ObservationLayout.of(model.observation_space).flatten(observations)
     expected = output(model, observations)
-    for source in (str(path), path, model, model.policy):
+    for source in (str(path), path.with_suffix(""), model, model.policy):
         teacher = read_teacher(source, model.observation_space, model.action_space, values=True)
         torch.testing.assert_close(head(teacher, rows), expected, atol=1e-5, rtol=1e-5)
         with torch.no_grad():
@@ -346,6 +346,20 @@ def test_a_teacher_of_another_world_is_refused_in_one_line(kind: str, tmp_path: 
     assert "\n" not in str(refused.value)
 
 
+def test_a_teacher_of_nan_is_refused() -> None:
+    model = make(environments())
+    with torch.no_grad():
+        model.policy.action_net.bias.fill_(torch.nan)
+
+    class Nan(nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return torch.full((len(rows), 3), torch.nan)
+
+    for source in (model, Nan()):
+        with pytest.raises(DataError, match="nan"):
+            read_teacher(source, PLAIN, THREE)
+
+
 def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps({}))
     (tmp_path / "text.zip").write_text("words")
@@ -363,6 +377,7 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
 
 def test_what_only_the_teacher_sees_is_named_by_keys() -> None:
     assert hidden_keys("state, place", KEYS) == ("state", "place")
+    assert hidden_keys(["state", "place"], KEYS) == ("state", "place")
     assert hidden_keys(None, PLAIN) == ()
     with pytest.raises(DataError, match="no key of the observation is left for the student; hide fewer"):
         hidden_keys("state,place,frames", KEYS)
