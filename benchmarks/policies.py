@@ -30,6 +30,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
 
 from selfdistill.control import PolicyMethod, SelfDistil, hide, kickstart, privileged
 from selfdistill.control.environments import FRAMES_ID
@@ -141,12 +142,12 @@ class Curve(BaseCallback):
 
 
 def build(world: World, seed: int, epochs: int = EPOCHS, hidden: bool = False) -> PPO:
-    """A fresh PPO; its environments and weights follow from the seed."""
+    """A fresh PPO, whose learning rate falls on a line to 0; its environments and weights follow from the seed."""
     environments = make_vec_env(world.make, ENVIRONMENTS, seed=seed)
     options: dict[str, Any] = {"net_arch": list(world.net)} | (hide(world.sees) if hidden and world.sees else {})
     return PPO(
         "MultiInputPolicy" if world.sees else "MlpPolicy", environments, n_steps=ROLLOUT, batch_size=BATCH,
-        n_epochs=epochs, learning_rate=1e-3, ent_coef=0.01, seed=seed, device="cpu", policy_kwargs=options,
+        n_epochs=epochs, learning_rate=LinearSchedule(1e-3, 0.0, 1.0), ent_coef=0.01, seed=seed, device="cpu", policy_kwargs=options,
         **dict(world.options),
     )  # fmt: skip
 
