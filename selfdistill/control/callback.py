@@ -161,7 +161,7 @@ class SelfDistil(BaseCallback):
                 "the recipe learns from a policy that was trained before; give it as SelfDistil(..., previous=Actor), "
                 "or let `selfdistill run gym:ID` train all of them"
             )
-        self._previous = None if self.previous is None else MaskedActor(self.previous)
+        self._previous = None if self.previous is None else MaskedActor(self.previous.to(algorithm.device))
         self.objective: Objective = self.method.bind(
             self._actor, external=self._external, previous=self._previous, clock=self._clock, vitals=False
         )

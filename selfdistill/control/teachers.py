@@ -273,7 +273,7 @@ def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces
     weight = next((weight for weight in teacher.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():
-            answer = teacher(torch.zeros(2, layout.width, dtype=kind, device=weight.device))
+            answer = teacher.to(weight.device)(torch.zeros(2, layout.width, dtype=kind, device=weight.device))
     except SelfdistillError:
         raise
     except Exception as error:  # another's code: whatever it raises is about this module

@@ -292,6 +292,14 @@ def test_a_hostile_zip_is_refused_in_one_line(fault: str, tmp_path: Path, capsys
     assert "unpickled" not in capsys.readouterr().out
 
 
+def test_a_zip_that_says_it_is_larger_than_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(make(environments()), tmp_path)
+    monkeypatch.setattr("selfdistill.control.teachers.LARGEST", 1000)
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    with pytest.raises(DataError, match="it is too large"):
+        read_teacher(path, PLAIN, THREE)
+
+
 def facts(**changes: Any) -> Callable[[bytes], bytes]:
     """A ``data`` with other facts of the policy."""
     return lambda content: json.dumps(json.loads(content) | {"policy_kwargs": changes}).encode()
