@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -387,6 +388,12 @@ def test_what_only_the_teacher_sees_is_named_by_keys() -> None:
     assert hidden_keys("state, place", KEYS) == ("state", "place")
     assert hidden_keys(["state", "place"], KEYS) == ("state", "place")
     assert hidden_keys(None, PLAIN) == ()
+    both = spaces.Dict({"observation": PLAIN, "teacher": spaces.Box(-1.0, 1.0, (5,))})
+    for wrapper in (gymnasium.ObservationWrapper, "own:Full"):
+        assert hidden_keys(wrapper, both) == ("teacher",)
+        for space in (PLAIN, KEYS):
+            with pytest.raises(DataError, match=r"is the key 'teacher' of a Dict .*: wrap it so"):
+                hidden_keys(wrapper, space)
     with pytest.raises(DataError, match="no key of the observation is left for the student; hide fewer"):
         hidden_keys("state,place,frames", KEYS)
     with pytest.raises(DataError, match="has no key 'Hidden'; it has 'frames', 'place', 'state'"):
