@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from selfdistill.control.parts import ActionsTaken, GaussianMeanNLL, SharpenedGaussianKL, SquaredMeans
 from selfdistill.core.mixing import Mixing
 from selfdistill.core.parts import Always
 from selfdistill.gates import (
@@ -103,6 +104,7 @@ LOSSES = [
     (Excluding(), None), (ClassPrior(), None), (KLFromStudent(), 0.0), (KLFromStudent(4.0), 0.0),
     (DirichletNLL(), None), (SquaredLogits(), 0.0), (KnownKL(), 0.0),
     (CosineDistance(), 0.0), (PrototypeCrossEntropy(), None), (PrototypeCrossEntropy(1.0, 0.5), None),
+    (SquaredMeans(), 0.0), (GaussianMeanNLL(), None), (SharpenedGaussianKL(), None),
 ]  # fmt: skip
 GATES = [
     Always(), Confident(), Confident(0.4), Confidence(), Correct(), Agreement(), Agreement(0.5), Precision(),
@@ -131,7 +133,7 @@ TEACHERS = [
     GenerationEnsemble(), GenerationEnsemble(at_last=True), Members(),
     Stale(), Stale(2), Combined(), Combined("linear"), Combined("minlogit"), Combined("general"),
     Momentum(), Momentum(0.5, view="weak", head="logits"), CentredMomentum(), CentredMomentum(0.5, centring=0.3),
-    Stored(), Stored(8, 3, True), StoredLabels(8, 3), EarlierTasks(),
+    Stored(), Stored(8, 3, True), StoredLabels(8, 3), EarlierTasks(), ActionsTaken(),
 ]  # fmt: skip
 
 # What fits, written down by hand: nothing here asks the parts.

@@ -6,6 +6,7 @@ ones, and ``values``, the value of the observation. So the terms, teachers and l
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,39 @@ def action_output(distribution: Any) -> tuple[str, Tensor]:
     raise DataError(f"actions of a {type(distribution).__name__} are not served; PPO, A2C and their kin have others")
 
 
+def action_head(made: Any) -> tuple[str, Tensor]:
+    """The same of the distribution that a policy of stable-baselines3 made."""
+    own = vars(made)  # masked ones of several actions have another name for it
+    return action_output(own["distributions"] if "distributions" in own else own["distribution"])
+
+
+def action_mask(masks: Any, actions: Any) -> Tensor:
+    """Which actions are possible, in the shape of the logits.
+
+    Args:
+        masks: as MaskablePPO has them, (rows, actions of all dimensions).
+        actions: the action space.
+
+    >>> from gymnasium.spaces import MultiDiscrete
+    >>> action_mask([[1, 0, 1, 1, 0]], MultiDiscrete([2, 3])).tolist()
+    [[[True, False, False], [True, True, False]]]
+    """
+    from gymnasium import spaces
+
+    masks = torch.as_tensor(masks).bool()
+    if isinstance(actions, spaces.Discrete):
+        mask: Tensor = masks.reshape(-1, int(actions.n))
+        return mask
+    counts = actions.nvec.tolist() if isinstance(actions, spaces.MultiDiscrete) else [2] * actions.n
+    parts = masks.reshape(-1, sum(counts)).split(counts, -1)
+    return torch.stack([nn.functional.pad(part, (0, max(counts) - part.shape[-1])) for part in parts], 1)
+
+
+def copy_policy(policy: Any) -> Any:
+    """A copy of a policy of stable-baselines3; the distribution that it made last, which holds a graph, is left out."""
+    return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist)})
+
+
 class Actor(nn.Module):
     """A policy of stable-baselines3 as a module from flat rows to heads.
 
@@ -173,8 +207,28 @@ class Actor(nn.Module):
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         """Heads of flat rows (rows, width)."""
         observations = self.layout.unflatten(rows)
-        head, output = action_output(self.policy.get_distribution(observations).distribution)
+        head, output = action_head(self.policy.get_distribution(observations))
         return {head: output, "values": self.policy.predict_values(observations)} if self.values else {head: output}
+
+
+class MaskedActor(nn.Module):
+    """An actor without the actions that a mask forbids: their logit is `ABSENT`.
+
+    Attributes:
+        mask: of the rows that it is asked about next, in the shape of its logits; None where all actions are possible.
+    """
+
+    def __init__(self, actor: nn.Module) -> None:
+        super().__init__()
+        self.actor = actor
+        self.mask: Tensor | None = None
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        """Heads of flat rows."""
+        heads = dict(self.actor(rows))
+        if self.mask is not None:
+            heads["logits"] = heads["logits"].masked_fill(~self.mask.to(rows.device), ABSENT)
+        return heads
 
 
 class ModuleActor(nn.Module):
@@ -193,7 +247,7 @@ class ModuleActor(nn.Module):
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
         """Heads of flat rows."""
-        answer = self.module(self.layout.unflatten(rows))
+        answer = self.module(self.layout.unflatten(rows.float() if rows.dtype == torch.float64 else rows))
         if isinstance(answer, Mapping):
             return dict(answer)
         if not isinstance(answer, Tensor):

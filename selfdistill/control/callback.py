@@ -15,11 +15,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from ..core.objective import Objective
@@ -28,11 +32,15 @@ from ..errors import DataError, RecipeError
 from ..io.checkpoint import Tree
 from ..losses import KL, Sharpened
 from ..rng import seed as address_seed
-from .actors import ABSENT, Actor, ObservationLayout, action_output
+from ..teachers import Generation
+from .actors import Actor, MaskedActor, ObservationLayout, action_head, action_mask
 from .episode_memory import EpisodeMemory
 from .recipes import EPISODES, TEACHER_VIEW, VISITED, PolicyMethod
 from .store import VisibleExtractor
 from .teachers import Unnormalised, hidden_keys, own_normaliser, read_teacher, refuse_visible
+
+ENGINES = (PPO, A2C, MaskablePPO, RecurrentPPO)  # those that ask `evaluate_actions` in their update
+MASK = "action_masks"
 
 
 class _Attached(torch.autograd.Function):
@@ -72,7 +80,7 @@ class SelfDistil(BaseCallback):
 
     Attributes:
         extra_steps: distillation steps taken so far, beside the updates of the algorithm.
-        figures: of each term over the last rollout: its mean ``loss``, and its ``weight``.
+        figures: of each term in the last update: its mean ``loss``, and its ``weight`` when it began.
 
     Raises:
         DataError: at the start of training: the teacher does not fit the environment, or the algorithm is off-policy.
@@ -101,11 +109,11 @@ class SelfDistil(BaseCallback):
 
     def _on_training_start(self) -> None:
         algorithm = self.model
-        if not isinstance(algorithm, OnPolicyAlgorithm):
-            raise DataError(
-                f"{type(algorithm).__name__} is off-policy; SelfDistil serves PPO, A2C, MaskablePPO and RecurrentPPO"
-            )
-        self._algorithm, self._policy = algorithm, algorithm.policy
+        if not isinstance(algorithm, ENGINES):
+            served = ", ".join(engine.__name__ for engine in ENGINES)
+            raise DataError(f"SelfDistil cannot ride on the update of {type(algorithm).__name__}; train by {served}")
+        self._algorithm: OnPolicyAlgorithm = algorithm
+        self._policy = algorithm.policy
         self._recurrent = isinstance(self._policy, RecurrentActorCriticPolicy)
         hidden = hidden_keys(self.method.sees, algorithm.observation_space)
         refuse_visible(self._policy, hidden)
@@ -116,13 +124,15 @@ class SelfDistil(BaseCallback):
         self._bind(hidden)
         if self._saved is not None:
             self._restore(self._saved)
+            self._saved = None  # the next training is a new one
         self._wrap()
 
     def _bind(self, hidden: tuple[str, ...]) -> None:
         """Read the teacher and bind the terms; make what follows the training."""
         algorithm, training, terms = self._algorithm, self.method.training, self.method.terms
         self._rollout = algorithm.n_steps * algorithm.n_envs
-        self._start = algorithm.num_timesteps
+        self._start, self._distilled = algorithm.num_timesteps, 0
+        self._losses.clear()
         rollouts = max(1, -(-(algorithm._total_timesteps - self._start) // self._rollout))
         options = vars(algorithm)
         batches = -(-self._rollout // options.get("batch_size", self._rollout))
@@ -133,21 +143,32 @@ class SelfDistil(BaseCallback):
             per_epoch=options.get("n_epochs", 1) * batches,
         )
         kept = training.rollouts or max(1, training.capacity // self._rollout)
-        self._visited = deque[Batch](maxlen=kept)
+        self._visited = deque[dict[str, Tensor]](maxlen=kept)
         self._sequences = list[Any]()  # the last rollout of a recurrent policy
         self._memory = EpisodeMemory(training.capacity, algorithm.gamma, algorithm.n_envs)
         values = any(EPISODES in term.views or term.head == "values" for term in terms.values())
         self._actor = Actor(self._policy, self._layout, values)
-        self._external: nn.Module | None = None
-        if self.method.needs_teacher and training.start == "fresh":
-            self._external = self._read_teacher(hidden)
+        self._student = MaskedActor(self._actor)
+        self._external: MaskedActor | None = None
+        if training.start == "teacher" and self._saved is None:
+            self._begin_as(self._read_teacher(hidden))
+        elif self.method.needs_teacher and training.start == "fresh":
+            self._external = MaskedActor(self._read_teacher(hidden))
         if self.method.method is None:
             return
+        if self.previous is None and any(isinstance(term.teacher, Generation) for term in terms.values()):
+            raise RecipeError(
+                "the recipe learns from a policy that was trained before; give it as SelfDistil(..., previous=Actor), "
+                "or let `selfdistill run gym:ID` train all of them"
+            )
+        self._previous = None if self.previous is None else MaskedActor(self.previous.to(algorithm.device))
         self.objective: Objective = self.method.bind(
-            self._actor, external=self._external, previous=self.previous, clock=self._clock, vitals=False
+            self._actor, external=self._external, previous=self._previous, clock=self._clock, vitals=False
         )
         self._adam = torch.optim.Adam(self._policy.parameters(), training.learning_rate)
         self._learns = {view for term in terms.values() for view in term.views}
+        if self._recurrent and EPISODES in self._learns:
+            raise DataError("a recurrent policy cannot learn from single steps of stored episodes; train by PPO or A2C")
         self._reads_all = any(t.teacher is not None and TEACHER_VIEW in t.teacher.reads(t) for t in terms.values())
 
     def _read_teacher(self, hidden: tuple[str, ...]) -> nn.Module:
@@ -157,14 +178,35 @@ class SelfDistil(BaseCallback):
                 'the recipe needs a teacher: kickstart("teacher.zip"), or SelfDistil(method, teacher=...)'
             )
         algorithm = self._algorithm
-        teacher = read_teacher(self.teacher, algorithm.observation_space, algorithm.action_space, hidden)
+        values = any(term.head == "values" and VISITED in term.views for term in self.method.terms.values())
+        teacher = read_teacher(self.teacher, algorithm.observation_space, algorithm.action_space, hidden, values)
+        if {id(weight) for weight in teacher.parameters()} & {id(weight) for weight in self._policy.parameters()}:
+            raise DataError("the teacher has weights of the student, which would be frozen; give a copy.deepcopy of it")
         normaliser = own_normaliser(algorithm.get_env())
         teacher = teacher if normaliser is None else Unnormalised(teacher, normaliser, self._whole)
         return teacher.to(algorithm.device)
 
+    def _begin_as(self, teacher: nn.Module) -> None:
+        """Give the student the weights of its teacher.
+
+        Raises:
+            DataError: the teacher has another network, or looks at the observations in another way.
+        """
+        try:
+            if not isinstance(teacher, Actor):
+                raise RuntimeError
+            self._policy.load_state_dict(teacher.policy.state_dict())
+        except RuntimeError:
+            raise DataError(
+                "a teacher goes on only with its own network, observations and normaliser, and the student's differ; "
+                "make the student with the teacher's policy_kwargs, or take kickstart()"
+            ) from None
+
     def _on_rollout_start(self) -> None:
         self._clock = self._clock.at(self._finished * self._clock.per_epoch)
-        self._distil()
+        steps, policy = self._distil(), self._policy
+        if steps and isinstance(policy, ActorCriticPolicy) and policy.use_sde:
+            policy.reset_noise(self._algorithm.n_envs)  # who acts draws noise of the deviations of now
         self._draws = torch.Generator().manual_seed(self._address("acts"))
 
     def _on_step(self) -> bool:
@@ -179,13 +221,18 @@ class SelfDistil(BaseCallback):
         if EPISODES in self._learns:
             ended = self._algorithm._last_episode_starts
             assert ended is not None
-            self._memory.add(buffer, ended, self._flat(buffer.observations))
+            self._memory.add(buffer, ended, self._flat(buffer.observations), self._policy.squash_output)
         if not self.method.training.steps:
             return
         if self._recurrent:
+            state = np.random.get_state()  # the draws of the algorithm stay as they are
             self._sequences = list(buffer.get(self._algorithm_batch))
+            np.random.set_state(state)
         elif VISITED in self._learns:
-            self._visited.append(self._batch(_merged(buffer.observations)))
+            rows = {name: rows.x for name, rows in self._batch(_merged(buffer.observations)).items()}
+            masks = vars(buffer).get(MASK)
+            masked = {} if masks is None else {MASK: action_mask(_merged(masks), self._algorithm.action_space)}
+            self._visited.append(rows | masked)
 
     def _on_training_end(self) -> None:
         self._clock = self._clock.at(self._finished * self._clock.per_epoch)
@@ -196,18 +243,23 @@ class SelfDistil(BaseCallback):
 
     def _wrap(self) -> None:
         """Put the recipe into the policy while the training runs."""
-        policy, training = self._policy, self.method.training
+        policy, training, begun = self._policy, self.method.training, self._algorithm.start_time
+
+        def inside(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+            """Ours in this training; theirs in the next one, where an exception has ended this one."""
+            return lambda *given, **named: (
+                ours(theirs, *given, **named) if self._algorithm.start_time == begun else theirs(*given, **named)
+            )
+
         if self.method.method is None:
             return
         if VISITED in self._learns or not training.reward or training.warm_up:
-            evaluate = policy.evaluate_actions
-            vars(policy)["evaluate_actions"] = lambda *given, **named: self._evaluate(evaluate, *given, **named)
+            vars(policy)["evaluate_actions"] = inside(self._evaluate, policy.evaluate_actions)
             if self._recurrent:
-                draw = self._algorithm.rollout_buffer.get
-                vars(self._algorithm.rollout_buffer)["get"] = lambda *given: self._noting(draw(*given))
+                buffer = self._algorithm.rollout_buffer
+                vars(buffer)["get"] = inside(self._noting, buffer.get)
         if callable(training.teacher_acts) or training.teacher_acts:
-            act = policy.forward
-            vars(policy)["forward"] = lambda obs, *rest, **named: self._act(act(obs, *rest, **named), obs, named)
+            vars(policy)["forward"] = inside(self._act, policy.forward)
 
     def _unwrap(self) -> None:
         """Take it out again."""
@@ -215,9 +267,9 @@ class SelfDistil(BaseCallback):
             vars(self._policy).pop(name, None)
         vars(self._algorithm.rollout_buffer).pop("get", None)
 
-    def _noting(self, samples: Iterator[Any]) -> Iterator[Any]:
+    def _noting(self, draw: Callable[..., Iterator[Any]], *given: Any) -> Iterator[Any]:
         """The samples of a recurrent buffer; which of their rows are no padding is noted."""
-        for sample in samples:
+        for sample in draw(*given):
             self._mask = sample.mask > 1e-8
             yield sample
 
@@ -233,7 +285,8 @@ class SelfDistil(BaseCallback):
             log_prob, entropy = log_prob.detach(), None if entropy is None else entropy.detach()
         if VISITED not in self._learns:
             return values, log_prob, entropy
-        loss = self._loss(obs, action_output(noted[-1].distribution), values)
+        self._mask_actions(named.get(MASK))
+        loss = self._loss(obs, action_head(noted[-1]), values)
         return values, attach(log_prob, loss), entropy
 
     def _loss(self, obs: Any, output: tuple[str, Tensor], values: Tensor) -> Tensor:
@@ -261,6 +314,7 @@ class SelfDistil(BaseCallback):
     def _noted_distribution(self) -> Iterator[list[Any]]:
         """Within it the distributions that the policy makes are noted: a second forward pass is saved."""
         noted, policy = list[Any](), self._policy
+        before = vars(policy).get("_get_action_dist_from_latent")
         make = policy._get_action_dist_from_latent
 
         def note(latent: Tensor, *rest: Any) -> Any:
@@ -272,6 +326,16 @@ class SelfDistil(BaseCallback):
             yield noted
         finally:
             del vars(policy)["_get_action_dist_from_latent"]
+            if before is not None:  # of another callback
+                vars(policy)["_get_action_dist_from_latent"] = before
+
+    def _mask_actions(self, mask: Any) -> None:
+        """Tell student and teachers which actions are possible in the rows to come, as the algorithm or as logits."""
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+            mask = action_mask(mask, self._algorithm.action_space)
+        for actor in (self._student, self._external, self._previous):
+            if actor is not None:
+                actor.mask = mask
 
     @property
     def _released(self) -> bool:
@@ -283,15 +347,17 @@ class SelfDistil(BaseCallback):
 
     # ---- beside it ---------------------------------------------------------------------------------------------
 
-    def _distil(self) -> None:
-        """The extra steps after an update: on states of the last rollouts, or on finished episodes."""
+    def _distil(self) -> int:
+        """The extra steps after an update, on states of the last rollouts or on finished episodes; how many."""
         self.settle()
+        begun, self._distilled = self._distilled, self._finished
         training, strength = self.method.training, self._strength
         steps = round(training.steps * strength)
-        if self.method.method is None or not steps or not (self._visited or self._sequences or len(self._memory)):
-            return
+        rows = self._visited or self._sequences or len(self._memory)
+        if self.method.method is None or begun == self._finished or not (steps and rows):
+            return 0
         objective, policy = self.objective, self._policy
-        objective.call_through(self._actor)
+        objective.call_through(self._student)
         draws = torch.Generator().manual_seed(self._address("distillation"))
         policy.set_training_mode(True)
         source = _joined(self._visited) if self._visited else {}
@@ -309,6 +375,7 @@ class SelfDistil(BaseCallback):
         objective.clock = self._clock
         policy.optimizer.zero_grad()
         policy.set_training_mode(False)
+        return steps
 
     def settle(self) -> None:
         """Take in the update that has ended: teachers follow, and `figures` are those of its steps."""
@@ -318,8 +385,9 @@ class SelfDistil(BaseCallback):
             self.objective.update()
         if not self._losses:
             return
+        update = self._clock.at(max(0, self._finished - 1) * self._clock.per_epoch)
         self.figures = {
-            name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(self._clock)}
+            name: {"loss": float(torch.stack(losses).mean()), "weight": self.method.terms[name].weight_at(update)}
             for name, losses in self._losses.items()
         }
         self._losses.clear()
@@ -344,7 +412,8 @@ class SelfDistil(BaseCallback):
         batch, rows = Batch(), self.method.training.rows
         if visited:
             picked = torch.randint(len(visited[VISITED]), (rows,), generator=draws)
-            batch.update({name: Rows(x[picked]) for name, x in visited.items()})
+            self._mask_actions(visited[MASK][picked] if MASK in visited else None)
+            batch.update({name: Rows(x[picked]) for name, x in visited.items() if name != MASK})
         if EPISODES in self._learns and len(self._memory):
             batch[EPISODES] = self._memory.draw(rows, draws)
         return batch.to(self._algorithm.device)
@@ -354,15 +423,15 @@ class SelfDistil(BaseCallback):
         sample = self._sequences[step % len(self._sequences)]
         self._mask = sample.mask > 1e-8
         with self._noted_distribution() as noted:
-            assert isinstance(self._policy, RecurrentActorCriticPolicy)
-            evaluate = RecurrentActorCriticPolicy.evaluate_actions  # not the wrapped one
+            evaluate: Callable[..., Any] = type(self._policy).evaluate_actions  # not the wrapped one
             values, *_ = evaluate(
                 self._policy, sample.observations, sample.actions, sample.lstm_states, sample.episode_starts
             )
-        return self._loss(sample.observations, action_output(noted[-1].distribution), values)
+        return self._loss(sample.observations, action_head(noted[-1]), values)
 
-    def _act(self, answer: Any, obs: Any, named: Mapping[str, Any]) -> Any:
+    def _act(self, act: Callable[..., Any], obs: Any, *rest: Any, **named: Any) -> Any:
         """The student's actions, some of them replaced by the teacher's."""
+        answer = act(obs, *rest, **named)
         acts = self.method.training.teacher_acts
         share = acts(self._clock) if callable(acts) else acts
         if share <= 0.0:
@@ -370,10 +439,13 @@ class SelfDistil(BaseCallback):
         actions, values, log_prob, *states = answer
         with torch.no_grad():
             assert self._external is not None
+            self._mask_actions(named.get(MASK))
             heads = self._external((self._whole if self._reads_all else self._layout).flatten(obs))
-            theirs, their_log_prob = _sample(heads, named.get("action_masks"), self._draws)
+            theirs, their_log_prob = _sample(heads, self._policy.squash_output, self._draws)
         takes = torch.rand(len(actions), generator=self._draws).to(actions.device) < share
-        mixed = torch.where(takes.reshape(-1, *(1,) * (actions.dim() - 1)), theirs.to(actions.dtype), actions)
+        mixed = torch.where(
+            takes.reshape(-1, *(1,) * (actions.dim() - 1)), theirs.reshape(actions.shape).to(actions.dtype), actions
+        )
         return mixed, values, torch.where(takes, their_log_prob, log_prob), *states
 
     def _batch(self, obs: Any) -> Batch:
@@ -412,7 +484,8 @@ class SelfDistil(BaseCallback):
             "extra_steps": self.extra_steps,
             "objective": dict(self.objective.state_dict()),
             "adam": self._adam.state_dict(),
-            "visited": [{name: rows.x for name, rows in batch.items()} for batch in self._visited],
+            "distilled": self._distilled,
+            "visited": [dict(rows) for rows in self._visited],
             "memory": self._memory.state_tree(),
         }
 
@@ -428,7 +501,8 @@ class SelfDistil(BaseCallback):
         self._clock = replace(self._clock, epochs=rollouts)
         self.objective.load_state_dict(tree["objective"])
         self._adam.load_state_dict(tree["adam"])
-        self._visited.extend(Batch({name: Rows(x) for name, x in batch.items()}) for batch in tree["visited"])
+        self._distilled = tree["distilled"]
+        self._visited.extend(dict(rows) for rows in tree["visited"])
         self._memory.load_tree(tree["memory"])
 
 
@@ -439,23 +513,24 @@ def _merged(observations: Any) -> Any:
     return torch.as_tensor(observations).flatten(0, 1).clone()
 
 
-def _joined(batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """The rows of several batches by view."""
-    batches = list(batches)
-    return {name: torch.cat([batch[name].x for batch in batches]) for name in batches[0]}
+def _joined(rollouts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of several rollouts by view."""
+    rollouts = list(rollouts)
+    return {name: torch.cat([rows[name] for rows in rollouts]) for name in rollouts[0]}
 
 
-def _sample(heads: Mapping[str, Tensor], masks: Any, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions of a teacher and their log-probabilities, from its heads; masked actions are never drawn."""
+def _sample(heads: Mapping[str, Tensor], squashed: bool, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Actions of a teacher and their log-probabilities, from its heads; squashed ones go through a tanh."""
     if "gaussian" in heads:
         mean, log_variance = heads["gaussian"].cpu().unbind(-1)
         deviation = (0.5 * log_variance).exp()
         actions = torch.normal(mean, deviation, generator=draws)
         log_prob = torch.distributions.Normal(mean, deviation).log_prob(actions).sum(-1)
+        if squashed:
+            actions = actions.tanh()
+            log_prob = log_prob - torch.log(1.0 - actions.square() + 1e-6).sum(-1)
     else:
         logits = heads["logits"].cpu()
-        if masks is not None:
-            logits = logits.masked_fill(~torch.as_tensor(masks, dtype=torch.bool).reshape(logits.shape), ABSENT)
         probabilities = logits.softmax(-1)
         actions = torch.multinomial(probabilities.flatten(0, -2), 1, generator=draws).reshape(logits.shape[:-1])
         log_prob = logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)

@@ -32,40 +32,43 @@ class EpisodeMemory:
     def __len__(self) -> int:
         return len(self._rows["returns"]) if self._rows else 0
 
-    def add(self, rollout: Any, ended: np.ndarray[Any, Any], x: Tensor) -> None:
+    def add(self, rollout: Any, ended: np.ndarray[Any, Any], x: Tensor, squashed: bool = False) -> None:
         """Take in a rollout of stable-baselines3.
 
         Args:
             rollout: its buffer, before the update: rewards and episode starts (steps, environments), and actions.
             ended: whether the episode of each environment ended with the last step.
             x: flat observations, (steps x environments, width), step by step.
+            squashed: whether actions went through a tanh; those before it are stored, as the policy is normal there.
         """
         starts = np.concatenate([rollout.episode_starts[1:], np.asarray(ended)[None]]).astype(bool)
         steps, environments = starts.shape
         rewards = torch.as_tensor(rollout.rewards, dtype=torch.float32)
         actions = torch.as_tensor(rollout.actions).reshape(steps, environments, -1)
+        actions = actions.clamp(-1.0 + 1e-6, 1.0 - 1e-6).atanh() if squashed else actions
         x = x.reshape(steps, environments, -1)
+        finished: list[dict[str, Tensor]] = []
         for place in range(environments):
             before, begin = self._running[place], 0
             for end in np.flatnonzero(starts[:, place]).tolist():
                 cut = slice(begin, end + 1)
                 episode = _longer(before, x[cut, place], actions[cut, place], rewards[cut, place])
-                self._keep(episode)
+                finished.append(self._with_returns(episode))
                 before, begin = {}, end + 1
             rest = slice(begin, steps)
             self._running[place] = _longer(before, x[rest, place], actions[rest, place], rewards[rest, place])
 
-    def _keep(self, episode: Mapping[str, Tensor]) -> None:
+        if finished:
+            kept = [self._rows, *finished] if self._rows else finished
+            self._rows = {name: torch.cat([rows[name] for rows in kept])[-self.capacity :].clone() for name in FIELDS}
+
+    def _with_returns(self, episode: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rewards = episode["rewards"].double().numpy()
         returns, following = np.empty_like(rewards), 0.0
         for step in range(len(rewards) - 1, -1, -1):
             following = rewards[step] + self.discount * following
             returns[step] = following
-        finished = {"x": episode["x"], "y": episode["y"], "returns": torch.as_tensor(returns, dtype=torch.float32)}
-        self._rows = {
-            name: torch.cat([self._rows[name], rows])[-self.capacity :] if self._rows else rows[-self.capacity :]
-            for name, rows in finished.items()
-        }
+        return {"x": episode["x"], "y": episode["y"], "returns": torch.as_tensor(returns, dtype=torch.float32)}
 
     def draw(self, count: int, draws: torch.Generator) -> Rows:
         """So many rows, drawn evenly with replacement; discrete actions of one dimension are (rows,)."""

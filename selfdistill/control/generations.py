@@ -11,12 +11,11 @@ from torch import nn
 
 from .. import rng
 from ..evaluation.audit import Audit, Decision
-from .actors import Actor, ObservationLayout, PolicyEnsemble
+from .actors import Actor, ObservationLayout, PolicyEnsemble, copy_policy
 from .callback import SelfDistil
 from .episodes import Player
 from .parallel import ParallelStudent
 from .recipes import PolicyMethod
-from .teachers import copied
 from .training import Arm, Place, Trained, train
 
 
@@ -115,7 +114,7 @@ class PolicyTrainer:
     def _actor(self, trained: Trained, values: bool = False) -> Actor:
         """The policy of a training as a teacher."""
         layout = ObservationLayout.of(trained.model.observation_space, self.arm.hidden)
-        return Actor(copied(trained.policy), layout, values)
+        return Actor(copy_policy(trained.policy), layout, values)
 
     def _generations(self) -> Lineage:
         """Fresh policies one after another; the audit decides which of them teaches the next and is the product."""

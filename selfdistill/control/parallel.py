@@ -13,10 +13,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
 from ..io.checkpoint import Tree
-from .actors import Actor, ObservationLayout
+from .actors import Actor, ObservationLayout, copy_policy
 from .callback import SelfDistil
 from .recipes import PolicyMethod
-from .teachers import copied
 
 CHUNK = 4096  # observations whose values are asked for at once
 
@@ -42,7 +41,7 @@ class ParallelStudent(BaseCallback):
         teacher, student = self.model, self.student
         assert isinstance(teacher, OnPolicyAlgorithm)
         self._start = teacher.num_timesteps
-        self._acting = copied(teacher.policy)
+        self._acting = copy_policy(teacher.policy)
         layout = ObservationLayout.of(teacher.observation_space)
         self.distil = SelfDistil(self.method, previous=Actor(self._acting, layout, values=True))
         if self._saved is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ class PolicyTraining:
     Args:
         steps: extra distillation steps after each update of the engine, at the full weight of the terms.
         rows: rows of such a step.
-        rollouts: how many of the last rollouts these rows are drawn from; 0 for all.
+        rollouts: how many of the last rollouts these rows are drawn from; 0 for as many as ``capacity`` steps hold.
         learning_rate: of the Adam that takes these steps, which is theirs alone.
         reward: whether the reward teaches the actor too; if not, it teaches the critic alone.
         teacher_acts: probability that the teacher acts in the place of the student, a number or a schedule.
@@ -47,7 +47,7 @@ class PolicyTraining:
         members: policies that are trained apart before the product, which their mean teaches; 0 for none.
         parallel: whether a fresh student is trained on the rollouts of its teacher, which acts and learns on.
         first: share of the environment steps that the first of several trainings has; 0 for an equal one.
-        capacity: environment steps that the memory of finished episodes holds, where the terms look at ``episodes``.
+        capacity: environment steps that are kept: of finished episodes, or of rollouts where ``rollouts`` is 0.
     """
 
     steps: int = 0
@@ -184,6 +184,7 @@ def _named(teacher: Any) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
+@checked
 def kickstart(
     teacher: Any = None,
     weight: Positive = 1.0,
@@ -197,8 +198,9 @@ def kickstart(
 
     Equation::
 
-        L = L_engine + w(t) KL(pi_T(.|s) || pi_S(.|s)),  w(t) = w max(0, 1 - t / release)
-        after each update of the engine round(steps w(t) / w) steps on KL alone, by an Adam of their own
+        L = L_engine + w(t) KL(pi_T(.|s) || pi_S(.|s)) + v(t) (V_T(s) - V_S(s))^2
+        w(t) = w max(0, 1 - t / release),  v(t) likewise
+        after each update of the engine round(steps w(t) / w) steps on these terms alone, by an Adam of their own
 
     Args:
         teacher: An SB3 zip, a run folder, an SB3 model or a module.
@@ -206,7 +208,7 @@ def kickstart(
         release: Share of the training after which the teacher is let go, in [0, 1].
         steps: Extra distillation steps after an update, at full weight, on the last 8 rollouts.
         temperature: Temperature of the teacher alone; below 1 it is sharpened.
-        value: Weight of the squared distance of the values, for a teacher with a critic of the same reward.
+        value: Weight v of the squared distance of the values, for a teacher with a critic of the same reward.
         warm_up: First rollouts in which the reward teaches the critic alone.
 
     Returns:
@@ -227,6 +229,7 @@ def kickstart(
     return PolicyMethod(method, PolicyTraining(steps, warm_up=warm_up), teacher)
 
 
+@checked
 def privileged(
     teacher: Any = None,
     sees: Any = "state",
@@ -274,6 +277,7 @@ def privileged(
 STATES = {"student": 0.0, "mixed": 0.5, "teacher": 1.0}
 
 
+@checked
 def policy_distillation(
     teacher: Any = None, states: str = "student", loss: str = "kl", temperature: Positive = 1.0, steps: Extras = 100
 ) -> PolicyMethod:
@@ -296,6 +300,8 @@ def policy_distillation(
 
     Needs: a trained policy.
 
+    Departs: The paper distils Q-values, whose squared distance is of the values; here it is of probabilities or means.
+
     Source: Rusu et al., Policy Distillation, ICLR 2016; whose states: Czarnecki et al., Distilling Policy
     Distillation, AISTATS 2019.
 
@@ -308,12 +314,13 @@ def policy_distillation(
     return PolicyMethod(method, PolicyTraining(steps, reward=False, teacher_acts=STATES[states]), teacher)
 
 
+@checked
 def dagger(teacher: Any = None, share: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
-    """DAgger: the student acts more and more, and learns the teacher's actions on all states visited so far.
+    """DAgger: the student acts more and more, and learns the teacher's actions on the states visited so far.
 
     Equation::
 
-        L = -log pi_S(argmax pi_T | s),  s from all rollouts
+        L = -log pi_S(argmax pi_T | s),  s from the rollouts of the last 50,000 steps
         the teacher acts with probability b(t) = max(0, 1 - t / share)
 
     Args:
@@ -339,6 +346,7 @@ def dagger(teacher: Any = None, share: Share = 0.25, steps: Extras = 100) -> Pol
     return PolicyMethod(method, training, teacher)
 
 
+@checked
 def born_again_policy(generations: Count = 2, release: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
     """Born-again policies: each generation is a fresh policy that the one before kickstarts; an audit decides.
 
@@ -364,6 +372,7 @@ def born_again_policy(generations: Count = 2, release: Share = 0.25, steps: Extr
     return PolicyMethod(method, PolicyTraining(steps))
 
 
+@checked
 def iter_policy(generations: Count = 2, first: Share = 0.5, value: NonNegative = 0.5) -> PolicyMethod:
     """ITER: a fresh policy is trained on the rollouts of its teacher, which acts and learns on; then it takes over.
 
@@ -396,6 +405,7 @@ def iter_policy(generations: Count = 2, first: Share = 0.5, value: NonNegative =
     return PolicyMethod(method, PolicyTraining(parallel=True, first=first))
 
 
+@checked
 def self_imitation(
     weight: Positive = 0.1, steps: Extras = 10, rows: Count = 512, value: NonNegative = 0.01
 ) -> PolicyMethod:
@@ -415,7 +425,8 @@ def self_imitation(
         The recipe.
 
     Departs: All finished episodes are stored, where the authors' code keeps those with a positive reward, of which
-    many environments have none; rows are drawn evenly, and their gate takes the place of the priorities.
+    many environments have none; rows are drawn evenly, and their gate takes the place of the priorities; the sum is
+    divided by all rows, where their code divides by those with R > V; -log pi is not clipped.
 
     Source: Oh et al., Self-Imitation Learning, ICML 2018, equations 1 to 3.
 
@@ -430,6 +441,7 @@ def self_imitation(
     return PolicyMethod(Method(terms), PolicyTraining(steps, rows))
 
 
+@checked
 def policy_peers(members: Count = 3, release: Share = 0.25, steps: Extras = 100) -> PolicyMethod:
     """Peers: several policies learn apart, and their mean kickstarts one product.
 
@@ -457,6 +469,7 @@ def policy_peers(members: Count = 3, release: Share = 0.25, steps: Extras = 100)
     return PolicyMethod(method, PolicyTraining(steps, members=members))
 
 
+@checked
 def continued(teacher: Any = None) -> PolicyMethod:
     """Control: the teacher itself goes on training on the reward, where observation and network are the same.
 
@@ -480,6 +493,7 @@ def continued(teacher: Any = None) -> PolicyMethod:
     return PolicyMethod(training=PolicyTraining(start="teacher"), teacher=teacher)
 
 
+@checked
 def restarted(matched: bool = False) -> PolicyMethod:
     """Control: a fresh policy learns from the reward alone.
 
@@ -504,7 +518,9 @@ def restarted(matched: bool = False) -> PolicyMethod:
 
 _TAUGHT = (kickstart, privileged, policy_distillation, dagger)
 _UNTAUGHT = (born_again_policy, iter_policy, self_imitation, policy_peers)
-RECIPES = {recipe.__name__: checked(recipe) for recipe in (*_TAUGHT, *_UNTAUGHT, continued, restarted)}
+RECIPES: dict[str, Callable[..., PolicyMethod]] = {
+    recipe.__name__: recipe for recipe in (*_TAUGHT, *_UNTAUGHT, continued, restarted)
+}
 
 
 def read_recipe(expression: str) -> PolicyMethod:

@@ -1,13 +1,12 @@
 """Teachers of policies: read from a zip of stable-baselines3 without unpickling, a run folder, a model or a module.
 
-A zip holds pickles beside its weights. Only ``policy.pth`` is read, as tensors, and three plain facts of ``data``: the
-activation function, gSDE and the normalisation of images. The network is inferred from the shapes of its weights, and
-the observation from the keys and shapes that the environment has.
+A zip holds pickles beside its weights. Only ``policy.pth`` is read, as tensors, and what ``data`` says in plain text:
+the activation function, the normalisation of images, gSDE's deviations, the features extractor and the keys of the
+observation. The network is inferred from the shapes of its weights, and the observation from the environment's.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import itertools
 import json
@@ -17,8 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import ObservationWrapper, spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import (
@@ -27,17 +28,20 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, SelfdistillError
 from ..io.expressions import one_line
 from ..io.tensors import read_tensors, write_tensors
-from .actors import Actor, ModuleActor, ObservationLayout, SelectedColumns
+from .actors import Actor, ModuleActor, ObservationLayout, SelectedColumns, copy_policy
 from .store import ACTIVATIONS, VisibleExtractor, load_policy
 
 LARGEST = 1 << 32  # bytes that the weights of a zip may have
+
+_EXTRACTORS = {f.__name__ for f in (CombinedExtractor, FlattenExtractor, NatureCNN, VisibleExtractor)}
 
 
 def hide(*keys: str) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def hidden_keys(sees: Any, space: spaces.Space[Any]) -> tuple[str, ...]:
     """The keys that the teacher alone sees, from what a recipe says of them.
 
     Args:
-        sees: keys, parted by commas; an ObservationWrapper, by which the environment has the key ``teacher``; or None.
+        sees: keys, parted by commas or listed; an ObservationWrapper, by which the environment has the key
+            ``teacher``; or None.
         space: the observation space.
 
     Raises:
@@ -62,12 +67,18 @@ def hidden_keys(sees: Any, space: spaces.Space[Any]) -> tuple[str, ...]:
     if sees is None:
         return ()
     wrapper = isinstance(sees, type) and issubclass(sees, ObservationWrapper)
-    keys = ("teacher",) if wrapper or ":" in str(sees) else tuple(key.strip() for key in str(sees).split(","))
+    names = sees if isinstance(sees, list | tuple) else [key.strip() for key in str(sees).split(",")]
+    keys = ("teacher",) if wrapper or ":" in str(sees) else tuple(names)
+    if keys != tuple(names) and not (isinstance(space, spaces.Dict) and keys[0] in space.spaces):
+        raise DataError(
+            "what a wrapper shows the teacher is the key 'teacher' of a Dict observation, beside what the student sees; "
+            f"the environment has no such key ({type(space).__name__}): wrap it so, or name the keys that are hidden"
+        )
     ObservationLayout.of(space, keys)
     return keys
 
 
-def refuse_visible(policy: ActorCriticPolicy, hidden: Sequence[str]) -> None:
+def refuse_visible(policy: BasePolicy, hidden: Sequence[str]) -> None:
     """Refuse a student that sees what its teacher alone is to see.
 
     Raises:
@@ -137,6 +148,9 @@ def normaliser_statistics(normaliser: VecNormalize, layout: ObservationLayout) -
     Args:
         normaliser: SB3's normaliser of observations.
         layout: of the rows; parts that are not normalised have mean 0 and deviation 1.
+
+    Raises:
+        DataError: a wrapper between the normaliser and the policy has changed the shape of the observations.
     """
     mean, deviation = torch.zeros(layout.width), torch.ones(layout.width)
     statistics = normaliser.obs_rms if isinstance(normaliser.obs_rms, dict) else {"": normaliser.obs_rms}
@@ -145,6 +159,11 @@ def normaliser_statistics(normaliser: VecNormalize, layout: ObservationLayout) -
         size = torch.Size(shape).numel()
         running = statistics.get(name)
         if running is not None and normaliser.norm_obs:
+            if tuple(running.mean.shape) != shape:
+                raise DataError(
+                    f"VecNormalize has statistics of {tuple(running.mean.shape)} for observations of {shape}; put it "
+                    "around all other wrappers of the environments"
+                )
             mean[place : place + size] = torch.as_tensor(running.mean, dtype=torch.float32).flatten()
             variance = torch.as_tensor(running.var, dtype=torch.float32).flatten()
             deviation[place : place + size] = (variance + normaliser.epsilon).sqrt()
@@ -168,7 +187,13 @@ def normalised(actor: nn.Module, statistics: Mapping[str, Tensor], width: int, p
     Raises:
         DataError: the statistics are of another width.
     """
-    if set(statistics) != {"mean", "deviation", "clip"} or statistics["mean"].shape != (width,):
+    shapes = {name: tuple(values.shape) for name, values in statistics.items()}
+    whole = shapes == {"mean": (width,), "deviation": (width,), "clip": ()}
+    if not (
+        whole
+        and all(values.isfinite().all() for values in statistics.values())
+        and bool((statistics["deviation"] > 0).all())
+    ):
         raise DataError(
             f"{place} holds no statistics of {width} numbers; write it by selfdistill.control.export_normaliser"
         )
@@ -179,7 +204,11 @@ def normalised(actor: nn.Module, statistics: Mapping[str, Tensor], width: int, p
 
 
 def read_teacher(
-    source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hidden: Sequence[str] = ()
+    source: Any,
+    space: spaces.Space[Any],
+    actions: spaces.Space[Any],
+    hidden: Sequence[str] = (),
+    values: bool = False,
 ) -> nn.Module:
     """A teacher as a frozen module from flat rows to heads.
 
@@ -189,22 +218,39 @@ def read_teacher(
         space: what a row holds: all that the environment shows.
         actions: the action space of the environment.
         hidden: the keys that the student does not see; a teacher of one of these alone is served.
+        values: whether it answers with the value of each row too.
 
     Raises:
         DataError: it cannot be read, or needs other observations or actions.
     """
+    teacher = _read(source, space, actions, hidden)
+    for module in teacher.modules():
+        if isinstance(module, Actor):
+            module.values = values
+    _check_answers(teacher, space, actions, values)
+    return teacher
+
+
+def _read(source: Any, space: spaces.Space[Any], actions: spaces.Space[Any], hidden: Sequence[str]) -> nn.Module:
+    """The teacher of a source, not tried yet."""
     if isinstance(source, BaseAlgorithm):
-        teacher = _of_policy(copied(source.policy), space, actions, hidden)  # a teacher is frozen
-        normaliser = source.get_vec_normalize_env()
-        if normaliser is not None and normaliser.norm_obs:
+        teacher = _of_policy(source.policy, space, actions, hidden)
+        normaliser = own_normaliser(source.get_env())
+        if normaliser is not None:
             statistics = normaliser_statistics(normaliser, ObservationLayout.of(source.observation_space))
             return _behind(teacher, statistics, "the teacher's VecNormalize")
         return teacher
     if isinstance(source, BasePolicy):
-        return _of_policy(copied(source), space, actions, hidden)
+        return _of_policy(source, space, actions, hidden)
     if isinstance(source, nn.Module):
         return ModuleActor(source.eval(), ObservationLayout.of(space), isinstance(actions, spaces.Box))
-    path = Path(str(source))
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"a teacher is an SB3 model, a module, an SB3 zip or a run folder, not a {type(source).__name__}"
+        )
+    path = Path(source)
+    if not path.exists() and path.with_name(f"{path.name}.zip").exists():
+        path = path.with_name(f"{path.name}.zip")  # as `save` and `load` of SB3 have it
     if path.suffix == ".pkl":
         raise DataError(
             f"{path} is a pickle, which is never read; export the statistics of the normaliser by "
@@ -219,10 +265,51 @@ def read_teacher(
     return _behind(teacher, read_tensors(beside), str(beside)) if beside.exists() else teacher
 
 
-def copied(policy: Any) -> Any:
-    """A copy of a policy; the distribution that it made last is left behind, whose tensors allow no copy."""
-    policy.action_dist.distribution = None
-    return copy.deepcopy(policy)
+def _check_answers(teacher: nn.Module, space: spaces.Space[Any], actions: spaces.Space[Any], values: bool) -> None:
+    """Ask a teacher about two rows of zeros before training begins.
+
+    Raises:
+        DataError: it cannot read them, or answers in other shapes than the actions have.
+    """
+    layout = ObservationLayout.of(space)
+    kind = torch.float32 if layout.keys else torch.as_tensor(np.zeros((), space.dtype)).dtype
+    if not all(bool(weight.isfinite().all()) for weight in teacher.parameters()):
+        raise DataError("a weight of the teacher is nan or infinite; give an earlier one")
+    weight = next((weight for weight in teacher.parameters()), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            answer = teacher.to(weight.device)(torch.zeros(2, layout.width, dtype=kind, device=weight.device))
+    except SelfdistillError:
+        raise
+    except Exception as error:  # another's code: whatever it raises is about this module
+        raise DataError(
+            f"the teacher cannot read observations of {layout.describe()} ({one_line(error, 100)}); {_REMEDY}"
+        ) from error
+    wanted = _answer_shape(actions) | ({"values": (2, 1)} if values else {})
+    shapes = {name: tuple(value.shape) for name, value in answer.items()}
+    for head, shape in wanted.items():
+        if shapes.get(head) == shape and bool(answer[head].isnan().any()):
+            raise DataError("the teacher answers with nan to rows of zeros; give another teacher")
+        if shapes.get(head) != shape:
+            remedy = "leave its weight at 0" if head == "values" else "give a teacher of these actions"
+            raise DataError(f"the teacher answers with {shapes} to two rows, where {head} is to be {shape}; {remedy}")
+
+
+def _answer_shape(actions: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
+    """The head of a policy's actions, and its shape for two rows.
+
+    Raises:
+        DataError: no policy of SB3 has such actions.
+    """
+    if isinstance(actions, spaces.Box):
+        return {"gaussian": (2, int(np.prod(actions.shape)), 2)}
+    if isinstance(actions, spaces.Discrete):
+        return {"logits": (2, int(actions.n))}
+    if isinstance(actions, spaces.MultiDiscrete):
+        return {"logits": (2, len(actions.nvec), int(actions.nvec.max()))}
+    if isinstance(actions, spaces.MultiBinary):
+        return {"logits": (2, int(np.prod(actions.n)), 2)}
+    raise DataError(f"actions of {actions} are not served; give Discrete, MultiDiscrete, MultiBinary or Box")
 
 
 def _behind(teacher: nn.Module, statistics: Mapping[str, Tensor], place: str) -> nn.Module:
@@ -242,12 +329,13 @@ def _of_policy(policy: Any, space: spaces.Space[Any], actions: spaces.Space[Any]
     """
     if isinstance(policy, RecurrentActorCriticPolicy):
         raise DataError("a recurrent policy answers by its memory and cannot teach single states; give another teacher")
-    if not isinstance(policy, ActorCriticPolicy):
+    if not isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy):
         raise DataError(f"a {type(policy).__name__} is no actor-critic policy; give one of PPO, A2C or their kin")
     if not _alike(policy.action_space, actions):
         raise DataError(
             f"the teacher acts in {policy.action_space}, the environment in {actions}; give another teacher"
         )
+    policy = copy_policy(policy)  # a teacher is frozen
     policy.set_training_mode(False)
     rows, own = ObservationLayout.of(space), ObservationLayout.of(policy.observation_space)
     if own.parts == rows.parts:
@@ -286,79 +374,148 @@ def read_zip(
     Raises:
         DataError: it is no such zip, or its weights fit no policy on these observations and actions.
     """
-    weights, facts = _contents(path)
+    weights, data = _contents(path)
+    facts = data.get("policy_kwargs")
+    facts = facts if isinstance(facts, dict) else {}
     if any(name.startswith("lstm") for name in weights):
         raise DataError(f"{path} holds a recurrent policy, which cannot teach single states; give another teacher")
     if "action_net.weight" not in weights:
         raise DataError(f"{path} holds no actor-critic policy; give one of PPO, A2C or their kin")
-    for candidate in itertools.islice(_candidates(space, hidden), 256):
+    _refuse_own_parts(path, facts)
+    keys = _keys(data, facts)
+    for candidate in itertools.islice(_candidates(space, hidden, keys), 256):
         policy = _build(candidate, actions, weights, facts)
         if policy is not None:
             return policy
     first = next(
         (v for n, v in weights.items() if n.startswith("mlp_extractor.policy_net")), weights["action_net.weight"]
     )
+    source = f" of the keys {', '.join(keys)}" if keys else ""
     raise DataError(
-        f"{path}: its network reads {first.shape[-1]} numbers and chooses by {len(weights['action_net.weight'])}; the "
-        f"environment shows {ObservationLayout.of(space).describe()} and acts in {actions}; {_REMEDY}"
+        f"{path}: its network reads {first.shape[-1]} numbers{source} and chooses by "
+        f"{len(weights['action_net.weight'])}; the environment shows {ObservationLayout.of(space).describe()} and acts "
+        f"in {actions}; {_REMEDY}"
     )
 
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a zip, and what its ``data`` says in plain JSON."""
+    """The weights of a zip, and what its ``data`` says.
+
+    Raises:
+        DataError: it is no zip of stable-baselines3, or its weights are none.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if "policy.pth" not in sizes or sum(sizes.get(name, 0) for name in ("policy.pth", "data")) > LARGEST:
-                raise ValueError("it has no policy.pth, or one that is too large")
-            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
-            data = json.loads(archive.read("data")) if "data" in sizes else {}
-    except Exception as error:  # what zipfile, torch and json raise of a foreign file is of many kinds
-        reason = one_line(error, 100)
-        raise DataError(f"{path} is no zip of stable-baselines3 ({reason}); give one that `save` wrote") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise DataError(f"{path}: its policy.pth holds no weights; give a zip that `save` wrote")
-    options = data.get("policy_kwargs") if isinstance(data, dict) else None
-    return weights, options if isinstance(options, dict) else {}
+            missing = [name for name in ("policy.pth", "data") if name not in sizes]
+            if missing:
+                raise ValueError(f"it has no {missing[0]}")
+            if sizes["policy.pth"] + sizes["data"] > LARGEST:
+                raise ValueError("it is too large")
+            packed = io.BytesIO(archive.read("policy.pth"))
+            weights = torch.load(packed, map_location="cpu", weights_only=True)
+            data = json.loads(archive.read("data"))
+    except Exception as error:  # a foreign file raises what it likes: its readers are small machines of their own
+        raise DataError(
+            f"{path} is no zip of stable-baselines3 ({one_line(error, 100)}); give one that `save` wrote"
+        ) from None
+    if not isinstance(data, dict) or not _plain(weights):
+        raise DataError(f"{path}: its policy.pth holds no finite weights; give a zip that `save` wrote")
+    return weights, data
 
 
-def _candidates(space: spaces.Space[Any], hidden: Sequence[str]) -> Iterator[spaces.Space[Any]]:
+def _plain(weights: Any) -> bool:
+    """Whether these are finite weights by name, each of as many numbers as it has in the file."""
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        return False
+    for value in weights.values():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            return False
+        if value.is_meta or not value.dim() or value.nbytes > value.untyped_storage().nbytes():
+            return False
+    dimensions = all(value.dim() == 2 for name, value in weights.items() if re.search(r"_net(\.\d+)?\.weight$", name))
+    return dimensions and all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def _name(fact: Any) -> str:
+    """The name of a class in the text that SB3 writes for it."""
+    match = re.search(r"(\w+)'>$", str(fact))
+    return match[1] if match else str(fact)
+
+
+def _refuse_own_parts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse a network with parts whose code the zip alone has.
+
+    Raises:
+        DataError: it has such an activation function or features extractor.
+    """
+    activation, extractor = _name(facts.get("activation_fn", nn.Tanh)), facts.get("features_extractor_class")
+    if activation not in ACTIVATIONS:
+        raise DataError(
+            f"{path}: its activation function {one_line(activation, 60)} is none of {', '.join(ACTIVATIONS)}; give "
+            "the model itself as teacher, by PPO.load"
+        )
+    if extractor is not None and _name(extractor) not in _EXTRACTORS:
+        raise DataError(
+            f"{path}: its features extractor {one_line(_name(extractor), 60)} is of its own; give the model itself as "
+            "teacher, by PPO.load"
+        )
+
+
+def _keys(data: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of the Dict observation that a policy reads; none for a plain one."""
+    space = data.get("observation_space")
+    text = space.get("spaces") if isinstance(space, dict) else None
+    hidden = re.findall(r"'([^']+)'", str(facts.get("features_extractor_kwargs", "")).partition("'hidden'")[2])
+    keys = re.findall(r"'([^']+)'(?:: |, )[A-Z]", str(text)) if text is not None else []
+    return tuple(key for key in keys if key not in hidden)
+
+
+def _candidates(space: spaces.Space[Any], hidden: Sequence[str], keys: Sequence[str]) -> Iterator[spaces.Space[Any]]:
     """The observations that a teacher may have been trained on, the likeliest first."""
-    yield space
-    if isinstance(space, spaces.Dict):
-        keys = [*hidden, *(key for key in space.spaces if key not in hidden)]
-        for count in range(len(keys) - 1, 0, -1):
-            for chosen in itertools.combinations(keys, count):
-                yield spaces.Dict({key: space.spaces[key] for key in chosen})
-        for key in keys:
-            yield space.spaces[key]
+    if keys:
+        if isinstance(space, spaces.Dict) and all(key in space.spaces for key in keys):
+            yield spaces.Dict({key: space.spaces[key] for key in keys})
+        return
+    if not isinstance(space, spaces.Dict):
+        yield space
+        return
+    for key in (*hidden, *(key for key in space.spaces if key not in hidden)):
+        yield space.spaces[key]
 
 
 def _build(
     space: spaces.Space[Any], actions: spaces.Space[Any], weights: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> ActorCriticPolicy | None:
     """The policy on these observations that the weights fit; None if they fit none."""
-    name = re.search(r"(\w+)'>", str(facts.get("activation_fn", "")))
+    deviation, bias = weights.get("log_std", torch.zeros(1)), weights["action_net.weight"]
+    normalise = str(facts.get("normalize_images")) != "False"
     options: dict[str, Any] = {
+        "activation_fn": ACTIVATIONS[_name(facts.get("activation_fn", nn.Tanh))],
         "net_arch": {part: _widths(weights, net) for part, net in (("pi", "policy_net"), ("vf", "value_net"))},
-        "use_sde": weights.get("log_std", torch.zeros(1)).dim() == 2,
+        "use_sde": deviation.dim() == 2,
+        "full_std": deviation.dim() != 2 or deviation.shape[1] == len(bias),
+        "use_expln": str(facts.get("use_expln")) == "True",
+        "normalize_images": normalise,
         "share_features_extractor": all(
             torch.equal(value, weights.get(key.replace("vf_", "", 1), value))
             for key, value in weights.items()
             if key.startswith("vf_features_extractor.")
         ),
     }
-    if name is not None:
-        if name[1] not in ACTIVATIONS:
-            raise DataError(f"the teacher's activation function {name[1]} is unknown; give the model itself as teacher")
-        options["activation_fn"] = ACTIVATIONS[name[1]]
     kind: type[ActorCriticPolicy] = ActorCriticPolicy
+    wide = next((len(value) for key, value in weights.items() if re.match(r"features.*linear\.0\.bias$", key)), None)
     if isinstance(space, spaces.Dict):
         kind = MultiInputActorCriticPolicy
-    elif is_image_space(space) and len(get_obs_shape(space)) == 3 and any("cnn" in key for key in weights):
+        options["features_extractor_kwargs"] = {} if wide is None else {"cnn_output_dim": wide}
+    elif wide is not None:
+        if not is_image_space(space, normalized_image=not normalise):
+            return None
         kind = ActorCriticCnnPolicy
+        options["features_extractor_kwargs"] = {"features_dim": wide}
     try:
-        policy = kind(space, actions, lambda _: 0.0, **options)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and the student's draws stay as they are
+            policy = kind(space, actions, lambda _: 0.0, **options)
     except (AssertionError, ValueError, TypeError):
         return None
     expected = {key: tuple(value.shape) for key, value in policy.state_dict().items()}

@@ -16,9 +16,12 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Range(NamedTuple):
@@ -78,7 +81,7 @@ _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 }
 
 
-def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
+def checked(recipe: Callable[P, R]) -> Callable[P, R]:
     """The same recipe, which refuses arguments that its annotations do not allow.
 
     >>> def soften(temperature: Positive = 4.0) -> float:
@@ -97,7 +100,7 @@ def checked(recipe: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(recipe)
-    def careful(*args: Any, **options: Any) -> Any:
+    def careful(*args: P.args, **options: P.kwargs) -> R:
         hints, signature = get_type_hints(recipe, include_extras=True), inspect.signature(recipe)
         for name, value in signature.bind(*args, **options).arguments.items():
             fault = _fault(value, hints.get(name))

@@ -115,11 +115,9 @@ def code_text(name: str, recipe: Callable[..., Any]) -> str:
 
 def _oracle_path(name: str, recipe: Callable[..., Any]) -> Path | None:
     """The path of a recipe's oracle, in an installed package or in a checkout; None if there is none."""
-    folder = recipe.__module__.removeprefix("selfdistill.").split(".")[
-        0
-    ]  # language and estimators have folders of their own
+    folder = recipe.__module__.removeprefix("selfdistill.").split(".")[0]  # these have folders of their own
     packaged, checkout = Path(__file__).with_name("oracles"), Path(__file__).parents[2] / "tests" / "oracles"
-    below = folder if folder in ("language", "estimators") else ""
+    below = folder if folder in ("language", "estimators", "control") else ""
     paths = (packaged / below / f"{name}.py.txt", checkout / below / f"{name}.py")
     return next((path for path in paths if path.is_file()), None)
 

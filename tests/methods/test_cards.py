@@ -307,7 +307,12 @@ def test_the_code_has_the_functions_that_a_recipe_calls() -> None:
 
 
 def test_the_code_of_other_recipes_has_their_oracles() -> None:
-    others = (("sdft(rate=0.1)", "sdft", "language"), ("self_trained()", "self_trained", "estimators"))
+    others = (
+        ("sdft(rate=0.1)", "sdft", "language"),
+        ("self_trained()", "self_trained", "estimators"),
+        ("kickstart()", "kickstart", "control"),
+        ("iter_policy(generations=3)", "iter_policy", "control"),
+    )
     for expression, name, module in others:
         done = CliRunner().invoke(main, ["explain", expression, "--code"])
         assert f"def {name}(" in done.output
