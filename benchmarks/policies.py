@@ -147,8 +147,8 @@ def build(world: World, seed: int, epochs: int = EPOCHS, hidden: bool = False) -
     options: dict[str, Any] = {"net_arch": list(world.net)} | (hide(world.sees) if hidden and world.sees else {})
     return PPO(
         "MultiInputPolicy" if world.sees else "MlpPolicy", environments, n_steps=ROLLOUT, batch_size=BATCH,
-        n_epochs=epochs, learning_rate=LinearSchedule(1e-3, 0.0, 1.0), ent_coef=0.01, seed=seed, device="cpu", policy_kwargs=options,
-        **dict(world.options),
+        n_epochs=epochs, learning_rate=LinearSchedule(1e-3, 0.0, 1.0), ent_coef=0.01, seed=seed, device="cpu",
+        policy_kwargs=options, **dict(world.options),
     )  # fmt: skip
 
 

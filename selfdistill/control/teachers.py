@@ -71,7 +71,7 @@ def hidden_keys(sees: Any, space: spaces.Space[Any]) -> tuple[str, ...]:
     keys = ("teacher",) if wrapper or ":" in str(sees) else tuple(names)
     if keys != tuple(names) and not (isinstance(space, spaces.Dict) and keys[0] in space.spaces):
         raise DataError(
-            "what a wrapper shows the teacher is the key 'teacher' of a Dict observation, beside what the student sees; "
+            "what a wrapper shows the teacher is the key 'teacher' of a Dict observation, beside the student's view; "
             f"the environment has no such key ({type(space).__name__}): wrap it so, or name the keys that are hidden"
         )
     ObservationLayout.of(space, keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_what_fits_is_passed_on(options: dict[str, object]) -> None:
         ({"decay": 1.1}, "decay is at least 0 and at most 1, not 1.1"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, object], said: str) -> None:
+def test_what_does_not_fit_is_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         checked(example)(**options)
     assert str(caught.value) == said
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_named(options: dict[str, object], said: str) -> No
 
 def test_positions_are_checked_like_names_and_the_signature_stays() -> None:
     with pytest.raises(RecipeError, match="stages"):
-        checked(example)(1.0, "two")
+        checked(example)(1.0, "two")  # type: ignore[arg-type]
     assert inspect.signature(checked(example)) == inspect.signature(example)
 
 
