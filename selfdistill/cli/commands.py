@@ -299,6 +299,8 @@ def predict(
         writable(Path(out), "--out")  # before the model is asked
     run = Run.open(run_folder)
     if data is None:
+        if exit_number:
+            raise DataError("--exit is for DATA that a network predicts; give DATA, or leave it out")
         answers = run.task.play(run.folder, run.request, episodes or 20, Path(video) if video else None)
     else:
         if episodes or video:

@@ -67,7 +67,11 @@ PACKAGES = {
 }
 
 
-EXTRAS = {"images": ("PIL",), "tables": ("pandas", "pyarrow", "skops")}
+EXTRAS = {
+    "images": ("PIL",),
+    "tables": ("pandas", "pyarrow", "skops"),
+    "control": ("gymnasium", "stable_baselines3", "sb3_contrib"),
+}
 
 
 @dataclass(frozen=True)

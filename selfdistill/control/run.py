@@ -40,7 +40,7 @@ from .environments import Environment, replays
 from .episodes import Episodes, Player, play_test
 from .generations import Lineage, PolicyTrainer
 from .recipes import PolicyMethod, read_recipe
-from .store import describe_space, load_policy, policy_arguments, read_config, save_policy
+from .store import describe_space, load_policy, policy_arguments, read_config, registered_options, save_policy
 from .teachers import read_teacher, read_zip
 from .training import Arm, Place, Trained, train
 
@@ -301,6 +301,8 @@ def prepare(request: Request) -> ControlRun:
         RecipeError: there is no such recipe, or it has no teacher.
     """
     refuse_other_options(request)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DataError("a policy is trained by one process; start it without torchrun")
     method, expression = choose_method(request)
     environment = Environment.of(request.data, request.sees or method.sees)
     env = environment.make()
@@ -319,6 +321,7 @@ def prepare(request: Request) -> ControlRun:
         notes.append(f"{environment} does not replay: a run that is cut resumes at an episode's start, not bit for bit")
     if method.needs_teacher and teacher is None:
         notes.append(f"{expression}: a teacher that sees {environment.sees} is trained first, for as many steps")
+    spec = env.unwrapped.spec
     described = {"observation": describe_space(space), "action": describe_space(actions), "sees": environment.sees}
     digest = hashlib.sha256(canonical({"id": str(environment), **described})).hexdigest()[:16]
     env.close()
@@ -326,6 +329,7 @@ def prepare(request: Request) -> ControlRun:
         **{field.name: vars(arm)[field.name] for field in fields(arm) if field.name != "environment"},
         "net": arm.net and list(arm.net),
         "hidden": list(arm.hidden),
+        "environment": {"id": spec.id if spec else environment.id, "kwargs": registered_options(environment.id)},
         "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3")},
     }
     data = EnvironmentData(environment, digest, arm.rollouts * arm.per_rollout)
@@ -406,8 +410,10 @@ def _draw(folder: Path, player: Player, policy: ActorCriticPolicy) -> str | None
 
 
 def _write_gif(path: Path, frames: Sequence[NDArray[np.uint8]]) -> None:
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise DataError("--video needs the package pillow; pip install 'selfdistill[images]'") from error
     pictures = [Image.fromarray(frame) for frame in frames]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove_unfinished(path.parent, path.name)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor, nn
@@ -101,8 +102,7 @@ def policy_arguments(
         if hidden:
             options |= {"features_extractor_class": VisibleExtractor, "features_extractor_kwargs": {"hidden": hidden}}
         return "MultiInputPolicy", options
-    image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
-    return "CnnPolicy" if image else "MlpPolicy", options
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy", options
 
 
 def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -206,7 +206,12 @@ def save_policy(
             "net": policy.net_arch,
             "activation": activation,
             "hidden": list(hidden),
-            "environment": {"module": source.module, "id": source.id, "sees": source.sees, "kwargs": _kwargs(source)},
+            "environment": {
+                "module": source.module,
+                "id": source.id,
+                "sees": source.sees,
+                "kwargs": registered_options(source.id),
+            },
             "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3", "torch")},
             "normalizer": normalizer,
         },
@@ -220,9 +225,9 @@ def _weights(policy: ActorCriticPolicy) -> dict[str, Tensor]:
     return {name: state[name].detach().cpu().clone() for name in names if name in state}
 
 
-def _kwargs(environment: Environment) -> dict[str, Any]:
-    """The arguments that the environment is registered with, as far as JSON holds them."""
-    spec = gym.registry.get(environment.id)
+def registered_options(name: str) -> dict[str, Any]:
+    """The arguments that an environment is registered with, as far as JSON holds them."""
+    spec = gym.registry.get(name)
     given = {} if spec is None else spec.kwargs
     return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
 
@@ -290,6 +295,8 @@ def _load(policy: ActorCriticPolicy, tensors: Mapping[str, Tensor]) -> None:
     weights = {name: value for name, value in tensors.items() if not name.startswith(NORMALIZER)}
     missing, unexpected = policy.load_state_dict(weights, strict=False)
     own = {name for name, _ in policy.named_parameters()}
+    if not all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+        raise ValueError("a weight is nan or infinite")
     if unexpected or own & set(missing):
         raise ValueError(f"its weights do not fit: {', '.join([*unexpected, *(own & set(missing))][:3])}")
 

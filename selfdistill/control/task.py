@@ -92,7 +92,8 @@ class ControlTaskType(TaskType):
         require_packages()
         from .environments import Environment
 
-        return Environment.of(request.data, request.sees).code()
+        own = None if request.method is None else recipes.read_recipe(request.method).sees
+        return [*Environment.of(request.data, request.sees).code(), *Environment.of(request.data, own).code()]
 
     def card(self, name: str) -> dict[str, Any]:
         return recipes.card(name)

@@ -310,4 +310,10 @@ def model_folder(folder: str | Path) -> Path:
         raise CheckpointError(f"there is no folder {path}; give the folder of a finished run, or its model folder")
     if (path / "run.json").exists() and not (path / "model").is_dir():
         raise CheckpointError(f"{path} has no model yet; finish it by `selfdistill resume {path}`")
-    return path / "model" if (path / "model").is_dir() else path
+    place = path / "model" if (path / "model").is_dir() else path
+    if (place / "policy.safetensors").exists():
+        raise CheckpointError(
+            f"{path} holds a policy, which environments alone have a use for: `selfdistill predict {path}` plays it, "
+            "and --teacher lets it teach"
+        )
+    return place

@@ -166,6 +166,53 @@ def test_recipes_without_a_teacher_run(method: str, tmp_path: Path) -> None:
     assert "training return" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_other_commands_refuse_a_policy_by_name(finished: Path) -> None:
+    for command in (
+        ["update", finished, "digits"],
+        ["adapt", finished, "digits"],
+        ["run", "digits", "--init", finished],
+    ):
+        result = call(*command)
+        assert result.exit_code == 2
+        assert "holds a policy, which environments alone have a use for" in result.output
+    assert "which has no labels" in call("label-errors", finished).output
+    assert "--exit is for DATA" in call("predict", finished, "--exit", 1).output
+
+
+def test_a_missing_package_and_several_processes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="trained by one process; start it without torchrun"):
+        TASK_TYPES.of_request(Request("gym:CartPole-v1")).prepare(Request("gym:CartPole-v1"))
+    monkeypatch.setattr("selfdistill.control.task.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"need the package gymnasium; install it by pip install"):
+        TASK_TYPES.of_request(Request("gym:CartPole-v1")).prepare(Request("gym:CartPole-v1"))
+
+
+def test_what_a_strangers_method_names_is_not_imported(finished: Path, tmp_path: Path) -> None:
+    task = TASK_TYPES.of_record({"kind": "control"})
+    method = 'privileged(sees="tests.control.worlds:Doubled")'
+    for request in (Request("gym:CartPole-v1", method=method), Request("gym:tests.control.worlds:Plain-v0")):
+        assert [place for place, _ in task.code(request)][:1] == ["tests.control.worlds"]
+    assert not task.code(Request(FRAMES, sees="state"))
+
+
+def test_a_teachers_view_may_be_a_wrapper(tmp_path: Path) -> None:
+    options = ["--sees", "tests.control.worlds:Doubled", "--net", "8", "--no-control", "--quiet"]
+    result = call("run", "gym:CartPole-v1", *BRIEF, *options, "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert to_sb3(tmp_path / "r", gym.make("CartPole-v1")).policy.mlp_extractor.policy_net[0].in_features == 4
+    assert str(load_policy(tmp_path / "r").observation_space).startswith("Dict('observation'")
+
+
+@pytest.mark.parametrize("data", ["gym:FrozenLake-v1", "gym:tests.control.worlds:Image-v0", "gym:Pendulum-v1"])
+def test_other_spaces_run(data: str, tmp_path: Path) -> None:
+    result = call(
+        "run", data, "--steps", 1, "--episodes", 2, "--engine", "a2c", "--sampled", "--quiet", "--out", tmp_path / "r"
+    )
+    assert result.exit_code == 0, result.output
+    assert "sampled actions" in " ".join(result.output.split())
+
+
 def test_requests_without_the_new_fields_are_as_before() -> None:
     new = {"net", "sees", "teacher", "episodes", "engine", "deployment"}
     assert not new & set(Request("digits").to_json())
