@@ -137,7 +137,7 @@ class SequenceTaskType(NetworkTaskType):
         return {}
 
     def label_errors(self, folder: Path, top: int | None = None) -> dict[str, Any]:
-        """Equal rows with different labels; without any it is refused: labels are scored where all are learnt at once."""
+        """Equal rows with different labels; else refused: labels are scored where all are learnt at once."""
         if conflicts := read_conflicts(folder, top):
             return conflicts
         raise CheckpointError(
