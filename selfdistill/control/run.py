@@ -46,6 +46,7 @@ from .training import Arm, Place, Trained, train
 
 STEPS = 100_000  # of the environment, where none are asked for
 TEACHER_ROW = "its teacher"  # the row of one that was trained for the run
+AUDITED = 100  # episodes of an audit, where no number is given
 SHOWN = 6  # pictures of the strip
 USED = {"lr", "clip", "save_seconds", "save_steps"}  # training options that mean something here
 OWN_FIELDS = {
@@ -177,7 +178,13 @@ class ControlRun:
         if self.method.training.start == "teacher":
             return Lineage(train(self.arm, place(""), self._start()))
         return PolicyTrainer(
-            self.method, self.arm, place, teacher=teacher or self.teacher, player=self.player, tell=listeners.tell
+            self.method,
+            self.arm,
+            place,
+            teacher=teacher or self.teacher,
+            player=self.player,
+            episodes=self.request.episodes or AUDITED,
+            tell=listeners.tell,
         ).train()
 
     def _start(self) -> ActorCriticPolicy:

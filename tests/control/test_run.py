@@ -272,9 +272,9 @@ def test_a_run_that_was_killed_twice_ends_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_at_every_checkpoint_ends_bit_for_bit(tmp_path: Path) -> None:
-    assert call(*KILLED, 5120, "--out", tmp_path / "whole").exit_code == 0
+    assert call(*KILLED, 6144, "--out", tmp_path / "whole").exit_code == 0
     kills = 0
-    while _kill(tmp_path / "cut", 1, 5120) == 9:
+    while _kill(tmp_path / "cut", 1, 6144) == 9:
         kills += 1
     assert kills >= 20
     assert _final(tmp_path / "cut") == _final(tmp_path / "whole")
